@@ -1,0 +1,220 @@
+"""What an operator is: a schema, a reference, argument specifications, parity cases, named faults and a tolerance.
+
+    @operator(
+        "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+        rows=(5,),
+        arguments={"x": "float [..., d]", "weight": "float [d]"},
+        tolerance=Tolerance(...),
+    )
+    def rms_norm(x, weight, eps): ...   # the reference; its docstring is the specification
+
+    @rms_norm.cases
+    def _(draw): yield Case("3x7", "ideal", (draw.normal(3, 7), draw.normal(7), 1e-6))
+
+    @rms_norm.fault("epsilon left out")
+    def _(x, weight, eps): return rms_norm.reference(x, weight, 0.0)
+
+Registration with torch, fake kernel, autograd, opcheck samples, fuzzing, parity and the coverage table follow from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dsv4_backend import argspec
+from dsv4_backend.argspec import Sizes, TensorSpec
+from dsv4_backend.errors import argument_error
+
+PROFILES = ("ideal", "official")
+"""ideal: fp32, no quantise-dequantise. official: bf16 tensors and the rounding points of spec section 10."""
+
+Reference = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limit on |got - want| <= atol + rtol * |want|, elementwise, per profile, with the reason for the numbers.
+
+    NaN and infinities must sit at the same places. No element is exempt. A limit of 0 means bit equality.
+    """
+
+    reason: str
+    ideal: tuple[float, float] = (0.0, 0.0)
+    official: tuple[float, float] = (0.0, 0.0)
+
+    def limits(self, profile: str) -> tuple[float, float]:
+        """(atol, rtol) for a profile."""
+        return self.ideal if profile == "ideal" else self.official
+
+
+@dataclass(frozen=True)
+class Case:
+    """One parity case: arguments in schema order. Mutated arguments are cloned by whoever runs the case."""
+
+    name: str
+    profile: str
+    arguments: tuple[Any, ...]
+
+
+class Draw:
+    """Seeded source of test tensors, always on the CPU; the seed comes from the operator's name."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
+        """Normal values times `scale`."""
+        return (torch.randn(shape, generator=self._generator) * scale).to(dtype)
+
+    def spread(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Signed values whose scale differs by orders of magnitude from row to row."""
+        rows = torch.exp2(torch.randint(-8, 9, (*shape[:-1], 1), generator=self._generator).float())
+        return (torch.randn(shape, generator=self._generator) * rows).to(dtype)
+
+    def uniform(
+        self, *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Uniform values in [low, high)."""
+        return (torch.rand(shape, generator=self._generator) * (high - low) + low).to(dtype)
+
+    def integers(self, *shape: int, low: int = 0, high: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        """Uniform integers in [low, high)."""
+        return torch.randint(low, high, shape, generator=self._generator).to(dtype)
+
+    def permutation(self, n: int) -> torch.Tensor:
+        """A random permutation of 0..n-1, int64."""
+        return torch.randperm(n, generator=self._generator)
+
+    def bytes(self, *shape: int) -> torch.Tensor:
+        """Uniform bytes, uint8."""
+        return torch.randint(0, 256, shape, generator=self._generator, dtype=torch.uint8)
+
+
+Cases = Callable[[Draw], Iterator[Case]]
+Check = Callable[..., None]
+Canonical = Callable[[tuple[Any, ...], tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+
+
+@dataclass
+class Operator:
+    """One operator contract. Calling it calls `torch.ops.dsv4.<name>`."""
+
+    schema: str
+    rows: tuple[int, ...]
+    reference: Reference
+    specs: Mapping[str, TensorSpec]
+    tolerance: Tolerance
+    make_cases: Cases | None = None
+    check_shapes: Check | None = None
+    check_contents: Check | None = None
+    canonical: Canonical | None = None
+    faults: dict[str, Reference] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name = self.schema[: self.schema.index("(")]
+        self.__doc__ = self.reference.__doc__
+        self._parameters = tuple(inspect.signature(self.reference).parameters)
+        self._call: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run through the dispatcher, exactly as `torch.ops.dsv4.<name>`."""
+        if self._call is None:
+            self._call = getattr(torch.ops.dsv4, self.name).default
+        return self._call(*args, **kwargs)
+
+    def cases(self, make: Cases) -> Cases:
+        """Decorator: the generator of parity cases."""
+        self.make_cases = make
+        return make
+
+    def fault(self, name: str) -> Callable[[Reference], Reference]:
+        """Decorator: a named mutant of the reference that the cases must tell from the reference."""
+
+        def add(mutant: Reference) -> Reference:
+            if name in self.faults:
+                raise ValueError(f"dsv4::{self.name}: fault {name!r} is defined twice")
+            self.faults[name] = mutant
+            return mutant
+
+        return add
+
+    def shapes(self, check: Check) -> Check:
+        """Decorator: relations between shapes and scalars that the specification lines cannot say (no values read)."""
+        self.check_shapes = check
+        return check
+
+    def contents(self, check: Check) -> Check:
+        """Decorator: relations between values (offsets that add up, NaN). Runs on real host tensors only."""
+        self.check_contents = check
+        return check
+
+    def canonical_form(self, form: Canonical) -> Canonical:
+        """Decorator: maps (arguments, outputs) to the tensors that are compared, where outputs have freedom."""
+        self.canonical = form
+        return form
+
+    def validate(self, *args: Any) -> Sizes:
+        """Raise ArgumentError unless the arguments fit the contract. Nothing has been written before it returns."""
+        arguments = dict(zip(self._parameters, args, strict=True))
+        sizes = argspec.check_tensors(self.name, self.specs, arguments)
+        if self.check_shapes is not None:
+            self.check_shapes(*args)
+        if _readable(args):
+            argspec.check_values(self.name, self.specs, arguments, sizes)
+            if self.check_contents is not None:
+                self.check_contents(*args)
+        return sizes
+
+    def guarded_reference(self, *args: Any) -> Any:
+        """The reference behind its checks: what runs where no native kernel does."""
+        self.validate(*args)
+        return self.reference(*args)
+
+    def reject(self, argument: str, found: object, expected: object) -> Exception:
+        """ArgumentError of this operator, for use in `shapes` and `contents` checks."""
+        return argument_error(self.name, argument, found, expected)
+
+    def iterate_cases(self) -> Iterator[Case]:
+        """The parity cases, the same every time."""
+        if self.make_cases is None:
+            raise ValueError(f"dsv4::{self.name} has no cases")
+        seed = int.from_bytes(self.name.encode()[:7].ljust(7, b"\0"), "little")
+        return self.make_cases(Draw(seed))
+
+
+def _readable(args: tuple[Any, ...]) -> bool:
+    tensors = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, torch.Tensor)]
+    return all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def operator(
+    schema: str, *, rows: tuple[int, ...], arguments: Mapping[str, str], tolerance: Tolerance
+) -> Callable[[Reference], Operator]:
+    """Declare an operator over its reference.
+
+    schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of spec/v4.md section 17.
+    arguments: a specification line (see `argspec`) for every tensor argument.
+    """
+
+    def declare(reference: Reference) -> Operator:
+        specs = {name: TensorSpec.parse(text) for name, text in arguments.items()}
+        contract = Operator(schema, rows, reference, specs, tolerance)
+        if contract.name in OPERATORS:
+            raise ValueError(f"operator dsv4::{contract.name} is declared twice")
+        OPERATORS[contract.name] = contract
+        return contract
+
+    return declare
+
+
+def compute(x: torch.Tensor) -> torch.Tensor:
+    """`x` in the accumulation dtype of references: fp32, or fp64 when the input is fp64 (golden values)."""
+    return x if x.dtype == torch.float64 else x.float()

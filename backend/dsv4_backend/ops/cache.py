@@ -1,0 +1,1 @@
+"""Paged cache writes in every row format of spec/v4.md 6.5."""

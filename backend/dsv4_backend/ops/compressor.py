@@ -1,0 +1,1 @@
+"""The KV compressor with its paged, position-addressed state (spec/v4.md 4.3)."""

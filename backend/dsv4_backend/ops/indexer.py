@@ -1,0 +1,1 @@
+"""Lightning indexer scores and top-k selection (spec/v4.md 4.5)."""

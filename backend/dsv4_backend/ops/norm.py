@@ -1,0 +1,91 @@
+"""RMS normalisation (spec/v4.md 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
+from dsv4_backend.mutants import add_output_faults
+
+_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
+_SHAPES = ((0, 64), (1, 1), (1, 512), (3, 7), (5, 4096), (17, 130))
+
+
+@operator(
+    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    rows=(5,),
+    arguments={"x": "float [..., d]", "weight": "float [d]"},
+    tolerance=Tolerance(
+        reason="fp32 sums of up to 7168 squares in any order stay within 4e-6 relative; "
+        "the one cast to bf16 may then land on the other neighbour (2^-8)",
+        ideal=(1e-7, 4e-6),
+        official=(1e-9, 2**-7),
+    ),
+)
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`weight * x / sqrt(mean(x^2) + eps)` over the last dimension.
+
+    x: [..., d] float; weight: [d] float; eps: added to the mean square, 1e-6 everywhere in V4.
+    Returns [..., d] in x's dtype: fp32 inside, one cast at the end. Zero rows give an empty result.
+    NaN or infinity anywhere in a row makes that row NaN. Source: spec/v4.md 3.1 [OFF-M].
+    """
+    wide = compute(x)
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (scaled * weight.to(wide.dtype)).to(x.dtype)
+
+
+@rms_norm.shapes
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    if not eps >= 0:
+        raise rms_norm.reject("eps", eps, "a number >= 0")
+
+
+@rms_norm.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for rows, d in _SHAPES:
+            yield Case(f"{rows}x{d}", profile, (draw.spread(rows, d, dtype=dtype), draw.normal(d, dtype=dtype), 1e-6))
+        tiny = draw.normal(4, 64, dtype=dtype, scale=1e-4)
+        yield Case("epsilon matters", profile, (tiny, draw.normal(64, dtype=dtype), 1e-6))
+        yield Case("strided", profile, (draw.normal(6, 4, 48, dtype=dtype)[::2], draw.normal(48, dtype=dtype), 1e-6))
+        special = draw.normal(4, 16, dtype=dtype)
+        special[0, 3], special[1, 5], special[2] = float("nan"), float("inf"), 0.0
+        yield Case("NaN, infinity, zero row", profile, (special, draw.normal(16, dtype=dtype), 1e-6))
+
+
+add_output_faults(rms_norm, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+
+
+@rms_norm.fault("epsilon left out")
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return rms_norm.reference(x, weight, 0.0)
+
+
+@rms_norm.fault("epsilon outside the root")
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = compute(x)
+    return (wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps) * compute(weight)).to(x.dtype)
+
+
+@rms_norm.fault("weight left out")
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return rms_norm.reference(x, torch.ones_like(weight), eps)
+
+
+@rms_norm.fault("weight + 1")
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return rms_norm.reference(x, weight + 1, eps)
+
+
+@rms_norm.fault("sum instead of mean")
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = compute(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps) * compute(weight)).to(x.dtype)
+
+
+@rms_norm.fault("mean subtracted")
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = compute(x)
+    return rms_norm.reference((wide - wide.mean(-1, keepdim=True)).to(x.dtype), weight, eps)

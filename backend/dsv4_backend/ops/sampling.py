@@ -1,0 +1,1 @@
+"""Token sampling (spec/v4.md 8.2)."""

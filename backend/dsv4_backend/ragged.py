@@ -1,0 +1,83 @@
+"""Ragged batches and paged caches: the index arithmetic that every cached operator shares.
+
+A call carries T tokens of R sequences, flattened: sequence s owns rows query_start_loc[s] .. query_start_loc[s+1]-1,
+and seq_lens[s] counts its tokens *including* these. So row t of sequence s has position
+``seq_lens[s] - query_start_loc[s+1] + t``. A paged cache is `[num_blocks, block_size, D]`; index i of sequence s
+lives in block ``block_table[s, (i // block_size) % columns]``: a table with fewer columns than the sequence has blocks
+is a ring, which is how sliding windows and compressor states forget.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dsv4_backend.errors import argument_error
+
+
+def token_sequences(query_start_loc: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Sequence of every token: int64 [T]."""
+    rows = torch.arange(tokens, device=query_start_loc.device, dtype=query_start_loc.dtype)
+    return torch.searchsorted(query_start_loc[1:].contiguous(), rows, right=True)
+
+
+def token_positions(query_start_loc: torch.Tensor, seq_lens: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Absolute 0-based position of every token: int64 [T]."""
+    sequence = token_sequences(query_start_loc, tokens)
+    offset = (seq_lens - query_start_loc[1:]).long()
+    return torch.arange(tokens, device=query_start_loc.device) + offset[sequence]
+
+
+def slots(block_table: torch.Tensor, sequence: torch.Tensor, index: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Flat cache rows (block * block_size + offset) of `index` in `sequence`, broadcast together: int64.
+
+    Rows of negative indices and of absent blocks (-1 in the table) are -1.
+    """
+    columns = block_table.shape[1]
+    safe = index.clamp(min=0)
+    block = block_table.long()[sequence, safe // block_size % columns]
+    return torch.where((index >= 0) & (block >= 0), block * block_size + safe % block_size, -1)
+
+
+def gather_rows(cache: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+    """Rows of a paged cache `[num_blocks, block_size, D]` at flat slots of any shape; -1 gives row 0, to be masked."""
+    return cache.flatten(0, 1)[flat.clamp(min=0)]
+
+
+def check_batch(operator: str, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, tokens: int) -> None:
+    """Raise ArgumentError unless the offsets start at 0, never fall, end at T and fit the sequence lengths."""
+    offsets, lengths = query_start_loc.tolist(), seq_lens.tolist()
+    if len(offsets) != len(lengths) + 1:
+        raise argument_error(operator, "query_start_loc", f"{len(offsets)} offsets", f"{len(lengths) + 1} (R + 1)")
+    if offsets[0] != 0 or offsets[-1] != tokens:
+        expected = f"offsets from 0 to the number of tokens {tokens}"
+        raise argument_error(operator, "query_start_loc", f"{offsets[0]} .. {offsets[-1]}", expected)
+    for s, (start, end, length) in enumerate(zip(offsets, offsets[1:], lengths, strict=False)):
+        if end < start:
+            raise argument_error(operator, "query_start_loc", f"{start} then {end} at {s}", "offsets that never fall")
+        if length < end - start:
+            expected = f"at least the {end - start} tokens of this call"
+            raise argument_error(operator, "seq_lens", f"{length} at {s}", expected)
+
+
+def check_table(
+    operator: str,
+    name: str,
+    block_table: torch.Tensor,
+    first: list[int],
+    last: list[int],
+    block_size: int,
+    num_blocks: int,
+) -> None:
+    """Raise ArgumentError unless indices first[s] .. last[s]-1 of every sequence have distinct, existing blocks."""
+    columns = block_table.shape[1]
+    for s, (low, high) in enumerate(zip(first, last, strict=True)):
+        if high <= low:
+            continue
+        needed = range(low // block_size, (high - 1) // block_size + 1)
+        if len(needed) > columns:
+            expected = f"at least {len(needed)}, to hold indices {low} to {high - 1} of sequence {s}"
+            raise argument_error(operator, name, f"{columns} columns", expected)
+        for block in needed:
+            found = int(block_table[s, block % columns])
+            if not 0 <= found < num_blocks:
+                raise argument_error(operator, name, f"{found} at [{s}, {block % columns}]", f"0 to {num_blocks - 1}")

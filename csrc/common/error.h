@@ -1,0 +1,19 @@
+// Errors that the binding layer turns into the Python classes of dsv4_backend.errors.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace dsv4 {
+
+// An operator argument has a wrong rank, shape, dtype, device or value.
+struct ArgumentError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// No implementation runs these arguments on this device under the active policy.
+struct UnsupportedError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace dsv4
