@@ -27,6 +27,24 @@ def token_positions(query_start_loc: torch.Tensor, seq_lens: torch.Tensor, token
     return torch.arange(tokens, device=query_start_loc.device) + offset[sequence]
 
 
+def closed_blocks(
+    query_start_loc: torch.Tensor, seq_lens: torch.Tensor, tokens: int, ratio: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sequence, block) of every compressed entry that this call closes: two int64 [min(T, T // ratio + R)].
+
+    Sequences in order, blocks in order; rows past the last closed block have block -1 and sequence 0.
+    """
+    ends = seq_lens.long()
+    first = (ends - query_start_loc.diff()) // ratio
+    after = (ends // ratio - first).cumsum(0)
+    row = torch.arange(min(tokens, tokens // ratio + seq_lens.shape[0]), device=seq_lens.device)
+    sequence = torch.searchsorted(after, row, right=True)
+    present = sequence < seq_lens.shape[0]
+    sequence = torch.where(present, sequence, 0)
+    before = torch.where(sequence > 0, after[sequence - 1], 0)
+    return sequence, torch.where(present, first[sequence] + row - before, -1)
+
+
 def slots(block_table: torch.Tensor, sequence: torch.Tensor, index: torch.Tensor, block_size: int) -> torch.Tensor:
     """Flat cache rows (block * block_size + offset) of `index` in `sequence`, broadcast together: int64.
 
