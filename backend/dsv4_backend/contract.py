@@ -118,7 +118,9 @@ class Operator:
     def __post_init__(self) -> None:
         self.name = self.schema[: self.schema.index("(")]
         self.__doc__ = self.reference.__doc__
-        self._parameters = tuple(inspect.signature(self.reference).parameters)
+        parameters = inspect.signature(self.reference).parameters
+        self._parameters = tuple(parameters)
+        self._defaults = tuple(p.default for p in parameters.values())
         self._call: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +173,11 @@ class Operator:
         return sizes
 
     def guarded_reference(self, *args: Any) -> Any:
-        """The reference behind its checks: what runs where no native kernel does."""
+        """The reference behind its checks: what runs where no native kernel does.
+
+        torch leaves out trailing arguments that equal the schema's defaults; the reference repeats those defaults.
+        """
+        args = (*args, *self._defaults[len(args) :])
         self.validate(*args)
         return self.reference(*args)
 

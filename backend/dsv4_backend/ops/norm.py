@@ -89,3 +89,33 @@ def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = compute(x)
     return rms_norm.reference((wide - wide.mean(-1, keepdim=True)).to(x.dtype), weight, eps)
+
+
+@operator(
+    "head_rms_norm(Tensor x, float eps) -> Tensor",
+    rows=(5,),
+    arguments={"x": "float [..., d]"},
+    tolerance=Tolerance(
+        reason="fp32 as rms_norm; in bf16 a sum in another order may tip the rounded mean, then the root, then the "
+        "product by one neighbour each: half a step, one step and one step of 2^-7",
+        ideal=(1e-7, 4e-6),
+        official=(1e-9, 2**-6),
+    ),
+)
+def head_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """`x * rsqrt(mean(x^2) + eps)` over the last dimension, without weight, each step rounded to x's dtype.
+
+    x: [..., d] float; eps: >= 0, added to the mean square, 1e-6 everywhere in V4.
+    Returns [..., d] in x's dtype. In bf16 the square, the mean (summed in fp32), the sum with eps, the reciprocal root
+    and the product each round to bf16, as the official code's tensor operations do. Zero rows give an empty result.
+    NaN or infinity anywhere in a row makes that row NaN, but for the zeros that finite / infinity leaves.
+    Source: spec/v4.md 3.1 [OFF-M].
+    """
+    mean = compute(x.square()).mean(-1, keepdim=True).to(x.dtype)
+    return x * torch.rsqrt(mean + eps)
+
+
+@head_rms_norm.shapes
+def _(x: torch.Tensor, eps: float) -> None:
+    if not eps >= 0:
+        raise head_rms_norm.reject("eps", eps, "a number >= 0")

@@ -1,1 +1,65 @@
 """Token sampling (spec/v4.md 8.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from dsv4_backend.contract import Tolerance, compute, operator
+
+_MIN_TEMPERATURE = 1e-5
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Probabilities with 0 outside the nucleus: a token stays while the better ones hold less than top_p together."""
+    best_first, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
+    better = best_first.cumsum(-1) - best_first
+    kept = best_first.masked_fill(better >= top_p, 0)
+    kept[:, :1] = best_first[:, :1]
+    return torch.zeros_like(probabilities).scatter(-1, order, kept)
+
+
+@operator(
+    "sample(Tensor logits, Tensor noise, float temperature, float top_p) -> Tensor",
+    rows=(23,),
+    arguments={"logits": "f32 [T, V]", "noise": "f32 [T, V]"},
+    tolerance=Tolerance(reason="token ids are exact; no case has two candidates within 1e-5 of each other but by design"),
+)
+def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """One token id per row, by the exponential race: `argmax(softmax(logits / temperature) / noise)`.
+
+    logits: fp32 [T, V], V >= 1; -inf forbids a token; NaN, +inf and rows of nothing but -inf are errors.
+    noise: fp32 [T, V] of Exp(1) values > 0, drawn by the caller, who thereby owns the seed.
+    temperature: >= 0; 0 is plain argmax, anything else counts as at least 1e-5. top_p: in (0, 1]; a token is a candidate
+    while the tokens ranked before it hold less than top_p of the probability; the best one always is.
+    Returns int64 [T] ids in [0, V). Ties, in rank and in the final argmax: the smaller id. T = 0 gives an empty result.
+    Source: spec/v4.md 8.2 [OFF-GEN]; top_p is the published sampling parameter.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(compute(logits) / max(temperature, _MIN_TEMPERATURE), -1)
+    if top_p < 1:
+        probabilities = _nucleus(probabilities, top_p)
+    return (probabilities / noise).argmax(-1)
+
+
+@sample.shapes
+def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> None:
+    if logits.shape[1] == 0:
+        raise sample.reject("logits", f"shape {tuple(logits.shape)}", "at least one token id")
+    if not 0 <= temperature < math.inf:
+        raise sample.reject("temperature", temperature, "a finite number >= 0")
+    if not 0 < top_p <= 1:
+        raise sample.reject("top_p", top_p, "a number in (0, 1]")
+
+
+@sample.contents
+def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> None:
+    best = logits.amax(-1)  # NaN wins, +inf comes next, -inf means that every id is forbidden
+    for row in (~best.isfinite()).nonzero().flatten()[:1].tolist():
+        found = f"largest logit {best[row].item()} in row {row}"
+        raise sample.reject("logits", found, "no NaN, no +inf and a finite logit in every row")
+    if temperature > 0 and not bool((noise > 0).all()):
+        row, column = (~(noise > 0)).nonzero()[0].tolist()
+        raise sample.reject("noise", f"{noise[row, column].item()} at [{row}, {column}]", "values > 0")
