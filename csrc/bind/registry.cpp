@@ -77,8 +77,7 @@ void run(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     const auto values = torch::jit::last(*stack, op.schema().arguments().size());
     const Stack arguments(values.begin(), values.end());
     const Kernel* kernel = find_kernel(name, device);
-    const WhyNot why_not =
-        kernel != nullptr ? kernel->why_not(arguments) : "no kernel for this device in this build";
+    const WhyNot why_not = kernel != nullptr ? kernel->why_not(arguments) : "no kernel for this device in this build";
     if (!why_not) {
       kernel->run.callBoxed(op, keys, stack);
       bump_mutated_arguments(op, arguments);
@@ -128,8 +127,8 @@ void add_kernel(Kernel kernel) { table().push_back(std::move(kernel)); }
 const std::vector<Kernel>& kernels() { return table(); }
 
 const Kernel* find_kernel(const std::string& op, c10::DeviceType device) {
-  const auto found = std::find_if(table().begin(), table().end(),
-                                  [&](const Kernel& k) { return k.op == op && k.device == device; });
+  const auto found =
+      std::find_if(table().begin(), table().end(), [&](const Kernel& k) { return k.op == op && k.device == device; });
   return found == table().end() ? nullptr : &*found;
 }
 
@@ -142,8 +141,8 @@ void define(const std::string& schema) {
   library("dsv4").def(schema.c_str(), {at::Tag::pt2_compliant_tag});
   library("dsv4").impl(name.c_str(), torch::dispatch(DispatchKey::CompositeExplicitAutograd,
                                                      torch::CppFunction::makeFromBoxedFunction<&run>()));
-  library("dsv4").impl(name.c_str(), torch::dispatch(DispatchKey::Autograd,
-                                                     torch::CppFunction::makeFromBoxedFunction<&run_autograd>()));
+  library("dsv4").impl(
+      name.c_str(), torch::dispatch(DispatchKey::Autograd, torch::CppFunction::makeFromBoxedFunction<&run_autograd>()));
 }
 
 }  // namespace dsv4::bind
