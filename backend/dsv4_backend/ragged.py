@@ -58,7 +58,17 @@ def slots(block_table: torch.Tensor, sequence: torch.Tensor, index: torch.Tensor
 
 def gather_rows(cache: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     """Rows of a paged cache `[num_blocks, block_size, D]` at flat slots of any shape; -1 gives row 0, to be masked."""
-    return cache.flatten(0, 1)[flat.clamp(min=0)]
+    flat, block_size = flat.clamp(min=0), cache.shape[1]
+    return cache[flat // block_size, flat % block_size]
+
+
+def table_rows(cache: torch.Tensor, block_table: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The first lengths[s] rows of every sequence, in order, 0 behind them: [R, columns * block_size, D]."""
+    block_size = cache.shape[1]
+    index = torch.arange(block_table.shape[1] * block_size, device=cache.device)
+    sequence = torch.arange(block_table.shape[0], device=cache.device)[:, None]
+    rows = gather_rows(cache, slots(block_table, sequence, index, block_size))
+    return rows.masked_fill((index >= lengths[:, None])[..., None], 0)
 
 
 def check_batch(operator: str, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, tokens: int) -> None:
@@ -81,21 +91,41 @@ def check_table(
     operator: str,
     name: str,
     block_table: torch.Tensor,
-    first: list[int],
-    last: list[int],
+    first: torch.Tensor,
+    after: torch.Tensor,
     block_size: int,
     num_blocks: int,
 ) -> None:
-    """Raise ArgumentError unless indices first[s] .. last[s]-1 of every sequence have distinct, existing blocks."""
+    """Raise ArgumentError unless indices first[s] .. after[s]-1 of every sequence have distinct, existing blocks."""
     columns = block_table.shape[1]
-    for s, (low, high) in enumerate(zip(first, last, strict=True)):
-        if high <= low:
-            continue
-        needed = range(low // block_size, (high - 1) // block_size + 1)
-        if len(needed) > columns:
-            expected = f"at least {len(needed)}, to hold indices {low} to {high - 1} of sequence {s}"
-            raise argument_error(operator, name, f"{columns} columns", expected)
-        for block in needed:
-            found = int(block_table[s, block % columns])
-            if not 0 <= found < num_blocks:
-                raise argument_error(operator, name, f"{found} at [{s}, {block % columns}]", f"0 to {num_blocks - 1}")
+    low, high = first // block_size, (after - 1) // block_size
+    needed = torch.where(after > first, high - low + 1, 0)
+    if (needed > columns).any():
+        s = int((needed > columns).nonzero()[0])
+        expected = f"at least {int(needed[s])}, to hold indices {int(first[s])} to {int(after[s]) - 1} of sequence {s}"
+        raise argument_error(operator, name, f"{columns} columns", expected)
+    if columns == 0:
+        return
+    distance = (torch.arange(columns) - low[:, None]) % columns
+    wrong = (distance < needed[:, None]) & ((block_table < 0) | (block_table >= num_blocks))
+    if wrong.any():
+        s, column = wrong.nonzero()[0].tolist()
+        raise argument_error(
+            operator, name, f"{int(block_table[s, column])} at [{s}, {column}]", f"0 to {num_blocks - 1}"
+        )
+
+
+def check_layout(
+    operator: str,
+    name: str,
+    cache: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start_loc: torch.Tensor,
+) -> None:
+    """Raise ArgumentError for a cache or table without rows, or offsets that are not one more than the sequences."""
+    if 0 in cache.shape[:2] or block_table.shape[1] == 0:
+        found = f"cache {tuple(cache.shape)} with {block_table.shape[1]} columns"
+        raise argument_error(operator, name, found, "at least one block, one row per block and one column")
+    if query_start_loc.shape[0] != block_table.shape[0] + 1:
+        expected = f"{block_table.shape[0] + 1} (R + 1)"
+        raise argument_error(operator, "query_start_loc", f"{query_start_loc.shape[0]} offsets", expected)
