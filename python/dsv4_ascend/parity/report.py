@@ -1,0 +1,106 @@
+"""Summary of a parity run: one row per operator, as data for tables and JSON."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dsv4_ascend.parity.faults import FaultResult
+from dsv4_ascend.parity.runner import CaseResult
+
+
+@dataclass
+class OperatorReport:
+    """Everything measured about one operator."""
+
+    operator: str
+    rows: tuple[int, ...]
+    cases: list[CaseResult] = field(default_factory=list)
+    faults: list[FaultResult] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[CaseResult]:
+        """Cases beyond the tolerance."""
+        return [c for c in self.cases if not c.comparison.ok]
+
+    @property
+    def survivors(self) -> list[FaultResult]:
+        """Faults that no case caught."""
+        return [f for f in self.faults if not f.killed]
+
+    @property
+    def mean_use(self) -> float:
+        """Mean over the cases of the mean error / limit."""
+        return sum(c.comparison.mean_use for c in self.cases) / max(1, len(self.cases))
+
+    @property
+    def max_use(self) -> float:
+        """Largest error / limit of any element of any case."""
+        return max((c.comparison.limit_use for c in self.cases), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: numbers that JSON cannot say (infinity) become null."""
+        return {
+            "operator": self.operator,
+            "spec_rows": list(self.rows),
+            "cases": len(self.cases),
+            "failed": len(self.failures),
+            "mean_limit_use": _finite(self.mean_use),
+            "max_limit_use": _finite(self.max_use),
+            "faults": len(self.faults),
+            "faults_killed": len(self.faults) - len(self.survivors),
+            "seconds": round(self.seconds, 3),
+            "results": [_case_json(c) for c in self.cases],
+            "fault_results": [asdict(f) | {"killed": f.killed} for f in self.faults],
+        }
+
+
+def _case_json(result: CaseResult) -> dict[str, Any]:
+    comparison = result.comparison
+    return {
+        "case": result.case,
+        "profile": result.profile,
+        "implementation": result.implementation,
+        "ok": comparison.ok,
+        "limit_use": _finite(comparison.limit_use),
+        "mean_limit_use": _finite(comparison.mean_use),
+        "pass_rate": comparison.pass_rate,
+        "detail": comparison.detail,
+        "seconds": round(result.seconds, 6),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def mutation_score(reports: Sequence[OperatorReport]) -> float:
+    """Killed faults over all faults, 1.0 when there are none."""
+    total = sum(len(r.faults) for r in reports)
+    return 1.0 if total == 0 else 1 - sum(len(r.survivors) for r in reports) / total
+
+
+def totals(reports: Sequence[OperatorReport]) -> dict[str, Any]:
+    """Sums over all operators, and the verdict."""
+    return {
+        "operators": len(reports),
+        "cases": sum(len(r.cases) for r in reports),
+        "failed": sum(len(r.failures) for r in reports),
+        "faults": sum(len(r.faults) for r in reports),
+        "faults_survived": sum(len(r.survivors) for r in reports),
+        "mutation_score": mutation_score(reports),
+        "seconds": round(sum(r.seconds for r in reports), 3),
+    }
+
+
+def reproduce(result: CaseResult | FaultResult) -> str:
+    """The command that shows one failing case or surviving fault again."""
+    pattern = shlex.quote(result.name)
+    if isinstance(result, FaultResult):
+        return f"dsv4-ascend parity --faults -k {pattern}"
+    device = "" if result.device == "cpu" else f" --device {result.device}"
+    return f"dsv4-ascend parity -k {pattern}{device}"

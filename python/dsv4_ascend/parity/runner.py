@@ -1,0 +1,138 @@
+"""Run the parity cases of operator contracts against their golden values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from dsv4_backend import dispatch
+from dsv4_backend.contract import Case, Operator
+from dsv4_backend.errors import Dsv4Error
+
+from dsv4_ascend.parity.compare import Comparison, compare
+
+Function = Callable[..., Any]
+
+RAISED = (RuntimeError, IndexError, ValueError)
+"""What tensor code raises on unfit arguments. Anything else is a defect of the caller's code and passes through."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case on one implementation: the worst of its compared tensors, or why it could not run."""
+
+    operator: str
+    profile: str
+    case: str
+    device: str
+    implementation: str
+    seconds: float
+    comparison: Comparison
+
+    @property
+    def name(self) -> str:
+        """OPERATOR/PROFILE/CASE, what `-k` matches."""
+        return f"{self.operator}/{self.profile}/{self.case}"
+
+
+class Sample:
+    """A case of an operator with its golden values, computed once and shared by parity and by every fault."""
+
+    def __init__(self, operator: Operator, case: Case) -> None:
+        self.operator = operator
+        self.case = case
+        self.name = f"{operator.name}/{case.profile}/{case.name}"
+
+    @cached_property
+    def golden(self) -> tuple[object, ...]:
+        """Compared tensors of the reference: in fp64 for `ideal`, on the arguments as they are for `official`."""
+        widen = self.case.profile == "ideal"
+        arguments = tuple(map_tensors(_fp64 if widen else _copy, a) for a in self.case.arguments)
+        return self._compared(arguments, self.operator.reference(*arguments))
+
+    def run(self, function: Function, device: str = "cpu") -> Comparison:
+        """Call `function` on copies of the arguments and compare outputs and mutated arguments."""
+        arguments = tuple(map_tensors(lambda t: _copy(t).to(device), a) for a in self.case.arguments)
+        got = self._compared(arguments, function(*arguments))
+        limits = self.operator.tolerance.limits(self.case.profile)
+        parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=False)]
+        if len(got) != len(self.golden):
+            parts.append(compare(len(got), len(self.golden), limits))
+        return max(parts, key=lambda part: part.limit_use)
+
+    def _compared(self, arguments: tuple[Any, ...], result: Any) -> tuple[object, ...]:
+        """Outputs in canonical form, then the mutated arguments."""
+        outputs = tuple(result) if isinstance(result, tuple | list) else () if result is None else (result,)
+        if self.operator.canonical is not None:
+            outputs = self.operator.canonical(arguments, outputs)
+        return outputs + tuple(arguments[i] for i in mutated_arguments(self.operator))
+
+
+def mutated_arguments(operator: Operator) -> tuple[int, ...]:
+    """Positions of the arguments that the schema marks as written."""
+    schema = getattr(torch.ops.dsv4, operator.name).default._schema
+    return tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], argument: Any) -> Any:
+    """Apply `function` to an argument that is a tensor, or to the tensors of a list; others stay as they are."""
+    if isinstance(argument, list | tuple):
+        return [map_tensors(function, item) for item in argument]
+    return function(argument) if isinstance(argument, torch.Tensor) else argument
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with its own storage and the same strides and offset, as `clone` does not keep them."""
+    fresh = torch.empty(0, dtype=tensor.dtype)
+    storage = tensor.untyped_storage().clone()
+    return fresh.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())  # type: ignore[call-overload,no-any-return]
+
+
+def _fp64(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.dtype == torch.float32 else _copy(tensor)
+
+
+def samples(operator: Operator, profile: str | None = None, pattern: str = "") -> Iterator[Sample]:
+    """Cases of an operator whose name OPERATOR/PROFILE/CASE contains `pattern`, in one profile or in all."""
+    for case in operator.iterate_cases():
+        sample = Sample(operator, case)
+        if profile in (None, case.profile) and pattern in sample.name:
+            yield sample
+
+
+def implementations(operator: Operator, device: str) -> dict[str, Function]:
+    """What can run an operator on a device: the dispatcher's own choice and, beside a native kernel, the reference."""
+    kernel = dispatch.native_kernels().get((operator.name, device))
+    if kernel is None:
+        return {"reference": operator}
+    return {kernel: operator, "reference": _forced_reference(operator)}
+
+
+def _forced_reference(operator: Operator) -> Function:
+    def call(*args: Any) -> Any:
+        with dispatch.use("reference"):
+            return operator(*args)
+
+    return call
+
+
+def run_cases(found: Sequence[Sample], device: str = "cpu") -> Iterator[CaseResult]:
+    """Run each sample on each implementation of the device."""
+    for sample in found:
+        for name, function in implementations(sample.operator, device).items():
+            start = time.perf_counter()
+            comparison = _attempt(sample, function, device)
+            seconds = time.perf_counter() - start
+            case = sample.case
+            yield CaseResult(sample.operator.name, case.profile, case.name, device, name, seconds, comparison)
+
+
+def _attempt(sample: Sample, function: Function, device: str) -> Comparison:
+    try:
+        return sample.run(function, device)
+    except (Dsv4Error, *RAISED) as error:
+        return Comparison(float("inf"), float("inf"), 0, f"raised {type(error).__name__}: {error}")
