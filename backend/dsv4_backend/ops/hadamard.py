@@ -1,1 +1,43 @@
 """Hadamard rotation of indexer queries and keys (spec/v4.md 4.5)."""
+
+from __future__ import annotations
+
+import torch
+
+from dsv4_backend.contract import Tolerance, compute, operator
+
+
+@operator(
+    "hadamard(Tensor x) -> Tensor",
+    rows=(11,),
+    arguments={"x": "float [..., n]"},
+    tolerance=Tolerance(
+        reason="fp32 sums of up to 512 terms of size 4 in any order stay within 4e-6; "
+        "the one cast to bf16 may then land on the other neighbour (2^-8)",
+        ideal=(4e-6, 1e-6),
+        official=(4e-6, 2**-7),
+    ),
+)
+def hadamard(x: torch.Tensor) -> torch.Tensor:
+    """`H_n x / sqrt(n)` over the last dimension: H_1 = [1], H_2m = [[H, H], [H, -H]] (Sylvester, natural order).
+
+    x: [..., n] float, n a power of two. Returns [..., n] in x's dtype: fp32 inside, one cast at the end. Applying it
+    twice gives x back. NaN or infinity in a row spreads over the row. Source: spec/v4.md 4.5 item 2 [OFF-M].
+    """
+    wide = compute(x)
+    return (wide @ sylvester(wide) * x.shape[-1] ** -0.5).to(x.dtype)
+
+
+def sylvester(like: torch.Tensor) -> torch.Tensor:
+    """The matrix H_n, [n, n] of +-1, in the dtype and on the device of `like` [..., n]."""
+    h = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+    while h.shape[0] < like.shape[-1]:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+    return h
+
+
+@hadamard.shapes
+def _(x: torch.Tensor) -> None:
+    n = x.shape[-1]
+    if n < 1 or n & (n - 1):
+        raise hadamard.reject("x", f"{n} channels", "a power of two")
