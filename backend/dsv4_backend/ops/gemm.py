@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dsv4_backend.contract import Operator, Tolerance, compute, operator
-from dsv4_backend.ops.quant import scale_values
-from dsv4_backend.ops.weights import dequantize_fp4, dequantize_fp8
+from dsv4_backend.ops.formats import scale_values
+from dsv4_backend.ops.quant import dequantize_fp4, dequantize_fp8
 
 _TOLERANCE = Tolerance(
     reason="fp32 sums of up to 1024 products whose sum is of size 1, in any order, stay within 1e-5; "

@@ -6,70 +6,27 @@ import torch
 from torch.nn.functional import pad
 
 from dsv4_backend.contract import Tolerance, compute, operator
-
-E4M3_MAX = 448.0
-E2M1_MAX = 6.0
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Magnitudes of the e2m1 codes 0..7; bit 3 of a code is the sign."""
+from dsv4_backend.ops.formats import (
+    E2M1_MAX,
+    E4M3_MAX,
+    block_scale,
+    divide_blocks,
+    e2m1_values,
+    pack_e2m1,
+    round_e2m1,
+    round_e4m3,
+    scale_bytes,
+    scale_values,
+    split_blocks,
+    unpack_e2m1,
+)
 
 ACT_FLOOR = 1e-4
-FP4_FLOOR = 6 * 2.0**-126
-_E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+FP4_FLOOR = E2M1_MAX * 2.0**-126
+FP8_WEIGHT_FLOOR = E4M3_MAX * 2.0**-126
+FP8_TILE = 128
+FP4_BLOCK = 32
 _EXACT = Tolerance(reason="quantisation rounds once, by rule: every bit is decided")
-
-
-def scale_bytes(amax: torch.Tensor, largest: float) -> torch.Tensor:
-    """E8M0 byte of the smallest power of two s with amax / s <= largest; 255 (NaN) where amax is not finite.
-
-    amax: float, positive and normal after the division. Returns uint8. Exact for every fp32 amax and largest 448 or 6.
-    """
-    bits = (amax.float() * (1 / largest)).view(torch.int32)
-    rounded_up = (bits >> 23 & 255) + (bits & 0x7FFFFF != 0).int()
-    return rounded_up.clamp(max=255).to(torch.uint8)
-
-
-def scale_values(scale: torch.Tensor) -> torch.Tensor:
-    """fp32 values of E8M0 scales given as uint8 or float8_e8m0fnu; byte 255 is NaN."""
-    return scale.view(torch.float8_e8m0fnu).float()
-
-
-def split_blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[..., K] -> [..., ceil(K / block_size), block_size], zeros after the end."""
-    padded = pad(x, (0, -x.shape[-1] % block_size))
-    return padded.unflatten(-1, (padded.shape[-1] // block_size, block_size))
-
-
-def block_scale(blocks: torch.Tensor, largest: float, floor: float) -> torch.Tensor:
-    """E8M0 bytes uint8 [..., B] of blocks [..., B, block_size] whose amax is floored."""
-    return scale_bytes(blocks.abs().amax(-1).float().clamp(min=floor), largest)
-
-
-def divide_blocks(blocks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """blocks [..., B, block_size] / scale bytes [..., B] in the accumulation dtype: exact, NaN under a NaN scale."""
-    wide = compute(blocks)
-    return wide / scale_values(scale).to(wide.dtype).unsqueeze(-1)
-
-
-def round_e4m3(x: torch.Tensor) -> torch.Tensor:
-    """float8_e4m3fn nearest to clamp(x, -448, 448), ties to even; every NaN becomes byte 0x7F."""
-    clamped = x.float().clamp(-E4M3_MAX, E4M3_MAX)
-    return torch.where(clamped.isnan(), torch.nan, clamped).to(torch.float8_e4m3fn)
-
-
-def round_e2m1(x: torch.Tensor) -> torch.Tensor:
-    """e2m1 codes 0..15 (uint8) nearest to clamp(x, -6, 6), ties to the even code; NaN becomes 0."""
-    finite = x.nan_to_num(0.0)
-    magnitude = finite.abs()
-    code = torch.zeros_like(magnitude, dtype=torch.uint8)
-    for i, midpoint in enumerate(_E2M1_MIDPOINTS):
-        code = code + ((magnitude > midpoint) if i % 2 == 0 else (magnitude >= midpoint)).to(torch.uint8)
-    return code + finite.signbit().to(torch.uint8) * 8
-
-
-def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
-    """fp32 values of e2m1 codes 0..15 of any integer dtype."""
-    table = torch.tensor(E2M1_VALUES + tuple(-v for v in E2M1_VALUES), device=codes.device)
-    return table[codes.int()]
 
 
 def _merge(blocks: torch.Tensor, channels: int) -> torch.Tensor:
@@ -139,12 +96,7 @@ def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     blocks = split_blocks(x.detach(), block_size)
     scale = block_scale(blocks, E2M1_MAX, FP4_FLOOR)
     codes = _merge(round_e2m1(divide_blocks(blocks, scale)), x.shape[-1])
-    return pack_nibbles(codes), scale.view(torch.float8_e8m0fnu)
-
-
-def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
-    """uint8 codes 0..15 [..., K] -> int8 [..., K/2], even channels in the low nibbles."""
-    return (codes[..., 0::2] | codes[..., 1::2] << 4).view(torch.int8)
+    return pack_e2m1(codes), scale.view(torch.float8_e8m0fnu)
 
 
 @operator(
@@ -154,7 +106,7 @@ def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     tolerance=_EXACT,
 )
 def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """x after FP4 quantisation and back (`fp4_quant`).
+    """X after FP4 quantisation and back (`fp4_quant`).
 
     x: [..., K] float, K of either parity; block_size: 32. Indexer queries and keys, after the Hadamard rotation.
     Returns [..., K] in x's dtype. A block with NaN or infinity becomes NaN. The gradient is straight-through: that of x.
@@ -171,3 +123,45 @@ def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
 def _(x: torch.Tensor, block_size: int) -> None:
     if block_size < 1:
         raise act_quant.reject("block_size", block_size, "at least 1")
+
+
+def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float [N, K] -> (float8_e4m3fn [N, K], float8_e8m0fnu [ceil(N/128), ceil(K/128)]), one scale per 128x128 tile.
+
+    Source: spec/v4.md 6.3.
+    """
+    n, k = w.shape
+    wide = w.detach().float()
+    padded = pad(wide, (0, -k % FP8_TILE, 0, -n % FP8_TILE))
+    tiles = padded.unflatten(0, (padded.shape[0] // FP8_TILE, FP8_TILE))
+    tiles = tiles.unflatten(-1, (padded.shape[1] // FP8_TILE, FP8_TILE))
+    scale = scale_bytes(tiles.abs().amax((1, 3)).clamp(min=FP8_WEIGHT_FLOOR), E4M3_MAX)
+    return round_e4m3(wide / expand_tiles(scale, n, k)), scale.view(torch.float8_e8m0fnu)
+
+
+def quantize_weight_fp4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float [N, K], K a multiple of 32 -> (int8 [N, K/2], float8_e8m0fnu [N, K/32]), low nibble = even k.
+
+    Source: spec/v4.md 6.3.
+    """
+    if w.shape[1] % FP4_BLOCK:
+        raise ValueError(f"quantize_weight_fp4: w has {w.shape[1]} columns, expected a multiple of {FP4_BLOCK}")
+    blocks = split_blocks(w.detach().float(), FP4_BLOCK)
+    scale = block_scale(blocks, E2M1_MAX, FP4_FLOOR)
+    return pack_e2m1(round_e2m1(divide_blocks(blocks, scale)).flatten(-2)), scale.view(torch.float8_e8m0fnu)
+
+
+def dequantize_fp8(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(float8_e4m3fn [N, K], float8_e8m0fnu [ceil(N/128), ceil(K/128)]) -> fp32 [N, K], exact. Spec/v4.md 6.3."""
+    return w.float() * expand_tiles(scale, w.shape[0], w.shape[1])
+
+
+def dequantize_fp4(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(int8 [N, K/2], float8_e8m0fnu [N, K/32]) -> fp32 [N, K], exact. Source: spec/v4.md 6.3."""
+    return unpack_e2m1(packed) * scale_values(scale).repeat_interleave(FP4_BLOCK, -1)
+
+
+def expand_tiles(scale: torch.Tensor, n: int, k: int) -> torch.Tensor:
+    """fp32 [n, k] scale of every element, from one E8M0 scale per 128x128 tile."""
+    rows = scale_values(scale).repeat_interleave(FP8_TILE, 0)[:n]
+    return rows.repeat_interleave(FP8_TILE, 1)[:, :k]
