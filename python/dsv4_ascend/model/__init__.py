@@ -1,1 +1,1 @@
-"""TODO."""
+"""The V4 network: configuration, checkpoint formats, paged caches, layers, generation."""

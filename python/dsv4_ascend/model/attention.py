@@ -1,0 +1,172 @@
+"""Attention of one layer: sliding window, plus compressed entries (CSA, HCA), plus the indexer (CSA). spec/v4.md 4."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dsv4_ascend.model.batch import Batch, RatioIndex
+from dsv4_ascend.model.cache import LayerCache
+from dsv4_ascend.model.config import V4Config
+from dsv4_ascend.model.linear import Linear, RMSNormWeight, empty_parameter
+from dsv4_backend.ops.attention import grouped_output_projection, sparse_attention
+from dsv4_backend.ops.cache import write_cache
+from dsv4_backend.ops.compressor import compress
+from dsv4_backend.ops.hadamard import hadamard
+from dsv4_backend.ops.indexer import indexer_scores, topk_indices
+from dsv4_backend.ops.norm import head_rms_norm, rms_norm
+from dsv4_backend.ops.quant import act_qdq, fp4_qdq
+from dsv4_backend.ops.rope import rope, rope_frequencies, yarn_frequencies
+
+KV_BLOCK = 64
+INDEX_BLOCK = 32
+
+
+def layer_frequencies(config: V4Config, ratio: int) -> torch.Tensor:
+    """RoPE frequencies fp32 [rope_dim / 2] of a layer: plain for ratio 0, YaRN at compress_rope_theta else (1.3)."""
+    if ratio == 0:
+        return rope_frequencies(config.qk_rope_head_dim, config.rope_theta)
+    yarn = config.rope_scaling
+    if yarn is None:
+        return rope_frequencies(config.qk_rope_head_dim, config.compress_rope_theta)
+    return yarn_frequencies(
+        config.qk_rope_head_dim,
+        config.compress_rope_theta,
+        yarn.factor,
+        yarn.original_max_position_embeddings,
+        yarn.beta_fast,
+        yarn.beta_slow,
+    )
+
+
+class Compressor(nn.Module):
+    """Pools `ratio` tokens (with overlap: and the `ratio` before them) into one entry of `head_dim` channels (4.3)."""
+
+    def __init__(self, config: V4Config, ratio: int, head_dim: int, overlap: bool) -> None:
+        super().__init__()
+        width = head_dim * (2 if overlap else 1)
+        self.wkv, self.wgate = Linear(width, config.hidden_size), Linear(width, config.hidden_size)
+        self.ape = empty_parameter(ratio, width)
+        self.norm = RMSNormWeight(head_dim)
+        self.eps = config.rms_norm_eps
+
+    def forward(
+        self, x: torch.Tensor, inv_freq: torch.Tensor, state: torch.Tensor, index: RatioIndex, batch: Batch
+    ) -> torch.Tensor:
+        """x [T, d] -> the entries that close in this step [rows, head_dim]; updates `state` in place."""
+        return compress(
+            x,
+            self.wkv.weight,
+            self.wgate.weight,
+            self.ape,
+            self.norm.weight,
+            inv_freq,
+            state,
+            index.state_table,
+            batch.query_start_loc,
+            batch.seq_lens,
+            self.eps,
+        )
+
+
+class Indexer(nn.Module):
+    """Chooses index_topk compressed entries per query (4.5)."""
+
+    def __init__(self, config: V4Config, ratio: int) -> None:
+        super().__init__()
+        self.heads, self.dim = config.index_n_heads, config.index_head_dim
+        self.topk, self.ratio = config.index_topk, ratio
+        self.wq_b = Linear(self.heads * self.dim, config.q_lora_rank)
+        self.weights_proj = Linear(self.heads, config.hidden_size)
+        self.compressor = Compressor(config, ratio, self.dim, overlap=True)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        qr: torch.Tensor,
+        inv_freq: torch.Tensor,
+        cache: LayerCache,
+        index: RatioIndex,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """x [T, d], qr [T, q_lora] -> int32 [T, K], -1 padded; writes the new index keys."""
+        assert cache.index_state is not None
+        assert cache.index_keys is not None
+        keys = self.compressor(x, inv_freq, cache.index_state, index, batch)
+        write_cache(cache.index_keys, _index_qdq(keys), index.entry_slots)
+        q = rope(self.wq_b(qr).unflatten(-1, (self.heads, self.dim)), batch.positions, inv_freq)
+        weights = self.weights_proj(x) * (self.dim**-0.5 * self.heads**-0.5)
+        scores = indexer_scores(
+            _index_qdq(q), cache.index_keys, weights, index.entry_table, batch.query_start_loc, batch.seq_lens, self.ratio
+        )
+        return topk_indices(scores, index.visible, self.topk)
+
+
+def _index_qdq(x: torch.Tensor) -> torch.Tensor:
+    """Official profile: Hadamard then FP4 QDQ. In fp32 both cancel or are absent, so nothing happens."""
+    return fp4_qdq(hadamard(x), INDEX_BLOCK) if x.dtype == torch.bfloat16 else x
+
+
+class Attention(nn.Module):
+    """One layer's attention; `ratio` 0 is window only, `overlap` adds the indexer (CSA)."""
+
+    def __init__(self, config: V4Config, kind: str, ratio: int) -> None:
+        super().__init__()
+        self.kind, self.ratio = kind, ratio
+        self.heads, self.head_dim, self.window = config.num_attention_heads, config.head_dim, config.sliding_window
+        self.nope_dim = config.head_dim - config.qk_rope_head_dim
+        self.groups, self.eps = config.o_groups, config.rms_norm_eps
+        group_width = self.heads * self.head_dim // self.groups
+        self.wq_a = Linear(config.q_lora_rank, config.hidden_size)
+        self.q_norm = RMSNormWeight(config.q_lora_rank)
+        self.wq_b = Linear(self.heads * self.head_dim, config.q_lora_rank)
+        self.wkv = Linear(self.head_dim, config.hidden_size)
+        self.kv_norm = RMSNormWeight(self.head_dim)
+        self.wo_a = Linear(self.groups * config.o_lora_rank, group_width)
+        self.wo_b = Linear(config.hidden_size, self.groups * config.o_lora_rank)
+        self.attn_sink = empty_parameter(self.heads)
+        if kind != "swa":
+            self.compressor = Compressor(config, ratio, self.head_dim, overlap=kind == "csa")
+        if kind == "csa":
+            self.indexer = Indexer(config, ratio)
+        self.register_buffer("inv_freq", layer_frequencies(config, ratio), persistent=False)
+
+    def _kv_qdq(self, kv: torch.Tensor) -> torch.Tensor:
+        return act_qdq(kv, KV_BLOCK, self.nope_dim) if kv.dtype == torch.bfloat16 else kv
+
+    def _update_compressed(
+        self, x: torch.Tensor, qr: torch.Tensor, cache: LayerCache, index: RatioIndex, batch: Batch
+    ) -> torch.Tensor | None:
+        """Write the new compressed entries; return the indexer's choice (CSA) or None (all are visible)."""
+        assert cache.entries is not None
+        assert cache.state is not None
+        entries = self.compressor(x, self.inv_freq, cache.state, index, batch)
+        write_cache(cache.entries, self._kv_qdq(entries), index.entry_slots)
+        return self.indexer(x, qr, self.inv_freq, cache, index, batch) if self.kind == "csa" else None
+
+    def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
+        """x [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
+        qr = rms_norm(self.wq_a(x), self.q_norm.weight, self.eps)
+        q = head_rms_norm(self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps)
+        q = rope(q, batch.positions, self.inv_freq)
+        kv = rope(rms_norm(self.wkv(x), self.kv_norm.weight, self.eps), batch.positions, self.inv_freq)
+        write_cache(cache.window, self._kv_qdq(kv), batch.window_slots)
+        index = batch.ratios.get(self.ratio)
+        chosen = self._update_compressed(x, qr, cache, index, batch) if index is not None else None
+        o = sparse_attention(
+            q,
+            self.attn_sink,
+            cache.window,
+            batch.window_table,
+            cache.entries,
+            index.entry_table if index is not None else None,
+            chosen,
+            batch.query_start_loc,
+            batch.seq_lens,
+            self.window,
+            self.ratio,
+        )
+        o = rope(o, batch.positions, self.inv_freq, True)
+        return grouped_output_projection(
+            o, self.wo_a.weight, self.wo_a.scale, self.wo_b.weight, self.wo_b.scale, self.groups
+        )

@@ -1,0 +1,157 @@
+"""Paged caches of one model: window keys, compressed entries, indexer keys and compressor states, in block pools.
+
+A *group* is what shares one block table: "window" (every layer), and per compression ratio "entries:R" (main entries,
+and the indexer keys of CSA layers beside them) and "state:R" (the open blocks of the compressors). Window and state
+groups are rings: they hold what a step of `max_step_tokens` tokens can still look back at (ragged.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Sequences
+from dataclasses import dataclass, field
+
+import torch
+
+from dsv4_ascend.model.config import V4Config
+from dsv4_backend.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Group:
+    """Geometry of one block table: one cache row per `ratio` tokens; `ring_rows` rows if old rows are forgotten."""
+
+    name: str
+    ratio: int
+    ring_rows: int | None
+
+    def columns(self, tokens: int, block_size: int) -> int:
+        """Blocks that a sequence of `tokens` tokens needs."""
+        rows = self.ring_rows if self.ring_rows is not None else tokens // self.ratio
+        return -(-rows // block_size)
+
+
+def cache_groups(config: V4Config, max_step_tokens: int) -> dict[str, Group]:
+    """The groups that the layers of `config` need when no call brings more than `max_step_tokens` of a sequence."""
+    groups = {"window": Group("window", 1, config.sliding_window - 1 + max_step_tokens)}
+    for kind, ratio in zip(config.layer_kinds, config.compress_ratios, strict=True):
+        if ratio:
+            lookback = ratio * (2 if kind == "csa" else 1) - 1
+            state = Group(f"state:{ratio}", 1, lookback + max_step_tokens)
+            groups[f"entries:{ratio}"] = Group(f"entries:{ratio}", ratio, None)
+            groups[state.name] = max(state, groups.get(state.name, state), key=lambda g: g.ring_rows or 0)
+    return groups
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """The tensors of one layer, each `[num_blocks, block_size, width]`; None where the layer has no such part."""
+
+    window: torch.Tensor
+    entries: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    index_keys: torch.Tensor | None = None
+    index_state: torch.Tensor | None = None
+
+
+@dataclass
+class CachedSequence:
+    """One sequence in the cache: how many tokens are in, and its blocks per group."""
+
+    length: int = 0
+    blocks: dict[str, list[int]] = field(default_factory=dict)
+
+
+class PagedCache:
+    """Block pools for up to `max_sequences` sequences of up to `max_tokens` tokens.
+
+    block_size: rows per block, any positive number. max_step_tokens: tokens of one sequence in one call, at most.
+    Blocks are handed out in the order of `free_order` (a permutation seed, None for ascending): results do not depend
+    on it. Source of the geometry: spec/v4.md 4.8, 4.3.1 (position-addressed state).
+    """
+
+    def __init__(
+        self,
+        config: V4Config,
+        *,
+        max_sequences: int,
+        max_tokens: int,
+        max_step_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        block_size: int = 64,
+        free_order: int | None = None,
+    ) -> None:
+        self.block_size, self.max_tokens, self.max_step_tokens = block_size, max_tokens, max_step_tokens
+        self.groups = cache_groups(config, max_step_tokens)
+        self.device = torch.device(device)
+        self._free: dict[str, list[int]] = {}
+        counts = {}
+        for name, group in self.groups.items():
+            counts[name] = max(1, max_sequences * group.columns(max_tokens, block_size))
+            order = torch.arange(counts[name])
+            if free_order is not None:
+                order = torch.randperm(counts[name], generator=torch.Generator().manual_seed(free_order))
+            self._free[name] = order.flip(0).tolist()
+
+        def pool(group: str, width: int, of: torch.dtype) -> torch.Tensor:
+            return torch.zeros(counts[group], block_size, width, dtype=of, device=self.device)
+
+        def layer(kind: str, ratio: int) -> LayerCache:
+            window = pool("window", config.head_dim, dtype)
+            if kind == "swa":
+                return LayerCache(window)
+            overlap = 2 if kind == "csa" else 1
+            entries = pool(f"entries:{ratio}", config.head_dim, dtype)
+            state = pool(f"state:{ratio}", 2 * overlap * config.head_dim, torch.float32)
+            if kind == "hca":
+                return LayerCache(window, entries, state)
+            keys = pool(f"entries:{ratio}", config.index_head_dim, dtype)
+            return LayerCache(
+                window, entries, state, keys, pool(f"state:{ratio}", 4 * config.index_head_dim, torch.float32)
+            )
+
+        self.layers = [layer(k, r) for k, r in zip(config.layer_kinds, config.compress_ratios, strict=True)]
+
+    def new_sequence(self) -> CachedSequence:
+        """An empty sequence; it takes blocks as it grows."""
+        return CachedSequence(blocks={name: [] for name in self.groups})
+
+    def grow(self, sequence: CachedSequence, tokens: int) -> None:
+        """Make room for `tokens` more tokens. ArgumentError when the step or the cache is too small."""
+        length = sequence.length + tokens
+        if tokens > self.max_step_tokens:
+            raise ArgumentError(f"a step of {tokens} tokens; this cache was made for at most {self.max_step_tokens}")
+        if length > self.max_tokens:
+            raise ArgumentError(f"a sequence of {length} tokens; this cache was made for at most {self.max_tokens}")
+        needed = {}
+        for name, group in self.groups.items():
+            needed[name] = group.columns(length, self.block_size) - len(sequence.blocks[name])
+            if needed[name] > len(self._free[name]):
+                raise ArgumentError(f"cache group {name!r} is out of blocks: free a sequence first")
+        for name, count in needed.items():
+            sequence.blocks[name] += [self._free[name].pop() for _ in range(count)]
+        sequence.length = length
+
+    def rollback(self, sequence: CachedSequence, tokens: int) -> None:
+        """Forget the last `tokens` tokens (a rejected draft); what they wrote is overwritten by their successors."""
+        if not 0 <= tokens <= min(sequence.length, self.max_step_tokens - 1):
+            raise ArgumentError(f"rollback of {tokens} tokens from a sequence of {sequence.length}")
+        sequence.length -= tokens
+
+    def free(self, sequence: CachedSequence) -> None:
+        """Give all blocks back; the sequence is empty afterwards."""
+        for name, blocks in sequence.blocks.items():
+            self._free[name] += blocks
+            blocks.clear()
+        sequence.length = 0
+
+    def block_tables(self, sequences: Sequences[CachedSequence]) -> dict[str, torch.Tensor]:
+        """Per group an int32 table [R, columns], -1 where a sequence has no block."""
+        tables = {}
+        for name, group in self.groups.items():
+            columns = max([1, *(len(s.blocks[name]) for s in sequences)])
+            if group.ring_rows is not None:
+                columns = group.columns(0, self.block_size)
+            rows = [s.blocks[name] + [-1] * (columns - len(s.blocks[name])) for s in sequences]
+            tables[name] = torch.tensor(rows, dtype=torch.int32, device=self.device).reshape(len(rows), columns)
+        return tables

@@ -1,0 +1,157 @@
+"""Generation over a ragged batch: chunked prefill, decode, and speculative decode with the MTP block. spec/v4.md 8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dsv4_ascend.model.batch import Batch, make_batch
+from dsv4_ascend.model.cache import CachedSequence, PagedCache
+from dsv4_ascend.model.transformer import Transformer
+from dsv4_backend.errors import ArgumentError
+from dsv4_backend.ops.sampling import sample
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability; seed fixes the noise."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class _Request:
+    """A sequence being generated: `pending` is sampled but not yet in the cache, `drafts` are guesses after it."""
+
+    index: int
+    prompt: list[int]
+    cached: CachedSequence
+    produced: int = 0
+    pending: int = -1
+    drafts: list[int] = field(default_factory=list)
+
+
+class Generator:
+    """Generates for a list of prompts in lockstep. One instance is one run over one cache.
+
+    draft_tokens > 0 drafts that many tokens per step with the MTP block and verifies them in one call; greedy only,
+    the output equals plain decoding. `accepted` and `drafted` count how well that went.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        cache: PagedCache,
+        dtype: torch.dtype,
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        draft_tokens: int = 0,
+    ) -> None:
+        if draft_tokens and not len(network.mtp):
+            raise ArgumentError("draft_tokens: this checkpoint has no MTP block to draft with")
+        if draft_tokens and sampling.temperature > 0:
+            raise ArgumentError("draft_tokens: speculative decoding is greedy; use temperature 0")
+        self.network, self.cache, self.dtype, self.sampling = network, cache, dtype, sampling
+        self.max_new_tokens, self.stop_ids, self.draft_tokens = max_new_tokens, stop_ids, draft_tokens
+        self.drafted = self.accepted = 0
+        self._noise = torch.Generator().manual_seed(sampling.seed)
+
+    def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+        """Yield (prompt number, token) as tokens are decided; the prefill runs before the first."""
+        requests = [_Request(i, list(p), self.cache.new_sequence()) for i, p in enumerate(prompts)]
+        if any(not r.prompt for r in requests):
+            raise ArgumentError("generate: a prompt has no tokens; start it with the bos token")
+        active = requests if self.max_new_tokens > 0 else []
+        yield from self._emit(active, self._prefill(active))
+        while active := self._keep(active):
+            yield from self._emit(active, self._decode(active))
+
+    def _keep(self, requests: list[_Request]) -> list[_Request]:
+        done = [r for r in requests if r.produced >= self.max_new_tokens or r.pending in self.stop_ids]
+        for request in done:
+            self.cache.free(request.cached)
+        return [r for r in requests if r not in done]
+
+    def _emit(self, requests: list[_Request], tokens: list[list[int]]) -> Iterator[tuple[int, int]]:
+        for request, new in zip(requests, tokens, strict=True):
+            for token in new:
+                if request.produced >= self.max_new_tokens or request.pending in self.stop_ids:
+                    break
+                request.produced += 1
+                request.pending = token
+                yield request.index, token
+
+    def _sample(self, logits: torch.Tensor) -> list[int]:
+        noise = torch.empty(logits.shape).exponential_(generator=self._noise).to(logits.device)
+        return sample(logits, noise, self.sampling.temperature, self.sampling.top_p).tolist()  # type: ignore[no-any-return]
+
+    def _step(self, requests: list[_Request], tokens: list[list[int]]) -> tuple[Batch, torch.Tensor]:
+        batch = make_batch(self.cache, [r.cached for r in requests], tokens)
+        return batch, self.network.run_layers(batch, self.cache, self.dtype)
+
+    def _prefill(self, requests: list[_Request]) -> list[list[int]]:
+        """All prompts in chunks; the result is each prompt's first new token."""
+        first: dict[int, int] = {}
+        step = self.cache.max_step_tokens
+        for start in range(0, max((len(r.prompt) for r in requests), default=0), step):
+            chunk = [r for r in requests if len(r.prompt) > start]
+            batch, streams = self._step(chunk, [r.prompt[start : start + step] for r in chunk])
+            ended = [i for i, r in enumerate(chunk) if len(r.prompt) <= start + step]
+            if ended:
+                sampled = self._sample(self.network.logits(streams[batch.last_rows[ended]]))
+                first.update({chunk[i].index: token for i, token in zip(ended, sampled, strict=True)})
+            follow = [
+                (r.prompt[start + 1 : start + step + 1] + [first.get(r.index, -1)])[: min(step, len(r.prompt) - start)]
+                for r in chunk
+            ]
+            self._draft(chunk, batch, streams, follow, batch.last_rows.tolist())
+        return [[first[r.index]] for r in requests]
+
+    def _decode(self, requests: list[_Request]) -> list[list[int]]:
+        """One step: feed pending tokens with their drafts, keep what the main model agrees with."""
+        fed = [[r.pending, *r.drafts] for r in requests]
+        batch, streams = self._step(requests, fed)
+        decided = self._sample(self.network.logits(streams))
+        results, follow, kept_rows = [], [], []
+        start = 0
+        for request, tokens in zip(requests, fed, strict=True):
+            true = decided[start : start + len(tokens)]
+            agreed = 0
+            while agreed < len(request.drafts) and request.drafts[agreed] == true[agreed]:
+                agreed += 1
+            self.drafted += len(request.drafts)
+            self.accepted += agreed
+            self.cache.rollback(request.cached, len(request.drafts) - agreed)
+            results.append(true[: agreed + 1])
+            follow.append(true)
+            kept_rows.append(start + agreed)
+            start += len(tokens)
+        self._draft(requests, batch, streams, follow, kept_rows)
+        return results
+
+    def _draft(
+        self, requests: list[_Request], batch: Batch, streams: torch.Tensor, follow: list[list[int]], rows: list[int]
+    ) -> None:
+        """Run the MTP block over a step whose rows are followed by `follow`, and draft after each row in `rows`."""
+        if not self.draft_tokens:
+            return
+        next_ids = torch.tensor([t for tokens in follow for t in tokens], device=streams.device)
+        streams = self.network.run_mtp(0, next_ids, streams, batch, self.cache)[rows]
+        guesses = self.network.logits(streams, depth=0).argmax(-1)
+        for request, token in zip(requests, guesses.tolist(), strict=True):
+            request.drafts = [token]
+        for _ in range(self.draft_tokens - 1):
+            cached = [r.cached for r in requests]
+            chained = make_batch(self.cache, cached, [[r.drafts[-1]] for r in requests])
+            streams = self.network.run_mtp(0, guesses, streams, chained, self.cache)
+            guesses = self.network.logits(streams, depth=0).argmax(-1)
+            for request, token in zip(requests, guesses.tolist(), strict=True):
+                request.drafts.append(token)
+        for request in requests:
+            self.cache.rollback(request.cached, self.draft_tokens - 1)

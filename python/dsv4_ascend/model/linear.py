@@ -1,0 +1,93 @@
+"""Weights as the checkpoint stores them: float, FP8 with 128x128 scales, or packed FP4 with 32-wide scales."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dsv4_backend.ops.gemm import fp4_grouped_gemm, fp8_gemm, fp8_grouped_gemm, grouped_gemm
+from dsv4_backend.ops.moe import swiglu, swiglu_quant
+from dsv4_backend.ops.quant import act_quant
+
+ACTIVATION_BLOCK = 128
+
+
+def empty_parameter(*shape: int) -> nn.Parameter:
+    """A placeholder on the meta device, replaced when weights are loaded or initialised."""
+    return nn.Parameter(torch.empty(shape, device="meta"))
+
+
+class Linear(nn.Module):
+    """`y = x Wᵀ` with W `[N, K]` float, or e4m3 with `scale` e8m0 `[ceil(N/128), ceil(K/128)]` (spec/v4.md 6.3).
+
+    bf16 activations are quantised before an FP8 product (profile official); fp32 activations are not (ideal).
+    """
+
+    def __init__(self, n: int, k: int) -> None:
+        super().__init__()
+        self.weight = empty_parameter(n, k)
+        self.register_parameter("scale", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, K] -> [T, N] in x's dtype."""
+        if self.scale is None:
+            return nn.functional.linear(x, self.weight.to(x.dtype))
+        if x.dtype == torch.bfloat16:
+            q, scale = act_quant(x, ACTIVATION_BLOCK)
+            return fp8_gemm(q, scale, self.weight, self.scale)
+        return fp8_gemm(x, None, self.weight, self.scale)
+
+
+class RMSNormWeight(nn.Module):
+    """Holder of a norm's `weight` [d], so that module paths equal checkpoint names."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.weight = empty_parameter(d)
+
+
+class Expert(nn.Module):
+    """w1 (gate), w3 (up) `[m, d]` and w2 (down) `[d, m]` of one expert."""
+
+    def __init__(self, d: int, m: int) -> None:
+        super().__init__()
+        self.w1, self.w2, self.w3 = Linear(m, d), Linear(d, m), Linear(m, d)
+
+    def forward(self, x: torch.Tensor, limit: float) -> torch.Tensor:
+        """The shared expert: x [T, d] -> [T, d], SwiGLU clamped at `limit`."""
+        return self.w2(swiglu(self.w1(x), self.w3(x), None, limit))
+
+
+class GroupedLinear:
+    """The same-named linear of all experts as one grouped product; picks the operator by how weights are stored."""
+
+    def __init__(self, linears: list[Linear]) -> None:
+        self.weights = [linear.weight for linear in linears]
+        scales = [linear.scale for linear in linears]
+        self.scales = [scale for scale in scales if scale is not None]
+        self.quantised = len(self.scales) > 0
+        self.product = fp8_grouped_gemm if self.weights[0].dtype == torch.float8_e4m3fn else fp4_grouped_gemm
+
+    def __call__(
+        self, x: torch.Tensor, x_scale: torch.Tensor | None, expert_offsets: torch.Tensor
+    ) -> torch.Tensor:
+        """x [M, K] sorted by expert (e4m3 with `x_scale`, or float) -> [M, N]."""
+        if self.quantised:
+            return self.product(x, x_scale, self.weights, self.scales, expert_offsets)
+        return grouped_gemm(x, [w.to(x.dtype) for w in self.weights], expert_offsets)
+
+
+def run_experts(
+    experts: list[Expert], rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
+) -> torch.Tensor:
+    """Routed experts on rows sorted by expert: rows [M, d], weights fp32 [M] -> [M, d] (spec/v4.md 5.2).
+
+    The routing weight multiplies before w2 and before its input is quantised.
+    """
+    w1, w3, w2 = (GroupedLinear([getattr(e, name) for e in experts]) for name in ("w1", "w3", "w2"))
+    if not w1.quantised or rows.dtype != torch.bfloat16:
+        h = swiglu(w1(rows, None, expert_offsets), w3(rows, None, expert_offsets), weights, limit)
+        return w2(h, None, expert_offsets)
+    q, scale = act_quant(rows, ACTIVATION_BLOCK)
+    h, h_scale = swiglu_quant(w1(q, scale, expert_offsets), w3(q, scale, expert_offsets), weights, limit)
+    return w2(h, h_scale, expert_offsets)

@@ -1,0 +1,68 @@
+"""Text to token ids and back, with the checkpoint's own `tokenizer.json` (spec/v4.md 9.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import tokenizers
+
+from dsv4_backend.errors import CheckpointError
+
+FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """The byte-level BPE of a checkpoint. `bos` is the text of the begin-of-sentence token, or None."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, bos: str | None) -> None:
+        self._backend, self.bos = backend, bos
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read `tokenizer.json` (and the bos id of config.json). CheckpointError when missing or malformed."""
+        path = folder / FILE
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text")
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # noqa: BLE001  the library raises bare Exception for every malformed file
+            raise CheckpointError(f"{path}: not a tokenizer file: {error}") from error
+        bos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("bos_token_id", 0)
+        return cls(backend, backend.id_to_token(bos_id) if isinstance(bos_id, int) else None)
+
+    @property
+    def size(self) -> int:
+        """Number of token ids, special ones included."""
+        return int(self._backend.get_vocab_size())
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a special string such as `<｜User｜>`, or None."""
+        found = self._backend.token_to_id(token)
+        return None if found is None else int(found)
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        """Token ids of `text`; special strings inside it become their tokens. bos: start with the bos token."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        bos_id = self.token_id(self.bos) if bos and self.bos is not None else None
+        return ids if bos_id is None else [bos_id, *ids]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of `ids`; incomplete UTF-8 at either end becomes U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Text piece by piece as ids arrive; a character split over tokens comes out whole."""
+        held: list[int] = []
+        done = ""
+        for token in ids:
+            held.append(token)
+            text = self.decode(held)
+            if not text.endswith("\ufffd"):
+                yield text[len(done) :]
+                done = text
+                if text.endswith("\n"):
+                    held, done = [], ""
+        if held:
+            yield self.decode(held)[len(done) :]

@@ -1,0 +1,171 @@
+"""The whole network: blocks under hyper-connections, the head, and the multi-token-prediction block. spec/v4.md 2, 5, 8.1.
+
+Module paths equal the official checkpoint names (spec section 7), so a weight is found by its name.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dsv4_ascend.model.attention import Attention
+from dsv4_ascend.model.batch import Batch
+from dsv4_ascend.model.cache import LayerCache, PagedCache
+from dsv4_ascend.model.config import V4Config
+from dsv4_ascend.model.linear import Expert, Linear, RMSNormWeight, empty_parameter, run_experts
+from dsv4_backend.ops.embedding import embed_streams, lm_head
+from dsv4_backend.ops.gate import gate_hash, gate_topk
+from dsv4_backend.ops.hyper import hc_head, hc_post, hc_pre
+from dsv4_backend.ops.moe import moe_combine, moe_dispatch
+from dsv4_backend.ops.mtp import mtp_combine
+from dsv4_backend.ops.norm import rms_norm
+
+
+class Gate(nn.Module):
+    """Router: by score with a selection bias, or by token id (`tid2eid`) in the first num_hash_layers layers (5.1)."""
+
+    def __init__(self, config: V4Config, hashed: bool) -> None:
+        super().__init__()
+        self.k, self.route_scale = config.num_experts_per_tok, config.routed_scaling_factor
+        self.weight = empty_parameter(config.n_routed_experts, config.hidden_size)
+        if hashed:
+            table = torch.empty(config.vocab_size, self.k, dtype=torch.int64, device="meta")
+            self.tid2eid = nn.Parameter(table, requires_grad=False)
+        else:
+            self.bias = empty_parameter(config.n_routed_experts)
+        self.hashed = hashed
+
+    def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [T, d] -> weights fp32 [T, k], expert ids int32 [T, k]."""
+        if self.hashed:
+            return gate_hash(x, self.weight, input_ids, self.tid2eid, self.route_scale)
+        return gate_topk(x, self.weight, self.bias, self.k, self.route_scale)
+
+
+class MoE(nn.Module):
+    """Routed experts plus the shared expert (5)."""
+
+    def __init__(self, config: V4Config, hashed: bool) -> None:
+        super().__init__()
+        d, m = config.hidden_size, config.moe_intermediate_size
+        self.gate = Gate(config, hashed)
+        self.experts = nn.ModuleList(Expert(d, m) for _ in range(config.n_routed_experts))
+        self.shared_experts = Expert(d, m)
+        self.limit = config.swiglu_limit
+
+    def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """x [T, d] (normed) -> [T, d]."""
+        weights, ids = self.gate(x, input_ids)
+        rows, expert_offsets, order = moe_dispatch(x, ids, len(self.experts))
+        experts = [e for e in self.experts if isinstance(e, Expert)]
+        y = run_experts(experts, rows, weights.flatten()[order], expert_offsets, self.limit)
+        routed = moe_combine(y, order, ids.shape[1])
+        return (routed + self.shared_experts(x, self.limit)).to(x.dtype)
+
+
+class HyperHead(nn.Module):
+    """The three collapse parameters under their checkpoint names (2.4); mixed into the modules that own them."""
+
+    def __init__(self, config: V4Config) -> None:
+        super().__init__()
+        n, d = config.hc_mult, config.hidden_size
+        self.hc_head_fn, self.hc_head_base = empty_parameter(n, n * d), empty_parameter(n)
+        self.hc_head_scale = empty_parameter(1)
+        self.norm = RMSNormWeight(d)
+        self.hc_eps, self.norm_eps = config.hc_eps, config.rms_norm_eps
+
+    def collapse(self, x: torch.Tensor) -> torch.Tensor:
+        """Streams [T, n, d] -> normed hidden state [T, d], ready for the LM head."""
+        y = hc_head(x, self.hc_head_fn, self.hc_head_base, self.hc_head_scale, self.norm_eps, self.hc_eps)
+        return rms_norm(y, self.norm.weight, self.norm_eps)
+
+
+class Block(nn.Module):
+    """Attention then MoE, each wrapped by hyper-connections (2.1)."""
+
+    def __init__(self, config: V4Config, kind: str, ratio: int, hashed: bool) -> None:
+        super().__init__()
+        n, d = config.hc_mult, config.hidden_size
+        self.attn, self.ffn = Attention(config, kind, ratio), MoE(config, hashed)
+        self.attn_norm, self.ffn_norm = RMSNormWeight(d), RMSNormWeight(d)
+        mixes = n * (n + 2)
+        for site in ("attn", "ffn"):
+            self.register_parameter(f"hc_{site}_fn", empty_parameter(mixes, n * d))
+            self.register_parameter(f"hc_{site}_base", empty_parameter(mixes))
+            self.register_parameter(f"hc_{site}_scale", empty_parameter(3))
+        self.sinkhorn_iters, self.hc_eps, self.norm_eps = config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps
+
+    def _pre(self, x: torch.Tensor, site: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        fn, base, scale = (getattr(self, f"hc_{site}_{part}") for part in ("fn", "base", "scale"))
+        y, post, comb = hc_pre(x, fn, base, scale, self.sinkhorn_iters, self.norm_eps, self.hc_eps)
+        return rms_norm(y, getattr(self, f"{site}_norm").weight, self.norm_eps), post, comb
+
+    def run(self, x: torch.Tensor, input_ids: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
+        """Streams [T, n, d] -> [T, n, d]. input_ids route the hash layers."""
+        y, post, comb = self._pre(x, "attn")
+        x = hc_post(self.attn(y, cache, batch), x, post, comb)
+        y, post, comb = self._pre(x, "ffn")
+        return hc_post(self.ffn(y, input_ids), x, post, comb)
+
+
+class MTPBlock(Block):
+    """Predicts the token after next from the next token's embedding and the main model's streams (8.1)."""
+
+    def __init__(self, config: V4Config, kind: str, ratio: int) -> None:
+        super().__init__(config, kind, ratio, hashed=False)
+        d = config.hidden_size
+        self.e_proj, self.h_proj = Linear(d, d), Linear(d, d)
+        self.enorm, self.hnorm = RMSNormWeight(d), RMSNormWeight(d)
+        head = HyperHead(config)
+        self.hc_head_fn, self.hc_head_base, self.hc_head_scale = head.hc_head_fn, head.hc_head_base, head.hc_head_scale
+        self.norm = head.norm
+
+    collapse = HyperHead.collapse
+
+    def combine(self, embedded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """embedded [T, d] of the next tokens, streams x [T, n, d] -> the block's input streams [T, n, d]."""
+        e = rms_norm(embedded, self.enorm.weight, self.norm_eps)
+        h = rms_norm(x, self.hnorm.weight, self.norm_eps)
+        return mtp_combine(
+            e, h, self.e_proj.weight, self.e_proj.scale, self.h_proj.weight, self.h_proj.scale
+        )
+
+
+class Transformer(HyperHead):
+    """The network of `config`, built on the meta device; weights are assigned by name (weights.py)."""
+
+    def __init__(self, config: V4Config) -> None:
+        super().__init__(config)
+        self.config = config
+        v, d, n_layers = config.vocab_size, config.hidden_size, config.num_hidden_layers
+        self.embed, self.head = Linear(v, d), Linear(v, d)
+        shapes = list(zip(config.layer_kinds, config.compress_ratios, strict=True))
+        self.layers = nn.ModuleList(
+            Block(config, kind, ratio, hashed=i < config.num_hash_layers)
+            for i, (kind, ratio) in enumerate(shapes[:n_layers])
+        )
+        self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio) for kind, ratio in shapes[n_layers:])
+
+    def run_layers(self, batch: Batch, cache: PagedCache, dtype: torch.dtype) -> torch.Tensor:
+        """Tokens of `batch` -> streams [T, n, d] after the last layer, in `dtype`; updates `cache`."""
+        x = embed_streams(batch.input_ids, self.embed.weight, self.config.hc_mult).to(dtype)
+        for block, layer_cache in zip(self.layers, cache.layers, strict=False):
+            assert isinstance(block, Block)
+            x = block.run(x, batch.input_ids, layer_cache, batch)
+        return x
+
+    def run_mtp(
+        self, depth: int, next_ids: torch.Tensor, x: torch.Tensor, batch: Batch, cache: PagedCache
+    ) -> torch.Tensor:
+        """One MTP block on streams x [T, n, d] and the ids that follow each row [T] -> its streams [T, n, d]."""
+        block = self.mtp[depth]
+        assert isinstance(block, MTPBlock)
+        embedded = embed_streams(next_ids, self.embed.weight, 1).squeeze(1).to(x.dtype)
+        layer_cache = cache.layers[self.config.num_hidden_layers + depth]
+        return block.run(block.combine(embedded, x), next_ids, layer_cache, batch)
+
+    def logits(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
+        """Streams [T, n, d] -> logits fp32 [T, V]; `depth` chooses the MTP block's own collapse and norm."""
+        owner = self if depth is None else self.mtp[depth]
+        assert isinstance(owner, HyperHead | MTPBlock)
+        return lm_head(owner.collapse(x), self.head.weight)
