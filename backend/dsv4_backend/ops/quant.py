@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import pad
 
-from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.contract import Operator, Tolerance, operator
+from dsv4_backend.errors import argument_error
 from dsv4_backend.ops.formats import (
     E2M1_MAX,
     E4M3_MAX,
@@ -28,6 +31,23 @@ FP8_TILE = 128
 FP4_BLOCK = 32
 _EXACT = Tolerance(reason="quantisation rounds once, by rule: every bit is decided")
 
+Rule = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _act_scale(blocks: torch.Tensor) -> torch.Tensor:
+    return block_scale(blocks, E4M3_MAX, ACT_FLOOR)
+
+
+def _fp4_scale(blocks: torch.Tensor) -> torch.Tensor:
+    return block_scale(blocks, E2M1_MAX, FP4_FLOOR)
+
+
+def _quantise(x: torch.Tensor, block_size: int, scale_of: Rule, round_to: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes [..., B, block_size] and scale bytes [..., B] of x [..., K]."""
+    blocks = split_blocks(x.detach(), block_size)
+    scale = scale_of(blocks)
+    return round_to(divide_blocks(blocks, scale)), scale
+
 
 def _merge(blocks: torch.Tensor, channels: int) -> torch.Tensor:
     return blocks.flatten(-2)[..., :channels].contiguous()
@@ -36,6 +56,34 @@ def _merge(blocks: torch.Tensor, channels: int) -> torch.Tensor:
 def _straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     # x.detach() - x is +0, so the value and the sign of its zeros are those of `rounded`; the gradient is x's.
     return rounded.to(x.dtype) - (x.detach() - x)
+
+
+def _fp8_quant(
+    x: torch.Tensor, block_size: int, scale_of: Rule = _act_scale, round_to: Rule = round_e4m3
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q, scale = _quantise(x, block_size, scale_of, round_to)
+    return _merge(q, x.shape[-1]), scale.view(torch.float8_e8m0fnu)
+
+
+def _fp8_qdq(
+    x: torch.Tensor, block_size: int, scale_of: Rule = _act_scale, round_to: Rule = round_e4m3
+) -> torch.Tensor:
+    q, scale = _quantise(x, block_size, scale_of, round_to)
+    return _straight_through(x, _merge(q.float() * scale_values(scale).unsqueeze(-1), x.shape[-1]))
+
+
+def _fp4_quant(
+    x: torch.Tensor, block_size: int, scale_of: Rule = _fp4_scale, round_to: Rule = round_e2m1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, scale = _quantise(x, block_size, scale_of, round_to)
+    return pack_e2m1(_merge(codes, x.shape[-1])), scale.view(torch.float8_e8m0fnu)
+
+
+def _fp4_qdq(
+    x: torch.Tensor, block_size: int, scale_of: Rule = _fp4_scale, round_to: Rule = round_e2m1
+) -> torch.Tensor:
+    codes, scale = _quantise(x, block_size, scale_of, round_to)
+    return _straight_through(x, _merge(e2m1_values(codes) * scale_values(scale).unsqueeze(-1), x.shape[-1]))
 
 
 @operator(
@@ -50,13 +98,10 @@ def act_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     x: [..., K] float; block_size: 128 for GEMM inputs, 64 for KV rows; the last block may be short.
     Returns q: float8_e4m3fn [..., K], scale: float8_e8m0fnu [..., ceil(K / block_size)]; x is about q * scale.
     amax of a block is floored at 1e-4, scale = 2^ceil(log2(fp32(amax * fp32(1/448)))) through bits, q is x / scale
-    rounded to nearest even. NaN or infinity in a block: its scale is byte 0xFF and its q bytes are 0x7F. No gradient.
-    Source: spec/v4.md 6.1 [OFF-K].
+    rounded to nearest even. NaN or infinity in a block: its scale is byte 0xFF and its q bytes are 0x7F. Zero rows
+    give empty results. No gradient. Source: spec/v4.md 6.1 [OFF-K].
     """
-    blocks = split_blocks(x.detach(), block_size)
-    scale = block_scale(blocks, E4M3_MAX, ACT_FLOOR)
-    q = round_e4m3(divide_blocks(blocks, scale))
-    return _merge(q, x.shape[-1]), scale.view(torch.float8_e8m0fnu)
+    return _fp8_quant(x, block_size)
 
 
 @operator(
@@ -69,13 +114,11 @@ def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
     """The first `channels` channels after FP8 quantisation and back (`act_quant`), the others unchanged.
 
     x: [..., K] float; 0 <= channels <= K. KV rows use block 64 on the 448 channels before the RoPE part.
-    Returns [..., K] in x's dtype. A block with NaN or infinity becomes NaN. The gradient is straight-through: that of x.
+    Returns [..., K] in x's dtype, one cast of fp32(q * scale): the largest bf16 values become infinite. A block with
+    NaN or infinity becomes NaN. Zero rows give an empty result. Gradient: straight-through, that of x.
     Source: spec/v4.md 6.1 step 5 [OFF-K].
     """
-    blocks = split_blocks(x.detach()[..., :channels], block_size)
-    scale = block_scale(blocks, E4M3_MAX, ACT_FLOOR)
-    wide = compute(round_e4m3(divide_blocks(blocks, scale))) * scale_values(scale).unsqueeze(-1)
-    return torch.cat([_straight_through(x[..., :channels], _merge(wide, channels)), x[..., channels:]], -1)
+    return torch.cat([_fp8_qdq(x[..., :channels], block_size), x[..., channels:]], -1)
 
 
 @operator(
@@ -91,12 +134,10 @@ def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     Returns packed: int8 [..., K/2], low nibble = even channel, high nibble = odd channel; scale: float8_e8m0fnu
     [..., ceil(K / block_size)]. amax is floored at 6 * 2^-126, scale = 2^ceil(log2(fp32(amax * fp32(1/6)))) through
     bits, the code is x / scale rounded to nearest, ties to the even code; bit 3 is the sign, also of zero.
-    NaN or infinity in a block: its scale is byte 0xFF and its codes are 0. No gradient. Source: spec/v4.md 6.2 [OFF-K].
+    NaN or infinity in a block: its scale is byte 0xFF and its codes are 0. Zero rows give empty results. No gradient.
+    Source: spec/v4.md 6.2 [OFF-K].
     """
-    blocks = split_blocks(x.detach(), block_size)
-    scale = block_scale(blocks, E2M1_MAX, FP4_FLOOR)
-    codes = _merge(round_e2m1(divide_blocks(blocks, scale)), x.shape[-1])
-    return pack_e2m1(codes), scale.view(torch.float8_e8m0fnu)
+    return _fp4_quant(x, block_size)
 
 
 @operator(
@@ -106,23 +147,42 @@ def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     tolerance=_EXACT,
 )
 def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """X after FP4 quantisation and back (`fp4_quant`).
+    """Values after FP4 quantisation and back (`fp4_quant`).
 
     x: [..., K] float, K of either parity; block_size: 32. Indexer queries and keys, after the Hadamard rotation.
-    Returns [..., K] in x's dtype. A block with NaN or infinity becomes NaN. The gradient is straight-through: that of x.
-    Source: spec/v4.md 6.2 [OFF-K].
+    Returns [..., K] in x's dtype, one cast of fp32(value * scale). A block with NaN or infinity becomes NaN. Zero rows
+    give an empty result. Gradient: straight-through, that of x. Source: spec/v4.md 6.2 [OFF-K].
     """
-    blocks = split_blocks(x.detach(), block_size)
-    scale = block_scale(blocks, E2M1_MAX, FP4_FLOOR)
-    wide = e2m1_values(round_e2m1(divide_blocks(blocks, scale))) * scale_values(scale).unsqueeze(-1)
-    return _straight_through(x, _merge(wide, x.shape[-1]))
+    return _fp4_qdq(x, block_size)
+
+
+def _check_block_size(op: Operator, block_size: int) -> None:
+    if block_size < 1:
+        raise op.reject("block_size", block_size, "at least 1")
 
 
 @act_quant.shapes
+def _(x: torch.Tensor, block_size: int) -> None:
+    _check_block_size(act_quant, block_size)
+
+
+@act_qdq.shapes
+def _(x: torch.Tensor, block_size: int, channels: int) -> None:
+    _check_block_size(act_qdq, block_size)
+    if not 0 <= channels <= x.shape[-1]:
+        raise act_qdq.reject("channels", channels, f"0 to the {x.shape[-1]} channels of x")
+
+
+@fp4_quant.shapes
+def _(x: torch.Tensor, block_size: int) -> None:
+    _check_block_size(fp4_quant, block_size)
+    if x.shape[-1] % 2:
+        raise fp4_quant.reject("x", f"{x.shape[-1]} channels", "an even number, two codes per byte")
+
+
 @fp4_qdq.shapes
 def _(x: torch.Tensor, block_size: int) -> None:
-    if block_size < 1:
-        raise act_quant.reject("block_size", block_size, "at least 1")
+    _check_block_size(fp4_qdq, block_size)
 
 
 def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,10 +205,9 @@ def quantize_weight_fp4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Source: spec/v4.md 6.3.
     """
     if w.shape[1] % FP4_BLOCK:
-        raise ValueError(f"quantize_weight_fp4: w has {w.shape[1]} columns, expected a multiple of {FP4_BLOCK}")
-    blocks = split_blocks(w.detach().float(), FP4_BLOCK)
-    scale = block_scale(blocks, E2M1_MAX, FP4_FLOOR)
-    return pack_e2m1(round_e2m1(divide_blocks(blocks, scale)).flatten(-2)), scale.view(torch.float8_e8m0fnu)
+        expected = f"a multiple of {FP4_BLOCK}"
+        raise argument_error("quantize_weight_fp4", "w", f"{w.shape[1]} columns", expected)
+    return _fp4_quant(w, FP4_BLOCK)
 
 
 def dequantize_fp8(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
