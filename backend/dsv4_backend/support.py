@@ -1,8 +1,33 @@
-"""Probes of the machine and answers to "does this run here, and if not, why?"."""
+"""Probes of the machine, and answers to "does this run here, and if not, why?".
+
+`probe` looks, `diagnose` judges. Judging is pure, so it is tested with made-up probes.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dsv4_backend import _torch
+
+ISA_FLAGS = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_bf16", "amx_int8", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
+)
+"""CPU features that decide between kernels, as /proc/cpuinfo names them."""
+
+State = Literal["ok", "note", "warning", "problem"]
 
 
 @dataclass(frozen=True)
@@ -14,3 +39,249 @@ class Support:
 
     def __bool__(self) -> bool:
         return self.native
+
+
+@dataclass(frozen=True)
+class Cann:
+    """One CANN installation: its folder, what named it, and its version if a version file tells."""
+
+    home: str
+    named_by: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What was found on this machine. Faults are the text of the error, None where there was none."""
+
+    python: str
+    machine: str
+    isa: tuple[str, ...]
+    torch: str
+    torch_npu: str | None
+    backends: tuple[str, ...]
+    backend_fault: str | None
+    autoload: str | None
+    npus: int
+    cann: tuple[Cann, ...]
+    ascend_home_fault: str | None
+    ascendcl_fault: str | None
+    home_fault: str | None
+    cwd_fault: str | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `dsv4-ascend doctor`: what was found, how bad it is, and what to do about it."""
+
+    subject: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def probe(environ: Mapping[str, str] = os.environ) -> Probes:
+    """Look at the machine. Opens libascendcl.so if the loader finds one, and no device."""
+    return Probes(
+        python=platform.python_version(),
+        machine=platform.machine(),
+        isa=_isa_flags(Path("/proc/cpuinfo")),
+        torch=torch.__version__,
+        torch_npu=_installed("torch-npu"),
+        backends=tuple(sorted({e.name for e in metadata.entry_points(group="torch.backends")})),
+        backend_fault=None if _torch.backend_fault is None else _first_line(_torch.backend_fault),
+        autoload=environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD"),
+        npus=npu_count(),
+        cann=tuple(find_cann(environ)),
+        ascend_home_fault=_ascend_home_fault(environ.get("ASCEND_HOME_PATH")),
+        ascendcl_fault=_load_fault("libascendcl.so"),
+        home_fault=_write_fault(os.path.expanduser("~")),
+        cwd_fault=_write_fault("."),
+    )
+
+
+def npu_count() -> int:
+    """Number of NPUs that the loaded torch sees; 0 without torch_npu."""
+    npu = getattr(torch, "npu", None)
+    return int(npu.device_count()) if npu is not None else 0
+
+
+def npu_fault() -> str | None:
+    """Why torch cannot run on an NPU here, or None when it can."""
+    if npu_count():
+        return None
+    if _torch.backend_fault is not None:
+        return f"torch_npu fails to load: {_first_line(_torch.backend_fault)}"
+    return "torch_npu is not loaded" if not hasattr(torch, "npu") else "torch_npu sees no device"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _isa_flags(cpuinfo: Path) -> tuple[str, ...]:
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return ()
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    present = set(line[1].split()) if line else set()
+    return tuple(flag for flag in ISA_FLAGS if flag in present)
+
+
+def _ascend_home_fault(home: str | None) -> str | None:
+    return None if home is None or os.path.isdir(home) else f"ASCEND_HOME_PATH={home} is not a folder"
+
+
+def _load_fault(library: str) -> str | None:
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return _first_line(error)
+    return None
+
+
+def _write_fault(folder: str) -> str | None:
+    """Why no file can be created in a folder. Tries it, because permission bits lie to root and on read-only disks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+
+
+def find_cann(environ: Mapping[str, str]) -> Iterator[Cann]:
+    """CANN installations named by the environment or in the usual place, each folder once, first named first."""
+    seen: set[Path] = set()
+    for named_by, home in _cann_homes(environ):
+        real = Path(os.path.realpath(home))
+        if real not in seen and os.path.isdir(real):
+            seen.add(real)
+            yield Cann(str(home), named_by, _cann_version(real))
+
+
+def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    for folder in filter(None, environ.get("LD_LIBRARY_PATH", "").split(":")):
+        if os.path.exists(os.path.join(folder, "libascendcl.so")):
+            yield "LD_LIBRARY_PATH", Path(os.path.realpath(folder)).parent
+    for variable in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        if environ.get(variable):
+            yield variable, Path(environ[variable])
+    yield "default location", Path("/usr/local/Ascend/ascend-toolkit/latest")
+    yield "default location", Path("/usr/local/Ascend/cann")
+
+
+def _cann_version(home: Path) -> str | None:
+    patterns = ("ascend_toolkit_install.info", "*/ascend_toolkit_install.info", "version.info", "*/version.info")
+    for path in (p for pattern in (*patterns, "share/info/*/version.info") for p in sorted(home.glob(pattern))):
+        try:
+            match = re.search(r"^version=(\S+)", path.read_text(), re.MULTILINE | re.IGNORECASE)
+        except OSError:
+            continue
+        if match:
+            return match[1]
+    return None
+
+
+def diagnose(probes: Probes) -> tuple[Finding, ...]:
+    """Judge the probes: what is fine, what is missing, and what to do."""
+    return tuple(
+        finding
+        for rule in (_judge_host, _judge_torch_npu, _judge_autoload, _judge_cann, _judge_npus, _judge_folders)
+        for finding in rule(probes)
+    )
+
+
+def verdict(findings: tuple[Finding, ...], npus: int) -> str:
+    """One sentence over all findings."""
+    ready = f"ready for CPU and {npus} NPU(s)" if npus else "ready for CPU"
+    counts = {state: sum(f.state == state for f in findings) for state in ("problem", "warning")}
+    parts = [f"{count} {state}{'s' * (count > 1)}" for state, count in counts.items() if count]
+    return "; ".join([ready, ", ".join(parts)] if parts else [ready])
+
+
+def _judge_host(p: Probes) -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{p.python} on {p.machine}")
+    yield Finding("cpu", "ok", " ".join(p.isa) or "no known vector extension")
+    yield Finding("torch", "ok", p.torch)
+
+
+def _judge_torch_npu(p: Probes) -> Iterator[Finding]:
+    if p.torch_npu is None:
+        yield Finding("torch_npu", "note", "not installed: CPU only", f"for an Ascend NPU: {_install_torch_npu(p)}")
+    elif _release(p.torch_npu) != _release(p.torch):
+        found = f"{p.torch_npu} is built for torch {_release(p.torch_npu)}, but torch is {p.torch}"
+        yield Finding("torch_npu", "problem", found, _install_torch_npu(p))
+    elif p.backend_fault is None:
+        yield Finding("torch_npu", "ok", p.torch_npu)
+    if p.backend_fault is not None:
+        subject = "torch_npu" if p.torch_npu is not None else " ".join(p.backends)
+        yield Finding(subject, "problem", f"import fails: {p.backend_fault}", _backend_advice(p, p.backend_fault))
+
+
+def _install_torch_npu(p: Probes) -> str:
+    return f"pip install torch-npu=={_release(p.torch)}"
+
+
+def _backend_advice(p: Probes, fault: str) -> str:
+    if "cannot open shared object file" in fault:
+        return "install CANN, then in each shell: source <CANN folder>/set_env.sh (it sets LD_LIBRARY_PATH)"
+    if p.torch_npu is None:
+        return f"pip uninstall the package that registers {' '.join(p.backends)}, or repair it"
+    return f"reinstall it for this torch: {_install_torch_npu(p)} --force-reinstall"
+
+
+def _release(version: str) -> str:
+    return ".".join(re.findall(r"\d+", version)[:3])
+
+
+def _judge_autoload(p: Probes) -> Iterator[Finding]:
+    if p.backend_fault is not None:
+        found = "a plain `import torch` fails here, because torch autoloads the broken backend"
+        advice = "import dsv4_ascend before torch (it keeps the fault aside), or export TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+        yield Finding("autoload", "warning", found, advice)
+    elif p.autoload == "0" and p.torch_npu is not None:
+        found = "TORCH_DEVICE_BACKEND_AUTOLOAD=0: torch_npu is not loaded"
+        yield Finding("autoload", "warning", found, "unset TORCH_DEVICE_BACKEND_AUTOLOAD, or import torch_npu yourself")
+
+
+def _judge_cann(p: Probes) -> Iterator[Finding]:
+    if p.ascend_home_fault is not None:
+        advice = "source the set_env.sh of an installed CANN, or unset ASCEND_HOME_PATH"
+        yield Finding("CANN", "problem", p.ascend_home_fault, advice)
+    for cann in p.cann:
+        yield Finding("CANN", "ok", f"{cann.version or 'unknown version'} in {cann.home} ({cann.named_by})")
+    if len(p.cann) > 1:
+        first = next((c for c in p.cann if c.named_by == "LD_LIBRARY_PATH"), p.cann[0])
+        found = f"{len(p.cann)} installations; the loader picks {first.version or first.home}"
+        yield Finding("CANN", "warning", found, "source the set_env.sh of the one you mean, in a fresh shell")
+    if p.ascendcl_fault is None:
+        yield Finding("libascendcl.so", "ok", "found by the loader")
+        return
+    needed = p.torch_npu is not None or bool(p.cann)
+    advice = "source <CANN folder>/set_env.sh, so that LD_LIBRARY_PATH leads to libascendcl.so"
+    yield Finding("libascendcl.so", "problem" if needed else "note", p.ascendcl_fault, advice if needed else "")
+
+
+def _judge_npus(p: Probes) -> Iterator[Finding]:
+    if p.npus:
+        yield Finding("NPU", "ok", f"{p.npus} device(s)")
+    elif p.torch_npu is not None and p.backend_fault is None and p.autoload != "0":
+        yield Finding("NPU", "warning", "torch_npu sees no device", "check `npu-smi info` and /dev/davinci*")
+
+
+def _judge_folders(p: Probes) -> Iterator[Finding]:
+    if p.home_fault is not None:
+        advice = "set HOME to a writable folder, or TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR for torch.compile"
+        yield Finding("HOME", "warning", f"no file can be created in {p.home_fault}", advice)
+    if p.cwd_fault is not None:
+        advice = "give output options an absolute path in a writable folder"
+        yield Finding("current folder", "warning", f"no file can be created in {p.cwd_fault}", advice)

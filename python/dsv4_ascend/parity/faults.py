@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dsv4_ascend.parity.runner import RAISED, Function, Sample, samples
 from dsv4_backend.contract import Operator
 from dsv4_backend.errors import Dsv4Error
-
-from dsv4_ascend.parity.runner import RAISED, Function, Sample, samples
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,9 @@ def _hunt(operator: str, fault: str, mutant: Function, found: Sequence[Sample]) 
         except Dsv4Error:
             continue
         except RAISED as error:
-            raised = raised or FaultResult(operator, fault, sample.name, f"{type(error).__name__}: {error}", raised=True)
+            raised = raised or FaultResult(
+                operator, fault, sample.name, f"{type(error).__name__}: {error}", raised=True
+            )
             continue
         if not comparison.ok:
             return FaultResult(operator, fault, sample.name, comparison.detail)

@@ -1,15 +1,34 @@
-"""Summary of a parity run: one row per operator, as data for tables and JSON."""
+"""A parity run over operators: what to run, one report per operator, and the report as data for tables and JSON."""
 
 from __future__ import annotations
 
 import math
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dsv4_ascend.parity.faults import FaultResult
-from dsv4_ascend.parity.runner import CaseResult
+from dsv4_ascend.parity.faults import FaultResult, run_faults
+from dsv4_ascend.parity.runner import CaseResult, run_cases, samples
+from dsv4_backend import OPERATORS
+from dsv4_backend.contract import Operator
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to run: names that contain `pattern`, one profile or all, a device, with faults or without."""
+
+    pattern: str = ""
+    profile: str | None = None
+    device: str = "cpu"
+    faults: bool = False
+
+    def operators(self) -> list[Operator]:
+        """Operators that can match the pattern, in the order of spec section 17."""
+        name, slash, _ = self.pattern.partition("/")
+        found = (op for op in OPERATORS.values() if not slash or name == op.name or name not in OPERATORS)
+        return sorted(found, key=lambda op: (op.rows, op.name))
 
 
 @dataclass
@@ -57,6 +76,17 @@ class OperatorReport:
             "results": [_case_json(c) for c in self.cases],
             "fault_results": [asdict(f) | {"killed": f.killed} for f in self.faults],
         }
+
+
+def measure(operator: Operator, selection: Selection) -> OperatorReport:
+    """Run the selected cases of one operator, and its faults if asked for."""
+    start = time.perf_counter()
+    report = OperatorReport(operator.name, operator.rows)
+    report.cases += run_cases(list(samples(operator, selection.profile, selection.pattern)), selection.device)
+    if selection.faults:
+        report.faults += run_faults(operator, selection.pattern)
+    report.seconds = time.perf_counter() - start
+    return report
 
 
 def _case_json(result: CaseResult) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+
+from dsv4_ascend.parity.compare import Comparison, compare
 from dsv4_backend import dispatch
 from dsv4_backend.contract import Case, Operator
 from dsv4_backend.errors import Dsv4Error
-
-from dsv4_ascend.parity.compare import Comparison, compare
 
 Function = Callable[..., Any]
 
@@ -88,8 +88,8 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], argument: Any)
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy with its own storage and the same strides and offset, as `clone` does not keep them."""
     fresh = torch.empty(0, dtype=tensor.dtype)
-    storage = tensor.untyped_storage().clone()
-    return fresh.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())  # type: ignore[call-overload,no-any-return]
+    storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+    return fresh.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def _fp64(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,71 @@
+"""`dsv4-ascend ops`: the operators and which implementation runs on each device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dsv4_ascend.cli import console, print_json
+from dsv4_backend import OPERATORS, dispatch
+from dsv4_backend.contract import Operator
+from dsv4_backend.support import npu_fault
+
+DEVICES = ("cpu", "npu")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What runs an operator on a device: a kernel's name, `reference`, or `none`; and why."""
+
+    name: str
+    reason: str
+
+
+def ops(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List every operator with the implementation that runs it on each device, and the reason.
+
+    A native kernel is asked about the operator's own parity cases; the others of its calls run the reference.
+    """
+    found = sorted(OPERATORS.values(), key=lambda op: (op.rows, op.name))
+    rows = [(op, {device: implementation(op, device) for device in DEVICES}) for op in found]
+    if json:
+        print_json({"operators": [_as_json(op, answers) for op, answers in rows]})
+        return
+    table = Table("operator", "spec rows", *(f"{c}" for d in DEVICES for c in (d, f"why on {d}")), box=None)
+    for op, answers in rows:
+        cells = (cell for device in DEVICES for cell in (answers[device].name, escape(answers[device].reason)))
+        table.add_row(f"[bold]{op.name}[/]", ", ".join(map(str, op.rows)), *cells)
+    console().print(table)
+
+
+def implementation(operator: Operator, device: str) -> Implementation:
+    """Which implementation of `operator` the dispatcher picks on `device`, as far as can be said without arguments."""
+    fault = npu_fault() if device == "npu" else None
+    kernel = dispatch.native_kernels().get((operator.name, device))
+    if fault is not None:
+        return Implementation("none", fault)
+    if kernel is None:
+        return Implementation("reference", "no kernel for this device in this build")
+    return Implementation(kernel, _coverage(operator, device))
+
+
+def _coverage(operator: Operator, device: str) -> str:
+    answers = [dispatch.support(operator.name, *c.arguments, device=device) for c in operator.iterate_cases()]
+    refusals = [answer.reason for answer in answers if not answer]
+    if not refusals:
+        return "runs all of its cases"
+    return f"runs {len(answers) - len(refusals)} of {len(answers)} cases; else the reference: {refusals[0]}"
+
+
+def _as_json(operator: Operator, answers: dict[str, Implementation]) -> dict[str, object]:
+    return {
+        "name": operator.name,
+        "schema": operator.schema,
+        "spec_rows": list(operator.rows),
+        "faults": len(operator.faults),
+        "devices": {device: asdict(answer) for device, answer in answers.items()},
+    }
