@@ -29,7 +29,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     x: [..., d] float; weight: [d] float; eps: added to the mean square, 1e-6 everywhere in V4.
     Returns [..., d] in x's dtype: fp32 inside, one cast at the end. Zero rows give an empty result.
-    NaN or infinity anywhere in a row makes that row NaN. Source: spec/v4.md 3.1 [OFF-M].
+    NaN in a row makes the row NaN; infinity becomes NaN and makes the rest of its row 0. Source: spec/v4.md 3.1 [OFF-M].
     """
     wide = compute(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
@@ -108,7 +108,7 @@ def head_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     x: [..., d] float; eps: >= 0, added to the mean square, 1e-6 everywhere in V4.
     Returns [..., d] in x's dtype. In bf16 the square, the mean (summed in fp32), the sum with eps, the reciprocal root
     and the product each round to bf16, as the official code's tensor operations do. Zero rows give an empty result.
-    NaN or infinity anywhere in a row makes that row NaN, but for the zeros that finite / infinity leaves.
+    NaN in a row makes the row NaN; infinity becomes NaN and makes the rest of its row 0.
     Source: spec/v4.md 3.1 [OFF-M].
     """
     mean = compute(x.square()).mean(-1, keepdim=True).to(x.dtype)
@@ -119,3 +119,53 @@ def head_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
 def _(x: torch.Tensor, eps: float) -> None:
     if not eps >= 0:
         raise head_rms_norm.reject("eps", eps, "a number >= 0")
+
+
+@head_rms_norm.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for tokens, heads, d in ((0, 4, 64), (1, 1, 1), (2, 3, 7), (3, 5, 512), (17, 2, 130)):
+            yield Case(f"{tokens}x{heads}x{d}", profile, (draw.spread(tokens, heads, d, dtype=dtype), 1e-6))
+        yield Case("epsilon matters", profile, (draw.normal(4, 2, 64, dtype=dtype, scale=1e-4), 1e-6))
+        yield Case("strided", profile, (draw.normal(6, 4, 96, dtype=dtype)[::2, :, ::2], 1e-6))
+        special = draw.normal(4, 1, 16, dtype=dtype)
+        special[0, 0, 3], special[1, 0, 5], special[2] = float("nan"), float("inf"), 0.0
+        yield Case("NaN, infinity, zero row", profile, (special, 1e-6))
+
+
+add_output_faults(head_rms_norm, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+
+
+@head_rms_norm.fault("epsilon left out")
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return head_rms_norm.reference(x, 0.0)
+
+
+@head_rms_norm.fault("epsilon outside the root")
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x / (x.square().mean(-1, keepdim=True).sqrt() + eps)
+
+
+@head_rms_norm.fault("one mean over all heads")
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return head_rms_norm.reference(x.flatten(1), eps).view(x.shape)
+
+
+@head_rms_norm.fault("sum instead of mean")
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+@head_rms_norm.fault("mean subtracted")
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return head_rms_norm.reference(x - x.mean(-1, keepdim=True), eps)
+
+
+@head_rms_norm.fault("root left out")
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps)
+
+
+@head_rms_norm.fault("last channel left out of the mean")
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x[..., :-1].square().sum(-1, keepdim=True) / x.shape[-1] + eps)
