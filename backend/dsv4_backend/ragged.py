@@ -129,3 +129,10 @@ def check_layout(
     if query_start_loc.shape[0] != block_table.shape[0] + 1:
         expected = f"{block_table.shape[0] + 1} (R + 1)"
         raise argument_error(operator, "query_start_loc", f"{query_start_loc.shape[0]} offsets", expected)
+
+
+def check_distinct(operator: str, name: str, flat: torch.Tensor) -> None:
+    """Raise ArgumentError if two rows of this call would be written to one cache row."""
+    found, counts = flat.unique(return_counts=True)
+    if found.numel() != flat.numel():
+        raise argument_error(operator, name, f"cache row {int(found[counts > 1][0])} written twice", "distinct rows")

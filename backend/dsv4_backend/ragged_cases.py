@@ -1,0 +1,36 @@
+"""Ragged batches and shuffled block tables for the parity cases of cached operators."""
+
+from __future__ import annotations
+
+import torch
+
+from dsv4_backend.contract import Draw
+
+Sequence = tuple[int, int]
+"""(tokens before this call, tokens of this call)"""
+
+SPARE_BLOCKS = 2
+
+
+def offsets(sequences: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+    """query_start_loc int32 [R+1] and seq_lens int32 [R]."""
+    new = torch.tensor([0] + [tokens for _, tokens in sequences])
+    lengths = torch.tensor([before + tokens for before, tokens in sequences], dtype=torch.int32)
+    return new.cumsum(0).int(), lengths
+
+
+def tokens_of(sequences: list[Sequence]) -> int:
+    """T of a batch."""
+    return sum(new for _, new in sequences)
+
+
+def shuffled_table(draw: Draw, sequences: list[Sequence], rows: int, block_size: int) -> torch.Tensor:
+    """Distinct random blocks that hold `rows` rows for every sequence: int32 [R, columns >= 1]."""
+    columns = max(1, -(-rows // block_size))
+    count = len(sequences) * columns
+    return draw.permutation(count + SPARE_BLOCKS)[:count].view(len(sequences), columns).int()
+
+
+def blocks_of(table: torch.Tensor) -> int:
+    """Blocks of a cache for `shuffled_table`, with some that no sequence owns."""
+    return table.numel() + SPARE_BLOCKS
