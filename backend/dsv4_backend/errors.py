@@ -20,7 +20,12 @@ class ConfigError(Dsv4Error, ValueError):
 
 
 class CheckpointError(Dsv4Error, ValueError):
-    """A checkpoint folder is truncated, malformed, incomplete or does not fit its configuration."""
+    """A checkpoint folder is truncated, malformed, incomplete or does not fit its configuration.
+
+    `problems`: every finding, one line each, also those that the message cuts off.
+    """
+
+    problems: tuple[str, ...] = ()
 
 
 class EnvironmentFault(Dsv4Error, RuntimeError):

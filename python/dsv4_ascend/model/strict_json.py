@@ -1,0 +1,70 @@
+"""JSON from untrusted files: one meaning or an error. No duplicate keys, no NaN, no deep nesting, bounded size."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+
+class FileProblem(ValueError):
+    """Why a text is refused; the caller adds the file name."""
+
+
+def parse(raw: bytes) -> object:
+    """The value of a UTF-8 JSON text; FileProblem when it is malformed or ambiguous."""
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise FileProblem(f"found bytes that are not UTF-8 at {error.start}, expected JSON") from None
+    except RecursionError:
+        raise FileProblem("found too deeply nested JSON, expected a few levels") from None
+    except FileProblem:
+        raise
+    except ValueError as error:
+        raise FileProblem(f"found malformed JSON ({error}), expected one JSON value") from None
+
+
+def read_object(path: Path, limit: int) -> dict[str, object]:
+    """The JSON object in a regular file of at most `limit` bytes; FileProblem otherwise."""
+    raw = read_regular(path, limit)
+    value = parse(raw)
+    if not isinstance(value, dict):
+        raise FileProblem(f"found a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def open_regular(path: Path) -> tuple[int, int]:
+    """(read-only file descriptor, size) of a regular file; FileProblem for anything else. Never blocks on a pipe."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise FileProblem(f"cannot be opened ({error})") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise FileProblem("found something that is no regular file")
+    return descriptor, status.st_size
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes; FileProblem otherwise."""
+    descriptor, size = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        if size > limit:
+            raise FileProblem(f"found {size} bytes, expected at most {limit}")
+        return file.read(limit)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = sorted({key for key, _ in pairs if key in seen or seen.add(key)})  # type: ignore[func-returns-value]
+        raise FileProblem(f"found duplicate keys {twice[:5]}, expected every key once")
+    return result
+
+
+def _no_constant(text: str) -> object:
+    raise FileProblem(f"found {text}, expected a finite number")
