@@ -3,6 +3,7 @@
 from dsv4_backend.ops import (
     attention,
     cache,
+    cache_bytes,
     compressor,
     embedding,
     gate,
@@ -21,6 +22,7 @@ from dsv4_backend.ops import (
 __all__ = [
     "attention",
     "cache",
+    "cache_bytes",
     "compressor",
     "embedding",
     "gate",

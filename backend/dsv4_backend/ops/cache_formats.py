@@ -1,7 +1,7 @@
 """Byte formats of cache entries (spec/v4.md 6.5): which bytes, in which order, and where on a page.
 
 A page holds `block_size` entries. Its sections follow one another; a section holds one group of fields of entry 0, then
-of entry 1, and so on, so that a format with one section keeps entries whole and one with two keeps scales apart.
+of entry 1, and so on: a format with one section keeps entries whole, one with two keeps the scales apart.
 """
 
 from __future__ import annotations
@@ -14,15 +14,26 @@ import torch
 from dsv4_backend.ops import quant
 
 NOPE, ROPE, TILE = 448, 64, 64
-INDEXER = 128
-MX_TILE = 32
+"""Channels of a KV row before and of its RoPE part, and channels per scale."""
+INDEXER, MX_TILE = 128, 32
+"""Channels of an indexer key, and channels per scale in MXFP4."""
 
 Parts = Mapping[str, torch.Tensor]
+
+_DTYPE_NAMES = {
+    torch.float8_e4m3fn: "e4m3",
+    torch.float8_e8m0fnu: "E8M0",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int8: "int8",
+    torch.uint8: "byte",
+}
 
 
 @dataclass(frozen=True)
 class Field:
-    """`count` elements of one dtype in every entry. A field named "pad" is never read or written."""
+    """`count` elements of one dtype in every entry. A field named "pad" is neither read nor written."""
 
     name: str
     dtype: torch.dtype
@@ -34,11 +45,15 @@ class Field:
         return self.count * self.dtype.itemsize
 
 
+Section = tuple[Field, ...]
+
+
 @dataclass(frozen=True)
 class Codec:
-    """Rows fp32 `[M, channels]` to named parts `[M, count]` and back to fp32 rows."""
+    """fp32 rows `[M, channels]` to named parts `[M, count]`, and back to fp32 rows; `rule` says how values round."""
 
     channels: int
+    rule: str
     encode: Callable[[torch.Tensor], Parts]
     decode: Callable[[Parts], torch.Tensor]
 
@@ -49,19 +64,18 @@ class Format:
 
     name: str
     codec: Codec
-    sections: tuple[tuple[Field, ...], ...]
-    rule: str
+    sections: tuple[Section, ...]
     page_multiple: int = 1
 
     @property
-    def fields(self) -> tuple[Field, ...]:
+    def fields(self) -> Section:
         """The fields that carry data, in page order."""
         return tuple(field for section in self.sections for field in section if field.name != "pad")
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one entry with its padding, without the padding of the page."""
-        return sum(field.width for section in self.sections for field in section)
+        return sum(map(section_width, self.sections))
 
     def page_bytes(self, block_size: int) -> int:
         """Bytes of a page of `block_size` entries."""
@@ -69,56 +83,68 @@ class Format:
 
     def columns(self, offset: torch.Tensor, block_size: int) -> torch.Tensor:
         """Page byte of every data byte of the entries at int64 `offset` [M]: int64 [M, B], in `fields` order."""
-        start, base, stride = 0, [], []
+        base: list[int] = []
+        stride: list[int] = []
+        start = 0
         for section in self.sections:
-            width, inside = sum(field.width for field in section), 0
+            width, place = section_width(section), start
             for field in section:
                 if field.name != "pad":
-                    base += range(start + inside, start + inside + field.width)
+                    base += range(place, place + field.width)
                     stride += [width] * field.width
-                inside += field.width
+                place += field.width
             start += block_size * width
         return torch.tensor(base, device=offset.device) + offset[:, None] * torch.tensor(stride, device=offset.device)
 
     def to_bytes(self, rows: torch.Tensor) -> torch.Tensor:
-        """Data bytes uint8 [M, B] of float rows [M, channels]."""
+        """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
         parts = self.codec.encode(rows.detach().float())
-        return torch.cat([parts[f.name].contiguous().view(torch.uint8) for f in self.fields], dim=1)
+        return torch.cat([parts[field.name].contiguous().view(torch.uint8) for field in self.fields], dim=1)
 
     def from_bytes(self, data: torch.Tensor) -> torch.Tensor:
         """Rows fp32 [M, channels] of data bytes uint8 [M, B]."""
         pieces = data.split([field.width for field in self.fields], dim=1)
-        # clone, because a view as a wider dtype needs an aligned start
-        return self.codec.decode(
-            {f.name: p.clone(memory_format=torch.contiguous_format).view(f.dtype) for f, p in zip(self.fields, pieces)}
-        )
+        # clone: a view as a wider dtype needs an aligned start
+        copies = [piece.clone(memory_format=torch.contiguous_format) for piece in pieces]
+        fields = zip(self.fields, copies, strict=True)
+        return self.codec.decode({field.name: copy.view(field.dtype) for field, copy in fields})
+
+    def describe(self) -> str:
+        """The layout in words, for docstrings."""
+        sections = ", then ".join(f"block_size x ({_describe_section(section)})" for section in self.sections)
+        padding = f", padded to a multiple of {self.page_multiple} bytes" if self.page_multiple > 1 else ""
+        return f"{sections}{padding}; {self.entry_bytes} bytes per entry"
 
 
-def _power_of_two(scale: torch.Tensor) -> torch.Tensor:
-    """fp32 value of E8M0 bytes (never 0xFF here): the byte is the exponent field of an fp32."""
-    return torch.ldexp(torch.ones((), device=scale.device), scale.view(torch.uint8).int() - 127)
+def section_width(section: Section) -> int:
+    """Bytes of one entry in a section."""
+    return sum(field.width for field in section)
+
+
+def _describe_section(section: Section) -> str:
+    return ", ".join(f"{field.count} {_DTYPE_NAMES[field.dtype]} {field.name}" for field in section)
 
 
 def _encode_latent(rows: torch.Tensor) -> Parts:
-    values, scale = quant.act_quant.reference(rows[:, :NOPE], TILE)
-    return {"nope": values, "scale": scale, "rope": rows[:, NOPE:].bfloat16()}
+    nope, scale = quant.act_quant.reference(rows[:, :NOPE], TILE)
+    return {"nope": nope, "scale": scale, "rope": rows[:, NOPE:].bfloat16()}
 
 
 def _decode_latent(parts: Parts) -> torch.Tensor:
-    nope = parts["nope"].float().unflatten(1, (-1, TILE)) * _power_of_two(parts["scale"]).unsqueeze(-1)
+    nope = parts["nope"].float().unflatten(1, (NOPE // TILE, TILE)) * quant.scale_values(parts["scale"]).unsqueeze(-1)
     return torch.cat([nope.flatten(1), parts["rope"].float()], dim=1)
 
 
 def _encode_fp8(rows: torch.Tensor) -> Parts:
     values, scale = quant.act_quant.reference(rows, INDEXER)
-    return {"values": values, "scale": _power_of_two(scale)}
+    return {"values": values, "scale": quant.scale_values(scale)}
 
 
 def _encode_int8(rows: torch.Tensor) -> Parts:
-    largest = torch.finfo(torch.float16).max
-    scale = (rows.abs().amax(1, keepdim=True) / 127).clamp(max=largest).half()
-    steps = torch.where(scale > 0, rows / scale.float(), 0.0).round().clamp(-127, 127)
-    return {"values": steps.to(torch.int8), "scale": scale}
+    amax = rows.abs().amax(1, keepdim=True)
+    scale = torch.where(amax.isfinite(), amax / 127, torch.nan)
+    steps = torch.where(scale > 0, rows / scale, 0.0).round()
+    return {"values": steps.to(torch.int8), "scale": scale.clamp(max=torch.finfo(torch.float16).max).half()}
 
 
 def _decode_scaled(parts: Parts) -> torch.Tensor:
@@ -134,48 +160,52 @@ def _decode_mxfp4(parts: Parts) -> torch.Tensor:
     return quant.dequantize_fp4(parts["values"], parts["scale"])
 
 
-_LATENT = Codec(NOPE + ROPE, _encode_latent, _decode_latent)
-_E4M3 = Codec(INDEXER, _encode_fp8, _decode_scaled)
-_INT8 = Codec(INDEXER, _encode_int8, _decode_scaled)
-_MXFP4 = Codec(INDEXER, _encode_mxfp4, _decode_mxfp4)
+LATENT = Codec(
+    NOPE + ROPE,
+    "act_quant with block 64 on channels 0..447 (6.1: power-of-two scales, amax floored at 1e-4), channels 448..511 "
+    "rounded to bf16",
+    _encode_latent,
+    _decode_latent,
+)
+FP8 = Codec(
+    INDEXER,
+    "act_quant with block 128 (6.1), its power-of-two scale stored as fp32. UNCONFIRMED: 6.5 gives the layout only",
+    _encode_fp8,
+    _decode_scaled,
+)
+MXFP4 = Codec(
+    INDEXER,
+    "fp4_quant with block 32 (6.2), low nibble = even channel. UNCONFIRMED: 6.5 gives the sizes, not that scales stand "
+    "after all values of the page",
+    _encode_mxfp4,
+    _decode_mxfp4,
+)
+INT8 = Codec(
+    INDEXER,
+    "s = fp32(amax / 127), value = x / s rounded to nearest even, s stored as fp16 (at most 65504); a row of zeros has "
+    "s = 0; NaN or infinity anywhere in a row: s = NaN, values 0. UNCONFIRMED: 6.5 gives the layout only, and scales "
+    "may live in a tensor of their own",
+    _encode_int8,
+    _decode_scaled,
+)
 
 _NOPE = Field("nope", torch.float8_e4m3fn, NOPE)
 _ROPE = Field("rope", torch.bfloat16, ROPE)
-_SCALES = Field("scale", torch.float8_e8m0fnu, NOPE // TILE)
+_TILE_SCALES = Field("scale", torch.float8_e8m0fnu, NOPE // TILE)
 
 FORMATS = (
-    Format(
-        "fp8_ds_mla",
-        _LATENT,
-        ((_NOPE, _ROPE), (_SCALES, Field("pad", torch.uint8, 1))),
-        "",
-        page_multiple=576,
-    ),
-    Format(
-        "indexer_fp8",
-        _E4M3,
-        ((Field("values", torch.float8_e4m3fn, INDEXER),), (Field("scale", torch.float32, 1),)),
-        "",
-    ),
+    Format("fp8_ds_mla", LATENT, ((_NOPE, _ROPE), (_TILE_SCALES, Field("pad", torch.uint8, 1))), page_multiple=576),
+    Format("indexer_fp8", FP8, ((Field("values", torch.float8_e4m3fn, INDEXER),), (Field("scale", torch.float32, 1),))),
     Format(
         "indexer_mxfp4",
-        _MXFP4,
+        MXFP4,
         (
             (Field("values", torch.int8, INDEXER // 2),),
             (Field("scale", torch.float8_e8m0fnu, INDEXER // MX_TILE),),
         ),
-        "",
     ),
-    Format(
-        "indexer_int8",
-        _INT8,
-        ((Field("values", torch.int8, INDEXER),), (Field("scale", torch.float16, 1),)),
-        "",
-    ),
-    Format(
-        "a5",
-        _LATENT,
-        ((_ROPE, _NOPE, _SCALES, Field("pad", torch.uint8, 57)),),
-        "",
-    ),
+    Format("indexer_int8", INT8, ((Field("values", torch.int8, INDEXER),), (Field("scale", torch.float16, 1),))),
+    Format("a5", LATENT, ((_ROPE, _NOPE, _TILE_SCALES, Field("pad", torch.uint8, 57)),)),
 )
+"""fp8_ds_mla: FlashMLA MODEL1 and vLLM. indexer_fp8: vLLM, SGLang and Ascend 950. indexer_mxfp4: vLLM option.
+indexer_int8: Ascend A2/A3. a5: Ascend 950 KV rows of 640 bytes, RoPE first."""
