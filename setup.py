@@ -3,14 +3,17 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+# A broken device backend fails `import torch`, and no device is needed here.
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 CSRC = Path("csrc")
-SOURCES = sorted(str(path) for folder in ("bind", "cpu", "npu") for path in (CSRC / folder).glob("*.cpp"))
+SOURCES = sorted(str(path) for folder in ("bind", "common", "cpu", "npu") for path in (CSRC / folder).glob("*.cpp"))
 FLAGS = ["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fstack-protector-strong"]
+# Only compiled for OpenMP, not linked: the runtime must be the one that torch brings along.
+FLAGS += ["-fopenmp"]
 # torch's headers as system headers: our own warnings stay readable (gcc then ignores the -I of the same folder).
 FLAGS += [f"-isystem{path}" for path in include_paths()]
 

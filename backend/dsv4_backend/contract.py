@@ -173,13 +173,13 @@ class Operator:
         return sizes
 
     def guarded_reference(self, *args: Any) -> Any:
-        """The reference behind its checks: what runs where no native kernel does.
+        """The reference behind its checks: what runs where no native kernel does. Its results are contiguous.
 
         torch leaves out trailing arguments that equal the schema's defaults; the reference repeats those defaults.
         """
         args = (*args, *self._defaults[len(args) :])
         self.validate(*args)
-        return self.reference(*args)
+        return _contiguous(self.reference(*args))
 
     def reject(self, argument: str, found: object, expected: object) -> Exception:
         """ArgumentError of this operator, for use in `shapes` and `contents` checks."""
@@ -191,6 +191,13 @@ class Operator:
             raise ValueError(f"dsv4::{self.name} has no cases")
         seed = int.from_bytes(self.name.encode()[:7].ljust(7, b"\0"), "little")
         return self.make_cases(Draw(seed))
+
+
+def _contiguous(result: Any) -> Any:
+    """One layout for the results of every implementation, whatever the strides of the inputs were."""
+    if isinstance(result, tuple):
+        return tuple(_contiguous(item) for item in result)
+    return result.contiguous() if isinstance(result, torch.Tensor) else result
 
 
 def _readable(args: tuple[Any, ...]) -> bool:

@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 
 #include "common/error.h"
+#include "common/isa.h"
 #include "registry.h"
 
 namespace py = pybind11;
@@ -30,6 +31,14 @@ dsv4::bind::WhyNot why_not(const std::string& op, const std::string& device, con
   const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(("dsv4::" + op).c_str(), "");
   const auto stack = torch::jit::createStackForSchema(handle.schema(), args, kwargs, std::nullopt);
   return kernel->why_not(stack);
+}
+
+std::vector<std::string> list_isas() {
+  std::vector<std::string> names;
+  for (const dsv4::Isa value : dsv4::available_isas()) {
+    names.emplace_back(dsv4::isa_name(value));
+  }
+  return names;
 }
 
 }  // namespace
@@ -59,4 +68,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("define", &dsv4::bind::define);
   m.def("kernels", &list_kernels);
   m.def("why_not", &why_not);
+  m.def("available_isas", &list_isas);
+  m.def("isa", [] { return dsv4::isa_name(dsv4::isa()); });
+  m.def("set_isa", [](const std::string& name) { dsv4::set_isa(dsv4::parse_isa(name)); });
 }

@@ -1,0 +1,66 @@
+#include "common/isa.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+
+namespace dsv4 {
+namespace {
+
+std::vector<Isa> probe() {
+  std::vector<Isa> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    found.push_back(Isa::avx512);
+  }
+  if (avx2) {
+    found.push_back(Isa::avx2);
+  }
+#endif
+  found.push_back(Isa::portable);
+  return found;
+}
+
+std::atomic<Isa>& active() {
+  static std::atomic<Isa> value{available_isas().front()};
+  return value;
+}
+
+}  // namespace
+
+const std::vector<Isa>& available_isas() {
+  static const std::vector<Isa> isas = probe();
+  return isas;
+}
+
+Isa isa() { return active().load(std::memory_order_relaxed); }
+void set_isa(Isa value) { active().store(value, std::memory_order_relaxed); }
+
+const char* isa_name(Isa value) {
+  switch (value) {
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "portable";
+  }
+}
+
+Isa parse_isa(std::string_view name) {
+  const auto& isas = available_isas();
+  const auto found = std::find_if(isas.begin(), isas.end(), [&](Isa value) { return name == isa_name(value); });
+  if (found != isas.end()) {
+    return *found;
+  }
+  std::string names;
+  for (const Isa value : isas) {
+    names += std::string(names.empty() ? "" : ", ") + isa_name(value);
+  }
+  throw std::invalid_argument("ISA '" + std::string(name) + "' is not one that this machine runs: " + names);
+}
+
+}  // namespace dsv4

@@ -1,0 +1,21 @@
+// Which instruction set the CPU kernels use. Chosen from the machine; tests force every one in turn.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dsv4 {
+
+enum class Isa { portable, avx2, avx512 };
+
+// Those that this machine runs, best first. Portable is always the last.
+const std::vector<Isa>& available_isas();
+
+Isa isa();
+void set_isa(Isa value);  // of the whole process
+
+const char* isa_name(Isa value);
+Isa parse_isa(std::string_view name);  // std::invalid_argument unless it is the name of an available one
+
+}  // namespace dsv4

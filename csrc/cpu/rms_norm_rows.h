@@ -1,0 +1,82 @@
+// The rows of RMSNorm over the vector type `Vec` of the including file.
+#pragma once
+
+namespace {
+
+// The last elements of a row, fewer than a vector; the lanes beyond are 0.
+template <class T>
+struct Tail {
+  T element[Vec::lanes] = {};
+
+  Tail(const T* from, int64_t count) { __builtin_memcpy(element, from, static_cast<size_t>(count) * sizeof(T)); }
+  Vec load() const { return Vec::load(element); }
+};
+
+template <class X>
+float sum_of_squares(const X* x, int64_t width) {
+  constexpr int lanes = Vec::lanes;
+  Vec sums[4] = {Vec::broadcast(0), Vec::broadcast(0), Vec::broadcast(0), Vec::broadcast(0)};
+  int64_t i = 0;
+  for (; i + 4 * lanes <= width; i += 4 * lanes) {
+    for (int k = 0; k < 4; ++k) {
+      const Vec value = Vec::load(x + i + k * lanes);
+      sums[k] = multiply_add(value, value, sums[k]);
+    }
+  }
+  for (; i + lanes <= width; i += lanes) {
+    const Vec value = Vec::load(x + i);
+    sums[0] = multiply_add(value, value, sums[0]);
+  }
+  const Vec rest = Tail<X>(x + i, width - i).load();
+  sums[1] = multiply_add(rest, rest, sums[1]);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum();
+}
+
+template <class X, class W>
+void normalize_row(const X* x, const W* weight, float eps, X* y, int64_t width) {
+  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+  const Vec scale = Vec::broadcast(1.0f / __builtin_sqrtf(mean + eps));
+  int64_t i = 0;
+  for (; i + Vec::lanes <= width; i += Vec::lanes) {
+    (Vec::load(x + i) * scale * Vec::load(weight + i)).store(y + i);
+  }
+  const int64_t rest = width - i;
+  X last[Vec::lanes];
+  (Tail<X>(x + i, rest).load() * scale * Tail<W>(weight + i, rest).load()).store(last);
+  __builtin_memcpy(y + i, last, static_cast<size_t>(rest) * sizeof(X));
+}
+
+template <class X, class W>
+void normalize_rows(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
+  const auto* x = static_cast<const X*>(call.x);
+  const auto* weight = static_cast<const W*>(call.weight);
+  auto* y = static_cast<X*>(call.y);
+  for (int64_t row = begin; row < end; ++row) {
+    normalize_row(x + call.x_rows.offset(row), weight, call.eps, y + call.y_rows.offset(row), call.x_rows.width());
+  }
+}
+
+template <class X>
+void with_weight_type(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
+  switch (call.weight_dtype) {
+    case dsv4::DType::f32:
+      return normalize_rows<X, float>(call, begin, end);
+    case dsv4::DType::bf16:
+      return normalize_rows<X, dsv4::BFloat16>(call, begin, end);
+    case dsv4::DType::f16:
+      return normalize_rows<X, dsv4::Half>(call, begin, end);
+  }
+}
+
+void with_types(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
+  switch (call.dtype) {
+    case dsv4::DType::f32:
+      return with_weight_type<float>(call, begin, end);
+    case dsv4::DType::bf16:
+      return with_weight_type<dsv4::BFloat16>(call, begin, end);
+    case dsv4::DType::f16:
+      return with_weight_type<dsv4::Half>(call, begin, end);
+  }
+}
+
+}  // namespace
