@@ -273,8 +273,8 @@ def _(draw: Draw) -> Iterator[Case]:
             yield Case(f"{kind}, strided", profile, _strided(draw, _call(draw, g, _MIXED, dtype)))
             call = _call(draw, g, _MIXED, dtype)
             yield Case(f"{kind}, wide scores", profile, call._replace(ape=call.ape * 150))
-            tiny = {"wkv": call.wkv * 1e-3, "state_cache": call.state_cache * 1e-3}
-            yield Case(f"{kind}, epsilon matters", profile, call._replace(**tiny))
+            call = call._replace(wkv=call.wkv * 1e-3, state_cache=call.state_cache * 1e-3)
+            yield Case(f"{kind}, epsilon matters", profile, call)
         indexer = _Geometry(ratio=4, groups=2, hd=128, d=256, frequencies=32, block_size=16)
         yield Case("CSA indexer", profile, _call(draw, indexer, [(0, 21), (130, 1)], dtype))
         main = _Geometry(ratio=128, groups=1, hd=512, d=64, frequencies=32, block_size=64)

@@ -260,15 +260,10 @@ _fault("relu left out", combine=lambda dot, w: (dot * w[:, :, None]).sum(1).to(w
 _fault("relu after the weight", combine=_relu_last)
 _fault("negative weights cut", combine=lambda dot, w: _combine(dot, w.relu()))
 _fault("weights left out", combine=lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)))
-_fault(
-    "last head left out",
-    combine=lambda dot, w: _combine(dot[:, : max(1, w.shape[1] - 1)], w[:, : max(1, w.shape[1] - 1)]),
-)
+_fault("last head left out", combine=lambda dot, w: _combine(dot[:, :-1], w[:, :-1]))
 _fault("mean over heads", combine=lambda dot, w: _combine(dot, w) / w.shape[1])
 _fault("scaled twice", dot=lambda q, rows, sequence: _dot(q, rows, sequence) * q.shape[2] ** -0.5)
-_fault(
-    "dot product without its last channel", dot=lambda q, rows, sequence: _dot(q[..., :-1], rows[..., :-1], sequence)
-)
+_fault("last channel left out", dot=lambda q, rows, sequence: _dot(q[..., :-1], rows[..., :-1], sequence))
 _fault("keys of the first sequence", dot=lambda q, rows, sequence: _dot(q, rows, sequence * 0))
 _fault("block table not followed", rows=lambda call: _rows(call._replace(block_table=call.block_table.sort(1).values)))
 _fault("entry seen before its block closes", visible=lambda positions, ratio: _visible(positions + 1, ratio))
