@@ -22,9 +22,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
+from typing_extensions import ParamSpec, TypeVar
 
 from dsv4_backend import argspec
 from dsv4_backend.argspec import Sizes, TensorSpec
@@ -34,6 +35,10 @@ PROFILES = ("ideal", "official")
 """ideal: fp32, no quantise-dequantise. official: bf16 tensors and the rounding points of spec section 10."""
 
 Reference = Callable[..., Any]
+_Parameters = ParamSpec("_Parameters", default=...)
+_Result = TypeVar("_Result", default=Any)
+_P = ParamSpec("_P")  # mypy loses the link between the arguments of `operator` and its result when defaults are set
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,12 @@ Canonical = Callable[[tuple[Any, ...], tuple[torch.Tensor, ...]], tuple[torch.Te
 
 
 @dataclass
-class Operator:
+class Operator(Generic[_Parameters, _Result]):
     """One operator contract. Calling it calls `torch.ops.dsv4.<name>`."""
 
     schema: str
     rows: tuple[int, ...]
-    reference: Reference
+    reference: Callable[_Parameters, _Result]
     specs: Mapping[str, TensorSpec]
     tolerance: Tolerance
     make_cases: Cases | None = None
@@ -123,11 +128,12 @@ class Operator:
         self._defaults = tuple(p.default for p in parameters.values())
         self._call: Any = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         """Run through the dispatcher, exactly as `torch.ops.dsv4.<name>`."""
         if self._call is None:
             self._call = getattr(torch.ops.dsv4, self.name).default
-        return self._call(*args, **kwargs)
+        result: _Result = self._call(*args, **kwargs)
+        return result
 
     def cases(self, make: Cases) -> Cases:
         """Decorator: the generator of parity cases."""
@@ -179,7 +185,8 @@ class Operator:
         """
         args = (*args, *self._defaults[len(args) :])
         self.validate(*args)
-        return _contiguous(self.reference(*args))
+        reference: Reference = self.reference
+        return _contiguous(reference(*args))
 
     def reject(self, argument: str, found: object, expected: object) -> Exception:
         """ArgumentError of this operator, for use in `shapes` and `contents` checks."""
@@ -210,14 +217,14 @@ OPERATORS: dict[str, Operator] = {}
 
 def operator(
     schema: str, *, rows: tuple[int, ...], arguments: Mapping[str, str], tolerance: Tolerance
-) -> Callable[[Reference], Operator]:
+) -> Callable[[Callable[_P, _R]], Operator[_P, _R]]:
     """Declare an operator over its reference.
 
     schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of spec/v4.md section 17.
     arguments: a specification line (see `argspec`) for every tensor argument.
     """
 
-    def declare(reference: Reference) -> Operator:
+    def declare(reference: Callable[_P, _R]) -> Operator[_P, _R]:
         specs = {name: TensorSpec.parse(text) for name, text in arguments.items()}
         contract = Operator(schema, rows, reference, specs, tolerance)
         if contract.name in OPERATORS:
