@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dsv4_backend.errors import ConfigError
 
 LayerKind = Literal["swa", "csa", "hca"]
-"""swa: window only. csa: overlapped compression and an indexer (official ratio 4). hca: compression, all entries seen."""
+"""swa: window only. csa: overlapped compression and an indexer (official ratio 4). hca: compression, no indexer."""
 
 EXPERT_DTYPES = ("fp4", "fp8")
 
@@ -78,8 +78,8 @@ class V4Config:
     def flash(cls) -> V4Config:
         """DeepSeek-V4-Flash (spec 1.1, 1.2): 43 layers, 2 SWA, 21 CSA, 20 HCA."""
         return cls(
-            hidden_size=4096, num_hidden_layers=43, num_attention_heads=64, q_lora_rank=1024, o_groups=8, index_topk=512,
-            n_routed_experts=256, moe_intermediate_size=2048, routed_scaling_factor=1.5,
+            hidden_size=4096, num_hidden_layers=43, num_attention_heads=64, q_lora_rank=1024, o_groups=8,
+            index_topk=512, n_routed_experts=256, moe_intermediate_size=2048, routed_scaling_factor=1.5,
             **_schedule([0, 0] + [4, 128] * 20 + [4, 0]), **_FAMILY,
         )  # fmt: skip
 
@@ -145,7 +145,10 @@ _FAMILY: dict[str, Any] = {
 
 def config_error(where: str, problems: Sequence[str]) -> ConfigError:
     """One ConfigError for all problems of one configuration."""
-    return ConfigError(f"{where}: {len(problems)} problem(s)\n" + "\n".join(f"  - {problem}" for problem in problems))
+    lines = [f"  - {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  - and {len(problems) - _SHOWN} more")
+    return ConfigError(f"{where}: {len(problems)} problem(s)\n" + "\n".join(lines))
 
 
 def found(name: str, value: object, expected: str) -> str:
@@ -165,6 +168,8 @@ _POSITIVE_NUMBERS = ("routed_scaling_factor", "swiglu_limit", "rope_theta", "com
 _EPSILONS = ("hc_eps", "rms_norm_eps")
 _MAX_INT = 2**31 - 1
 _MAX_LAYERS = 4096
+_MAX_TENSORS = 200_000
+_SHOWN = 50
 
 
 def is_int(value: object) -> bool:
@@ -178,9 +183,9 @@ def is_number(value: object) -> bool:
 
 
 def contradictions(values: dict[str, Any]) -> list[str]:
-    """Every reason why these field values are no V4 model; empty when they are one."""
+    """Every reason why these field values are no V4 model; what fields say together is checked once all are there."""
     problems = list(_wrong_types(values))
-    if problems:
+    if problems or len(values) < len(fields(V4Config)):
         return problems
     return [*_wrong_sizes(values), *_wrong_layers(values), *_wrong_rope(values), *_wrong_quantisation(values)]
 
@@ -200,7 +205,8 @@ def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
         (("eos_token_ids",), lambda v: isinstance(v, tuple) and all(map(is_int, v)), "a tuple of integers"),
     )
     for names, accepts, expected in checks:
-        yield from (found(name, values[name], expected) for name in names if not accepts(values[name]))
+        present = (name for name in names if name in values)
+        yield from (found(name, values[name], expected) for name in present if not accepts(values[name]))
 
 
 def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
@@ -217,9 +223,10 @@ def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
         yield found("qk_rope_head_dim", rope, f"an even number <= head_dim {values['head_dim']}")
     if "csa" in values["layer_kinds"] and rope > values["index_head_dim"]:
         yield found("qk_rope_head_dim", rope, f"<= index_head_dim {values['index_head_dim']}")
-    for token in (values["bos_token_id"], *values["eos_token_ids"]):
+    tokens = [("bos_token_id", values["bos_token_id"]), *(("eos_token_id", token) for token in values["eos_token_ids"])]
+    for name, token in tokens:
         if token is not None and not 0 <= token < vocab:
-            yield found("bos/eos_token_id", token, f"an id in [0, vocab_size {vocab})")
+            yield found(name, token, f"an id in [0, vocab_size {vocab})")
 
 
 def _wrong_layers(values: dict[str, Any]) -> Iterator[str]:
@@ -228,6 +235,8 @@ def _wrong_layers(values: dict[str, Any]) -> Iterator[str]:
     )
     if layers + mtp > _MAX_LAYERS:
         yield found("num_hidden_layers", layers, f"at most {_MAX_LAYERS} layers")
+    if (layers + mtp) * values["n_routed_experts"] * 3 > _MAX_TENSORS:
+        yield found("n_routed_experts", values["n_routed_experts"], f"at most {_MAX_TENSORS} tensors in all layers")
     if values["num_hash_layers"] > layers:
         yield found("num_hash_layers", values["num_hash_layers"], f"<= num_hidden_layers {layers}")
     if len(ratios) != len(kinds):

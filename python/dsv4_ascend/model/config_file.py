@@ -1,8 +1,8 @@
-"""Configurations in files: the hub's config.json, transformers' own, and the official inference/config.json (spec 1.1)."""
+"""Configurations in files: the hub's and transformers' config.json, the official inference/config.json (spec 1.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -141,9 +141,9 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config") -> V4Config:
     else:
         reader.hub_only(values)
     reader.problems += [f"{name}: missing" for name, value in values.items() if value is _MISSING]
-    complete = not any(value is _MISSING for value in values.values())
-    reader.problems += [f"{name}: unknown field" for name in sorted(reader.left) if name not in _HARMLESS]
-    reader.problems += contradictions(values) if complete else []
+    values = {name: value for name, value in values.items() if value is not _MISSING}
+    reader.problems += _unknown("", set(reader.left) - _HARMLESS)
+    reader.problems += contradictions(values)
     if reader.problems:
         raise config_error(where, reader.problems)
     return V4Config(**values)
@@ -239,7 +239,7 @@ class _Reader:
             for name, allowed in _QUANTISATION.items():
                 self.constant(quantisation, name, allowed, "quantization_config.")
             quantisation.pop("modules_to_not_convert", None)
-            self.problems += [f"quantization_config.{name}: unknown field" for name in sorted(quantisation)]
+            self.problems += _unknown("quantization_config.", quantisation)
         elif quantisation is not None:
             self.problems.append(found("quantization_config", quantisation, "an object"))
         self._rope(values)
@@ -257,7 +257,7 @@ class _Reader:
         values["num_hash_layers"] = hashed
 
     def _rope(self, values: dict[str, Any]) -> None:
-        """`rope_scaling` of the hub, or transformers' `rope_parameters` (one object, or one each for main and compress)."""
+        """`rope_scaling` of the hub, or transformers' `rope_parameters` (one object, or main and compress)."""
         scaling, parameters = self.left.pop("rope_scaling", None), self.left.pop("rope_parameters", None)
         if scaling is not None and parameters is not None:
             self.problems.append("rope_scaling: found rope_parameters too, expected one of them")
@@ -290,7 +290,7 @@ class _Reader:
                 self.problems.append(found(f"{where}.{name}", rope[name], "1: V4 scales no magnitudes"))
         kinds = {str(rope[name]) for name in ("type", "rope_type") if name in rope} or {"default"}
         taken = {name: left.pop(name) for name in RopeScaling.__dataclass_fields__ if name in left}
-        self.problems += [f"{where}.{name}: unknown field" for name in sorted(left)]
+        self.problems += _unknown(f"{where}.", left)
         if kinds == {"yarn"}:
             missing = {"factor", "original_max_position_embeddings"} - taken.keys()
             self.problems += [f"{where}.{name}: missing" for name in sorted(missing)]
@@ -312,6 +312,11 @@ class _Reader:
             self.problems.append(found("dtype", dtype, "fp8 or bf16"))
         values["quantized"] = dtype == "fp8" or expert_dtype is not None
         values["expert_dtype"] = expert_dtype or ("fp8" if dtype == "fp8" else None)
+
+
+def _unknown(prefix: str, names: Iterable[str]) -> list[str]:
+    """Unknown names come from outside: shortened, and without control characters."""
+    return [f"{prefix}{ascii(name)[1:-1][:100]}: unknown field" for name in sorted(names)]
 
 
 def config_to_dict(config: V4Config) -> dict[str, Any]:

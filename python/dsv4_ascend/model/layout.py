@@ -1,4 +1,4 @@
-"""The tensors that a configuration implies: official name -> logical shape, stored dtypes, scale (spec/v4.md section 7)."""
+"""The tensors that a configuration implies: official name -> logical shape, dtypes, scale (spec/v4.md section 7)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
         return (*self.shape[:-1], self.shape[-1] // 2) if self.scale_name and dtype in ("I8", "U8") else self.shape
 
     def scale_shape(self, dtype: str) -> tuple[int, ...] | None:
-        """Shape of the scale for a stored dtype: tiles of 128x128 for FP8, blocks of 32 inputs for FP4, None for floats."""
+        """Shape of the scale for a stored dtype: FP8 tiles of 128x128, FP4 blocks of 32 inputs, None for floats."""
         if self.scale_name is None or dtype in FLOAT:
             return None
         rows, columns = self.shape
@@ -143,5 +143,6 @@ def _linear(config: V4Config, stem: str, rows: int, columns: int) -> tuple[str, 
 def _expert_dtypes(config: V4Config) -> tuple[str, ...]:
     if not config.quantized:
         return FLOAT
-    packed = {"fp4": FP4, "fp8": (FP8,)}.get(config.expert_dtype or "", (*FP4, FP8))
-    return (*packed, *FLOAT)
+    if config.expert_dtype == "fp8" or config.hidden_size % FP4_BLOCK or config.moe_intermediate_size % FP4_BLOCK:
+        return (FP8, *FLOAT)
+    return (*FP4, *FLOAT) if config.expert_dtype == "fp4" else (*FP4, FP8, *FLOAT)

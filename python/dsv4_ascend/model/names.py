@@ -67,9 +67,10 @@ _EXPERT_NAME = re.compile(r"(.*)\.ffn\.experts\.\d+\.(w1|w2|w3)\.(weight|scale)"
 
 
 def to_official(stored: str) -> str:
-    """The official name of a stored tensor, whichever naming it has; stacked experts become `...ffn.experts.w13.weight`.
+    """The official name of a stored tensor, whichever naming it has.
 
-    A name that no table knows comes back without the `model.` prefix: it will be surplus.
+    Stacked experts become `...ffn.experts.w13.weight` and `...w2.weight` (see `expert_parts`). A name that no
+    table knows comes back without the `model.` prefix.
     """
     prefix, rest = _split(stored.removeprefix("model."))
     if prefix and rest in STACKED:
@@ -81,7 +82,7 @@ def to_official(stored: str) -> str:
 
 
 def to_transformers(official: str) -> str:
-    """The module name in `DeepseekV4ForCausalLM.state_dict()` that holds an official tensor; experts are stacked there."""
+    """The name in `DeepseekV4ForCausalLM.state_dict()` that holds an official tensor; experts are stacked there."""
     expert = _EXPERT_NAME.fullmatch(official)
     if expert:
         block, part, suffix = expert.groups()
