@@ -17,6 +17,7 @@ from dsv4_backend.ops import (
     quant,
     rope,
     sampling,
+    swiglu,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "quant",
     "rope",
     "sampling",
+    "swiglu",
 ]

@@ -12,6 +12,7 @@ from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops import quant
 from dsv4_backend.ops.cache import PAGES, SLOT_FAULTS, check_slots, draw_slots, write_targets
 from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts
+from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3, scale_values
 
 _WRITE_DOC = """Quantise rows and write their bytes into a paged cache in the format {name}.
 
@@ -279,13 +280,13 @@ def _floor_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
 
 
 def _cast_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    numbers = quant.scale_values(parts["scale"]).nan_to_num(0).clamp(max=255).to(torch.uint8)
+    numbers = scale_values(parts["scale"]).nan_to_num(0).clamp(max=255).to(torch.uint8)
     return parts | {"scale": numbers.view(torch.float8_e8m0fnu)}
 
 
 def _exact_scale(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    scale = rows.abs().amax(1, keepdim=True).clamp(min=quant.ACT_FLOOR) / quant.E4M3_MAX
-    return parts | {"values": quant.round_e4m3(rows / scale), "scale": scale}
+    scale = rows.abs().amax(1, keepdim=True).clamp(min=quant.ACT_FLOOR) / E4M3_MAX
+    return parts | {"values": round_e4m3(rows / scale), "scale": scale}
 
 
 def _range_128(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dsv4_backend.ops import quant
+from dsv4_backend.ops.formats import scale_values
 
 NOPE, ROPE, TILE = 448, 64, 64
 """Channels of a KV row before and of its RoPE part, and channels per scale."""
@@ -131,13 +132,13 @@ def _encode_latent(rows: torch.Tensor) -> Parts:
 
 
 def _decode_latent(parts: Parts) -> torch.Tensor:
-    nope = parts["nope"].float().unflatten(1, (NOPE // TILE, TILE)) * quant.scale_values(parts["scale"]).unsqueeze(-1)
+    nope = parts["nope"].float().unflatten(1, (NOPE // TILE, TILE)) * scale_values(parts["scale"]).unsqueeze(-1)
     return torch.cat([nope.flatten(1), parts["rope"].float()], dim=1)
 
 
 def _encode_fp8(rows: torch.Tensor) -> Parts:
     values, scale = quant.act_quant.reference(rows, INDEXER)
-    return {"values": values, "scale": quant.scale_values(scale)}
+    return {"values": values, "scale": scale_values(scale)}
 
 
 def _encode_int8(rows: torch.Tensor) -> Parts:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from dsv4_backend.ops.gemm import fp4_grouped_gemm, fp8_gemm, fp8_grouped_gemm, grouped_gemm
-from dsv4_backend.ops.moe import swiglu, swiglu_quant
 from dsv4_backend.ops.quant import act_quant
+from dsv4_backend.ops.swiglu import swiglu, swiglu_quant
 
 ACTIVATION_BLOCK = 128
 
