@@ -11,7 +11,8 @@ E4M3_MAX = 448.0
 E2M1_MAX = 6.0
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of the e2m1 codes 0..7; bit 3 of a code is the sign."""
-_E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+"""Between codes i and i + 1; a value there takes the even code."""
 
 
 def scale_bytes(amax: torch.Tensor, largest: float) -> torch.Tensor:
@@ -32,7 +33,7 @@ def scale_values(scale: torch.Tensor) -> torch.Tensor:
 def split_blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
     """[..., K] -> [..., ceil(K / block_size), block_size], zeros after the end."""
     padded = pad(x, (0, -x.shape[-1] % block_size))
-    return padded.unflatten(-1, (padded.shape[-1] // block_size, block_size))
+    return padded.reshape(*x.shape[:-1], padded.shape[-1] // block_size, block_size)
 
 
 def block_scale(blocks: torch.Tensor, largest: float, floor: float) -> torch.Tensor:
@@ -57,7 +58,7 @@ def round_e2m1(x: torch.Tensor) -> torch.Tensor:
     finite = x.nan_to_num(0.0)
     magnitude = finite.abs()
     code = torch.zeros_like(magnitude, dtype=torch.uint8)
-    for i, midpoint in enumerate(_E2M1_MIDPOINTS):
+    for i, midpoint in enumerate(E2M1_MIDPOINTS):
         code = code + ((magnitude > midpoint) if i % 2 == 0 else (magnitude >= midpoint)).to(torch.uint8)
     return code + finite.signbit().to(torch.uint8) * 8
 
