@@ -29,7 +29,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     x: [..., d] float; weight: [d] float; eps: added to the mean square, 1e-6 everywhere in V4.
     Returns [..., d] in x's dtype: fp32 inside, one cast at the end. Zero rows give an empty result.
-    NaN in a row makes the row NaN; infinity becomes NaN and makes the rest of its row 0. Source: spec/v4.md 3.1 [OFF-M].
+    NaN in a row makes the row NaN; infinity becomes NaN and makes the rest of its row 0.
+    Source: spec/v4.md 3.1 [OFF-M].
     """
     wide = compute(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)

@@ -34,8 +34,8 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p:
 
     logits: fp32 [T, V], V >= 1; -inf forbids a token; NaN, +inf and rows of nothing but -inf are errors.
     noise: fp32 [T, V] of Exp(1) values > 0, drawn by the caller, who thereby owns the seed.
-    temperature: >= 0; 0 is plain argmax, anything else counts as at least 1e-5. top_p: in (0, 1]; a token is a candidate
-    while the tokens ranked before it hold less than top_p of the probability; the best one always is.
+    temperature: >= 0; 0 is plain argmax, anything else counts as at least 1e-5.
+    top_p: in (0, 1]; a token is a candidate while the tokens ranked before it hold less than top_p of the probability.
     Returns int64 [T] ids in [0, V). Ties, in rank and in the final argmax: the smaller id. T = 0 gives an empty result.
     Source: spec/v4.md 8.2 [OFF-GEN]; top_p is the published sampling parameter.
     """
