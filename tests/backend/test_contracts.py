@@ -1,0 +1,102 @@
+"""Every contract is complete, its cases hold, and its registration is truthful."""
+
+import inspect
+
+import pytest
+import torch
+
+from dsv4_ascend.parity.compare import compare
+from dsv4_ascend.parity.report import reproduce
+from dsv4_ascend.parity.runner import map_tensors, mutated_arguments, run_cases, samples
+from dsv4_backend import OPERATORS
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SAMPLES = 10
+
+every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+
+
+def same(first, second):
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return compare(first, second, (0, 0)).ok if isinstance(first, torch.Tensor) else first == second
+
+
+def test_every_row_of_the_inventory_has_an_operator():
+    assert {row for op in OPERATORS.values() for row in op.rows} >= set(range(1, 25))
+
+
+@every_operator
+def test_contract_is_complete(operator):
+    cases = list(operator.iterate_cases())
+    names = [(c.profile, c.name) for c in cases]
+    assert len(inspect.cleandoc(operator.__doc__).splitlines()) >= 3
+    assert "spec/v4.md" in operator.__doc__
+    assert len(operator.tolerance.reason.split()) >= 5
+    assert len(operator.faults) >= 8
+    assert len(names) == len(set(names))
+    if any(torch.bfloat16 in spec.dtypes for spec in operator.specs.values()):
+        assert {c.profile for c in cases} == {"ideal", "official"}
+
+
+@every_operator
+def test_every_tensor_argument_is_specified(operator):
+    schema = getattr(torch.ops.dsv4, operator.name).default._schema
+    tensors = {a.name for a in schema.arguments if "Tensor" in str(a.type)}
+    assert set(operator.specs) == tensors
+
+
+@every_operator
+def test_cases_are_the_same_every_time(operator):
+    for first, second in zip(operator.iterate_cases(), operator.iterate_cases(), strict=True):
+        assert first.name == second.name
+        assert same(first.arguments, second.arguments)
+
+
+@every_operator
+def test_zero_tokens_are_a_case(operator):
+    assert any(isinstance(a, torch.Tensor) and a.numel() == 0 for c in operator.iterate_cases() for a in c.arguments), (
+        "no case has an empty tensor"
+    )
+
+
+@every_operator
+def test_cases_hold(operator):
+    failures = [r for r in run_cases(list(samples(operator))) if not r.comparison.ok]
+    assert not failures, "\n".join(f"{r.name}: {r.comparison.detail}  $ {reproduce(r)}" for r in failures)
+
+
+def opcheck_arguments(operator):
+    """Arguments of SAMPLES cases spread over all, every other one with gradients required; none whose result has NaN.
+
+    opcheck compares with itself under torch.compile and takes NaN for a difference.
+    """
+    cases = [c for c in operator.iterate_cases() if not gives_nan(operator, c)]
+    picked = cases if len(cases) <= SAMPLES else [cases[i * len(cases) // SAMPLES] for i in range(SAMPLES)]
+    for i, case in enumerate(picked):
+        yield tuple(require_gradients(operator, case)) if i % 2 else case.arguments
+
+
+def gives_nan(operator, case):
+    arguments = [map_tensors(torch.clone, a) for a in case.arguments]
+    result = operator.reference(*arguments)
+    outputs = result if isinstance(result, tuple | list) else [result]
+    tensors = [t for t in (*outputs, *arguments) if isinstance(t, torch.Tensor) and t.dtype in FLOATS]
+    return any(t.isnan().any() for t in tensors)
+
+
+def require_gradients(operator, case):
+    written = mutated_arguments(operator)
+    for i, argument in enumerate(case.arguments):
+        yield argument if i in written else map_tensors(with_gradient, argument)
+
+
+def with_gradient(tensor):
+    return tensor.detach().clone().requires_grad_() if tensor.dtype in FLOATS else tensor
+
+
+@every_operator
+def test_registration_is_truthful(operator):
+    overload = getattr(torch.ops.dsv4, operator.name).default
+    for arguments in opcheck_arguments(operator):
+        assert set(torch.library.opcheck(overload, arguments).values()) == {"SUCCESS"}
