@@ -63,10 +63,21 @@ def round_e2m1(x: torch.Tensor) -> torch.Tensor:
     return code + finite.signbit().to(torch.uint8) * 8
 
 
+def e4m3_values(q: torch.Tensor) -> torch.Tensor:
+    """fp32 values of float8_e4m3fn q, any shape."""
+    # Torch's cast takes five times as long as this table.
+    table = torch.arange(256, dtype=torch.uint8, device=q.device).view(torch.float8_e4m3fn).float()
+    return _look_up(table, q.view(torch.uint8))
+
+
 def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
     """fp32 values of e2m1 codes 0..15 of any integer dtype."""
     table = torch.tensor(E2M1_VALUES + tuple(-v for v in E2M1_VALUES), device=codes.device)
-    return table[codes.int()]
+    return _look_up(table, codes)
+
+
+def _look_up(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return table.index_select(0, index.flatten().int()).view(index.shape)
 
 
 def pack_e2m1(codes: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from dsv4_backend.ops.formats import (
     block_scale,
     divide_blocks,
     e2m1_values,
+    e4m3_values,
     pack_e2m1,
     round_e2m1,
     round_e4m3,
@@ -74,7 +75,7 @@ def _fp8_qdq(
 ) -> torch.Tensor:
     head = x[..., :channels]
     q, scale = _quantise(head, block_size, scale_of, round_to)
-    value = _merge(q.float() * scale_values(scale).unsqueeze(-1), channels)
+    value = _merge(e4m3_values(q) * scale_values(scale).unsqueeze(-1), channels)
     return torch.cat([_straight_through(head, value), x[..., channels:]], -1)
 
 
@@ -217,7 +218,7 @@ def quantize_weight_fp4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def dequantize_fp8(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """(float8_e4m3fn [N, K], float8_e8m0fnu [ceil(N/128), ceil(K/128)]) -> fp32 [N, K], exact. Spec/v4.md 6.3."""
-    return w.float() * expand_tiles(scale, w.shape[0], w.shape[1])
+    return e4m3_values(w) * expand_tiles(scale, w.shape[0], w.shape[1])
 
 
 def dequantize_fp4(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

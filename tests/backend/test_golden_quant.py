@@ -1,0 +1,400 @@
+"""Quantisation and block-scaled products against the spec's numbers, exact arithmetic and ml_dtypes."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from dsv4_backend.errors import ArgumentError
+from dsv4_backend.ops import formats, gemm, quant
+
+EXAMPLE = (0.10009765625, -0.369140625, 1, 2.71875, -3.5, 0.0009765625, 5, -0.0625)
+FINITE_BF16 = torch.arange(0x7F80).to(torch.int16).view(torch.bfloat16)  # magnitudes, from 0 to the largest
+FORMATS = {"e4m3": (448.0, 1e-4), "e2m1": (6.0, 6 * 2.0**-126)}
+
+every_format = pytest.mark.parametrize(("largest", "floor"), FORMATS.values(), ids=FORMATS)
+
+
+def bits(tensor):
+    return tensor.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+def as_numpy(tensor):
+    """numpy array of a float8, bf16 or fp32 tensor, in ml_dtypes' types: no conversion by torch."""
+    names = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e8m0fnu: "float8_e8m0fnu", torch.bfloat16: "bfloat16"}
+    if tensor.dtype not in names:
+        return tensor.numpy()
+    return bits(tensor).numpy().view(getattr(ml_dtypes, names[tensor.dtype]))
+
+
+def same_bits(got, want):
+    return got.dtype == want.dtype and got.shape == want.shape and torch.equal(bits(got), bits(want))
+
+
+def spread(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(-12, 12, (*shape[:-1], 1), generator=generator).float().exp2()
+    return torch.randn(shape, generator=generator) * rows
+
+
+# Spec examples
+
+
+def test_act_quant_example_of_spec_6_1():
+    x = torch.tensor(EXAMPLE, dtype=torch.bfloat16)
+    q, scale = quant.act_quant(x, 128)
+    assert scale.view(torch.uint8).tolist() == [127 - 6]
+    want = torch.tensor([0.1015625, -0.375, 1, 2.75, -3.5, 0.0009765625, 5, -0.0625], dtype=torch.bfloat16)
+    assert same_bits(quant.act_qdq(x, 128, 8), want)
+    assert torch.equal(q.float() / 64, want.float())
+
+
+def test_fp4_example_of_spec_6_2():
+    x = torch.tensor(EXAMPLE, dtype=torch.bfloat16)
+    packed, scale = quant.fp4_quant(x, 32)
+    assert scale.view(torch.uint8).tolist() == [127]
+    want = torch.tensor([0, -0.5, 1, 3, -4, 0, 4, -0.0], dtype=torch.bfloat16)
+    assert same_bits(quant.fp4_qdq(x, 32), want)
+    codes = [0, 9, 2, 5, 14, 0, 6, 8]
+    assert packed.view(torch.uint8).tolist() == [
+        low | high << 4 for low, high in zip(codes[::2], codes[1::2], strict=True)
+    ]
+
+
+def test_fp4_ties_of_spec_6_2():
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0])
+    want = torch.tensor([0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 6.0])
+    assert same_bits(quant.fp4_qdq(ties, 32), want)
+    assert same_bits(quant.fp4_qdq(-ties, 32), -want)
+
+
+# Exponent rule
+
+
+def assert_smallest_power(amax, floor, largest):
+    exponent = formats.scale_bytes(amax.float().clamp(min=floor), largest).double() - 127
+    exact = amax.float().clamp(min=floor).double()
+    assert (exact <= largest * exponent.exp2()).all()
+    assert (exact > largest * (exponent - 1).exp2()).all()
+    return exponent
+
+
+@every_format
+def test_exponent_is_the_exact_ceiling_for_every_bf16(largest, floor):
+    exponent = assert_smallest_power(FINITE_BF16, floor, largest)
+    assert len(FINITE_BF16) == 32640
+    assert (exponent.min(), exponent.max()) == ((-22, 120) if largest == 448 else (-126, 126))
+
+
+@every_format
+def test_exponent_is_the_exact_ceiling_for_every_fp32_mantissa(largest, floor):
+    mantissas = (torch.arange(2**23, dtype=torch.int32) | 127 << 23).view(torch.float32)
+    assert_smallest_power(mantissas, floor, largest)
+
+
+@every_format
+def test_amax_one_ulp_above_the_largest_value_doubles_the_scale(largest, floor):
+    amax = largest * torch.arange(-10.0, 100.0).exp2()
+    bytes_at, bytes_above = (formats.scale_bytes(a, largest).int() for a in (amax, amax.nextafter(amax * 2)))
+    assert torch.equal(bytes_at, torch.arange(-10, 100, dtype=torch.int32) + 127)
+    assert torch.equal(bytes_above, bytes_at + 1)
+
+
+def test_zero_blocks_have_the_floored_scale():
+    x = torch.zeros(2, 192, dtype=torch.bfloat16)
+    q, scale = quant.act_quant(x, 128)
+    assert bits(q).eq(0).all()
+    assert bits(scale).eq(127 - 22).all()
+    packed, scale = quant.fp4_quant(x, 32)
+    assert packed.eq(0).all()
+    assert bits(scale).eq(1).all()
+
+
+# Value formats against ml_dtypes
+
+
+def hard_values(code_values):
+    """Every code, every tie, their neighbours, random values, and all finite bf16, of both signs."""
+    ties = (code_values[1:] + code_values[:-1]) / 2
+    points = torch.cat([code_values, ties])
+    neighbours = [points.nextafter(torch.full_like(points, limit)) for limit in (0.0, math.inf)]
+    largest = code_values.max()
+    random = torch.rand(4096, generator=torch.Generator().manual_seed(1)) * largest
+    values = torch.cat([points, *neighbours, random, FINITE_BF16.float()]).clamp(max=largest)
+    return torch.cat([values, -values])
+
+
+def test_e4m3_rounding_is_ml_dtypes():
+    codes = torch.arange(127, dtype=torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+    values = hard_values(torch.from_numpy(codes.astype(np.float32)))
+    want = values.numpy().astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    assert np.array_equal(bits(formats.round_e4m3(values)).numpy(), want)
+
+
+def test_e2m1_rounding_is_ml_dtypes():
+    codes = np.arange(8, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn)
+    values = hard_values(torch.from_numpy(codes.astype(np.float32)))
+    want = values.numpy().astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+    assert np.array_equal(formats.round_e2m1(values).numpy(), want)
+
+
+def test_values_beyond_the_range_are_clamped_and_nan_has_one_code():
+    beyond = torch.tensor([449.0, 1e30, math.inf, -449.0, math.nan, -math.nan])
+    assert bits(formats.round_e4m3(beyond)).tolist() == [0x7E, 0x7E, 0x7E, 0xFE, 0x7F, 0x7F]
+    assert formats.round_e2m1(beyond).tolist() == [7, 7, 7, 15, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("decode", "dtype", "codes"),
+    [
+        (formats.scale_values, "float8_e8m0fnu", 256),
+        (lambda b: formats.e4m3_values(b.view(torch.float8_e4m3fn)), "float8_e4m3fn", 256),
+        (formats.e2m1_values, "float4_e2m1fn", 16),
+    ],
+    ids=["e8m0", "e4m3", "e2m1"],
+)
+def test_every_code_decodes_as_in_ml_dtypes(decode, dtype, codes):
+    every = torch.arange(codes, dtype=torch.uint8)
+    want = every.numpy().view(getattr(ml_dtypes, dtype)).astype(np.float32)
+    assert np.array_equal(decode(every).numpy(), want, equal_nan=True)
+    assert np.array_equal(np.signbit(decode(every).numpy())[~np.isnan(want)], np.signbit(want)[~np.isnan(want)])
+
+
+def second_opinion(x, block_size, largest, floor, dtype):
+    """Codes and E8M0 bytes of x [T, K] from numpy, ml_dtypes and exact powers of two: none of the code under test."""
+    codes, scales = [], []
+    for start in range(0, x.shape[1], block_size):
+        block = x[:, start : start + block_size].double().numpy()
+        amax = np.maximum(np.abs(block).max(1), floor)
+        mantissa, exponent = np.frexp(amax / largest)
+        exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
+        codes.append((block / np.exp2(exponent)[:, None]).astype(np.float32).astype(dtype).view(np.uint8))
+        scales.append((exponent + 127).astype(np.uint8))
+    return np.concatenate(codes, 1), np.stack(scales, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(("k", "block_size"), [(512, 128), (448, 64), (130, 128), (7, 2)])
+def test_act_quant_agrees_with_a_second_opinion(k, block_size, dtype):
+    x = spread(33, k).to(torch.bfloat16).to(dtype)
+    codes, scales = second_opinion(x, block_size, 448.0, 1e-4, ml_dtypes.float8_e4m3fn)
+    q, scale = quant.act_quant(x, block_size)
+    assert np.array_equal(bits(q).numpy(), codes)
+    assert np.array_equal(bits(scale).numpy(), scales)
+    decoded = (
+        codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        * np.exp2(scales.astype(int) - 127.0).repeat(block_size, 1)[:, :k]
+    )
+    assert np.array_equal(quant.act_qdq(x, block_size, k).double().numpy(), decoded)
+
+
+@pytest.mark.parametrize(("k", "block_size"), [(128, 32), (96, 32), (70, 32)])
+def test_fp4_quant_agrees_with_a_second_opinion(k, block_size):
+    x = spread(33, k).to(torch.bfloat16)
+    codes, scales = second_opinion(x, block_size, 6.0, FORMATS["e2m1"][1], ml_dtypes.float4_e2m1fn)
+    packed, scale = quant.fp4_quant(x, block_size)
+    assert np.array_equal(bits(packed).numpy(), codes[:, ::2] | codes[:, 1::2] << 4)
+    assert np.array_equal(bits(scale).numpy(), scales)
+
+
+# Properties
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_spoil_their_block_only(special):
+    x = spread(2, 256).to(torch.bfloat16)
+    x[0, 130] = special
+    q, scale = quant.act_quant(x, 128)
+    assert bits(q)[0, 128:].eq(0x7F).all()
+    assert (bits(scale) == 0xFF).tolist() == [[False, True], [False, False]]
+    packed, scale = quant.fp4_quant(x, 32)
+    assert packed[0, 64:80].eq(0).all()
+    assert (bits(scale) == 0xFF).nonzero().tolist() == [[0, 4]]
+    assert quant.act_qdq(x, 128, 256).isnan().sum() == 128
+    assert quant.fp4_qdq(x, 32).isnan().sum() == 32
+
+
+def test_simulated_quantisation_is_idempotent_and_keeps_the_other_channels():
+    x = spread(9, 512).to(torch.bfloat16)
+    once = quant.act_qdq(x, 64, 448)
+    assert same_bits(quant.act_qdq(once, 64, 448), once)
+    assert same_bits(once[:, 448:], x[:, 448:])
+    once = quant.fp4_qdq(x, 32)
+    assert same_bits(quant.fp4_qdq(once, 32), once)
+
+
+@pytest.mark.parametrize(
+    "simulate", [lambda x: quant.act_qdq(x, 64, 100), lambda x: quant.fp4_qdq(x, 32)], ids=["fp8", "fp4"]
+)
+def test_gradient_is_straight_through_and_values_keep_the_sign_of_zero(simulate):
+    x = spread(3, 128).to(torch.bfloat16)
+    x[:, ::3] = -0.0
+    trained = x.clone().requires_grad_()
+    y = simulate(trained)
+    assert same_bits(y.detach(), simulate(x))
+    assert y[0, 0].signbit()
+    y.backward(gradient := torch.randn(3, 128).to(torch.bfloat16))
+    assert torch.equal(trained.grad, gradient)
+
+
+# Weights
+
+
+def random_codes(*shape, seed):
+    """float8_e4m3fn of random finite bytes."""
+    codes = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.where(codes & 0x7F == 0x7F, codes - 1, codes).view(torch.float8_e4m3fn)
+
+
+def random_scales(*shape, low, high, seed):
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("n", "k"), [(128, 128), (256, 384), (130, 200), (1, 1)])
+def test_fp8_weight_round_trip_is_bit_exact(n, k):
+    scale = random_scales(-(-n // 128), -(-k // 128), low=100, high=140, seed=n).view(torch.float8_e8m0fnu)
+    q = random_codes(n, k, seed=k)
+    q.view(torch.uint8)[::128, ::128] = 0x7E  # 448 in every tile fixes its scale
+    values = quant.dequantize_fp8(q, scale)
+    again, scale_again = quant.quantize_weight_fp8(values)
+    assert same_bits(again, q)
+    assert same_bits(scale_again, scale)
+    want = as_numpy(q).astype(np.float32) * as_numpy(scale).astype(np.float32).repeat(128, 0).repeat(128, 1)[:n, :k]
+    assert np.array_equal(values.numpy(), want)
+
+
+@pytest.mark.parametrize(("n", "k"), [(128, 128), (5, 64), (33, 96)])
+def test_fp4_weight_round_trip_is_bit_exact(n, k):
+    scale = random_scales(n, k // 32, low=100, high=140, seed=n).view(torch.float8_e8m0fnu)
+    codes = torch.randint(0, 16, (n, k), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
+    codes[:, ::32] = 15
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).view(torch.int8)
+    values = quant.dequantize_fp4(packed, scale)
+    again, scale_again = quant.quantize_weight_fp4(values)
+    assert same_bits(again, packed)
+    assert same_bits(scale_again, scale)
+    want = codes.numpy().view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    assert np.array_equal(values.numpy(), want * as_numpy(scale).astype(np.float32).repeat(32, 1))
+
+
+def test_values_survive_a_round_trip_under_a_smaller_scale():
+    q = random_codes(128, 256, seed=3)
+    q.view(torch.uint8)[:] &= 0xBF  # magnitudes below 2
+    values = quant.dequantize_fp8(q, torch.full((1, 2), 2.0**-5).to(torch.float8_e8m0fnu))
+    assert same_bits(quant.dequantize_fp8(*quant.quantize_weight_fp8(values)), values)
+    half = torch.tensor([0.0, 0.5, -1.0, 1.5]).repeat(4, 16)
+    assert same_bits(quant.dequantize_fp4(*quant.quantize_weight_fp4(half)), half)
+
+
+def test_weight_scales_are_the_smallest_powers_of_two():
+    w = spread(256, 384, seed=7)
+    w[:128, :128] = 0
+    _, scale = quant.quantize_weight_fp8(w)
+    amax = w.view(2, 128, 3, 128).abs().amax((1, 3)).double()
+    exponent = bits(scale).double() - 127
+    assert exponent[0, 0] == -126
+    assert (amax <= 448 * exponent.exp2()).all()
+    assert (amax > 448 * (exponent - 1).exp2())[amax > 0].all()
+
+
+def test_fp4_weights_become_fp8_without_loss():
+    scale = random_scales(256, 8, low=118, high=124, seed=0).view(torch.float8_e8m0fnu)
+    packed = torch.randint(-128, 128, (256, 128), generator=torch.Generator().manual_seed(5)).to(torch.int8)
+    values = quant.dequantize_fp4(packed, scale)
+    assert torch.equal(quant.dequantize_fp8(*quant.quantize_weight_fp8(values)), values)
+
+
+# Products
+
+
+def blockwise(x, x_scale, weight, column_scale, width):
+    """Spec 6.3 in numpy: an exact dot per block of `width`, times (s_x * s_w), added up."""
+    x, weight = as_numpy(x).astype(np.float64), weight.astype(np.float64)
+    s_x, y = as_numpy(x_scale).astype(np.float64), np.zeros((x.shape[0], weight.shape[0]))
+    for start in range(0, x.shape[1], width):
+        dot = x[:, start : start + width] @ weight[:, start : start + width].T
+        y += dot * s_x[:, start // 128, None] * column_scale[:, start // width]
+    return torch.from_numpy(y)
+
+
+def assert_bf16_of(got, exact):
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_fp8_gemm_is_the_block_sum_of_spec_6_3():
+    q, scale = quant.act_quant(spread(9, 320, seed=1).clamp(-8, 8).to(torch.bfloat16), 128)
+    weight, weight_scale = quant.quantize_weight_fp8(spread(200, 320, seed=2).clamp(-1, 1))
+    rows = as_numpy(weight_scale).astype(np.float64).repeat(128, 0)[:200]
+    assert_bf16_of(gemm.fp8_gemm(q, scale, weight, weight_scale), blockwise(q, scale, as_numpy(weight), rows, 128))
+
+
+def test_fp4_grouped_gemm_is_the_block_sum_of_spec_6_3():
+    q, scale = quant.act_quant(spread(9, 320, seed=1).clamp(-8, 8).to(torch.bfloat16), 128)
+    experts = [quant.quantize_weight_fp4(spread(40, 320, seed=e).clamp(-1, 1)) for e in range(3)]
+    offsets = torch.tensor([0, 4, 4, 9], dtype=torch.int32)
+    got = gemm.fp4_grouped_gemm(q, scale, [w for w, _ in experts], [s for _, s in experts], offsets)
+    for e, rows in ((0, slice(0, 4)), (2, slice(4, 9))):
+        packed, weight_scale = experts[e]
+        codes = np.stack([bits(packed).numpy() & 15, bits(packed).numpy() >> 4], -1).reshape(40, 320)
+        values = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+        want = blockwise(q[rows], scale[rows], values, as_numpy(weight_scale).astype(np.float64), 32)
+        assert_bf16_of(got[rows], want)
+
+
+def experts_and_rows():
+    weight = [torch.randn(6, 10, requires_grad=True) for _ in range(4)]
+    return torch.randn(7, 10, requires_grad=True), weight, torch.tensor([0, 3, 3, 6, 7], dtype=torch.int32)
+
+
+def test_gradients_of_grouped_gemm_reach_every_expert():
+    x, weight, offsets = experts_and_rows()
+    y = gemm.grouped_gemm(x, weight, offsets)
+    want = torch.stack([x[t] @ weight[e].T for t, e in enumerate([0, 0, 0, 2, 2, 2, 3])])
+    torch.testing.assert_close(y, want)
+    gradients = torch.autograd.grad(y.square().sum(), [x, *weight])
+    expected = torch.autograd.grad(want.square().sum(), [x, *weight], materialize_grads=True)
+    torch.testing.assert_close(gradients, expected)
+    assert gradients[2].eq(0).all()
+
+
+def test_traced_grouped_gemm_equals_the_sliced_one():
+    x, weight, offsets = experts_and_rows()
+    traced = torch.compile(lambda *a: torch.ops.dsv4.grouped_gemm(*a), backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(traced(x, weight, offsets), gemm.grouped_gemm(x, weight, offsets))
+    got, want = (torch.autograd.grad(f(x, weight, offsets).sum(), [x, *weight]) for f in (traced, gemm.grouped_gemm))
+    torch.testing.assert_close(got, want)
+
+
+# Refusals
+
+
+def fp8_arguments():
+    q, scale = quant.act_quant(torch.ones(4, 128), 128)
+    return q, scale, *quant.quantize_weight_fp8(torch.ones(8, 128))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quant.act_quant(torch.ones(2, 4), 0), "act_quant: argument 'block_size': found 0"),
+        (lambda: quant.act_qdq(torch.ones(2, 4), 4, 5), "act_qdq: argument 'channels': found 5"),
+        (lambda: quant.fp4_quant(torch.ones(2, 3), 32), "fp4_quant: argument 'x': found 3 channels"),
+        (lambda: quant.fp4_qdq(torch.ones(2, 3), -1), "fp4_qdq: argument 'block_size': found -1"),
+        (lambda: quant.quantize_weight_fp4(torch.ones(2, 33)), "quantize_weight_fp4: argument 'w': found 33 columns"),
+        (lambda: gemm.fp8_gemm(fp8_arguments()[0], None, *fp8_arguments()[2:]), "argument 'x_scale': found None"),
+        (lambda: gemm.fp8_gemm(torch.ones(4, 128), *fp8_arguments()[1:]), "argument 'x_scale': found a scale"),
+    ],
+)
+def test_refusals_name_operator_argument_and_value(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 2, 7, 7], [1, 3, 3, 6, 7], [0, 3, 3, 6, 6], [0, 3, 7]])
+def test_offsets_that_do_not_add_up_are_refused(offsets):
+    x, weight, _ = experts_and_rows()
+    with pytest.raises(ArgumentError, match="argument 'expert_offsets'"):
+        gemm.grouped_gemm(x, weight, torch.tensor(offsets, dtype=torch.int32))
