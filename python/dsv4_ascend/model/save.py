@@ -35,8 +35,8 @@ def save_checkpoint(
 
     `tensors`: official name -> tensor with the dtypes of `layout` (FP4 packed int8, E8M0 scales); read one at a time.
     `files`: more files of the folder (tokenizer.json ...). Everything is written beside `folder`, synced, reopened by
-    the strict reader and renamed: a killed run leaves no `folder`. CheckpointError if `folder` exists and is not empty, if
-    the tensors do not fit the configuration, or if the disk refuses.
+    the strict reader and renamed: a killed run leaves no `folder`. CheckpointError if `folder` exists and is not
+    empty, if the tensors do not fit the configuration, or if the disk refuses.
     """
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

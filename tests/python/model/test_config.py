@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from tiny_checkpoints import tiny_config, unquantised
+from tiny_checkpoints import UNQUANTISED, tiny_config
 from transformers import DeepseekV4Config
 
 from dsv4_ascend.model.config import RopeScaling, V4Config, kinds_of_ratios
@@ -53,7 +53,7 @@ def test_official_yarn_is_off_without_original_length():
 
 
 @pytest.mark.parametrize(
-    "config", [V4Config.flash(), V4Config.pro(), tiny_config(), unquantised, V4Config.flash().without_mtp()]
+    "config", [V4Config.flash(), V4Config.pro(), tiny_config(), UNQUANTISED, V4Config.flash().without_mtp()]
 )
 def test_hub_names_round_trip(config):
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config

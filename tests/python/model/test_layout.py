@@ -1,7 +1,7 @@
 """The tensors a configuration implies: parameter counts, shapes and scales of the releases (spec 1.4, section 7)."""
 
 import pytest
-from tiny_checkpoints import tiny_config, unquantised
+from tiny_checkpoints import UNQUANTISED, tiny_config
 
 from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.layout import FLOAT, FP4, FP8, layout, parameter_count
@@ -80,5 +80,5 @@ def test_which_tensors_a_layer_has():
 def test_floats_are_allowed_wherever_quantised_weights_are():
     for entry in layout(V4Config.flash()).values():
         assert entry.scale_name is None or set(FLOAT) < set(entry.dtypes)
-    for entry in layout(unquantised).values():
+    for entry in layout(UNQUANTISED).values():
         assert not {FP8, *FP4} & set(entry.dtypes)
