@@ -42,8 +42,8 @@ def _project(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) 
         "h_proj_scale": "e8m0 [d^128, d^128]",
     },
     tolerance=Tolerance(
-        reason="fp32 sums of d products in any order; in bf16 each product, below 2 in the cases, may land on the other "
-        "neighbour (2^-7 each), and so may their sum (2^-7 relative)",
+        reason="fp32 sums of d products in any order; in bf16 each product, below 2 in the cases, may land on the "
+        "other neighbour (2^-7 each), and so may their sum (2^-7 relative)",
         ideal=(1e-5, 1e-5),
         official=(2**-6, 2**-7),
     ),
