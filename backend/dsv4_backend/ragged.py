@@ -96,14 +96,15 @@ def check_table(
     block_size: int,
     num_blocks: int,
 ) -> None:
-    """Raise ArgumentError unless indices first[s] .. after[s]-1 of every sequence have distinct, existing blocks."""
+    """Raise ArgumentError unless indices first[s] .. after[s]-1 of every sequence have distinct rows that exist."""
     columns = block_table.shape[1]
+    rows = (after - first).clamp(min=0)
+    if (rows > columns * block_size).any():
+        s = int((rows > columns * block_size).nonzero()[0])
+        expected = f"at least {int(rows[s])}, to hold indices {int(first[s])} to {int(after[s]) - 1} of sequence {s}"
+        raise argument_error(operator, name, f"{columns} columns of {block_size} rows", expected)
     low, high = first // block_size, (after - 1) // block_size
-    needed = torch.where(after > first, high - low + 1, 0)
-    if (needed > columns).any():
-        s = int((needed > columns).nonzero()[0])
-        expected = f"at least {int(needed[s])}, to hold indices {int(first[s])} to {int(after[s]) - 1} of sequence {s}"
-        raise argument_error(operator, name, f"{columns} columns", expected)
+    needed = torch.where(rows > 0, high - low + 1, 0)
     if columns == 0:
         return
     distance = (torch.arange(columns) - low[:, None]) % columns

@@ -34,3 +34,14 @@ def shuffled_table(draw: Draw, sequences: list[Sequence], rows: int, block_size:
 def blocks_of(table: torch.Tensor) -> int:
     """Blocks of a cache for `shuffled_table`, with some that no sequence owns."""
     return table.numel() + SPARE_BLOCKS
+
+
+def only_rows(cache: torch.Tensor, table: torch.Tensor, first: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """A copy of a cache with NaN in every row but indices first[s] .. after[s]-1 of the sequences."""
+    kept = torch.full_like(cache, float("nan"))
+    block_size = cache.shape[1]
+    for row, low, high in zip(table.tolist(), first.tolist(), after.tolist(), strict=True):
+        for i in range(low, high):
+            at = row[i // block_size % len(row)], i % block_size
+            kept[at] = cache[at]
+    return kept

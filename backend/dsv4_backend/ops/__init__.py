@@ -2,6 +2,7 @@
 
 from dsv4_backend.ops import (
     attention,
+    attention_cases,
     cache,
     cache_bytes,
     compressor,
@@ -14,6 +15,7 @@ from dsv4_backend.ops import (
     moe,
     mtp,
     norm,
+    output_projection,
     quant,
     rope,
     sampling,
@@ -22,6 +24,7 @@ from dsv4_backend.ops import (
 
 __all__ = [
     "attention",
+    "attention_cases",
     "cache",
     "cache_bytes",
     "compressor",
@@ -34,6 +37,7 @@ __all__ = [
     "moe",
     "mtp",
     "norm",
+    "output_projection",
     "quant",
     "rope",
     "sampling",

@@ -1,0 +1,244 @@
+"""Parity cases and named faults of sparse_attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from dsv4_backend import ragged, ragged_cases
+from dsv4_backend.contract import Case, Draw
+from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.ops.attention import (
+    AttentionCall,
+    Keys,
+    Step,
+    attend,
+    compressed_keys,
+    keys_share,
+    near_positions,
+    run_steps,
+    score_keys,
+    sparse_attention,
+    visible_entries,
+    window_keys,
+)
+
+_WINDOW, _RATIO = 7, 4
+_EDGES = [(0, s) for s in (1, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15)]
+_DECODE = [(before, 1) for before in (0, 2, 3, 5, 6, 7, 8, 11, 15, 16, 19)]
+_MIXED = [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (13, 12)]
+_RINGS = [(61, 3), (64, 1), (55, 1), (71, 3), (5, 2)]
+_KINDS = ("window", "all", "chosen")
+
+
+def _caches(
+    draw: Draw, kind: str, sequences: list[ragged_cases.Sequence], dtype: torch.dtype, dim: int, ring: int
+) -> tuple[Any, ...]:
+    """window_cache, window_block_table, cmp_cache, cmp_block_table: random rows everywhere."""
+    longest = max((before + new for before, new in sequences), default=0)
+    window = ragged_cases.shuffled_table(draw, sequences, ring or longest, 3)
+    entries = ragged_cases.shuffled_table(draw, sequences, longest // _RATIO, 5)
+    near = draw.normal(ragged_cases.blocks_of(window), 3, dim, dtype=dtype)
+    far = draw.normal(ragged_cases.blocks_of(entries), 5, dim, dtype=dtype)
+    return (near, window, None, None) if kind == "window" else (near, window, far, entries)
+
+
+def _call(
+    draw: Draw,
+    kind: str,
+    sequences: list[ragged_cases.Sequence],
+    dtype: torch.dtype,
+    ring: int = 0,
+    heads: int = 3,
+    dim: int = 10,
+    window: int = _WINDOW,
+) -> AttentionCall:
+    tokens = ragged_cases.tokens_of(sequences)
+    call = AttentionCall(
+        draw.normal(tokens, heads, dim, dtype=dtype),
+        draw.normal(heads),
+        *_caches(draw, kind, sequences, dtype, dim, ring),
+        None,
+        *ragged_cases.offsets(sequences),
+        window,
+        0 if kind == "window" else _RATIO,
+    )
+    return call._replace(cmp_indices=_choice(draw, call, 3)) if kind == "chosen" else call
+
+
+def _choice(draw: Draw, call: AttentionCall, k: int) -> torch.Tensor:
+    """K random visible entries per token in random order, -1 where there are fewer: int32 [T, k]."""
+    visible = visible_entries(call.positions(), call.ratio)[:, None]
+    order = draw.uniform(visible.shape[0], max(k, int(visible.max()) if len(visible) else 0))
+    order = order.masked_fill(torch.arange(order.shape[1]) >= visible, 2.0).argsort(1)
+    return torch.where(order < visible, order, -1)[:, torch.tensor([1, 0, 2])[:k]].int()
+
+
+def _needles(call: AttentionCall) -> AttentionCall:
+    """Aim head h of each token at one boundary key: first and last of the window, one before, one after, and the same
+    for compressed entries. A hidden target that is seen takes over the row.
+    """
+    t, owners = call.positions()[:, None], call.owners()[:, None]
+    steps = torch.tensor([0, 1 - call.window, -call.window, 1])
+    flat = ragged.slots(call.window_block_table, owners, t + steps, call.window_cache.shape[1])
+    targets = ragged.gather_rows(call.window_cache, flat)
+    if call.cmp_cache is not None and call.cmp_block_table is not None:
+        last = visible_entries(t, call.ratio)
+        flat = ragged.slots(
+            call.cmp_block_table, owners, torch.cat((last - 1, last, last * 0), 1), call.cmp_cache.shape[1]
+        )
+        targets = torch.cat((targets, ragged.gather_rows(call.cmp_cache, flat)), 1)
+    rows = targets.float()
+    aimed = rows * (16 * rows.shape[-1] ** 0.5 / rows.square().sum(-1, keepdim=True))
+    return call._replace(q=aimed.to(call.q.dtype), sink=torch.zeros(aimed.shape[1]))
+
+
+def _stale(call: AttentionCall) -> AttentionCall:
+    """NaN in every row that no token of the call may see."""
+    first = (call.seq_lens - call.query_start_loc.diff() + 1 - call.window).clamp(min=0)
+    near = ragged_cases.only_rows(call.window_cache, call.window_block_table, first, call.seq_lens)
+    call = call._replace(window_cache=near)
+    if call.cmp_cache is None or call.cmp_block_table is None:
+        return call
+    entries = call.seq_lens // call.ratio
+    return call._replace(cmp_cache=ragged_cases.only_rows(call.cmp_cache, call.cmp_block_table, entries * 0, entries))
+
+
+def _newest_nan(call: AttentionCall) -> AttentionCall:
+    """NaN in the newest rows of the only sequence: earlier tokens do not notice."""
+    newest = call.seq_lens - 1
+    near = ragged_cases.only_rows(call.window_cache, call.window_block_table, newest * 0, newest)
+    call = call._replace(window_cache=near)
+    if call.cmp_cache is None or call.cmp_block_table is None:
+        return call
+    newest = call.seq_lens // call.ratio - 1
+    return call._replace(cmp_cache=ragged_cases.only_rows(call.cmp_cache, call.cmp_block_table, newest * 0, newest))
+
+
+def _strided(draw: Draw, call: AttentionCall) -> AttentionCall:
+    wide = draw.normal(*call.window_cache.shape[:2], call.window_cache.shape[2] + 3, dtype=call.q.dtype)
+    return call._replace(q=call.q.transpose(0, 1).contiguous().transpose(0, 1), window_cache=wide[..., 2:-1])
+
+
+@sparse_attention.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        for kind in _KINDS:
+            for name, sequences, ring in (
+                ("no sequences", [], 0),
+                ("zero tokens", [(0, 0), (9, 0)], 0),
+                ("one token", [(0, 1)], 0),
+                ("one sequence", [(0, 23)], 0),
+                ("edges", _EDGES, 0),
+                ("decode", _DECODE, 0),
+                ("mixed", _MIXED, 0),
+                ("ring", _RINGS, _WINDOW + 2),
+            ):
+                yield Case(f"{kind}, {name}", profile, _call(draw, kind, sequences, dtype, ring))
+                if sequences:
+                    needles = _needles(_call(draw, kind, sequences, dtype, ring))
+                    yield Case(f"{kind}, {name}, needles", profile, needles)
+            yield Case(f"{kind}, stale NaN", profile, _stale(_call(draw, kind, _RINGS, dtype, _WINDOW + 2)))
+            yield Case(f"{kind}, newest NaN", profile, _newest_nan(_call(draw, kind, [(0, 24)], dtype)))
+            yield Case(f"{kind}, strided", profile, _strided(draw, _call(draw, kind, _MIXED, dtype)))
+            call = _call(draw, kind, _EDGES, dtype)
+            yield Case(f"{kind}, large scores", profile, call._replace(q=call.q * 40, sink=call.sink * 40))
+            sink = torch.tensor([-torch.inf, 6.0, torch.inf])
+            yield Case(f"{kind}, extreme sinks", profile, call._replace(sink=sink))
+        yield Case("no window", profile, _call(draw, "all", _EDGES, dtype, window=0))
+        call = _call(draw, "chosen", [(0, 13)], dtype)
+        repeated = torch.where(visible_entries(call.positions(), _RATIO)[:, None] > 0, 0, -1).expand(-1, 2).int()
+        yield Case("an entry chosen twice", profile, call._replace(cmp_indices=repeated))
+        yield Case("nothing chosen", profile, call._replace(cmp_indices=torch.full((13, 0), -1, dtype=torch.int32)))
+        real = _call(draw, "all", [(125, 6), (515, 1)], dtype, ring=134, heads=4, dim=512, window=128)
+        yield Case("window 128, 512 channels", profile, real)
+
+
+add_output_faults(sparse_attention, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+
+
+def _fault(name: str, **steps: Step) -> None:
+    sparse_attention.fault(name)(lambda *arguments: run_steps(AttentionCall(*arguments), **steps))
+
+
+def _fault_near(name: str, near: Step) -> None:
+    _fault(name, window_keys=partial(window_keys, near=near))
+
+
+def _fault_visible(name: str, visible: Step) -> None:
+    _fault(name, compressed_keys=partial(compressed_keys, visible=visible))
+
+
+def _fault_choice(name: str, edit: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    def edited(call: AttentionCall) -> AttentionCall:
+        return call if call.cmp_indices is None else call._replace(cmp_indices=edit(call.cmp_indices))
+
+    _fault(name, compressed_keys=lambda call: compressed_keys(edited(call)))
+
+
+def _fault_attend(name: str, **steps: Step) -> None:
+    _fault(name, attend=partial(attend, **steps))
+
+
+def _apart(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
+    return torch.stack([attend(q, sink, [keys]) for keys in parts]).mean(0)
+
+
+def _scored_zero(q: torch.Tensor, keys: Keys) -> torch.Tensor:
+    return score_keys(q, keys).masked_fill(~keys.valid[:, None], 0)
+
+
+def _unordered(table: torch.Tensor | None) -> torch.Tensor | None:
+    return None if table is None else table.sort(1).values
+
+
+_fault_near("window one key short", lambda t, window: near_positions(t, window)[:, 1:])
+_fault_near("window one key long", lambda t, window: near_positions(t, window + 1))
+_fault_near("current token not seen", lambda t, window: near_positions(t - 1, window))
+_fault_near("next token seen", lambda t, window: near_positions(t + 1, window))
+_fault(
+    "window left out", window_keys=lambda call: window_keys(call, lambda t, window: near_positions(t, window) * 0 - 1)
+)
+_fault("compressed entries left out", compressed_keys=lambda call: None)
+_fault_visible("entry seen before its block closes", lambda t, ratio: visible_entries(t + 1, ratio))
+_fault_visible("newest entry one token late", lambda t, ratio: visible_entries(t - 1, ratio))
+_fault_choice("-1 taken for entry 0", lambda choice: choice.clamp(min=0))
+_fault_choice("choice ignored", lambda choice: None)
+_fault_choice("last choice dropped", lambda choice: choice[:, :-1])
+_fault_attend("scale left out", scores=lambda q, keys: score_keys(q * q.shape[-1] ** 0.5, keys))
+_fault_attend("scale of the channels without RoPE", scores=lambda q, keys: score_keys(q * (8 / 7) ** 0.5, keys))
+_fault_attend("hidden keys score 0", scores=_scored_zero)
+_fault_attend("sink left out", share=lambda peak, total, sink: torch.ones_like(total))
+_fault_attend("sink counted twice", share=lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)))
+_fault_attend("sink not relative to the maximum", share=lambda peak, total, sink: keys_share(peak * 0, total, sink))
+_fault_attend("sink of the next head", share=lambda peak, total, sink: keys_share(peak, total, sink.roll(1)))
+_fault_attend("softmax without maximum", peak=lambda scores: torch.zeros_like(scores[..., :1]))
+_fault("two separate softmaxes", attend=_apart)
+
+
+@sparse_attention.fault("window table not followed")
+def _(*arguments: Any) -> torch.Tensor:
+    call = AttentionCall(*arguments)
+    return run_steps(call._replace(window_block_table=call.window_block_table.sort(1).values))
+
+
+@sparse_attention.fault("entry table not followed")
+def _(*arguments: Any) -> torch.Tensor:
+    call = AttentionCall(*arguments)
+    return run_steps(call._replace(cmp_block_table=_unordered(call.cmp_block_table)))
+
+
+@sparse_attention.fault("positions counted from the call")
+def _(*arguments: Any) -> torch.Tensor:
+    call = AttentionCall(*arguments)
+    return run_steps(call._replace(seq_lens=call.query_start_loc.diff()))
+
+
+@sparse_attention.fault("keys rounded to bf16")
+def _(*arguments: Any) -> torch.Tensor:
+    call = AttentionCall(*arguments)
+    return run_steps(call._replace(window_cache=call.window_cache.bfloat16().to(call.q.dtype)))
