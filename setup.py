@@ -1,11 +1,14 @@
 """Builds `dsv4_backend._C`. Everything declarative is in pyproject.toml."""
 
 import os
+import sys
+import sysconfig
 from pathlib import Path
 
 # A broken device backend fails `import torch`, and no device is needed here.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
+import torch
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
@@ -17,6 +20,15 @@ FLAGS += ["-fopenmp"]
 # torch's headers as system headers: our own warnings stay readable (gcc then ignores the -I of the same folder).
 FLAGS += [f"-isystem{path}" for path in include_paths()]
 
+
+class BuildExt(BuildExtension):
+    """Keeps its objects between editable installs too, so that only what changed is compiled again."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
+
+
 setup(
     ext_modules=[
         CppExtension(
@@ -27,5 +39,5 @@ setup(
             extra_link_args=["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"],
         )
     ],
-    cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=False, use_ninja=True)},
+    cmdclass={"build_ext": BuildExt},
 )
