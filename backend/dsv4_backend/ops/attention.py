@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from dsv4_backend import ragged
 from dsv4_backend.contract import Tolerance, compute, operator
 
-Step = Callable[..., Any]
+Step = Callable[..., torch.Tensor]
 
 
 class Keys(NamedTuple):
@@ -21,7 +22,7 @@ class Keys(NamedTuple):
     hidden_rows: bool = False  # whether rows without `valid` hold anything but zeros
 
     def values(self) -> torch.Tensor:
-        """Rows for the weighted sum: what is not finite shows in its score; where hidden it must not leak as 0 * NaN."""
+        """Rows for the weighted sum: NaN shows in the scores, and where hidden it must not leak as 0 * NaN."""
         return self.rows.nan_to_num(0, 0, 0) if self.hidden_rows else self.rows
 
 
@@ -86,7 +87,7 @@ def compressed_keys(call: AttentionCall, visible: Step = visible_entries) -> Key
 
 def score_keys(q: torch.Tensor, keys: Keys) -> torch.Tensor:
     """Scaled dot products [T, H, n], -inf where there is no key."""
-    scaled = (q @ keys.rows.transpose(-1, -2)) / float(q.shape[-1]) ** 0.5
+    scaled = (q @ keys.rows.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     return scaled.masked_fill(~keys.valid[:, None], -torch.inf)
 
 
@@ -117,16 +118,19 @@ def attend(
     total = weights.sum(-1, keepdim=True)
     total = total.masked_fill(total == 0, 1)
     rounded = weights.to(q.dtype).to(wide.dtype).split([keys.valid.shape[1] for keys in parts], -1)
-    mixed = sum(w @ keys.values() for w, keys in zip(rounded, parts, strict=True))
+    mixed: torch.Tensor = sum(w @ keys.values() for w, keys in zip(rounded, parts, strict=True))
     return (mixed / total * share(largest, total, sink.to(wide.dtype))).to(q.dtype)
 
 
 def run_steps(
-    call: AttentionCall, window_keys: Step = window_keys, compressed_keys: Step = compressed_keys, attend: Step = attend
+    call: AttentionCall,
+    window_keys: Callable[..., Keys] = window_keys,
+    compressed_keys: Callable[..., Keys | None] = compressed_keys,
+    attend: Step = attend,
 ) -> torch.Tensor:
     """`sparse_attention` with steps that faults replace."""
     parts = [window_keys(call), compressed_keys(call)]
-    return attend(call.q, call.sink, [keys for keys in parts if keys is not None])  # type: ignore[no-any-return]
+    return attend(call.q, call.sink, [keys for keys in parts if keys is not None])
 
 
 @operator(

@@ -58,10 +58,14 @@ def _call(
     window: int = _WINDOW,
 ) -> AttentionCall:
     tokens = ragged_cases.tokens_of(sequences)
+    near, near_table, far, far_table = _caches(draw, kind, sequences, dtype, dim, ring)
     call = AttentionCall(
         draw.normal(tokens, heads, dim, dtype=dtype),
         draw.normal(heads),
-        *_caches(draw, kind, sequences, dtype, dim, ring),
+        near,
+        near_table,
+        far,
+        far_table,
         None,
         *ragged_cases.offsets(sequences),
         window,
@@ -161,7 +165,7 @@ def _(draw: Draw) -> Iterator[Case]:
 add_output_faults(sparse_attention, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
 
 
-def _fault(name: str, **steps: Step) -> None:
+def _fault(name: str, **steps: Any) -> None:
     sparse_attention.fault(name)(lambda *arguments: run_steps(AttentionCall(*arguments), **steps))
 
 
@@ -180,7 +184,7 @@ def _fault_choice(name: str, edit: Callable[[torch.Tensor], torch.Tensor | None]
     _fault(name, compressed_keys=lambda call: compressed_keys(edited(call)))
 
 
-def _fault_attend(name: str, **steps: Step) -> None:
+def _fault_attend(name: str, **steps: Any) -> None:
     _fault(name, attend=partial(attend, **steps))
 
 

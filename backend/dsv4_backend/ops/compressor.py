@@ -13,7 +13,7 @@ from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope, rope_frequencies
 
-Step = Callable[..., Any]
+Step = Callable[..., torch.Tensor]
 
 
 class _Call(NamedTuple):
@@ -83,13 +83,13 @@ def _pool(u: torch.Tensor, s: torch.Tensor, absent: torch.Tensor) -> torch.Tenso
 def _finish(call: _Call, pooled: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     """RMSNorm, then RoPE at the block's first position."""
     normed = rms_norm.reference(pooled, call.norm_weight, call.eps)
-    return rope.reference(normed, (block * call.ratio).clamp(min=0), call.inv_freq, False)  # type: ignore[no-any-return]
+    return rope.reference(normed, (block * call.ratio).clamp(min=0), call.inv_freq, False)
 
 
 def _compress(
     call: _Call,
     project: Step = _project,
-    store: Step = _store,
+    store: Callable[..., None] = _store,
     lookback: Step = _lookback,
     halves: Step = _halves,
     pool: Step = _pool,
@@ -102,7 +102,7 @@ def _compress(
     owner, block = ragged.closed_blocks(call.query_start_loc, call.seq_lens, call.x.shape[0], ratio)
     flat = ragged.slots(table, owner[:, None], lookback(block, ratio, groups), cache.shape[1])
     u, s = halves(ragged.gather_rows(cache, flat), groups, ratio).unbind(2)
-    return finish(call, pool(u, s, flat < 0).to(call.x.dtype), block)  # type: ignore[no-any-return]
+    return finish(call, pool(u, s, flat < 0).to(call.x.dtype), block)
 
 
 @operator(
@@ -284,16 +284,16 @@ def _(draw: Draw) -> Iterator[Case]:
 add_output_faults(compress, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
 
 
-def _fault(name: str, **steps: Step) -> None:
+def _fault(name: str, **steps: Any) -> None:
     compress.fault(name)(lambda *arguments: _compress(_Call(*arguments), **steps))
 
 
 def _rotate(call: _Call, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    return rope.reference(x, positions.clamp(min=0), call.inv_freq, False)  # type: ignore[no-any-return]
+    return rope.reference(x, positions.clamp(min=0), call.inv_freq, False)
 
 
 def _norm(call: _Call, pooled: torch.Tensor) -> torch.Tensor:
-    return rms_norm.reference(pooled, call.norm_weight, call.eps)  # type: ignore[no-any-return]
+    return rms_norm.reference(pooled, call.norm_weight, call.eps)
 
 
 def _rotate_at_last(call: _Call, pooled: torch.Tensor, block: torch.Tensor) -> torch.Tensor:

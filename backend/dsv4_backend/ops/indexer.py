@@ -12,7 +12,7 @@ from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
 from dsv4_backend.mutants import add_output_faults
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
-Step = Callable[..., Any]
+Step = Callable[..., torch.Tensor]
 
 
 class _Call(NamedTuple):
@@ -67,7 +67,7 @@ def _indexer_scores(
     sequence = ragged.token_sequences(call.query_start_loc, tokens)
     positions = ragged.token_positions(call.query_start_loc, call.seq_lens, tokens)
     scores = combine(dot(call.q, rows(call), sequence), call.weights)
-    return hide(scores, visible(positions, call.ratio))  # type: ignore[no-any-return]
+    return hide(scores, visible(positions, call.ratio))
 
 
 @operator(
@@ -319,7 +319,7 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
 
 @topk_indices.fault("by magnitude")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores.abs(), visible, k)  # type: ignore[no-any-return]
+    return topk_indices.reference(scores.abs(), visible, k)
 
 
 @topk_indices.fault("hidden scores compete")
@@ -330,17 +330,17 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
 
 @topk_indices.fault("one entry too many visible")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores, (visible + 1).clamp(max=scores.shape[1]), k)  # type: ignore[no-any-return]
+    return topk_indices.reference(scores, (visible + 1).clamp(max=scores.shape[1]), k)
 
 
 @topk_indices.fault("newest entry missed")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores, (visible - 1).clamp(min=0), k)  # type: ignore[no-any-return]
+    return topk_indices.reference(scores, (visible - 1).clamp(min=0), k)
 
 
 @topk_indices.fault("not padded with -1")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(_hide(scores, visible), torch.full_like(visible, scores.shape[1]), k)  # type: ignore[no-any-return]
+    return topk_indices.reference(_hide(scores, visible), torch.full_like(visible, scores.shape[1]), k)
 
 
 @topk_indices.fault("in index order")
@@ -351,11 +351,11 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
 
 @topk_indices.fault("scores compared in bf16")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores.bfloat16(), visible, k)  # type: ignore[no-any-return]
+    return topk_indices.reference(scores.bfloat16(), visible, k)
 
 
 @topk_indices.fault("last of the k missed")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
     order = topk_indices.reference(scores, visible, k).clone()
     order[:, -1:] = -1
-    return order  # type: ignore[no-any-return]
+    return order
