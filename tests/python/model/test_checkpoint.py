@@ -134,7 +134,7 @@ def module_tensors(tensors):
             continue
         target = to_transformers(name)
         if ".ffn.experts." in name:
-            prefix, expert, part, _ = name.rsplit(".", 3)
+            _, expert, part, _ = name.rsplit(".", 3)
             stacks.setdefault(target, {})[int(expert), part] = tensor.view(torch.uint8)
         else:
             result[target] = tensor
@@ -159,13 +159,12 @@ def test_quantised_module_names_with_stacked_experts(tmp_path):
 
 
 TINY_HF = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16,
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 16,
     "q_lora_rank": 12, "o_groups": 2, "o_lora_rank": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 3,
     "n_routed_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "sliding_window": 8,
-    "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
-    + ["compressed_sparse_attention"],
+    "layer_types": [f"{name}_attention" for name in ("sliding", "compressed_sparse", "heavily_compressed")],
     "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 16},
-    "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"], "partial_rotary_factor": 0.25,
+    "mlp_layer_types": ["hash_moe", "moe", "moe"], "partial_rotary_factor": 0.25,
 }  # fmt: skip
 
 
@@ -182,8 +181,8 @@ def test_what_save_pretrained_writes(tmp_path, transformers_model, options):
     transformers_model.save_pretrained(tmp_path, **options)
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.format == "transformers"
-    assert checkpoint.config.layer_kinds == ("swa", "csa", "hca", "csa")
-    assert checkpoint.config.compress_ratios == (0, 2, 16, 2)
+    assert checkpoint.config.layer_kinds == ("swa", "csa", "hca")
+    assert checkpoint.config.compress_ratios == (0, 2, 16)
     state, seen = transformers_model.state_dict(), set()
     for name, tensor in checkpoint.tensors():
         target = to_transformers(name)
