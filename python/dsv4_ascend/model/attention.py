@@ -9,12 +9,13 @@ from dsv4_ascend.model.batch import Batch, RatioIndex
 from dsv4_ascend.model.cache import LayerCache
 from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.linear import Linear, RMSNormWeight, empty_parameter
-from dsv4_backend.ops.attention import grouped_output_projection, sparse_attention
+from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.cache import write_cache
 from dsv4_backend.ops.compressor import compress
 from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import head_rms_norm, rms_norm
+from dsv4_backend.ops.output_projection import grouped_output_projection
 from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 from dsv4_backend.ops.rope import rope, rope_frequencies, yarn_frequencies
 
@@ -90,16 +91,26 @@ class Indexer(nn.Module):
         batch: Batch,
     ) -> torch.Tensor:
         """x [T, d], qr [T, q_lora] -> int32 [T, K], -1 padded; writes the new index keys."""
+        return topk_indices(self.scores(x, qr, inv_freq, cache, index, batch), index.visible, self.topk)
+
+    def scores(
+        self,
+        x: torch.Tensor,
+        qr: torch.Tensor,
+        inv_freq: torch.Tensor,
+        cache: LayerCache,
+        index: RatioIndex,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """Index scores [T, entries] of all visible entries, -inf elsewhere; writes the new index keys."""
         assert cache.index_state is not None
         assert cache.index_keys is not None
         keys = self.compressor(x, inv_freq, cache.index_state, index, batch)
         write_cache(cache.index_keys, _index_qdq(keys), index.entry_slots)
         q = rope(self.wq_b(qr).unflatten(-1, (self.heads, self.dim)), batch.positions, inv_freq)
         weights = self.weights_proj(x) * (self.dim**-0.5 * self.heads**-0.5)
-        scores = indexer_scores(
-            _index_qdq(q), cache.index_keys, weights, index.entry_table, batch.query_start_loc, batch.seq_lens, self.ratio
-        )
-        return topk_indices(scores, index.visible, self.topk)
+        table, starts = index.entry_table, batch.query_start_loc
+        return indexer_scores(_index_qdq(q), cache.index_keys, weights, table, starts, batch.seq_lens, self.ratio)
 
 
 def _index_qdq(x: torch.Tensor) -> torch.Tensor:
@@ -134,6 +145,11 @@ class Attention(nn.Module):
     def _kv_qdq(self, kv: torch.Tensor) -> torch.Tensor:
         return act_qdq(kv, KV_BLOCK, self.nope_dim) if kv.dtype == torch.bfloat16 else kv
 
+    def queries(self, qr: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
+        q = head_rms_norm(self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps)
+        return rope(q, positions, self.inv_freq)
+
     def _update_compressed(
         self, x: torch.Tensor, qr: torch.Tensor, cache: LayerCache, index: RatioIndex, batch: Batch
     ) -> torch.Tensor | None:
@@ -147,8 +163,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """x [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
         qr = rms_norm(self.wq_a(x), self.q_norm.weight, self.eps)
-        q = head_rms_norm(self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps)
-        q = rope(q, batch.positions, self.inv_freq)
+        q = self.queries(qr, batch.positions)
         kv = rope(rms_norm(self.wkv(x), self.kv_norm.weight, self.eps), batch.positions, self.inv_freq)
         write_cache(cache.window, self._kv_qdq(kv), batch.window_slots)
         index = batch.ratios.get(self.ratio)

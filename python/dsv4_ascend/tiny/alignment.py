@@ -1,0 +1,61 @@
+"""Teaches an indexer to rank entries as its layer's attention weighs them; top-k itself passes no gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from dsv4_ascend.model.attention import Attention, Indexer
+from dsv4_ascend.model.batch import Batch, RatioIndex
+from dsv4_ascend.model.cache import LayerCache
+from dsv4_ascend.model.transformer import Transformer
+from dsv4_backend import ragged
+
+
+class AlignedIndexer(Indexer):
+    """An indexer that leaves the loss of its last call in `loss`: cross entropy against the attention of all heads.
+
+    Only the indexer's own weights learn from it: its inputs are cut off from the network.
+    """
+
+    loss: torch.Tensor
+    teacher: tuple[Attention]  # in a tuple, so that it does not become a submodule
+
+    def scores(
+        self,
+        x: torch.Tensor,
+        qr: torch.Tensor,
+        inv_freq: torch.Tensor,
+        cache: LayerCache,
+        index: RatioIndex,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """As `Indexer.scores`; also sets `loss`."""
+        scores = super().scores(x.detach(), qr.detach(), inv_freq, cache, index, batch)
+        target = self._attention(qr, cache, index, batch)
+        log_probabilities = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
+        self.loss = -(target * log_probabilities).sum(-1).mean()
+        return scores
+
+    @torch.no_grad()
+    def _attention(self, qr: torch.Tensor, cache: LayerCache, index: RatioIndex, batch: Batch) -> torch.Tensor:
+        """Mean over heads of the softmax over all visible entries, [T, entries]; 0 where none is visible."""
+        assert cache.entries is not None
+        q = self.teacher[0].queries(qr, batch.positions)
+        owners = ragged.token_sequences(batch.query_start_loc, q.shape[0])
+        entries = cache.entries[index.entry_table.long()].flatten(1, 2)
+        dots = torch.stack([q[owners == s] @ rows.T for s, rows in enumerate(entries)]).flatten(0, 1)
+        hidden = torch.arange(entries.shape[1], device=q.device) >= index.visible[:, None]
+        dots = (dots * q.shape[-1] ** -0.5).masked_fill(hidden[:, None], -torch.inf)
+        return dots.softmax(-1).nan_to_num(0).mean(1)
+
+
+def align_indexers(network: Transformer) -> list[AlignedIndexer]:
+    """Turn every indexer of the network into an aligned one, in place."""
+    aligned = []
+    for module in network.modules():
+        if isinstance(module, Attention) and module.kind == "csa":
+            module.indexer.__class__ = AlignedIndexer
+            assert isinstance(module.indexer, AlignedIndexer)
+            module.indexer.teacher = (module,)
+            aligned.append(module.indexer)
+    return aligned
