@@ -1,0 +1,245 @@
+// Initialisation, devices, contexts, identity, system options, error text.
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+
+#include "config.h"
+#include "device.h"
+#include "memory.h"
+#include "report.h"
+#include "stream.h"
+
+namespace softnpu {
+namespace {
+
+constexpr int kMaxDevices = 32;
+
+struct Context {
+  std::atomic<bool> active{false};
+};
+
+std::array<Context, kMaxDevices> contexts;
+std::atomic<bool> initialised{false};
+std::array<std::atomic<int64_t>, 64> options;  // aclrtSetSysParamOpt
+thread_local int thread_device = -1;
+
+int known_device(int device) {
+  if (device >= 0 && device < config().devices) return kOk;
+  return fail(kDeviceId, "softnpu: device %d of %d", device, config().devices);
+}
+
+}  // namespace
+
+int current_device() { return thread_device; }
+void set_current_device(int device) { thread_device = device; }
+
+int require_device() {
+  if (thread_device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread (aclrtSetDevice)");
+  return thread_device;
+}
+
+}  // namespace softnpu
+
+using namespace softnpu;
+
+SOFTNPU_C int aclInit(const char*) {
+  SOFTNPU_ENTER();
+  if (!config().problem.empty()) return fail(kAclParameter, "softnpu: %s", config().problem.c_str());
+  if (initialised.exchange(true)) return fail(kAlreadyInitialised, "softnpu: aclInit was called already");
+  install_dereference_trap();
+  return kOk;
+}
+
+SOFTNPU_C int aclFinalize() {
+  SOFTNPU_ENTER();
+  if (const std::string problem = check_red_zones(); !problem.empty()) std::fprintf(stderr, "%s\n", problem.c_str());
+  if (!config().trace.empty()) write_trace(config().trace);
+  return initialised.exchange(false) ? kOk : fail(kNotInitialised, "softnpu: aclFinalize before aclInit");
+}
+
+SOFTNPU_C int aclrtGetDeviceCount(uint32_t* count) {
+  SOFTNPU_ENTER();
+  *count = static_cast<uint32_t>(config().devices);
+  return kOk;
+}
+
+SOFTNPU_C int aclrtSetDevice(int32_t device) {
+  SOFTNPU_ENTER();
+  if (const int code = known_device(device)) return code;
+  install_dereference_trap();
+  contexts[static_cast<size_t>(device)].active = true;
+  set_current_device(device);
+  return kOk;
+}
+
+SOFTNPU_C int aclrtGetDevice(int32_t* device) {
+  SOFTNPU_ENTER();
+  if (current_device() < 0) return fail(kNoContext, "softnpu: no device was set on this thread");
+  *device = current_device();
+  return kOk;
+}
+
+SOFTNPU_C int aclrtResetDevice(int32_t device) {
+  SOFTNPU_ENTER();
+  if (const int code = known_device(device)) return code;
+  const int code = synchronise_device(device, -1);
+  contexts[static_cast<size_t>(device)].active = false;
+  if (current_device() == device) set_current_device(-1);
+  return code;
+}
+
+SOFTNPU_C int aclrtGetCurrentContext(Handle* context) {
+  SOFTNPU_ENTER();
+  if (current_device() < 0) return fail(kNoContext, "softnpu: no context on this thread");
+  *context = &contexts[static_cast<size_t>(current_device())];
+  return kOk;
+}
+
+SOFTNPU_C int aclrtSetCurrentContext(Handle context) {
+  SOFTNPU_ENTER();
+  for (int device = 0; device < config().devices; ++device) {
+    if (&contexts[static_cast<size_t>(device)] == context) return set_current_device(device), kOk;
+  }
+  return fail(kHandle, "softnpu: not a context");
+}
+
+SOFTNPU_C int aclrtGetPrimaryCtxState(int32_t device, uint32_t* flags, int32_t* active) {
+  SOFTNPU_ENTER();
+  if (const int code = known_device(device)) return code;
+  if (flags) *flags = 0;
+  if (active) *active = contexts[static_cast<size_t>(device)].active;
+  return kOk;
+}
+
+SOFTNPU_C int aclrtSynchronizeDeviceWithTimeout(int32_t timeout) try {
+  SOFTNPU_ENTER();
+  const int code = synchronise_device(require_device(), timeout);
+  if (code != kOk) return code;
+  const std::string problem = check_red_zones();
+  return problem.empty() ? kOk : fail(kWriteOutOfBounds, "%s", problem.c_str());
+} catch (const Fault& fault) {
+  return fail(fault);
+}
+
+SOFTNPU_C int aclrtSynchronizeDevice() try {
+  SOFTNPU_ENTER();
+  return synchronise_device(require_device(), -1);
+} catch (const Fault& fault) {
+  return fail(fault);
+}
+
+SOFTNPU_C int aclrtDeviceCanAccessPeer(int32_t* can, int32_t, int32_t) {
+  SOFTNPU_ENTER();
+  *can = 1;
+  return kOk;
+}
+
+SOFTNPU_C int aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t) {
+  SOFTNPU_ENTER();
+  return known_device(peer);
+}
+
+SOFTNPU_C int aclrtDeviceGetBareTgid(int32_t* pid) {
+  SOFTNPU_ENTER();
+  *pid = getpid();
+  return kOk;
+}
+
+SOFTNPU_C const char* aclrtGetSocName() { return config().soc.c_str(); }
+
+SOFTNPU_C int aclsysGetCANNVersion(int, char* version) {  // struct whose first member is char version[128]
+  SOFTNPU_ENTER();
+  std::snprintf(version, 128, "%s", config().cann.c_str());
+  return kOk;
+}
+
+SOFTNPU_C int aclsysGetVersionStr(char*, char* version) {
+  SOFTNPU_ENTER();
+  std::snprintf(version, 64, "%s", config().cann.c_str());
+  return kOk;
+}
+
+SOFTNPU_C int aclGetCannAttribute(int, int32_t* value) {
+  SOFTNPU_ENTER();
+  *value = 1;
+  return kOk;
+}
+
+SOFTNPU_C int aclGetDeviceCapability(uint32_t, int, int64_t* value) {
+  SOFTNPU_ENTER();
+  *value = generation() == Generation::kA5 ? 32 : 24;  // cores; nothing here depends on it
+  return kOk;
+}
+
+SOFTNPU_C int aclrtGetDeviceInfo(uint32_t device, int, int64_t* value) {
+  SOFTNPU_ENTER();
+  *value = static_cast<int64_t>(config().memory);
+  return known_device(static_cast<int>(device));
+}
+
+SOFTNPU_C size_t aclGetCompileoptSize(int) { return 8; }
+
+SOFTNPU_C int aclGetCompileopt(int, char* value, size_t length) {
+  SOFTNPU_ENTER();
+  std::snprintf(value, length, "enable");
+  return kOk;
+}
+
+SOFTNPU_C int aclSetCompileopt(int, const char*) {
+  SOFTNPU_ENTER();
+  return kOk;
+}
+
+namespace {
+
+int get_option(int option, int64_t* value) {
+  if (option < 0 || option >= static_cast<int>(options.size())) return fail(kParameter, "softnpu: system option %d", option);
+  *value = options[static_cast<size_t>(option)];
+  return kOk;
+}
+
+int set_option(int option, int64_t value) {
+  if (option < 0 || option >= static_cast<int>(options.size())) return fail(kParameter, "softnpu: system option %d", option);
+  options[static_cast<size_t>(option)] = value;
+  return kOk;
+}
+
+}  // namespace
+
+SOFTNPU_C int aclrtGetSysParamOpt(int option, int64_t* value) {
+  SOFTNPU_ENTER();
+  return get_option(option, value);
+}
+
+SOFTNPU_C int aclrtSetSysParamOpt(int option, int64_t value) {
+  SOFTNPU_ENTER();
+  return set_option(option, value);
+}
+
+SOFTNPU_C int aclrtCtxSetSysParamOpt(int option, int64_t value) {
+  SOFTNPU_ENTER();
+  return set_option(option, value);
+}
+
+// Settings that change nothing which can be observed here.
+SOFTNPU_C int aclrtSetDeviceSatMode(int) { SOFTNPU_ENTER(); return kOk; }
+SOFTNPU_C int aclrtSetOpExecuteTimeOut(uint32_t) { SOFTNPU_ENTER(); return kOk; }
+SOFTNPU_C int aclrtSetOpWaitTimeout(uint32_t) { SOFTNPU_ENTER(); return kOk; }
+
+SOFTNPU_C const char* aclGetRecentErrMsg() { return last_message(); }
+SOFTNPU_C int aclrtPeekAtLastError(int) { return last_code(false); }
+SOFTNPU_C int aclrtGetLastError(int) { return last_code(true); }
+
+SOFTNPU_C void aclAppLog(int level, const char* function, const char* file, uint32_t line, const char* format, ...) {
+  static const char* const wanted = std::getenv("SOFTNPU_LOG");  // smallest level to print: 0 debug .. 3 error
+  if (!wanted || level < std::atoi(wanted)) return;
+  va_list arguments;
+  va_start(arguments, format);
+  std::fprintf(stderr, "[%d] %s %s:%u ", level, function, file, line);
+  std::vfprintf(stderr, format, arguments);
+  std::fputc('\n', stderr);
+  va_end(arguments);
+}

@@ -1,0 +1,211 @@
+// Device and host memory, copies, fills, the reserve/map interface.
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+
+#include "config.h"
+#include "device.h"
+#include "memory.h"
+#include "report.h"
+#include "stream.h"
+
+namespace softnpu {
+namespace {
+
+struct HostBlocks {
+  std::mutex mutex;
+  std::unordered_map<void*, size_t> sizes;
+};
+
+HostBlocks& host_blocks() {
+  static auto* const blocks = new HostBlocks;
+  return *blocks;
+}
+
+struct Physical {
+  int device;
+  size_t size;
+};
+
+// The address at which the host can copy from or to `pointer`, which must be on the side that `device_side` says.
+void* side(const void* pointer, size_t bytes, bool device_side, const char* who) {
+  if (device_side) return resolve(pointer, bytes, -1, who).alias;
+  if (device_of(pointer) >= 0) throw Fault(kParameter, std::string("softnpu: ") + who + ": a device pointer where the copy kind says host");
+  return const_cast<void*>(pointer);
+}
+
+struct Copy {
+  void* to;
+  const void* from;
+};
+
+Copy plan(void* to, size_t room, const void* from, size_t count, int kind, const char* who) {
+  if (count > room) throw Fault(kParameter, std::string("softnpu: ") + who + ": " + std::to_string(count) + " bytes into " + std::to_string(room));
+  if (count == 0) return {nullptr, nullptr};
+  const bool to_device = kind == kCopyDefault ? device_of(to) >= 0 : kind == kHostToDevice || kind == kDeviceToDevice;
+  const bool from_device = kind == kCopyDefault ? device_of(from) >= 0 : kind == kDeviceToHost || kind == kDeviceToDevice;
+  if (kind < kHostToHost || kind > kCopyDefault) throw Fault(kParameter, std::string("softnpu: ") + who + ": copy kind " + std::to_string(kind));
+  return {side(to, count, to_device, who), side(from, count, from_device, who)};
+}
+
+int allocate(void** pointer, size_t size, const char* who) try {
+  if (!pointer || size == 0) return fail(kParameter, "softnpu: %s: nothing to allocate", who);
+  *pointer = device_malloc(require_device(), size);
+  return kOk;
+} catch (const Fault& fault) {
+  return fail(fault);
+}
+
+// Checked when called, and again when the stream arrives there: the memory may have been freed in between.
+int copy_later(void* to, size_t room, const void* from, size_t count, int kind, Handle handle, const char* who) try {
+  const auto stream = find_stream(handle, current_device());
+  plan(to, room, from, count, kind, who);
+  const std::string name = who;
+  stream->push({name, [=] {
+                  const Copy copy = plan(to, room, from, count, kind, name.c_str());
+                  if (count) std::memmove(copy.to, copy.from, count);
+                }});
+  return kOk;
+} catch (const Fault& fault) {
+  return fail(fault);
+}
+
+template <class Action>
+int guarded(Action action) try {
+  action();
+  return kOk;
+} catch (const Fault& fault) {
+  return fail(fault);
+}
+
+}  // namespace
+}  // namespace softnpu
+
+using namespace softnpu;
+
+SOFTNPU_C int aclrtMalloc(void** pointer, size_t size, int) {
+  SOFTNPU_ENTER();
+  return allocate(pointer, size, __func__);
+}
+
+SOFTNPU_C int aclrtMallocAlign32(void** pointer, size_t size, int) {
+  SOFTNPU_ENTER();
+  return allocate(pointer, size, __func__);
+}
+
+SOFTNPU_C int aclrtFree(void* pointer) {
+  SOFTNPU_ENTER();
+  return guarded([&] { device_free(pointer); });
+}
+
+SOFTNPU_C int aclrtMallocHost(void** pointer, size_t size) {
+  SOFTNPU_ENTER();
+  *pointer = std::aligned_alloc(64, (size + 63) / 64 * 64);
+  if (!*pointer) return fail(kOutOfMemory, "softnpu: out of host memory");
+  std::lock_guard lock(host_blocks().mutex);
+  host_blocks().sizes[*pointer] = size;
+  alive(Alive::kHostMemory, 1);
+  return kOk;
+}
+
+SOFTNPU_C int aclrtFreeHost(void* pointer) {
+  SOFTNPU_ENTER();
+  std::lock_guard lock(host_blocks().mutex);
+  if (!host_blocks().sizes.erase(pointer)) return fail(kParameter, "softnpu: aclrtFreeHost: not allocated (freed twice?)");
+  std::free(pointer);
+  alive(Alive::kHostMemory, -1);
+  return kOk;
+}
+
+SOFTNPU_C int aclrtGetMemInfo(int, size_t* free, size_t* total) {
+  SOFTNPU_ENTER();
+  return guarded([&] { device_memory_info(require_device(), free, total); });
+}
+
+SOFTNPU_C int aclrtMemcpy(void* to, size_t room, const void* from, size_t count, int kind) {
+  SOFTNPU_ENTER();
+  return guarded([&] {
+    const Copy copy = plan(to, room, from, count, kind, "aclrtMemcpy");
+    if (count) std::memmove(copy.to, copy.from, count);
+  });
+}
+
+SOFTNPU_C int aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t count, int kind, Handle stream) {
+  SOFTNPU_ENTER();
+  return copy_later(to, room, from, count, kind, stream, __func__);
+}
+
+SOFTNPU_C int aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t count, int kind, Handle stream) {
+  SOFTNPU_ENTER();
+  return copy_later(to, room, from, count, kind, stream, __func__);
+}
+
+SOFTNPU_C int aclrtMemset(void* pointer, size_t room, int32_t value, size_t count) {
+  SOFTNPU_ENTER();
+  if (count > room) return fail(kParameter, "softnpu: aclrtMemset: %zu bytes into %zu", count, room);
+  return guarded([&] { std::memset(resolve(pointer, count, -1, "aclrtMemset").alias, value, count); });
+}
+
+SOFTNPU_C int aclrtMemsetAsync(void* pointer, size_t room, int32_t value, size_t count, Handle handle) {
+  SOFTNPU_ENTER();
+  if (count > room) return fail(kParameter, "softnpu: aclrtMemsetAsync: %zu bytes into %zu", count, room);
+  return guarded([&] {
+    resolve(pointer, count, -1, "aclrtMemsetAsync");
+    find_stream(handle, current_device())->push({"aclrtMemsetAsync", [=] {
+      std::memset(resolve(pointer, count, -1, "aclrtMemsetAsync").alias, value, count);
+    }});
+  });
+}
+
+// struct { struct { uint32_t id; int type; } location; ... }; type 0 host, 1 device, 2 unregistered.
+SOFTNPU_C int aclrtPointerGetAttributes(const void* pointer, uint32_t* attributes) {
+  SOFTNPU_ENTER();
+  const int device = device_of(pointer);
+  std::lock_guard lock(host_blocks().mutex);
+  bool pinned = false;
+  for (const auto& [start, size] : host_blocks().sizes) pinned |= pointer >= start && pointer < static_cast<char*>(start) + size;
+  attributes[0] = device >= 0 ? static_cast<uint32_t>(device) : 0;
+  attributes[1] = device >= 0 ? 1 : pinned ? 0 : 2;
+  return kOk;
+}
+
+SOFTNPU_C int aclrtReserveMemAddress(void** pointer, size_t size, size_t, void*, uint64_t) {
+  SOFTNPU_ENTER();
+  return guarded([&] { *pointer = device_reserve(require_device(), size); });
+}
+
+SOFTNPU_C int aclrtReleaseMemAddress(void* pointer) {
+  SOFTNPU_ENTER();
+  return guarded([&] { device_release(pointer); });
+}
+
+SOFTNPU_C int aclrtMallocPhysical(Handle* handle, size_t size, const void*, uint64_t) {
+  SOFTNPU_ENTER();
+  return guarded([&] {
+    const int device = require_device();
+    device_charge(device, static_cast<int64_t>(size));
+    *handle = new Physical{device, size};
+    alive(Alive::kDeviceMemory, 1);
+  });
+}
+
+SOFTNPU_C int aclrtFreePhysical(Handle handle) {
+  SOFTNPU_ENTER();
+  return guarded([&] {
+    auto* physical = static_cast<Physical*>(handle);
+    device_charge(physical->device, -static_cast<int64_t>(physical->size));
+    delete physical;
+    alive(Alive::kDeviceMemory, -1);
+  });
+}
+
+SOFTNPU_C int aclrtMapMem(void* pointer, size_t size, size_t, Handle, uint64_t) {
+  SOFTNPU_ENTER();
+  return guarded([&] { device_map(pointer, size); });
+}
+
+SOFTNPU_C int aclrtUnmapMem(void* pointer) {
+  SOFTNPU_ENTER();
+  return guarded([&] { device_unmap(pointer); });
+}

@@ -1,0 +1,367 @@
+#include "stream.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <unordered_map>
+
+#include "report.h"
+
+namespace softnpu {
+namespace {
+
+std::atomic<int> next_stream{0};
+std::atomic<uint32_t> next_graph{1};
+
+struct Streams {
+  std::mutex mutex;
+  std::unordered_map<Handle, std::shared_ptr<Stream>> all;
+  std::unordered_map<int, std::shared_ptr<Stream>> defaults;
+};
+
+Streams& streams() {
+  static auto* const instance = new Streams;
+  return *instance;
+}
+
+// Guards every Graph and every Stream::capture_.
+std::mutex& capture_lock() {
+  static auto* const mutex = new std::mutex;
+  return *mutex;
+}
+
+struct Chaos {
+  std::atomic<uint64_t> seed{0};
+  std::atomic<uint64_t> tasks{0};
+  std::atomic<uint64_t> workers{0};  // streams that have a thread, numbered in order of their first task
+};
+
+uint64_t mix(uint64_t value) {
+  value += 0x9E3779B97F4A7C15ull;
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ull;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EBull;
+  return value ^ (value >> 31);
+}
+
+Chaos& chaos() {
+  static auto* const instance = [] {
+    auto* result = new Chaos;
+    if (const char* seed = std::getenv("SOFTNPU_CHAOS")) result->seed = std::strtoull(seed, nullptr, 10);
+    return result;
+  }();
+  return *instance;
+}
+
+// Every 16 tasks another stream (or none) is the slow one; its tasks start 0.2 to 1 ms late.
+void delay(uint64_t worker) {
+  const uint64_t seed = chaos().seed.load(std::memory_order_relaxed);
+  if (!seed) return;
+  const uint64_t epoch = chaos().tasks.fetch_add(1) / 16;
+  const uint64_t draw = mix(seed * 1000003 + epoch);
+  if (draw % (chaos().workers.load() + 1) == worker) std::this_thread::sleep_for(std::chrono::microseconds(200 + draw / 7 % 800));
+}
+
+bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms, const std::function<bool()>& ready) {
+  if (timeout_ms < 0) {
+    changed.wait(lock, ready);
+    return true;
+  }
+  return changed.wait_for(lock, std::chrono::milliseconds(timeout_ms), ready);
+}
+
+void merge(Clock* into, const Clock& from) {
+  if (into->size() < from.size()) into->resize(from.size());
+  for (size_t i = 0; i < from.size(); ++i) (*into)[i] = std::max((*into)[i], from[i]);
+}
+
+}  // namespace
+
+Event::~Event() { alive(Alive::kEvent, -1); }
+Graph::Graph() : id(next_graph++) { alive(Alive::kGraph, 1); }
+Graph::~Graph() { alive(Alive::kGraph, -1); }
+
+void set_chaos(uint64_t seed) {
+  chaos().seed = seed;
+  chaos().tasks = 0;
+}
+
+Stream::Stream(int device, uint32_t flags) : id(next_stream++), device(device), flags(flags) { alive(Alive::kStream, 1); }
+
+Stream::~Stream() {
+  stop();
+  alive(Alive::kStream, -1);
+}
+
+void Stream::stop() {
+  {
+    std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  changed_.notify_all();
+  if (!worker_.joinable()) return;
+  if (worker_.get_id() == std::this_thread::get_id()) worker_.detach();
+  else worker_.join();
+}
+
+void Stream::push(Task task) {
+  {
+    std::lock_guard lock(capture_lock());
+    if (capture_) {
+      const size_t member = member_of(*capture_);
+      Clock& clock = capture_->clocks[member];
+      const Clock before = clock;
+      clock.resize(std::max(clock.size(), member + 1));
+      clock[member]++;
+      capture_->nodes.push_back({std::move(task), member, before});
+      return;
+    }
+  }
+  enqueue(std::move(task));
+}
+
+void Stream::enqueue(Task task) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closing_) throw Fault(kHandle, "softnpu: stream " + std::to_string(id) + " was destroyed");
+    if (!worker_.joinable()) worker_ = std::thread(&Stream::work, this);
+    queue_.push_back(std::move(task));
+    pushed_++;
+  }
+  changed_.notify_all();
+}
+
+void Stream::work() {
+  const uint64_t worker = chaos().workers.fetch_add(1);
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return closing_ || !queue_.empty(); });
+    if (queue_.empty()) return;
+    Task task = std::move(queue_.front());
+    queue_.pop_front();
+    const bool skip = error_ && stop_on_failure && !task.control;
+    lock.unlock();
+    delay(worker);
+    if (!skip) run(task);
+    task = Task();  // what it holds is gone before a waiter learns that it is done
+    lock.lock();
+    finished_++;
+    changed_.notify_all();
+  }
+}
+
+void Stream::run(const Task& task) {
+  try {
+    if (const int code = injected_kernel_fault(task.name)) throw Fault(code, "softnpu: injected fault in kernel " + task.name);
+    task.run();
+  } catch (const Fault& fault) {
+    std::lock_guard lock(mutex_);
+    if (!error_) error_ = fault.code, error_text_ = task.name + " on stream " + std::to_string(id) + ": " + fault.what();
+  }
+}
+
+int Stream::synchronise(int timeout_ms) {
+  {
+    std::lock_guard lock(capture_lock());
+    if (capture_) {
+      capture_->valid = false;
+      return fail(kStreamCaptured, "softnpu: stream %d is being captured: synchronising it invalidates the capture", id);
+    }
+  }
+  std::unique_lock lock(mutex_);
+  const uint64_t target = pushed_;
+  if (!wait_until(changed_, lock, timeout_ms, [&] { return finished_ >= target; }))
+    return fail(kTimeout, "softnpu: stream %d did not finish within %d ms", id, timeout_ms);
+  const int code = error_;
+  error_ = 0;
+  return code ? fail(code, "%s", error_text_.c_str()) : kOk;
+}
+
+bool Stream::idle() {
+  std::lock_guard lock(mutex_);
+  return finished_ == pushed_;
+}
+
+void Stream::record(const std::shared_ptr<Event>& event) {
+  {
+    std::lock_guard lock(capture_lock());
+    std::lock_guard event_lock(event->mutex);
+    event->graph = capture_;
+    if (capture_) {
+      event->clock = capture_->clocks[member_of(*capture_)];
+      return;
+    }
+  }
+  uint64_t number;
+  {
+    std::lock_guard lock(event->mutex);
+    number = ++event->recorded;
+  }
+  enqueue({"record_event", [event, number] {
+             std::lock_guard lock(event->mutex);
+             event->done = std::max(event->done, number);
+             event->time_ns = now_ns();
+             event->changed.notify_all();
+           }, true});
+}
+
+int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock) {
+  if (!stream.capture_) {
+    stream.capture_ = graph;
+    graph->members.push_back(stream.shared_from_this());
+    graph->clocks.emplace_back();
+  }
+  merge(&graph->clocks[stream.member_of(*graph)], clock);
+  return kOk;
+}
+
+void Stream::wait(const std::shared_ptr<Event>& event) {
+  uint64_t number;
+  {
+    std::lock_guard lock(capture_lock());
+    std::lock_guard event_lock(event->mutex);
+    if (const auto graph = event->graph.lock(); graph && !graph->ended) {
+      capture_join(*this, graph, event->clock);
+      return;
+    }
+    if (capture_) return;  // an event from before the capture: replay starts after the launch point, which is later
+    number = event->recorded;
+  }
+  if (number == 0) return;
+  enqueue({"wait_event", [event, number] {
+             std::unique_lock lock(event->mutex);
+             event->changed.wait(lock, [&] { return event->done >= number; });
+           }, true});
+}
+
+int wait_event(Event& event, int timeout_ms) {
+  std::unique_lock lock(event.mutex);
+  const uint64_t number = event.recorded;
+  if (wait_until(event.changed, lock, timeout_ms, [&] { return event.done >= number; })) return kOk;
+  return fail(kTimeout, "softnpu: the event did not happen within %d ms", timeout_ms);
+}
+
+size_t Stream::member_of(const Graph& graph) const {
+  for (size_t i = 0; i < graph.members.size(); ++i) {
+    if (graph.members[i].get() == this) return i;
+  }
+  throw Fault(kNnInner, "softnpu: stream is no member of its capture");
+}
+
+int Stream::begin_capture() {
+  std::lock_guard lock(capture_lock());
+  if (capture_) return fail(kStreamCaptured, "softnpu: stream %d is captured already", id);
+  capture_ = std::make_shared<Graph>();
+  capture_->members.push_back(shared_from_this());
+  capture_->clocks.emplace_back();
+  return kOk;
+}
+
+int Stream::end_capture(std::shared_ptr<Graph>* graph) {
+  std::lock_guard lock(capture_lock());
+  if (!capture_ || capture_->members[0].get() != this) return fail(kStreamCaptured, "softnpu: no capture began on stream %d", id);
+  const std::shared_ptr<Graph> ended = capture_;
+  ended->ended = true;
+  int code = ended->valid ? kOk : fail(kStreamCaptured, "softnpu: the capture was invalidated");
+  Clock joined = ended->clocks[0];
+  joined.resize(ended->members.size());
+  for (size_t i = 0; i < ended->members.size(); ++i) {
+    ended->members[i]->capture_.reset();
+    const Clock& own = ended->clocks[i];
+    if (code == kOk && i < own.size() && own[i] > joined[i])
+      code = fail(kStreamUnjoined, "softnpu: stream %d was forked into the capture and not joined again", ended->members[i]->id);
+  }
+  ended->members.clear();
+  if (code == kOk) *graph = ended;
+  return code;
+}
+
+int Stream::capture_state(std::shared_ptr<Graph>* graph) {
+  std::lock_guard lock(capture_lock());
+  *graph = capture_;
+  if (!capture_) return kCaptureNone;
+  return capture_->valid ? kCaptureActive : kCaptureInvalid;
+}
+
+namespace {
+
+// With chaos, a random order that respects the captured dependencies; without, the order of capture.
+std::vector<size_t> replay_order(const Graph& graph, uint64_t seed) {
+  std::vector<size_t> order, left;
+  for (size_t i = 0; i < graph.nodes.size(); ++i) (seed ? left : order).push_back(i);
+  Clock done;
+  while (!left.empty()) {
+    std::vector<size_t> ready;
+    for (size_t i = 0; i < left.size(); ++i) {
+      const Clock& before = graph.nodes[left[i]].before;
+      bool runnable = true;
+      for (size_t member = 0; member < before.size(); ++member) runnable &= before[member] <= (member < done.size() ? done[member] : 0);
+      if (runnable) ready.push_back(i);
+    }
+    const size_t pick = ready[mix(seed + order.size()) % ready.size()];
+    const size_t node = left[pick];
+    left.erase(left.begin() + static_cast<std::ptrdiff_t>(pick));
+    order.push_back(node);
+    done.resize(std::max(done.size(), graph.nodes[node].member + 1));
+    done[graph.nodes[node].member]++;
+  }
+  return order;
+}
+
+}  // namespace
+
+void Stream::replay(const std::shared_ptr<Graph>& graph) {
+  for (const size_t node : replay_order(*graph, chaos().seed.load())) {
+    Task task = graph->nodes[node].task;
+    task.run = [graph, node] { graph->nodes[node].task.run(); };
+    push(std::move(task));
+  }
+}
+
+Handle add_stream(int device, uint32_t flags) {
+  auto stream = std::make_shared<Stream>(device, flags);
+  std::lock_guard lock(streams().mutex);
+  streams().all[stream.get()] = stream;
+  return stream.get();
+}
+
+std::shared_ptr<Stream> find_stream(Handle handle, int device) {
+  std::lock_guard lock(streams().mutex);
+  if (!handle && device >= 0) {
+    auto& stream = streams().defaults[device];
+    if (!stream) stream = std::make_shared<Stream>(device, 0);
+    return stream;
+  }
+  const auto found = streams().all.find(handle);
+  if (found == streams().all.end()) throw Fault(kHandle, "softnpu: not a live stream");
+  return found->second;
+}
+
+bool remove_stream(Handle handle) {
+  std::shared_ptr<Stream> stream;
+  {
+    std::lock_guard lock(streams().mutex);
+    const auto found = streams().all.find(handle);
+    if (found == streams().all.end()) return false;
+    stream = found->second;
+    streams().all.erase(found);
+  }
+  stream->stop();
+  return true;
+}
+
+int synchronise_device(int device, int timeout_ms) {
+  std::vector<std::shared_ptr<Stream>> mine;
+  {
+    std::lock_guard lock(streams().mutex);
+    for (const auto& [handle, stream] : streams().all) if (stream->device == device) mine.push_back(stream);
+    if (const auto found = streams().defaults.find(device); found != streams().defaults.end()) mine.push_back(found->second);
+  }
+  int code = kOk;
+  for (const auto& stream : mine) {
+    const int own = stream->synchronise(timeout_ms);
+    if (code == kOk) code = own;
+  }
+  return code;
+}
+
+}  // namespace softnpu

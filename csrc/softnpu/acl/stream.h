@@ -1,0 +1,102 @@
+// Streams are ordered queues, each with a worker thread that starts at its first task. Events count records. A captured stream
+// appends its tasks to a graph instead of running them.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "abi.h"
+
+namespace softnpu {
+
+class Stream;
+struct Graph;
+
+using Clock = std::vector<size_t>;  // per member of a graph: how many of its nodes come before this point
+
+struct Task {
+  std::string name;
+  std::function<void()> run;  // throws Fault; may run many times (graph replay)
+  bool control = false;       // event records and waits: no launch
+};
+
+struct Event {
+  std::mutex mutex;
+  std::condition_variable changed;
+  uint64_t recorded = 0, done = 0;  // record calls issued and executed
+  uint64_t time_ns = 0;
+  std::weak_ptr<Graph> graph;       // recorded inside this capture ...
+  Clock clock;                      // ... at this point
+  ~Event();
+};
+
+struct GraphNode {
+  Task task;
+  size_t member;
+  Clock before;  // nodes of each member that must have run
+};
+
+struct Graph {
+  uint32_t id = 0;
+  std::vector<std::shared_ptr<Stream>> members;  // [0] is the stream on which the capture began
+  std::vector<Clock> clocks;
+  std::vector<GraphNode> nodes;
+  bool valid = true, ended = false;
+  Graph();
+  ~Graph();
+};
+
+class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
+ public:
+  Stream(int device, uint32_t flags);
+  ~Stream();
+  void push(Task task);
+  // Waits for all tasks pushed so far; answers and clears the stream's error. timeout_ms < 0: for ever.
+  int synchronise(int timeout_ms);
+  bool idle();
+  void record(const std::shared_ptr<Event>& event);
+  void wait(const std::shared_ptr<Event>& event);
+  int begin_capture();
+  int end_capture(std::shared_ptr<Graph>* graph);
+  int capture_state(std::shared_ptr<Graph>* graph);
+  void replay(const std::shared_ptr<Graph>& graph);
+  void stop();  // finishes the queue and joins the worker
+
+  const int id, device;
+  const uint32_t flags;
+  bool stop_on_failure = false;
+
+ private:
+  friend int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);
+  void work();
+  void run(const Task& task);
+  void enqueue(Task task);
+  size_t member_of(const Graph& graph) const;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Task> queue_;
+  std::thread worker_;
+  uint64_t pushed_ = 0, finished_ = 0;
+  bool closing_ = false;
+  int error_ = 0;
+  std::string error_text_;
+  std::shared_ptr<Graph> capture_;  // guarded by the capture lock
+};
+
+SOFTNPU_CXX std::shared_ptr<Stream> find_stream(Handle handle, int device);  // nullptr handle: the device's default stream
+SOFTNPU_CXX Handle add_stream(int device, uint32_t flags);
+bool remove_stream(Handle handle);
+int synchronise_device(int device, int timeout_ms);
+int wait_event(Event& event, int timeout_ms);
+
+// One stream at a time is delayed, chosen by the seed; 0 = off.
+SOFTNPU_CXX void set_chaos(uint64_t seed);
+
+}  // namespace softnpu

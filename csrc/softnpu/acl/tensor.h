@@ -1,0 +1,55 @@
+// The argument objects of the two-phase operator interface, and the launch that phase 1 prepares and phase 2 enqueues.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "abi.h"
+
+struct aclTensor {
+  std::vector<int64_t> sizes, strides, storage;
+  int64_t offset;
+  int dtype, format;
+  void* data;
+};
+
+struct aclScalar {
+  int dtype;
+  alignas(16) unsigned char bytes[16];
+};
+
+struct aclIntArray { std::vector<int64_t> values; };
+struct aclBoolArray { std::vector<bool> values; };
+struct aclFloatArray { std::vector<float> values; };
+struct aclTensorList { std::vector<aclTensor*> tensors; };  // owns them, as CANN's does
+struct aclScalarList { std::vector<aclScalar*> scalars; };
+
+namespace softnpu {
+
+// One piece of device memory that a launch uses.
+struct Access {
+  const void* pointer;
+  size_t bytes;
+  uint64_t allocation;
+};
+
+struct Launch {
+  std::string name, arguments;
+  std::vector<Access> accesses;
+  std::function<void()> kernel;   // may run many times
+  std::function<void()> resolve;  // set: the kernel's output shape depends on data, phase 2 waits for it and then calls this
+  uint64_t prepared_ns = 0;
+};
+
+SOFTNPU_CXX size_t dtype_bits(int dtype);
+SOFTNPU_CXX const char* dtype_name(int dtype);
+SOFTNPU_CXX std::string describe(const aclTensor& tensor);
+// First byte and length that the view touches, relative to `data`.
+SOFTNPU_CXX void extent(const aclTensor& tensor, int64_t* first, size_t* bytes);
+SOFTNPU_CXX int enqueue(const std::shared_ptr<Launch>& launch, Handle stream);
+
+}  // namespace softnpu
+
+struct aclOpExecutor { std::shared_ptr<softnpu::Launch> launch; };

@@ -1,0 +1,185 @@
+#include <ATen/ops/from_blob.h>
+
+#include "op.h"
+
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Exception.h>
+#include <c10/util/Half.h>
+
+#include <cstring>
+
+#include "softnpu/acl/device.h"
+#include "softnpu/acl/memory.h"
+
+namespace softnpu {
+namespace {
+
+thread_local uint64_t writes = 0;
+
+std::string shape(at::IntArrayRef sizes) {
+  std::string result = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? "," : "") + std::to_string(sizes[i]);
+  return result + "]";
+}
+
+template <class T>
+T read(const aclScalar* raw) {
+  T value;
+  std::memcpy(&value, raw->bytes, sizeof value);
+  return value;
+}
+
+void run_kernel(const std::string& name, bool has_output, const std::function<void()>& kernel) {
+  at::NoGradGuard no_grad;
+  c10::impl::ExcludeDispatchKeyGuard below_autograd(c10::autograd_dispatch_keyset);
+  const uint64_t before = writes;
+  try {
+    kernel();
+  } catch (const c10::Error& error) {
+    throw Fault(kKernelFault, error.what_without_backtrace());
+  }
+  if (has_output && writes == before) notice_idle_launch(name);
+}
+
+}  // namespace
+
+void Out::operator=(const at::Tensor& value) const {
+  touch();
+  if (value.sizes() != tensor_.sizes() && !(value.numel() == 1 && tensor_.numel() == 1))
+    throw Fault(kKernelFault, "the result is " + shape(value.sizes()) + ", the output tensor " + shape(tensor_.sizes()));
+  tensor_.copy_(value.sizes() == tensor_.sizes() ? value : value.reshape(tensor_.sizes()));
+}
+
+void Out::touch() const { ++writes; }
+
+void Growing::operator=(const at::Tensor& value) const {
+  whole.touch();
+  *sizes = value.sizes().vec();
+  (*whole).as_strided(value.sizes(), value.contiguous().strides()).copy_(value);
+}
+
+at::ScalarType scalar_type(int dtype) {
+  switch (dtype) {
+    case kFloat: return at::kFloat;
+    case kHalf: return at::kHalf;
+    case kInt8: return at::kChar;
+    case kInt32: return at::kInt;
+    case kUint8: return at::kByte;
+    case kInt16: return at::kShort;
+    case kUint16: return at::kUInt16;
+    case kUint32: return at::kUInt32;
+    case kInt64: return at::kLong;
+    case kUint64: return at::kUInt64;
+    case kDouble: return at::kDouble;
+    case kBool: return at::kBool;
+    case kComplex32: return at::kComplexHalf;
+    case kComplex64: return at::kComplexFloat;
+    case kComplex128: return at::kComplexDouble;
+    case kBFloat16: return at::kBFloat16;
+    case kFloat8E5M2: return at::kFloat8_e5m2;
+    case kFloat8E4M3: return at::kFloat8_e4m3fn;
+    case kFloat8E8M0: return at::kFloat8_e8m0fnu;
+    case kFloat4E2M1: case kInt4: return at::kByte;  // two to a byte, the even one in the low half
+    default: throw Fault(kNnParameter, "aclDataType " + std::to_string(dtype) + " is not emulated");
+  }
+}
+
+at::Scalar scalar_value(const aclScalar* raw) {
+  switch (raw->dtype) {
+    case kFloat: return read<float>(raw);
+    case kDouble: return read<double>(raw);
+    case kHalf: return static_cast<float>(read<at::Half>(raw));
+    case kBFloat16: return static_cast<float>(read<at::BFloat16>(raw));
+    case kInt64: return read<int64_t>(raw);
+    case kInt32: return read<int32_t>(raw);
+    case kInt16: return read<int16_t>(raw);
+    case kInt8: return read<int8_t>(raw);
+    case kUint8: return read<uint8_t>(raw);
+    case kBool: return read<bool>(raw);
+    case kComplex64: return read<c10::complex<float>>(raw);
+    case kComplex128: return read<c10::complex<double>>(raw);
+    default: throw Fault(kNnParameter, std::string("a scalar of ") + dtype_name(raw->dtype) + " is not emulated");
+  }
+}
+
+Builder::Builder(const char* name) : launch(std::make_shared<Launch>()) {
+  launch->name = name;
+  launch->prepared_ns = now_ns();
+}
+
+void Builder::note(const std::string& argument) {
+  if (!launch->arguments.empty()) launch->arguments += ", ";
+  launch->arguments += argument;
+}
+
+at::Tensor Builder::tensor(const aclTensor* raw) {
+  if (tracing()) note(raw ? describe(*raw) : "none");
+  if (!raw) return {};
+  if (raw->format == kFormatNz) throw Fault(kNnParameter, "the NZ format is not emulated");
+  int64_t first = 0;
+  size_t bytes = 0;
+  extent(*raw, &first, &bytes);
+  void* alias = nullptr;
+  if (bytes) {
+    const void* pointer = static_cast<const char*>(raw->data) + first;
+    const Range range = resolve(pointer, bytes, current_device(), launch->name.c_str());
+    launch->accesses.push_back({pointer, bytes, range.allocation});
+    alias = range.alias;
+  }
+  const auto options = at::TensorOptions().dtype(scalar_type(raw->dtype)).device(at::kCPU);
+  std::vector<int64_t> sizes = raw->sizes, strides = raw->strides;
+  if (dtype_bits(raw->dtype) == 4 && !sizes.empty()) {
+    sizes.back() = (sizes.back() + 1) / 2;
+    for (size_t i = 0; i + 1 < strides.size(); ++i) strides[i] = (strides[i] + 1) / 2;
+  }
+  return at::from_blob(alias, sizes, strides, options);
+}
+
+Out Builder::out(const aclTensor* raw) {
+  at::Tensor result = tensor(raw);
+  has_output |= result.defined() && result.numel() > 0;
+  return Out(std::move(result));
+}
+
+int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor) {
+  const std::string name = b.launch->name;
+  b.launch->kernel = [name, has_output = b.has_output, kernel = std::move(kernel)] { run_kernel(name, has_output, kernel); };
+  if (!b.growing.empty()) {
+    b.launch->resolve = [growing = b.growing] {
+      for (const auto& [tensor, sizes] : growing) {
+        tensor->sizes = *sizes;
+        tensor->strides.assign(sizes->size(), 1);
+        for (size_t i = sizes->size(); i-- > 1;) tensor->strides[i - 1] = tensor->strides[i] * (*sizes)[i];
+      }
+    };
+  }
+  alive(Alive::kExecutor, 1);
+  *workspace = 0;
+  *executor = new aclOpExecutor{b.launch};
+  return kOk;
+}
+
+int report_exception(const char* name) {
+  try {
+    throw;
+  } catch (const Fault& fault) {
+    return fail(fault.code, "softnpu: %s: %s", name, fault.what());
+  } catch (const c10::Error& error) {
+    return fail(kNnParameter, "softnpu: %s: %s", name, error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return fail(kNnInner, "softnpu: %s: %s", name, error.what());
+  }
+}
+
+int phase2(Call& call, aclOpExecutor* executor, Handle stream) {
+  const int injected = call.enter();
+  if (!executor) return fail(kNnNullptr, "softnpu: %s: the executor is null (phase 1 failed?)", call.name().c_str());
+  const int code = injected ? injected : enqueue(executor->launch, stream);
+  alive(Alive::kExecutor, -1);
+  delete executor;  // one executor is good for one launch
+  return code;
+}
+
+}  // namespace softnpu

@@ -1,0 +1,233 @@
+// How an operator is written: OP(aclnnMul, [](In a, In b, Out o) { o = at::mul(a, b); });
+// The lambda's parameter types give the C signature of phase 1 (A.4 of the ABI notes); phase 2 is the same for all.
+// The lambda is the kernel: it runs on the stream's thread, as often as a captured graph is replayed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/Scalar.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "softnpu/acl/report.h"
+#include "softnpu/acl/tensor.h"
+
+namespace softnpu {
+
+using In = const at::Tensor&;                    // const aclTensor*; undefined when it was nullptr
+using Ins = const std::vector<at::Tensor>&;      // const aclTensorList*
+using Ints = const std::vector<int64_t>&;        // const aclIntArray*
+using OptionalInts = const std::optional<std::vector<int64_t>>&;
+using Bools = const std::vector<bool>&;          // const aclBoolArray*
+using Scalar = const at::Scalar&;                // const aclScalar*
+using OptionalScalar = const std::optional<at::Scalar>&;
+using Scalars = const std::vector<at::Scalar>&;  // const aclScalarList*
+using Text = const std::string&;                 // const char*
+enum class DType_ : int {};                      // aclDataType by value
+
+// An output, or an argument that is changed: assigning stores with the output's dtype and strides; the shape must be right.
+class Out {
+ public:
+  explicit Out(at::Tensor tensor) : tensor_(std::move(tensor)) {}
+  void operator=(const at::Tensor& value) const;
+  void operator=(const Out&) = delete;
+  Out(const Out&) = default;
+  const at::Tensor& operator*() const { return tensor_; }  // to read, or to write in place after touch()
+  const at::Tensor* operator->() const { return &tensor_; }
+  explicit operator bool() const { return tensor_.defined(); }
+  void touch() const;  // "the kernel has written this"
+
+ private:
+  at::Tensor tensor_;
+};
+using Outs = const std::vector<Out>&;
+
+// An output whose real size is known only when the kernel has run; phase 2 waits for it.
+struct Growing {
+  Out whole;  // of the largest possible size
+  std::shared_ptr<std::vector<int64_t>> sizes;
+  void operator=(const at::Tensor& value) const;
+};
+
+at::ScalarType scalar_type(int dtype);
+inline at::ScalarType scalar_type(DType_ dtype) { return scalar_type(static_cast<int>(dtype)); }
+
+// Everything that phase 1 collects while it converts arguments.
+struct Builder {
+  std::shared_ptr<Launch> launch;
+  bool has_output = false;  // with at least one element
+  std::vector<std::pair<aclTensor*, std::shared_ptr<std::vector<int64_t>>>> growing;
+
+  explicit Builder(const char* name);
+  at::Tensor tensor(const aclTensor* raw);
+  Out out(const aclTensor* raw);
+  void note(const std::string& argument);
+};
+
+at::Scalar scalar_value(const aclScalar* raw);
+
+// Converts one C argument of type Raw into what the kernel takes.
+template <class Parameter>
+struct Argument {  // numbers: the C type is the parameter's own
+  using Raw = Parameter;
+  using Value = Parameter;
+  static Value take(Builder& b, Raw raw) {
+    if (tracing()) b.note(std::to_string(raw));
+    return raw;
+  }
+};
+template <>
+struct Argument<In> {
+  using Raw = const aclTensor*;
+  using Value = at::Tensor;
+  static Value take(Builder& b, Raw raw) { return b.tensor(raw); }
+};
+template <>
+struct Argument<Out> {
+  using Raw = const aclTensor*;
+  using Value = Out;
+  static Value take(Builder& b, Raw raw) { return b.out(raw); }
+};
+template <>
+struct Argument<Growing> {
+  using Raw = aclTensor*;
+  using Value = Growing;
+  static Value take(Builder& b, Raw raw) {
+    Growing result{b.out(raw), std::make_shared<std::vector<int64_t>>()};
+    b.growing.emplace_back(raw, result.sizes);
+    return result;
+  }
+};
+template <>
+struct Argument<Ins> {
+  using Raw = const aclTensorList*;
+  using Value = std::vector<at::Tensor>;
+  static Value take(Builder& b, Raw raw) {
+    Value result;
+    if (raw) for (const aclTensor* tensor : raw->tensors) result.push_back(b.tensor(tensor));
+    return result;
+  }
+};
+template <>
+struct Argument<Outs> {
+  using Raw = const aclTensorList*;
+  using Value = std::vector<Out>;
+  static Value take(Builder& b, Raw raw) {
+    Value result;
+    if (raw) for (const aclTensor* tensor : raw->tensors) result.push_back(b.out(tensor));
+    return result;
+  }
+};
+template <>
+struct Argument<Ints> {
+  using Raw = const aclIntArray*;
+  using Value = std::vector<int64_t>;
+  static Value take(Builder&, Raw raw) { return raw ? raw->values : Value(); }
+};
+template <>
+struct Argument<OptionalInts> {
+  using Raw = const aclIntArray*;
+  using Value = std::optional<std::vector<int64_t>>;
+  static Value take(Builder&, Raw raw) { return raw ? Value(raw->values) : Value(); }
+};
+template <>
+struct Argument<Bools> {
+  using Raw = const aclBoolArray*;
+  using Value = std::vector<bool>;
+  static Value take(Builder&, Raw raw) { return raw ? raw->values : Value(); }
+};
+template <>
+struct Argument<Scalar> {
+  using Raw = const aclScalar*;
+  using Value = at::Scalar;
+  static Value take(Builder&, Raw raw) {
+    if (!raw) throw Fault(kNnNullptr, "a scalar argument is null");
+    return scalar_value(raw);
+  }
+};
+template <>
+struct Argument<OptionalScalar> {
+  using Raw = const aclScalar*;
+  using Value = std::optional<at::Scalar>;
+  static Value take(Builder&, Raw raw) { return raw ? Value(scalar_value(raw)) : Value(); }
+};
+template <>
+struct Argument<Scalars> {
+  using Raw = const aclScalarList*;
+  using Value = std::vector<at::Scalar>;
+  static Value take(Builder&, Raw raw) {
+    Value result;
+    if (raw) for (const aclScalar* scalar : raw->scalars) result.push_back(scalar_value(scalar));
+    return result;
+  }
+};
+template <>
+struct Argument<Text> {
+  using Raw = const char*;
+  using Value = std::string;
+  static Value take(Builder&, Raw raw) { return raw ? raw : ""; }
+};
+template <>
+struct Argument<DType_> {
+  using Raw = int;
+  using Value = DType_;
+  static Value take(Builder&, Raw raw) { return static_cast<DType_>(raw); }
+};
+
+int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor);
+int report_exception(const char* name);  // inside a catch block
+int phase2(Call& call, aclOpExecutor* executor, Handle stream);
+
+template <class Op, class Signature>
+struct Phase1;
+
+template <class Op, class Lambda, class... Parameters>
+struct Phase1<Op, void (Lambda::*)(Parameters...) const> {
+  static int run(typename Argument<Parameters>::Raw... raw, uint64_t* workspace, aclOpExecutor** executor) {
+    static Call call{std::string(Op::name) + "GetWorkspaceSize"};
+    if (const int injected = call.enter()) return injected;
+    try {
+      Builder builder(Op::name);
+      // Braces: converted from left to right, so that the trace lists arguments in order.
+      std::tuple<typename Argument<Parameters>::Value...> values{Argument<Parameters>::take(builder, raw)...};
+      std::apply(Op::check, values);
+      return finish(builder, [values = std::move(values)] { std::apply(Op::kernel, values); }, workspace, executor);
+    } catch (...) {
+      return report_exception(Op::name);
+    }
+  }
+};
+
+using Unknown = int();  // the resolver picks the typed phase 1; the symbol itself has no type
+
+struct NoCheck {
+  template <class... Arguments>
+  void operator()(const Arguments&...) const {}
+};
+
+// CHECKED(name, check, kernel): `check` has the kernel's parameters, runs in phase 1 and throws Fault(161002, ...).
+#define SOFTNPU_OP(NAME, CHECK, ...)                                                                                 \
+  namespace {                                                                                                        \
+  struct Op_##NAME {                                                                                                 \
+    static constexpr const char* name = #NAME;                                                                       \
+    static constexpr auto check = CHECK;                                                                             \
+    static constexpr auto kernel = __VA_ARGS__;                                                                      \
+  };                                                                                                                 \
+  }                                                                                                                  \
+  extern "C" Unknown* softnpu_phase1_##NAME() {                                                                      \
+    using Typed = Phase1<Op_##NAME, decltype(&decltype(Op_##NAME::kernel)::operator())>;                             \
+    return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed::run));                                         \
+  }                                                                                                                  \
+  SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME)));                            \
+  SOFTNPU_C int NAME(void*, uint64_t, aclOpExecutor* executor, Handle stream) {                                      \
+    static Call call{#NAME};                                                                                         \
+    return phase2(call, executor, stream);                                                                           \
+  }
+
+#define OP(NAME, ...) SOFTNPU_OP(NAME, NoCheck{}, __VA_ARGS__)
+#define CHECKED(NAME, CHECK, ...) SOFTNPU_OP(NAME, CHECK, __VA_ARGS__)
+
+}  // namespace softnpu

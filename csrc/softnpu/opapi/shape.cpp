@@ -1,0 +1,140 @@
+// Copying, filling, joining, padding, ranges, random numbers.
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bitwise_and.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/flip.h>
+#include <ATen/ops/ge.h>
+#include <ATen/ops/linspace.h>
+#include <ATen/ops/log1p.h>
+#include <ATen/ops/lt.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/multinomial.h>
+#include <ATen/ops/neg.h>
+#include <ATen/ops/normal.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randperm.h>
+#include <ATen/ops/range.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/roll.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/tril.h>
+#include <ATen/ops/triu.h>
+#include <ATen/ops/where.h>
+
+#include "op.h"
+
+namespace softnpu {
+namespace {
+
+at::Generator generator(int64_t seed, int64_t offset) {
+  return at::detail::createCPUGenerator(static_cast<uint64_t>(seed) * 0x9E3779B97F4A7C15ull + static_cast<uint64_t>(offset));
+}
+
+at::Tensor normal(const Out& like, int64_t seed, int64_t offset) {
+  return at::normal(0.0, 1.0, like->sizes(), generator(seed, offset), at::TensorOptions().dtype(at::kFloat));
+}
+
+void random_between(const Out& x, int64_t from, int64_t to, int64_t seed, int64_t offset) {
+  x = at::randint(from, to, x->sizes(), generator(seed, offset), at::TensorOptions().dtype(at::kLong));
+}
+
+at::Tensor uniform(const Out& like, int64_t seed, int64_t offset) {
+  return at::rand(like->sizes(), generator(seed, offset), at::TensorOptions().dtype(at::kFloat));
+}
+
+// One bit per element, least significant first; set = kept.
+at::Tensor keep_bits(Ints shape, double p, int64_t seed, int64_t offset, int64_t bytes) {
+  int64_t elements = 1;
+  for (const int64_t size : shape) elements *= size;
+  const at::Tensor kept = at::ge(at::rand({bytes * 8}, generator(seed, offset)), p).to(at::kByte);
+  kept.slice(0, elements).zero_();
+  return at::sum(at::mul(kept.view({bytes, 8}), at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kInt)), 1).to(at::kByte);
+}
+
+at::Tensor bits_as_bool(In bytes, at::IntArrayRef sizes) {
+  const at::Tensor bits = at::bitwise_and(bytes.view(at::kByte).reshape({-1, 1}), at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte)).ne(0);
+  return bits.reshape({-1}).slice(0, 0, c10::multiply_integers(sizes)).view(sizes);
+}
+
+}  // namespace
+
+OP(aclnnInplaceCopy, [](Out x, In source) { x = source.expand(x->sizes()); })
+OP(aclnnInplaceOne, [](Out x) { x.touch(), x->fill_(1); })
+OP(aclnnInplaceZero, [](Out x) { x.touch(), x->fill_(0); })
+OP(aclnnInplaceFillScalar, [](Out x, Scalar value) { x.touch(), x->fill_(value); })
+OP(aclnnInplaceFillTensor, [](Out x, In value) { x.touch(), x->fill_(value.reshape({})); })
+OP(aclnnInplaceFillDiagonal, [](Out x, Scalar value, bool wrap) { x.touch(), x->fill_diagonal_(value, wrap); })
+OP(aclnnCat, [](Ins parts, int64_t dim, Out o) { o = at::cat(parts, dim); })
+OP(aclnnStack, [](Ins parts, int64_t dim, Out o) { o = at::stack(parts, dim); })
+OP(aclnnRepeat, [](In x, Ints repeats, Out o) { o = x.repeat(repeats); })
+OP(aclnnFlip, [](In x, Ints dims, Out o) { o = at::flip(x, dims); })
+OP(aclnnRoll, [](In x, Ints shifts, Ints dims, Out o) { o = at::roll(x, shifts, dims); })
+OP(aclnnTril, [](In x, int64_t diagonal, Out o) { o = at::tril(x, diagonal); })
+OP(aclnnTriu, [](In x, int64_t diagonal, Out o) { o = at::triu(x, diagonal); })
+OP(aclnnInplaceTril, [](Out x, int64_t diagonal) { x = at::tril(*x, diagonal); })
+OP(aclnnInplaceTriu, [](Out x, int64_t diagonal) { x = at::triu(*x, diagonal); })
+OP(aclnnConstantPadNd, [](In x, Ints pad, Scalar value, Out o) { o = at::constant_pad_nd(x, pad, value); })
+OP(aclnnEye, [](int64_t rows, int64_t columns, Out o) { o = at::eye(rows, columns); })
+OP(aclnnArange, [](Scalar start, Scalar end, Scalar step, Out o) {
+  o = at::arange(start, end, step, at::TensorOptions().dtype(o->scalar_type()));
+})
+OP(aclnnRange, [](Scalar start, Scalar end, Scalar step, Out o) {
+  o = at::range(start, end, step, at::TensorOptions().dtype(o->scalar_type()));
+})
+OP(aclnnLinspace, [](Scalar start, Scalar end, int64_t steps, Out o) {
+  o = at::linspace(start, end, steps, at::TensorOptions().dtype(o->scalar_type()));
+})
+OP(aclnnRepeatInterleave, [](In x, In repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
+OP(aclnnRepeatInterleaveInt, [](In x, int64_t repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
+OP(aclnnRepeatInterleaveWithDim, [](In x, In repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
+OP(aclnnRepeatInterleaveIntWithDim, [](In x, int64_t repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
+
+OP(aclnnInplaceNormal, [](Out x, float mean, float deviation, int64_t seed, int64_t offset) {
+  x = at::add(at::mul(normal(x, seed, offset), deviation), mean);
+})
+OP(aclnnNormalFloatFloat, [](float mean, float deviation, int64_t seed, int64_t offset, Out o) {
+  o = at::add(at::mul(normal(o, seed, offset), deviation), mean);
+})
+OP(aclnnNormalTensorFloat, [](In mean, float deviation, int64_t seed, int64_t offset, Out o) {
+  o = at::add(at::mul(normal(o, seed, offset), deviation), mean);
+})
+OP(aclnnNormalTensorTensor, [](In mean, In deviation, int64_t seed, int64_t offset, Out o) {
+  o = at::add(at::mul(normal(o, seed, offset), deviation), mean);
+})
+OP(aclnnInplaceUniform, [](Out x, double from, double to, uint64_t seed, uint64_t offset) {
+  x = at::add(at::mul(uniform(x, static_cast<int64_t>(seed), static_cast<int64_t>(offset)), to - from), from);
+})
+OP(aclnnInplaceBernoulli, [](Out x, Scalar p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
+OP(aclnnInplaceBernoulliTensor, [](Out x, In p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
+OP(aclnnInplaceRandom, [](Out x, int64_t from, int64_t to, int64_t seed, int64_t offset) { random_between(x, from, to, seed, offset); })
+OP(aclnnSimThreadExponential, [](Out x, int64_t, float rate, int64_t seed, int64_t offset) {
+  x = at::div(at::neg(at::log1p(at::neg(uniform(x, seed, offset)))), rate);
+})
+OP(aclnnRandperm, [](int64_t n, int64_t seed, int64_t offset, Out o) {
+  o = at::randperm(n, generator(seed, offset), at::TensorOptions().dtype(at::kLong));
+})
+OP(aclnnMultinomial, [](In x, int64_t samples, bool replacement, int64_t seed, int64_t offset, Out o) {
+  o = at::multinomial(x, samples, replacement, generator(seed, offset));
+})
+OP(aclnnDropoutGenMask, [](Ints shape, double p, int64_t seed, int64_t offset, Out mask) {
+  mask = keep_bits(shape, p, seed, offset, mask->numel());
+})
+OP(aclnnDropoutGenMaskV2, [](Ints shape, double p, int64_t seed, int64_t offset, DType_, Out mask) {
+  mask = keep_bits(shape, p, seed, offset, mask->numel());
+})
+OP(aclnnDropoutDoMask, [](In x, In mask, double p, Out o) { o = at::where(bits_as_bool(mask, x.sizes()), at::div(x, 1 - p), 0); })
+OP(aclnnDropoutV3, [](In x, In, double p, int64_t seed, int64_t offset, Out o, Out mask) {
+  mask = keep_bits(x.sizes().vec(), p, seed, offset, mask->numel());
+  o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);
+})
+
+}  // namespace softnpu
