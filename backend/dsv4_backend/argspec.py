@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,9 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "int": (torch.int32, torch.int64),
 }
 
-_SPEC = re.compile(r"^(?:list\((?P<length>\w+)\) )?(?P<dtypes>[\w|]+) \[(?P<shape>[^\]]*)\](?: in \[(?P<low>-?\w+), ?(?P<high>\w+)\))?$")
+_SPEC = re.compile(
+    r"^(?:list\((?P<length>\w+)\) )?(?P<dtypes>[\w|]+) \[(?P<shape>[^\]]*)\](?: in \[(?P<low>-?\w+), ?(?P<high>\w+)\))?$"
+)
 _TERM = re.compile(r"([*/^]?)(\w+)")
 
 
@@ -56,11 +58,15 @@ class TensorSpec:
         """Parse one specification line; ValueError names the line when it does not follow the grammar."""
         match = _SPEC.match(text)
         if match is None:
-            raise ValueError(f"argument specification {text!r} is not 'DTYPES [DIMS]' or 'DTYPES [DIMS] in [LOW, HIGH)'")
+            raise ValueError(
+                f"argument specification {text!r} is not 'DTYPES [DIMS]' or 'DTYPES [DIMS] in [LOW, HIGH)'"
+            )
         dims = tuple(d.strip() for d in match["shape"].split(",") if d.strip())
         any_leading = bool(dims) and dims[0] == "..."
         dtypes = tuple(dict.fromkeys(t for name in match["dtypes"].split("|") for t in DTYPES[name]))
-        return cls(text, match["length"], dtypes, dims[1:] if any_leading else dims, any_leading, match["low"], match["high"])
+        return cls(
+            text, match["length"], dtypes, dims[1:] if any_leading else dims, any_leading, match["low"], match["high"]
+        )
 
 
 Sizes = dict[str, int]
@@ -94,6 +100,8 @@ class _Checker:
     def tensor(self, name: str, spec: TensorSpec, tensor: object) -> None:
         if not isinstance(tensor, torch.Tensor):
             raise argument_error(self.operator, name, type(tensor).__name__, f"a tensor {spec.text}")
+        if tensor.layout != torch.strided:
+            raise argument_error(self.operator, name, f"layout {tensor.layout}", "a strided tensor")
         if tensor.dtype not in spec.dtypes:
             raise argument_error(self.operator, name, str(tensor.dtype), spec.text)
         rank_fits = tensor.dim() >= len(spec.shape) if spec.any_leading else tensor.dim() == len(spec.shape)
@@ -123,16 +131,18 @@ class _Checker:
         return self.sizes
 
 
-def check_tensors(operator: str, specs: Mapping[str, TensorSpec], arguments: Mapping[str, object]) -> Sizes:
+def check_tensors(
+    operator: str, specs: Mapping[str, TensorSpec], arguments: Mapping[str, object], optional: Collection[str]
+) -> Sizes:
     """Check dtype, rank, shape and device of every specified argument; return the sizes that the names stand for.
 
-    Works on fake and meta tensors too. An argument that is None is skipped. Raises ArgumentError at the first that
+    Works on fake and meta tensors too. An argument in `optional` may be None. Raises ArgumentError at the first that
     does not fit.
     """
     checker = _Checker(operator)
     for name, spec in specs.items():
         value = arguments[name]
-        if value is None:
+        if value is None and name in optional:
             continue
         if spec.length is None:
             checker.tensor(name, spec, value)
@@ -145,6 +155,45 @@ def check_tensors(operator: str, specs: Mapping[str, TensorSpec], arguments: Map
         for i, tensor in enumerate(value):
             checker.tensor(f"{name}[{i}]", spec, tensor)
     return checker.finish()
+
+
+def check_aliasing(operator: str, written: Collection[str], arguments: Mapping[str, object]) -> None:
+    """Check that no element of a written argument is in memory twice, in itself or in another argument.
+
+    Conservative: memory from a tensor's first to its last element counts as its own.
+    """
+    if not written:
+        return
+    spans = {name: _span(value) for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    for name in written:
+        tensor = arguments[name]
+        assert isinstance(tensor, torch.Tensor)
+        if _overlaps_itself(tensor):
+            found = f"strides {tensor.stride()} of shape {tuple(tensor.shape)}"
+            raise argument_error(operator, name, found, "elements that share no memory, because they are written")
+        start, end = spans[name]
+        for other, (other_start, other_end) in spans.items():
+            if other != name and max(start, other_start) < min(end, other_end):
+                raise argument_error(operator, other, f"memory of '{name}'", "its own, because the other is written")
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """First byte of a tensor and the byte after its last; equal when it is empty."""
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and tensor.numel():
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def check_values(

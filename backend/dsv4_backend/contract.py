@@ -20,6 +20,7 @@ Registration with torch, fake kernel, autograd, opcheck samples, fuzzing, parity
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -125,6 +126,8 @@ class Operator(Generic[_Parameters, _Result]):
         self.__doc__ = self.reference.__doc__
         parameters = inspect.signature(self.reference).parameters
         self._parameters = tuple(parameters)
+        self._optional = frozenset(re.findall(r"Tensor(?:\[\])?\? (\w+)", self.schema))
+        self._written = tuple(re.findall(r"Tensor\(\w!\) (\w+)", self.schema))
         self._defaults = tuple(p.default for p in parameters.values())
         self._call: Any = None
 
@@ -169,10 +172,11 @@ class Operator(Generic[_Parameters, _Result]):
     def validate(self, *args: Any) -> Sizes:
         """Raise ArgumentError unless the arguments fit the contract. Nothing has been written before it returns."""
         arguments = dict(zip(self._parameters, args, strict=True))
-        sizes = argspec.check_tensors(self.name, self.specs, arguments)
+        sizes = argspec.check_tensors(self.name, self.specs, arguments, self._optional)
         if self.check_shapes is not None:
             self.check_shapes(*args)
         if _readable(args):
+            argspec.check_aliasing(self.name, self._written, arguments)
             argspec.check_values(self.name, self.specs, arguments, sizes)
             if self.check_contents is not None:
                 self.check_contents(*args)

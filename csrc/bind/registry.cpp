@@ -40,6 +40,17 @@ OperatorHandle reference_of(const std::string& op) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(("dsv4_reference::" + op).c_str(), "");
 }
 
+// torch passes None for a tensor as an undefined one, which kernels and predicates must never see.
+void require_tensors(const OperatorHandle& op, const Stack& stack) {
+  const auto values = torch::jit::last(stack, op.schema().arguments().size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto& argument = op.schema().arguments()[i];
+    if (argument.type()->kind() == c10::TypeKind::TensorType && !values[i].toTensor().defined()) {
+      throw ArgumentError(short_name(op), argument.name(), "None", "a tensor");
+    }
+  }
+}
+
 c10::DeviceType device_of(const OperatorHandle& op, const Stack& stack) {
   for (const auto& value : torch::jit::last(stack, op.schema().arguments().size())) {
     if (value.isTensor()) {
@@ -70,6 +81,7 @@ void bump_mutated_arguments(const OperatorHandle& op, const Stack& arguments) {
 }
 
 void run(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  require_tensors(op, *stack);
   const auto name = short_name(op);
   const auto device = device_of(op, *stack);
   std::string reason = "forced by dispatch.use(\"reference\")";
