@@ -35,7 +35,7 @@ def test_contract_is_complete(operator):
     assert len(operator.tolerance.reason.split()) >= 5
     assert len(operator.faults) >= 8
     assert len(names) == len(set(names))
-    if any(torch.bfloat16 in spec.dtypes for spec in operator.specs.values()):
+    if any({torch.float32, torch.bfloat16} <= set(spec.dtypes) for spec in operator.specs.values()):
         assert {c.profile for c in cases} == {"ideal", "official"}
 
 
@@ -95,7 +95,21 @@ def with_gradient(tensor):
     return tensor.detach().clone().requires_grad_() if tensor.dtype in FLOATS else tensor
 
 
+@pytest.fixture
+def float8_in_opcheck(monkeypatch):
+    """opcheck looks for silent writes with torch.allclose, which knows no float8."""
+    allclose = torch.allclose
+
+    def compare_float8_by_bytes(first, second, **limits):
+        if first.dtype in (torch.float8_e4m3fn, torch.float8_e8m0fnu):
+            return torch.equal(first.view(torch.uint8), second.view(torch.uint8))
+        return allclose(first, second, **limits)
+
+    monkeypatch.setattr(torch, "allclose", compare_float8_by_bytes)
+
+
 @every_operator
+@pytest.mark.usefixtures("float8_in_opcheck")
 def test_registration_is_truthful(operator):
     overload = getattr(torch.ops.dsv4, operator.name).default
     for arguments in opcheck_arguments(operator):
