@@ -1,0 +1,221 @@
+"""The RMSNorm kernel: every instruction set that this machine runs, against the contract."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv4_ascend.parity.runner import samples
+from dsv4_backend import _C, OPERATORS, dispatch
+from dsv4_backend.errors import ArgumentError
+
+CSRC = Path(__file__).parents[2] / "csrc"
+ISA_FILES = (CSRC / "cpu" / "rms_norm_avx2.cpp", CSRC / "cpu" / "rms_norm_avx512.cpp")
+RMS_NORM = OPERATORS["rms_norm"]
+RELATIVE = {torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+DTYPES = tuple(RELATIVE)
+WIDTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 130)
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request):
+    before = _C.isa()
+    _C.set_isa(request.param)
+    with dispatch.use("strict"):
+        yield request.param
+    _C.set_isa(before)
+
+
+def reference(x, weight, eps=1e-6):
+    with dispatch.use("reference"):
+        return RMS_NORM(x, weight, eps)
+
+
+def assert_near(got, want):
+    assert got.dtype == want.dtype
+    torch.testing.assert_close(got, want, rtol=RELATIVE[want.dtype], atol=1e-7, equal_nan=True)
+
+
+def test_best_isa_is_the_default():
+    assert _C.isa() == _C.available_isas()[0]
+    assert _C.available_isas()[-1] == "portable"
+
+
+def test_unknown_isa_is_refused():
+    with pytest.raises(ValueError, match=r"'sse9' is not one that this machine runs: .*portable"):
+        _C.set_isa("sse9")
+
+
+@pytest.mark.parametrize("sample", list(samples(RMS_NORM)), ids=lambda sample: sample.name)
+def test_contract_cases(isa, sample):
+    result = sample.run(RMS_NORM)
+    assert result.ok, result.detail
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+def test_every_dtype_pair_and_tail_length(isa, dtype, weight_dtype):
+    for width in WIDTHS:
+        x, weight = torch.randn(3, width, dtype=dtype), torch.randn(width, dtype=weight_dtype)
+        assert_near(RMS_NORM(x, weight, 1e-6), reference(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_16_bit_value_is_read_exactly(isa, dtype):
+    weight = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    got = RMS_NORM(torch.ones(len(weight)), weight, 0.0)  # 1 / sqrt(mean(1)) is 1: the weight comes through
+    assert torch.equal(got.nan_to_num(nan=7e4), weight.float().nan_to_num(nan=7e4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_to_16_bits_is_to_nearest_even(isa, dtype):
+    values = torch.arange(2**15).to(torch.int16).view(dtype).float()
+    values = values[values.isfinite()]
+    midpoints = (values[1:] + values[:-1]) / 2
+    beyond = torch.tensor([65519.0, 65520.0, 1e38, torch.finfo().max, torch.inf, 2.0**-25, 2.0**-149])
+    inward, outward = midpoints.nextafter(torch.tensor(0.0)), midpoints.nextafter(torch.tensor(torch.inf))
+    weight = torch.cat([values, midpoints, inward, outward, beyond])
+    weight = torch.cat([weight, -weight])
+    for part in weight.split(4096):
+        assert torch.equal(RMS_NORM(torch.ones(len(part), dtype=dtype), part, 0.0), part.to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 4), (0,)])
+def test_nothing_gives_nothing(isa, shape):
+    got = RMS_NORM(torch.empty(shape), torch.ones(shape[-1]), 1e-6)
+    assert got.shape == shape
+    assert got.is_contiguous()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_special_values_stay_in_their_row(isa, bad):
+    x, weight = torch.randn(37, 37), torch.randn(37)
+    clean = RMS_NORM(x, weight, 1e-6)
+    for i in range(1, 37, 5):  # also the vectors' ends and the tail
+        spoiled = x.clone()
+        spoiled[i, i] = bad
+        got = RMS_NORM(spoiled, weight, 1e-6)
+        torch.testing.assert_close(got[i], reference(spoiled, weight)[i], equal_nan=True)
+        others = torch.arange(37) != i
+        assert torch.equal(got[others], clean[others])
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_strides(data):
+    sizes = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
+    strides = [data.draw(st.integers(0, 40)) for _ in sizes[1:]] + [1]
+    needed = 1 + sum(max(n - 1, 0) * s for n, s in zip(sizes, strides, strict=True))
+    offset = data.draw(st.integers(0, 3))
+    x = torch.randn(needed + offset).as_strided(sizes, strides, offset)
+    weight = torch.randn(2 * sizes[-1] + 1)[1 : sizes[-1] + 1]
+    with dispatch.use("strict"):
+        got = RMS_NORM(x, weight, 1e-6)
+    assert_near(got, reference(x, weight))
+    assert got.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_depends_on_itself_alone(isa, dtype):
+    x, weight = torch.randn(65, 4096, dtype=dtype), torch.randn(4096)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(RMS_NORM(x, weight, 1e-6))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*results)
+    assert torch.equal(results[0], torch.cat([RMS_NORM(row, weight, 1e-6) for row in x.split(1)]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.ones(3, 4), torch.ones(5), 1e-6),
+        (torch.ones(3, 4), torch.ones(1, 4), 1e-6),
+        (torch.ones(3, 4), torch.tensor(1.0), 1e-6),
+        (torch.tensor(1.0), torch.ones(1), 1e-6),
+        (torch.ones(3, 4, dtype=torch.int32), torch.ones(4), 1e-6),
+        (torch.ones(3, 4), torch.ones(4, dtype=torch.uint8), 1e-6),
+        (torch.ones(3, 4, dtype=torch.float8_e4m3fn), torch.ones(4), 1e-6),
+        (torch.ones(3, 4), torch.ones(4, device="meta"), 1e-6),
+        (torch.ones(3, 4), torch.ones(4), float("nan")),
+        (torch.ones(0, 4), torch.ones(3), 1e-6),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_get_the_words_of_the_contract(arguments):
+    with dispatch.use("strict"), pytest.raises(ArgumentError) as native:
+        RMS_NORM(*arguments)
+    with pytest.raises(ArgumentError) as contract:
+        RMS_NORM.guarded_reference(*arguments)
+    assert str(native.value) == str(contract.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "reason"),
+    [
+        (torch.ones(3, 4, dtype=torch.float64), torch.ones(4), "x is float64"),
+        (torch.ones(3, 4), torch.ones(4, dtype=torch.float64), "weight is float64"),
+        (torch.ones(4, 3).t(), torch.ones(4), "x's last dimension is not contiguous"),
+        (torch.ones(3, 4), torch.ones(8)[::2], "weight's last dimension is not contiguous"),
+        (torch.ones(3, 4).to_sparse(), torch.ones(4), "x is not a strided tensor"),
+    ],
+    ids=["fp64 x", "fp64 weight", "strided row", "strided weight", "sparse"],
+)
+def test_what_the_kernel_leaves_to_the_reference(x, weight, reason):
+    answer = dispatch.support("rms_norm", x, weight, 1e-6)
+    assert not answer
+    assert reason in answer.reason
+
+
+def compile_kernels(compiler, folder, sources, *flags):
+    command = [
+        compiler,
+        "-std=c++20",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *flags,
+        f"-I{CSRC}",
+        "-c",
+        *map(str, sources),
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("compiler", "flags"),
+    [("g++", ("-march=x86-64",)), ("clang++", ("-march=x86-64",)), ("aarch64-linux-gnu-g++", ())],
+    ids=["gcc", "clang", "aarch64"],
+)
+def test_kernels_compile_without_torch(tmp_path, compiler, flags):
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"{compiler} is not installed")
+    machine = subprocess.run([path, "-dumpmachine"], capture_output=True, text=True).stdout
+    if flags and not machine.startswith("x86_64"):
+        pytest.skip(f"{compiler} builds for {machine.strip()}")
+    compile_kernels(path, tmp_path, [CSRC / "common" / "isa.cpp", *(CSRC / "cpu").glob("*.cpp")], *flags)
+
+
+def test_special_instructions_stay_in_their_functions(tmp_path):
+    """What the linker may share between files must run on every machine."""
+    if "avx2" not in _C.available_isas() or shutil.which("nm") is None:
+        pytest.skip("needs an x86-64 machine and nm")
+    compile_kernels(shutil.which("g++"), tmp_path)
+    for name in ISA_FILES:
+        listed = subprocess.run(
+            ["nm", "-C", tmp_path / f"{Path(name).stem}.o"], capture_output=True, text=True, check=True
+        )
+        shared = [line for line in listed.stdout.splitlines() if line[17:18] in "TWVu"]
+        assert len(shared) == 1, shared
+        assert "dsv4::cpu::rms_norm_avx" in shared[0]
