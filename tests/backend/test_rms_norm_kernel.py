@@ -176,19 +176,8 @@ def test_what_the_kernel_leaves_to_the_reference(x, weight, reason):
 
 
 def compile_kernels(compiler, folder, sources, *flags):
-    command = [
-        compiler,
-        "-std=c++20",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        *flags,
-        f"-I{CSRC}",
-        "-c",
-        *map(str, sources),
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", *flags, f"-I{CSRC}"]
+    done = subprocess.run([compiler, *options, "-c", *sources], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -211,11 +200,10 @@ def test_special_instructions_stay_in_their_functions(tmp_path):
     """What the linker may share between files must run on every machine."""
     if "avx2" not in _C.available_isas() or shutil.which("nm") is None:
         pytest.skip("needs an x86-64 machine and nm")
-    compile_kernels(shutil.which("g++"), tmp_path)
-    for name in ISA_FILES:
-        listed = subprocess.run(
-            ["nm", "-C", tmp_path / f"{Path(name).stem}.o"], capture_output=True, text=True, check=True
-        )
-        shared = [line for line in listed.stdout.splitlines() if line[17:18] in "TWVu"]
+    compile_kernels("g++", tmp_path, ISA_FILES)
+    for source in ISA_FILES:
+        command = ["nm", "-C", tmp_path / f"{source.stem}.o"]
+        symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        shared = [line for line in symbols if line[17:18] in "TWVu"]
         assert len(shared) == 1, shared
         assert "dsv4::cpu::rms_norm_avx" in shared[0]
