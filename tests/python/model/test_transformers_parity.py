@@ -1,0 +1,130 @@
+"""Profile ideal equals transformers' DeepseekV4ForCausalLM in fp32 to 1e-4 absolute on logits, however it is computed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+
+import dsv4_ascend
+
+LIMIT = 1e-4
+
+
+def _ids(shape: dict, length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, shape["vocab_size"], (length,), generator=generator).tolist()
+
+
+def _pair(shape: dict, folder: Path, seed: int = 0):
+    theirs = oracle.make_model(shape, seed)
+    ours = dsv4_ascend.load(oracle.save(theirs, folder), dtype=torch.float32)
+    return theirs, ours
+
+
+def _assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    assert got.shape == want.shape
+    worst = (got - want).abs().max().item()
+    assert worst <= LIMIT, f"logits differ by {worst:.2e}"
+
+
+@pytest.fixture(scope="module", params=["T1", "T2"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    shape = getattr(oracle, request.param)
+    length = {"T1": 75, "T2": 300}[request.param]
+    theirs, ours = _pair(shape, tmp_path_factory.mktemp(request.param))
+    ids = _ids(shape, length)
+    want = oracle.logits(theirs, ids)
+    assert want.abs().max() > 1, "an oracle whose logits are all near zero would prove nothing"
+    return ours, ids, want
+
+
+def test_prefill(pair) -> None:
+    ours, ids, want = pair
+    _assert_close(ours.forward(ids, chunk=len(ids)), want)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunked_prefill(pair, chunk: int) -> None:
+    ours, ids, want = pair
+    _assert_close(ours.forward(ids, chunk=chunk), want)
+
+
+@pytest.mark.parametrize("decode_from", [0, 1, 37])
+def test_decode(pair, decode_from: int) -> None:
+    ours, ids, want = pair
+    _assert_close(ours.forward(ids, decode_from=decode_from), want)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16, 200])
+def test_any_block_size(pair, block_size: int) -> None:
+    ours, ids, want = pair
+    _assert_close(ours.forward(ids, chunk=33, block_size=block_size), want)
+
+
+def test_ragged_batch_equals_each_alone(tmp_path: Path) -> None:
+    theirs, ours = _pair(oracle.T1, tmp_path)
+    prompts = [_ids(oracle.T1, n, seed=n) for n in (1, 3, 4, 5, 31, 64, 75)]
+    want = torch.cat([oracle.logits(theirs, p) for p in prompts])
+    for chunk in (9, 128):
+        _assert_close(ours.forward(prompts, chunk=chunk), want)
+
+
+def test_edge_lengths(tmp_path: Path) -> None:
+    """Around window, block and top-k edges: window 8, ratios 4 and 16, top-k 3 (edges at t + 1 = 12 and 16)."""
+    theirs, ours = _pair(oracle.T1, tmp_path, seed=1)
+    for length in (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 31, 32, 33):
+        ids = _ids(oracle.T1, length, seed=length)
+        _assert_close(ours.forward(ids, decode_from=length // 2), oracle.logits(theirs, ids))
+
+
+def _random_shape(seed: int) -> dict:
+    pick = random.Random(seed)
+    groups = pick.choice([1, 2, 4])
+    experts = pick.choice([4, 8, 16])
+    kinds = ["swa", "csa", "hca", *pick.choices(["swa", "csa", "hca"], k=pick.randint(0, 3))]
+    pick.shuffle(kinds)
+    rope_dim = pick.choice([4, 8, 16])
+    return {
+        "vocab_size": pick.choice([61, 128]),
+        "hidden_size": pick.choice([32, 48, 64]),
+        "num_hidden_layers": len(kinds),
+        "num_attention_heads": groups * pick.choice([1, 2, 3]),
+        "head_dim": rope_dim + pick.choice([8, 16, 24]),
+        "qk_rope_head_dim": rope_dim,
+        "q_lora_rank": pick.choice([16, 24]),
+        "o_groups": groups,
+        "o_lora_rank": pick.choice([8, 16]),
+        "index_n_heads": 32,
+        "index_head_dim": rope_dim + pick.choice([0, 8, 16]),
+        "index_topk": pick.choice([1, 3, 8, 100]),
+        "n_routed_experts": experts,
+        "num_experts_per_tok": pick.randint(1, min(6, experts)),
+        "moe_intermediate_size": pick.choice([16, 40]),
+        "sliding_window": pick.choice([1, 5, 8, 16]),
+        "kinds": kinds,
+        "compress_rates": {
+            "compressed_sparse_attention": pick.choice([2, 3, 4]),
+            "heavily_compressed_attention": pick.choice([5, 8, 16]),
+        },
+        "hash_layers": pick.randint(0, len(kinds)),
+        "swiglu_limit": pick.choice([0.5, 2.0, 10.0]),
+        "routed_scaling_factor": pick.choice([1.0, 1.5, 2.5]),
+        "hc_mult": pick.choice([2, 3, 4]),
+        "yarn_original": pick.choice([32, 64, 4096]),
+    }
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_architectures(seed: int, tmp_path: Path) -> None:
+    """Other head counts, ratios, windows, top-k, expert counts, stream counts and odd lengths."""
+    shape = _random_shape(seed)
+    theirs, ours = _pair(shape, tmp_path, seed)
+    pick = random.Random(seed)
+    ids = _ids(shape, pick.randint(20, 90), seed)
+    want = oracle.logits(theirs, ids)
+    _assert_close(ours.forward(ids), want)
+    _assert_close(ours.forward(ids, chunk=pick.randint(1, 20), decode_from=pick.randint(1, len(ids))), want)
