@@ -184,7 +184,7 @@ SOFTNPU_C size_t aclGetCompileoptSize(int) { return 8; }
 
 SOFTNPU_C int aclGetCompileopt(int, char* value, size_t length) {
   SOFTNPU_ENTER();
-  std::snprintf(value, length, "enable");
+  std::snprintf(value, length, "disable");  // asked about just-in-time compilation: aclnn operators need none
   return kOk;
 }
 

@@ -1,4 +1,5 @@
 // Element by element, two tensors or a tensor and a scalar.
+
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcdiv.h>
 #include <ATen/ops/addcmul.h>

@@ -1,4 +1,5 @@
 // The same operator on every tensor of a list, as optimisers use it.
+
 #include <ATen/ops/abs.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcdiv.h>

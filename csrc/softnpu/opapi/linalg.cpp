@@ -1,4 +1,5 @@
 // Products and convolutions. The trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do not exist here.
+
 #include <ATen/ops/addbmm.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/addmv.h>

@@ -1,5 +1,6 @@
 // Softmax, normalisations, losses, optimiser steps.
 #include <cmath>
+
 #include <ATen/ops/_log_softmax_backward_data.h>
 #include <ATen/ops/_softmax_backward_data.h>
 #include <ATen/ops/add.h>

@@ -1,3 +1,4 @@
+
 #include <ATen/ops/from_blob.h>
 
 #include "op.h"

@@ -1,4 +1,5 @@
 // Reductions, scans, order.
+
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/all.h>
 #include <ATen/ops/amax.h>
@@ -120,7 +121,7 @@ OP(aclnnCummin, [](In x, int64_t dim, Out values, Out indices) {
 OP(aclnnBincount, [](In x, In weights, int64_t minimum, Out o) {
   o = at::bincount(x, weights.defined() ? std::optional(weights) : std::nullopt, minimum);
 })
-OP(aclnnHistc, [](In x, int64_t bins, Scalar low, Scalar high, Out o) { o = at::histc(x, bins, low, high); })
+OP(aclnnHistc, [](In x, int64_t bins, Scalar low, Scalar high, Out o) { o = at::histc(x.to(at::kDouble), bins, low, high); })
 OP(aclnnSearchSorted, [](In sorted, In x, bool int32, bool right, In sorter, Out o) {
   o = at::searchsorted(sorted, x, int32, right, std::nullopt, sorter.defined() ? std::optional(sorter) : std::nullopt);
 })

@@ -1,4 +1,5 @@
 // Element by element, one tensor.
+
 #include <ATen/ops/abs.h>
 #include <ATen/ops/acos.h>
 #include <ATen/ops/acosh.h>
