@@ -174,7 +174,8 @@ def _ones(scale: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _rows_interleaved(call: _Call) -> torch.Tensor:
-    return _group_weights(call).flatten(0, 1).unflatten(0, (-1, call.groups)).transpose(0, 1)
+    weight = _group_weights(call)
+    return weight.reshape(-1, call.groups, weight.shape[2]).transpose(0, 1)
 
 
 def _join_sum(call: _Call, z: torch.Tensor) -> torch.Tensor:
