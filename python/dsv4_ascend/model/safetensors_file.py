@@ -97,7 +97,8 @@ def _map(descriptor: int, size: int) -> torch.Tensor:
 def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]:
     start = os.pread(descriptor, 8, 0)
     length = int.from_bytes(start, "little")
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    # Only a length that cannot be one is taken for a pickle's first bytes: 0x80 is also a fine low byte of a length.
+    if 8 + length > size and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise FileProblem("found a zip or pickle file, expected safetensors (pickles are never opened)")
     if len(start) < 8 or 8 + length > size:
         raise FileProblem(f"truncated: found {size} bytes, expected at least {8 + length if len(start) == 8 else 8}")
