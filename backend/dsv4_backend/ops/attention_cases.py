@@ -47,7 +47,7 @@ def _caches(
     return (near, window, None, None) if kind == "window" else (near, window, far, entries)
 
 
-def _call(
+def random_call(
     draw: Draw,
     kind: str,
     sequences: list[ragged_cases.Sequence],
@@ -57,6 +57,7 @@ def _call(
     dim: int = 10,
     window: int = _WINDOW,
 ) -> AttentionCall:
+    """A call over random caches; kind: window, all (entries) or chosen (3 of them); ring: window rows, 0 for all."""
     tokens = ragged_cases.tokens_of(sequences)
     near, near_table, far, far_table = _caches(draw, kind, sequences, dtype, dim, ring)
     call = AttentionCall(
@@ -82,7 +83,7 @@ def _choice(draw: Draw, call: AttentionCall, k: int) -> torch.Tensor:
     return torch.where(order < visible, order, -1)[:, torch.tensor([1, 0, 2])[:k]].int()
 
 
-def _needles(call: AttentionCall) -> AttentionCall:
+def aim_at_edges(call: AttentionCall) -> AttentionCall:
     """Aim head h of each token at one boundary key: first and last of the window, one before, one after, and the same
     for compressed entries. A hidden target that is seen takes over the row.
     """
@@ -142,23 +143,23 @@ def _(draw: Draw) -> Iterator[Case]:
                 ("mixed", _MIXED, 0),
                 ("ring", _RINGS, _WINDOW + 2),
             ):
-                yield Case(f"{kind}, {name}", profile, _call(draw, kind, sequences, dtype, ring))
+                yield Case(f"{kind}, {name}", profile, random_call(draw, kind, sequences, dtype, ring))
                 if sequences:
-                    needles = _needles(_call(draw, kind, sequences, dtype, ring))
+                    needles = aim_at_edges(random_call(draw, kind, sequences, dtype, ring))
                     yield Case(f"{kind}, {name}, needles", profile, needles)
-            yield Case(f"{kind}, stale NaN", profile, _stale(_call(draw, kind, _RINGS, dtype, _WINDOW + 2)))
-            yield Case(f"{kind}, newest NaN", profile, _newest_nan(_call(draw, kind, [(0, 24)], dtype)))
-            yield Case(f"{kind}, strided", profile, _strided(draw, _call(draw, kind, _MIXED, dtype)))
-            call = _call(draw, kind, _EDGES, dtype)
+            yield Case(f"{kind}, stale NaN", profile, _stale(random_call(draw, kind, _RINGS, dtype, _WINDOW + 2)))
+            yield Case(f"{kind}, newest NaN", profile, _newest_nan(random_call(draw, kind, [(0, 24)], dtype)))
+            yield Case(f"{kind}, strided", profile, _strided(draw, random_call(draw, kind, _MIXED, dtype)))
+            call = random_call(draw, kind, _EDGES, dtype)
             yield Case(f"{kind}, large scores", profile, call._replace(q=call.q * 40, sink=call.sink * 40))
             sink = torch.tensor([-torch.inf, 6.0, torch.inf])
             yield Case(f"{kind}, extreme sinks", profile, call._replace(sink=sink))
-        yield Case("no window", profile, _call(draw, "all", _EDGES, dtype, window=0))
-        call = _call(draw, "chosen", [(0, 13)], dtype)
+        yield Case("no window", profile, random_call(draw, "all", _EDGES, dtype, window=0))
+        call = random_call(draw, "chosen", [(0, 13)], dtype)
         repeated = torch.where(visible_entries(call.positions(), _RATIO)[:, None] > 0, 0, -1).expand(-1, 2).int()
         yield Case("an entry chosen twice", profile, call._replace(cmp_indices=repeated))
         yield Case("nothing chosen", profile, call._replace(cmp_indices=torch.full((13, 0), -1, dtype=torch.int32)))
-        real = _call(draw, "all", [(125, 6), (515, 1)], dtype, ring=134, heads=4, dim=512, window=128)
+        real = random_call(draw, "all", [(125, 6), (515, 1)], dtype, ring=134, heads=4, dim=512, window=128)
         yield Case("window 128, 512 channels", profile, real)
 
 
