@@ -21,6 +21,7 @@ COMMANDS = {
     "ops": ("dsv4_ascend.cli.ops:ops", "The operators and which implementation runs on each device, with the reason."),
     "parity": ("dsv4_ascend.cli.parity:parity", "Compare every operator with its reference; hunt its named faults."),
     "doctor": ("dsv4_ascend.cli.doctor:doctor", "Versions, devices, torch_npu and CANN: what is missing, what to do."),
+    "softnpu": ("dsv4_ascend.cli.softnpu:softnpu", "Run a command on the software Ascend device, with no NPU or CANN."),
     "train-tiny": ("dsv4_ascend.cli.train_tiny:train_tiny", "Train and quantise the small model that is shipped."),
 }
 """Name -> (module:function, one line of help). The function is written as a typer command."""

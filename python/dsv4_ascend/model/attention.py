@@ -54,7 +54,7 @@ class Compressor(nn.Module):
     def forward(
         self, x: torch.Tensor, inv_freq: torch.Tensor, state: torch.Tensor, index: RatioIndex, batch: Batch
     ) -> torch.Tensor:
-        """x [T, d] -> the entries that close in this step [rows, head_dim]; updates `state` in place."""
+        """X [T, d] -> the entries that close in this step [rows, head_dim]; updates `state` in place."""
         return compress(
             x,
             self.wkv.weight,
@@ -90,7 +90,7 @@ class Indexer(nn.Module):
         index: RatioIndex,
         batch: Batch,
     ) -> torch.Tensor:
-        """x [T, d], qr [T, q_lora] -> int32 [T, K], -1 padded; writes the new index keys."""
+        """X [T, d], qr [T, q_lora] -> int32 [T, K], -1 padded; writes the new index keys."""
         return topk_indices(self.scores(x, qr, inv_freq, cache, index, batch), index.visible, self.topk)
 
     def scores(
@@ -119,7 +119,9 @@ def _index_qdq(x: torch.Tensor) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """One layer's attention; `ratio` 0 is window only, `overlap` adds the indexer (CSA)."""
+    """One layer's attention of a kind ("swa", "csa", "hca") and a compression ratio (0 for window only)."""
+
+    inv_freq: torch.Tensor
 
     def __init__(self, config: V4Config, kind: str, ratio: int) -> None:
         super().__init__()
@@ -146,7 +148,7 @@ class Attention(nn.Module):
         return act_qdq(kv, KV_BLOCK, self.nope_dim) if kv.dtype == torch.bfloat16 else kv
 
     def queries(self, qr: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
+        """Qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
         q = head_rms_norm(self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps)
         return rope(q, positions, self.inv_freq)
 
@@ -161,7 +163,7 @@ class Attention(nn.Module):
         return self.indexer(x, qr, self.inv_freq, cache, index, batch) if self.kind == "csa" else None
 
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
-        """x [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
+        """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
         qr = rms_norm(self.wq_a(x), self.q_norm.weight, self.eps)
         q = self.queries(qr, batch.positions)
         kv = rope(rms_norm(self.wkv(x), self.kv_norm.weight, self.eps), batch.positions, self.inv_freq)

@@ -64,7 +64,9 @@ def _check(messages: Sequence[Message], mode: ChatMode) -> None:
         raise ArgumentError(f"chat: reasoning effort {mode.effort!r}, expected low, high or max")
     for i, message in enumerate(messages):
         if message.get("role") not in ROLES:
-            raise ArgumentError(f"chat: message {i} has role {message.get('role')!r}, expected one of {', '.join(ROLES)}")
+            raise ArgumentError(
+                f"chat: message {i} has role {message.get('role')!r}, expected one of {', '.join(ROLES)}"
+            )
         if message.get("task") not in (None, *TASKS):
             raise ArgumentError(f"chat: message {i} has task {message['task']!r}, expected one of {', '.join(TASKS)}")
         if message["role"] == "developer" and not message.get("content"):
@@ -86,7 +88,11 @@ def _join_turns(messages: Sequence[Message]) -> list[Message]:
             continue
         block = {"type": "text", "text": message.get("content") or ""}
         if message["role"] == "tool":
-            block = {"type": "tool_result", "id": message.get("tool_call_id", ""), "content": message.get("content", "")}
+            block = {
+                "type": "tool_result",
+                "id": message.get("tool_call_id", ""),
+                "content": message.get("content", ""),
+            }
         last = turns[-1] if turns else {}
         if last.get("role") == "user" and (message["role"] == "tool" or last.get("task") is None):
             last["blocks"].append(block)
@@ -118,20 +124,27 @@ def _without_old_reasoning(turns: list[Message]) -> list[Message]:
     last = _last_question(turns)
     kept = [turn for i, turn in enumerate(turns) if i >= last or turn["role"] != "developer"]
     last = _last_question(kept)
-    return [{**t, "reasoning_content": None} if i < last and t["role"] == "assistant" else t for i, t in enumerate(kept)]
+    return [
+        {**t, "reasoning_content": None} if i < last and t["role"] == "assistant" else t for i, t in enumerate(kept)
+    ]
 
 
 def _render(turns: list[Message], i: int, mode: ChatMode, texts: ReleaseTexts) -> str:
     """One turn and what opens the next."""
     turn, last = turns[i], _last_question(turns)
     task_before = i > 0 and turns[i - 1].get("task") is not None
-    body = {
-        "system": lambda: (turn.get("content") or "") + _extras(turn, texts),
-        "developer": lambda: USER + turn["content"] + _extras(turn, texts),
-        "user": lambda: USER + "\n\n".join(_block(b) for b in turn["blocks"]),
-        "latest_reminder": lambda: REMINDER + (turn.get("content") or ""),
-        "assistant": lambda: _answer(turn, mode, keep=not task_before and (not mode.drop_thinking or i > last)),
-    }[turn["role"]]()
+    content = str(turn.get("content") or "")
+    match turn["role"]:
+        case "system":
+            body = content + _extras(turn, texts)
+        case "developer":
+            body = USER + content + _extras(turn, texts)
+        case "user":
+            body = USER + "\n\n".join(_block(b) for b in turn["blocks"])
+        case "latest_reminder":
+            body = REMINDER + content
+        case _:
+            body = _answer(turn, mode, keep=not task_before and (not mode.drop_thinking or i > last))
     following = turns[i + 1]["role"] if i + 1 < len(turns) else None
     if following not in (None, "assistant", "latest_reminder"):
         return body

@@ -11,7 +11,9 @@ from dsv4_backend.errors import Dsv4Error
 _CALLS = f"\n\n<{DSML}tool_calls>\n"
 _END_CALLS = f"</{DSML}tool_calls>"
 _INVOKE = re.compile(rf'<{DSML}invoke name="([^"\n]*)">\n(.*?)</{DSML}invoke>\n', re.DOTALL)
-_PARAMETER = re.compile(rf'<{DSML}parameter name="([^"\n]*)" string="(true|false)">(.*?)</{DSML}parameter>\n', re.DOTALL)
+_PARAMETER = re.compile(
+    rf'<{DSML}parameter name="([^"\n]*)" string="(true|false)">(.*?)</{DSML}parameter>\n', re.DOTALL
+)
 
 
 class CompletionError(Dsv4Error, ValueError):
@@ -68,7 +70,9 @@ def _literal(call: str, name: str, value: str) -> str:
     try:
         json.loads(value)
     except json.JSONDecodeError as error:
-        raise CompletionError(f"completion: call {call!r}: parameter {name!r} is not JSON: {_excerpt(value)}") from error
+        raise CompletionError(
+            f"completion: call {call!r}: parameter {name!r} is not JSON: {_excerpt(value)}"
+        ) from error
     return value
 
 

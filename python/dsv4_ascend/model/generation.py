@@ -89,7 +89,7 @@ class Generator:
 
     def _sample(self, logits: torch.Tensor) -> list[int]:
         noise = torch.empty(logits.shape).exponential_(generator=self._noise).to(logits.device)
-        return sample(logits, noise, self.sampling.temperature, self.sampling.top_p).tolist()  # type: ignore[no-any-return]
+        return sample(logits, noise, self.sampling.temperature, self.sampling.top_p).tolist()
 
     def _step(self, requests: list[_Request], tokens: list[list[int]]) -> tuple[Batch, torch.Tensor]:
         batch = make_batch(self.cache, [r.cached for r in requests], tokens)
@@ -106,10 +106,7 @@ class Generator:
             if ended:
                 sampled = self._sample(self.network.logits(streams[batch.last_rows[ended]]))
                 first.update({chunk[i].index: token for i, token in zip(ended, sampled, strict=True)})
-            follow = [
-                (r.prompt[start + 1 : start + step + 1] + [first.get(r.index, -1)])[: min(step, len(r.prompt) - start)]
-                for r in chunk
-            ]
+            follow = [[*r.prompt, first.get(r.index, -1)][start + 1 :][:step] for r in chunk]
             self._draft(chunk, batch, streams, follow, batch.last_rows.tolist())
         return [[first[r.index]] for r in requests]
 

@@ -23,13 +23,15 @@ class Linear(nn.Module):
     bf16 activations are quantised before an FP8 product (profile official); fp32 activations are not (ideal).
     """
 
+    scale: nn.Parameter | None
+
     def __init__(self, n: int, k: int) -> None:
         super().__init__()
         self.weight = empty_parameter(n, k)
         self.register_parameter("scale", None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [T, K] -> [T, N] in x's dtype."""
+        """X [T, K] -> [T, N] in x's dtype."""
         if self.scale is None:
             return nn.functional.linear(x, self.weight.to(x.dtype))
         if x.dtype == torch.bfloat16:
@@ -55,7 +57,8 @@ class Expert(nn.Module):
 
     def forward(self, x: torch.Tensor, limit: float) -> torch.Tensor:
         """The shared expert: x [T, d] -> [T, d], SwiGLU clamped at `limit`."""
-        return self.w2(swiglu(self.w1(x), self.w3(x), None, limit))
+        y: torch.Tensor = self.w2(swiglu(self.w1(x), self.w3(x), None, limit))
+        return y
 
 
 class GroupedLinear:
@@ -68,10 +71,8 @@ class GroupedLinear:
         self.quantised = len(self.scales) > 0
         self.product = fp8_grouped_gemm if self.weights[0].dtype == torch.float8_e4m3fn else fp4_grouped_gemm
 
-    def __call__(
-        self, x: torch.Tensor, x_scale: torch.Tensor | None, expert_offsets: torch.Tensor
-    ) -> torch.Tensor:
-        """x [M, K] sorted by expert (e4m3 with `x_scale`, or float) -> [M, N]."""
+    def __call__(self, x: torch.Tensor, x_scale: torch.Tensor | None, expert_offsets: torch.Tensor) -> torch.Tensor:
+        """X [M, K] sorted by expert (e4m3 with `x_scale`, or float) -> [M, N]."""
         if self.quantised:
             return self.product(x, x_scale, self.weights, self.scales, expert_offsets)
         return grouped_gemm(x, [w.to(x.dtype) for w in self.weights], expert_offsets)

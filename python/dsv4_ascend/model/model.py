@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,7 +52,9 @@ class Model:
             self._tokenizer = Tokenizer.from_folder(self.folder)
         return self._tokenizer
 
-    def new_cache(self, *, max_sequences: int, max_tokens: int, max_step_tokens: int, block_size: int = 64) -> PagedCache:
+    def new_cache(
+        self, *, max_sequences: int, max_tokens: int, max_step_tokens: int, block_size: int = 64
+    ) -> PagedCache:
         """Paged caches for this model's layers, dtype and device."""
         return PagedCache(
             self.config,
@@ -133,23 +136,18 @@ class Model:
         if generator.drafted:
             self.draft_acceptance = generator.accepted / generator.drafted
 
-    def generate(self, prompts: Sequence[Sequence[int]] | Sequence[int] | str, **options: object) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Sequence[int]] | Sequence[int] | str, **options: Any) -> list[list[int]]:
         """New token ids per prompt (text is tokenised with a leading bos); options as in `stream`."""
         ids = [self.tokenizer.encode(prompts, bos=True)] if isinstance(prompts, str) else _as_sequences(prompts)
         results: list[list[int]] = [[] for _ in ids]
-        for i, token in self.stream(ids, **options):  # type: ignore[arg-type]
+        for i, token in self.stream(ids, **options):
             results[i].append(token)
         return results
 
 
 def _as_sequences(input_ids: Sequence[Sequence[int]] | Sequence[int] | torch.Tensor) -> list[list[int]]:
-    if isinstance(input_ids, torch.Tensor):
-        input_ids = input_ids.tolist()
-    if not input_ids:
-        return []
-    if isinstance(input_ids[0], int):
-        return [list(input_ids)]  # type: ignore[arg-type]
-    return [list(p) for p in input_ids]  # type: ignore[union-attr]
+    ids: list[Any] = input_ids.tolist() if isinstance(input_ids, torch.Tensor) else list(input_ids)
+    return [ids] if ids and isinstance(ids[0], int) else [list(p) for p in ids]
 
 
 def load(

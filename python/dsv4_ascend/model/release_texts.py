@@ -29,7 +29,7 @@ class ReleaseTexts:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ReleaseTexts:
-        """Read `encoding/encoding_dsv4*.py` of a checkpoint; none there gives no texts. CheckpointError if unreadable."""
+        """Read `encoding/encoding_dsv4*.py` of a checkpoint, if it has any. CheckpointError if one is not Python."""
         constants: dict[str, str] = {}
         for path in sorted((folder / FOLDER).glob("encoding_dsv4*.py")):
             if path.stat().st_size > _MAX_BYTES:
@@ -60,8 +60,9 @@ class ReleaseTexts:
 def _string_constants(tree: ast.Module) -> dict[str, str]:
     found = {}
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            found.update({t.id: value.value for t in targets if isinstance(t, ast.Name)})
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            found.update({t.id: node.value.value for t in targets if isinstance(t, ast.Name)})
     return found

@@ -27,7 +27,7 @@ class Tokenizer:
             raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text")
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001  the library raises bare Exception for every malformed file
+        except Exception as error:
             raise CheckpointError(f"{path}: not a tokenizer file: {error}") from error
         bos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("bos_token_id", 0)
         return cls(backend, backend.id_to_token(bos_id) if isinstance(bos_id, int) else None)

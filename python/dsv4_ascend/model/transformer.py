@@ -1,4 +1,4 @@
-"""The whole network: blocks under hyper-connections, the head, and the multi-token-prediction block. spec/v4.md 2, 5, 8.1.
+"""The network: blocks under hyper-connections, the head, the multi-token-prediction block. spec/v4.md 2, 5, 8.1.
 
 Module paths equal the official checkpoint names (spec section 7), so a weight is found by its name.
 """
@@ -36,7 +36,7 @@ class Gate(nn.Module):
         self.hashed = hashed
 
     def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [T, d] -> weights fp32 [T, k], expert ids int32 [T, k]."""
+        """X [T, d] -> weights fp32 [T, k], expert ids int32 [T, k]."""
         if self.hashed:
             return gate_hash(x, self.weight, input_ids, self.tid2eid, self.route_scale)
         return gate_topk(x, self.weight, self.bias, self.k, self.route_scale)
@@ -54,20 +54,25 @@ class MoE(nn.Module):
         self.limit = config.swiglu_limit
 
     def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """x [T, d] (normed) -> [T, d]."""
+        """X [T, d] (normed) -> [T, d]."""
         weights, ids = self.gate(x, input_ids)
         rows, expert_offsets, order = moe_dispatch(x, ids, len(self.experts))
         experts = [e for e in self.experts if isinstance(e, Expert)]
         y = run_experts(experts, rows, weights.flatten()[order], expert_offsets, self.limit)
         routed = moe_combine(y, order, ids.shape[1])
-        return (routed + self.shared_experts(x, self.limit)).to(x.dtype)
+        shared: torch.Tensor = self.shared_experts(x, self.limit)
+        return (routed + shared).to(x.dtype)
 
 
-class HyperHead(nn.Module):
-    """The three collapse parameters under their checkpoint names (2.4); mixed into the modules that own them."""
+class HeadOwner(nn.Module):
+    """What collapses streams before the LM head, under checkpoint names (2.4): the network and each MTP block."""
 
-    def __init__(self, config: V4Config) -> None:
-        super().__init__()
+    hc_head_fn: nn.Parameter
+    hc_head_base: nn.Parameter
+    hc_head_scale: nn.Parameter
+
+    def add_head(self, config: V4Config) -> None:
+        """Add the collapse parameters and the final norm."""
         n, d = config.hc_mult, config.hidden_size
         self.hc_head_fn, self.hc_head_base = empty_parameter(n, n * d), empty_parameter(n)
         self.hc_head_scale = empty_parameter(1)
@@ -108,7 +113,7 @@ class Block(nn.Module):
         return hc_post(self.ffn(y, input_ids), x, post, comb)
 
 
-class MTPBlock(Block):
+class MTPBlock(Block, HeadOwner):
     """Predicts the token after next from the next token's embedding and the main model's streams (8.1)."""
 
     def __init__(self, config: V4Config, kind: str, ratio: int) -> None:
@@ -116,27 +121,22 @@ class MTPBlock(Block):
         d = config.hidden_size
         self.e_proj, self.h_proj = Linear(d, d), Linear(d, d)
         self.enorm, self.hnorm = RMSNormWeight(d), RMSNormWeight(d)
-        head = HyperHead(config)
-        self.hc_head_fn, self.hc_head_base, self.hc_head_scale = head.hc_head_fn, head.hc_head_base, head.hc_head_scale
-        self.norm = head.norm
-
-    collapse = HyperHead.collapse
+        self.add_head(config)
 
     def combine(self, embedded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """embedded [T, d] of the next tokens, streams x [T, n, d] -> the block's input streams [T, n, d]."""
+        """Embedded [T, d] of the next tokens, streams x [T, n, d] -> the block's input streams [T, n, d]."""
         e = rms_norm(embedded, self.enorm.weight, self.norm_eps)
         h = rms_norm(x, self.hnorm.weight, self.norm_eps)
-        return mtp_combine(
-            e, h, self.e_proj.weight, self.e_proj.scale, self.h_proj.weight, self.h_proj.scale
-        )
+        return mtp_combine(e, h, self.e_proj.weight, self.e_proj.scale, self.h_proj.weight, self.h_proj.scale)
 
 
-class Transformer(HyperHead):
+class Transformer(HeadOwner):
     """The network of `config`, built on the meta device; weights are assigned by name (weights.py)."""
 
     def __init__(self, config: V4Config) -> None:
-        super().__init__(config)
+        super().__init__()
         self.config = config
+        self.add_head(config)
         v, d, n_layers = config.vocab_size, config.hidden_size, config.num_hidden_layers
         self.embed, self.head = Linear(v, d), Linear(v, d)
         shapes = list(zip(config.layer_kinds, config.compress_ratios, strict=True))
@@ -167,5 +167,5 @@ class Transformer(HyperHead):
     def logits(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Streams [T, n, d] -> logits fp32 [T, V]; `depth` chooses the MTP block's own collapse and norm."""
         owner = self if depth is None else self.mtp[depth]
-        assert isinstance(owner, HyperHead | MTPBlock)
+        assert isinstance(owner, HeadOwner)
         return lm_head(owner.collapse(x), self.head.weight)

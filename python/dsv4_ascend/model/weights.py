@@ -17,9 +17,7 @@ def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def assign_all(
-    network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device
-) -> Transformer:
+def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> Transformer:
     """Assign (name, tensor) pairs, moved to `device` if they are not there, and put the network in eval mode."""
     for name, tensor in tensors:
         assign(network, name, tensor.to(device))

@@ -1,1 +1,1 @@
-"""The shipped small model: its corpus, its training through the references' autograd, and its release in official form."""
+"""The shipped small model: corpus, training through the references' autograd, release in official form."""

@@ -46,7 +46,8 @@ class AlignedIndexer(Indexer):
         dots = torch.stack([q[owners == s] @ rows.T for s, rows in enumerate(entries)]).flatten(0, 1)
         hidden = torch.arange(entries.shape[1], device=q.device) >= index.visible[:, None]
         dots = (dots * q.shape[-1] ** -0.5).masked_fill(hidden[:, None], -torch.inf)
-        return dots.softmax(-1).nan_to_num(0).mean(1)
+        attention: torch.Tensor = dots.softmax(-1).nan_to_num(0).mean(1)
+        return attention
 
 
 def align_indexers(network: Transformer) -> list[AlignedIndexer]:

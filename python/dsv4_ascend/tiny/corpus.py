@@ -29,7 +29,8 @@ class Corpus:
 def read_corpus() -> Corpus:
     """The standard library's .py files, split by a hash of their path: one file in 20 is held out."""
     root = Path(sysconfig.get_path("stdlib"))
-    train, held_out = [], []
+    train: list[str] = []
+    held_out: list[str] = []
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)

@@ -59,7 +59,7 @@ _FLOAT_MATRICES = ("embed.", "head.", "gate.", "weights_proj", "compressor.", "h
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: `steps` of `batch` sequences of `length` tokens; weights are fake-quantised from `quantise_from`."""
+    """`steps` of `batch` sequences of `length` tokens; weights count as quantised from that share of the steps on."""
 
     steps: int = 1300
     batch: int = 4
@@ -126,7 +126,7 @@ def _initial(name: str, parameter: torch.Tensor, generator: torch.Generator) -> 
 
 
 class LossModel(nn.Module):
-    """The network under its training loss: next token, the MTP block's token after next, and what aligns the indexers."""
+    """The network under its training loss: next token, the MTP block's token after next, indexer alignment."""
 
     def __init__(self, network: Transformer, mtp_weight: float) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class LossModel(nn.Module):
         self.indexers = align_indexers(network)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """tokens [B, L + 2] -> (next-token loss, training loss), both means in nats."""
+        """Tokens [B, L + 2] -> (next-token loss, training loss), both means in nats."""
         length = tokens.shape[1] - 2
         batch, cache = step_inputs(self.network.config, tokens[:, :length])
         streams = self.network.run_layers(batch, cache, torch.float32)
@@ -142,7 +142,8 @@ class LossModel(nn.Module):
         loss = cross_entropy(self.network.logits(streams), next_ids)
         drafted = self.network.run_mtp(0, next_ids, streams, batch, cache)
         mtp = cross_entropy(self.network.logits(drafted, depth=0), tokens[:, 2:].flatten())
-        return loss, loss + self.mtp_weight * mtp + sum(indexer.loss for indexer in self.indexers)
+        alignment = torch.stack([indexer.loss for indexer in self.indexers]).sum()
+        return loss, loss + self.mtp_weight * mtp + alignment
 
 
 def step_inputs(config: V4Config, tokens: torch.Tensor) -> tuple[Batch, PagedCache]:
@@ -183,7 +184,7 @@ class _Balance:
     @torch.no_grad()
     def step(self) -> None:
         for gate, load in self.loads.items():
-            gate.bias += self.rate * torch.sign(load.mean() - load)
+            gate.bias.add_(torch.sign(load.mean() - load), alpha=self.rate)
 
 
 def train(
@@ -200,7 +201,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, recipe))
     start = time.monotonic()
     for step, tokens in zip(range(recipe.steps), _crops(stream, recipe), strict=False):
-        parameters = dict(model.named_parameters())
+        parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
         if step >= recipe.quantise_from * recipe.steps:
             parameters = {n: fake_quantised(n, p) for n, p in parameters.items()}
         loss, total = torch.func.functional_call(model, parameters, (tokens,))
@@ -216,7 +217,7 @@ def train(
 def fake_quantised(name: str, parameter: torch.Tensor) -> torch.Tensor:
     """The parameter as the release will store it, differentiable straight through."""
     stored = stored_format(name, parameter.shape)
-    return parameter if stored == "float" else _Quantise.apply(parameter, stored)  # type: ignore[no-any-return]
+    return parameter if stored == "float" else _Quantise.apply(parameter, stored)  # type: ignore[no-untyped-call]
 
 
 def _rate(step: int, recipe: Recipe) -> float:

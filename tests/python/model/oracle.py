@@ -1,4 +1,4 @@
-"""transformers' DeepseekV4ForCausalLM as an independent implementation: random models with every parameter non-trivial."""
+"""transformers as an independent implementation: random DeepseekV4ForCausalLM models, no parameter trivial."""
 
 from __future__ import annotations
 

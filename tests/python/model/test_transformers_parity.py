@@ -1,4 +1,4 @@
-"""Profile ideal equals transformers' DeepseekV4ForCausalLM in fp32 to 1e-4 absolute on logits, however it is computed."""
+"""Profile ideal equals transformers in fp32 to 1e-4 absolute on logits, however the logits are computed."""
 
 from __future__ import annotations
 
