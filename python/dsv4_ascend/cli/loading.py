@@ -1,0 +1,41 @@
+"""Options and loading that commands with a checkpoint share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dsv4_ascend.cli import console
+from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load
+from dsv4_ascend.tiny.release import SHIPPED
+from dsv4_backend.errors import ArgumentError, EnvironmentFault
+
+
+def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
+    """The checkpoint (the shipped small one if None) on `device`, with a progress bar on a terminal."""
+    if profile not in PROFILE_DTYPES:
+        raise ArgumentError(f"--profile: found {profile!r}, expected {' or '.join(PROFILE_DTYPES)}")
+    where = checked_device(device)
+    columns = TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return load(checkpoint or SHIPPED, device=where, dtype=PROFILE_DTYPES[profile], progress=report)
+
+
+def checked_device(device: str) -> torch.device:
+    """The device, if this process can use it. ArgumentError for an unknown name, EnvironmentFault if it is absent."""
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        if device.split(":")[0] in ("cpu", "npu"):
+            raise EnvironmentFault(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise ArgumentError(f"--device: found {device!r}, expected cpu or npu") from error
+    return where

@@ -1,0 +1,28 @@
+"""`dsv4-ascend softnpu -- COMMAND`: run a command on the software Ascend device."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from dsv4_backend.errors import EnvironmentFault
+from dsv4_backend.softnpu.settings import environment, settings
+
+
+def softnpu(
+    command: Annotated[list[str], typer.Argument(help="What to run, after `--`.", metavar="-- COMMAND")],
+    soc: Annotated[str, typer.Option(help="Ascend910B3, Ascend910_9391, Ascend950PR_9599 ...")] = "Ascend910B3",
+    devices: Annotated[int, typer.Option(help="How many NPUs the process sees.", min=1, max=32)] = 8,
+    memory: Annotated[str | None, typer.Option(help="Of each device: 64M, 2G.")] = None,
+    chaos: Annotated[int | None, typer.Option(help="Seed: one stream at a time is delayed.")] = None,
+    trace: Annotated[str | None, typer.Option(help="Chrome trace of all launches; %p = process id.")] = None,
+    fail: Annotated[str | None, typer.Option(help="CALL:N:CODE,...: the n-th use of CALL answers CODE.")] = None,
+) -> None:
+    """Run COMMAND with torch_npu on the software device. It proves launchers and order, not NPU arithmetic or speed."""
+    values = settings(soc=soc, devices=devices, memory=memory, chaos=chaos, trace=trace, fail=fail)
+    try:
+        os.execvpe(command[0], command, environment(values))
+    except FileNotFoundError:
+        raise EnvironmentFault(f"command not found: {command[0]}") from None

@@ -1,0 +1,155 @@
+"""Generation: batches, speculative decoding, sampling and paged-cache bookkeeping on random networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_networks import random_model
+
+from dsv4_ascend.model.batch import make_batch
+from dsv4_ascend.model.cache import PagedCache
+from dsv4_ascend.model.model import Model
+from dsv4_backend.errors import ArgumentError
+
+NEVER_STOP: frozenset[int] = frozenset()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return random_model()
+
+
+def _ids(length: int, seed: int) -> list[int]:
+    return torch.randint(2, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("draft_tokens", [1, 2, 4])
+def test_speculative_decoding_equals_plain_decoding(model: Model, draft_tokens: int) -> None:
+    prompts = [_ids(n, n) for n in (1, 5, 16, 33)]
+    options = {"max_new_tokens": 40, "stop_ids": NEVER_STOP}
+    plain = model.generate(prompts, **options)
+    drafted = model.generate(prompts, draft_tokens=draft_tokens, **options)
+    assert drafted == plain
+    assert all(len(tokens) == 40 for tokens in plain)
+
+
+def test_drafts_of_a_perfect_drafter_are_accepted(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the true continuation as drafts, every draft is accepted: acceptance is bookkeeping, not luck."""
+    prompt = _ids(9, 3)
+    want = model.generate([prompt], max_new_tokens=24, stop_ids=NEVER_STOP)[0]
+    sequence = prompt + want
+
+    def oracle(self, requests, batch, streams, follow, rows) -> None:
+        for request in requests:
+            at = request.cached.length + 1
+            request.drafts = sequence[at : at + 2]
+
+    monkeypatch.setattr("dsv4_ascend.model.generation.Generator._draft", oracle)
+    got = model.generate([prompt], max_new_tokens=24, draft_tokens=2, stop_ids=NEVER_STOP)[0]
+    assert got == want
+    assert model.draft_acceptance == 1.0
+
+
+def test_batch_equals_each_alone(model: Model) -> None:
+    prompts = [_ids(n, 100 + n) for n in (2, 4, 17, 40)]
+    together = model.generate(prompts, max_new_tokens=12, stop_ids=NEVER_STOP)
+    alone = [model.generate([p], max_new_tokens=12, stop_ids=NEVER_STOP)[0] for p in prompts]
+    assert together == alone
+
+
+def test_seed_fixes_sampling_and_temperature_zero_is_argmax(model: Model) -> None:
+    prompt = _ids(7, 1)
+    first, again, other = (
+        model.generate([prompt], max_new_tokens=16, temperature=1.0, seed=s, stop_ids=NEVER_STOP)[0] for s in (5, 5, 6)
+    )
+    assert first == again
+    assert first != other
+    greedy = model.generate([prompt], max_new_tokens=1, stop_ids=NEVER_STOP)[0]
+    assert greedy == [int(model.forward(prompt)[-1].argmax())]
+
+
+def test_stop_token_ends_a_sequence_and_is_the_last(model: Model) -> None:
+    prompt = _ids(7, 1)
+    tokens = model.generate([prompt], max_new_tokens=30, stop_ids=NEVER_STOP)[0]
+    stop = tokens[10]
+    stopped = model.generate([prompt], max_new_tokens=30, stop_ids=frozenset({stop}))[0]
+    assert stopped == tokens[: tokens.index(stop) + 1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        ([[]], {}, "no tokens"),
+        ([[3]], {"temperature": 1.0, "draft_tokens": 1}, "greedy"),
+        ([[97]], {}, "input_ids"),
+        ([[-1]], {}, "input_ids"),
+        ([[3]], {"top_p": 0.0}, "top_p"),
+        ([[3]], {"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_bad_requests_are_named(model: Model, prompts: list, options: dict, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        model.generate(prompts, **{"max_new_tokens": 2, **options})
+
+
+def test_no_tokens_give_no_logits_and_no_text(model: Model) -> None:
+    assert model.forward([]).shape == (0, 97)
+    assert model.forward([[], [3, 4], []]).shape == (2, 97)
+    assert model.generate([[3]], max_new_tokens=0) == [[]]
+    assert model.generate([]) == []
+
+
+def _logits(model: Model, cache: PagedCache, ids: list[int], step: int) -> torch.Tensor:
+    sequence = cache.new_sequence()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(ids), step):
+            batch = make_batch(cache, [sequence], [ids[start : start + step]])
+            parts.append(model.network.logits(model.network.run_layers(batch, cache, model.dtype)))
+    cache.free(sequence)
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 64])
+def test_shuffled_freed_and_reused_blocks_change_nothing(model: Model, block_size: int) -> None:
+    ids = _ids(60, 8)
+    plain = _logits(model, _cache(model, block_size, None), ids, 13)
+    shuffled = _cache(model, block_size, 4)
+    for other in range(3):
+        _logits(model, shuffled, _ids(50 + other, other), 13)  # leaves its rows behind in freed blocks
+    assert torch.equal(_logits(model, shuffled, ids, 13), plain)
+
+
+def _cache(model: Model, block_size: int, free_order: int | None) -> PagedCache:
+    return PagedCache(
+        model.config,
+        max_sequences=1,
+        max_tokens=60,
+        max_step_tokens=13,
+        dtype=model.dtype,
+        block_size=block_size,
+        free_order=free_order,
+    )
+
+
+def test_a_full_cache_says_so(model: Model) -> None:
+    cache = _cache(model, 8, None)
+    with pytest.raises(ArgumentError, match="at most 13"):
+        make_batch(cache, [cache.new_sequence()], [[1] * 14])
+    first, second = cache.new_sequence(), cache.new_sequence()
+    make_batch(cache, [first], [[1] * 13])
+    with pytest.raises(ArgumentError, match="out of blocks"):
+        make_batch(cache, [second], [[1]])
+
+
+def test_official_profile_runs_the_same_generation(model: Model) -> None:
+    official = Model(model.network, device=model.device, dtype=torch.bfloat16)
+    prompts = [_ids(n, n) for n in (3, 20)]
+    plain = official.generate(prompts, max_new_tokens=10, stop_ids=NEVER_STOP)
+    assert [len(t) for t in plain] == [10, 10]
+
+
+def test_without_mtp_drafting_is_refused(model: Model) -> None:
+    bare = random_model(model.config.without_mtp())
+    with pytest.raises(ArgumentError, match="no MTP block"):
+        bare.generate([[3]], max_new_tokens=2, draft_tokens=1)
