@@ -112,7 +112,7 @@ OP(aclnnFlashAttentionScoreGrad, [](In q, In k, In v, In g, In pse, In drop, In,
                                     Out dv, Out) {
   backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
 })
-OP(aclnnFlashAttentionScoreGradV4, [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, In, In, In, In, In, In, In,
+OP(aclnnFlashAttentionScoreGradV4, [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, In, In, In, In, In, In, In, In,
                                       Ints, Ints, Ints, Ints, Ints, double scale, double keep, int64_t before, int64_t after,
                                       int64_t heads, Text layout, Text, int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t,
                                       Out dq, Out dk, Out dv, Out, Out, Out, Out) {

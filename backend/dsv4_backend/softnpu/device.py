@@ -1,0 +1,94 @@
+"""The device of this process: statistics, faults, chaos, traces."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from typing import Any
+
+from dsv4_backend.errors import EnvironmentFault
+from dsv4_backend.softnpu.settings import LIBRARIES, library_folder, settings
+
+_current: Softnpu | None = None
+
+
+class Softnpu:
+    """Handle on the runtime in this process. Every method works at any time and from any thread."""
+
+    def __init__(self, runtime: ctypes.CDLL) -> None:
+        self._runtime = runtime
+        runtime.softnpu_statistics.restype = ctypes.c_size_t
+        runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p
+
+    def statistics(self) -> dict[str, Any]:
+        """`calls` by function, `alive` objects, `launches` by operator, `idle_launches`, `fired` faults, `memory`."""
+        room = 1 << 16
+        while True:
+            text = ctypes.create_string_buffer(room)
+            needed = self._runtime.softnpu_statistics(text, ctypes.c_size_t(room))
+            if needed < room:
+                return dict(json.loads(text.value))
+            room = 2 * needed
+
+    def alive(self) -> dict[str, int]:
+        """Objects that exist now; tensors, scalars, arrays and executors are 0 whenever no call is in flight."""
+        return dict(self.statistics()["alive"])
+
+    def launches(self) -> dict[str, int]:
+        """How often each operator was launched."""
+        return {name: totals["launches"] for name, totals in self.statistics()["launches"].items()}
+
+    def inject(self, faults: str) -> None:
+        """Plan faults "CALL:N:CODE", comma separated, counted from now; "" forgets all. Raises EnvironmentFault."""
+        self._check(self._runtime.softnpu_inject(faults.encode()))
+
+    def chaos(self, seed: int) -> None:
+        """Delay one stream at a time, chosen by the seed; 0 stops."""
+        self._runtime.softnpu_chaos(ctypes.c_uint64(seed))
+
+    def write_trace(self, path: str | os.PathLike[str]) -> None:
+        """Chrome trace of every launch so far; needs `start(trace=...)` or SOFTNPU_TRACE."""
+        self._check(self._runtime.softnpu_write_trace(os.fspath(path).encode()))
+
+    def check_red_zones(self) -> None:
+        """Raise EnvironmentFault when any live allocation was over-written behind its end."""
+        self._check(self._runtime.softnpu_check_red_zones())
+
+    def raw_write(self, pointer: int, offset: int, value: int) -> None:
+        """Write one byte as a faulty kernel would: `offset` is not checked. For tests of the guards."""
+        self._runtime.softnpu_raw_write(ctypes.c_void_p(pointer), ctypes.c_size_t(offset), ctypes.c_ubyte(value))
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise EnvironmentFault(self._runtime.aclGetRecentErrMsg().decode())
+
+
+def start(**options: Any) -> Softnpu:
+    """Load the software device into this process, before `import torch_npu`. Options: see `settings.settings`.
+
+    Raises EnvironmentFault when torch_npu is loaded already or the libraries were not built.
+    """
+    global _current
+    if "torch_npu" in sys.modules and _current is None and not _inherited():
+        raise EnvironmentFault(
+            "softnpu.start() comes before `import torch_npu`: set TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+        )
+    if _current is None:
+        os.environ.update(settings(**options))
+        import torch  # noqa: F401  (libopapi is linked against it)
+
+        folder = library_folder()
+        loaded = [ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in LIBRARIES]
+        _current = Softnpu(loaded[0])
+    return _current
+
+
+def current() -> Softnpu | None:
+    """The device of this process, also when `dsv4-ascend softnpu` started it; None when there is none."""
+    return start() if _current is None and _inherited() else _current
+
+
+def _inherited() -> bool:
+    return str(library_folder()) in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)

@@ -1,0 +1,23 @@
+"""Fixture `softnpu`: use with `pytest_plugins = ["dsv4_backend.softnpu.pytest_plugin"]` in the top conftest.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+
+from dsv4_backend.softnpu import Softnpu, current, start
+
+
+@pytest.fixture
+def softnpu() -> Iterator[Softnpu]:
+    """The software device of this process, started when needed; planned faults and chaos end with the test."""
+    if importlib.util.find_spec("torch_npu") is None:
+        pytest.skip("torch_npu is not installed (pip install torch-npu==2.13.0 in an environment of its own)")
+    device = current() or start()
+    import torch_npu  # noqa: F401
+
+    yield device
+    device.inject("")
+    device.chaos(0)

@@ -1,0 +1,55 @@
+"""Where the libraries are and how a process is told to use them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dsv4_backend.errors import EnvironmentFault
+
+SOCS = ("Ascend910B3", "Ascend910_9391", "Ascend950PR_9599")
+"""One name of each emulated generation: A2, A3, A5."""
+
+# In the order in which each one finds what it needs.
+LIBRARIES = (
+    "libascendcl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so",
+    "libnnopbase.so", "libhcomm.so", "libhccl.so", "libopapi.so",
+)  # fmt: skip
+
+
+def library_folder() -> Path:
+    """Folder of the built libraries; EnvironmentFault when they were not built."""
+    folder = Path(__file__).resolve().parent / "lib"
+    missing = [name for name in LIBRARIES if not (folder / name).exists()]
+    if missing:
+        raise EnvironmentFault(
+            f"softnpu: {', '.join(missing)} not in {folder}: run `python csrc/softnpu/build.py`"
+        )
+    return folder
+
+
+def settings(
+    *,
+    soc: str | None = None,
+    devices: int | None = None,
+    memory: str | None = None,
+    chaos: int | None = None,
+    trace: str | os.PathLike[str] | None = None,
+    fail: str | None = None,
+) -> dict[str, str]:
+    """SOFTNPU_* variables.
+
+    `soc`: Ascend910B*, Ascend910_93* or Ascend950*; `memory`: of each device, "64M" or "2G"; `chaos`: seed, one stream
+    at a time is delayed; `trace`: Chrome JSON written when the process ends, %p = process id; `fail`: "CALL:N:CODE",
+    comma separated, the n-th use of CALL answers CODE (CALL@kernel: on the stream, found when it is synchronised).
+    """
+    given = {"SOC": soc, "DEVICES": devices, "MEMORY": memory, "CHAOS": chaos, "TRACE": trace, "FAIL": fail}
+    return {f"SOFTNPU_{name}": str(value) for name, value in given.items() if value is not None}
+
+
+def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
+    """Environment of a process whose torch_npu is to use the software device; `variables` come from `settings`."""
+    result = {**os.environ, **(variables or {})}
+    previous = result.get("LD_LIBRARY_PATH")
+    result["LD_LIBRARY_PATH"] = os.pathsep.join([str(library_folder()), *([previous] if previous else [])])
+    return result
