@@ -31,9 +31,11 @@ def scale_values(scale: torch.Tensor) -> torch.Tensor:
 
 
 def split_blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[..., K] -> [..., ceil(K / block_size), block_size], zeros after the end."""
-    padded = pad(x, (0, -x.shape[-1] % block_size))
-    return padded.reshape(*x.shape[:-1], padded.shape[-1] // block_size, block_size)
+    """[..., K] -> [..., ceil(K / block_size), min(K, block_size)], zeros after the end."""
+    width = min(block_size, max(x.shape[-1], 1))
+    # Contiguous first: traced padding by nothing is contiguous, real padding keeps the strides.
+    padded = pad(x.contiguous(), (0, -x.shape[-1] % width))
+    return padded.reshape(*x.shape[:-1], padded.shape[-1] // width, width)
 
 
 def block_scale(blocks: torch.Tensor, largest: float, floor: float) -> torch.Tensor:

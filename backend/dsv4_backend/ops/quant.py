@@ -198,7 +198,7 @@ def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Source: spec/v4.md 6.3.
     """
     n, k = w.shape
-    wide = w.detach().float()
+    wide = w.detach().float().contiguous()
     padded = pad(wide, (0, -k % FP8_TILE, 0, -n % FP8_TILE))
     tiles = padded.reshape(padded.shape[0] // FP8_TILE, FP8_TILE, padded.shape[1] // FP8_TILE, FP8_TILE)
     scale = scale_bytes(tiles.abs().amax((1, 3)).clamp(min=FP8_WEIGHT_FLOOR), E4M3_MAX)
