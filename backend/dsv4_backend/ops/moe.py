@@ -10,6 +10,9 @@ import torch
 from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
 from dsv4_backend.mutants import add_output_faults
 
+MAX_EXPERTS = 1 << 16
+"""More than any V4 has by far (384): a larger number is a mistake, and the offsets would only waste memory."""
+
 
 @operator(
     "moe_dispatch(Tensor x, Tensor ids, int num_experts) -> (Tensor rows, Tensor expert_offsets, Tensor order)",
@@ -63,8 +66,8 @@ def moe_combine(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
 
 @moe_dispatch.shapes
 def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> None:
-    if num_experts < 1:
-        raise moe_dispatch.reject("num_experts", num_experts, "at least 1")
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise moe_dispatch.reject("num_experts", num_experts, f"1 to {MAX_EXPERTS}")
     if ids.shape[1] < 1:
         raise moe_dispatch.reject("ids", f"shape {tuple(ids.shape)}", "at least 1 expert per token")
     if x.dim() < 1 or x.shape[0] != ids.shape[0]:

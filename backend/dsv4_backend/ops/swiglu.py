@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
+from dsv4_backend.contract import Case, Draw, Operator, Tolerance, compute, operator
 from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops import quant
 from dsv4_backend.ops.formats import E4M3_MAX, block_scale, divide_blocks, round_e4m3, split_blocks
@@ -67,18 +67,21 @@ def swiglu_quant(
     return q, scale
 
 
+def _check_limit(contract: Operator, limit: float) -> None:
+    if not (0 < limit <= torch.finfo(torch.float32).max or limit == math.inf):
+        raise contract.reject("limit", limit, "a number > 0 that fp32 holds, or infinity")
+
+
 @swiglu.shapes
 def _(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> None:
-    if not limit > 0:
-        raise swiglu.reject("limit", limit, "a number > 0")
+    _check_limit(swiglu, limit)
     if up.dtype != gate.dtype:
         raise swiglu.reject("up", str(up.dtype), f"{gate.dtype} like gate")
 
 
 @swiglu_quant.shapes
 def _(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> None:
-    if not limit > 0:
-        raise swiglu_quant.reject("limit", limit, "a number > 0")
+    _check_limit(swiglu_quant, limit)
 
 
 _SHAPES = ((0, 64), (1, 1), (3, 7), (5, 2048), (19, 130))
