@@ -1,6 +1,7 @@
 """The gate behind every tolerance: each named fault of each contract is caught by a case of that contract."""
 
 import pytest
+
 from dsv4_ascend.parity.faults import run_faults
 from dsv4_ascend.parity.report import reproduce
 from dsv4_backend import OPERATORS

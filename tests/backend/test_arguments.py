@@ -1,0 +1,252 @@
+"""Wrong, odd and hostile arguments: a right answer or a typed error, never a crash, and nothing written on error.
+
+pytest runs this file as a program, one family of operators at a time, so that a signal is a failure that names the
+call: python tests/backend/test_arguments.py FAMILY EXAMPLES LOG
+"""
+
+import collections
+import faulthandler
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from dsv4_ascend.parity.compare import compare
+from dsv4_ascend.parity.runner import map_tensors, mutated_arguments
+from dsv4_backend import OPERATORS
+from dsv4_backend.errors import Dsv4Error
+
+EXAMPLES = 150
+SECONDS_PER_CALL = 60
+MEMORY = 1 << 30
+SMALL = 1 << 15
+HUGE = 1 << 22
+
+DTYPES = (
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e8m0fnu),
+    *(torch.int32, torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64),
+)
+INTEGERS = (0, 1, -1, 2, 7, 2**31, -(2**31), 2**63 - 1, -(2**63))
+FLOATS = (0.0, -0.0, -1.0, 1e-45, 1e38, 1e308, float("nan"), float("inf"), float("-inf"))
+GARBAGE = (None, "text", 1.5, 7, [], (), [None], {}, b"\0")
+
+FAMILIES = collections.defaultdict(list)
+for _operator in OPERATORS.values():
+    FAMILIES[_operator.reference.__module__.rpartition(".")[2]].append(_operator)
+
+# torch's own words for: no such overload for these Python types; no memory; more elements than fit an index.
+TORCH_ERRORS = re.compile(
+    r"^dsv4::\w+\(\)|Could not run 'dsv4::|can't allocate memory|not enough memory|"
+    r"Storage size calculation overflowed|integer overflow"
+)
+
+
+def other_rank(draw, t):
+    return draw(st.sampled_from((t.unsqueeze(0), t.unsqueeze(-1), t.flatten(), torch.zeros((), dtype=t.dtype))))
+
+
+def other_dtype(draw, t):
+    return torch.zeros(t.shape, dtype=draw(st.sampled_from(DTYPES)))
+
+
+def other_size(draw, t):
+    if t.dim() == 0:
+        return t
+    dim = draw(st.integers(0, t.dim() - 1))
+    return draw(
+        st.sampled_from((t.narrow(dim, 0, 0), t.narrow(dim, 0, max(0, t.shape[dim] - 1)), torch.cat([t, t], dim)))
+    )
+
+
+def huge(draw, t):
+    """More elements than 32 bits count, in almost no memory."""
+    return t[:1].expand(2**31, *t.shape[1:]) if t.dim() and t.shape[0] else t
+
+
+def other_strides(draw, t):
+    """The same values behind other strides, or one row behind every index."""
+    if t.dim() == 0:
+        return t
+    spaced = t.new_zeros([2 * n + 1 for n in t.shape])[tuple(slice(1, 2 * n + 1, 2) for n in t.shape)]
+    turned = t.new_zeros(t.shape[::-1]).permute(*reversed(range(t.dim())))
+    same_values = draw(st.sampled_from((spaced, turned))).copy_(t)
+    return draw(st.sampled_from((same_values, t[:1].expand(t.shape) if t.shape[0] else t)))
+
+
+def other_values(draw, t):
+    if t.numel() == 0 or t.dtype in (torch.float8_e4m3fn, torch.float8_e8m0fnu):
+        return t
+    changed = t.detach().clone(memory_format=torch.contiguous_format)
+    flat = changed.view(-1)
+    if t.dtype.is_floating_point:
+        value = draw(st.sampled_from(FLOATS))
+    else:
+        info = torch.iinfo(t.dtype)
+        value = draw(
+            st.sampled_from([v for v in (*INTEGERS, t.shape[0], info.max, info.min) if info.min <= v <= info.max])
+        )
+    if draw(st.booleans()):
+        flat[:] = torch.tensor(value).to(t.dtype)
+    else:
+        flat[draw(st.integers(0, flat.numel() - 1))] = torch.tensor(value).to(t.dtype)
+    return changed
+
+
+def other_kind(draw, t):
+    """A tensor that is not an ordinary one on the CPU."""
+    kinds = [t.to("meta"), torch.nn.Parameter(t, requires_grad=False)]
+    if t.dtype in (torch.float32, torch.int32, torch.int64):
+        kinds += [t.to_sparse(), torch._neg_view(-t)]
+    if t.dtype == torch.float32:
+        kinds += [t.clone().requires_grad_(), t.numpy()]
+    return draw(st.sampled_from(kinds))
+
+
+def garbage(draw, t):
+    return draw(st.sampled_from(GARBAGE))
+
+
+MUTATIONS = (other_rank, other_dtype, other_size, huge, other_strides, other_values, other_kind, garbage)
+HARMLESS = (other_strides, other_kind)  # the answer's tolerance still applies
+
+
+def mutate(draw, argument, others):
+    """One argument made odd; whether the case's tolerance still applies."""
+    if isinstance(argument, list | tuple):
+        return mutate_list(draw, argument), False
+    if not isinstance(argument, torch.Tensor):
+        return draw(st.sampled_from((*INTEGERS, *FLOATS, *GARBAGE, True))), False
+    if argument.numel() > HUGE or argument.layout != torch.strided:
+        return argument, False
+    tensors = [t for t in others if isinstance(t, torch.Tensor)]
+    if draw(st.integers(0, 7)) == 0:
+        return draw(st.sampled_from(tensors)), False  # aliasing
+    mutation = draw(st.sampled_from(MUTATIONS))
+    return mutation(draw, argument), mutation in HARMLESS
+
+
+def mutate_list(draw, tensors):
+    kind = draw(st.integers(0, 4))
+    if kind < 3 or not tensors:
+        return ([], list(tensors)[:-1], draw(st.sampled_from(GARBAGE)))[min(kind, 2)]
+    i = draw(st.integers(0, len(tensors) - 1))
+    return [mutate(draw, t, tensors)[0] if j == i else t for j, t in enumerate(tensors)]
+
+
+def small_cases(operator):
+    def size(argument):
+        tensors = argument if isinstance(argument, list | tuple) else [argument]
+        return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
+
+    return [c for c in operator.iterate_cases() if sum(map(size, c.arguments)) <= SMALL]
+
+
+def describe(argument):
+    if isinstance(argument, list | tuple):
+        return "[" + ", ".join(map(describe, argument)) + "]"
+    if not isinstance(argument, torch.Tensor):
+        return repr(argument)
+    layout = argument.stride() if argument.layout == torch.strided else argument.layout
+    return f"{argument.dtype} {list(argument.shape)} strides {layout} {argument.device}"
+
+
+def check(operator, log, data):
+    case = data.draw(st.sampled_from(small_cases(operator)), label="case")
+    arguments = [map_tensors(torch.clone, a) for a in case.arguments]
+    exact = True
+    for i in data.draw(st.sets(st.integers(0, len(arguments) - 1), min_size=1, max_size=2)):
+        arguments[i], harmless = mutate(data.draw, arguments[i], arguments)
+        exact &= harmless
+    call = f"{operator.name}({', '.join(map(describe, arguments))})"
+    note(call)
+    log.seek(0)
+    log.write(call + "\n")
+    log.truncate()
+    log.flush()
+    before = [map_tensors(plain_copy, a) for a in arguments]
+    faulthandler.dump_traceback_later(SECONDS_PER_CALL, exit=True)
+    try:
+        result = operator(*arguments)
+    except (Dsv4Error, MemoryError):
+        check_unwritten(operator, before, arguments)
+        return
+    except (RuntimeError, TypeError) as error:
+        if not TORCH_ERRORS.search(str(error)):
+            raise
+        check_unwritten(operator, before, arguments)
+        return
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    limits = operator.tolerance.limits(case.profile) if exact else (float("inf"), float("inf"))
+    check_answer(operator, before, arguments, result, limits)
+
+
+def plain_copy(tensor):
+    """A contiguous copy with a storage of its own; tensors that are no data, or too much, stay."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.numel() > HUGE:
+        return tensor
+    return tensor.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def check_unwritten(operator, before, arguments):
+    for i in mutated_arguments(operator):
+        if isinstance(before[i], torch.Tensor) and before[i] is not arguments[i]:
+            comparison = compare(arguments[i].detach(), before[i], (0, 0))
+            assert comparison.ok, f"written before the error: {comparison.detail}"
+
+
+def check_answer(operator, before, arguments, result, limits):
+    """What was accepted must give what the reference gives on plain copies of the arguments."""
+    if any(isinstance(a, torch.Tensor) and a.numel() > HUGE for a in arguments):
+        return
+    want = operator.reference(*before)
+    outputs = [() if r is None else (r,) if isinstance(r, torch.Tensor) else r for r in (result, want)]
+    pairs = [*zip(*outputs, strict=True), *((arguments[i], before[i]) for i in mutated_arguments(operator))]
+    for got, wanted in pairs:
+        if got.device.type == "cpu":
+            comparison = compare(got, wanted, limits)
+            acceptable = comparison.ok or (limits[0] == float("inf") and "worst" in comparison.detail)
+            assert acceptable, comparison.detail
+
+
+def main(family, examples, log_path):
+    faulthandler.enable()
+    torch.set_num_threads(1)
+    now = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
+    with open(log_path, "w+") as log:
+        for operator in FAMILIES[family]:
+            fuzz(operator, int(examples), log)
+
+
+def fuzz(operator, examples, log):
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def run(data):
+        check(operator, log, data)
+
+    run()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_argument_crashes(family, tmp_path):
+    log = tmp_path / "last-call"
+    program = [sys.executable, __file__, family, str(EXAMPLES), str(log)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, f"exit code {done.returncode} at {log.read_text()}\n{done.stderr[-6000:]}"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
