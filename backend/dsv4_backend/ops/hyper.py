@@ -13,13 +13,12 @@ from dsv4_backend.mutants import add_output_faults
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _SHAPES = ((0, 4, 64), (1, 1, 1), (3, 2, 7), (5, 4, 33), (17, 4, 16), (2, 4, 4096))
-_NORM_EPS, _HC_EPS = 1e-6, 1e-6
+_NORM_EPS, _HC_EPS, _MOST_ROUNDS = 1e-6, 1e-6, 1000
 Step = Callable[..., torch.Tensor]
 _GENERIC = ("last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
 _REASON = (
     "fp32 sums over n*d channels in any order move a mix of order 1 by less than 1e-5, which sigmoid shrinks and "
-    "Sinkhorn does not grow; "
-    "the one cast of y to bf16 may land on the other neighbour (2^-7)"
+    "Sinkhorn does not grow; the one cast of y to bf16 may land on the other neighbour (2^-7)"
 )
 
 
@@ -84,8 +83,9 @@ def hc_pre(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Input of a sub-block from the n residual streams, and the weights that mix its output back.
 
-    x: [T, n, d] float; fn: fp32 [n*(n+2), n*d]; base: fp32 [n*(n+2)]; scale: fp32 [3]; sinkhorn_iters: >= 1 (20 in V4);
-    norm_eps: >= 0, added to the mean square over all n*d channels; hc_eps: >= 0, added to pre and inside Sinkhorn.
+    x: [T, n, d] float; fn: fp32 [n*(n+2), n*d]; base: fp32 [n*(n+2)]; scale: fp32 [3];
+    sinkhorn_iters: 1 to 1000, 20 in V4; norm_eps: >= 0, added to the mean square over all n*d channels;
+    hc_eps: >= 0, added to pre and inside Sinkhorn.
     With mix = (fn . flatten(x)) / sqrt(mean(x^2) + norm_eps), stream-major:
         pre[j]    = sigmoid(mix[j] * scale[0] + base[j]) + hc_eps
         post[j]   = 2 * sigmoid(mix[n+j] * scale[1] + base[n+j])
@@ -112,8 +112,8 @@ def _(
         raise hc_pre.reject("x", f"shape {tuple(x.shape)}", "at least one stream and one channel")
     if fn.shape[0] != n * (n + 2):
         raise hc_pre.reject("fn", f"shape {tuple(fn.shape)}", f"{n * (n + 2)} rows, n*(n+2) for n = {n} streams")
-    if sinkhorn_iters < 1:
-        raise hc_pre.reject("sinkhorn_iters", sinkhorn_iters, "at least 1")
+    if not 1 <= sinkhorn_iters <= _MOST_ROUNDS:
+        raise hc_pre.reject("sinkhorn_iters", sinkhorn_iters, f"1 to {_MOST_ROUNDS}")
     _check_epsilons(hc_pre, norm_eps, hc_eps)
 
 
