@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from dsv4_ascend.model.messages import Message, check_messages
 from dsv4_ascend.model.release_texts import EFFORT, RESPONSE_FORMAT, TOOLS, ReleaseTexts
 from dsv4_backend.errors import ArgumentError
-
-Message = dict[str, Any]
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT, REMINDER = "<｜User｜>", "<｜Assistant｜>", "<｜latest_reminder｜>"
 THINK, END_THINK, DSML = "<think>", "</think>", "｜DSML｜"
-TASKS = ("action", "query", "authority", "domain", "title", "read_url")
-ROLES = ("system", "developer", "user", "tool", "assistant", "latest_reminder")
 _ASKING = ("user", "developer")
 
 
@@ -44,33 +40,21 @@ def encode_messages(
     ArgumentError names a bad message; CheckpointError a literal text that the release did not bring.
     """
     chat, release = mode or ChatMode(), texts or ReleaseTexts()
-    _check(messages, chat)
+    if chat.effort not in (None, "low", "high", "max"):
+        raise ArgumentError(f"chat: reasoning effort {chat.effort!r}, expected low, high or max")
+    check_messages(messages)
+    check_messages(earlier)
     old = _join_turns(earlier)
     turns = _order_tool_results(old + _join_turns(messages))
     done = len(old)
-    if any(m.get("tools") for m in turns):
+    if any(m.get("tools") for m in (*earlier, *messages)):
         chat = ChatMode(chat.thinking, chat.effort, drop_thinking=False)
     if chat.thinking and chat.drop_thinking:
-        done = len(_without_old_reasoning(turns[:done]))
-        turns = _without_old_reasoning(turns)
+        turns, done = _without_old_reasoning(turns, done)
     prompt = "" if earlier else BOS
     if turns and not earlier and chat.thinking:
         prompt += _effort_preamble(chat, release)
     return prompt + "".join(_render(turns, i, chat, release) for i in range(done, len(turns)))
-
-
-def _check(messages: Sequence[Message], mode: ChatMode) -> None:
-    if mode.effort not in (None, "low", "high", "max"):
-        raise ArgumentError(f"chat: reasoning effort {mode.effort!r}, expected low, high or max")
-    for i, message in enumerate(messages):
-        if message.get("role") not in ROLES:
-            raise ArgumentError(
-                f"chat: message {i} has role {message.get('role')!r}, expected one of {', '.join(ROLES)}"
-            )
-        if message.get("task") not in (None, *TASKS):
-            raise ArgumentError(f"chat: message {i} has task {message['task']!r}, expected one of {', '.join(TASKS)}")
-        if message["role"] == "developer" and not message.get("content"):
-            raise ArgumentError(f"chat: message {i} is a developer message without content")
 
 
 def _effort_preamble(mode: ChatMode, texts: ReleaseTexts) -> str:
@@ -119,14 +103,16 @@ def _last_question(turns: Sequence[Message]) -> int:
     return max((i for i, turn in enumerate(turns) if turn["role"] in _ASKING), default=-1)
 
 
-def _without_old_reasoning(turns: list[Message]) -> list[Message]:
-    """Before the last question: no reasoning of the assistant and no developer turns."""
+def _without_old_reasoning(turns: list[Message], done: int) -> tuple[list[Message], int]:
+    """Before the last question: no reasoning of the assistant and no developer turns. `done` turns stay encoded."""
     last = _last_question(turns)
-    kept = [turn for i, turn in enumerate(turns) if i >= last or turn["role"] != "developer"]
-    last = _last_question(kept)
-    return [
-        {**t, "reasoning_content": None} if i < last and t["role"] == "assistant" else t for i, t in enumerate(kept)
+    dropped = [i for i, turn in enumerate(turns) if i < last and turn["role"] == "developer"]
+    kept = [
+        {**turn, "reasoning_content": None} if i < last and turn["role"] == "assistant" else turn
+        for i, turn in enumerate(turns)
+        if i not in dropped
     ]
+    return kept, done - sum(i < done for i in dropped)
 
 
 def _render(turns: list[Message], i: int, mode: ChatMode, texts: ReleaseTexts) -> str:
@@ -199,20 +185,38 @@ def _answer(turn: Message, mode: ChatMode, *, keep: bool) -> str:
 
 
 def _call(function: Message) -> str:
-    try:
-        arguments = json.loads(function["arguments"])
-    except json.JSONDecodeError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        arguments = {"arguments": function["arguments"]}
     lines = [
         f'<{DSML}parameter name="{key}" string="{"true" if isinstance(value, str) else "false"}">'
         f"{value if isinstance(value, str) else to_json(value)}</{DSML}parameter>"
-        for key, value in arguments.items()
+        for key, value in _parameters(function["arguments"]).items()
     ]
     return f'<{DSML}invoke name="{function["name"]}">\n' + "\n".join(lines) + f"\n</{DSML}invoke>"
 
 
+def _parameters(arguments: str) -> Message:
+    """The parameters by name; text that is no JSON object becomes the only parameter, `arguments`."""
+    try:
+        parsed = read_json(arguments)
+    except ValueError:
+        parsed = None
+    return parsed if isinstance(parsed, dict) else {"arguments": arguments}
+
+
+def read_json(text: str) -> object:
+    """The value of a JSON text. ValueError if it is none: NaN and infinities, and nesting beyond Python's, count."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
 def to_json(value: object) -> str:
-    """JSON with non-ASCII characters kept."""
-    return json.dumps(value, ensure_ascii=False)
+    """JSON with non-ASCII characters kept. ArgumentError when `value` has no JSON form."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"chat: found a {type(value).__name__} without JSON form: {error}") from error

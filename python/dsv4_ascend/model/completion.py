@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
-from dsv4_ascend.model.chat import DSML, END_THINK, EOS, Message, to_json
+from dsv4_ascend.model.chat import BOS, DSML, END_THINK, EOS, THINK, read_json, to_json
+from dsv4_ascend.model.messages import Message
 from dsv4_backend.errors import Dsv4Error
 
 _CALLS = f"\n\n<{DSML}tool_calls>\n"
@@ -32,6 +32,9 @@ def parse_completion(text: str, *, thinking: bool = False) -> Message:
         if not found:
             raise CompletionError(f"completion: no {END_THINK} after the reasoning {_excerpt(reasoning)}")
     content, calls, rest = text.partition(_CALLS)
+    for token in (BOS, EOS, THINK, END_THINK, DSML):
+        if token in reasoning or token in content:
+            raise CompletionError(f"completion: {token} in the middle of the text {_excerpt(reasoning + content)}")
     return {
         "role": "assistant",
         "content": content,
@@ -54,7 +57,7 @@ def _tool_calls(text: str) -> list[Message]:
 def _arguments(call: str, text: str) -> str:
     """The JSON object of one call's parameters."""
     fields: dict[str, str] = {}
-    at = 0
+    at = len(text) if text == "\n" else 0  # a call without parameters has an empty line
     while match := _PARAMETER.match(text, at):
         name, is_string, value = match.groups()
         if name in fields:
@@ -68,8 +71,8 @@ def _arguments(call: str, text: str) -> str:
 
 def _literal(call: str, name: str, value: str) -> str:
     try:
-        json.loads(value)
-    except json.JSONDecodeError as error:
+        read_json(value)
+    except ValueError as error:
         raise CompletionError(
             f"completion: call {call!r}: parameter {name!r} is not JSON: {_excerpt(value)}"
         ) from error

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dsv4_ascend.model.strict_json import read_regular
 from dsv4_backend.errors import CheckpointError
 
 FOLDER = "encoding"
@@ -32,11 +33,9 @@ class ReleaseTexts:
         """Read `encoding/encoding_dsv4*.py` of a checkpoint, if it has any. CheckpointError if one is not Python."""
         constants: dict[str, str] = {}
         for path in sorted((folder / FOLDER).glob("encoding_dsv4*.py")):
-            if path.stat().st_size > _MAX_BYTES:
-                raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected at most {_MAX_BYTES}")
             try:
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-            except (SyntaxError, ValueError, RecursionError) as error:
+                tree = ast.parse(read_regular(path, _MAX_BYTES).decode("utf-8"))
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 raise CheckpointError(f"{path}: not a Python file: {error}") from error
             constants.update(_string_constants(tree))
         return cls(constants, str(folder / FOLDER))
