@@ -1,0 +1,46 @@
+#include "check.h"
+
+#include <algorithm>
+#include <sstream>
+
+namespace softnpu {
+
+std::string show(In x) {
+  if (!x.defined()) return "nothing";
+  std::ostringstream out;
+  out << x.scalar_type() << " " << x.sizes();
+  return out.str();
+}
+
+void refuse(const std::string& argument, const std::string& found, const std::string& expected) {
+  throw Fault(kNnParameter, "argument '" + argument + "': found " + found + ", expected " + expected);
+}
+
+void require(bool condition, const char* argument, const std::string& found, const char* expected) {
+  if (!condition) refuse(argument, found, expected);
+}
+
+void require_generation(unsigned where) {
+  const unsigned here = generation() == Generation::kA2 ? kOnA2 : generation() == Generation::kA3 ? kOnA3 : kOnA5;
+  if (!(where & here)) throw Fault(kNnParameter, "the operator does not exist on " + config().soc);
+}
+
+void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors) {
+  auto tensor = tensors.begin();
+  for (const Rule& rule : rules) {
+    const at::Tensor& x = *tensor++;
+    if (!x.defined()) {
+      if (rule.required) throw Fault(kNnNullptr, std::string("argument '") + rule.argument + "' is null");
+      continue;
+    }
+    if (std::find(rule.dtypes.begin(), rule.dtypes.end(), x.scalar_type()) == rule.dtypes.end()) {
+      std::ostringstream expected;
+      for (const auto dtype : rule.dtypes) expected << (dtype == rule.dtypes.front() ? "" : " or ") << dtype;
+      refuse(rule.argument, show(x), expected.str());
+    }
+    if (x.dim() < rule.lowest_rank || x.dim() > rule.highest_rank)
+      refuse(rule.argument, show(x), std::to_string(rule.lowest_rank) + " to " + std::to_string(rule.highest_rank) + " dimensions");
+  }
+}
+
+}  // namespace softnpu
