@@ -16,6 +16,7 @@ from dsv4_ascend.model.release_texts import ReleaseTexts
 from dsv4_backend.errors import ArgumentError
 
 DEFAULT_PROMPT = "def "
+MAX_SEED = 2**64 - 1
 
 
 class _Clock:
@@ -48,7 +49,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(help="Keep the most likely tokens up to this probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 33377335,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling noise.")] = 33377335,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
     chat: Annotated[bool, typer.Option("--chat", help="Encode the prompt as a chat message.")] = False,

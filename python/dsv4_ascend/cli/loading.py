@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from dsv4_ascend.cli import console
 from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load
 from dsv4_ascend.tiny.release import SHIPPED
-from dsv4_backend.errors import ArgumentError, EnvironmentFault
+from dsv4_backend.errors import ArgumentError, CheckpointError, EnvironmentFault
 
 
 def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
@@ -19,6 +20,9 @@ def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
     if profile not in PROFILE_DTYPES:
         raise ArgumentError(f"--profile: found {profile!r}, expected {' or '.join(PROFILE_DTYPES)}")
     where = checked_device(device)
+    folder = checkpoint or SHIPPED
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"--checkpoint: no folder {folder}")
     columns = TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("loading", total=None)
@@ -26,16 +30,16 @@ def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
         def report(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return load(checkpoint or SHIPPED, device=where, dtype=PROFILE_DTYPES[profile], progress=report)
+        return load(folder, device=where, dtype=PROFILE_DTYPES[profile], progress=report)
 
 
 def checked_device(device: str) -> torch.device:
     """The device, if this process can use it. ArgumentError for an unknown name, EnvironmentFault if it is absent."""
+    if device.split(":")[0] not in ("cpu", "npu"):
+        raise ArgumentError(f"--device: found {device!r}, expected cpu or npu")
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        if device.split(":")[0] in ("cpu", "npu"):
-            raise EnvironmentFault(f"--device {device}: {str(error).splitlines()[0]}") from error
-        raise ArgumentError(f"--device: found {device!r}, expected cpu or npu") from error
+        raise EnvironmentFault(f"--device {device}: {str(error).splitlines()[0]}") from error
     return where

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dsv4_ascend.cli.loading import load_model
+from dsv4_ascend.model.strict_json import FileProblem, parse
 from dsv4_backend.errors import ArgumentError
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def read_ids(path: Path) -> list[int]:
     """A JSON list of ids, or the only tensor of a safetensors file. ArgumentError says what the file holds instead."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ArgumentError(f"--input-ids: no file {path}")
     if path.suffix == ".safetensors":
         return _from_safetensors(path)
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        ids = parse(path.read_bytes())
+    except FileProblem as error:
         raise ArgumentError(f"--input-ids: {path} is neither JSON nor named *.safetensors: {error}") from error
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+    if not isinstance(ids, list):
         raise ArgumentError(f"--input-ids: {path} holds {type(ids).__name__}, expected a list of integers")
+    for position, token in enumerate(ids):
+        if type(token) is not int:
+            raise ArgumentError(f"--input-ids: {token!r:.40} at position {position}, expected an integer")
     return ids
 
 
@@ -38,7 +46,7 @@ def _from_safetensors(path: Path) -> list[int]:
             tensor = file.get_tensor(names[0])
     except SafetensorError as error:
         raise ArgumentError(f"--input-ids: {path} is not a safetensors file: {error}") from error
-    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex():
+    if tensor.dim() != 1 or tensor.dtype not in _INTEGERS:
         raise ArgumentError(f"--input-ids: {names[0]!r} is {tensor.dtype} {tuple(tensor.shape)}, expected integers [T]")
     return tensor.tolist()  # type: ignore[no-any-return]
 
@@ -53,6 +61,8 @@ def logits(
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
 ) -> None:
     """Compute the logits of every position of one sequence."""
+    if os.path.isdir(output) or not os.path.isdir(output.parent):
+        raise ArgumentError(f"--output: found {output}, expected a file in an existing folder")
     ids = read_ids(input_ids)
     model = load_model(checkpoint, device, profile)
     limit = model.config.vocab_size
@@ -60,6 +70,17 @@ def logits(
         if not 0 <= token < limit:
             raise ArgumentError(f"--input-ids: {token} at position {position}, expected ids in [0, {limit})")
     result = model.forward(ids, chunk=chunk or max(1, len(ids)), decode_from=decode_from)
+    _write(output, result.cpu().contiguous())
+
+
+def _write(output: Path, result: torch.Tensor) -> None:
+    """The file complete, or not at all."""
     unfinished = output.with_name(f".{output.name}.part")
-    save_file({"logits": result.cpu().contiguous()}, unfinished)
-    unfinished.replace(output)
+    try:
+        save_file({"logits": result}, unfinished)
+        unfinished.replace(output)
+    except (OSError, SafetensorError) as error:
+        raise ArgumentError(f"--output: {output} cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()

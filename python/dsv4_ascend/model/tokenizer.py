@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tokenizers
 
-from dsv4_backend.errors import CheckpointError
+from dsv4_backend.errors import ArgumentError, CheckpointError
 
 FILE = "tokenizer.json"
 
@@ -43,7 +43,14 @@ class Tokenizer:
         return None if found is None else int(found)
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        """Token ids of `text`; special strings inside it become their tokens. bos: start with the bos token."""
+        """Token ids of `text`; special strings inside it become their tokens. bos: start with the bos token.
+
+        ArgumentError for a lone surrogate, which is how Python reads an argument that is not UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ArgumentError(f"text: found {text[error.start]!r} at {error.start}, expected Unicode") from None
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         bos_id = self.token_id(self.bos) if bos and self.bos is not None else None
         return ids if bos_id is None else [bos_id, *ids]
