@@ -1,9 +1,16 @@
-"""Device-dispatch layer of dsv4-ascend: every DeepSeek V4 operator as a contract, dispatched to the best implementation.
+"""Device-dispatch layer of dsv4-ascend: every DeepSeek V4 operator as a contract and its dispatch.
 
 Importing defines `torch.ops.dsv4.*` and touches no device.
 """
 
 from dsv4_backend import _torch  # noqa: F401  (first: decides how torch itself is imported)
+
+try:
+    from dsv4_backend import _C  # noqa: F401
+except ImportError as error:
+    advice = "it is built for one Python and one torch: pip install --force-reinstall --no-cache-dir dsv4-ascend"
+    raise ImportError(f"dsv4_backend._C does not load: {error}; {advice}") from error
+
 from dsv4_backend import contract, dispatch, errors, ops, support
 from dsv4_backend.contract import OPERATORS
 

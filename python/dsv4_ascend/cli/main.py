@@ -1,4 +1,4 @@
-"""The `dsv4-ascend` command. Only the chosen command is imported, so that `--help` needs no torch.
+"""The `dsv4-ascend` command. Only the chosen command is imported, so that the others cost it no time.
 
 Exit codes: 0 good, 1 findings, 2 usage, 3 environment, 130 interrupted.
 """
@@ -43,7 +43,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         function = _load(target)
     except (ImportError, OSError) as error:
-        return _complain(f"{error}. Reinstall for this Python and torch: pip install --force-reinstall dsv4-ascend", 3)
+        advice = "reinstall it for this Python: pip install --force-reinstall dsv4-ascend"
+        return _complain(f"{name} does not load: {error}; {advice}", ENVIRONMENT)
     from dsv4_backend.errors import Dsv4Error, EnvironmentFault
 
     try:
