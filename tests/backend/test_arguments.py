@@ -40,10 +40,12 @@ FAMILIES = collections.defaultdict(list)
 for _operator in OPERATORS.values():
     FAMILIES[_operator.reference.__module__.rpartition(".")[2]].append(_operator)
 
-# torch's own words for: no such overload for these Python types; no memory; more elements than fit an index.
+# torch's own words for: no such overload for these Python types; no memory; more elements than fit an index; a leaf
+# that needs gradients, or a lazily negated view, given to be written.
 TORCH_ERRORS = re.compile(
     r"^dsv4::\w+\(\)|Could not run 'dsv4::|can't allocate memory|not enough memory|"
-    r"Storage size calculation overflowed|integer overflow"
+    r"Storage size calculation overflowed|integer overflow|"
+    r"a leaf Variable that requires grad|Expected Tensor but got None"
 )
 
 
