@@ -12,6 +12,7 @@ import tokenizers
 import torch
 from torch.nn.functional import cross_entropy
 
+from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.save import save_checkpoint
 from dsv4_ascend.model.transformer import Transformer
@@ -69,36 +70,45 @@ def perplexity(model: Model, stream: torch.Tensor) -> float:
     return math.exp(total / targets.numel())
 
 
-def as_model(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Model:
+def as_model(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, config: V4Config = TINY) -> Model:
     """A model over these tensors, without going through files."""
     device = torch.device("cpu")
-    return Model(assign_all(Transformer(TINY), tensors.items(), device), device=device, dtype=dtype)
+    return Model(assign_all(Transformer(config), tensors.items(), device), device=device, dtype=dtype)
 
 
 def measure(
-    trained: Mapping[str, torch.Tensor], train: torch.Tensor, held_out: torch.Tensor, digest: str, tokens: int
+    trained: Mapping[str, torch.Tensor],
+    train: torch.Tensor,
+    held_out: torch.Tensor,
+    digest: str,
+    tokens: int,
+    config: V4Config = TINY,
 ) -> Perplexity:
     """All perplexities of the small model on the first `tokens` held-out tokens, beside the counted baselines."""
     stream = held_out[: tokens // WINDOW * WINDOW + 1]
-    unigram, bigram = ngram_perplexities(train, stream, TINY.vocab_size)
+    unigram, bigram = ngram_perplexities(train, stream, config.vocab_size)
     released = release_tensors(trained)
     return Perplexity(
         tokens=len(stream) - 1,
         unigram=unigram,
         bigram=bigram,
-        trained_fp32=perplexity(as_model(trained, torch.float32), stream),
-        quantised_ideal=perplexity(as_model(released, torch.float32), stream),
-        quantised_official=perplexity(as_model(released, torch.bfloat16), stream),
+        trained_fp32=perplexity(as_model(trained, torch.float32, config), stream),
+        quantised_ideal=perplexity(as_model(released, torch.float32, config), stream),
+        quantised_official=perplexity(as_model(released, torch.bfloat16, config), stream),
         corpus_sha256=digest,
     )
 
 
 def write_release(
-    folder: Path, trained: Mapping[str, torch.Tensor], tokenizer: tokenizers.Tokenizer, found: Perplexity
+    folder: Path,
+    trained: Mapping[str, torch.Tensor],
+    tokenizer: tokenizers.Tokenizer,
+    found: Perplexity,
+    config: V4Config = TINY,
 ) -> None:
     """Write the official-layout folder: config.json, tokenizer.json, safetensors with index, and the perplexities."""
     files = {
         "tokenizer.json": tokenizer.to_str().encode(),
         CARD: json.dumps(asdict(found), indent=2).encode() + b"\n",
     }
-    save_checkpoint(folder, TINY, release_tensors(trained), files=files)
+    save_checkpoint(folder, config, release_tensors(trained), files=files)

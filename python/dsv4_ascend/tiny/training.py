@@ -99,25 +99,25 @@ def initialise(network: Transformer, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     depth = math.sqrt(2 * len(network.layers))
     for name, parameter in list(network.named_parameters()):
-        value = _initial(name, parameter, generator)
+        value = _initial(name, parameter, network.config, generator)
         if name.endswith(("wo_b.weight", "w2.weight")):
             value /= depth
         module = network.get_submodule(name.rpartition(".")[0])
         setattr(module, name.rpartition(".")[2], nn.Parameter(value, requires_grad=value.is_floating_point()))
 
 
-def _initial(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _initial(name: str, parameter: torch.Tensor, config: V4Config, generator: torch.Generator) -> torch.Tensor:
     shape = parameter.shape
     if name.endswith("tid2eid"):
-        return torch.rand(shape[0], TINY.n_routed_experts, generator=generator).argsort(1)[:, : shape[1]].contiguous()
+        return torch.rand(shape[0], config.n_routed_experts, generator=generator).argsort(1)[:, : shape[1]].contiguous()
     if "norm" in name:
         return torch.ones(shape)
     if name.endswith("_scale"):
         return torch.full(shape, 0.1)
     if name.endswith("_base"):
         base = torch.zeros(shape)
-        if shape[0] > 4:
-            base[8:] = 2 * torch.eye(4).flatten()
+        if shape[0] > (n := config.hc_mult):
+            base[2 * n :] = 2 * torch.eye(n).flatten()
         return base
     if name.endswith((".bias", "attn_sink", "ape")):
         return torch.zeros(shape)
