@@ -6,20 +6,19 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dsv4_ascend.cli import console
-from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load
+from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load, usable_device
 from dsv4_ascend.tiny.release import SHIPPED
-from dsv4_backend.errors import ArgumentError, CheckpointError, EnvironmentFault
+from dsv4_backend.errors import ArgumentError, CheckpointError
 
 
 def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
     """The checkpoint (the shipped small one if None) on `device`, with a progress bar on a terminal."""
     if profile not in PROFILE_DTYPES:
         raise ArgumentError(f"--profile: found {profile!r}, expected {' or '.join(PROFILE_DTYPES)}")
-    where = checked_device(device)
+    where = usable_device(device)
     folder = checkpoint or SHIPPED
     if not os.path.isdir(folder):
         raise CheckpointError(f"--checkpoint: no folder {folder}")
@@ -31,15 +30,3 @@ def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
             bar.update(task, completed=done, total=total)
 
         return load(folder, device=where, dtype=PROFILE_DTYPES[profile], progress=report)
-
-
-def checked_device(device: str) -> torch.device:
-    """The device, if this process can use it. ArgumentError for an unknown name, EnvironmentFault if it is absent."""
-    if device.split(":")[0] not in ("cpu", "npu"):
-        raise ArgumentError(f"--device: found {device!r}, expected cpu or npu")
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise EnvironmentFault(f"--device {device}: {str(error).splitlines()[0]}") from error
-    return where

@@ -81,6 +81,8 @@ class PagedCache:
         block_size: int = 64,
         free_order: int | None = None,
     ) -> None:
+        if min(block_size, max_step_tokens) < 1:
+            raise ArgumentError(f"block_size {block_size} and max_step_tokens {max_step_tokens}: expected at least 1")
         self.block_size, self.max_tokens, self.max_step_tokens = block_size, max_tokens, max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)

@@ -100,7 +100,8 @@ _QUANTISATION: dict[str, tuple[object, ...]] = {
 _HARMLESS = frozenset((
     "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range",
     "attention_dropout", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "pad_token_id",
-    "_name_or_path", "max_batch_size", "max_seq_len", "auto_map",
+    "_name_or_path", "max_batch_size", "max_seq_len", "auto_map", "ep_size", "pretraining_tp",
+    "aux_loss_alpha", "seq_aux",
 ))  # fmt: skip
 """Known and without effect here (`auto_map` names remote code, which is never run)."""
 

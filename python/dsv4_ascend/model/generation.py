@@ -53,6 +53,8 @@ class Generator:
         stop_ids: frozenset[int],
         draft_tokens: int = 0,
     ) -> None:
+        if max_new_tokens < 0 or draft_tokens < 0:
+            raise ArgumentError(f"max_new_tokens {max_new_tokens} and draft_tokens {draft_tokens}: expected at least 0")
         if draft_tokens and not len(network.mtp):
             raise ArgumentError("draft_tokens: this checkpoint has no MTP block to draft with")
         if draft_tokens and sampling.temperature > 0:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dsv4_ascend.model.batch import make_batch
@@ -16,11 +18,14 @@ from dsv4_ascend.model.generation import Generator, Sampling
 from dsv4_ascend.model.tokenizer import Tokenizer
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
-from dsv4_backend.errors import ArgumentError
+from dsv4_backend.errors import ArgumentError, EnvironmentFault
+from dsv4_backend.support import npu_fault
 
 PROFILE_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 PREFILL_CHUNK = 512
 Progress = Callable[[int, int], None]
+TokenIds = Sequence[Sequence[int]] | Sequence[int] | torch.Tensor | np.ndarray
+"""One sequence of ids or several: lists, integer arrays or tensors [T] or [B, T], or lists of those."""
 
 
 class Model:
@@ -32,8 +37,7 @@ class Model:
     def __init__(
         self, network: Transformer, *, device: torch.device, dtype: torch.dtype, folder: Path | None = None
     ) -> None:
-        if dtype not in PROFILE_DTYPES.values():
-            raise ArgumentError(f"dtype: found {dtype}, expected torch.bfloat16 (official) or torch.float32 (ideal)")
+        _check_dtype(dtype)
         self.network, self.device, self.dtype, self.folder = network, device, dtype, folder
         self._tokenizer: Tokenizer | None = None
         self.draft_acceptance: float | None = None
@@ -49,7 +53,7 @@ class Model:
         if self._tokenizer is None:
             if self.folder is None:
                 raise ArgumentError("this model was not loaded from a folder, so it has no tokenizer")
-            self._tokenizer = Tokenizer.from_folder(self.folder)
+            self._tokenizer = Tokenizer.from_folder(self.folder, self.config.bos_token_id)
         return self._tokenizer
 
     def new_cache(
@@ -69,7 +73,7 @@ class Model:
     @torch.inference_mode()
     def forward(
         self,
-        input_ids: Sequence[Sequence[int]] | Sequence[int] | torch.Tensor,
+        input_ids: TokenIds,
         *,
         chunk: int | None = None,
         decode_from: int | None = None,
@@ -77,14 +81,17 @@ class Model:
     ) -> torch.Tensor:
         """Logits of every token: fp32 `[T, vocab]`, sequences one after another (spec/v4.md 2.1).
 
-        input_ids: one sequence, or several of any lengths. chunk: prefill in pieces of that many tokens (default 512).
+        input_ids: see `TokenIds`; sequences may differ in length. chunk: length of the prefill pieces (default 512).
         decode_from: from that position on, one token at a time. The result does not depend on these beyond rounding.
+        ArgumentError for what is no id in [0, vocab_size), and for options out of range.
         """
-        prompts = _as_sequences(input_ids)
+        prompts = _as_sequences(input_ids, self.config.vocab_size)
         longest = max((len(p) for p in prompts), default=0)
+        if chunk is not None and chunk < 1:
+            raise ArgumentError(f"chunk: found {chunk}, expected at least 1")
+        if decode_from is not None and decode_from < 0:
+            raise ArgumentError(f"decode_from: found {decode_from}, expected at least 0")
         step = max(1, min(chunk or PREFILL_CHUNK, longest))
-        if (chunk is not None and chunk < 1) or (decode_from is not None and decode_from < 0):
-            raise ArgumentError(f"chunk {chunk} must be >= 1 and decode_from {decode_from} >= 0")
         cache = self.new_cache(
             max_sequences=len(prompts), max_tokens=max(1, longest), max_step_tokens=step, block_size=block_size
         )
@@ -107,7 +114,7 @@ class Model:
     @torch.inference_mode()
     def stream(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: TokenIds,
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
@@ -116,11 +123,18 @@ class Model:
         draft_tokens: int = 0,
         stop_ids: frozenset[int] | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """Yield (prompt number, token id) as they are decided. stop_ids default to the config's eos tokens."""
-        longest = max((len(p) for p in prompts), default=0)
+        """Yield (prompt number, token id) as they are decided; the last one of a prompt is its stop token, if any.
+
+        prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
+        draft_tokens: drafted per step by the MTP block (greedy only; the tokens are the same, `draft_acceptance` says
+        how well it went). stop_ids default to the config's eos tokens.
+        """
+        ids = _as_sequences(prompts, self.config.vocab_size)
+        self.draft_acceptance = None
+        longest = max((len(p) for p in ids), default=0)
         cache = self.new_cache(
-            max_sequences=len(prompts),
-            max_tokens=longest + max_new_tokens + draft_tokens,
+            max_sequences=len(ids),
+            max_tokens=longest + max_new_tokens + 2 * draft_tokens,  # the last step may verify and draft past the end
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), draft_tokens + 1),
         )
         generator = Generator(
@@ -132,22 +146,67 @@ class Model:
             stop_ids=frozenset(self.config.eos_token_ids) if stop_ids is None else stop_ids,
             draft_tokens=draft_tokens,
         )
-        yield from generator.run(prompts)
+        yield from generator.run(ids)
         if generator.drafted:
             self.draft_acceptance = generator.accepted / generator.drafted
 
-    def generate(self, prompts: Sequence[Sequence[int]] | Sequence[int] | str, **options: Any) -> list[list[int]]:
-        """New token ids per prompt (text is tokenised with a leading bos); options as in `stream`."""
-        ids = [self.tokenizer.encode(prompts, bos=True)] if isinstance(prompts, str) else _as_sequences(prompts)
+    def generate(self, prompts: TokenIds | Sequence[str] | str, **options: Any) -> list[list[int]]:
+        """New token ids per prompt (texts are tokenised with a leading bos); options as in `stream`."""
+        listed = [prompts] if isinstance(prompts, str) else _listed(prompts)
+        if isinstance(listed, list):
+            listed = [self.tokenizer.encode(p, bos=True) if isinstance(p, str) else p for p in listed]
+        ids = _as_sequences(listed, self.config.vocab_size)
         results: list[list[int]] = [[] for _ in ids]
         for i, token in self.stream(ids, **options):
             results[i].append(token)
         return results
 
 
-def _as_sequences(input_ids: Sequence[Sequence[int]] | Sequence[int] | torch.Tensor) -> list[list[int]]:
-    ids: list[Any] = input_ids.tolist() if isinstance(input_ids, torch.Tensor) else list(input_ids)
-    return [ids] if ids and isinstance(ids[0], int) else [list(p) for p in ids]
+def _as_sequences(input_ids: object, vocab_size: int) -> list[list[int]]:
+    rows = _listed(input_ids)
+    if not isinstance(rows, list):
+        raise ArgumentError(f"input_ids: found {rows!r:.40}, expected token ids")
+    rows = [_listed(row) for row in rows]
+    if rows and not any(isinstance(row, list) for row in rows):
+        rows = [rows]
+    for number, row in enumerate(rows):
+        if not isinstance(row, list):
+            raise ArgumentError(f"input_ids: found {row!r:.40} as sequence {number}, expected a list of token ids")
+    return [[_token(id_, number, at, vocab_size) for at, id_ in enumerate(row)] for number, row in enumerate(rows)]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+
+
+def _token(value: Any, sequence: int, position: int, vocab_size: int) -> int:
+    try:
+        token = operator.index(value)
+    except TypeError:
+        token = -1
+    if isinstance(value, bool) or not 0 <= token < vocab_size:
+        where = f"in sequence {sequence} at {position}"
+        raise ArgumentError(f"input_ids: found {value!r:.40} {where}, expected an id in [0, {vocab_size})")
+    return token
+
+
+def _check_dtype(dtype: object) -> None:
+    if dtype not in PROFILE_DTYPES.values():
+        raise ArgumentError(f"dtype: found {dtype!r}, expected torch.bfloat16 (official) or torch.float32 (ideal)")
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if this process can use it. ArgumentError for what is neither cpu nor npu, else EnvironmentFault."""
+    if str(device).split(":")[0] not in ("cpu", "npu"):
+        raise ArgumentError(f"device: found {str(device)!r}, expected cpu or npu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise EnvironmentFault(f"device {device}: {npu_fault() or str(error).splitlines()[0]}") from error
+    return where
 
 
 def load(
@@ -160,9 +219,11 @@ def load(
     """Open a checkpoint folder (official or transformers layout) without copying its weights.
 
     device: where it runs. dtype: torch.bfloat16 for profile `official`, torch.float32 for `ideal`.
-    progress(done, total) is called per tensor. CheckpointError and ConfigError list everything that does not fit.
+    progress(bytes done, bytes in all) is called per tensor. CheckpointError and ConfigError list everything that does
+    not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process does not have.
     """
+    _check_dtype(dtype)
+    where = usable_device(device)
     checkpoint = open_checkpoint(path)
-    where = torch.device(device)
     network = assign_all(Transformer(checkpoint.config), checkpoint.tensors(progress), where)
     return Model(network, device=where, dtype=dtype, folder=Path(path))

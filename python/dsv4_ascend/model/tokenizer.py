@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,17 +19,16 @@ class Tokenizer:
         self._backend, self.bos = backend, bos
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json` (and the bos id of config.json). CheckpointError when missing or malformed."""
+    def from_folder(cls, folder: Path, bos_token_id: int | None) -> Tokenizer:
+        """Read `tokenizer.json`; the bos id is the configuration's. CheckpointError when missing or malformed."""
         path = folder / FILE
         if not path.is_file():
             raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text")
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:
+        except Exception as error:  # the only class that tokenizers raises
             raise CheckpointError(f"{path}: not a tokenizer file: {error}") from error
-        bos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("bos_token_id", 0)
-        return cls(backend, backend.id_to_token(bos_id) if isinstance(bos_id, int) else None)
+        return cls(backend, None if bos_token_id is None else backend.id_to_token(bos_token_id))
 
     @property
     def size(self) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny_networks import random_model
 
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.cache import PagedCache
-from dsv4_ascend.model.model import Model
-from dsv4_backend.errors import ArgumentError
+from dsv4_ascend.model.generation import Generator
+from dsv4_ascend.model.model import Model, load
+from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 NEVER_STOP: frozenset[int] = frozenset()
 
@@ -50,6 +52,49 @@ def test_drafts_of_a_perfect_drafter_are_accepted(model: Model, monkeypatch: pyt
     assert model.draft_acceptance == 1.0
 
 
+@pytest.mark.parametrize("draft_tokens", [1, 3, 6])
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
+def test_accepted_drafts_may_reach_past_the_end(draft_tokens: int, max_new_tokens: int) -> None:
+    """With a head of zeros every token and every draft is 0, so that the last step accepts all of its drafts."""
+    agreeing = random_model()
+    agreeing.network.head.weight.data.zero_()
+    options = {"max_new_tokens": max_new_tokens, "draft_tokens": draft_tokens, "stop_ids": NEVER_STOP}
+    assert agreeing.generate([[3, 4, 5], [6] * 9], **options) == [[0] * max_new_tokens] * 2
+    stopped = agreeing.generate([[3, 4, 5]], **{**options, "stop_ids": frozenset({0})})
+    assert stopped == [[0]]
+
+
+def test_drafts_do_not_depend_on_chunks_or_on_rejected_drafts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any number of steps the MTP block drafts what it drafts after one prefill of the same tokens."""
+    seen: dict[int, list[int]] = {}
+    draft = Generator._draft
+
+    def record(self, requests, *step) -> None:
+        draft(self, requests, *step)
+        seen.update({r.cached.length: list(r.drafts) for r in requests})
+
+    monkeypatch.setattr(Generator, "_draft", record)
+    prompt = _ids(21, 4)
+    options = {"draft_tokens": 3, "stop_ids": NEVER_STOP}
+    monkeypatch.setattr("dsv4_ascend.model.model.PREFILL_CHUNK", 5)
+    tokens = prompt + model.generate([prompt], max_new_tokens=8, **options)[0]
+    stepwise = {length: drafts for length, drafts in seen.items() if length >= len(prompt)}
+    monkeypatch.setattr("dsv4_ascend.model.model.PREFILL_CHUNK", 512)
+    assert len(stepwise) >= 3
+    for length, drafts in stepwise.items():
+        model.generate([tokens[:length]], max_new_tokens=1, **options)
+        assert seen[length] == drafts
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_prompts_longer_than_a_prefill_chunk(model: Model, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    prompts = [_ids(n, n) for n in (1, 6, 7, 8, 30)]
+    options = {"max_new_tokens": 6, "stop_ids": NEVER_STOP}
+    whole = model.generate(prompts, **options)
+    monkeypatch.setattr("dsv4_ascend.model.model.PREFILL_CHUNK", chunk)
+    assert model.generate(prompts, draft_tokens=2, **options) == whole
+
+
 def test_batch_equals_each_alone(model: Model) -> None:
     prompts = [_ids(n, 100 + n) for n in (2, 4, 17, 40)]
     together = model.generate(prompts, max_new_tokens=12, stop_ids=NEVER_STOP)
@@ -81,7 +126,16 @@ def test_stop_token_ends_a_sequence_and_is_the_last(model: Model) -> None:
     [
         ([[]], {}, "no tokens"),
         ([[3]], {"temperature": 1.0, "draft_tokens": 1}, "greedy"),
-        ([[97]], {}, "input_ids"),
+        ([[97]], {}, "input_ids: found 97 in sequence 0 at 0, expected an id in .0, 97."),
+        ([3, [4]], {}, "found 3 as sequence 0"),
+        ([[3, 4.0]], {}, "found 4.0 in sequence 0 at 1"),
+        ([[True]], {}, "found True"),
+        ([[2**70]], {}, "expected an id"),
+        (3, {}, "found 3, expected token ids"),
+        (torch.tensor(3), {}, "found 3, expected token ids"),
+        (torch.tensor([3.0]), {}, "found 3.0"),
+        ([[3]], {"max_new_tokens": -1}, "max_new_tokens -1"),
+        ([[3]], {"draft_tokens": -1}, "draft_tokens -1"),
         ([[-1]], {}, "input_ids"),
         ([[3]], {"top_p": 0.0}, "top_p"),
         ([[3]], {"temperature": -1.0}, "temperature"),
@@ -97,6 +151,48 @@ def test_no_tokens_give_no_logits_and_no_text(model: Model) -> None:
     assert model.forward([[], [3, 4], []]).shape == (2, 97)
     assert model.generate([[3]], max_new_tokens=0) == [[]]
     assert model.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([[3, 4], [5, 6]]),
+        torch.tensor([[3, 4], [5, 6]]),
+        [np.array([3, 4]), torch.tensor([5, 6])],
+        [[np.int64(3), 4], range(5, 7)],
+    ],
+)
+def test_token_ids_come_in_any_integer_container(model: Model, ids: object) -> None:
+    assert torch.equal(model.forward(ids), model.forward([[3, 4], [5, 6]]))
+    assert torch.equal(model.forward(np.array([3, 4])), model.forward([3, 4]))
+    assert model.generate(ids, max_new_tokens=2) == model.generate([[3, 4], [5, 6]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"chunk": 0}, "chunk: found 0"),
+        ({"decode_from": -1}, "decode_from: found -1"),
+        ({"block_size": 0}, "block_size"),
+    ],
+)
+def test_bad_options_of_forward_are_named(model: Model, options: dict, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        model.forward([3], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"dtype": torch.float16}, ArgumentError, "dtype: found torch.float16"),
+        ({"dtype": "bfloat16"}, ArgumentError, "dtype: found 'bfloat16', expected torch.bfloat16"),
+        ({"device": "cuda"}, ArgumentError, "device: found 'cuda', expected cpu or npu"),
+        ({"device": "npu:77"}, EnvironmentFault, "device npu:77"),
+    ],
+)
+def test_load_checks_its_options_before_the_files(options: dict, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        load("/nowhere", **options)
 
 
 def _logits(model: Model, cache: PagedCache, ids: list[int], step: int) -> torch.Tensor:
