@@ -72,9 +72,7 @@ def start(**options: Any) -> Softnpu:
     """
     global _current
     if "torch_npu" in sys.modules and _current is None and not _inherited():
-        raise EnvironmentFault(
-            "softnpu.start() comes before `import torch_npu`: set TORCH_DEVICE_BACKEND_AUTOLOAD=0"
-        )
+        raise EnvironmentFault("softnpu.start() comes before `import torch_npu`: set TORCH_DEVICE_BACKEND_AUTOLOAD=0")
     if _current is None:
         os.environ.update(settings(**options))
         import torch  # noqa: F401  (libopapi is linked against it)

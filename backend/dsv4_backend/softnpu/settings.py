@@ -22,15 +22,14 @@ def library_folder() -> Path:
     folder = Path(__file__).resolve().parent / "lib"
     missing = [name for name in LIBRARIES if not (folder / name).exists()]
     if missing:
-        raise EnvironmentFault(
-            f"softnpu: {', '.join(missing)} not in {folder}: run `python csrc/softnpu/build.py`"
-        )
+        raise EnvironmentFault(f"softnpu: {', '.join(missing)} not in {folder}: run `python csrc/softnpu/build.py`")
     return folder
 
 
 def settings(
     *,
     soc: str | None = None,
+    cann: str | None = None,
     devices: int | None = None,
     memory: str | None = None,
     chaos: int | None = None,
@@ -39,11 +38,20 @@ def settings(
 ) -> dict[str, str]:
     """SOFTNPU_* variables.
 
-    `soc`: Ascend910B*, Ascend910_93* or Ascend950*; `memory`: of each device, "64M" or "2G"; `chaos`: seed, one stream
+    `soc`: Ascend910B*, Ascend910_93* or Ascend950*; `cann`: the version that torch_npu is told (8.5.0);
+    `memory`: of each device, "64M" or "2G"; `chaos`: seed, one stream
     at a time is delayed; `trace`: Chrome JSON written when the process ends, %p = process id; `fail`: "CALL:N:CODE",
     comma separated, the n-th use of CALL answers CODE (CALL@kernel: on the stream, found when it is synchronised).
     """
-    given = {"SOC": soc, "DEVICES": devices, "MEMORY": memory, "CHAOS": chaos, "TRACE": trace, "FAIL": fail}
+    given = {
+        "SOC": soc,
+        "CANN": cann,
+        "DEVICES": devices,
+        "MEMORY": memory,
+        "CHAOS": chaos,
+        "TRACE": trace,
+        "FAIL": fail,
+    }
     return {f"SOFTNPU_{name}": str(value) for name, value in given.items() if value is not None}
 
 

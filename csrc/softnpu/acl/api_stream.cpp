@@ -177,7 +177,12 @@ SOFTNPU_C int aclrtLaunchHostFunc(Handle stream, void (*function)(void*), void* 
 
 SOFTNPU_C int aclmdlRICaptureBegin(Handle stream, int) {
   SOFTNPU_ENTER();
-  return guarded([&] { return stream_of(stream)->begin_capture(); });
+  return guarded([&] {
+    const int code = stream_of(stream)->begin_capture();
+    std::shared_ptr<Graph> graph;
+    if (code == kOk && stream_of(stream)->capture_state(&graph) != kCaptureNone) graphs().add(graph);  // has a handle while it grows
+    return code;
+  });
 }
 
 SOFTNPU_C int aclmdlRICaptureGetInfo(Handle stream, int* status, Handle* graph) {
@@ -193,9 +198,11 @@ SOFTNPU_C int aclmdlRICaptureGetInfo(Handle stream, int* status, Handle* graph) 
 SOFTNPU_C int aclmdlRICaptureEnd(Handle stream, Handle* graph) {
   SOFTNPU_ENTER();
   return guarded([&] {
-    std::shared_ptr<Graph> captured;
+    std::shared_ptr<Graph> growing, captured;
+    stream_of(stream)->capture_state(&growing);
     const int code = stream_of(stream)->end_capture(&captured);
-    *graph = code ? nullptr : graphs().add(captured);
+    if (code && growing) graphs().remove(growing.get(), "graph");
+    *graph = captured.get();
     return code;
   });
 }

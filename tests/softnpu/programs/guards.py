@@ -1,0 +1,92 @@
+"""What the device must notice, one case for each process: `guards.py CASE`. Prints "caught" or ends the process on purpose."""
+
+import ctypes
+import os
+import sys
+
+import torch
+import torch_npu  # noqa: F401
+
+from dsv4_backend.softnpu import current
+
+case = sys.argv[1]
+device = current()
+
+
+def expect(function, *words):
+    try:
+        function()
+        torch.npu.synchronize()
+    except (RuntimeError, torch.OutOfMemoryError) as error:
+        missing = [word for word in words if word not in str(error)]
+        assert not missing, (missing, str(error))
+        return
+    raise AssertionError(f"{case}: nothing was raised")
+
+
+x = torch.arange(8.0, device="npu")
+torch.npu.synchronize()
+if case == "dereference":  # the process must die with a message that names the pointer
+    print(hex(x.data_ptr()), flush=True)
+    ctypes.c_float.from_address(x.data_ptr()).value
+    sys.exit(0)
+elif case == "over-write":
+    # The caching allocator's block is 2 MiB + 32: an over-write behind it is behind the allocation.
+    os.environ["PYTORCH_NO_NPU_MEMORY_CACHING"] = "1"
+    y = torch.empty(120, device="npu")  # 480 bytes: with torch_npu's rounding and padding 544
+    device.raw_write(y.data_ptr(), 544, 1)
+    expect(torch.npu.synchronize, "aclrtSynchronizeDevice")
+elif case == "fresh":
+    floats, integers = torch.empty(5, device="npu"), torch.empty(3, dtype=torch.int32, device="npu")
+    assert floats.cpu().isnan().all() and integers.cpu().eq(-1).all()
+elif case == "memory":
+    expect(lambda: torch.empty(300 << 20, dtype=torch.uint8, device="npu"), "out of memory")
+    assert torch.ones(4, device="npu").sum().item() == 4
+elif case == "kernel":
+    expect(lambda: torch.nn.functional.embedding(torch.tensor([99]).npu(), torch.ones(4, 2).npu()))
+    assert (x + 1).sum().item() == 36
+elif case == "inject":
+    device.inject("aclnnMulGetWorkspaceSize:2:161002")
+    assert (x * x)[1].item() == 1
+    expect(lambda: x * x, "injected fault 161002 in aclnnMulGetWorkspaceSize")
+    assert (x * x)[2].item() == 4
+    device.inject("aclnnMul@kernel:1:507015")
+    y = x * x  # the launch is good; the fault is found when the stream is synchronised
+    expect(torch.npu.synchronize, "507015")
+    device.inject("aclrtMallocAlign32:1:207001,aclrtMallocAlign32:2:207001")
+    expect(lambda: torch.empty(50 << 20, device="npu"), "out of memory")
+    device.inject("")
+elif case == "unknown":
+    scores = torch.randn(5, 1, 3).log_softmax(2).npu()
+    expect(lambda: torch.nn.functional.ctc_loss(scores, torch.tensor([[1]]).npu(), torch.tensor([5]), torch.tensor([1])), sys.argv[2])
+elif case == "graph":
+    static, graph = torch.ones(16, device="npu"), torch.npu.NPUGraph()
+    side = torch.npu.Stream()
+    with torch.npu.graph(graph):
+        a = static * 2
+        side.wait_stream(torch.npu.current_stream())
+        with torch.npu.stream(side):
+            b = a + 1
+        torch.npu.current_stream().wait_stream(side)
+        c = b * a
+    for value in (1.0, 3.0):
+        static.fill_(value)
+        graph.replay()
+        assert c[0].item() == (2 * value + 1) * 2 * value
+elif case == "events":
+    start, end = torch.npu.Event(enable_timing=True), torch.npu.Event(enable_timing=True)
+    start.record()
+    y = x @ x
+    end.record()
+    end.synchronize()
+    assert start.elapsed_time(end) >= 0 and y.item() == 140
+elif case == "leak":
+    for _ in range(20):
+        z = torch.nn.functional.silu(x[2:] * 2).sum()
+    torch.npu.synchronize()
+    counts = device.alive()
+    assert not any(counts[name] for name in ("tensors", "tensor_lists", "scalars", "arrays", "executors")), counts
+elif case == "trace":
+    (x * 3).sum().item()
+    device.write_trace(sys.argv[2])
+print("caught", flush=True)
