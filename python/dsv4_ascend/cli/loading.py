@@ -18,7 +18,7 @@ def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
     """The checkpoint (the shipped small one if None) on `device`, with a progress bar on a terminal."""
     if profile not in PROFILE_DTYPES:
         raise ArgumentError(f"--profile: found {profile!r}, expected {' or '.join(PROFILE_DTYPES)}")
-    where = usable_device(device)
+    where = usable_device(device, "--device")
     folder = checkpoint or SHIPPED
     if not os.path.isdir(folder):
         raise CheckpointError(f"--checkpoint: no folder {folder}")

@@ -197,15 +197,18 @@ def _check_dtype(dtype: object) -> None:
         raise ArgumentError(f"dtype: found {dtype!r}, expected torch.bfloat16 (official) or torch.float32 (ideal)")
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """The device, if this process can use it. ArgumentError for what is neither cpu nor npu, else EnvironmentFault."""
+def usable_device(device: str | torch.device, argument: str = "device") -> torch.device:
+    """The device, if this process can use it. ArgumentError for what is neither cpu nor npu, else EnvironmentFault.
+
+    argument: how messages name it.
+    """
     if str(device).split(":")[0] not in ("cpu", "npu"):
-        raise ArgumentError(f"device: found {str(device)!r}, expected cpu or npu")
+        raise ArgumentError(f"{argument}: found {str(device)!r}, expected cpu or npu")
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise EnvironmentFault(f"device {device}: {npu_fault() or str(error).splitlines()[0]}") from error
+        raise EnvironmentFault(f"{argument} {device}: {npu_fault() or str(error).splitlines()[0]}") from error
     return where
 
 
