@@ -45,6 +45,11 @@ def closed_blocks(
     return sequence, torch.where(present, first[sequence] + row - before, -1)
 
 
+def entries_to_read(query_start_loc: torch.Tensor, seq_lens: torch.Tensor, ratio: int) -> torch.Tensor:
+    """Compressed entries of every sequence that has tokens in this call, 0 for the others: int [R]."""
+    return torch.where(query_start_loc.diff() > 0, seq_lens // ratio, 0)
+
+
 def slots(block_table: torch.Tensor, sequence: torch.Tensor, index: torch.Tensor, block_size: int) -> torch.Tensor:
     """Flat cache rows (block * block_size + offset) of `index` in `sequence`, broadcast together: int64.
 
@@ -67,8 +72,9 @@ def table_rows(cache: torch.Tensor, block_table: torch.Tensor, lengths: torch.Te
     block_size = cache.shape[1]
     index = torch.arange(block_table.shape[1] * block_size, device=cache.device)
     sequence = torch.arange(block_table.shape[0], device=cache.device)[:, None]
-    rows = gather_rows(cache, slots(block_table, sequence, index, block_size))
-    return rows.masked_fill((index >= lengths[:, None])[..., None], 0)
+    behind = index >= lengths[:, None]  # the table may hold anything there
+    flat = slots(block_table, sequence, index, block_size).masked_fill(behind, -1)
+    return gather_rows(cache, flat).masked_fill(behind[..., None], 0)
 
 
 def check_batch(operator: str, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, tokens: int) -> None:

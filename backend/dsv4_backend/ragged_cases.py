@@ -36,6 +36,16 @@ def blocks_of(table: torch.Tensor) -> int:
     return table.numel() + SPARE_BLOCKS
 
 
+def only_blocks(table: torch.Tensor, first: torch.Tensor, after: torch.Tensor, block_size: int) -> torch.Tensor:
+    """A copy of a table with nonsense in every entry that indices first[s] .. after[s]-1 do not need."""
+    kept = torch.full_like(table, 1 << 30)
+    for s, (low, high) in enumerate(zip(first.tolist(), after.tolist(), strict=True)):
+        for i in range(low, high):
+            column = i // block_size % table.shape[1]
+            kept[s, column] = table[s, column]
+    return kept
+
+
 def only_rows(cache: torch.Tensor, table: torch.Tensor, first: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """A copy of a cache with NaN in every row but indices first[s] .. after[s]-1 of the sequences."""
     kept = torch.full_like(cache, float("nan"))

@@ -80,7 +80,8 @@ def compressed_keys(call: AttentionCall, visible: Step = visible_entries) -> Key
         return None
     if call.cmp_indices is not None:
         return _chosen(cache, table, call.owners(), call.cmp_indices.long())
-    rows = compute(ragged.table_rows(cache, table, call.seq_lens // call.ratio))
+    lengths = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
+    rows = compute(ragged.table_rows(cache, table, lengths))
     valid = torch.arange(rows.shape[1], device=rows.device) < visible(call.positions(), call.ratio)[:, None]
     return Keys(rows[0] if rows.shape[0] == 1 else rows[call.owners()], valid, True)  # one sequence: no copy per token
 
@@ -225,7 +226,8 @@ def _(*arguments: Any) -> None:
         ragged.check_table(name, "window_block_table", call.window_block_table, first, after, block_size, num_blocks)
     if call.cmp_cache is not None and call.cmp_block_table is not None:
         num_blocks, block_size = call.cmp_cache.shape[:2]
-        first, after = torch.zeros_like(after), after // call.ratio
+        after = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
+        first = torch.zeros_like(after)
         ragged.check_table(name, "cmp_block_table", call.cmp_block_table, first, after, block_size, num_blocks)
     if call.cmp_indices is not None:
         visible = visible_entries(call.positions(), call.ratio)[:, None]

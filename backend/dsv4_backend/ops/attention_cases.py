@@ -103,14 +103,19 @@ def aim_at_edges(call: AttentionCall) -> AttentionCall:
 
 
 def _stale(call: AttentionCall) -> AttentionCall:
-    """NaN in every row that no token of the call may see."""
+    """NaN in every row that no token of the call may see, nonsense in every table entry that none needs."""
     first = (call.seq_lens - call.query_start_loc.diff() + 1 - call.window).clamp(min=0)
-    near = ragged_cases.only_rows(call.window_cache, call.window_block_table, first, call.seq_lens)
-    call = call._replace(window_cache=near)
-    if call.cmp_cache is None or call.cmp_block_table is None:
+    cache, table = call.window_cache, call.window_block_table
+    near = ragged_cases.only_rows(cache, table, first, call.seq_lens)
+    near_table = ragged_cases.only_blocks(table, first, call.seq_lens, cache.shape[1])
+    call = call._replace(window_cache=near, window_block_table=near_table)
+    cmp_cache, cmp_table = call.cmp_cache, call.cmp_block_table
+    if cmp_cache is None or cmp_table is None:
         return call
     entries = call.seq_lens // call.ratio
-    return call._replace(cmp_cache=ragged_cases.only_rows(call.cmp_cache, call.cmp_block_table, entries * 0, entries))
+    far = ragged_cases.only_rows(cmp_cache, cmp_table, entries * 0, entries)
+    far_table = ragged_cases.only_blocks(cmp_table, entries * 0, entries, cmp_cache.shape[1])
+    return call._replace(cmp_cache=far, cmp_block_table=far_table)
 
 
 def _newest_nan(call: AttentionCall) -> AttentionCall:

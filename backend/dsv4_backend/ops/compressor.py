@@ -97,12 +97,12 @@ def _compress(
 ) -> torch.Tensor:
     """`compress` with steps that faults replace."""
     ratio, groups, cache, table = call.ratio, call.groups, call.state_cache, call.state_block_table
-    positions, flat = call.rows_of_tokens()
-    store(cache, flat, project(call, positions))
+    positions, written = call.rows_of_tokens()
     owner, block = ragged.closed_blocks(call.query_start_loc, call.seq_lens, call.x.shape[0], ratio)
-    flat = ragged.slots(table, owner[:, None], lookback(block, ratio, groups), cache.shape[1])
-    u, s = halves(ragged.gather_rows(cache, flat), groups, ratio).unbind(2)
-    return finish(call, pool(u, s, flat < 0).to(call.x.dtype), block)
+    read = ragged.slots(table, owner[:, None], lookback(block, ratio, groups), cache.shape[1])
+    store(cache, written, project(call, positions))
+    u, s = halves(ragged.gather_rows(cache, read), groups, ratio).unbind(2)
+    return finish(call, pool(u, s, read < 0).to(call.x.dtype), block)
 
 
 @operator(
@@ -234,8 +234,10 @@ def _needles(draw: Draw, call: _Call) -> _Call:
 
 
 def _stale(draw: Draw, call: _Call) -> _Call:
-    """NaN in every state row that the call neither writes nor may read (sequences start at 0)."""
-    return call._replace(state_cache=torch.full_like(call.state_cache, float("nan")))
+    """NaN in the whole state, nonsense in the unused table entries (all sequences start at 0)."""
+    first, block_size = torch.zeros_like(call.seq_lens), call.state_cache.shape[1]
+    table = ragged_cases.only_blocks(call.state_block_table, first, call.seq_lens, block_size)
+    return call._replace(state_cache=torch.full_like(call.state_cache, float("nan")), state_block_table=table)
 
 
 def _special(draw: Draw, call: _Call) -> _Call:

@@ -29,7 +29,8 @@ class _Call(NamedTuple):
 
 def _rows(call: _Call) -> torch.Tensor:
     """Compressed entries of every sequence, 0 behind the last: [R, n, DI]."""
-    return ragged.table_rows(call.k_cache, call.block_table, call.seq_lens // call.ratio)
+    lengths = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
+    return ragged.table_rows(call.k_cache, call.block_table, lengths)
 
 
 def _dot(q: torch.Tensor, rows: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
@@ -126,7 +127,7 @@ def _(*arguments: Any) -> None:
 def _(*arguments: Any) -> None:
     call = _Call(*arguments)
     ragged.check_batch("indexer_scores", call.query_start_loc, call.seq_lens, call.q.shape[0])
-    entries = torch.where(call.query_start_loc.diff() > 0, call.seq_lens // call.ratio, 0)
+    entries = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
     num_blocks, block_size = call.k_cache.shape[:2]
     first = torch.zeros_like(entries)
     ragged.check_table("indexer_scores", "block_table", call.block_table, first, entries, block_size, num_blocks)
@@ -208,13 +209,11 @@ def _call(
 
 
 def _stale(call: _Call) -> _Call:
-    """NaN in every cache row that belongs to no closed block."""
-    cache = torch.full_like(call.k_cache, float("nan"))
-    for row, length in zip(call.block_table.tolist(), call.seq_lens.tolist(), strict=True):
-        for i in range(length // call.ratio):
-            at = row[i // cache.shape[1]], i % cache.shape[1]
-            cache[at] = call.k_cache[at]
-    return call._replace(k_cache=cache)
+    """NaN in every cache row, nonsense in every table entry that belongs to no closed block."""
+    entries = call.seq_lens // call.ratio
+    cache = ragged_cases.only_rows(call.k_cache, call.block_table, entries * 0, entries)
+    table = ragged_cases.only_blocks(call.block_table, entries * 0, entries, cache.shape[1])
+    return call._replace(k_cache=cache, block_table=table)
 
 
 def _special(call: _Call) -> _Call:

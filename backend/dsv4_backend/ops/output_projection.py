@@ -30,13 +30,15 @@ class _Call(NamedTuple):
 
 def _flatten_groups(o: torch.Tensor, groups: int) -> torch.Tensor:
     """[T, H, D] -> [T, G, H*D/G], heads in order."""
-    return o.reshape(o.shape[0], groups, o.shape[1] * o.shape[2] // groups)
+    channels = o.shape[1] * o.shape[2]
+    width = channels // groups
+    return o.reshape(o.shape[0], channels // width, width)
 
 
 def _group_weights(call: _Call) -> torch.Tensor:
     """wo_a as [G, R, H*D/G] in o's dtype."""
     weight = call.wo_a if call.wo_a_scale is None else dequantize_fp8(call.wo_a, call.wo_a_scale)
-    return weight.to(call.o.dtype).reshape(call.groups, -1, weight.shape[1])
+    return weight.to(call.o.dtype).reshape(-1, weight.shape[0] // call.groups, weight.shape[1])
 
 
 def _join(call: _Call, z: torch.Tensor) -> torch.Tensor:
