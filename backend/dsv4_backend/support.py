@@ -159,19 +159,19 @@ def _write_fault(folder: str) -> str | None:
 
 
 def find_cann(environ: Mapping[str, str]) -> Iterator[Cann]:
-    """CANN installations named by the environment or in the usual place, each folder once, first named first."""
-    seen: set[Path] = set()
+    """CANN installations named by the environment or in the usual place, each once, the loader's choice first."""
+    seen: set[str] = set()
     for named_by, home in _cann_homes(environ):
-        real = Path(os.path.realpath(home))
-        if real not in seen and os.path.isdir(real):
-            seen.add(real)
-            yield Cann(str(home), named_by, _cann_version(real))
+        libraries = os.path.realpath(home / "lib64")  # several names and links lead to one installation
+        if libraries not in seen and home.is_dir():
+            seen.add(libraries)
+            yield Cann(str(home), named_by, _cann_version(home))
 
 
 def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     for folder in filter(None, environ.get("LD_LIBRARY_PATH", "").split(":")):
         if os.path.exists(os.path.join(folder, "libascendcl.so")):
-            yield "LD_LIBRARY_PATH", Path(os.path.realpath(folder)).parent
+            yield "LD_LIBRARY_PATH", Path(folder).parent
     for variable in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         if environ.get(variable):
             yield variable, Path(environ[variable])

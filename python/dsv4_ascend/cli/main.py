@@ -80,10 +80,19 @@ def _unloaded() -> None:
     """Stand in the list of commands for one that this run does not need."""
 
 
-def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         print(metadata.version("dsv4-ascend"))
         raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", help="Show the version and leave.", callback=_show_version, is_eager=True)
+]
+
+
+def _options(version: _Version = False) -> None:
+    pass
 
 
 def _call(app: typer.Typer, arguments: Sequence[str]) -> int:

@@ -32,14 +32,14 @@ class FaultResult:
 
 
 def run_faults(operator: Operator, pattern: str = "") -> Iterator[FaultResult]:
-    """Run the faults of an operator whose name OPERATOR/FAULT contains `pattern` through all its cases.
+    """Run the faults of an operator whose name contains `pattern` through all its cases.
 
     A fault is killed when a case differs beyond the tolerance or the mutant raises something other than Dsv4Error.
     """
-    found = list(samples(operator))
-    for fault, mutant in operator.faults.items():
-        if pattern in f"{operator.name}/{fault}":
-            yield _hunt(operator.name, fault, mutant, found)
+    wanted = {fault: mutant for fault, mutant in operator.faults.items() if pattern in fault}
+    found = list(samples(operator)) if wanted else []
+    for fault, mutant in wanted.items():
+        yield _hunt(operator.name, fault, mutant, found)
 
 
 def _hunt(operator: str, fault: str, mutant: Function, found: Sequence[Sample]) -> FaultResult:

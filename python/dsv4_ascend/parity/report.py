@@ -17,7 +17,10 @@ from dsv4_backend.contract import Operator
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run: names that contain `pattern`, one profile or all, a device, with faults or without."""
+    """What to run: a pattern, one profile or all, a device, with faults or without.
+
+    pattern: part of an operator's name, or OPERATOR/ and a part of PROFILE/CASE or of a fault's name.
+    """
 
     pattern: str = ""
     profile: str | None = None
@@ -25,9 +28,10 @@ class Selection:
     faults: bool = False
 
     def operators(self) -> list[Operator]:
-        """Operators that can match the pattern, in the order of spec section 17."""
-        name, slash, _ = self.pattern.partition("/")
-        found = (op for op in OPERATORS.values() if not slash or name == op.name or name not in OPERATORS)
+        """Operators that match the pattern up to its slash: by name, or by a part of it; in the order of the spec."""
+        name = self.pattern.partition("/")[0]
+        exact = "/" in self.pattern and name in OPERATORS
+        found = (op for op in OPERATORS.values() if (op.name == name if exact else name in op.name))
         return sorted(found, key=lambda op: (op.rows, op.name))
 
 
@@ -82,9 +86,10 @@ def measure(operator: Operator, selection: Selection) -> OperatorReport:
     """Run the selected cases of one operator, and its faults if asked for."""
     start = time.perf_counter()
     report = OperatorReport(operator.name, operator.rows)
-    report.cases += run_cases(list(samples(operator, selection.profile, selection.pattern)), selection.device)
+    part = selection.pattern.partition("/")[2]
+    report.cases += run_cases(list(samples(operator, selection.profile, part)), selection.device)
     if selection.faults:
-        report.faults += run_faults(operator, selection.pattern)
+        report.faults += run_faults(operator, part)
     report.seconds = time.perf_counter() - start
     return report
 

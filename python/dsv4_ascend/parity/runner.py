@@ -88,7 +88,7 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], argument: Any)
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy with its own storage and the same strides and offset, as `clone` does not keep them."""
     fresh = torch.empty(0, dtype=tensor.dtype)
-    storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+    storage = tensor.untyped_storage().clone()
     return fresh.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
@@ -97,11 +97,10 @@ def _fp64(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def samples(operator: Operator, profile: str | None = None, pattern: str = "") -> Iterator[Sample]:
-    """Cases of an operator whose name OPERATOR/PROFILE/CASE contains `pattern`, in one profile or in all."""
+    """Cases of an operator whose PROFILE/CASE contains `pattern`, in one profile or in all."""
     for case in operator.iterate_cases():
-        sample = Sample(operator, case)
-        if profile in (None, case.profile) and pattern in sample.name:
-            yield sample
+        if profile in (None, case.profile) and pattern in f"{case.profile}/{case.name}":
+            yield Sample(operator, case)
 
 
 def implementations(operator: Operator, device: str) -> dict[str, Function]:

@@ -1,0 +1,205 @@
+"""The commands ops, doctor and parity: tables, JSON, exit codes, manners."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from dsv4_ascend.cli import main as command
+from dsv4_ascend.cli import parity as parity_command
+from dsv4_backend import OPERATORS, support
+from dsv4_backend.ops.norm import rms_norm
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process; gives (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            command.main(arguments)
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def wrong_norm(monkeypatch):
+    """rms_norm as if its reference and its kernel disagreed, and as if one fault were no fault."""
+    original = rms_norm.reference
+    monkeypatch.setattr(rms_norm, "reference", lambda x, weight, eps: 2 * original(x, weight, eps))
+    monkeypatch.setitem(rms_norm.faults, "none at all", rms_norm.reference)
+
+
+def test_help_lists_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(name in out for name in command.COMMANDS)
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert (code, out.strip()) == (0, "0.1.0")
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_every_command_loads_and_has_help(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("ops", "--nonsense"),
+        ("parity", "--profile", "fast"),
+        ("parity", "--device", "abacus"),
+        ("parity", "-k", "no such case"),
+    ],
+)
+def test_usage_errors_are_2(run, arguments):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert not out
+    assert "Error" in err
+
+
+def test_a_missing_device_is_3(run, monkeypatch):
+    monkeypatch.setattr(parity_command, "npu_fault", lambda: "torch_npu is not loaded")
+    code, out, err = run("parity", "--device", "npu")
+    assert code == 3
+    assert not out
+    assert err == (
+        "dsv4-ascend: no NPU to run on: torch_npu is not loaded. `dsv4-ascend doctor` looks at the whole environment\n"
+    )
+
+
+def test_a_command_that_does_not_load_is_3(run, monkeypatch):
+    monkeypatch.setitem(command.COMMANDS, "ops", ("dsv4_ascend.cli.absent:ops", ""))
+    code, _, err = run("ops")
+    assert code == 3
+    assert "ops does not load: No module named 'dsv4_ascend.cli.absent'" in err
+    assert "pip install" in err
+
+
+def test_ops_names_every_operator_and_reason(run):
+    code, out, _ = run("ops", "--json")
+    rows = {row["name"]: row for row in json.loads(out)["operators"]}
+    assert code == 0
+    assert set(rows) == set(OPERATORS)
+    assert rows["rms_norm"]["devices"]["cpu"]["name"].startswith("rms_norm/")
+    assert rows["rope"]["devices"]["cpu"] == {
+        "name": "reference",
+        "reason": "no kernel for this device in this build",
+    }
+    assert all(answer["reason"] for row in rows.values() for answer in row["devices"].values())
+    spec_rows = [row["spec_rows"] for row in rows.values()]
+    assert spec_rows == sorted(spec_rows)
+
+
+def test_ops_table(run):
+    code, out, _ = run("ops")
+    assert code == 0
+    assert all(name in out for name in OPERATORS)
+
+
+def test_doctor(run):
+    code, out, _ = run("doctor", "--json")
+    report = json.loads(out)
+    problems = [f for f in report["findings"] if f["state"] == "problem"]
+    assert code == (1 if problems else 0)
+    assert all(f["advice"] for f in problems)
+    assert {"python", "cpu", "torch", "torch_npu", "operators"} <= {f["subject"] for f in report["findings"]}
+    assert report["verdict"].startswith("ready for CPU")
+    assert report["probes"]["torch"].startswith("2.13")
+
+
+def test_doctor_table_says_what_to_do(run, monkeypatch):
+    monkeypatch.setattr(support._torch, "backend_fault", ImportError("libhccl.so: cannot open shared object file"))
+    monkeypatch.setattr(support, "_installed", lambda name: "2.13.0")
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "libhccl.so" in out
+    assert "-> install CANN" in out
+    assert "verdict" in out
+
+
+def test_parity_table(run):
+    code, out, err = run("parity", "-k", "hadamard", "--faults")
+    assert code == 0
+    assert "mutation score 100.0 %" in out
+    assert f"{len(OPERATORS['hadamard'].faults)}/{len(OPERATORS['hadamard'].faults)}" in out
+    assert "\x1b" not in out
+    assert not err
+
+
+def test_parity_json(run):
+    code, out, _ = run("parity", "-k", "rms_norm/ideal", "--profile", "ideal", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["complete"]
+    assert [row["operator"] for row in report["operators"]] == ["rms_norm"]
+    assert report["totals"]["failed"] == 0
+    assert {r["profile"] for r in report["operators"][0]["results"]} == {"ideal"}
+    assert {r["implementation"] for r in report["operators"][0]["results"]} >= {"reference"}
+
+
+def test_findings_are_1_and_end_with_the_command_that_repeats_them(run, wrong_norm):
+    code, out, _ = run("parity", "-k", "rms_norm/", "--faults")
+    failing = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert code == 1
+    assert any("survives" in line for line in failing)
+    assert any("worst at [" in line for line in failing)
+    for line in (failing[0], failing[-1]):
+        again = shlex.split(line.split("  $ ")[1])
+        assert again[0] == "dsv4-ascend"
+        code, out, _ = run(*again[1:])
+        assert code == 1
+        assert line.split(": ")[0] in out
+
+
+def test_findings_in_json(run, wrong_norm):
+    code, out, _ = run("parity", "-k", "rms_norm/", "--faults", "--json")
+    report = json.loads(out)
+    assert code == 1
+    assert report["totals"]["failed"] > 0
+    assert report["totals"]["faults_survived"] >= 1
+    assert report["totals"]["mutation_score"] < 1
+
+
+def test_interrupt_is_130_with_a_valid_partial_report(run, monkeypatch):
+    measure = parity_command.measure
+
+    def interrupted(operator, selection):
+        if operator.name == "hc_post":
+            raise KeyboardInterrupt
+        return measure(operator, selection)
+
+    monkeypatch.setattr(parity_command, "measure", interrupted)
+    code, out, _ = run("parity", "--json")
+    report = json.loads(out)
+    assert code == 130
+    assert not report["complete"]
+    assert [row["operator"] for row in report["operators"]] == ["embed_streams", "hc_pre"]
+
+
+def test_a_closed_pipe_is_no_traceback():
+    script = "from dsv4_ascend.cli.main import main; main(['ops'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    )
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.wait()

@@ -1,0 +1,175 @@
+"""The comparison and the runners themselves: what they must see, and what they must let pass."""
+
+import math
+
+import pytest
+import torch
+
+from dsv4_ascend.parity.compare import compare
+from dsv4_ascend.parity.faults import run_faults
+from dsv4_ascend.parity.runner import Sample, mutated_arguments, run_cases, samples
+from dsv4_backend import OPERATORS
+from dsv4_backend.contract import Case
+from dsv4_backend.errors import ArgumentError
+from dsv4_backend.ops.norm import rms_norm
+
+NAN, INF = float("nan"), float("inf")
+LIMITS = (1e-3, 1e-2)
+
+
+def f32(*values):
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_limit_use_is_error_over_limit():
+    result = compare(f32(1.0, 100.505), f32(1.0, 100.0), LIMITS)
+    assert result.ok
+    assert result.limit_use == pytest.approx(0.505 / 1.001, rel=1e-4)
+    assert result.mean_use == pytest.approx(result.limit_use / 2)
+
+
+def test_the_worst_element_is_named():
+    got, want = torch.zeros(4, 5), torch.zeros(4, 5)
+    got[1, 2], got[3, 4] = 0.5, 0.25
+    result = compare(got, want, LIMITS)
+    assert not result.ok
+    assert result.pass_rate == pytest.approx(0.9)
+    assert "worst at [1, 2]: got 0.5, want 0" in result.detail
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [
+        (f32(NAN), f32(1)),
+        (f32(1), f32(NAN)),
+        (f32(NAN), f32(INF)),
+        (f32(INF), f32(-INF)),
+        (f32(INF), f32(3e38)),
+        (f32(3e38), f32(INF)),
+        (f32(1), f32(1, 1)),
+        (f32(1), torch.ones(1, 1)),
+        (f32(1), torch.ones(1, dtype=torch.bfloat16)),
+        (f64(1), f32(1)),
+        (torch.ones(1, dtype=torch.bfloat16), f64(1)),
+        (torch.ones(1, dtype=torch.int32), torch.ones(1, dtype=torch.int64)),
+        (None, f32(1)),
+        (f32(1), None),
+    ],
+)
+def test_never_equal(got, want):
+    result = compare(got, want, (1e30, 1e30))
+    assert result.limit_use == INF
+    assert not result.ok
+    assert result.detail
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [
+        (f32(NAN, INF, -INF), f32(NAN, INF, -INF)),
+        (f32(INF), f64(1e300)),
+        (f32(1), f64(1)),
+        (f32(), f32()),
+        (None, None),
+        (torch.tensor([True]), torch.tensor([True])),
+    ],
+)
+def test_equal(got, want):
+    assert compare(got, want, (0, 0)).ok
+
+
+def test_zero_limits_demand_the_sign_of_zero():
+    assert not compare(f32(-0.0), f32(0.0), (0, 0)).ok
+    assert compare(f32(-0.0), f32(0.0), LIMITS).ok
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.int8, torch.int32])
+def test_codes_are_compared_by_bits(dtype):
+    codes = torch.arange(256, dtype=torch.uint8)
+    want = codes.view(dtype) if dtype.itemsize == 1 else codes.to(dtype)
+    assert compare(want.clone(), want, (1e30, 1e30)).ok
+    other = codes.flip(0)
+    assert not compare(other.view(dtype) if dtype.itemsize == 1 else other.to(dtype), want, (1e30, 1e30)).ok
+
+
+def test_an_error_beside_a_zero_limit_is_infinite():
+    assert compare(f32(1e-30), f32(0), (0, 0.1)).limit_use == INF
+
+
+def sample(*arguments, profile="ideal"):
+    return Sample(rms_norm, Case("made up", profile, arguments))
+
+
+def test_ideal_is_compared_with_fp64():
+    x = torch.full((1, 3), 1e-20)
+    golden = sample(x, torch.ones(3), 0.0).golden[0]
+    assert golden.dtype == torch.float64
+    assert golden[0, 0] == pytest.approx(1)
+
+
+def test_official_is_compared_with_the_reference_as_it_is():
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    assert sample(x, torch.ones(8), 1e-6, profile="official").golden[0].dtype == torch.bfloat16
+
+
+def test_arguments_keep_their_strides_and_are_copies():
+    x = torch.randn(4, 8)[:, ::2]
+    seen = []
+
+    def spy(*arguments):
+        seen.extend(arguments)
+        arguments[1].zero_()
+        return rms_norm.reference(*arguments)
+
+    weight = torch.ones(4)
+    sample(x, weight, 1e-6).run(spy)
+    assert seen[0].stride() == x.stride()
+    assert torch.equal(weight, torch.ones(4))
+
+
+def test_written_arguments_are_compared():
+    operator = OPERATORS["write_cache"]
+    assert mutated_arguments(operator) == (0,)
+    writing = [s for s in samples(operator) if (s.case.arguments[2] >= 0).any()]
+    assert writing
+    assert not any(s.run(lambda *_: None).ok for s in writing)
+
+
+def test_an_implementation_that_raises_is_a_failure():
+    bad = Sample(rms_norm, Case("wrong width", "ideal", (torch.ones(2, 3), torch.ones(1), 1e-6)))
+    results = list(run_cases([bad]))
+    assert results
+    assert all(math.isinf(r.comparison.limit_use) and "ArgumentError" in r.comparison.detail for r in results)
+
+
+def faults(monkeypatch, mutant):
+    monkeypatch.setattr(rms_norm, "faults", {"mutant": mutant})
+    return next(run_faults(rms_norm))
+
+
+def test_a_faithful_mutant_survives(monkeypatch):
+    result = faults(monkeypatch, rms_norm.reference)
+    assert not result.killed
+    assert not result.raised
+
+
+def test_a_mutant_that_refuses_survives(monkeypatch):
+    def refuse(*_):
+        raise ArgumentError("no")
+
+    assert not faults(monkeypatch, refuse).killed
+
+
+def test_a_mutant_that_crashes_is_killed_and_told_apart(monkeypatch):
+    result = faults(monkeypatch, lambda x, weight, eps: torch.cat([x, x.new_ones(1)]))
+    assert result.killed
+    assert result.raised
+
+
+def test_a_mutant_with_a_python_mistake_is_not_taken_for_a_fault(monkeypatch):
+    with pytest.raises(TypeError):
+        faults(monkeypatch, lambda x: x)
