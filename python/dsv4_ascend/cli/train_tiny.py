@@ -15,6 +15,7 @@ from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.tiny.corpus import encode_documents, read_corpus, train_tokenizer
 from dsv4_ascend.tiny.release import measure, write_release
 from dsv4_ascend.tiny.training import TINY, Recipe, train
+from dsv4_backend.errors import ArgumentError
 
 EVALUATED_TOKENS = 40960
 
@@ -22,13 +23,15 @@ EVALUATED_TOKENS = 40960
 def train_tiny(
     output: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")] = Path("v4-tiny"),
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Recipe.steps,
-    seed: Annotated[int, typer.Option(help="Seed of initial weights and data order.")] = Recipe.seed,
+    seed: Annotated[int, typer.Option(min=0, max=2**63, help="Seed of initial weights and data order.")] = Recipe.seed,
     evaluated_tokens: Annotated[int, typer.Option(min=512, help="Held-out tokens to measure on.")] = EVALUATED_TOKENS,
 ) -> None:
     """Train a small V4 of the real architecture, quantise it to the release's formats and write its folder.
 
     The same machine type, Python, torch and seed give the same bytes: one thread, so that sums keep their order.
     """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ArgumentError(f"--output: found something at {output}, expected a new or empty folder")
     torch.set_num_threads(1)
     corpus = read_corpus()
     tokenizer = train_tokenizer(corpus.train, TINY.vocab_size)

@@ -19,6 +19,7 @@ from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_ascend.tiny.corpus import ngram_perplexities
 from dsv4_ascend.tiny.training import TINY, stored_format
+from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.quant import quantize_weight_fp4, quantize_weight_fp8
 
 SHIPPED = Path(__file__).parent / "checkpoint"
@@ -60,7 +61,9 @@ def release_tensors(trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 @torch.inference_mode()
 def perplexity(model: Model, stream: torch.Tensor) -> float:
-    """Exp of the mean next-token loss over `stream` [N] in windows of 512."""
+    """Exp of the mean next-token loss over `stream` [N] in windows of 512. ArgumentError if it fills none."""
+    if len(stream) <= WINDOW:
+        raise ArgumentError(f"perplexity: found {len(stream)} tokens, expected at least {WINDOW + 1}")
     windows = stream[: (len(stream) - 1) // WINDOW * WINDOW + 1]
     inputs, targets = windows[:-1].view(-1, WINDOW), windows[1:].view(-1, WINDOW)
     total = 0.0
