@@ -36,7 +36,8 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
 }
 
 _SPEC = re.compile(
-    r"^(?:list\((?P<length>\w+)\) )?(?P<dtypes>[\w|]+) \[(?P<shape>[^\]]*)\](?: in \[(?P<low>-?\w+), ?(?P<high>\w+)\))?$"
+    r"^(?:list\((?P<length>\w+)\) )?(?P<dtypes>[\w|]+) \[(?P<shape>[^\]]*)\]"
+    r"(?: in \[(?P<low>-?\w+), ?(?P<high>\w+)\))?$"
 )
 _TERM = re.compile(r"([*/^]?)(\w+)")
 

@@ -1,4 +1,4 @@
-"""The one error family. Every message names the operator or file, the argument, what was found and what was expected."""
+"""The one error family. A message names the operator or file, the argument, what was found and what was expected."""
 
 from __future__ import annotations
 

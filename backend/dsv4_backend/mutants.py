@@ -19,7 +19,7 @@ def _zero_last_token(y: torch.Tensor) -> torch.Tensor:
 
 def _stale_tail(y: torch.Tensor) -> torch.Tensor:
     tail = max(1, y.shape[-1] // 8)
-    y[..., -tail:] = torch.ones_like(y[..., -tail:]) if not y.dtype.is_floating_point else y[..., -tail:].new_full((), 3)
+    y[..., -tail:] = 3 if y.dtype.is_floating_point else 1
     return y
 
 
