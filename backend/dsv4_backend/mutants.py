@@ -33,10 +33,6 @@ def _swap_tokens(y: torch.Tensor) -> torch.Tensor:
     return y.roll(1, dims=0)
 
 
-def _truncate_mantissa(y: torch.Tensor) -> torch.Tensor:
-    return (y.float().view(torch.int32) & -65536).view(torch.float32).to(y.dtype) if y.dtype != torch.bfloat16 else y
-
-
 EDITS: dict[str, Edit] = {
     "last token zero": _zero_last_token,
     "stale tail of channels": _stale_tail,
