@@ -22,7 +22,9 @@ def library_folder() -> Path:
     folder = Path(__file__).resolve().parent / "lib"
     missing = [name for name in LIBRARIES if not (folder / name).exists()]
     if missing:
-        raise EnvironmentFault(f"softnpu: {', '.join(missing)} not in {folder}: run `python csrc/softnpu/build.py`")
+        raise EnvironmentFault(
+            f"softnpu: {', '.join(missing)} not in {folder}: run `python csrc/softnpu/softnpu_build.py`"
+        )
     return folder
 
 

@@ -17,7 +17,11 @@ def data(owner, shape=(5, 3), dtype=torch.float32):
 
 everybody = range(size)
 for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.int8):
-    for op, combine in ((dist.ReduceOp.SUM, torch.Tensor.add), (dist.ReduceOp.MAX, torch.maximum), (dist.ReduceOp.MIN, torch.minimum)):
+    for op, combine in (
+        (dist.ReduceOp.SUM, torch.Tensor.add),
+        (dist.ReduceOp.MAX, torch.maximum),
+        (dist.ReduceOp.MIN, torch.minimum),
+    ):
         wide = torch.float32 if dtype.is_floating_point else dtype
         want = data(0, dtype=dtype).to(wide)
         for other in list(everybody)[1:]:
@@ -35,7 +39,9 @@ dist.all_gather(parts, data(rank).npu())
 whole = torch.empty(5 * size, 3, device="npu")
 dist.all_gather_into_tensor(whole, data(rank).npu())
 for owner in everybody:
-    assert torch.equal(parts[owner].cpu(), data(owner)) and torch.equal(whole[5 * owner : 5 * owner + 5].cpu(), data(owner))
+    assert torch.equal(parts[owner].cpu(), data(owner)) and torch.equal(
+        whole[5 * owner : 5 * owner + 5].cpu(), data(owner)
+    )
 
 piece = torch.empty(2, 3, device="npu")
 dist.reduce_scatter_tensor(piece, data(rank, (2 * size, 3)).npu())

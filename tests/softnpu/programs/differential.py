@@ -25,7 +25,7 @@ def values(shape, dtype):
 
 def view(base):
     """A random view of a tensor: permuted, sliced, with an offset, expanded, or as it is."""
-    kind = rng.choice("as-is permute slice step select expand flat".split())
+    kind = rng.choice(["as-is", "permute", "slice", "step", "select", "expand", "flat"])
     if kind == "permute" and base.dim() > 1:
         return base.permute(*rng.sample(range(base.dim()), base.dim()))
     if kind == "slice" and base.dim() and base.shape[0] > 1:
@@ -44,7 +44,14 @@ class Pair:
 
     def __init__(self, dtype=None, shape=None, plain=False):
         self.dtype = dtype or rng.choice(FLOATS + INTS + (torch.bool, torch.float64))
-        shape = [rng.choice((0, 1, 2, 3, 4, 5, 7)) if rng.random() < 0.15 else rng.randint(1, 6) for _ in range(rng.randint(0, 4))] if shape is None else shape
+        shape = (
+            [
+                rng.choice((0, 1, 2, 3, 4, 5, 7)) if rng.random() < 0.15 else rng.randint(1, 6)
+                for _ in range(rng.randint(0, 4))
+            ]
+            if shape is None
+            else shape
+        )
         base = values(shape, self.dtype)
         state = rng.getstate()
         self.cpu = base if plain else view(base)
@@ -66,28 +73,73 @@ def dim_of(pair):
 
 
 UNARY = [torch.abs, torch.neg, torch.relu, torch.sign, torch.square, torch.logical_not, torch.isfinite, torch.isnan]
-UNARY_FLOAT = [torch.exp, torch.sigmoid, torch.tanh, torch.sin, torch.cos, torch.rsqrt, torch.sqrt, torch.log, torch.floor, torch.ceil,
-               torch.round, torch.trunc, torch.erf, torch.expm1, torch.log1p, torch.reciprocal, F.silu, F.gelu, F.softplus, torch.frac,
-               lambda x: F.leaky_relu(x, 0.1), lambda x: F.elu(x)]
-if os.environ.get("SOFTNPU_SOC", "").startswith("Ascend950"):  # elsewhere torch_npu 2.13 drops the argument `approximate`
+UNARY_FLOAT = [
+    torch.exp,
+    torch.sigmoid,
+    torch.tanh,
+    torch.sin,
+    torch.cos,
+    torch.rsqrt,
+    torch.sqrt,
+    torch.log,
+    torch.floor,
+    torch.ceil,
+    torch.round,
+    torch.trunc,
+    torch.erf,
+    torch.expm1,
+    torch.log1p,
+    torch.reciprocal,
+    F.silu,
+    F.gelu,
+    F.softplus,
+    torch.frac,
+    lambda x: F.leaky_relu(x, 0.1),
+    lambda x: F.elu(x),
+]
+if os.environ.get("SOFTNPU_SOC", "").startswith(
+    "Ascend950"
+):  # elsewhere torch_npu 2.13 drops the argument `approximate`
     UNARY_FLOAT.append(lambda x: F.gelu(x, approximate="tanh"))
-BINARY = [torch.add, torch.sub, torch.mul, torch.maximum, torch.minimum, torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge]
-BINARY_FLOAT = [torch.div, torch.atan2, torch.pow, lambda a, b: torch.lerp(a, b, 0.3), lambda a, b: torch.where(a > b, a, b)]
+BINARY = [
+    torch.add,
+    torch.sub,
+    torch.mul,
+    torch.maximum,
+    torch.minimum,
+    torch.eq,
+    torch.ne,
+    torch.lt,
+    torch.le,
+    torch.gt,
+    torch.ge,
+]
+BINARY_FLOAT = [
+    torch.div,
+    torch.atan2,
+    torch.pow,
+    lambda a, b: torch.lerp(a, b, 0.3),
+    lambda a, b: torch.where(a > b, a, b),
+]
 REDUCE = [torch.sum, torch.mean, torch.amax, torch.amin]
 
 
 def unary():
     if rng.random() < 0.4:
-        p = Pair(rng.choice(FLOATS + (torch.int64, torch.int32)))
+        p = Pair(rng.choice((*FLOATS, torch.int64, torch.int32)))
         return rng.choice(UNARY), [p], {}
     return rng.choice(UNARY_FLOAT), [floats()], {}
 
 
 def binary():
-    a = Pair(rng.choice(FLOATS + (torch.int64, torch.int32)))
+    a = Pair(rng.choice((*FLOATS, torch.int64, torch.int32)))
     kind = rng.random()
     if kind < 0.3:
-        b = Pair(a.dtype, [], plain=True) if rng.random() < 0.5 else Pair(rng.choice(FLOATS + (torch.int64,)), [1] * rng.randint(0, 2), plain=True)
+        b = (
+            Pair(a.dtype, [], plain=True)
+            if rng.random() < 0.5
+            else Pair(rng.choice((*FLOATS, torch.int64)), [1] * rng.randint(0, 2), plain=True)
+        )
     elif kind < 0.6:
         return rng.choice(BINARY), [a, rng.choice((2, 1.5, True))], {}
     else:
@@ -129,7 +181,19 @@ def order():
     pair = Pair(torch.float32, [4, n], plain=True)
     pair.cpu, pair.npu = a, a.npu()
     k = rng.randint(1, n)
-    return rng.choice([lambda x: torch.topk(x, k), lambda x: torch.sort(x, descending=True), lambda x: x.max(-1), lambda x: x.argmax(-1), lambda x: x.min(0)]), [pair], {}
+    return (
+        rng.choice(
+            [
+                lambda x: torch.topk(x, k),
+                lambda x: torch.sort(x, descending=True),
+                lambda x: x.max(-1),
+                lambda x: x.argmax(-1),
+                lambda x: x.min(0),
+            ]
+        ),
+        [pair],
+        {},
+    )
 
 
 def index():
@@ -140,15 +204,24 @@ def index():
     one = torch.randint(0, b, i.shape)
     mask = torch.rand(a, b) > 0.5
     at = torch.randint(0, b, (a, rng.randint(1, 5), c))
-    forms = [lambda x, d: x[i.to(d)], lambda x, d: x[:, j.to(d)], lambda x, d: x[i.to(d), one.to(d)], lambda x, d: x[mask.to(d)],
-             lambda x, d: x[:, :, -1], lambda x, d: x.index_select(1, j.to(d)), lambda x, d: torch.gather(x, 1, at.to(d)),
-             lambda x, d: x[..., None, :], lambda x, d: mask.to(d).nonzero(), lambda x, d: torch.masked_select(x, mask.to(d)[..., None])]
+    forms = [
+        lambda x, d: x[i.to(d)],
+        lambda x, d: x[:, j.to(d)],
+        lambda x, d: x[i.to(d), one.to(d)],
+        lambda x, d: x[mask.to(d)],
+        lambda x, d: x[:, :, -1],
+        lambda x, d: x.index_select(1, j.to(d)),
+        lambda x, d: torch.gather(x, 1, at.to(d)),
+        lambda x, d: x[..., None, :],
+        lambda x, d: mask.to(d).nonzero(),
+        lambda x, d: torch.masked_select(x, mask.to(d)[..., None]),
+    ]
     form = rng.choice(forms)
     return lambda x: form(x, x.device), [p], {}
 
 
 def write():
-    p = Pair(rng.choice(FLOATS + (torch.int64,)), [rng.randint(1, 6), rng.randint(2, 6)], plain=True)
+    p = Pair(rng.choice((*FLOATS, torch.int64)), [rng.randint(1, 6), rng.randint(2, 6)], plain=True)
     a, b = p.cpu.shape
     i = torch.randperm(a)[: rng.randint(0, a)]
     j = torch.randperm(b)[: rng.randint(1, b)]
@@ -182,36 +255,70 @@ def write():
 
         return run
 
-    return form(rng.choice("rows columns mask add index_add scatter scatter_value fill slice".split())), [p], {}
+    return (
+        form(rng.choice(["rows", "columns", "mask", "add", "index_add", "scatter", "scatter_value", "fill", "slice"])),
+        [p],
+        {},
+    )
 
 
 def shape():
     p = Pair()
     q = like(p)
     d = dim_of(p)
-    forms = [lambda x, y: x.contiguous(), lambda x, y: x.clone(), lambda x, y: x.reshape(-1), lambda x, y: torch.stack([x, y], 0), lambda x, y: x.float(),
-             lambda x, y: x.to(torch.int32), lambda x, y: x.to(torch.bool), lambda x, y: x.half()]
+    forms = [
+        lambda x, y: x.contiguous(),
+        lambda x, y: x.clone(),
+        lambda x, y: x.reshape(-1),
+        lambda x, y: torch.stack([x, y], 0),
+        lambda x, y: x.float(),
+        lambda x, y: x.to(torch.int32),
+        lambda x, y: x.to(torch.bool),
+        lambda x, y: x.half(),
+    ]
     if p.cpu.dim():
-        forms += [lambda x, y: torch.cat([x, y, x], d), lambda x, y: torch.flip(x, [d]), lambda x, y: torch.roll(x, 1, d),
-                  lambda x, y: x.repeat(*([2] * x.dim())), lambda x, y: F.pad(x, (1, 2)), lambda x, y: torch.cat([x[:0], x])]
+        forms += [
+            lambda x, y: torch.cat([x, y, x], d),
+            lambda x, y: torch.flip(x, [d]),
+            lambda x, y: torch.roll(x, 1, d),
+            lambda x, y: x.repeat(*([2] * x.dim())),
+            lambda x, y: F.pad(x, (1, 2)),
+            lambda x, y: torch.cat([x[:0], x]),
+        ]
     if p.cpu.dim() > 1:
-        forms += [lambda x, y: torch.tril(x), lambda x, y: torch.triu(x, 1), lambda x, y: x.transpose(0, 1).contiguous()]
+        forms += [
+            lambda x, y: torch.tril(x),
+            lambda x, y: torch.triu(x, 1),
+            lambda x, y: x.transpose(0, 1).contiguous(),
+        ]
     return rng.choice(forms), [p, q], {}
 
 
 def product():
     dtype = torch.float32
     m, k, n, b = (rng.randint(1, 9) for _ in range(4))
-    kind = rng.choice("mm bmm matmul linear mv addmm baddbmm einsum t".split())
+    kind = rng.choice(["mm", "bmm", "matmul", "linear", "mv", "addmm", "baddbmm", "einsum", "t"])
     a = Pair(dtype, [m, k], plain=True)
     if kind == "bmm":
         return torch.bmm, [Pair(dtype, [b, m, k], plain=True), Pair(dtype, [b, k, n], plain=True)], {}
     if kind == "baddbmm":
-        return torch.baddbmm, [Pair(dtype, [b, m, n], plain=True), Pair(dtype, [b, m, k], plain=True), Pair(dtype, [b, k, n], plain=True)], {}
+        return (
+            torch.baddbmm,
+            [
+                Pair(dtype, [b, m, n], plain=True),
+                Pair(dtype, [b, m, k], plain=True),
+                Pair(dtype, [b, k, n], plain=True),
+            ],
+            {},
+        )
     if kind == "matmul":
         return torch.matmul, [Pair(dtype, [b, 2, m, k], plain=True), Pair(dtype, [k, n], plain=True)], {}
     if kind == "einsum":
-        return lambda x, y: torch.einsum("bmk,nk->bmn", x, y), [Pair(dtype, [b, m, k], plain=True), Pair(dtype, [n, k], plain=True)], {}
+        return (
+            lambda x, y: torch.einsum("bmk,nk->bmn", x, y),
+            [Pair(dtype, [b, m, k], plain=True), Pair(dtype, [n, k], plain=True)],
+            {},
+        )
     if kind == "linear":
         return F.linear, [a, Pair(dtype, [n, k], plain=True), Pair(dtype, [n], plain=True)], {}
     if kind == "mv":
@@ -229,10 +336,21 @@ def network():
     w, bias = values((n,), torch.float32), values((n,), torch.float32)
     target = torch.randint(0, n, (p.cpu.shape[0],))
     table = torch.randint(0, p.cpu.shape[0], (rng.randint(0, 4), 2))
-    forms = [lambda x, d: F.softmax(x, -1), lambda x, d: F.log_softmax(x, 0), lambda x, d: F.layer_norm(x, (n,), w.to(d), bias.to(d)),
-             lambda x, d: F.rms_norm(x, (n,), w.to(d)), lambda x, d: F.cross_entropy(x, target.to(d)), lambda x, d: F.embedding(table.to(d), x),
-             lambda x, d: F.mse_loss(x, x * 2), lambda x, d: torch.linalg.vector_norm(x, dim=-1), lambda x, d: x.var(-1), lambda x, d: x.std(0),
-             lambda x, d: torch.logsumexp(x, -1), lambda x, d: F.one_hot(target.to(d), n), lambda x, d: F.smooth_l1_loss(x, x + 1)]
+    forms = [
+        lambda x, d: F.softmax(x, -1),
+        lambda x, d: F.log_softmax(x, 0),
+        lambda x, d: F.layer_norm(x, (n,), w.to(d), bias.to(d)),
+        lambda x, d: F.rms_norm(x, (n,), w.to(d)),
+        lambda x, d: F.cross_entropy(x, target.to(d)),
+        lambda x, d: F.embedding(table.to(d), x),
+        lambda x, d: F.mse_loss(x, x * 2),
+        lambda x, d: torch.linalg.vector_norm(x, dim=-1),
+        lambda x, d: x.var(-1),
+        lambda x, d: x.std(0),
+        lambda x, d: torch.logsumexp(x, -1),
+        lambda x, d: F.one_hot(target.to(d), n),
+        lambda x, d: F.smooth_l1_loss(x, x + 1),
+    ]
     form = rng.choice(forms)
     return lambda x: form(x, x.device), [p], {}
 
@@ -240,14 +358,40 @@ def network():
 def create():
     n = rng.randint(0, 9)
     dtype = rng.choice(FLOATS + INTS[:2])
-    forms = [lambda d: torch.zeros(n, 2, device=d, dtype=dtype), lambda d: torch.ones(n, device=d, dtype=dtype), lambda d: torch.full((n,), 3, device=d, dtype=dtype),
-             lambda d: torch.arange(n, device=d), lambda d: torch.arange(1, 2 * n + 2, 2, device=d, dtype=dtype), lambda d: torch.eye(n + 1, device=d),
-             lambda d: torch.linspace(0, 1, n + 1, device=d)]
+    forms = [
+        lambda d: torch.zeros(n, 2, device=d, dtype=dtype),
+        lambda d: torch.ones(n, device=d, dtype=dtype),
+        lambda d: torch.full((n,), 3, device=d, dtype=dtype),
+        lambda d: torch.arange(n, device=d),
+        lambda d: torch.arange(1, 2 * n + 2, 2, device=d, dtype=dtype),
+        lambda d: torch.eye(n + 1, device=d),
+        lambda d: torch.linspace(0, 1, n + 1, device=d),
+    ]
     form = rng.choice(forms)
     return lambda x: form(x.device), [Pair(torch.float32, [1], plain=True)], {}
 
 
-MAKERS = [unary, unary, binary, binary, binary_float, integers, reduce, logical, scan, order, index, index, write, write, shape, shape, product, network, create]
+MAKERS = [
+    unary,
+    unary,
+    binary,
+    binary,
+    binary_float,
+    integers,
+    reduce,
+    logical,
+    scan,
+    order,
+    index,
+    index,
+    write,
+    write,
+    shape,
+    shape,
+    product,
+    network,
+    create,
+]
 
 
 def results(value):
@@ -264,8 +408,18 @@ while len(seen) < calls:
         want = results(function(*[a.cpu if isinstance(a, Pair) else a for a in arguments], **keywords))
     except (RuntimeError, IndexError, TypeError, ValueError):
         continue  # no such call on the CPU either
-    key = (maker.__name__, getattr(function, "__name__", ""), getattr(getattr(function, "__code__", None), "co_firstlineno", 0), str(keywords),
-           tuple((a.dtype, tuple(a.cpu.shape), a.cpu.stride(), a.cpu.storage_offset()) if isinstance(a, Pair) else a for a in arguments), len(want), tuple(want[0].shape))
+    key = (
+        maker.__name__,
+        getattr(function, "__name__", ""),
+        getattr(getattr(function, "__code__", None), "co_firstlineno", 0),
+        str(keywords),
+        tuple(
+            (a.dtype, tuple(a.cpu.shape), a.cpu.stride(), a.cpu.storage_offset()) if isinstance(a, Pair) else a
+            for a in arguments
+        ),
+        len(want),
+        tuple(want[0].shape),
+    )
     if key in seen:
         continue
     seen.add(key)
@@ -273,14 +427,29 @@ while len(seen) < calls:
         got = results(function(*[a.npu if isinstance(a, Pair) else a for a in arguments], **keywords))
         for g, w in zip(got, want, strict=True):
             same = g.shape == w.shape and g.dtype == w.dtype
-            same = same and torch.allclose(g.cpu().double(), w.double(), rtol=TOLERANCE.get(w.dtype, 1e-5), atol=TOLERANCE.get(w.dtype, 1e-5), equal_nan=True)
+            same = same and torch.allclose(
+                g.cpu().double(),
+                w.double(),
+                rtol=TOLERANCE.get(w.dtype, 1e-5),
+                atol=TOLERANCE.get(w.dtype, 1e-5),
+                equal_nan=True,
+            )
             if not same:
                 differing.append((key, g.cpu(), w))
     except RuntimeError as error:
         refused.append((key, str(error).splitlines()[0]))
 
 for key, got, want in differing[:10]:
-    print("DIFFERENT", key, got.dtype, tuple(got.shape), want.dtype, tuple(want.shape), got.flatten()[:6], want.flatten()[:6])
+    print(
+        "DIFFERENT",
+        key,
+        got.dtype,
+        tuple(got.shape),
+        want.dtype,
+        tuple(want.shape),
+        got.flatten()[:6],
+        want.flatten()[:6],
+    )
 for key, error in refused[:10]:
     print("REFUSED", key, error[:300])
 print(f"differential: {len(seen)} distinct calls, {len(differing)} differ, {len(refused)} refused")

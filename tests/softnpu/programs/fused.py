@@ -56,16 +56,28 @@ def distance(got, want):
 
 def check(name, call, formula, cases, faults, tolerance):
     """`formula(case, fault)` gives the list of outputs; `faults` are the names it knows."""
-    results = [[array(o) for o in call(*[a.npu() if isinstance(a, torch.Tensor) else a for a in case])] for case in cases]
-    worst = max(distance(g, w) for case, got in zip(cases, results) for g, w in zip(got, formula(case, None), strict=True))
+    results = [
+        [array(o) for o in call(*[a.npu() if isinstance(a, torch.Tensor) else a for a in case])] for case in cases
+    ]
+    worst = max(
+        distance(g, w)
+        for case, got in zip(cases, results, strict=False)
+        for g, w in zip(got, formula(case, None), strict=True)
+    )
     if not worst <= tolerance:
         problems.append(f"{name}: differs by {worst:.3g}, tolerance {tolerance}")
     alive = []
     for fault in faults:
-        if not any(distance(g, w) > tolerance for case, got in zip(cases, results) for g, w in zip(got, formula(case, fault), strict=True)):
+        if not any(
+            distance(g, w) > tolerance
+            for case, got in zip(cases, results, strict=False)
+            for g, w in zip(got, formula(case, fault), strict=True)
+        ):
             alive.append(fault)
     for fault, spoil in OUTPUT_FAULTS.items():
-        if not any(distance(spoil(w), w) > tolerance for case in cases for w in formula(case, None) if w.ndim and w.size):
+        if not any(
+            distance(spoil(w), w) > tolerance for case in cases for w in formula(case, None) if w.ndim and w.size
+        ):
             alive.append(fault)
     if alive:
         problems.append(f"{name}: faults not caught: {alive}")
@@ -90,13 +102,29 @@ def rms(case, fault):
     square = (x**2).sum(axes, keepdims=True) if fault == "sum instead of mean" else (x**2).mean(axes, keepdims=True)
     if fault == "mean subtracted":
         square = ((x - x.mean(axes, keepdims=True)) ** 2).mean(axes, keepdims=True)
-    r = 1 / np.sqrt(square + (0 if fault == "no epsilon" else eps)) if fault != "epsilon outside the root" else 1 / (np.sqrt(square) + eps)
+    r = (
+        1 / np.sqrt(square + (0 if fault == "no epsilon" else eps))
+        if fault != "epsilon outside the root"
+        else 1 / (np.sqrt(square) + eps)
+    )
     y = x * r * (1 if fault == "no gamma" else 1 + gamma if fault == "gamma plus one" else gamma)
     return [y, r]
 
 
-norm_cases = [(f32(5, 7), f32(7), 1e-1), (f32(2, 3, 4, 8), f32(4, 8), 1e-2), (f32(1, 1) * 0, f32(1), 1e-1), (f32(3, 128), f32(128), 1e-1)]
-norm_faults = ["sum instead of mean", "no epsilon", "no gamma", "gamma plus one", "mean subtracted", "epsilon outside the root"]
+norm_cases = [
+    (f32(5, 7), f32(7), 1e-1),
+    (f32(2, 3, 4, 8), f32(4, 8), 1e-2),
+    (f32(1, 1) * 0, f32(1), 1e-1),
+    (f32(3, 128), f32(128), 1e-1),
+]
+norm_faults = [
+    "sum instead of mean",
+    "no epsilon",
+    "no gamma",
+    "gamma plus one",
+    "mean subtracted",
+    "epsilon outside the root",
+]
 check("rms_norm", lambda x, g, e: torch_npu.npu_rms_norm(x, g, e), rms, norm_cases, norm_faults, 1e-5)
 refused("rms_norm", lambda: torch_npu.npu_rms_norm(f32(3, 4).npu(), f32(5).npu()), "gamma")
 refused("rms_norm", lambda: torch_npu.npu_rms_norm(f32(3, 4).npu(), f32(4).half().npu()), "gamma")
@@ -110,8 +138,14 @@ def add_rms(case, fault):
 
 
 add_cases = [(f32(5, 7), f32(5, 7), f32(7), 1e-1), (f32(2, 3, 8), f32(2, 3, 8), f32(3, 8), 1e-2)]
-check("add_rms_norm", lambda a, b, g, e: torch_npu.npu_add_rms_norm(a, b, g, e), add_rms, add_cases,
-      [*norm_faults, "no addition", "subtraction", "sum not stored"], 1e-5)
+check(
+    "add_rms_norm",
+    lambda a, b, g, e: torch_npu.npu_add_rms_norm(a, b, g, e),
+    add_rms,
+    add_cases,
+    [*norm_faults, "no addition", "subtraction", "sum not stored"],
+    1e-5,
+)
 refused("add_rms_norm", lambda: torch_npu.npu_add_rms_norm(f32(3, 4).npu(), f32(2, 4).npu(), f32(4).npu()), "x2")
 
 
@@ -123,8 +157,14 @@ def swiglu(case, fault):
     return [gate * (1 if fault == "no product" else b)]
 
 
-check("swiglu", lambda x, d: [torch_npu.npu_swiglu(x, d)], swiglu, [(f32(5, 6), -1), (f32(4, 2), 0), (f32(2, 4, 6), 1), (f32(1, 2), -1)],
-      ["halves swapped", "no sigmoid", "sigmoid only", "gelu", "no product", "last axis always"], 1e-5)
+check(
+    "swiglu",
+    lambda x, d: [torch_npu.npu_swiglu(x, d)],
+    swiglu,
+    [(f32(5, 6), -1), (f32(4, 2), 0), (f32(2, 4, 6), 1), (f32(1, 2), -1)],
+    ["halves swapped", "no sigmoid", "sigmoid only", "gelu", "no product", "last axis always"],
+    1e-5,
+)
 refused("swiglu", lambda: torch_npu.npu_swiglu(f32(3, 5).npu()), "dim")
 
 
@@ -132,8 +172,20 @@ def clipped(case, fault):
     x, interleaved = array(case[0]), case[1] ^ (fault == "the other split")
     alpha, limit, bias = 1.702, 2.0, 1.0
     a, b = (x[:, ::2], x[:, 1::2]) if interleaved else np.split(x, 2, -1)
-    a = a if fault == "gate not clipped" else np.clip(a, -limit, limit) if fault == "gate clipped below" else np.minimum(a, limit)
-    b = b if fault == "up not clipped" else np.minimum(b, limit) if fault == "up clipped above only" else np.clip(b, -limit, limit)
+    a = (
+        a
+        if fault == "gate not clipped"
+        else np.clip(a, -limit, limit)
+        if fault == "gate clipped below"
+        else np.minimum(a, limit)
+    )
+    b = (
+        b
+        if fault == "up not clipped"
+        else np.minimum(b, limit)
+        if fault == "up clipped above only"
+        else np.clip(b, -limit, limit)
+    )
     return [a * sigmoid((1 if fault == "no alpha" else alpha) * a) * (b + (0 if fault == "no bias" else bias))]
 
 
@@ -144,8 +196,22 @@ def call_clipped(x, i):
 if A5:
     refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), True), "does not exist on Ascend950")
 else:
-    check("clipped_swiglu", call_clipped, clipped, [(f32(7, 6, scale=3), True), (f32(9, 8, scale=3), False)],
-          ["the other split", "gate not clipped", "gate clipped below", "up not clipped", "up clipped above only", "no alpha", "no bias"], 1e-5)
+    check(
+        "clipped_swiglu",
+        call_clipped,
+        clipped,
+        [(f32(7, 6, scale=3), True), (f32(9, 8, scale=3), False)],
+        [
+            "the other split",
+            "gate not clipped",
+            "gate clipped below",
+            "up not clipped",
+            "up clipped above only",
+            "no alpha",
+            "no bias",
+        ],
+        1e-5,
+    )
     refused("clipped_swiglu", lambda: call_clipped(f32(4, 5).npu(), True), "dim")
 
 
@@ -167,9 +233,22 @@ def rotary(case, fault):
 
 
 rotary_faults = ["the other mode", "inverse", "cos and sin swapped", "no cos", "no sin", "first position only"]
-check("rotary_mul", lambda x, c, s, m: [torch_npu.npu_rotary_mul(x, c, s, m)], rotary,
-      [(f32(2, 5, 3, 8), f32(1, 5, 1, 8), f32(1, 5, 1, 8), "half"), (f32(1, 4, 2, 6), f32(1, 4, 1, 6), f32(1, 4, 1, 6), "interleave")], rotary_faults, 1e-5)
-refused("rotary_mul", lambda: torch_npu.npu_rotary_mul(f32(1, 2, 1, 898).npu(), f32(1, 2, 1, 898).npu(), f32(1, 2, 1, 898).npu()), "x")
+check(
+    "rotary_mul",
+    lambda x, c, s, m: [torch_npu.npu_rotary_mul(x, c, s, m)],
+    rotary,
+    [
+        (f32(2, 5, 3, 8), f32(1, 5, 1, 8), f32(1, 5, 1, 8), "half"),
+        (f32(1, 4, 2, 6), f32(1, 4, 1, 6), f32(1, 4, 1, 6), "interleave"),
+    ],
+    rotary_faults,
+    1e-5,
+)
+refused(
+    "rotary_mul",
+    lambda: torch_npu.npu_rotary_mul(f32(1, 2, 1, 898).npu(), f32(1, 2, 1, 898).npu(), f32(1, 2, 1, 898).npu()),
+    "x",
+)
 
 
 def interleave_rope(case, fault):
@@ -179,9 +258,19 @@ def interleave_rope(case, fault):
     return rotary((*c, "half"), {"first position only": "no sin"}.get(fault, fault))
 
 
-check("interleave_rope", lambda x, c, s: [torch_npu.npu_interleave_rope(x, c, s)], interleave_rope,
-      [(bf16(2, 3, 5, 64), bf16(2, 1, 5, 64), bf16(2, 1, 5, 64))], ["not regrouped", *rotary_faults[:5]], 1e-2)
-refused("interleave_rope", lambda: torch_npu.npu_interleave_rope(bf16(1, 1, 1, 32).npu(), bf16(1, 1, 1, 32).npu(), bf16(1, 1, 1, 32).npu()), "x")
+check(
+    "interleave_rope",
+    lambda x, c, s: [torch_npu.npu_interleave_rope(x, c, s)],
+    interleave_rope,
+    [(bf16(2, 3, 5, 64), bf16(2, 1, 5, 64), bf16(2, 1, 5, 64))],
+    ["not regrouped", *rotary_faults[:5]],
+    1e-2,
+)
+refused(
+    "interleave_rope",
+    lambda: torch_npu.npu_interleave_rope(bf16(1, 1, 1, 32).npu(), bf16(1, 1, 1, 32).npu(), bf16(1, 1, 1, 32).npu()),
+    "x",
+)
 refused("interleave_rope", lambda: torch_npu.npu_interleave_rope(*(f32(1, 1, 1, 64).npu() for _ in range(3))), "x")
 
 
@@ -191,16 +280,33 @@ def dynamic_quant(case, fault):
     if fault == "one scale for all":
         largest = np.broadcast_to(np.abs(x).max(), x.shape[:-1])
     else:
-        largest = np.abs(x).mean(-1) if fault == "mean" else x.max(-1) if fault == "no absolute value" else np.abs(x).max(-1)
+        largest = (
+            np.abs(x).mean(-1) if fault == "mean" else x.max(-1) if fault == "no absolute value" else np.abs(x).max(-1)
+        )
     scale = largest / np.float32({"divided by 128": 128, "divided by 255": 255}.get(fault, 127))
     q = np.divide(x, scale[..., None], out=np.zeros_like(x), where=scale[..., None] != 0)
     q = np.floor(q) if fault == "rounded down" else np.trunc(q) if fault == "truncated" else np.rint(q)
     return [np.clip(q, -128, 127), 1 / np.where(scale == 0, 1, scale) if fault == "inverse scale" else scale]
 
 
-check("dynamic_quant", lambda x, s: torch_npu.npu_dynamic_quant(x, smooth_scales=s), dynamic_quant,
-      [(bf16(6, 40), None), (bf16(3, 2, 16), bf16(16)), (bf16(2, 8) * 0, None)],
-      ["no smoothing", "one scale for all", "mean", "no absolute value", "divided by 128", "divided by 255", "rounded down", "truncated", "inverse scale"], 1e-5)
+check(
+    "dynamic_quant",
+    lambda x, s: torch_npu.npu_dynamic_quant(x, smooth_scales=s),
+    dynamic_quant,
+    [(bf16(6, 40), None), (bf16(3, 2, 16), bf16(16)), (bf16(2, 8) * 0, None)],
+    [
+        "no smoothing",
+        "one scale for all",
+        "mean",
+        "no absolute value",
+        "divided by 128",
+        "divided by 255",
+        "rounded down",
+        "truncated",
+        "inverse scale",
+    ],
+    1e-5,
+)
 refused("dynamic_quant", lambda: torch_npu.npu_dynamic_quant(f32(3, 8).npu()), "x")
 
 
@@ -228,13 +334,42 @@ def gating(case, fault):
 
 
 def call_gating(x, bias, k, groups, keep, kind):
-    return torch_npu.npu_moe_gating_top_k(x, k, bias=bias, k_group=keep, group_count=groups, group_select_mode=1, norm_type=kind, routed_scaling_factor=2.5)[:2]
+    return torch_npu.npu_moe_gating_top_k(
+        x,
+        k,
+        bias=bias,
+        k_group=keep,
+        group_count=groups,
+        group_select_mode=1,
+        norm_type=kind,
+        routed_scaling_factor=2.5,
+    )[:2]
 
 
 tied = torch.zeros(3, 16)
-check("moe_gating_top_k", call_gating, gating,
-      [(f32(9, 16), f32(16), 4, 1, 1, 1), (f32(7, 32), f32(32), 3, 4, 2, 1), (f32(5, 16), f32(16), 2, 1, 1, 0), (tied, torch.zeros(16), 4, 1, 1, 1)],
-      ["the other norm", "no bias", "no groups", "group by maximum", "ties to the larger", "worst experts", "weights with bias", "not normalised", "no factor"], 1e-5)
+check(
+    "moe_gating_top_k",
+    call_gating,
+    gating,
+    [
+        (f32(9, 16), f32(16), 4, 1, 1, 1),
+        (f32(7, 32), f32(32), 3, 4, 2, 1),
+        (f32(5, 16), f32(16), 2, 1, 1, 0),
+        (tied, torch.zeros(16), 4, 1, 1, 1),
+    ],
+    [
+        "the other norm",
+        "no bias",
+        "no groups",
+        "group by maximum",
+        "ties to the larger",
+        "worst experts",
+        "weights with bias",
+        "not normalised",
+        "no factor",
+    ],
+    1e-5,
+)
 refused("moe_gating_top_k", lambda: call_gating(f32(2, 16).npu(), f32(16).npu(), 17, 1, 1, 1), "k")
 refused("moe_gating_top_k", lambda: call_gating(f32(2, 16).npu(), f32(15).npu(), 4, 1, 1, 1), "bias")
 
@@ -250,9 +385,14 @@ def permute(case, fault):
     return [x[token], place]
 
 
-check("moe_token_permute", lambda x, i: torch_npu.npu_moe_token_permute(x, i), permute,
-      [(bf16(5, 6), torch.tensor(rng.integers(0, 4, (5, 2)))), (bf16(7, 4), torch.tensor(rng.integers(0, 9, (7, 3))))],
-      ["column order", "unstable", "descending", "order instead of place", "modulo"], 1e-5)
+check(
+    "moe_token_permute",
+    lambda x, i: torch_npu.npu_moe_token_permute(x, i),
+    permute,
+    [(bf16(5, 6), torch.tensor(rng.integers(0, 4, (5, 2)))), (bf16(7, 4), torch.tensor(rng.integers(0, 9, (7, 3))))],
+    ["column order", "unstable", "descending", "order instead of place", "modulo"],
+    1e-5,
+)
 
 
 def unpermute(case, fault):
@@ -267,9 +407,17 @@ def unpermute(case, fault):
     return [y.mean(1) if fault == "mean" else y.sum(1)]
 
 
-check("moe_token_unpermute", lambda r, i, p: [torch_npu.npu_moe_token_unpermute(r, i, p)], unpermute,
-      [(bf16(10, 6), torch.tensor(rng.permutation(10), dtype=torch.int32), bf16(5, 2)), (bf16(21, 3), torch.tensor(rng.permutation(21), dtype=torch.int32), bf16(7, 3))],
-      ["order instead of place", "probs of another token", "first expert only", "no probs", "mean"], 1e-2)
+check(
+    "moe_token_unpermute",
+    lambda r, i, p: [torch_npu.npu_moe_token_unpermute(r, i, p)],
+    unpermute,
+    [
+        (bf16(10, 6), torch.tensor(rng.permutation(10), dtype=torch.int32), bf16(5, 2)),
+        (bf16(21, 3), torch.tensor(rng.permutation(21), dtype=torch.int32), bf16(7, 3)),
+    ],
+    ["order instead of place", "probs of another token", "first expert only", "no probs", "mean"],
+    1e-2,
+)
 
 
 def finalize(case, fault):
@@ -289,9 +437,23 @@ def call_finalize(rows, skip, bias, scales, index, experts):
     return [torch_npu.npu_moe_finalize_routing(rows, skip, None, bias, scales, index, experts, 0)]
 
 
-check("moe_finalize_routing", call_finalize, finalize,
-      [(f32(12, 5), f32(6, 5), f32(4, 5), f32(6, 2), torch.tensor(rng.permutation(12), dtype=torch.int32), torch.tensor(rng.integers(0, 4, (6, 2)), dtype=torch.int32))],
-      ["row order", "no bias", "bias of expert 0", "no scales", "no skip", "skip twice", "last expert dropped"], 1e-5)
+check(
+    "moe_finalize_routing",
+    call_finalize,
+    finalize,
+    [
+        (
+            f32(12, 5),
+            f32(6, 5),
+            f32(4, 5),
+            f32(6, 2),
+            torch.tensor(rng.permutation(12), dtype=torch.int32),
+            torch.tensor(rng.integers(0, 4, (6, 2)), dtype=torch.int32),
+        )
+    ],
+    ["row order", "no bias", "bias of expert 0", "no scales", "no skip", "skip twice", "last expert dropped"],
+    1e-5,
+)
 
 
 def sinkhorn(case, fault):
@@ -314,7 +476,9 @@ def mhc_post(case, fault):
     gate = np.roll(post, 1, -1) if fault == "streams rotated" else post
     if fault == "no branch":
         return [mixed]
-    return [(0 if fault == "no residual" else mixed) + out[..., None, :] * (1 if fault == "no gate" else gate[..., None])]
+    return [
+        (0 if fault == "no residual" else mixed) + out[..., None, :] * (1 if fault == "no gate" else gate[..., None])
+    ]
 
 
 def mhc_pre(case, fault):
@@ -343,15 +507,42 @@ def call_pre(x, phi, alpha, bias, gamma):
 
 
 if A5:
-    check("mhc_sinkhorn", call_sinkhorn, sinkhorn, [(f32(5, 4, 4), 3), (f32(2, 3, 6, 6), 2)],
-          ["a round too few", "softmax over columns", "no softmax", "no epsilon", "rows first", "transposed"], 1e-5)
+    check(
+        "mhc_sinkhorn",
+        call_sinkhorn,
+        sinkhorn,
+        [(f32(5, 4, 4), 3), (f32(2, 3, 6, 6), 2)],
+        ["a round too few", "softmax over columns", "no softmax", "no epsilon", "rows first", "transposed"],
+        1e-5,
+    )
     refused("mhc_sinkhorn", lambda: call_sinkhorn(f32(5, 5, 5).npu(), 3), "x")
     refused("mhc_sinkhorn", lambda: call_sinkhorn(f32(5, 4, 4).npu(), 101), "num_iters")
-    check("mhc_post", lambda *a: [torch_npu.npu_mhc_post(*a)], mhc_post, [(bf16(5, 4, 16), f32(5, 4, 4), bf16(5, 16), f32(5, 4))],
-          ["not transposed", "no mixing", "streams rotated", "no branch", "no residual", "no gate"], 1.5e-2)
+    check(
+        "mhc_post",
+        lambda *a: [torch_npu.npu_mhc_post(*a)],
+        mhc_post,
+        [(bf16(5, 4, 16), f32(5, 4, 4), bf16(5, 16), f32(5, 4))],
+        ["not transposed", "no mixing", "streams rotated", "no branch", "no residual", "no gate"],
+        1.5e-2,
+    )
 if A5 and os.environ.get("SOFTNPU_CANN", "8") >= "9":  # torch_npu wants this CANN for it
-    check("mhc_pre", call_pre, mhc_pre, [(bf16(5, 4, 16), f32(24, 64, scale=0.3), f32(3) + 2, f32(24), f32(4, 16))],
-          ["no norm epsilon", "no gamma", "no norm", "pre and post swapped", "no bias", "no alpha", "no epsilon", "post not doubled"], 1.5e-2)
+    check(
+        "mhc_pre",
+        call_pre,
+        mhc_pre,
+        [(bf16(5, 4, 16), f32(24, 64, scale=0.3), f32(3) + 2, f32(24), f32(4, 16))],
+        [
+            "no norm epsilon",
+            "no gamma",
+            "no norm",
+            "pre and post swapped",
+            "no bias",
+            "no alpha",
+            "no epsilon",
+            "post not doubled",
+        ],
+        1.5e-2,
+    )
 else:
     refused("mhc_sinkhorn", lambda: call_sinkhorn(f32(5, 4, 4).npu(), 3), "does not exist on Ascend910")
 

@@ -58,7 +58,10 @@ elif case == "inject":
     device.inject("")
 elif case == "unknown":
     scores = torch.randn(5, 1, 3).log_softmax(2).npu()
-    expect(lambda: torch.nn.functional.ctc_loss(scores, torch.tensor([[1]]).npu(), torch.tensor([5]), torch.tensor([1])), sys.argv[2])
+    expect(
+        lambda: torch.nn.functional.ctc_loss(scores, torch.tensor([[1]]).npu(), torch.tensor([5]), torch.tensor([1])),
+        sys.argv[2],
+    )
 elif case == "graph":
     static, graph = torch.ones(16, device="npu"), torch.npu.NPUGraph()
     side = torch.npu.Stream()

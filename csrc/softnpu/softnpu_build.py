@@ -1,10 +1,13 @@
 """Builds the software Ascend device: shared libraries with the names and the ABI of CANN's, with no CANN present.
 
-`python csrc/softnpu/build.py [FOLDER]` builds into FOLDER (default backend/dsv4_backend/softnpu/lib); setup.py calls `build`.
+`python csrc/softnpu/softnpu_build.py [FOLDER]` builds into FOLDER, backend/dsv4_backend/softnpu/lib unless given;
+setup.py calls `build`.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +46,9 @@ def _rules(target: Path) -> str:
             objects.append(f"{folder}/{source.stem}.o")
             lines.extend([f"build {objects[-1]}: cxx {source}", f"  extra = {extra_cxx}"])
         out = target / f"lib{name}.so"
-        lines.extend([f"build {out}: link {' '.join(objects)} | {needs}", f"  soname = lib{name}.so", f"  extra = {extra_link}"])
+        lines.extend(
+            [f"build {out}: link {' '.join(objects)} | {needs}", f"  soname = lib{name}.so", f"  extra = {extra_link}"]
+        )
 
     runtime = target / "libascendcl.so"
     on_runtime = f"-L{target} -Wl,--no-as-needed -lascendcl"
@@ -61,7 +66,9 @@ def build(target: Path = TARGET, work: Path | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
     (work / "build.ninja").write_text(_rules(target.resolve()))
-    subprocess.run(["ninja", "-C", str(work)], check=True)
+    ninja = [found] if (found := shutil.which("ninja")) else [sys.executable, "-m", "ninja"]
+    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+    subprocess.run([*ninja, *jobs, "-C", str(work)], check=True)
 
 
 if __name__ == "__main__":
