@@ -14,6 +14,8 @@ FP8 = "F8_E4M3"
 FP4 = ("I8", "U8", "F4")
 """Packed e2m1: two per byte along the last dimension as I8 or U8, or safetensors' own F4 with the logical shape."""
 SCALE = ("F8_E8M0", "F32")
+FP32_NAMES = ("attn_sink", ".ape", "gate.bias", "_fn", "_base", "_scale")
+"""Endings of the names that releases store as F32, because they are used in fp32."""
 FP8_TILE = 128
 FP4_BLOCK = 32
 

@@ -75,7 +75,9 @@ class GroupedLinear:
         """X [M, K] sorted by expert (e4m3 with `x_scale`, or float) -> [M, N]."""
         if self.quantised:
             return self.product(x, x_scale, self.weights, self.scales, expert_offsets)
-        return grouped_gemm(x, [w.to(x.dtype) for w in self.weights], expert_offsets)
+        # Narrower weights are widened by the operator, for the experts that have rows only.
+        weights = [w if w.itemsize <= x.itemsize else w.to(x.dtype) for w in self.weights]
+        return grouped_gemm(x, weights, expert_offsets)
 
 
 def run_experts(

@@ -1,4 +1,4 @@
-"""Putting tensors into the network by their checkpoint names, without copying them."""
+"""Putting tensors into the network by their checkpoint names, without copying the large ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from dsv4_ascend.model.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
 
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
-    """Make `tensor` the parameter of official name `name`; it keeps its dtype and storage."""
+    """Make `tensor` the parameter of official name `name`; it keeps its storage, but for BF16 `FP32_NAMES`."""
+    if tensor.dtype == torch.bfloat16 and name.endswith(FP32_NAMES):
+        tensor = tensor.float()
     path, _, leaf = name.rpartition(".")
     module = network.get_submodule(path)
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))

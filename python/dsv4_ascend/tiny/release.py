@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dsv4_ascend.model.config import V4Config
+from dsv4_ascend.model.layout import FP32_NAMES
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.save import save_checkpoint
 from dsv4_ascend.model.transformer import Transformer
@@ -27,7 +28,6 @@ SHIPPED = Path(__file__).parent / "checkpoint"
 
 CARD = "perplexity.json"
 WINDOW = 512
-_FP32 = ("attn_sink", ".ape", "gate.bias", "_fn", "_base", "_scale")
 _WINDOWS_PER_CALL = 8
 
 
@@ -52,7 +52,7 @@ def release_tensors(trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         stored = stored_format(name, tensor.shape)
         if stored != "float":
             released[name], released[name.removesuffix("weight") + "scale"] = quantise[stored](tensor)
-        elif tensor.is_floating_point() and not name.endswith(_FP32):
+        elif tensor.is_floating_point() and not name.endswith(FP32_NAMES):
             released[name] = tensor.bfloat16()
         else:
             released[name] = tensor

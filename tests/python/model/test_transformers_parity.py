@@ -19,8 +19,11 @@ def _ids(shape: dict, length: int, seed: int = 0) -> list[int]:
     return torch.randint(0, shape["vocab_size"], (length,), generator=generator).tolist()
 
 
-def _pair(shape: dict, folder: Path, seed: int = 0):
+def _pair(shape: dict, folder: Path, seed: int = 0, narrow: bool = False):
     theirs = oracle.make_model(shape, seed)
+    if narrow:
+        for tensor in theirs.state_dict(keep_vars=True).values():
+            tensor.data = tensor.data.bfloat16() if tensor.is_floating_point() else tensor.data
     ours = dsv4_ascend.load(oracle.save(theirs, folder), dtype=torch.float32)
     return theirs, ours
 
@@ -63,6 +66,14 @@ def test_decode(pair, decode_from: int) -> None:
 def test_any_block_size(pair, block_size: int) -> None:
     ours, ids, want = pair
     _assert_close(ours.forward(ids, chunk=33, block_size=block_size), want)
+
+
+def test_a_model_saved_in_bf16_throughout(tmp_path: Path) -> None:
+    """`model.bfloat16().save_pretrained` also narrows what releases keep in F32: sinks, ape, biases, mHC."""
+    theirs, ours = _pair(oracle.T1, tmp_path, narrow=True)
+    ids = _ids(oracle.T1, 40)
+    assert next(iter(theirs.state_dict().values())).dtype == torch.bfloat16
+    _assert_close(ours.forward(ids), oracle.logits(theirs.float(), ids))
 
 
 def test_ragged_batch_equals_each_alone(tmp_path: Path) -> None:
