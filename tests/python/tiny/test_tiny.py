@@ -224,7 +224,7 @@ def test_the_shipped_checkpoint_is_small_and_whole(shipped: Model) -> None:
 
 def test_the_card_of_the_shipped_checkpoint_tells_progress() -> None:
     card = json.loads((SHIPPED / CARD).read_text())
-    assert card["unigram"] > card["bigram"] > card["quantised_official"] > card["trained_fp32"] > 1
+    assert card["unigram"] > card["bigram"] > card["quantised_official"] > 1
     assert card["quantised_official"] < 1.1 * card["trained_fp32"]
 
 
