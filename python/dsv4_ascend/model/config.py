@@ -97,11 +97,6 @@ class V4Config:
         """The first end-of-sequence id, or None."""
         return self.eos_token_ids[0] if self.eos_token_ids else None
 
-    @property
-    def num_layers_with_mtp(self) -> int:
-        """Main layers and MTP layers: the length of `compress_ratios`."""
-        return self.num_hidden_layers + self.num_nextn_predict_layers
-
     def ratio(self, layer: int) -> int:
         """Compression ratio of a layer, 0 for "swa"; MTP layer j is layer `num_hidden_layers + j`."""
         return self.compress_ratios[layer]
