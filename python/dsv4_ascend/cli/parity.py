@@ -24,9 +24,7 @@ from dsv4_backend.support import npu_fault
 
 def parity(
     faults: Annotated[bool, typer.Option("--faults", help="Also run every named fault through the cases.")] = False,
-    pattern: Annotated[
-        str, typer.Option("-k", help="OPERATOR, OPERATOR/PROFILE/CASE, OPERATOR/FAULT.")
-    ] = "",
+    pattern: Annotated[str, typer.Option("-k", help="OPERATOR, OPERATOR/PROFILE/CASE, OPERATOR/FAULT.")] = "",
     profile: Annotated[str | None, typer.Option(help=f"One of {', '.join(PROFILES)}; default: all.")] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
