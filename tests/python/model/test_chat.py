@@ -1,16 +1,12 @@
-"""Prompt encoding rule by rule (spec/v4.md 9.3), with expected strings written by hand, and the way back."""
+"""Prompt encoding rule by rule (spec/v4.md 9.3), with expected strings written by hand."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dsv4_ascend.model.chat import ChatMode, encode_messages
-from dsv4_ascend.model.completion import CompletionError, parse_completion
 from dsv4_ascend.model.release_texts import ReleaseTexts
 from dsv4_backend.errors import ArgumentError, CheckpointError
 
@@ -357,90 +353,3 @@ def test_a_bad_message_is_named(texts: ReleaseTexts, message: dict, words: str) 
 def test_a_bad_effort_is_named() -> None:
     with pytest.raises(ArgumentError, match="effort 'huge', expected low, high or max"):
         encode_messages([user("hi")], ChatMode(effort="huge"))
-
-
-# The way back.
-
-NAMES = st.text("abcäß_-1 ", min_size=1, max_size=6)
-STRINGS = st.text("aß \n\"'<>/{}\\", max_size=12)
-VALUES = st.recursive(
-    STRINGS | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
-    max_leaves=5,
-)
-CALLS = st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), max_size=3)
-
-
-@settings(max_examples=60, deadline=None)
-@given(content=STRINGS, reasoning=STRINGS, calls=CALLS, thinking=st.booleans())
-def test_encoding_then_parsing_gives_the_message_back(
-    content: str, reasoning: str, calls: list, thinking: bool
-) -> None:
-    message = assistant(content, reasoning, [call(name, json.dumps(fields)) for name, fields in calls])
-    mode = ChatMode(thinking=thinking)
-    prompt = encode_messages([user("hi")], mode)
-    completion = encode_messages([user("hi"), message], mode).removeprefix(prompt)
-    found = parse_completion(completion, thinking=thinking)
-    assert (found["role"], found["content"]) == ("assistant", content)
-    assert found["reasoning_content"] == (reasoning if thinking else "")
-    parsed = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in found["tool_calls"]]
-    assert parsed == calls
-    assert encode_messages([user("hi"), found], mode) == prompt + completion
-
-
-INVOKE = '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n{}</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
-PARAMETER = '<｜DSML｜parameter name="{}" string="{}">{}</｜DSML｜parameter>\n'
-
-
-def test_string_parameters_are_quoted_and_others_kept() -> None:
-    fields = PARAMETER.format("a", "true", 'x "ü"') + PARAMETER.format("b", "false", "1.50")
-    found = parse_completion("text" + INVOKE.format(fields) + EOS)
-    assert found["content"] == "text"
-    assert found["tool_calls"] == [
-        {"type": "function", "function": {"name": "f", "arguments": '{"a": "x \\"ü\\"", "b": 1.50}'}}
-    ]
-
-
-@pytest.mark.parametrize("body", ["", "\n"])
-def test_a_call_without_parameters(body: str) -> None:
-    assert parse_completion(INVOKE.format(body))["tool_calls"][0]["function"]["arguments"] == "{}"
-
-
-BAD = {
-    "no </think>": "only thoughts",
-    "not JSON": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "{")),
-    "not JSON: 'NaN'": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "NaN")),
-    "not JSON: '1111": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "1" * 5000)),
-    r"not JSON: '\[\[": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "[" * 100000)),
-    "'a' twice": "</think>" + INVOKE.format(2 * PARAMETER.format("a", "true", "x")),
-    "expected a parameter, found ' ": "</think>" + INVOKE.format(" " + PARAMETER.format("a", "true", "x")),
-    "expected a parameter, found '<": "</think>" + INVOKE.format(PARAMETER.format("a", "maybe", "x")),
-    "expected a call or .*found 'x'": "</think>" + INVOKE.format("").removesuffix("</｜DSML｜tool_calls>") + "x",
-    "expected a call or .*found ''": "</think>\n\n<｜DSML｜tool_calls>\n",
-    "found '</｜DSML｜tool_calls>more'": "</think>" + INVOKE.format("") + "more",
-    "sentence｜> in the middle": f"</think>done{EOS}and more",
-    "<think> in the middle": "a<think>b</think>c",
-    "｜DSML｜ in the middle": "</think>a<｜DSML｜tool_calls>",
-}
-
-
-@pytest.mark.parametrize("words", BAD)
-def test_a_completion_off_the_grammar_is_refused(words: str) -> None:
-    with pytest.raises(CompletionError, match=words):
-        parse_completion(BAD[words], thinking=True)
-
-
-PIECES = ["</think>", "<think>", EOS, "\n\n<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>", "</｜DSML｜invoke>\n"]
-PIECES += ['<｜DSML｜invoke name="f">\n', PARAMETER.format("a", "false", "1"), PARAMETER.format("b", "true", "x"), "\n"]
-
-
-@settings(max_examples=150, deadline=None)
-@given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=8).map("".join), thinking=st.booleans())
-def test_any_text_is_a_message_or_a_completion_error(text: str, thinking: bool) -> None:
-    try:
-        message = parse_completion(text, thinking=thinking)
-    except CompletionError:
-        return
-    prompt = encode_messages([user("hi")], ChatMode(thinking=thinking))
-    again = encode_messages([user("hi"), message], ChatMode(thinking=thinking)).removeprefix(prompt)
-    assert parse_completion(again, thinking=thinking) == message
