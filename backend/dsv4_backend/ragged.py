@@ -46,8 +46,8 @@ def closed_blocks(
 
 
 def entries_to_read(query_start_loc: torch.Tensor, seq_lens: torch.Tensor, ratio: int) -> torch.Tensor:
-    """Compressed entries of every sequence that has tokens in this call, 0 for the others: int [R]."""
-    return torch.where(query_start_loc.diff() > 0, seq_lens // ratio, 0)
+    """Compressed entries of every sequence that has tokens in this call, 0 for the others: int64 [R]."""
+    return torch.where(query_start_loc.diff() > 0, seq_lens.long() // ratio, 0)
 
 
 def slots(block_table: torch.Tensor, sequence: torch.Tensor, index: torch.Tensor, block_size: int) -> torch.Tensor:

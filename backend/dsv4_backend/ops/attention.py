@@ -12,6 +12,7 @@ from dsv4_backend import ragged
 from dsv4_backend.contract import Tolerance, compute, operator
 
 Step = Callable[..., torch.Tensor]
+_POSITIONS = 1 << 31
 
 
 class Keys(NamedTuple):
@@ -192,8 +193,8 @@ def _(*arguments: Any) -> None:
     call = AttentionCall(*arguments)
     if call.ratio < 0:
         raise sparse_attention.reject("ratio", call.ratio, "at least 0")
-    if call.window < (0 if call.ratio else 1):
-        raise sparse_attention.reject("window", call.window, "at least 1, or 0 beside compressed entries")
+    if not (0 if call.ratio else 1) <= call.window < _POSITIONS:
+        raise sparse_attention.reject("window", call.window, "at least 1, or 0 beside compressed entries, below 2^31")
     if 0 in call.q.shape[1:]:
         raise sparse_attention.reject("q", f"shape {tuple(call.q.shape)}", "at least one head and one channel")
     for name in ("cmp_cache", "cmp_block_table"):

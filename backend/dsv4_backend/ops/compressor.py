@@ -180,7 +180,7 @@ def _(*arguments: Any) -> None:
     call = _Call(*arguments)
     ragged.check_batch("compress", call.query_start_loc, call.seq_lens, call.x.shape[0])
     new = call.query_start_loc.diff()
-    first = (((call.seq_lens - new) // call.ratio - call.groups + 1) * call.ratio).clamp(min=0)
+    first = (((call.seq_lens.long() - new) // call.ratio - call.groups + 1) * call.ratio).clamp(min=0)
     after = torch.where(new > 0, call.seq_lens, 0)
     num_blocks, block_size = call.state_cache.shape[:2]
     ragged.check_table("compress", "state_block_table", call.state_block_table, first, after, block_size, num_blocks)
