@@ -60,6 +60,7 @@ def settings(
 def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
     """Environment of a process whose torch_npu is to use the software device; `variables` come from `settings`."""
     result = {**os.environ, **(variables or {})}
+    result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch_npu leaves "0" behind when its import has failed
     previous = result.get("LD_LIBRARY_PATH")
     result["LD_LIBRARY_PATH"] = os.pathsep.join([str(library_folder()), *([previous] if previous else [])])
     return result

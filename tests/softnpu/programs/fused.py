@@ -456,6 +456,55 @@ check(
 )
 
 
+def grouped(case, fault):
+    x, w, bias, ends = (array(c) for c in case[:4])
+    counts = case[4] == 1
+    if fault == "ends and counts swapped":
+        counts = not counts
+    ends = np.cumsum(ends) if counts else ends
+    y, start = np.zeros((len(x), w.shape[2])), 0
+    for i, end in enumerate(ends):
+        end = min(end + (fault == "one row more") * (i == 0), len(x))
+        weight = w[{"first weight for all": 0, "weights rotated": (i + 1) % len(w)}.get(fault, i)]
+        y[start:end] = x[start:end] @ (weight.T if fault == "weight transposed" else weight) + (
+            0 if fault == "no bias" else bias[i]
+        )
+        start = end if fault != "rows from the start" else 0
+    return [y]
+
+
+def call_grouped(x, w, bias, groups, kind):
+    return torch_npu.npu_grouped_matmul(
+        [x], [w], bias=[bias], group_list=groups, split_item=3, group_type=0, group_list_type=kind
+    )
+
+
+check(
+    "grouped_matmul",
+    call_grouped,
+    grouped,
+    [
+        (f32(9, 4), f32(3, 4, 4), f32(3, 4), torch.tensor([2, 2, 9]), 0),
+        (f32(6, 4), f32(3, 4, 4), f32(3, 4), torch.tensor([1, 3, 2]), 1),
+    ],
+    [
+        "ends and counts swapped",
+        "one row more",
+        "first weight for all",
+        "weights rotated",
+        "weight transposed",
+        "no bias",
+        "rows from the start",
+    ],
+    1e-5,
+)
+refused(
+    "grouped_matmul",
+    lambda: call_grouped(f32(4, 4).npu(), f32(2, 4, 4).half().npu(), f32(2, 4).npu(), torch.tensor([1, 4]).npu(), 0),
+    "weight",
+)
+
+
 def sinkhorn(case, fault):
     x, rounds = array(case[0]), case[1] - (fault == "a round too few")
     m = softmax(x) + 1e-2 if fault != "softmax over columns" else softmax(x.swapaxes(-1, -2)).swapaxes(-1, -2) + 1e-2
