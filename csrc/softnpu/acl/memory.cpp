@@ -296,7 +296,10 @@ std::string check_red_zones() {
   for (DeviceMemory& memory : devices()) {
     std::lock_guard lock(memory.mutex);
     for (const auto& [at, block] : memory.live) {
-      if (std::string problem = memory.red_zone_problem(at, block); !problem.empty()) return problem;
+      std::string problem = memory.red_zone_problem(at, block);
+      if (problem.empty()) continue;
+      std::memset(reinterpret_cast<char*>(at + kWindow) + block.size, kRedZone, block.pages - block.size);  // reported once
+      return problem;
     }
   }
   return "";

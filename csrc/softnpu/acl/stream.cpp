@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <unordered_map>
 
@@ -173,7 +174,9 @@ int Stream::synchronise(int timeout_ms) {
     return fail(kTimeout, "softnpu: stream %d did not finish within %d ms", id, timeout_ms);
   const int code = error_;
   error_ = 0;
-  return code ? fail(code, "%s", error_text_.c_str()) : kOk;
+  if (!code) return kOk;
+  std::fprintf(stderr, "softnpu: %s\n", error_text_.c_str());  // torch_npu does not pass the text on from every synchronise
+  return fail(code, "%s", error_text_.c_str());
 }
 
 bool Stream::idle() {

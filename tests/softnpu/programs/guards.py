@@ -1,7 +1,6 @@
 """What the device must notice, one case for each process: `guards.py CASE`. Prints "caught" or ends the process on purpose."""
 
 import ctypes
-import os
 import sys
 
 import torch
@@ -31,11 +30,9 @@ if case == "dereference":  # the process must die with a message that names the 
     ctypes.c_float.from_address(x.data_ptr()).value
     sys.exit(0)
 elif case == "over-write":
-    # The caching allocator's block is 2 MiB + 32: an over-write behind it is behind the allocation.
-    os.environ["PYTORCH_NO_NPU_MEMORY_CACHING"] = "1"
-    y = torch.empty(120, device="npu")  # 480 bytes: with torch_npu's rounding and padding 544
-    device.raw_write(y.data_ptr(), 544, 1)
-    expect(torch.npu.synchronize, "aclrtSynchronizeDevice")
+    y = torch.empty(120, device="npu")  # without caching: 480 bytes and 32 of padding, rounded to 512
+    device.raw_write(y.data_ptr(), 512, 1)
+    expect(torch.npu.synchronize, "of 512 bytes was over-written 0 bytes behind its end")
 elif case == "fresh":
     floats, integers = torch.empty(5, device="npu"), torch.empty(3, dtype=torch.int32, device="npu")
     assert floats.cpu().isnan().all() and integers.cpu().eq(-1).all()
