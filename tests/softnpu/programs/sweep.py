@@ -16,7 +16,7 @@ from dsv4_backend.softnpu import current
 
 device = current()
 # Not every synchronise of torch_npu passes on softnpu's text; it is on stderr always.
-log = tempfile.TemporaryFile("w+b")
+log = tempfile.TemporaryFile("w+b")  # noqa: SIM115  (open until the process ends)
 os.dup2(log.fileno(), 2)
 
 
