@@ -11,6 +11,7 @@ from dsv4_ascend.parity.runner import map_tensors, mutated_arguments, run_cases,
 from dsv4_backend import OPERATORS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+CODES = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
 SAMPLES = 10
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
