@@ -103,7 +103,6 @@ class Draw:
 
 Cases = Callable[[Draw], Iterator[Case]]
 Check = Callable[..., None]
-Canonical = Callable[[tuple[Any, ...], tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
 @dataclass
@@ -118,7 +117,6 @@ class Operator(Generic[_Parameters, _Result]):
     make_cases: Cases | None = None
     check_shapes: Check | None = None
     check_contents: Check | None = None
-    canonical: Canonical | None = None
     faults: dict[str, Reference] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -163,11 +161,6 @@ class Operator(Generic[_Parameters, _Result]):
         """Decorator: relations between values (offsets that add up, NaN). Runs on real host tensors only."""
         self.check_contents = check
         return check
-
-    def canonical_form(self, form: Canonical) -> Canonical:
-        """Decorator: maps (arguments, outputs) to the tensors that are compared, where outputs have freedom."""
-        self.canonical = form
-        return form
 
     def validate(self, *args: Any) -> Sizes:
         """Raise ArgumentError unless the arguments fit the contract. Nothing has been written before it returns."""

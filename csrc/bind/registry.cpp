@@ -53,7 +53,7 @@ void require_tensors(const OperatorHandle& op, const Stack& stack) {
 
 c10::DeviceType device_of(const OperatorHandle& op, const Stack& stack) {
   for (const auto& value : torch::jit::last(stack, op.schema().arguments().size())) {
-    if (value.isTensor()) {
+    if (value.isTensor() && value.toTensor().defined()) {
       return value.toTensor().device().type();
     }
   }
@@ -67,6 +67,18 @@ void announce_reference(const std::string& op, c10::DeviceType device, const std
   if (announced.insert(op).second) {
     TORCH_WARN("dsv4::", op, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ", reason,
                ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
+  }
+}
+
+// Lets the reference run where no native kernel does: an error under policy strict, said once per operator on an NPU.
+void fall_back(const std::string& op, c10::DeviceType device, const std::string& reason) {
+  if (active_policy == Policy::strict) {
+    throw UnsupportedError("dsv4::" + op + " has no native implementation for these arguments on " +
+                           c10::DeviceTypeName(device, true) + ": " + reason +
+                           ". Use dispatch.use(\"auto\") to run the reference on the same device.");
+  }
+  if (device != c10::DeviceType::CPU && device != c10::DeviceType::Meta) {
+    announce_reference(op, device, reason);
   }
 }
 
@@ -84,7 +96,6 @@ void run(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   require_tensors(op, *stack);
   const auto name = short_name(op);
   const auto device = device_of(op, *stack);
-  std::string reason = "forced by dispatch.use(\"reference\")";
   if (active_policy != Policy::reference) {
     const auto values = torch::jit::last(*stack, op.schema().arguments().size());
     const Stack arguments(values.begin(), values.end());
@@ -95,15 +106,7 @@ void run(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
       bump_mutated_arguments(op, arguments);
       return;
     }
-    reason = *why_not;
-    if (active_policy == Policy::strict) {
-      throw UnsupportedError("dsv4::" + name + " has no native implementation for these arguments on " +
-                             c10::DeviceTypeName(device, true) + ": " + reason +
-                             ". Use dispatch.use(\"auto\") to run the reference on the same device.");
-    }
-    if (device != c10::DeviceType::CPU && device != c10::DeviceType::Meta) {
-      announce_reference(name, device, reason);
-    }
+    fall_back(name, device, *why_not);
   }
   reference_of(name).callBoxed(stack);
 }
@@ -125,7 +128,11 @@ bool needs_gradient(const OperatorHandle& op, const Stack& stack) {
 // The gradient of an operator is the gradient of its reference.
 void run_autograd(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   if (needs_gradient(op, *stack)) {
-    reference_of(short_name(op)).callBoxed(stack);
+    const auto name = short_name(op);
+    if (active_policy != Policy::reference) {
+      fall_back(name, device_of(op, *stack), "a gradient is needed, and it is the reference that is differentiated");
+    }
+    reference_of(name).callBoxed(stack);
     return;
   }
   const at::AutoDispatchBelowAutograd guard;

@@ -242,3 +242,11 @@ assert dict(os.environ) == before
 def test_import_does_nothing(probe):
     done = subprocess.run([sys.executable, "-B", "-c", probe], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_strict_refuses_to_differentiate_the_reference_in_silence():
+    x = torch.ones(3, 4, requires_grad=True)
+    with dispatch.use("strict"):
+        with pytest.raises(UnsupportedError, match="gradient"):
+            torch.ops.dsv4.rms_norm(x, torch.ones(4), 1e-6)
+        torch.ops.dsv4.rms_norm(x.detach(), torch.ones(4), 1e-6)

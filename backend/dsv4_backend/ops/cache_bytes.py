@@ -176,6 +176,9 @@ def _read_cases(draw: Draw, form: Format) -> Iterator[Case]:
     yield Case("edges of rounding, repeated", "official", (edges, torch.tensor([7, 0, 1, 2, 3, 4, 5, 6, 6, -1, 2]), 4))
     pages = _filled(draw, form, _draw_rows(draw, 128, form, torch.bfloat16), 64)
     yield Case("block 64, strided slots", "official", (pages, draw.permutation(128)[::3], 64))
+    one_row_blocks = _filled(draw, form, _draw_rows(draw, 9, form, torch.bfloat16), 1)
+    yield Case("blocks of one row, all in reverse", "official", (one_row_blocks, torch.arange(8, -1, -1), 1))
+    yield Case("nothing but skips", "official", (pages, torch.full((5,), -1), 64))
 
 
 def _filled(draw: Draw, form: Format, rows: torch.Tensor, block_size: int) -> torch.Tensor:

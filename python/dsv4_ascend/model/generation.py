@@ -16,7 +16,10 @@ from dsv4_backend.ops.sampling import sample
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability; seed fixes the noise."""
+    """temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
+
+    seed fixes the noise of every prompt, whatever else is in the batch: equal prompts get equal texts.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -33,6 +36,7 @@ class _Request:
     produced: int = 0
     pending: int = -1
     drafts: list[int] = field(default_factory=list)
+    noise: torch.Generator = field(default_factory=torch.Generator)
 
 
 class Generator:
@@ -62,11 +66,12 @@ class Generator:
         self.network, self.cache, self.dtype, self.sampling = network, cache, dtype, sampling
         self.max_new_tokens, self.stop_ids, self.draft_tokens = max_new_tokens, stop_ids, draft_tokens
         self.drafted = self.accepted = 0
-        self._noise = torch.Generator().manual_seed(sampling.seed)
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
         """Yield (prompt number, token) as tokens are decided; the prefill runs before the first."""
         requests = [_Request(i, list(p), self.cache.new_sequence()) for i, p in enumerate(prompts)]
+        for request in requests:
+            request.noise.manual_seed(self.sampling.seed)
         if any(not r.prompt for r in requests):
             raise ArgumentError("generate: a prompt has no tokens; start it with the bos token")
         active = requests if self.max_new_tokens > 0 else []
@@ -89,9 +94,13 @@ class Generator:
                 request.pending = token
                 yield request.index, token
 
-    def _sample(self, logits: torch.Tensor) -> list[int]:
-        noise = torch.empty(logits.shape).exponential_(generator=self._noise).to(logits.device)
-        return sample(logits, noise, self.sampling.temperature, self.sampling.top_p).tolist()
+    def _sample(self, requests: list[_Request], logits: torch.Tensor) -> list[int]:
+        """One token per row; a request draws from its own noise, so that its text does not depend on its mates."""
+        noise = torch.ones(logits.shape)
+        if self.sampling.temperature > 0:
+            for row, request in zip(noise, requests, strict=True):
+                row.exponential_(generator=request.noise)
+        return sample(logits, noise.to(logits.device), self.sampling.temperature, self.sampling.top_p).tolist()
 
     def _step(self, requests: list[_Request], tokens: list[list[int]]) -> tuple[Batch, torch.Tensor]:
         batch = make_batch(self.cache, [r.cached for r in requests], tokens)
@@ -106,7 +115,7 @@ class Generator:
             batch, streams = self._step(chunk, [r.prompt[start : start + step] for r in chunk])
             ended = [i for i, r in enumerate(chunk) if len(r.prompt) <= start + step]
             if ended:
-                sampled = self._sample(self.network.logits(streams[batch.last_rows[ended]]))
+                sampled = self._sample([chunk[i] for i in ended], self.network.logits(streams[batch.last_rows[ended]]))
                 first.update({chunk[i].index: token for i, token in zip(ended, sampled, strict=True)})
             follow = [[*r.prompt, first.get(r.index, -1)][start + 1 :][:step] for r in chunk]
             self._draft(chunk, batch, streams, follow, batch.last_rows.tolist())
@@ -116,7 +125,8 @@ class Generator:
         """One step: feed pending tokens with their drafts, keep what the main model agrees with."""
         fed = [[r.pending, *r.drafts] for r in requests]
         batch, streams = self._step(requests, fed)
-        decided = self._sample(self.network.logits(streams))
+        rows = [r for r, tokens in zip(requests, fed, strict=True) for _ in tokens]
+        decided = self._sample(rows, self.network.logits(streams))
         results, follow, kept_rows = [], [], []
         start = 0
         for request, tokens in zip(requests, fed, strict=True):

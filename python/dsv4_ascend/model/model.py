@@ -70,6 +70,11 @@ class Model:
             block_size=block_size,
         )
 
+    def _check_length(self, tokens: int) -> None:
+        limit = self.config.max_position_embeddings
+        if tokens > limit:
+            raise ArgumentError(f"a sequence of {tokens} tokens; this model's max_position_embeddings is {limit}")
+
     @torch.inference_mode()
     def forward(
         self,
@@ -91,6 +96,7 @@ class Model:
             raise ArgumentError(f"chunk: found {chunk}, expected at least 1")
         if decode_from is not None and decode_from < 0:
             raise ArgumentError(f"decode_from: found {decode_from}, expected at least 0")
+        self._check_length(longest)
         step = max(1, min(chunk or PREFILL_CHUNK, longest))
         cache = self.new_cache(
             max_sequences=len(prompts), max_tokens=max(1, longest), max_step_tokens=step, block_size=block_size
@@ -127,11 +133,13 @@ class Model:
 
         prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
         draft_tokens: drafted per step by the MTP block (greedy only; the tokens are the same, `draft_acceptance` says
-        how well it went). stop_ids default to the config's eos tokens.
+        how well it went). seed fixes the noise of each prompt, whatever its mates. stop_ids default to the config's eos
+        tokens.
         """
         ids = _as_sequences(prompts, self.config.vocab_size)
         self.draft_acceptance = None
         longest = max((len(p) for p in ids), default=0)
+        self._check_length(longest + max_new_tokens)
         cache = self.new_cache(
             max_sequences=len(ids),
             max_tokens=longest + max_new_tokens + 2 * draft_tokens,  # the last step may verify and draft past the end

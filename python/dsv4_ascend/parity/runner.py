@@ -65,10 +65,8 @@ class Sample:
         return max(parts, key=lambda part: part.limit_use)
 
     def _compared(self, arguments: tuple[Any, ...], result: Any) -> tuple[object, ...]:
-        """Outputs in canonical form, then the mutated arguments."""
+        """Outputs, then the mutated arguments."""
         outputs = tuple(result) if isinstance(result, tuple | list) else () if result is None else (result,)
-        if self.operator.canonical is not None:
-            outputs = self.operator.canonical(arguments, outputs)
         return outputs + tuple(arguments[i] for i in mutated_arguments(self.operator))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,21 @@ def test_seed_fixes_sampling_and_temperature_zero_is_argmax(model: Model) -> Non
     assert first != other
     greedy = model.generate([prompt], max_new_tokens=1, stop_ids=NEVER_STOP)[0]
     assert greedy == [int(model.forward(prompt)[-1].argmax())]
+
+
+def test_sampled_text_does_not_depend_on_batch_mates(model: Model) -> None:
+    prompts = [_ids(n, n) for n in (3, 9, 20)]
+    options = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3, "stop_ids": NEVER_STOP}
+    together = model.generate(prompts, **options)
+    assert together == [model.generate([p], **options)[0] for p in prompts]
+
+
+def test_sequences_past_the_position_limit_are_refused(model: Model) -> None:
+    short = random_model(replace(model.config, max_position_embeddings=16))
+    with pytest.raises(ArgumentError, match="max_position_embeddings is 16"):
+        short.forward(_ids(17, 0))
+    with pytest.raises(ArgumentError, match="max_position_embeddings is 16"):
+        short.generate([_ids(10, 0)], max_new_tokens=7)
 
 
 def test_stop_token_ends_a_sequence_and_is_the_last(model: Model) -> None:
