@@ -37,7 +37,7 @@ def _rules(target: Path) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = g++ {LINK} -Wl,-soname,$soname -o $out $in $extra",
+        f"  command = g++ {LINK} -Wl,-soname,$soname -o $out.new $in $extra && mv $out.new $out",  # never half written
     ]
 
     def library(name: str, folder: str | None, extra_cxx: str, extra_link: str, needs: str = "") -> None:
