@@ -1,4 +1,4 @@
-"""Builds `dsv4_backend._C`. Everything declarative is in pyproject.toml."""
+"""Builds `dsv4_backend._C` and the software Ascend device. Everything declarative is in pyproject.toml."""
 
 import os
 import sys
@@ -35,7 +35,8 @@ class BuildExt(BuildExtension):
         """Build the extension, and the software Ascend device beside its Python package."""
         super().run()
         home = Path("backend") if self.inplace else Path(self.build_lib)
-        build_softnpu((home / "dsv4_backend" / "softnpu" / "lib").resolve())
+        libraries = home / "dsv4_backend" / "softnpu" / "lib"
+        build_softnpu(libraries.resolve(), (Path(self.build_temp) / "softnpu").resolve())
 
 
 setup(

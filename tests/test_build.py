@@ -15,7 +15,7 @@ BUILD_WHEEL = "import sys, setuptools.build_meta as backend; backend.build_wheel
 
 @pytest.fixture
 def tree(tmp_path):
-    """The project with no C++ sources but the shared headers: a build of what a test puts there."""
+    """The project without its C++ sources: a build of what a test puts there."""
     target = tmp_path / "tree"
     target.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -23,6 +23,8 @@ def tree(tmp_path):
     for name in ("backend", "python"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "lib"))
     (target / "csrc" / "cpu").mkdir(parents=True)
+    (target / "csrc" / "softnpu").mkdir()
+    (target / "csrc" / "softnpu" / "softnpu_build.py").write_text("def build(target, work): pass\n")
     return target
 
 
