@@ -180,6 +180,8 @@ def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 
 
 def _cann_version(home: Path) -> str | None:
+    if home.resolve() == Path(__file__).resolve().parent / "softnpu":
+        return "softnpu, the software device,"
     patterns = ("ascend_toolkit_install.info", "*/ascend_toolkit_install.info", "version.info", "*/version.info")
     for path in (p for pattern in (*patterns, "share/info/*/version.info") for p in sorted(home.glob(pattern))):
         try:
