@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
@@ -16,24 +18,31 @@ backend_fault: BaseException | None = None
 """Why a torch device backend could not be loaded, or None."""
 
 
+@contextmanager
+def _autoload_kept() -> Iterator[None]:
+    """Leave the variable as it was: we set it, and torch_npu does when its import fails."""
+    before = os.environ.get(_AUTOLOAD)
+    try:
+        yield
+    finally:
+        os.environ.pop(_AUTOLOAD, None)
+        if before is not None:
+            os.environ[_AUTOLOAD] = before
+
+
 def import_torch() -> None:
     """Import torch; a failing device backend is recorded in `backend_fault` instead of raised."""
     global backend_fault
     if "torch" in sys.modules:
         return
-    wanted = os.environ.get(_AUTOLOAD)
-    os.environ[_AUTOLOAD] = "0"
-    try:
+    with _autoload_kept():
+        os.environ[_AUTOLOAD] = "0"
         import torch
-    finally:
-        if wanted is None:
-            del os.environ[_AUTOLOAD]
-        else:
-            os.environ[_AUTOLOAD] = wanted
-    if wanted == "0":
+    if os.environ.get(_AUTOLOAD) == "0":
         return
     try:
-        torch._import_device_backends()
+        with _autoload_kept():
+            torch._import_device_backends()
     except RuntimeError as error:
         backend_fault = error.__cause__ or error
 

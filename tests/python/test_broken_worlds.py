@@ -17,14 +17,16 @@ import dsv4_backend
 
 TORCH = torch.__version__.split("+")[0]
 EXTENSION = f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-NO_CANN = "raise ImportError('libascendcl.so: cannot open shared object file: No such file or directory')\n"
+NO_CANN = "import os\nos.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'\nraise ImportError('libascendcl.so: cannot open shared object file: No such file or directory')\n"
 OTHER_TORCH = "raise ImportError('libtorch_npu.so: undefined symbol: _ZN3c1010TensorImplE')\n"
 
 PROGRAM = """
-import sys
+import os, sys
+before = dict(os.environ)
 import dsv4_ascend, dsv4_ascend.parity, dsv4_ascend.model
 import torch
 assert torch.equal(torch.ops.dsv4.rms_norm(torch.full((2, 4), 3.0), torch.ones(4), 0.0), torch.ones(2, 4))
+assert dict(os.environ) == before
 from dsv4_ascend.cli.main import main
 main(["doctor", "--json"])
 """
