@@ -1,0 +1,94 @@
+"""Fused operators against formulas written from their documents in NumPy, with named faults that the cases must catch.
+
+A fault is a wrong formula, or a wrong result: the device's result must be closer to the right one than the tolerance, and every
+faulty one farther away. Prints one line for each operator.
+"""
+
+import os
+
+import numpy as np
+import torch
+
+A5 = os.environ.get("SOFTNPU_SOC", "").startswith("Ascend950")
+rng = np.random.default_rng(5)
+problems = []
+
+
+def array(x):
+    return x.detach().cpu().double().numpy() if x.is_floating_point() else x.detach().cpu().numpy()
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def f32(*shape, scale=1.0):
+    return torch.tensor(rng.standard_normal(shape) * scale, dtype=torch.float32)
+
+
+def bf16(*shape):
+    return f32(*shape).bfloat16()
+
+
+OUTPUT_FAULTS = {
+    "one zero value": lambda y: np.where(np.arange(y.size).reshape(y.shape) == np.abs(y).argmax(), 0, y),
+    "stale last row": lambda y: np.concatenate([y[:-1], np.zeros_like(y[:1])]),
+    "rows shifted": lambda y: np.roll(y, 1, 0),
+    "columns shifted": lambda y: np.roll(y, 1, -1),
+    "scaled by 1.1": lambda y: y * 1.1,
+    "a NaN": lambda y: np.where(np.arange(y.size).reshape(y.shape) == 0, np.nan, y.astype(float)),
+}
+
+
+def distance(got, want):
+    if got.shape != want.shape:
+        return np.inf
+    d = np.abs(got.astype(float) - want) / (1 + np.abs(want))
+    return np.inf if np.isnan(d).any() else (d.max() if d.size else 0.0)
+
+
+def check(name, call, formula, cases, faults, tolerance):
+    """`formula(case, fault)` gives the list of outputs; `faults` are the names it knows."""
+    results = [
+        [array(o) for o in call(*[a.npu() if isinstance(a, torch.Tensor) else a for a in case])] for case in cases
+    ]
+    worst = max(
+        distance(g, w)
+        for case, got in zip(cases, results, strict=False)
+        for g, w in zip(got, formula(case, None), strict=True)
+    )
+    if not worst <= tolerance:
+        problems.append(f"{name}: differs by {worst:.3g}, tolerance {tolerance}")
+    alive = []
+    for fault in faults:
+        if not any(
+            distance(g, w) > tolerance
+            for case, got in zip(cases, results, strict=False)
+            for g, w in zip(got, formula(case, fault), strict=True)
+        ):
+            alive.append(fault)
+    for fault, spoil in OUTPUT_FAULTS.items():
+        if not any(
+            distance(spoil(w), w) > tolerance for case in cases for w in formula(case, None) if w.ndim and w.size
+        ):
+            alive.append(fault)
+    if alive:
+        problems.append(f"{name}: faults not caught: {alive}")
+    print(f"{name}: {len(cases)} cases, worst {worst:.2g}, {len(faults) + len(OUTPUT_FAULTS)} faults")
+
+
+def refused(name, call, argument):
+    """The device must refuse this call, naming the argument."""
+    try:
+        call()
+        torch.npu.synchronize()
+    except RuntimeError as error:
+        if argument not in str(error):
+            problems.append(f"{name}: refused without naming {argument}: {error}")
+        return
+    problems.append(f"{name}: bad {argument} was accepted")
