@@ -1,5 +1,6 @@
-// Our own declarations of the part of CANN's C ABI that the software device answers: widths, values and opaque handles only.
-// Sources: integer widths and symbol names observed on the torch_npu wheel; error numbers from torch_npu's public (BSD-3) error table.
+// Our own declarations of the part of CANN's C ABI that the software device answers: widths, values and opaque handles
+// only. Sources: integer widths and symbol names observed on the torch_npu wheel; error numbers from torch_npu's public
+// (BSD-3) error table.
 #pragma once
 
 #include <cstddef>
@@ -37,9 +38,27 @@ enum Code : int {
 
 // aclDataType, value by value.
 enum DType : int {
-  kFloat = 0, kHalf = 1, kInt8 = 2, kInt32 = 3, kUint8 = 4, kInt16 = 6, kUint16 = 7, kUint32 = 8, kInt64 = 9, kUint64 = 10,
-  kDouble = 11, kBool = 12, kComplex64 = 16, kComplex128 = 17, kBFloat16 = 27, kInt4 = 29, kComplex32 = 33,
-  kFloat8E5M2 = 35, kFloat8E4M3 = 36, kFloat8E8M0 = 37, kFloat4E2M1 = 40,
+  kFloat = 0,
+  kHalf = 1,
+  kInt8 = 2,
+  kInt32 = 3,
+  kUint8 = 4,
+  kInt16 = 6,
+  kUint16 = 7,
+  kUint32 = 8,
+  kInt64 = 9,
+  kUint64 = 10,
+  kDouble = 11,
+  kBool = 12,
+  kComplex64 = 16,
+  kComplex128 = 17,
+  kBFloat16 = 27,
+  kInt4 = 29,
+  kComplex32 = 33,
+  kFloat8E5M2 = 35,
+  kFloat8E4M3 = 36,
+  kFloat8E8M0 = 37,
+  kFloat4E2M1 = 40,
 };
 
 enum Format : int { kFormatNd = 2, kFormatNz = 29 };

@@ -196,13 +196,15 @@ SOFTNPU_C int aclSetCompileopt(int, const char*) {
 namespace {
 
 int get_option(int option, int64_t* value) {
-  if (option < 0 || option >= static_cast<int>(options.size())) return fail(kParameter, "softnpu: system option %d", option);
+  if (option < 0 || option >= static_cast<int>(options.size()))
+    return fail(kParameter, "softnpu: system option %d", option);
   *value = options[static_cast<size_t>(option)];
   return kOk;
 }
 
 int set_option(int option, int64_t value) {
-  if (option < 0 || option >= static_cast<int>(options.size())) return fail(kParameter, "softnpu: system option %d", option);
+  if (option < 0 || option >= static_cast<int>(options.size()))
+    return fail(kParameter, "softnpu: system option %d", option);
   options[static_cast<size_t>(option)] = value;
   return kOk;
 }
@@ -225,9 +227,18 @@ SOFTNPU_C int aclrtCtxSetSysParamOpt(int option, int64_t value) {
 }
 
 // Settings that change nothing which can be observed here.
-SOFTNPU_C int aclrtSetDeviceSatMode(int) { SOFTNPU_ENTER(); return kOk; }
-SOFTNPU_C int aclrtSetOpExecuteTimeOut(uint32_t) { SOFTNPU_ENTER(); return kOk; }
-SOFTNPU_C int aclrtSetOpWaitTimeout(uint32_t) { SOFTNPU_ENTER(); return kOk; }
+SOFTNPU_C int aclrtSetDeviceSatMode(int) {
+  SOFTNPU_ENTER();
+  return kOk;
+}
+SOFTNPU_C int aclrtSetOpExecuteTimeOut(uint32_t) {
+  SOFTNPU_ENTER();
+  return kOk;
+}
+SOFTNPU_C int aclrtSetOpWaitTimeout(uint32_t) {
+  SOFTNPU_ENTER();
+  return kOk;
+}
 
 SOFTNPU_C const char* aclGetRecentErrMsg() { return last_message(); }
 SOFTNPU_C int aclrtPeekAtLastError(int) { return last_code(false); }

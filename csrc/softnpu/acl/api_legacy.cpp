@@ -1,4 +1,5 @@
-// The graph-operator path of older CANN, profiling and dump hooks. Operators of that path are refused by name, never skipped.
+// The graph-operator path of older CANN, profiling and dump hooks. Operators of that path are refused by name, never
+// skipped.
 #include <vector>
 
 #include "report.h"
@@ -19,8 +20,11 @@ struct Buffer {
 int refuse(const char* what) { return fail(kUnsupportedApi, "softnpu: %s is not emulated", what); }
 
 int refuse_operator(const char* type) {
-  return fail(kUnsupportedApi, "softnpu: operator %s was sent over the graph-operator path (aclopCompileAndExecute), which is not emulated: "
-              "its aclnn function is missing from softnpu", type);
+  return fail(
+      kUnsupportedApi,
+      "softnpu: operator %s was sent over the graph-operator path (aclopCompileAndExecute), which is not emulated: "
+      "its aclnn function is missing from softnpu",
+      type);
 }
 
 }  // namespace
@@ -36,7 +40,9 @@ SOFTNPU_C Description* aclCreateTensorDesc(int dtype, int rank, const int64_t* d
 }
 SOFTNPU_C void aclDestroyTensorDesc(const Description* description) { delete description; }
 SOFTNPU_C int aclSetTensorFormat(Description* description, int format) { return description->format = format, kOk; }
-SOFTNPU_C int aclSetTensorShape(Description* description, int rank, const int64_t* dims) { return description->dims.assign(dims, dims + rank), kOk; }
+SOFTNPU_C int aclSetTensorShape(Description* description, int rank, const int64_t* dims) {
+  return description->dims.assign(dims, dims + rank), kOk;
+}
 SOFTNPU_C int aclSetTensorPlaceMent(Description*, int) { return kOk; }
 SOFTNPU_C void aclSetTensorDescName(Description*, const char*) {}
 SOFTNPU_C int aclGetTensorDescFormat(const Description* description) { return description->format; }
@@ -47,13 +53,14 @@ SOFTNPU_C int aclGetTensorDescDimV2(const Description* description, size_t index
   return *size = description->dims[index], kOk;
 }
 
-SOFTNPU_C int aclopCompileAndExecute(const char* type, int, const void* const[], const void* const[], int, const void* const[], void* const[],
-                                     const void*, int, int, const char*, Handle) {
+SOFTNPU_C int aclopCompileAndExecute(const char* type, int, const void* const[], const void* const[], int,
+                                     const void* const[], void* const[], const void*, int, int, const char*, Handle) {
   SOFTNPU_ENTER();
   return refuse_operator(type);
 }
 
-SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int, void*[], void*[], int, void*[], void*[], void*, int, int, const char*, Handle) {
+SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int, void*[], void*[], int, void*[], void*[], void*, int, int,
+                                       const char*, Handle) {
   SOFTNPU_ENTER();
   return refuse_operator(type);
 }
@@ -71,7 +78,10 @@ SOFTNPU_C int aclopSetAttrListListInt(void*, const char*, int, const int*, const
 SOFTNPU_C int aclopSetAttrString(void*, const char*, const char*) { return kOk; }
 
 #define SOFTNPU_REFUSE(name) \
-  SOFTNPU_C int name() { SOFTNPU_ENTER(); return refuse(#name); }
+  SOFTNPU_C int name() {     \
+    SOFTNPU_ENTER();         \
+    return refuse(#name);    \
+  }
 
 SOFTNPU_REFUSE(aclrtBinaryLoadFromData)
 SOFTNPU_REFUSE(aclrtBinaryGetFunction)

@@ -31,7 +31,8 @@ struct Physical {
 // The address at which the host can copy from or to `pointer`, which must be on the side that `device_side` says.
 void* side(const void* pointer, size_t bytes, bool device_side, const char* who) {
   if (device_side) return resolve(pointer, bytes, -1, who).alias;
-  if (device_of(pointer) >= 0) throw Fault(kParameter, std::string("softnpu: ") + who + ": a device pointer where the copy kind says host");
+  if (device_of(pointer) >= 0)
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": a device pointer where the copy kind says host");
   return const_cast<void*>(pointer);
 }
 
@@ -41,11 +42,15 @@ struct Copy {
 };
 
 Copy plan(void* to, size_t room, const void* from, size_t count, int kind, const char* who) {
-  if (count > room) throw Fault(kParameter, std::string("softnpu: ") + who + ": " + std::to_string(count) + " bytes into " + std::to_string(room));
+  if (count > room)
+    throw Fault(kParameter,
+                std::string("softnpu: ") + who + ": " + std::to_string(count) + " bytes into " + std::to_string(room));
   if (count == 0) return {nullptr, nullptr};
   const bool to_device = kind == kCopyDefault ? device_of(to) >= 0 : kind == kHostToDevice || kind == kDeviceToDevice;
-  const bool from_device = kind == kCopyDefault ? device_of(from) >= 0 : kind == kDeviceToHost || kind == kDeviceToDevice;
-  if (kind < kHostToHost || kind > kCopyDefault) throw Fault(kParameter, std::string("softnpu: ") + who + ": copy kind " + std::to_string(kind));
+  const bool from_device =
+      kind == kCopyDefault ? device_of(from) >= 0 : kind == kDeviceToHost || kind == kDeviceToDevice;
+  if (kind < kHostToHost || kind > kCopyDefault)
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": copy kind " + std::to_string(kind));
   return {side(to, count, to_device, who), side(from, count, from_device, who)};
 }
 
@@ -112,7 +117,8 @@ SOFTNPU_C int aclrtMallocHost(void** pointer, size_t size) {
 SOFTNPU_C int aclrtFreeHost(void* pointer) {
   SOFTNPU_ENTER();
   std::lock_guard lock(host_blocks().mutex);
-  if (!host_blocks().sizes.erase(pointer)) return fail(kParameter, "softnpu: aclrtFreeHost: not allocated (freed twice?)");
+  if (!host_blocks().sizes.erase(pointer))
+    return fail(kParameter, "softnpu: aclrtFreeHost: not allocated (freed twice?)");
   std::free(pointer);
   alive(Alive::kHostMemory, -1);
   return kOk;
@@ -136,7 +142,8 @@ SOFTNPU_C int aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t c
   return copy_later(to, room, from, count, kind, stream, __func__);
 }
 
-SOFTNPU_C int aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t count, int kind, Handle stream) {
+SOFTNPU_C int aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t count, int kind,
+                                            Handle stream) {
   SOFTNPU_ENTER();
   return copy_later(to, room, from, count, kind, stream, __func__);
 }
@@ -153,8 +160,9 @@ SOFTNPU_C int aclrtMemsetAsync(void* pointer, size_t room, int32_t value, size_t
   return guarded([&] {
     resolve(pointer, count, -1, "aclrtMemsetAsync");
     find_stream(handle, current_device())->push({"aclrtMemsetAsync", [=] {
-      std::memset(resolve(pointer, count, -1, "aclrtMemsetAsync").alias, value, count);
-    }});
+                                                   std::memset(resolve(pointer, count, -1, "aclrtMemsetAsync").alias,
+                                                               value, count);
+                                                 }});
   });
 }
 
@@ -164,7 +172,8 @@ SOFTNPU_C int aclrtPointerGetAttributes(const void* pointer, uint32_t* attribute
   const int device = device_of(pointer);
   std::lock_guard lock(host_blocks().mutex);
   bool pinned = false;
-  for (const auto& [start, size] : host_blocks().sizes) pinned |= pointer >= start && pointer < static_cast<char*>(start) + size;
+  for (const auto& [start, size] : host_blocks().sizes)
+    pinned |= pointer >= start && pointer < static_cast<char*>(start) + size;
   attributes[0] = device >= 0 ? static_cast<uint32_t>(device) : 0;
   attributes[1] = device >= 0 ? 1 : pinned ? 0 : 2;
   return kOk;

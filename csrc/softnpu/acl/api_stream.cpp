@@ -79,17 +79,32 @@ bool happened(Event& event) {
 
 using namespace softnpu;
 
-SOFTNPU_C int aclrtCreateStream(Handle* stream) { SOFTNPU_ENTER(); return create_stream(stream, 0); }
-SOFTNPU_C int aclrtCreateStreamWithConfig(Handle* stream, uint32_t, uint32_t flags) { SOFTNPU_ENTER(); return create_stream(stream, flags); }
-SOFTNPU_C int aclrtDestroyStream(Handle stream) { SOFTNPU_ENTER(); return destroy_stream(stream); }
-SOFTNPU_C int aclrtDestroyStreamForce(Handle stream) { SOFTNPU_ENTER(); return destroy_stream(stream); }
+SOFTNPU_C int aclrtCreateStream(Handle* stream) {
+  SOFTNPU_ENTER();
+  return create_stream(stream, 0);
+}
+SOFTNPU_C int aclrtCreateStreamWithConfig(Handle* stream, uint32_t, uint32_t flags) {
+  SOFTNPU_ENTER();
+  return create_stream(stream, flags);
+}
+SOFTNPU_C int aclrtDestroyStream(Handle stream) {
+  SOFTNPU_ENTER();
+  return destroy_stream(stream);
+}
+SOFTNPU_C int aclrtDestroyStreamForce(Handle stream) {
+  SOFTNPU_ENTER();
+  return destroy_stream(stream);
+}
 
 SOFTNPU_C int aclrtSetStreamFailureMode(Handle stream, uint64_t mode) {
   SOFTNPU_ENTER();
   return guarded([&] { return stream_of(stream)->stop_on_failure = mode == 1, kOk; });
 }
 
-SOFTNPU_C int aclrtSetStreamAttribute(Handle, int, void*) { SOFTNPU_ENTER(); return kOk; }
+SOFTNPU_C int aclrtSetStreamAttribute(Handle, int, void*) {
+  SOFTNPU_ENTER();
+  return kOk;
+}
 
 SOFTNPU_C int aclrtSynchronizeStream(Handle stream) {
   SOFTNPU_ENTER();
@@ -111,8 +126,14 @@ SOFTNPU_C int aclrtStreamGetId(Handle stream, int32_t* id) {
   return guarded([&] { return *id = stream_of(stream)->id, kOk; });
 }
 
-SOFTNPU_C int aclrtCreateEventExWithFlag(Handle* event, uint32_t) { SOFTNPU_ENTER(); return create_event(event); }
-SOFTNPU_C int aclrtCreateEventWithFlag(Handle* event, uint32_t) { SOFTNPU_ENTER(); return create_event(event); }
+SOFTNPU_C int aclrtCreateEventExWithFlag(Handle* event, uint32_t) {
+  SOFTNPU_ENTER();
+  return create_event(event);
+}
+SOFTNPU_C int aclrtCreateEventWithFlag(Handle* event, uint32_t) {
+  SOFTNPU_ENTER();
+  return create_event(event);
+}
 
 SOFTNPU_C int aclrtDestroyEvent(Handle event) {
   SOFTNPU_ENTER();
@@ -180,7 +201,8 @@ SOFTNPU_C int aclmdlRICaptureBegin(Handle stream, int) {
   return guarded([&] {
     const int code = stream_of(stream)->begin_capture();
     std::shared_ptr<Graph> graph;
-    if (code == kOk && stream_of(stream)->capture_state(&graph) != kCaptureNone) graphs().add(graph);  // has a handle while it grows
+    if (code == kOk && stream_of(stream)->capture_state(&graph) != kCaptureNone)
+      graphs().add(graph);  // has a handle while it grows
     return code;
   });
 }
@@ -222,4 +244,7 @@ SOFTNPU_C int aclmdlRIGetId(Handle graph, uint32_t* id) {
   return guarded([&] { return *id = graphs().find(graph, "graph")->id, kOk; });
 }
 
-SOFTNPU_C int aclmdlRICaptureThreadExchangeMode(int*) { SOFTNPU_ENTER(); return kOk; }
+SOFTNPU_C int aclmdlRICaptureThreadExchangeMode(int*) {
+  SOFTNPU_ENTER();
+  return kOk;
+}

@@ -25,10 +25,14 @@ size_t bytes(const std::string& size, std::string* problem) {
   char* end = nullptr;
   const double number = std::strtod(size.c_str(), &end);
   size_t unit = 1;
-  if (*end == 'K' || *end == 'k') unit = size_t{1} << 10;
-  else if (*end == 'M' || *end == 'm') unit = size_t{1} << 20;
-  else if (*end == 'G' || *end == 'g') unit = size_t{1} << 30;
-  else if (*end != 0) *problem = "SOFTNPU_MEMORY=" + size + " is not a size such as 64M or 2G";
+  if (*end == 'K' || *end == 'k')
+    unit = size_t{1} << 10;
+  else if (*end == 'M' || *end == 'm')
+    unit = size_t{1} << 20;
+  else if (*end == 'G' || *end == 'g')
+    unit = size_t{1} << 30;
+  else if (*end != 0)
+    *problem = "SOFTNPU_MEMORY=" + size + " is not a size such as 64M or 2G";
   if (number <= 0) *problem = "SOFTNPU_MEMORY=" + size + " is not a positive size";
   return static_cast<size_t>(number * static_cast<double>(unit));
 }

@@ -1,4 +1,5 @@
-// What the device is: read once from SOFTNPU_* environment variables, which `dsv4-ascend softnpu` and the Python API set.
+// What the device is: read once from SOFTNPU_* environment variables, which `dsv4-ascend softnpu` and the Python API
+// set.
 #pragma once
 
 #include <string>
@@ -8,12 +9,12 @@
 namespace softnpu {
 
 struct Config {
-  std::string soc;             // SOFTNPU_SOC
-  std::string cann;            // SOFTNPU_CANN
-  int devices;                 // SOFTNPU_DEVICES
-  size_t memory;               // SOFTNPU_MEMORY, bytes of each device
-  std::string trace;           // SOFTNPU_TRACE, "" = none; %p becomes the process id
-  std::string problem;         // why the settings are refused; aclInit reports it
+  std::string soc;      // SOFTNPU_SOC
+  std::string cann;     // SOFTNPU_CANN
+  int devices;          // SOFTNPU_DEVICES
+  size_t memory;        // SOFTNPU_MEMORY, bytes of each device
+  std::string trace;    // SOFTNPU_TRACE, "" = none; %p becomes the process id
+  std::string problem;  // why the settings are refused; aclInit reports it
 };
 
 SOFTNPU_CXX const Config& config();

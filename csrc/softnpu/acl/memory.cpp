@@ -55,7 +55,8 @@ struct DeviceMemory {
     if (base) return;
     void* start = mmap(nullptr, 2 * kWindow, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED)
-      throw Fault(kOutOfMemory, std::string("softnpu: cannot reserve address space (ulimit -v?): ") + std::strerror(errno));
+      throw Fault(kOutOfMemory,
+                  std::string("softnpu: cannot reserve address space (ulimit -v?): ") + std::strerror(errno));
     cursor = round_up(reinterpret_cast<uintptr_t>(start), size_t{2} << 20);
     base = cursor;
   }
@@ -86,7 +87,8 @@ struct DeviceMemory {
   void charge(int64_t bytes) {
     if (bytes > 0 && used + static_cast<size_t>(bytes) > config().memory)
       throw Fault(kOutOfMemory, "softnpu: out of device memory: " + std::to_string(bytes) + " bytes asked, " +
-                                    std::to_string(config().memory - used) + " of " + std::to_string(config().memory) + " free");
+                                    std::to_string(config().memory - used) + " of " + std::to_string(config().memory) +
+                                    " free");
     used = static_cast<size_t>(static_cast<int64_t>(used) + bytes);
     peak = used > peak ? used : peak;
   }
@@ -94,7 +96,8 @@ struct DeviceMemory {
   void open_pages(uintptr_t at, size_t size, size_t pages) {
     auto* alias = reinterpret_cast<unsigned char*>(at + kWindow);
     if (mprotect(alias, pages, PROT_READ | PROT_WRITE) != 0)
-      throw Fault(kOutOfMemory, std::string("softnpu: mprotect: ") + std::strerror(errno) + " (too many live allocations for vm.max_map_count?)");
+      throw Fault(kOutOfMemory, std::string("softnpu: mprotect: ") + std::strerror(errno) +
+                                    " (too many live allocations for vm.max_map_count?)");
     std::memset(alias, kFresh, size);
     std::memset(alias + size, kRedZone, pages - size);
   }
@@ -140,7 +143,9 @@ int window_of(uintptr_t at, uintptr_t distance) {
 
 DeviceMemory& owner(const void* pointer, const char* who) {
   const int device = device_of(pointer);
-  if (device < 0) throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(reinterpret_cast<uintptr_t>(pointer)) + " is not a device pointer");
+  if (device < 0)
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(reinterpret_cast<uintptr_t>(pointer)) +
+                                " is not a device pointer");
   return devices()[static_cast<size_t>(device)];
 }
 
@@ -150,12 +155,14 @@ void describe(uintptr_t at) {
   char text[320];
   int length = 0;
   if (const int device = window_of(at, 0); device >= 0) {
-    length = std::snprintf(text, sizeof text,
-                           "\nsoftnpu: host code dereferenced the device pointer 0x%lx (device %d): copy to the host first\n",
-                           static_cast<unsigned long>(at), device);
+    length = std::snprintf(
+        text, sizeof text,
+        "\nsoftnpu: host code dereferenced the device pointer 0x%lx (device %d): copy to the host first\n",
+        static_cast<unsigned long>(at), device);
   } else if (const int alias = window_of(at, kWindow); alias >= 0) {
     length = std::snprintf(text, sizeof text,
-                           "\nsoftnpu: a kernel touched 0x%lx (device %d), which is in no live allocation: out of range or use after free\n",
+                           "\nsoftnpu: a kernel touched 0x%lx (device %d), which is in no live allocation: out of "
+                           "range or use after free\n",
                            static_cast<unsigned long>(at - kWindow), alias);
   }
   if (length > 0 && write(2, text, static_cast<size_t>(length)) < 0) _exit(139);
@@ -207,7 +214,8 @@ void device_free(void* pointer) {
   std::lock_guard lock(memory.mutex);
   const auto it = memory.live.find(reinterpret_cast<uintptr_t>(pointer));
   if (it == memory.live.end() || !it->second.owns_addresses)
-    throw Fault(kParameter, "softnpu: aclrtFree: " + hex(reinterpret_cast<uintptr_t>(pointer)) + " is no live allocation (freed twice?)");
+    throw Fault(kParameter, "softnpu: aclrtFree: " + hex(reinterpret_cast<uintptr_t>(pointer)) +
+                                " is no live allocation (freed twice?)");
   const std::string problem = memory.red_zone_problem(it->first, it->second);
   memory.close_pages(it->first, it->second.pages);
   memory.charge(-static_cast<int64_t>(it->second.size));
@@ -253,7 +261,8 @@ void device_unmap(void* pointer) {
   DeviceMemory& memory = owner(pointer, "aclrtUnmapMem");
   std::lock_guard lock(memory.mutex);
   const auto it = memory.live.find(reinterpret_cast<uintptr_t>(pointer));
-  if (it == memory.live.end() || it->second.owns_addresses) throw Fault(kParameter, "softnpu: aclrtUnmapMem: not mapped");
+  if (it == memory.live.end() || it->second.owns_addresses)
+    throw Fault(kParameter, "softnpu: aclrtUnmapMem: not mapped");
   memory.close_pages(it->first, it->second.pages);
   memory.live.erase(it);
 }
@@ -270,26 +279,34 @@ int device_of(const void* pointer) { return window_of(reinterpret_cast<uintptr_t
 Range resolve(const void* pointer, size_t bytes, int device, const char* who) {
   const auto at = reinterpret_cast<uintptr_t>(pointer);
   const int home = device_of(pointer);
-  if (home < 0) throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(at) + " is not a device pointer (host memory given to a kernel?)");
+  if (home < 0)
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(at) +
+                                " is not a device pointer (host memory given to a kernel?)");
   if (device >= 0 && home != device)
-    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(at) + " belongs to device " + std::to_string(home) + ", not " + std::to_string(device));
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(at) + " belongs to device " +
+                                std::to_string(home) + ", not " + std::to_string(device));
   DeviceMemory& memory = devices()[static_cast<size_t>(home)];
   std::lock_guard lock(memory.mutex);
   auto it = memory.holding(at);
-  if (it == memory.live.end()) throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": " + hex(at) + " is in no live allocation (use after free?)");
+  if (it == memory.live.end())
+    throw Fault(kReadOutOfBounds,
+                std::string("softnpu: ") + who + ": " + hex(at) + " is in no live allocation (use after free?)");
   const uint64_t number = it->second.number;
   uintptr_t reach = it->first + it->second.size;
   // Neighbouring mapped segments of one reserved range count as one.
-  while (at + bytes > reach && !it->second.owns_addresses && ++it != memory.live.end() && it->first == reach) reach += it->second.size;
+  while (at + bytes > reach && !it->second.owns_addresses && ++it != memory.live.end() && it->first == reach)
+    reach += it->second.size;
   if (at + bytes > reach)
-    throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": " + hex(at) + " + " + std::to_string(bytes) + " bytes ends " +
-                                      std::to_string(at + bytes - reach) + " bytes behind its allocation");
+    throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": " + hex(at) + " + " + std::to_string(bytes) +
+                                      " bytes ends " + std::to_string(at + bytes - reach) +
+                                      " bytes behind its allocation");
   return {reinterpret_cast<void*>(at + kWindow), number};
 }
 
 void still_alive(const void* pointer, size_t bytes, uint64_t allocation, const char* who) {
   if (resolve(pointer, bytes, -1, who).allocation != allocation)
-    throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": memory was freed and given away between launch and execution");
+    throw Fault(kReadOutOfBounds,
+                std::string("softnpu: ") + who + ": memory was freed and given away between launch and execution");
 }
 
 std::string check_red_zones() {
@@ -298,7 +315,8 @@ std::string check_red_zones() {
     for (const auto& [at, block] : memory.live) {
       std::string problem = memory.red_zone_problem(at, block);
       if (problem.empty()) continue;
-      std::memset(reinterpret_cast<char*>(at + kWindow) + block.size, kRedZone, block.pages - block.size);  // reported once
+      std::memset(reinterpret_cast<char*>(at + kWindow) + block.size, kRedZone,
+                  block.pages - block.size);  // reported once
       return problem;
     }
   }
@@ -311,8 +329,8 @@ std::string memory_statistics() {
   for (int i = 0; i < config().devices && i < kMaxDevices; ++i) {
     DeviceMemory& memory = devices()[static_cast<size_t>(i)];
     std::lock_guard lock(memory.mutex);
-    out << (i ? "," : "") << "{\"used\":" << memory.used << ",\"peak\":" << memory.peak << ",\"live\":" << memory.live.size()
-        << ",\"allocations\":" << memory.allocations << "}";
+    out << (i ? "," : "") << "{\"used\":" << memory.used << ",\"peak\":" << memory.peak
+        << ",\"live\":" << memory.live.size() << ",\"allocations\":" << memory.allocations << "}";
   }
   out << "]";
   return out.str();

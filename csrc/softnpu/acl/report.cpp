@@ -43,7 +43,8 @@ std::string parse(const std::string& spec, Planned* result) {
   char *end_n = nullptr, *end_code = nullptr;
   const long n = std::strtol(spec.c_str() + first + 1, &end_n, 10);
   const long code = std::strtol(spec.c_str() + second + 1, &end_code, 10);
-  if (n < 1 || end_n != spec.c_str() + second || code == 0 || *end_code) return "fault '" + spec + "': N >= 1 and CODE != 0";
+  if (n < 1 || end_n != spec.c_str() + second || code == 0 || *end_code)
+    return "fault '" + spec + "': N >= 1 and CODE != 0";
   *result = {spec.substr(0, first), static_cast<uint64_t>(n - 1), static_cast<int>(code)};
   return "";
 }
@@ -105,8 +106,9 @@ std::string quoted(const std::string& text) {
   return result + "\"";
 }
 
-const char* const kAliveNames[] = {"tensors", "tensor_lists", "scalars", "arrays", "executors", "streams", "events",
-                                   "device_allocations", "host_allocations", "graphs"};
+const char* const kAliveNames[] = {"tensors",          "tensor_lists", "scalars", "arrays",
+                                   "executors",        "streams",      "events",  "device_allocations",
+                                   "host_allocations", "graphs"};
 
 }  // namespace
 
@@ -158,11 +160,14 @@ int injected_kernel_fault(const std::string& name) {
   return board().armed.load(std::memory_order_acquire) ? use(name + "@kernel") : 0;
 }
 
-void alive(Alive what, int change) { board().alive[static_cast<int>(what)].fetch_add(change, std::memory_order_relaxed); }
+void alive(Alive what, int change) {
+  board().alive[static_cast<int>(what)].fetch_add(change, std::memory_order_relaxed);
+}
 
 uint64_t now_ns() {
   return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count());
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+          .count());
 }
 
 bool tracing() {
@@ -236,7 +241,8 @@ std::string statistics() {
   out << "},\"launches\":{";
   separator = "";
   for (const auto& [name, totals] : b.launches) {
-    out << separator << quoted(name) << ":{\"launches\":" << totals.launches << ",\"host_ns\":" << totals.host_ns << "}";
+    out << separator << quoted(name) << ":{\"launches\":" << totals.launches << ",\"host_ns\":" << totals.host_ns
+        << "}";
     separator = ",";
   }
   out << "},\"idle_launches\":{";

@@ -25,8 +25,8 @@ class SOFTNPU_CXX Call {
 };
 
 // First line of every exported function that returns an error code.
-#define SOFTNPU_ENTER()                        \
-  static ::softnpu::Call call_{__func__};      \
+#define SOFTNPU_ENTER()                   \
+  static ::softnpu::Call call_{__func__}; \
   if (const int injected_ = call_.enter()) return injected_
 
 // A kernel's or an argument's failure: becomes the return code, or the stream's error when it happens on the worker.
@@ -41,12 +41,25 @@ SOFTNPU_CXX int fail(const Fault& fault);
 SOFTNPU_CXX const char* last_message();
 SOFTNPU_CXX int last_code(bool clear);
 
-// "CALL:N:CODE", comma separated: the n-th use of CALL from now on answers CODE. CALL@kernel fails on the stream instead.
+// "CALL:N:CODE", comma separated: the n-th use of CALL from now on answers CODE. CALL@kernel fails on the stream
+// instead.
 SOFTNPU_CXX bool inject(const std::string& specs, std::string* problem);
 SOFTNPU_CXX int injected_kernel_fault(const std::string& name);
 
 // Things that must return to zero.
-enum class Alive { kTensor, kTensorList, kScalar, kArray, kExecutor, kStream, kEvent, kDeviceMemory, kHostMemory, kGraph, kCount };
+enum class Alive {
+  kTensor,
+  kTensorList,
+  kScalar,
+  kArray,
+  kExecutor,
+  kStream,
+  kEvent,
+  kDeviceMemory,
+  kHostMemory,
+  kGraph,
+  kCount
+};
 SOFTNPU_CXX void alive(Alive what, int change);
 
 struct SOFTNPU_CXX LaunchRecord {

@@ -59,10 +59,12 @@ void delay(uint64_t worker) {
   if (!seed) return;
   const uint64_t epoch = chaos().tasks.fetch_add(1) / 16;
   const uint64_t draw = mix(seed * 1000003 + epoch);
-  if (draw % (chaos().workers.load() + 1) == worker) std::this_thread::sleep_for(std::chrono::microseconds(200 + draw / 7 % 800));
+  if (draw % (chaos().workers.load() + 1) == worker)
+    std::this_thread::sleep_for(std::chrono::microseconds(200 + draw / 7 % 800));
 }
 
-bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms, const std::function<bool()>& ready) {
+bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms,
+                const std::function<bool()>& ready) {
   if (timeout_ms < 0) {
     changed.wait(lock, ready);
     return true;
@@ -86,7 +88,9 @@ void set_chaos(uint64_t seed) {
   chaos().tasks = 0;
 }
 
-Stream::Stream(int device, uint32_t flags) : id(next_stream++), device(device), flags(flags) { alive(Alive::kStream, 1); }
+Stream::Stream(int device, uint32_t flags) : id(next_stream++), device(device), flags(flags) {
+  alive(Alive::kStream, 1);
+}
 
 Stream::~Stream() {
   stop();
@@ -100,8 +104,10 @@ void Stream::stop() {
   }
   changed_.notify_all();
   if (!worker_.joinable()) return;
-  if (worker_.get_id() == std::this_thread::get_id()) worker_.detach();
-  else worker_.join();
+  if (worker_.get_id() == std::this_thread::get_id())
+    worker_.detach();
+  else
+    worker_.join();
 }
 
 void Stream::push(Task task) {
@@ -152,11 +158,13 @@ void Stream::work() {
 
 void Stream::run(const Task& task) {
   try {
-    if (const int code = injected_kernel_fault(task.name)) throw Fault(code, "softnpu: injected fault in kernel " + task.name);
+    if (const int code = injected_kernel_fault(task.name))
+      throw Fault(code, "softnpu: injected fault in kernel " + task.name);
     task.run();
   } catch (const Fault& fault) {
     std::lock_guard lock(mutex_);
-    if (!error_) error_ = fault.code, error_text_ = task.name + " on stream " + std::to_string(id) + ": " + fault.what();
+    if (!error_)
+      error_ = fault.code, error_text_ = task.name + " on stream " + std::to_string(id) + ": " + fault.what();
   }
 }
 
@@ -165,7 +173,8 @@ int Stream::synchronise(int timeout_ms) {
     std::lock_guard lock(capture_lock());
     if (capture_) {
       capture_->valid = false;
-      return fail(kStreamCaptured, "softnpu: stream %d is being captured: synchronising it invalidates the capture", id);
+      return fail(kStreamCaptured, "softnpu: stream %d is being captured: synchronising it invalidates the capture",
+                  id);
     }
   }
   std::unique_lock lock(mutex_);
@@ -175,7 +184,8 @@ int Stream::synchronise(int timeout_ms) {
   const int code = error_;
   error_ = 0;
   if (!code) return kOk;
-  std::fprintf(stderr, "softnpu: %s\n", error_text_.c_str());  // torch_npu does not pass the text on from every synchronise
+  std::fprintf(stderr, "softnpu: %s\n",
+               error_text_.c_str());  // torch_npu does not pass the text on from every synchronise
   return fail(code, "%s", error_text_.c_str());
 }
 
@@ -199,12 +209,14 @@ void Stream::record(const std::shared_ptr<Event>& event) {
     std::lock_guard lock(event->mutex);
     number = ++event->recorded;
   }
-  enqueue({"record_event", [event, number] {
+  enqueue({"record_event",
+           [event, number] {
              std::lock_guard lock(event->mutex);
              event->done = std::max(event->done, number);
              event->time_ns = now_ns();
              event->changed.notify_all();
-           }, true});
+           },
+           true});
 }
 
 int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock) {
@@ -230,10 +242,12 @@ void Stream::wait(const std::shared_ptr<Event>& event) {
     number = event->recorded;
   }
   if (number == 0) return;
-  enqueue({"wait_event", [event, number] {
+  enqueue({"wait_event",
+           [event, number] {
              std::unique_lock lock(event->mutex);
              event->changed.wait(lock, [&] { return event->done >= number; });
-           }, true});
+           },
+           true});
 }
 
 int wait_event(Event& event, int timeout_ms) {
@@ -261,7 +275,8 @@ int Stream::begin_capture() {
 
 int Stream::end_capture(std::shared_ptr<Graph>* graph) {
   std::lock_guard lock(capture_lock());
-  if (!capture_ || capture_->members[0].get() != this) return fail(kStreamCaptured, "softnpu: no capture began on stream %d", id);
+  if (!capture_ || capture_->members[0].get() != this)
+    return fail(kStreamCaptured, "softnpu: no capture began on stream %d", id);
   const std::shared_ptr<Graph> ended = capture_;
   ended->ended = true;
   int code = ended->valid ? kOk : fail(kStreamCaptured, "softnpu: the capture was invalidated");
@@ -271,7 +286,8 @@ int Stream::end_capture(std::shared_ptr<Graph>* graph) {
     ended->members[i]->capture_.reset();
     const Clock& own = ended->clocks[i];
     if (code == kOk && i < own.size() && own[i] > joined[i])
-      code = fail(kStreamUnjoined, "softnpu: stream %d was forked into the capture and not joined again", ended->members[i]->id);
+      code = fail(kStreamUnjoined, "softnpu: stream %d was forked into the capture and not joined again",
+                  ended->members[i]->id);
   }
   ended->members.clear();
   if (code == kOk) *graph = ended;
@@ -297,7 +313,8 @@ std::vector<size_t> replay_order(const Graph& graph, uint64_t seed) {
     for (size_t i = 0; i < left.size(); ++i) {
       const Clock& before = graph.nodes[left[i]].before;
       bool runnable = true;
-      for (size_t member = 0; member < before.size(); ++member) runnable &= before[member] <= (member < done.size() ? done[member] : 0);
+      for (size_t member = 0; member < before.size(); ++member)
+        runnable &= before[member] <= (member < done.size() ? done[member] : 0);
       if (runnable) ready.push_back(i);
     }
     const size_t pick = ready[mix(seed + order.size()) % ready.size()];
@@ -356,8 +373,10 @@ int synchronise_device(int device, int timeout_ms) {
   std::vector<std::shared_ptr<Stream>> mine;
   {
     std::lock_guard lock(streams().mutex);
-    for (const auto& [handle, stream] : streams().all) if (stream->device == device) mine.push_back(stream);
-    if (const auto found = streams().defaults.find(device); found != streams().defaults.end()) mine.push_back(found->second);
+    for (const auto& [handle, stream] : streams().all)
+      if (stream->device == device) mine.push_back(stream);
+    if (const auto found = streams().defaults.find(device); found != streams().defaults.end())
+      mine.push_back(found->second);
   }
   int code = kOk;
   for (const auto& stream : mine) {

@@ -1,5 +1,5 @@
-// Streams are ordered queues, each with a worker thread that starts at its first task. Events count records. A captured stream
-// appends its tasks to a graph instead of running them.
+// Streams are ordered queues, each with a worker thread that starts at its first task. Events count records. A captured
+// stream appends its tasks to a graph instead of running them.
 #pragma once
 
 #include <condition_variable>
@@ -31,8 +31,8 @@ struct Event {
   std::condition_variable changed;
   uint64_t recorded = 0, done = 0;  // record calls issued and executed
   uint64_t time_ns = 0;
-  std::weak_ptr<Graph> graph;       // recorded inside this capture ...
-  Clock clock;                      // ... at this point
+  std::weak_ptr<Graph> graph;  // recorded inside this capture ...
+  Clock clock;                 // ... at this point
   ~Event();
 };
 
@@ -90,7 +90,8 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   std::shared_ptr<Graph> capture_;  // guarded by the capture lock
 };
 
-SOFTNPU_CXX std::shared_ptr<Stream> find_stream(Handle handle, int device);  // nullptr handle: the device's default stream
+SOFTNPU_CXX std::shared_ptr<Stream> find_stream(Handle handle,
+                                                int device);  // nullptr handle: the device's default stream
 SOFTNPU_CXX Handle add_stream(int device, uint32_t flags);
 bool remove_stream(Handle handle);
 int synchronise_device(int device, int timeout_ms);

@@ -12,39 +12,82 @@ namespace softnpu {
 
 size_t dtype_bits(int dtype) {
   switch (dtype) {
-    case kInt4: case kFloat4E2M1: return 4;
-    case kInt8: case kUint8: case kBool: case kFloat8E5M2: case kFloat8E4M3: case kFloat8E8M0: return 8;
-    case kHalf: case kBFloat16: case kInt16: case kUint16: return 16;
-    case kFloat: case kInt32: case kUint32: case kComplex32: return 32;
-    case kDouble: case kInt64: case kUint64: case kComplex64: return 64;
-    case kComplex128: return 128;
-    default: throw Fault(kNnParameter, "softnpu: aclDataType " + std::to_string(dtype) + " is not emulated");
+    case kInt4:
+    case kFloat4E2M1:
+      return 4;
+    case kInt8:
+    case kUint8:
+    case kBool:
+    case kFloat8E5M2:
+    case kFloat8E4M3:
+    case kFloat8E8M0:
+      return 8;
+    case kHalf:
+    case kBFloat16:
+    case kInt16:
+    case kUint16:
+      return 16;
+    case kFloat:
+    case kInt32:
+    case kUint32:
+    case kComplex32:
+      return 32;
+    case kDouble:
+    case kInt64:
+    case kUint64:
+    case kComplex64:
+      return 64;
+    case kComplex128:
+      return 128;
+    default:
+      throw Fault(kNnParameter, "softnpu: aclDataType " + std::to_string(dtype) + " is not emulated");
   }
 }
 
 const char* dtype_name(int dtype) {
   switch (dtype) {
-    case kFloat: return "FLOAT";
-    case kHalf: return "FLOAT16";
-    case kInt8: return "INT8";
-    case kInt32: return "INT32";
-    case kUint8: return "UINT8";
-    case kInt16: return "INT16";
-    case kUint16: return "UINT16";
-    case kUint32: return "UINT32";
-    case kInt64: return "INT64";
-    case kUint64: return "UINT64";
-    case kDouble: return "DOUBLE";
-    case kBool: return "BOOL";
-    case kComplex64: return "COMPLEX64";
-    case kComplex128: return "COMPLEX128";
-    case kBFloat16: return "BFLOAT16";
-    case kInt4: return "INT4";
-    case kFloat8E5M2: return "FLOAT8_E5M2";
-    case kFloat8E4M3: return "FLOAT8_E4M3FN";
-    case kFloat8E8M0: return "FLOAT8_E8M0";
-    case kFloat4E2M1: return "FLOAT4_E2M1";
-    default: return "UNKNOWN";
+    case kFloat:
+      return "FLOAT";
+    case kHalf:
+      return "FLOAT16";
+    case kInt8:
+      return "INT8";
+    case kInt32:
+      return "INT32";
+    case kUint8:
+      return "UINT8";
+    case kInt16:
+      return "INT16";
+    case kUint16:
+      return "UINT16";
+    case kUint32:
+      return "UINT32";
+    case kInt64:
+      return "INT64";
+    case kUint64:
+      return "UINT64";
+    case kDouble:
+      return "DOUBLE";
+    case kBool:
+      return "BOOL";
+    case kComplex64:
+      return "COMPLEX64";
+    case kComplex128:
+      return "COMPLEX128";
+    case kBFloat16:
+      return "BFLOAT16";
+    case kInt4:
+      return "INT4";
+    case kFloat8E5M2:
+      return "FLOAT8_E5M2";
+    case kFloat8E4M3:
+      return "FLOAT8_E4M3FN";
+    case kFloat8E8M0:
+      return "FLOAT8_E8M0";
+    case kFloat4E2M1:
+      return "FLOAT4_E2M1";
+    default:
+      return "UNKNOWN";
   }
 }
 
@@ -69,7 +112,8 @@ void extent(const aclTensor& tensor, int64_t* first, size_t* bytes) {
 namespace {
 
 void execute(const Launch& launch, const Stream& stream, uint64_t order, uint64_t host_ns) {
-  for (const Access& access : launch.accesses) still_alive(access.pointer, access.bytes, access.allocation, launch.name.c_str());
+  for (const Access& access : launch.accesses)
+    still_alive(access.pointer, access.bytes, access.allocation, launch.name.c_str());
   const uint64_t start = now_ns();
   launch.kernel();
   if (tracing()) trace({launch.name, launch.arguments, stream.device, stream.id, order, host_ns, start, now_ns()});
@@ -97,12 +141,15 @@ int enqueue(const std::shared_ptr<Launch>& launch, Handle handle) try {
 
 using namespace softnpu;
 
-SOFTNPU_C aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t rank, int dtype, const int64_t* strides, int64_t offset, int format,
-                                     const int64_t* storage, uint64_t storage_rank, void* data) {
+SOFTNPU_C aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t rank, int dtype, const int64_t* strides,
+                                     int64_t offset, int format, const int64_t* storage, uint64_t storage_rank,
+                                     void* data) {
   static Call call{__func__};
   if (call.enter()) return nullptr;
-  auto* tensor = new aclTensor{{sizes, sizes + rank}, {}, {storage, storage + storage_rank}, offset, dtype, format, data};
-  if (strides) tensor->strides.assign(strides, strides + rank);
+  auto* tensor =
+      new aclTensor{{sizes, sizes + rank}, {}, {storage, storage + storage_rank}, offset, dtype, format, data};
+  if (strides)
+    tensor->strides.assign(strides, strides + rank);
   else {
     tensor->strides.assign(rank, 1);
     for (size_t i = rank; i-- > 1;) tensor->strides[i - 1] = tensor->strides[i] * tensor->sizes[i];
@@ -149,9 +196,15 @@ int destroy_array(const Array* array) {
 
 }  // namespace
 
-SOFTNPU_C aclIntArray* aclCreateIntArray(const int64_t* values, uint64_t count) { return create_array<aclIntArray>(values, count); }
-SOFTNPU_C aclBoolArray* aclCreateBoolArray(const bool* values, uint64_t count) { return create_array<aclBoolArray>(values, count); }
-SOFTNPU_C aclFloatArray* aclCreateFloatArray(const float* values, uint64_t count) { return create_array<aclFloatArray>(values, count); }
+SOFTNPU_C aclIntArray* aclCreateIntArray(const int64_t* values, uint64_t count) {
+  return create_array<aclIntArray>(values, count);
+}
+SOFTNPU_C aclBoolArray* aclCreateBoolArray(const bool* values, uint64_t count) {
+  return create_array<aclBoolArray>(values, count);
+}
+SOFTNPU_C aclFloatArray* aclCreateFloatArray(const float* values, uint64_t count) {
+  return create_array<aclFloatArray>(values, count);
+}
 SOFTNPU_C int aclDestroyIntArray(const aclIntArray* array) { return destroy_array(array); }
 SOFTNPU_C int aclDestroyBoolArray(const aclBoolArray* array) { return destroy_array(array); }
 SOFTNPU_C int aclDestroyFloatArray(const aclFloatArray* array) { return destroy_array(array); }
@@ -195,9 +248,15 @@ int copy_dims(const std::vector<int64_t>& dims, int64_t** values, uint64_t* coun
 
 }  // namespace
 
-SOFTNPU_C int aclGetViewShape(const aclTensor* tensor, int64_t** values, uint64_t* count) { return copy_dims(tensor->sizes, values, count); }
-SOFTNPU_C int aclGetViewStrides(const aclTensor* tensor, int64_t** values, uint64_t* count) { return copy_dims(tensor->strides, values, count); }
-SOFTNPU_C int aclGetStorageShape(const aclTensor* tensor, int64_t** values, uint64_t* count) { return copy_dims(tensor->storage, values, count); }
+SOFTNPU_C int aclGetViewShape(const aclTensor* tensor, int64_t** values, uint64_t* count) {
+  return copy_dims(tensor->sizes, values, count);
+}
+SOFTNPU_C int aclGetViewStrides(const aclTensor* tensor, int64_t** values, uint64_t* count) {
+  return copy_dims(tensor->strides, values, count);
+}
+SOFTNPU_C int aclGetStorageShape(const aclTensor* tensor, int64_t** values, uint64_t* count) {
+  return copy_dims(tensor->storage, values, count);
+}
 SOFTNPU_C int aclGetViewOffset(const aclTensor* tensor, int64_t* offset) { return *offset = tensor->offset, kOk; }
 SOFTNPU_C int aclGetDataType(const aclTensor* tensor, int* dtype) { return *dtype = tensor->dtype, kOk; }
 SOFTNPU_C int aclGetFormat(const aclTensor* tensor, int* format) { return *format = tensor->format, kOk; }

@@ -20,11 +20,21 @@ struct aclScalar {
   alignas(16) unsigned char bytes[16];
 };
 
-struct aclIntArray { std::vector<int64_t> values; };
-struct aclBoolArray { std::vector<bool> values; };
-struct aclFloatArray { std::vector<float> values; };
-struct aclTensorList { std::vector<aclTensor*> tensors; };  // owns them, as CANN's does
-struct aclScalarList { std::vector<aclScalar*> scalars; };
+struct aclIntArray {
+  std::vector<int64_t> values;
+};
+struct aclBoolArray {
+  std::vector<bool> values;
+};
+struct aclFloatArray {
+  std::vector<float> values;
+};
+struct aclTensorList {
+  std::vector<aclTensor*> tensors;
+};  // owns them, as CANN's does
+struct aclScalarList {
+  std::vector<aclScalar*> scalars;
+};
 
 namespace softnpu {
 
@@ -38,8 +48,9 @@ struct Access {
 struct Launch {
   std::string name, arguments;
   std::vector<Access> accesses;
-  std::function<void()> kernel;   // may run many times
-  std::function<void()> resolve;  // set: the kernel's output shape depends on data, phase 2 waits for it and then calls this
+  std::function<void()> kernel;  // may run many times
+  std::function<void()>
+      resolve;  // set: the kernel's output shape depends on data, phase 2 waits for it and then calls this
   uint64_t prepared_ns = 0;
 };
 
@@ -52,4 +63,6 @@ SOFTNPU_CXX int enqueue(const std::shared_ptr<Launch>& launch, Handle stream);
 
 }  // namespace softnpu
 
-struct aclOpExecutor { std::shared_ptr<softnpu::Launch> launch; };
+struct aclOpExecutor {
+  std::shared_ptr<softnpu::Launch> launch;
+};

@@ -1,12 +1,13 @@
-// HCCL's C interface. A collective is a task on the caller's stream; buffers are checked at the call and again when it runs.
+// HCCL's C interface. A collective is a task on the caller's stream; buffers are checked at the call and again when it
+// runs.
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <map>
-#include <mutex>
 #include <memory>
+#include <mutex>
 
 #include "comm.h"
 #include "softnpu/acl/device.h"
@@ -62,7 +63,9 @@ struct Buffer {
   unsigned char* get(const char* who) const {
     return bytes ? static_cast<unsigned char*>(resolve(pointer, bytes, current_device(), who).alias) : nullptr;
   }
-  unsigned char* later(const char* who) const { return bytes ? static_cast<unsigned char*>(resolve(pointer, bytes, -1, who).alias) : nullptr; }
+  unsigned char* later(const char* who) const {
+    return bytes ? static_cast<unsigned char*>(resolve(pointer, bytes, -1, who).alias) : nullptr;
+  }
 };
 
 void launch(const char* name, Handle stream, std::function<void()> run) {
@@ -88,18 +91,23 @@ void launch_transfers(const std::vector<Pending>& items, const char* name) {
     for (const Pending& item : batch) item.buffer.get(name);
     launch(name, key.second, [batch = batch, name] {
       std::vector<Transfer> transfers;
-      for (const Pending& item : batch) transfers.push_back({item.send, item.buffer.later(name), item.buffer.bytes, item.peer});
+      for (const Pending& item : batch)
+        transfers.push_back({item.send, item.buffer.later(name), item.buffer.bytes, item.peer});
       batch[0].comm->transfer(std::move(transfers));
     });
   }
 }
 
-int add_transfer(Handle comm, Handle stream, bool send, const void* data, uint64_t count, int dtype, uint32_t peer, const char* name) {
+int add_transfer(Handle comm, Handle stream, bool send, const void* data, uint64_t count, int dtype, uint32_t peer,
+                 const char* name) {
   return guarded([&] {
     Pending item{find(comm), stream, send, {data, count * element_size(dtype)}, static_cast<int>(peer)};
-    if (item.peer >= item.comm->ranks) throw Fault(kParameter, "softnpu: " + std::string(name) + ": peer " + std::to_string(peer));
-    if (group_depth) group.push_back(item);
-    else launch_transfers({item}, name);
+    if (item.peer >= item.comm->ranks)
+      throw Fault(kParameter, "softnpu: " + std::string(name) + ": peer " + std::to_string(peer));
+    if (group_depth)
+      group.push_back(item);
+    else
+      launch_transfers({item}, name);
   });
 }
 
@@ -108,7 +116,8 @@ using Counts = std::vector<std::pair<size_t, size_t>>;  // bytes and displacemen
 Counts uneven(const void* counts, const void* displacements, size_t ranks, size_t width) {
   Counts result;
   for (size_t i = 0; i < ranks; ++i)
-    result.emplace_back(static_cast<const uint64_t*>(counts)[i] * width, static_cast<const uint64_t*>(displacements)[i] * width);
+    result.emplace_back(static_cast<const uint64_t*>(counts)[i] * width,
+                        static_cast<const uint64_t*>(displacements)[i] * width);
   return result;
 }
 
@@ -130,21 +139,24 @@ std::vector<Piece> pieces(unsigned char* base, const Counts& parts) {
   return result;
 }
 
-void all_to_all(const char* name, Handle handle, Handle stream, const void* send, const Counts& out, const void* receive, const Counts& in) {
+void all_to_all(const char* name, Handle handle, Handle stream, const void* send, const Counts& out,
+                const void* receive, const Counts& in) {
   const auto comm = find(handle);
   const Buffer from = whole(send, out), to = whole(receive, in);
   from.get(name), to.get(name);
   launch(name, stream, [=] { comm->exchange(pieces(from.later(name), out), pieces(to.later(name), in)); });
 }
 
-void gather_all(const char* name, Handle handle, Handle stream, const void* send, size_t bytes, const void* receive, const Counts& in) {
+void gather_all(const char* name, Handle handle, Handle stream, const void* send, size_t bytes, const void* receive,
+                const Counts& in) {
   const auto comm = find(handle);
   const Buffer from{send, bytes}, to = whole(receive, in);
   from.get(name), to.get(name);
   launch(name, stream, [=] { comm->all_gather(from.later(name), bytes, pieces(to.later(name), in)); });
 }
 
-void reduce_all(const char* name, Handle handle, Handle stream, const void* send, const void* receive, size_t count, int dtype, int op, int root) {
+void reduce_all(const char* name, Handle handle, Handle stream, const void* send, const void* receive, size_t count,
+                int dtype, int op, int root) {
   const auto comm = find(handle);
   const size_t bytes = count * element_size(dtype);
   const Buffer from{send, bytes}, to{receive, root < 0 || root == comm->rank ? bytes : 0};
@@ -157,8 +169,8 @@ void reduce_all(const char* name, Handle handle, Handle stream, const void* send
 
 using namespace softnpu;
 
-#define HCCL_ENTER()              \
-  static Call call_{__func__};    \
+#define HCCL_ENTER()           \
+  static Call call_{__func__}; \
   if (call_.enter()) return kHcclInternal
 
 SOFTNPU_C int HcclGetRootInfo(char* info) {
@@ -178,7 +190,8 @@ SOFTNPU_C int HcclCommInitRootInfoConfig(uint32_t ranks, const char* info, uint3
   return create(info, ranks, rank, comm);
 }
 
-SOFTNPU_C int HcclCreateSubCommConfig(Handle* parent, uint32_t ranks, uint32_t*, uint64_t id, uint32_t rank, void*, Handle* comm) {
+SOFTNPU_C int HcclCreateSubCommConfig(Handle* parent, uint32_t ranks, uint32_t*, uint64_t id, uint32_t rank, void*,
+                                      Handle* comm) {
   HCCL_ENTER();
   std::string name;
   const int code = guarded([&] { name = find(*parent)->name + "-" + std::to_string(id); });
@@ -210,9 +223,11 @@ SOFTNPU_C int HcclAllReduce(void* send, void* receive, uint64_t count, int dtype
   return guarded([&] { reduce_all("HcclAllReduce", comm, stream, send, receive, count, dtype, op, -1); });
 }
 
-SOFTNPU_C int HcclReduce(void* send, void* receive, uint64_t count, int dtype, int op, uint32_t root, Handle comm, Handle stream) {
+SOFTNPU_C int HcclReduce(void* send, void* receive, uint64_t count, int dtype, int op, uint32_t root, Handle comm,
+                         Handle stream) {
   HCCL_ENTER();
-  return guarded([&] { reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op, static_cast<int>(root)); });
+  return guarded(
+      [&] { reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op, static_cast<int>(root)); });
 }
 
 SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root, Handle handle, Handle stream) {
@@ -221,7 +236,8 @@ SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root
     const auto comm = find(handle);
     const Buffer buffer{data, count * element_size(dtype)};
     buffer.get("HcclBroadcast");
-    launch("HcclBroadcast", stream, [=] { comm->broadcast(buffer.later("HcclBroadcast"), buffer.bytes, static_cast<int>(root)); });
+    launch("HcclBroadcast", stream,
+           [=] { comm->broadcast(buffer.later("HcclBroadcast"), buffer.bytes, static_cast<int>(root)); });
   });
 }
 
@@ -229,19 +245,23 @@ SOFTNPU_C int HcclAllGather(void* send, void* receive, uint64_t count, int dtype
   HCCL_ENTER();
   return guarded([&] {
     const size_t bytes = count * element_size(dtype);
-    gather_all("HcclAllGather", comm, stream, send, bytes, receive, even(bytes, static_cast<size_t>(find(comm)->ranks)));
+    gather_all("HcclAllGather", comm, stream, send, bytes, receive,
+               even(bytes, static_cast<size_t>(find(comm)->ranks)));
   });
 }
 
-SOFTNPU_C int HcclAllGatherV(void* send, uint64_t count, void* receive, const void* counts, const void* displacements, int dtype, Handle comm, Handle stream) {
+SOFTNPU_C int HcclAllGatherV(void* send, uint64_t count, void* receive, const void* counts, const void* displacements,
+                             int dtype, Handle comm, Handle stream) {
   HCCL_ENTER();
   return guarded([&] {
     const size_t width = element_size(dtype);
-    gather_all("HcclAllGatherV", comm, stream, send, count * width, receive, uneven(counts, displacements, static_cast<size_t>(find(comm)->ranks), width));
+    gather_all("HcclAllGatherV", comm, stream, send, count * width, receive,
+               uneven(counts, displacements, static_cast<size_t>(find(comm)->ranks), width));
   });
 }
 
-SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int dtype, int op, Handle handle, Handle stream) {
+SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int dtype, int op, Handle handle,
+                                Handle stream) {
   HCCL_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
@@ -254,25 +274,29 @@ SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int d
   });
 }
 
-SOFTNPU_C int HcclAlltoAll(const void* send, uint64_t send_count, int send_type, const void* receive, uint64_t count, int type, Handle comm, Handle stream) {
+SOFTNPU_C int HcclAlltoAll(const void* send, uint64_t send_count, int send_type, const void* receive, uint64_t count,
+                           int type, Handle comm, Handle stream) {
   HCCL_ENTER();
   return guarded([&] {
     const auto ranks = static_cast<size_t>(find(comm)->ranks);
-    all_to_all("HcclAlltoAll", comm, stream, send, even(send_count * element_size(send_type), ranks), receive, even(count * element_size(type), ranks));
+    all_to_all("HcclAlltoAll", comm, stream, send, even(send_count * element_size(send_type), ranks), receive,
+               even(count * element_size(type), ranks));
   });
 }
 
-SOFTNPU_C int HcclAlltoAllV(const void* send, const void* send_counts, const void* send_at, int send_type, const void* receive,
-                            const void* counts, const void* at, int type, Handle comm, Handle stream) {
+SOFTNPU_C int HcclAlltoAllV(const void* send, const void* send_counts, const void* send_at, int send_type,
+                            const void* receive, const void* counts, const void* at, int type, Handle comm,
+                            Handle stream) {
   HCCL_ENTER();
   return guarded([&] {  // the counts are host arrays that need not live longer than this call
     const auto ranks = static_cast<size_t>(find(comm)->ranks);
-    all_to_all("HcclAlltoAllV", comm, stream, send, uneven(send_counts, send_at, ranks, element_size(send_type)), receive,
-               uneven(counts, at, ranks, element_size(type)));
+    all_to_all("HcclAlltoAllV", comm, stream, send, uneven(send_counts, send_at, ranks, element_size(send_type)),
+               receive, uneven(counts, at, ranks, element_size(type)));
   });
 }
 
-SOFTNPU_C int HcclScatter(void* send, void* receive, uint64_t count, int dtype, uint32_t root, Handle handle, Handle stream) {
+SOFTNPU_C int HcclScatter(void* send, void* receive, uint64_t count, int dtype, uint32_t root, Handle handle,
+                          Handle stream) {
   HCCL_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
@@ -321,7 +345,11 @@ SOFTNPU_C int HcclBatchSendRecv(Item* items, uint32_t count, Handle handle, Hand
     const auto comm = find(handle);
     std::vector<Pending> batch;
     for (uint32_t i = 0; i < count; ++i)
-      batch.push_back({comm, stream, items[i].kind == 0, {items[i].data, items[i].count * element_size(items[i].dtype)}, static_cast<int>(items[i].peer)});
+      batch.push_back({comm,
+                       stream,
+                       items[i].kind == 0,
+                       {items[i].data, items[i].count * element_size(items[i].dtype)},
+                       static_cast<int>(items[i].peer)});
     launch_transfers(batch, "HcclBatchSendRecv");
   });
 }

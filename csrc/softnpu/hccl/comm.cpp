@@ -36,9 +36,11 @@ bool running(int pid) {
 
 }  // namespace
 
-Comm::Comm(std::string segment_name, int rank_count, int own_rank) : name(std::move(segment_name)), ranks(rank_count), rank(own_rank) {
+Comm::Comm(std::string segment_name, int rank_count, int own_rank)
+    : name(std::move(segment_name)), ranks(rank_count), rank(own_rank) {
   if (ranks < 1 || ranks > kMaxRanks || rank < 0 || rank >= ranks)
-    throw Fault(kParameter, "softnpu: rank " + std::to_string(rank) + " of " + std::to_string(ranks) + " (at most " + std::to_string(kMaxRanks) + ")");
+    throw Fault(kParameter, "softnpu: rank " + std::to_string(rank) + " of " + std::to_string(ranks) + " (at most " +
+                                std::to_string(kMaxRanks) + ")");
   const size_t pairs = static_cast<size_t>(ranks) * static_cast<size_t>(ranks);
   size_ = sizeof(Segment) + static_cast<size_t>(ranks) * kSlot + pairs * sizeof(Mailbox);
   const int file = shm_open(("/" + name).c_str(), O_CREAT | O_RDWR, 0600);
@@ -54,7 +56,8 @@ Comm::Comm(std::string segment_name, int rank_count, int own_rank) : name(std::m
   const auto limit = std::chrono::steady_clock::now() + kJoinLimit;
   for (int peer = 0; peer < ranks; ++peer) {
     while (segment_->pids[peer] == 0) {
-      if (std::chrono::steady_clock::now() > limit) throw Fault(kTimeout, "softnpu: rank " + std::to_string(peer) + " did not join " + name);
+      if (std::chrono::steady_clock::now() > limit)
+        throw Fault(kTimeout, "softnpu: rank " + std::to_string(peer) + " did not join " + name);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
@@ -68,22 +71,26 @@ void Comm::check_peers() {
   for (int peer = 0; peer < ranks; ++peer) {
     if (running(segment_->pids[peer])) continue;
     error = kRemoteError;
-    throw Fault(kRemoteError, "softnpu: rank " + std::to_string(peer) + " (process " + std::to_string(segment_->pids[peer]) + ") of communicator " + name + " is gone");
+    throw Fault(kRemoteError, "softnpu: rank " + std::to_string(peer) + " (process " +
+                                  std::to_string(segment_->pids[peer]) + ") of communicator " + name + " is gone");
   }
 }
 
 template <class Ready>
 void Comm::wait(Ready ready) {
   for (int turn = 0; !ready(); ++turn) {
-    if (turn < 64) std::this_thread::yield();
-    else std::this_thread::sleep_for(std::chrono::microseconds(turn < 256 ? 20 : 200));
+    if (turn < 64)
+      std::this_thread::yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(turn < 256 ? 20 : 200));
     if (turn % 1024 == 1023) check_peers();
   }
 }
 
 void Comm::barrier() {
   const uint64_t round = segment_->rounds[rank].fetch_add(1) + 1;
-  for (int peer = 0; peer < ranks; ++peer) wait([&] { return segment_->rounds[peer].load(std::memory_order_acquire) >= round; });
+  for (int peer = 0; peer < ranks; ++peer)
+    wait([&] { return segment_->rounds[peer].load(std::memory_order_acquire) >= round; });
 }
 
 void Comm::all_reduce(const void* send, void* receive, size_t count, int dtype, int operation, int root) {
@@ -118,8 +125,10 @@ void Comm::exchange(const std::vector<Piece>& send, const std::vector<Piece>& re
   size_t largest = 0;
   for (int from = 0; from < ranks; ++from) {
     if (segment_->counts[from][rank] != receive[static_cast<size_t>(from)].bytes)
-      throw Fault(kParameter, "softnpu: all-to-all: rank " + std::to_string(from) + " sends " + std::to_string(segment_->counts[from][rank]) +
-                                  " bytes to rank " + std::to_string(rank) + ", which expects " + std::to_string(receive[static_cast<size_t>(from)].bytes));
+      throw Fault(kParameter, "softnpu: all-to-all: rank " + std::to_string(from) + " sends " +
+                                  std::to_string(segment_->counts[from][rank]) + " bytes to rank " +
+                                  std::to_string(rank) + ", which expects " +
+                                  std::to_string(receive[static_cast<size_t>(from)].bytes));
     for (int to = 0; to < ranks; ++to) largest = std::max<size_t>(largest, segment_->counts[from][to]);
   }
   const size_t step = kSlot / static_cast<size_t>(ranks);
@@ -130,7 +139,9 @@ void Comm::exchange(const std::vector<Piece>& send, const std::vector<Piece>& re
     }
     barrier();
     for (size_t peer = 0; peer < receive.size(); ++peer) {
-      if (part(receive[peer])) std::memcpy(receive[peer].data + at, slot(static_cast<int>(peer)) + static_cast<size_t>(rank) * step, part(receive[peer]));
+      if (part(receive[peer]))
+        std::memcpy(receive[peer].data + at, slot(static_cast<int>(peer)) + static_cast<size_t>(rank) * step,
+                    part(receive[peer]));
     }
     barrier();
   }
@@ -159,11 +170,14 @@ void Comm::reduce_scatter(const void* send, void* receive, size_t count, int dty
 
 bool Comm::progress(Transfer& t) {
   Mailbox& mailbox = t.send ? box(rank, t.peer) : box(t.peer, rank);
-  const bool full = mailbox.produced.load(std::memory_order_acquire) != mailbox.consumed.load(std::memory_order_acquire);
+  const bool full =
+      mailbox.produced.load(std::memory_order_acquire) != mailbox.consumed.load(std::memory_order_acquire);
   if (full == t.send) return false;
   const size_t now = std::min(kBox, t.bytes - t.done);
-  if (t.send) std::memcpy(mailbox.data, t.data + t.done, now);
-  else std::memcpy(t.data + t.done, mailbox.data, now);
+  if (t.send)
+    std::memcpy(mailbox.data, t.data + t.done, now);
+  else
+    std::memcpy(t.data + t.done, mailbox.data, now);
   (t.send ? mailbox.produced : mailbox.consumed).fetch_add(1, std::memory_order_release);
   t.done += now;
   return true;
@@ -176,8 +190,11 @@ void Comm::transfer(std::vector<Transfer> transfers) {
     wait([&] {
       // Two transfers of one direction with one peer keep their order: only the first may move.
       for (size_t i = 0; i < transfers.size(); ++i) {
-        const auto same = [&](const Transfer& other) { return other.peer == transfers[i].peer && other.send == transfers[i].send; };
-        if (std::find_if(transfers.begin(), transfers.begin() + static_cast<std::ptrdiff_t>(i), same) == transfers.begin() + static_cast<std::ptrdiff_t>(i))
+        const auto same = [&](const Transfer& other) {
+          return other.peer == transfers[i].peer && other.send == transfers[i].send;
+        };
+        if (std::find_if(transfers.begin(), transfers.begin() + static_cast<std::ptrdiff_t>(i), same) ==
+            transfers.begin() + static_cast<std::ptrdiff_t>(i))
           moved |= progress(transfers[i]);
       }
       return moved;

@@ -9,8 +9,8 @@
 namespace softnpu {
 
 inline constexpr int kMaxRanks = 64;
-inline constexpr size_t kSlot = size_t{1} << 20;   // a rank's bytes of one collective's round
-inline constexpr size_t kBox = size_t{64} << 10;   // bytes on the way between one ordered pair of ranks
+inline constexpr size_t kSlot = size_t{1} << 20;  // a rank's bytes of one collective's round
+inline constexpr size_t kBox = size_t{64} << 10;  // bytes on the way between one ordered pair of ranks
 
 struct Mailbox {
   std::atomic<uint64_t> produced, consumed;
@@ -44,7 +44,8 @@ class Comm {
   Comm(const Comm&) = delete;
 
   void barrier();
-  void all_reduce(const void* send, void* receive, size_t count, int dtype, int operation, int root);  // root -1: every rank keeps it
+  void all_reduce(const void* send, void* receive, size_t count, int dtype, int operation,
+                  int root);  // root -1: every rank keeps it
   void broadcast(void* data, size_t bytes, int root);
   void exchange(const std::vector<Piece>& send, const std::vector<Piece>& receive);  // all to all, uneven
   void all_gather(const void* send, size_t bytes, const std::vector<Piece>& receive);

@@ -33,18 +33,24 @@ T load(const unsigned char* from, size_t index) {
 template <class Wide>
 Wide combine(Wide a, Wide b, int operation) {
   switch (operation) {
-    case kHcclSum: return static_cast<Wide>(a + b);
-    case kHcclProd: return static_cast<Wide>(a * b);
-    case kHcclMax: return std::max(a, b);
-    default: return std::min(a, b);
+    case kHcclSum:
+      return static_cast<Wide>(a + b);
+    case kHcclProd:
+      return static_cast<Wide>(a * b);
+    case kHcclMax:
+      return std::max(a, b);
+    default:
+      return std::min(a, b);
   }
 }
 
 template <class Stored, class Wide, class Narrow>
-void run(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int operation, Narrow narrow) {
+void run(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int operation,
+         Narrow narrow) {
   for (size_t i = 0; i < count; ++i) {
     Wide value = static_cast<Wide>(load<Stored>(parts[0], i));
-    for (size_t part = 1; part < parts.size(); ++part) value = combine<Wide>(value, static_cast<Wide>(load<Stored>(parts[part], i)), operation);
+    for (size_t part = 1; part < parts.size(); ++part)
+      value = combine<Wide>(value, static_cast<Wide>(load<Stored>(parts[part], i)), operation);
     const Stored result = narrow(value);
     std::memcpy(to + i * sizeof(Stored), &result, sizeof result);
   }
@@ -59,27 +65,54 @@ void same(const std::vector<const unsigned char*>& parts, unsigned char* to, siz
 
 size_t element_size(int dtype) {
   switch (dtype) {
-    case kHcclInt8: case kHcclUint8: case kHcclFp8E4M3: case kHcclFp8E5M2: return 1;
-    case kHcclInt16: case kHcclUint16: case kHcclFp16: case kHcclBfp16: return 2;
-    case kHcclInt32: case kHcclUint32: case kHcclFp32: return 4;
-    case kHcclInt64: case kHcclUint64: case kHcclFp64: return 8;
-    default: throw Fault(kParameter, "softnpu: HCCL data type " + std::to_string(dtype) + " is not emulated");
+    case kHcclInt8:
+    case kHcclUint8:
+    case kHcclFp8E4M3:
+    case kHcclFp8E5M2:
+      return 1;
+    case kHcclInt16:
+    case kHcclUint16:
+    case kHcclFp16:
+    case kHcclBfp16:
+      return 2;
+    case kHcclInt32:
+    case kHcclUint32:
+    case kHcclFp32:
+      return 4;
+    case kHcclInt64:
+    case kHcclUint64:
+    case kHcclFp64:
+      return 8;
+    default:
+      throw Fault(kParameter, "softnpu: HCCL data type " + std::to_string(dtype) + " is not emulated");
   }
 }
 
 void reduce(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int dtype, int operation) {
-  if (operation < kHcclSum || operation > kHcclMin) throw Fault(kParameter, "softnpu: HCCL reduction " + std::to_string(operation));
+  if (operation < kHcclSum || operation > kHcclMin)
+    throw Fault(kParameter, "softnpu: HCCL reduction " + std::to_string(operation));
   switch (dtype) {
-    case kHcclInt8: return same<int8_t>(parts, to, count, operation);
-    case kHcclUint8: return same<uint8_t>(parts, to, count, operation);
-    case kHcclInt16: return same<int16_t>(parts, to, count, operation);
-    case kHcclInt32: return same<int32_t>(parts, to, count, operation);
-    case kHcclInt64: return same<int64_t>(parts, to, count, operation);
-    case kHcclFp32: return same<float>(parts, to, count, operation);
-    case kHcclFp64: return same<double>(parts, to, count, operation);
-    case kHcclFp16: return run<_Float16, float>(parts, to, count, operation, [](float value) { return static_cast<_Float16>(value); });
-    case kHcclBfp16: return run<BFloat16, float>(parts, to, count, operation, BFloat16::from);
-    default: throw Fault(kParameter, "softnpu: HCCL cannot reduce data type " + std::to_string(dtype));
+    case kHcclInt8:
+      return same<int8_t>(parts, to, count, operation);
+    case kHcclUint8:
+      return same<uint8_t>(parts, to, count, operation);
+    case kHcclInt16:
+      return same<int16_t>(parts, to, count, operation);
+    case kHcclInt32:
+      return same<int32_t>(parts, to, count, operation);
+    case kHcclInt64:
+      return same<int64_t>(parts, to, count, operation);
+    case kHcclFp32:
+      return same<float>(parts, to, count, operation);
+    case kHcclFp64:
+      return same<double>(parts, to, count, operation);
+    case kHcclFp16:
+      return run<_Float16, float>(parts, to, count, operation,
+                                  [](float value) { return static_cast<_Float16>(value); });
+    case kHcclBfp16:
+      return run<BFloat16, float>(parts, to, count, operation, BFloat16::from);
+    default:
+      throw Fault(kParameter, "softnpu: HCCL cannot reduce data type " + std::to_string(dtype));
   }
 }
 

@@ -40,7 +40,8 @@ int64_t key_heads(In query, In key, const Setting& s) {
 
 // True where a key is excluded. sparse 0: the given mask; 2: causal, aligned left up; 3: causal, aligned right down.
 at::Tensor excluded(In mask, const Setting& s, int64_t queries, int64_t keys) {
-  if (s.sparse == 0 || s.sparse == 1) return mask.defined() ? mask.to(at::kBool) : at::zeros({queries, keys}, at::kBool);
+  if (s.sparse == 0 || s.sparse == 1)
+    return mask.defined() ? mask.to(at::kBool) : at::zeros({queries, keys}, at::kBool);
   return at::triu(at::ones({queries, keys}, at::kBool), 1 + (s.sparse == 3 ? keys - queries : 0));
 }
 
@@ -65,12 +66,15 @@ Scores score(In query, In key, In value, In mask, const Setting& s) {
   return r;
 }
 
-Setting setting(double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t sparse, In pse, In drop) {
+Setting setting(double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t sparse,
+                In pse, In drop) {
   if (keep < 1 || drop.defined()) throw Fault(kNnParameter, "dropout inside attention is not emulated");
   if (pse.defined()) throw Fault(kNnParameter, "pse (position shift) is not emulated");
   if (sparse < 0 || sparse > 3) throw Fault(kNnParameter, "sparseMode " + std::to_string(sparse) + " is not emulated");
-  if (layout != "BNSD" && layout != "BSND" && layout != "BSH" && layout != "SBH") throw Fault(kNnParameter, "inputLayout " + layout + " is not emulated");
-  if (sparse == 0 && (before < 65535 || after < 65535)) throw Fault(kNnParameter, "a band by preTokens and nextTokens is not emulated");
+  if (layout != "BNSD" && layout != "BSND" && layout != "BSH" && layout != "SBH")
+    throw Fault(kNnParameter, "inputLayout " + layout + " is not emulated");
+  if (sparse == 0 && (before < 65535 || after < 65535))
+    throw Fault(kNnParameter, "a band by preTokens and nextTokens is not emulated");
   return {scale, before, after, heads, sparse, layout};
 }
 
@@ -98,25 +102,27 @@ void backward(In q, In k, In v, In gradient, In mask, const Setting& s, Out dq, 
 
 }  // namespace
 
-OP(aclnnFlashAttentionScore, [](In q, In k, In v, In pse, In drop, In, In mask, Ints, double scale, double keep, int64_t before,
-                                int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, Out largest, Out sum, Out, Out o) {
-  forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
-})
-OP(aclnnFlashAttentionScoreV4, [](In q, In k, In v, In pse, In drop, In, In mask, In, In, In, In, In, In, Ints, Ints, Ints, Ints, Ints,
-                                  double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t,
-                                  int64_t sparse, int64_t, int64_t, Text, int64_t, int64_t, Out largest, Out sum, Out, Out o) {
-  forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
-})
-OP(aclnnFlashAttentionScoreGrad, [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, Ints, double scale, double keep,
-                                    int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, Out dq, Out dk,
-                                    Out dv, Out) {
-  backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
-})
-OP(aclnnFlashAttentionScoreGradV4, [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, In, In, In, In, In, In, In, In,
-                                      Ints, Ints, Ints, Ints, Ints, double scale, double keep, int64_t before, int64_t after,
-                                      int64_t heads, Text layout, Text, int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t,
-                                      Out dq, Out dk, Out dv, Out, Out, Out, Out) {
-  backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
-})
+OP(aclnnFlashAttentionScore,
+   [](In q, In k, In v, In pse, In drop, In, In mask, Ints, double scale, double keep, int64_t before, int64_t after,
+      int64_t heads, Text layout, int64_t, int64_t sparse, Out largest, Out sum, Out, Out o) {
+     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
+   })
+OP(aclnnFlashAttentionScoreV4,
+   [](In q, In k, In v, In pse, In drop, In, In mask, In, In, In, In, In, In, Ints, Ints, Ints, Ints, Ints,
+      double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse,
+      int64_t, int64_t, Text, int64_t, int64_t, Out largest, Out sum, Out, Out o) {
+     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
+   })
+OP(aclnnFlashAttentionScoreGrad,
+   [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, Ints, double scale, double keep,
+      int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, Out dq, Out dk, Out dv, Out) {
+     backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+   })
+OP(aclnnFlashAttentionScoreGradV4,
+   [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, In, In, In, In, In, In, In, In, Ints, Ints,
+      Ints, Ints, Ints, double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, Text,
+      int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t, Out dq, Out dk, Out dv, Out, Out, Out, Out) {
+     backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+   })
 
 }  // namespace softnpu

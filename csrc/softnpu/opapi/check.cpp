@@ -39,7 +39,8 @@ void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tenso
       refuse(rule.argument, show(x), expected.str());
     }
     if (x.dim() < rule.lowest_rank || x.dim() > rule.highest_rank)
-      refuse(rule.argument, show(x), std::to_string(rule.lowest_rank) + " to " + std::to_string(rule.highest_rank) + " dimensions");
+      refuse(rule.argument, show(x),
+             std::to_string(rule.lowest_rank) + " to " + std::to_string(rule.highest_rank) + " dimensions");
   }
 }
 

@@ -41,10 +41,11 @@ void each(Outs outs, Step step) {
 
 #define EACH(...) each(o, [&](size_t i) { return __VA_ARGS__; })
 
-// Four forms of the second operand: a scalar in a device tensor, a host scalar, one scalar for each tensor, a list of tensors.
-#define ARITHMETIC(NAME, FUNCTION)                                                                         \
-  OP(aclnnForeach##NAME##Scalar, [](Ins a, In b, Outs o) { EACH(FUNCTION(a[i], b.item())); })              \
-  OP(aclnnForeach##NAME##ScalarV2, [](Ins a, Scalar b, Outs o) { EACH(FUNCTION(a[i], b)); })               \
+// Four forms of the second operand: a scalar in a device tensor, a host scalar, one scalar for each tensor, a list of
+// tensors.
+#define ARITHMETIC(NAME, FUNCTION)                                                            \
+  OP(aclnnForeach##NAME##Scalar, [](Ins a, In b, Outs o) { EACH(FUNCTION(a[i], b.item())); }) \
+  OP(aclnnForeach##NAME##ScalarV2, [](Ins a, Scalar b, Outs o) { EACH(FUNCTION(a[i], b)); })  \
   OP(aclnnForeach##NAME##ScalarList, [](Ins a, Scalars b, Outs o) { EACH(FUNCTION(a[i], b[i])); })
 #define LISTS(NAME, FUNCTION) OP(aclnnForeach##NAME##List, [](Ins a, Ins b, Outs o) { EACH(FUNCTION(a[i], b[i])); })
 
@@ -64,12 +65,19 @@ OP(aclnnForeachSubList, [](Ins a, Ins b, In alpha, Outs o) { EACH(at::sub(a[i], 
 OP(aclnnForeachSubListV2, [](Ins a, Ins b, Scalar alpha, Outs o) { EACH(at::sub(a[i], b[i], alpha)); })
 OP(aclnnForeachLerpScalar, [](Ins a, Ins b, Scalar weight, Outs o) { EACH(at::lerp(a[i], b[i], weight)); })
 OP(aclnnForeachLerpList, [](Ins a, Ins b, Ins weight, Outs o) { EACH(at::lerp(a[i], b[i], weight[i])); })
-OP(aclnnForeachAddcmulScalar, [](Ins x, Ins a, Ins b, In value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value.item())); })
-OP(aclnnForeachAddcmulScalarV2, [](Ins x, Ins a, Ins b, Scalar value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value)); })
-OP(aclnnForeachAddcmulScalarList, [](Ins x, Ins a, Ins b, Scalars value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value[i])); })
-OP(aclnnForeachAddcdivScalar, [](Ins x, Ins a, Ins b, In value, Outs o) { EACH(at::addcdiv(x[i], a[i], b[i], value.item())); })
-OP(aclnnForeachAddcdivScalarV2, [](Ins x, Ins a, Ins b, Scalar value, Outs o) { EACH(at::addcdiv(x[i], a[i], b[i], value)); })
-OP(aclnnForeachAddcdivScalarList, [](Ins x, Ins a, Ins b, In value, Outs o) { EACH(at::addcdiv(x[i], a[i], b[i], value.reshape({-1})[static_cast<int64_t>(i)].item())); })
+OP(aclnnForeachAddcmulScalar,
+   [](Ins x, Ins a, Ins b, In value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value.item())); })
+OP(aclnnForeachAddcmulScalarV2,
+   [](Ins x, Ins a, Ins b, Scalar value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value)); })
+OP(aclnnForeachAddcmulScalarList,
+   [](Ins x, Ins a, Ins b, Scalars value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value[i])); })
+OP(aclnnForeachAddcdivScalar,
+   [](Ins x, Ins a, Ins b, In value, Outs o) { EACH(at::addcdiv(x[i], a[i], b[i], value.item())); })
+OP(aclnnForeachAddcdivScalarV2,
+   [](Ins x, Ins a, Ins b, Scalar value, Outs o) { EACH(at::addcdiv(x[i], a[i], b[i], value)); })
+OP(aclnnForeachAddcdivScalarList, [](Ins x, Ins a, Ins b, In value, Outs o) {
+  EACH(at::addcdiv(x[i], a[i], b[i], value.reshape({-1})[static_cast<int64_t>(i)].item()));
+})
 OP(aclnnForeachNorm, [](Ins a, Scalar p, Outs o) { EACH(at::linalg_vector_norm(a[i], p)); })
 OP(aclnnForeachPowScalarV2, [](Ins a, Scalar b, Outs o) { EACH(at::pow(a[i], b)); })
 OP(aclnnForeachCopy, [](Ins a, Outs o) { EACH(a[i]); })

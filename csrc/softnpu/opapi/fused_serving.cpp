@@ -16,13 +16,16 @@ std::vector<int64_t> group_ends(In list, int64_t type, int64_t groups, int64_t r
     const int64_t value = list[i].item<int64_t>();
     end = type == 0 ? value : end + value;
     ends.push_back(end);
-    if (end > rows || (i && end < ends[static_cast<size_t>(i) - 1])) throw Fault(kKernelFault, "group_list goes beyond the rows of x or falls");
+    if (end > rows || (i && end < ends[static_cast<size_t>(i) - 1]))
+      throw Fault(kKernelFault, "group_list goes beyond the rows of x or falls");
   }
   return ends;
 }
 
-// npu_grouped_matmul, the unquantised forms with one x, one weight [E, K, N] (or one for each group) and one result, grouped along the rows.
-void check_grouped(Ins x, Ins weight, Ins bias, Ins scale, Ins antiquant, In list, int64_t split, int64_t type, int64_t list_type, int64_t act) {
+// npu_grouped_matmul, the unquantised forms with one x, one weight [E, K, N] (or one for each group) and one result,
+// grouped along the rows.
+void check_grouped(Ins x, Ins weight, Ins bias, Ins scale, Ins antiquant, In list, int64_t split, int64_t type,
+                   int64_t list_type, int64_t act) {
   require(x.size() == 1, "x", std::to_string(x.size()) + " tensors", "one tensor (several are not emulated)");
   require(!weight.empty(), "weight", "nothing", "at least one tensor");
   require(scale.empty() && antiquant.empty(), "scale", "a quantised form", "no scales (not emulated)");
@@ -30,15 +33,20 @@ void check_grouped(Ins x, Ins weight, Ins bias, Ins scale, Ins antiquant, In lis
   require(type == 0, "group_type", std::to_string(type), "0: groups along the rows of x");
   require(list_type == 0 || list_type == 1, "group_list_type", std::to_string(list_type), "0 or 1");
   require(act == 0, "act_type", std::to_string(act), "0 (activations are not emulated)");
-  check_table({{"x", true, {kF16, kBF16, kF32}, 2, 6, kDocument}, {"group_list", true, {at::kLong}, 1, 1, kDocument}}, {x[0], list});
+  check_table({{"x", true, {kF16, kBF16, kF32}, 2, 6, kDocument}, {"group_list", true, {at::kLong}, 1, 1, kDocument}},
+              {x[0], list});
   const auto groups = static_cast<size_t>(list.numel());
   for (const at::Tensor& w : weight) {
     require(w.scalar_type() == x[0].scalar_type(), "weight", show(w), "the dtype of x");
-    require(weight.size() == 1 ? w.dim() == 3 && static_cast<size_t>(w.size(0)) == groups : w.dim() == 2, "weight", show(w), "[groups, K, N], or [K, N] for each group");
+    require(weight.size() == 1 ? w.dim() == 3 && static_cast<size_t>(w.size(0)) == groups : w.dim() == 2, "weight",
+            show(w), "[groups, K, N], or [K, N] for each group");
     require(w.size(-2) == x[0].size(-1), "weight", show(w), "the last dimension of x as K");
   }
-  require(weight.size() == 1 || weight.size() == groups, "weight", std::to_string(weight.size()) + " tensors", "one for each group");
-  for (const at::Tensor& b : bias) require(b.scalar_type() == kF32 || b.scalar_type() == x[0].scalar_type(), "bias", show(b), "fp32 or the dtype of x");
+  require(weight.size() == 1 || weight.size() == groups, "weight", std::to_string(weight.size()) + " tensors",
+          "one for each group");
+  for (const at::Tensor& b : bias)
+    require(b.scalar_type() == kF32 || b.scalar_type() == x[0].scalar_type(), "bias", show(b),
+            "fp32 or the dtype of x");
 }
 
 void grouped(Ins x, Ins weight, Ins bias, In list, int64_t list_type, Outs o) {
@@ -55,16 +63,20 @@ void grouped(Ins x, Ins weight, Ins bias, In list, int64_t list_type, Outs o) {
   }
 }
 
-constexpr auto check_v4 = [](Ins x, Ins w, Ins bias, Ins scale, Ins, Ins antiquant, Ins, Ins, In list, Ins, Ins, Ins, int64_t split, int64_t type,
-                             int64_t list_type, int64_t act, Outs, Outs, Outs) { check_grouped(x, w, bias, scale, antiquant, list, split, type, list_type, act); };
-constexpr auto check_v5 = [](Ins x, Ins w, Ins bias, Ins scale, Ins, Ins antiquant, Ins, Ins, In list, Ins, Ins, Ins, int64_t split, int64_t type,
-                             int64_t list_type, int64_t act, Ints, Outs, Outs, Outs) { check_grouped(x, w, bias, scale, antiquant, list, split, type, list_type, act); };
+constexpr auto check_v4 = [](Ins x, Ins w, Ins bias, Ins scale, Ins, Ins antiquant, Ins, Ins, In list, Ins, Ins, Ins,
+                             int64_t split, int64_t type, int64_t list_type, int64_t act, Outs, Outs,
+                             Outs) { check_grouped(x, w, bias, scale, antiquant, list, split, type, list_type, act); };
+constexpr auto check_v5 = [](Ins x, Ins w, Ins bias, Ins scale, Ins, Ins antiquant, Ins, Ins, In list, Ins, Ins, Ins,
+                             int64_t split, int64_t type, int64_t list_type, int64_t act, Ints, Outs, Outs,
+                             Outs) { check_grouped(x, w, bias, scale, antiquant, list, split, type, list_type, act); };
 
 }  // namespace
 
-CHECKED(aclnnGroupedMatmulV4, check_v4, [](Ins x, Ins w, Ins bias, Ins, Ins, Ins, Ins, Ins, In list, Ins, Ins, Ins, int64_t, int64_t, int64_t list_type,
-                                           int64_t, Outs o, Outs, Outs) { grouped(x, w, bias, list, list_type, o); })
-CHECKED(aclnnGroupedMatmulV5, check_v5, [](Ins x, Ins w, Ins bias, Ins, Ins, Ins, Ins, Ins, In list, Ins, Ins, Ins, int64_t, int64_t, int64_t list_type,
-                                           int64_t, Ints, Outs o, Outs, Outs) { grouped(x, w, bias, list, list_type, o); })
+CHECKED(aclnnGroupedMatmulV4, check_v4,
+        [](Ins x, Ins w, Ins bias, Ins, Ins, Ins, Ins, Ins, In list, Ins, Ins, Ins, int64_t, int64_t, int64_t list_type,
+           int64_t, Outs o, Outs, Outs) { grouped(x, w, bias, list, list_type, o); })
+CHECKED(aclnnGroupedMatmulV5, check_v5,
+        [](Ins x, Ins w, Ins bias, Ins, Ins, Ins, Ins, Ins, In list, Ins, Ins, Ins, int64_t, int64_t, int64_t list_type,
+           int64_t, Ints, Outs o, Outs, Outs) { grouped(x, w, bias, list, list_type, o); })
 
 }  // namespace softnpu

@@ -1,6 +1,5 @@
 // Gathering, scattering, embedding.
 #include <ATen/core/List.h>
-
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/gather.h>
@@ -28,8 +27,8 @@ namespace {
 
 using Indices = c10::List<std::optional<at::Tensor>>;
 
-// An axis that is not indexed arrives as a tensor of shape [0], exactly as an empty index does. When every entry is [0] one of them
-// is a true (empty) index, because torch never indexes with nothing: then there is nothing to do.
+// An axis that is not indexed arrives as a tensor of shape [0], exactly as an empty index does. When every entry is [0]
+// one of them is a true (empty) index, because torch never indexes with nothing: then there is nothing to do.
 bool selects_nothing(Ins indices) {
   for (const at::Tensor& index : indices) {
     if (index.defined() && !(index.dim() == 1 && index.numel() == 0)) return index.numel() == 0;
@@ -59,15 +58,20 @@ at::Tensor scattered(In x, int64_t dim, In index, Scalar value, int64_t reductio
 }  // namespace
 
 OP(aclnnIndex, [](In x, Ins indices, Out o) {
-  if (o->numel() == 0) o.touch();
-  else o = at::index(x, indices_of(indices));
+  if (o->numel() == 0)
+    o.touch();
+  else
+    o = at::index(x, indices_of(indices));
 })
 OP(aclnnIndexPutImpl, [](Out x, Ins indices, In value, bool accumulate, bool) {
-  if (selects_nothing(indices) || value.numel() == 0) x.touch();
-  else x = at::index_put(*x, indices_of(indices), value.to(x->scalar_type()), accumulate);
+  if (selects_nothing(indices) || value.numel() == 0)
+    x.touch();
+  else
+    x = at::index_put(*x, indices_of(indices), value.to(x->scalar_type()), accumulate);
 })
 OP(aclnnIndexSelect, [](In x, int64_t dim, In index, Out o) { o = at::index_select(x, dim, index); })
-OP(aclnnIndexAdd, [](In x, int64_t dim, In index, In source, Scalar alpha, Out o) { o = at::index_add(x, dim, index, source, alpha); })
+OP(aclnnIndexAdd,
+   [](In x, int64_t dim, In index, In source, Scalar alpha, Out o) { o = at::index_add(x, dim, index, source, alpha); })
 OP(aclnnIndexAddV2, [](In x, int64_t dim, In index, In source, Scalar alpha, int64_t, Out o) {
   o = at::index_add(x, dim, index, source, alpha);
 })
@@ -84,16 +88,24 @@ OP(aclnnInplaceIndexFillTensor, [](Out x, int64_t dim, Ints index, Scalar value)
 OP(aclnnGather, [](In x, int64_t dim, In index, Out o) { o = at::gather(x, dim, index.to(at::kLong)); })
 OP(aclnnTake, [](In x, In index, Out o) { o = at::take(x, index); })
 OP(aclnnInplacePut, [](Out x, In index, In source, bool accumulate) { x = at::put(*x, index, source, accumulate); })
-OP(aclnnScatter, [](In x, int64_t dim, In index, In source, int64_t reduction, Out o) { o = scattered(x, dim, index, source, reduction); })
-OP(aclnnInplaceScatter, [](Out x, int64_t dim, In index, In source, int64_t reduction) { x = scattered(*x, dim, index, source, reduction); })
-OP(aclnnScatterValue, [](In x, int64_t dim, In index, Scalar value, int64_t reduction, Out o) { o = scattered(x, dim, index, value, reduction); })
-OP(aclnnInplaceScatterValue, [](Out x, int64_t dim, In index, Scalar value, int64_t reduction) { x = scattered(*x, dim, index, value, reduction); })
+OP(aclnnScatter, [](In x, int64_t dim, In index, In source, int64_t reduction, Out o) {
+  o = scattered(x, dim, index, source, reduction);
+})
+OP(aclnnInplaceScatter,
+   [](Out x, int64_t dim, In index, In source, int64_t reduction) { x = scattered(*x, dim, index, source, reduction); })
+OP(aclnnScatterValue, [](In x, int64_t dim, In index, Scalar value, int64_t reduction, Out o) {
+  o = scattered(x, dim, index, value, reduction);
+})
+OP(aclnnInplaceScatterValue, [](Out x, int64_t dim, In index, Scalar value, int64_t reduction) {
+  x = scattered(*x, dim, index, value, reduction);
+})
 OP(aclnnScatterAdd, [](In x, int64_t dim, In index, In source, Out o) { o = at::scatter_add(x, dim, index, source); })
 OP(aclnnEmbedding, [](In weight, In indices, Out o) { o = at::embedding(weight, indices); })
 OP(aclnnEmbeddingDenseBackward, [](In gradient, In indices, int64_t rows, int64_t padding, bool by_frequency, Out o) {
   o = at::embedding_dense_backward(gradient, indices.to(at::kLong), rows, padding, by_frequency);
 })
-OP(aclnnInplaceMaskedFillScalar, [](Out x, In mask, Scalar value) { x = at::masked_fill(*x, mask.to(at::kBool), value); })
+OP(aclnnInplaceMaskedFillScalar,
+   [](Out x, In mask, Scalar value) { x = at::masked_fill(*x, mask.to(at::kBool), value); })
 OP(aclnnInplaceMaskedFillTensor, [](Out x, In mask, In value) { x = at::masked_fill(*x, mask.to(at::kBool), value); })
 OP(aclnnInplaceMaskedScatter, [](Out x, In mask, In source) { x = at::masked_scatter(*x, mask.to(at::kBool), source); })
 OP(aclnnOneHot, [](In x, int64_t classes, In on, In off, int64_t axis, Out o) {

@@ -1,4 +1,5 @@
-// Products and convolutions. The trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do not exist here.
+// Products and convolutions. The trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do
+// not exist here.
 
 #include <ATen/ops/addbmm.h>
 #include <ATen/ops/addmm.h>
@@ -25,23 +26,28 @@ OP(aclnnBatchMatMul, [](In a, In b, Out o, int8_t) { o = at::bmm(a, b); })
 OP(aclnnDot, [](In a, In b, Out o) { o = at::dot(a, b); })
 OP(aclnnGer, [](In a, In b, Out o) { o = at::ger(a, b); })
 OP(aclnnAddmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::addmm(x, a, b, beta, alpha); })
-OP(aclnnInplaceAddmm, [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) { x = at::addmm(*x, a, b, beta, alpha); })
+OP(aclnnInplaceAddmm,
+   [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) { x = at::addmm(*x, a, b, beta, alpha); })
 OP(aclnnAddmv, [](In x, In a, In b, Scalar alpha, Scalar beta, Out o, int8_t) { o = at::addmv(x, a, b, beta, alpha); })
 OP(aclnnAddr, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o) { o = at::addr(x, a, b, beta, alpha); })
-OP(aclnnAddbmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::addbmm(x, a, b, beta, alpha); })
-OP(aclnnBaddbmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::baddbmm(x, a, b, beta, alpha); })
-OP(aclnnInplaceBaddbmm, [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) { x = at::baddbmm(*x, a, b, beta, alpha); })
+OP(aclnnAddbmm,
+   [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::addbmm(x, a, b, beta, alpha); })
+OP(aclnnBaddbmm,
+   [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::baddbmm(x, a, b, beta, alpha); })
+OP(aclnnInplaceBaddbmm,
+   [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) { x = at::baddbmm(*x, a, b, beta, alpha); })
 
-OP(aclnnConvolution, [](In x, In weight, In bias, Ints stride, Ints padding, Ints dilation, bool transposed, Ints output_padding,
-                        int64_t groups, Out o, int8_t) {
-  o = at::convolution(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, stride, padding, dilation, transposed,
-                      output_padding, groups);
+OP(aclnnConvolution, [](In x, In weight, In bias, Ints stride, Ints padding, Ints dilation, bool transposed,
+                        Ints output_padding, int64_t groups, Out o, int8_t) {
+  o = at::convolution(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, stride, padding, dilation,
+                      transposed, output_padding, groups);
 })
-OP(aclnnConvolutionBackward, [](In gradient, In x, In weight, OptionalInts bias, Ints stride, Ints padding, Ints dilation, bool transposed,
-                                Ints output_padding, int64_t groups, Bools mask, int8_t, Out dx, Out dweight, Out dbias) {
+OP(aclnnConvolutionBackward, [](In gradient, In x, In weight, OptionalInts bias, Ints stride, Ints padding,
+                                Ints dilation, bool transposed, Ints output_padding, int64_t groups, Bools mask, int8_t,
+                                Out dx, Out dweight, Out dbias) {
   const auto sizes = bias ? at::OptionalIntArrayRef(*bias) : at::OptionalIntArrayRef();
-  const auto [gx, gw, gb] = at::convolution_backward(gradient, x, weight, sizes, stride, padding, dilation, transposed, output_padding,
-                                                     groups, {mask[0], mask[1], mask[2]});
+  const auto [gx, gw, gb] = at::convolution_backward(gradient, x, weight, sizes, stride, padding, dilation, transposed,
+                                                     output_padding, groups, {mask[0], mask[1], mask[2]});
   if (mask[0]) dx = gx;
   if (mask[1]) dweight = gw;
   if (mask[2]) dbias = gb;

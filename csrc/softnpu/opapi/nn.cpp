@@ -1,6 +1,4 @@
 // Softmax, normalisations, losses, optimiser steps.
-#include <cmath>
-
 #include <ATen/ops/_log_softmax_backward_data.h>
 #include <ATen/ops/_softmax_backward_data.h>
 #include <ATen/ops/add.h>
@@ -31,6 +29,8 @@
 #include <ATen/ops/sqrt.h>
 #include <ATen/ops/sub.h>
 
+#include <cmath>
+
 #include "op.h"
 
 namespace softnpu {
@@ -41,9 +41,11 @@ std::optional<at::Tensor> optional(In x) { return x.defined() ? std::optional(x)
 }  // namespace
 
 OP(aclnnSoftmax, [](In x, int64_t dim, Out o) { o = at::softmax(x, dim, o->scalar_type()); })
-OP(aclnnSoftmaxBackward, [](In gradient, In y, int64_t dim, Out o) { o = at::_softmax_backward_data(gradient, y, dim, y.scalar_type()); })
+OP(aclnnSoftmaxBackward,
+   [](In gradient, In y, int64_t dim, Out o) { o = at::_softmax_backward_data(gradient, y, dim, y.scalar_type()); })
 OP(aclnnLogSoftmax, [](In x, int64_t dim, Out o) { o = at::log_softmax(x, dim, o->scalar_type()); })
-OP(aclnnLogSoftmaxBackward, [](In gradient, In y, int64_t dim, Out o) { o = at::_log_softmax_backward_data(gradient, y, dim, y.scalar_type()); })
+OP(aclnnLogSoftmaxBackward,
+   [](In gradient, In y, int64_t dim, Out o) { o = at::_log_softmax_backward_data(gradient, y, dim, y.scalar_type()); })
 OP(aclnnGlu, [](In x, int64_t dim, Out o) { o = at::glu(x, dim); })
 OP(aclnnGluBackward, [](In gradient, In x, int64_t dim, Out o) { o = at::glu_backward(gradient, x, dim); })
 
@@ -53,35 +55,42 @@ OP(aclnnLayerNorm, [](In x, Ints shape, In weight, In bias, double eps, Out o, O
   if (mean) mean = m;
   if (rstd) rstd = r;
 })
-OP(aclnnLayerNormBackward, [](In gradient, In x, Ints shape, In mean, In rstd, In weight, In bias, Bools mask, Out dx, Out dweight, Out dbias) {
-  const auto [gx, gw, gb] = at::native_layer_norm_backward(gradient, x, shape, mean, rstd, optional(weight), optional(bias), {mask[0], mask[1], mask[2]});
-  if (mask[0]) dx = gx;
-  if (mask[1] && weight.defined()) dweight = gw;
-  if (mask[2] && bias.defined()) dbias = gb;
-})
-OP(aclnnGroupNorm, [](In x, In weight, In bias, int64_t n, int64_t c, int64_t spatial, int64_t groups, double eps, Out o, Out mean, Out rstd) {
+OP(aclnnLayerNormBackward,
+   [](In gradient, In x, Ints shape, In mean, In rstd, In weight, In bias, Bools mask, Out dx, Out dweight, Out dbias) {
+     const auto [gx, gw, gb] = at::native_layer_norm_backward(gradient, x, shape, mean, rstd, optional(weight),
+                                                              optional(bias), {mask[0], mask[1], mask[2]});
+     if (mask[0]) dx = gx;
+     if (mask[1] && weight.defined()) dweight = gw;
+     if (mask[2] && bias.defined()) dbias = gb;
+   })
+OP(aclnnGroupNorm, [](In x, In weight, In bias, int64_t n, int64_t c, int64_t spatial, int64_t groups, double eps,
+                      Out o, Out mean, Out rstd) {
   const auto [y, m, r] = at::native_group_norm(x, optional(weight), optional(bias), n, c, spatial, groups, eps);
   o = y;
   mean = m;
   rstd = r;
 })
-OP(aclnnBatchNorm, [](In x, In weight, In bias, Out running_mean, Out running_var, bool training, double momentum, double eps, Out o,
-                      Out mean, Out rstd) {
+OP(aclnnBatchNorm, [](In x, In weight, In bias, Out running_mean, Out running_var, bool training, double momentum,
+                      double eps, Out o, Out mean, Out rstd) {
   const at::Tensor m0 = *running_mean, v0 = *running_var;
-  const auto [y, m, r] = at::native_batch_norm(x, optional(weight), optional(bias), optional(m0), optional(v0), training, momentum, eps);
+  const auto [y, m, r] =
+      at::native_batch_norm(x, optional(weight), optional(bias), optional(m0), optional(v0), training, momentum, eps);
   o = y;
   if (training) mean = m, rstd = r;
 })
 
 OP(aclnnMseLoss, [](In x, In target, int64_t reduction, Out o) { o = at::mse_loss(x, target, reduction); })
 OP(aclnnMseLossOut, [](In x, In target, int64_t reduction, Out o) { o = at::mse_loss(x, target, reduction); })
-OP(aclnnMseLossBackward, [](In gradient, In x, In target, int64_t reduction, Out o) { o = at::mse_loss_backward(gradient, x, target, reduction); })
+OP(aclnnMseLossBackward, [](In gradient, In x, In target, int64_t reduction, Out o) {
+  o = at::mse_loss_backward(gradient, x, target, reduction);
+})
 OP(aclnnL1Loss, [](In x, In target, int64_t reduction, Out o) { o = at::l1_loss(x, target, reduction); })
 OP(aclnnL1LossBackward, [](In gradient, In x, In target, int64_t reduction, Out o) {
   at::Tensor result = at::mul(at::sign(at::sub(x, target)), gradient);
   o = reduction == 1 ? at::div(result, x.numel()) : result;
 })
-OP(aclnnSmoothL1Loss, [](In x, In target, int64_t reduction, float beta, Out o) { o = at::smooth_l1_loss(x, target, reduction, beta); })
+OP(aclnnSmoothL1Loss,
+   [](In x, In target, int64_t reduction, float beta, Out o) { o = at::smooth_l1_loss(x, target, reduction, beta); })
 OP(aclnnSmoothL1LossBackward, [](In gradient, In x, In target, int64_t reduction, float beta, Out o) {
   o = at::smooth_l1_loss_backward(gradient, x, target, reduction, beta);
 })
@@ -90,22 +99,24 @@ OP(aclnnNLLLoss, [](In x, In target, In weight, int64_t reduction, int64_t ignor
   o = loss;
   if (total && total->numel()) total = sum;
 })
-OP(aclnnNLLLossBackward, [](In gradient, In x, In target, In weight, int64_t reduction, int64_t ignore, In total, Out o) {
-  o = at::nll_loss_backward(gradient, x, target.to(at::kLong), optional(weight), reduction, ignore, total);
-})
+OP(aclnnNLLLossBackward,
+   [](In gradient, In x, In target, In weight, int64_t reduction, int64_t ignore, In total, Out o) {
+     o = at::nll_loss_backward(gradient, x, target.to(at::kLong), optional(weight), reduction, ignore, total);
+   })
 OP(aclnnBinaryCrossEntropyWithLogits, [](In x, In target, In weight, In positive, int64_t reduction, Out o) {
   o = at::binary_cross_entropy_with_logits(x, target, optional(weight), optional(positive), reduction);
 })
 
 // One step of AdamW; decoupled weight decay, `step` counts from 1 and lies on the device.
-OP(aclnnApplyAdamWV2, [](Out parameter, Out m, Out v, Out largest, In gradient, In step, float lr, float beta1, float beta2, float decay,
-                         float eps, bool amsgrad, bool maximize) {
+OP(aclnnApplyAdamWV2, [](Out parameter, Out m, Out v, Out largest, In gradient, In step, float lr, float beta1,
+                         float beta2, float decay, float eps, bool amsgrad, bool maximize) {
   const double t = step.item<double>();
   const at::Tensor g = maximize ? at::neg(gradient) : gradient;
   m = at::lerp(*m, g, 1 - beta1);
   v = at::addcmul(at::mul(*v, beta2), g, g, 1 - beta2);
   if (amsgrad) largest = at::maximum(*largest, *v);
-  const at::Tensor root = at::div(at::sqrt(amsgrad ? *largest : *v), std::sqrt(1 - std::pow(static_cast<double>(beta2), t)));
+  const at::Tensor root =
+      at::div(at::sqrt(amsgrad ? *largest : *v), std::sqrt(1 - std::pow(static_cast<double>(beta2), t)));
   const double rate = lr / (1 - std::pow(static_cast<double>(beta1), t));
   parameter = at::addcdiv(at::mul(*parameter, 1 - lr * decay), *m, at::add(root, eps), -rate);
 })

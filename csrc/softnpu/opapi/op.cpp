@@ -1,9 +1,8 @@
 
-#include <ATen/ops/from_blob.h>
-
 #include "op.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
@@ -49,7 +48,8 @@ void run_kernel(const std::string& name, bool has_output, const std::function<vo
 void Out::operator=(const at::Tensor& value) const {
   touch();
   if (value.sizes() != tensor_.sizes() && !(value.numel() == 1 && tensor_.numel() == 1))
-    throw Fault(kKernelFault, "the result is " + shape(value.sizes()) + ", the output tensor " + shape(tensor_.sizes()));
+    throw Fault(kKernelFault,
+                "the result is " + shape(value.sizes()) + ", the output tensor " + shape(tensor_.sizes()));
   tensor_.copy_(value.sizes() == tensor_.sizes() ? value : value.reshape(tensor_.sizes()));
 }
 
@@ -63,45 +63,80 @@ void Growing::operator=(const at::Tensor& value) const {
 
 at::ScalarType scalar_type(int dtype) {
   switch (dtype) {
-    case kFloat: return at::kFloat;
-    case kHalf: return at::kHalf;
-    case kInt8: return at::kChar;
-    case kInt32: return at::kInt;
-    case kUint8: return at::kByte;
-    case kInt16: return at::kShort;
-    case kUint16: return at::kUInt16;
-    case kUint32: return at::kUInt32;
-    case kInt64: return at::kLong;
-    case kUint64: return at::kUInt64;
-    case kDouble: return at::kDouble;
-    case kBool: return at::kBool;
-    case kComplex32: return at::kComplexHalf;
-    case kComplex64: return at::kComplexFloat;
-    case kComplex128: return at::kComplexDouble;
-    case kBFloat16: return at::kBFloat16;
-    case kFloat8E5M2: return at::kFloat8_e5m2;
-    case kFloat8E4M3: return at::kFloat8_e4m3fn;
-    case kFloat8E8M0: return at::kFloat8_e8m0fnu;
-    case kFloat4E2M1: case kInt4: return at::kByte;  // two to a byte, the even one in the low half
-    default: throw Fault(kNnParameter, "aclDataType " + std::to_string(dtype) + " is not emulated");
+    case kFloat:
+      return at::kFloat;
+    case kHalf:
+      return at::kHalf;
+    case kInt8:
+      return at::kChar;
+    case kInt32:
+      return at::kInt;
+    case kUint8:
+      return at::kByte;
+    case kInt16:
+      return at::kShort;
+    case kUint16:
+      return at::kUInt16;
+    case kUint32:
+      return at::kUInt32;
+    case kInt64:
+      return at::kLong;
+    case kUint64:
+      return at::kUInt64;
+    case kDouble:
+      return at::kDouble;
+    case kBool:
+      return at::kBool;
+    case kComplex32:
+      return at::kComplexHalf;
+    case kComplex64:
+      return at::kComplexFloat;
+    case kComplex128:
+      return at::kComplexDouble;
+    case kBFloat16:
+      return at::kBFloat16;
+    case kFloat8E5M2:
+      return at::kFloat8_e5m2;
+    case kFloat8E4M3:
+      return at::kFloat8_e4m3fn;
+    case kFloat8E8M0:
+      return at::kFloat8_e8m0fnu;
+    case kFloat4E2M1:
+    case kInt4:
+      return at::kByte;  // two to a byte, the even one in the low half
+    default:
+      throw Fault(kNnParameter, "aclDataType " + std::to_string(dtype) + " is not emulated");
   }
 }
 
 at::Scalar scalar_value(const aclScalar* raw) {
   switch (raw->dtype) {
-    case kFloat: return read<float>(raw);
-    case kDouble: return read<double>(raw);
-    case kHalf: return static_cast<float>(read<at::Half>(raw));
-    case kBFloat16: return static_cast<float>(read<at::BFloat16>(raw));
-    case kInt64: return read<int64_t>(raw);
-    case kInt32: return read<int32_t>(raw);
-    case kInt16: return read<int16_t>(raw);
-    case kInt8: return read<int8_t>(raw);
-    case kUint8: return read<uint8_t>(raw);
-    case kBool: return read<bool>(raw);
-    case kComplex64: return read<c10::complex<float>>(raw);
-    case kComplex128: return read<c10::complex<double>>(raw);
-    default: throw Fault(kNnParameter, std::string("a scalar of ") + dtype_name(raw->dtype) + " is not emulated");
+    case kFloat:
+      return read<float>(raw);
+    case kDouble:
+      return read<double>(raw);
+    case kHalf:
+      return static_cast<float>(read<at::Half>(raw));
+    case kBFloat16:
+      return static_cast<float>(read<at::BFloat16>(raw));
+    case kInt64:
+      return read<int64_t>(raw);
+    case kInt32:
+      return read<int32_t>(raw);
+    case kInt16:
+      return read<int16_t>(raw);
+    case kInt8:
+      return read<int8_t>(raw);
+    case kUint8:
+      return read<uint8_t>(raw);
+    case kBool:
+      return read<bool>(raw);
+    case kComplex64:
+      return read<c10::complex<float>>(raw);
+    case kComplex128:
+      return read<c10::complex<double>>(raw);
+    default:
+      throw Fault(kNnParameter, std::string("a scalar of ") + dtype_name(raw->dtype) + " is not emulated");
   }
 }
 
@@ -146,7 +181,9 @@ Out Builder::out(const aclTensor* raw) {
 
 int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor) {
   const std::string name = b.launch->name;
-  b.launch->kernel = [name, has_output = b.has_output, kernel = std::move(kernel)] { run_kernel(name, has_output, kernel); };
+  b.launch->kernel = [name, has_output = b.has_output, kernel = std::move(kernel)] {
+    run_kernel(name, has_output, kernel);
+  };
   if (!b.growing.empty()) {
     b.launch->resolve = [growing = b.growing] {
       for (const auto& [tensor, sizes] : growing) {

@@ -17,18 +17,19 @@
 
 namespace softnpu {
 
-using In = const at::Tensor&;                    // const aclTensor*; undefined when it was nullptr
-using Ins = const std::vector<at::Tensor>&;      // const aclTensorList*
-using Ints = const std::vector<int64_t>&;        // const aclIntArray*
+using In = const at::Tensor&;                // const aclTensor*; undefined when it was nullptr
+using Ins = const std::vector<at::Tensor>&;  // const aclTensorList*
+using Ints = const std::vector<int64_t>&;    // const aclIntArray*
 using OptionalInts = const std::optional<std::vector<int64_t>>&;
-using Bools = const std::vector<bool>&;          // const aclBoolArray*
-using Scalar = const at::Scalar&;                // const aclScalar*
+using Bools = const std::vector<bool>&;  // const aclBoolArray*
+using Scalar = const at::Scalar&;        // const aclScalar*
 using OptionalScalar = const std::optional<at::Scalar>&;
 using Scalars = const std::vector<at::Scalar>&;  // const aclScalarList*
 using Text = const std::string&;                 // const char*
 enum class DType_ : int {};                      // aclDataType by value
 
-// An output, or an argument that is changed: assigning stores with the output's dtype and strides; the shape must be right.
+// An output, or an argument that is changed: assigning stores with the output's dtype and strides; the shape must be
+// right.
 class Out {
  public:
   explicit Out(at::Tensor tensor) : tensor_(std::move(tensor)) {}
@@ -107,7 +108,8 @@ struct Argument<Ins> {
   using Value = std::vector<at::Tensor>;
   static Value take(Builder& b, Raw raw) {
     Value result;
-    if (raw) for (const aclTensor* tensor : raw->tensors) result.push_back(b.tensor(tensor));
+    if (raw)
+      for (const aclTensor* tensor : raw->tensors) result.push_back(b.tensor(tensor));
     return result;
   }
 };
@@ -117,7 +119,8 @@ struct Argument<Outs> {
   using Value = std::vector<Out>;
   static Value take(Builder& b, Raw raw) {
     Value result;
-    if (raw) for (const aclTensor* tensor : raw->tensors) result.push_back(b.out(tensor));
+    if (raw)
+      for (const aclTensor* tensor : raw->tensors) result.push_back(b.out(tensor));
     return result;
   }
 };
@@ -160,7 +163,8 @@ struct Argument<Scalars> {
   using Value = std::vector<at::Scalar>;
   static Value take(Builder&, Raw raw) {
     Value result;
-    if (raw) for (const aclScalar* scalar : raw->scalars) result.push_back(scalar_value(scalar));
+    if (raw)
+      for (const aclScalar* scalar : raw->scalars) result.push_back(scalar_value(scalar));
     return result;
   }
 };
@@ -209,22 +213,22 @@ struct NoCheck {
 };
 
 // CHECKED(name, check, kernel): `check` has the kernel's parameters, runs in phase 1 and throws Fault(161002, ...).
-#define SOFTNPU_OP(NAME, CHECK, ...)                                                                                 \
-  namespace {                                                                                                        \
-  struct Op_##NAME {                                                                                                 \
-    static constexpr const char* name = #NAME;                                                                       \
-    static constexpr auto check = CHECK;                                                                             \
-    static constexpr auto kernel = __VA_ARGS__;                                                                      \
-  };                                                                                                                 \
-  }                                                                                                                  \
-  extern "C" Unknown* softnpu_phase1_##NAME() {                                                                      \
-    using Typed = Phase1<Op_##NAME, decltype(&decltype(Op_##NAME::kernel)::operator())>;                             \
-    return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed::run));                                         \
-  }                                                                                                                  \
-  SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME)));                            \
-  SOFTNPU_C int NAME(void*, uint64_t, aclOpExecutor* executor, Handle stream) {                                      \
-    static Call call{#NAME};                                                                                         \
-    return phase2(call, executor, stream);                                                                           \
+#define SOFTNPU_OP(NAME, CHECK, ...)                                                      \
+  namespace {                                                                             \
+  struct Op_##NAME {                                                                      \
+    static constexpr const char* name = #NAME;                                            \
+    static constexpr auto check = CHECK;                                                  \
+    static constexpr auto kernel = __VA_ARGS__;                                           \
+  };                                                                                      \
+  }                                                                                       \
+  extern "C" Unknown* softnpu_phase1_##NAME() {                                           \
+    using Typed = Phase1<Op_##NAME, decltype(&decltype(Op_##NAME::kernel)::operator())>;  \
+    return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed::run));              \
+  }                                                                                       \
+  SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME))); \
+  SOFTNPU_C int NAME(void*, uint64_t, aclOpExecutor* executor, Handle stream) {           \
+    static Call call{#NAME};                                                              \
+    return phase2(call, executor, stream);                                                \
   }
 
 #define OP(NAME, ...) SOFTNPU_OP(NAME, NoCheck{}, __VA_ARGS__)

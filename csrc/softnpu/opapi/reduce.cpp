@@ -40,8 +40,10 @@
 
 namespace softnpu {
 
-OP(aclnnReduceSum, [](In x, Ints dims, bool keep, DType_ dtype, Out o) { o = at::sum(x, dims, keep, scalar_type(dtype)); })
-OP(aclnnReduceNansum, [](In x, Ints dims, bool keep, DType_ dtype, Out o) { o = at::nansum(x, dims, keep, scalar_type(dtype)); })
+OP(aclnnReduceSum,
+   [](In x, Ints dims, bool keep, DType_ dtype, Out o) { o = at::sum(x, dims, keep, scalar_type(dtype)); })
+OP(aclnnReduceNansum,
+   [](In x, Ints dims, bool keep, DType_ dtype, Out o) { o = at::nansum(x, dims, keep, scalar_type(dtype)); })
 OP(aclnnMean, [](In x, Ints dims, bool keep, DType_ dtype, Out o) { o = at::mean(x, dims, keep, scalar_type(dtype)); })
 OP(aclnnMeanV2, [](In x, Ints dims, bool keep, bool, Out o) { o = at::mean(x, dims, keep); })
 OP(aclnnAmax, [](In x, Ints dims, bool keep, Out o) { o = at::amax(x, dims, keep); })
@@ -56,18 +58,22 @@ OP(aclnnMax, [](In x, Out o) { o = at::max(x); })
 OP(aclnnMin, [](In x, Out o) { o = at::min(x); })
 OP(aclnnMedian, [](In x, Out o) { o = at::median(x); })
 OP(aclnnProd, [](In x, DType_ dtype, Out o) { o = at::prod(x, scalar_type(dtype)); })
-OP(aclnnProdDim, [](In x, int64_t dim, bool keep, DType_ dtype, Out o) { o = at::prod(x, dim, keep, scalar_type(dtype)); })
+OP(aclnnProdDim,
+   [](In x, int64_t dim, bool keep, DType_ dtype, Out o) { o = at::prod(x, dim, keep, scalar_type(dtype)); })
 OP(aclnnArgMax, [](In x, int64_t dim, bool keep, Out o) { o = at::argmax(x, dim, keep); })
 OP(aclnnArgMin, [](In x, int64_t dim, bool keep, Out o) { o = at::argmin(x, dim, keep); })
 OP(aclnnLogSumExp, [](In x, Ints dims, bool keep, Out o) { o = at::logsumexp(x, dims, keep); })
 OP(aclnnNorm, [](In x, Scalar p, Ints dims, bool keep, Out o) { o = at::norm(x, p, dims, keep); })
 OP(aclnnLinalgVectorNorm, [](In x, Scalar p, OptionalInts dims, bool keep, DType_ dtype, Out o) {
   const bool all = !dims || dims->empty();
-  o = at::linalg_vector_norm(x, p, all ? at::OptionalIntArrayRef() : at::OptionalIntArrayRef(*dims), keep, scalar_type(dtype));
+  o = at::linalg_vector_norm(x, p, all ? at::OptionalIntArrayRef() : at::OptionalIntArrayRef(*dims), keep,
+                             scalar_type(dtype));
 })
-OP(aclnnStd, [](In x, Ints dims, int64_t correction, bool keep, Out o) { o = at::std(x, dims, at::Scalar(correction), keep); })
+OP(aclnnStd,
+   [](In x, Ints dims, int64_t correction, bool keep, Out o) { o = at::std(x, dims, at::Scalar(correction), keep); })
 OP(aclnnVar, [](In x, Ints dims, bool unbiased, bool keep, Out o) { o = at::var(x, dims, unbiased, keep); })
-OP(aclnnVarCorrection, [](In x, Ints dims, int64_t correction, bool keep, Out o) { o = at::var(x, dims, at::Scalar(correction), keep); })
+OP(aclnnVarCorrection,
+   [](In x, Ints dims, int64_t correction, bool keep, Out o) { o = at::var(x, dims, at::Scalar(correction), keep); })
 OP(aclnnVarMean, [](In x, Ints dims, int64_t correction, bool keep, Out variance, Out mean) {
   const auto [v, m] = at::var_mean(x, dims, at::Scalar(correction), keep);
   variance = v;
@@ -79,11 +85,11 @@ OP(aclnnStdMeanCorrection, [](In x, Ints dims, int64_t correction, bool keep, Ou
   mean = m;
 })
 
-#define WITH_INDEX(NAME, FUNCTION)                                                   \
-  OP(aclnn##NAME, [](In x, int64_t dim, bool keep, Out values, Out indices) {        \
-    const auto [v, i] = FUNCTION(x, dim, keep);                                      \
-    values = v;                                                                      \
-    indices = i;                                                                     \
+#define WITH_INDEX(NAME, FUNCTION)                                            \
+  OP(aclnn##NAME, [](In x, int64_t dim, bool keep, Out values, Out indices) { \
+    const auto [v, i] = FUNCTION(x, dim, keep);                               \
+    values = v;                                                               \
+    indices = i;                                                              \
   })
 WITH_INDEX(MaxDim, at::max)
 WITH_INDEX(MinDim, at::min)
@@ -121,7 +127,8 @@ OP(aclnnCummin, [](In x, int64_t dim, Out values, Out indices) {
 OP(aclnnBincount, [](In x, In weights, int64_t minimum, Out o) {
   o = at::bincount(x, weights.defined() ? std::optional(weights) : std::nullopt, minimum);
 })
-OP(aclnnHistc, [](In x, int64_t bins, Scalar low, Scalar high, Out o) { o = at::histc(x.to(at::kDouble), bins, low, high); })
+OP(aclnnHistc,
+   [](In x, int64_t bins, Scalar low, Scalar high, Out o) { o = at::histc(x.to(at::kDouble), bins, low, high); })
 OP(aclnnSearchSorted, [](In sorted, In x, bool int32, bool right, In sorter, Out o) {
   o = at::searchsorted(sorted, x, int32, right, std::nullopt, sorter.defined() ? std::optional(sorter) : std::nullopt);
 })
@@ -136,12 +143,13 @@ OP(aclnnUnique2, [](In x, bool sorted, bool inverse, bool counts, Growing values
   if (inverse) inverses = i;
   if (counts) count = c;
 })
-OP(aclnnUniqueConsecutive, [](In x, bool inverse, bool counts, int64_t dim, Growing values, Growing inverses, Growing count) {
-  const auto [v, i, c] = at::unique_consecutive(x, inverse, counts, dim == 1000 ? std::nullopt : std::optional(dim));
-  values = v;
-  if (inverse) inverses = i;
-  if (counts) count = c;
-})
+OP(aclnnUniqueConsecutive,
+   [](In x, bool inverse, bool counts, int64_t dim, Growing values, Growing inverses, Growing count) {
+     const auto [v, i, c] = at::unique_consecutive(x, inverse, counts, dim == 1000 ? std::nullopt : std::optional(dim));
+     values = v;
+     if (inverse) inverses = i;
+     if (counts) count = c;
+   })
 OP(aclnnNonzero, [](In x, Growing o) { o = at::nonzero(x); })
 OP(aclnnNonzeroV2, [](In x, Growing o) { o = at::nonzero(x).t().contiguous(); })
 OP(aclnnMaskedSelect, [](In x, In mask, Growing o) { o = at::masked_select(x, mask.to(at::kBool)); })

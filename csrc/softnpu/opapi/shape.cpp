@@ -1,6 +1,5 @@
 // Copying, filling, joining, padding, ranges, random numbers.
 #include <ATen/CPUGeneratorImpl.h>
-
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bitwise_and.h>
@@ -36,7 +35,8 @@ namespace softnpu {
 namespace {
 
 at::Generator generator(int64_t seed, int64_t offset) {
-  return at::detail::createCPUGenerator(static_cast<uint64_t>(seed) * 0x9E3779B97F4A7C15ull + static_cast<uint64_t>(offset));
+  return at::detail::createCPUGenerator(static_cast<uint64_t>(seed) * 0x9E3779B97F4A7C15ull +
+                                        static_cast<uint64_t>(offset));
 }
 
 at::Tensor normal(const Out& like, int64_t seed, int64_t offset) {
@@ -61,7 +61,9 @@ at::Tensor keep_bits(Ints shape, double p, int64_t seed, int64_t offset, int64_t
 }
 
 at::Tensor bits_as_bool(In bytes, at::IntArrayRef sizes) {
-  const at::Tensor bits = at::bitwise_and(bytes.view(at::kByte).reshape({-1, 1}), at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte)).ne(0);
+  const at::Tensor bits =
+      at::bitwise_and(bytes.view(at::kByte).reshape({-1, 1}), at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte))
+          .ne(0);
   return bits.reshape({-1}).slice(0, 0, c10::multiply_integers(sizes)).view(sizes);
 }
 
@@ -95,8 +97,10 @@ OP(aclnnLinspace, [](Scalar start, Scalar end, int64_t steps, Out o) {
 })
 OP(aclnnRepeatInterleave, [](In x, In repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
 OP(aclnnRepeatInterleaveInt, [](In x, int64_t repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
-OP(aclnnRepeatInterleaveWithDim, [](In x, In repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
-OP(aclnnRepeatInterleaveIntWithDim, [](In x, int64_t repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
+OP(aclnnRepeatInterleaveWithDim,
+   [](In x, In repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
+OP(aclnnRepeatInterleaveIntWithDim,
+   [](In x, int64_t repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
 
 OP(aclnnInplaceNormal, [](Out x, float mean, float deviation, int64_t seed, int64_t offset) {
   x = at::add(at::mul(normal(x, seed, offset), deviation), mean);
@@ -113,9 +117,12 @@ OP(aclnnNormalTensorTensor, [](In mean, In deviation, int64_t seed, int64_t offs
 OP(aclnnInplaceUniform, [](Out x, double from, double to, uint64_t seed, uint64_t offset) {
   x = at::add(at::mul(uniform(x, static_cast<int64_t>(seed), static_cast<int64_t>(offset)), to - from), from);
 })
-OP(aclnnInplaceBernoulli, [](Out x, Scalar p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
-OP(aclnnInplaceBernoulliTensor, [](Out x, In p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
-OP(aclnnInplaceRandom, [](Out x, int64_t from, int64_t to, int64_t seed, int64_t offset) { random_between(x, from, to, seed, offset); })
+OP(aclnnInplaceBernoulli,
+   [](Out x, Scalar p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
+OP(aclnnInplaceBernoulliTensor,
+   [](Out x, In p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
+OP(aclnnInplaceRandom,
+   [](Out x, int64_t from, int64_t to, int64_t seed, int64_t offset) { random_between(x, from, to, seed, offset); })
 OP(aclnnSimThreadExponential, [](Out x, int64_t, float rate, int64_t seed, int64_t offset) {
   x = at::div(at::neg(at::log1p(at::neg(uniform(x, seed, offset)))), rate);
 })
@@ -131,7 +138,8 @@ OP(aclnnDropoutGenMask, [](Ints shape, double p, int64_t seed, int64_t offset, O
 OP(aclnnDropoutGenMaskV2, [](Ints shape, double p, int64_t seed, int64_t offset, DType_, Out mask) {
   mask = keep_bits(shape, p, seed, offset, mask->numel());
 })
-OP(aclnnDropoutDoMask, [](In x, In mask, double p, Out o) { o = at::where(bits_as_bool(mask, x.sizes()), at::div(x, 1 - p), 0); })
+OP(aclnnDropoutDoMask,
+   [](In x, In mask, double p, Out o) { o = at::where(bits_as_bool(mask, x.sizes()), at::div(x, 1 - p), 0); })
 OP(aclnnDropoutV3, [](In x, In, double p, int64_t seed, int64_t offset, Out o, Out mask) {
   mask = keep_bits(x.sizes().vec(), p, seed, offset, mask->numel());
   o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);

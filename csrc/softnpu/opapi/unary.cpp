@@ -76,8 +76,8 @@
 
 namespace softnpu {
 
-#define UNARY(NAME, FUNCTION)                                           \
-  OP(aclnn##NAME, [](In x, Out o) { o = FUNCTION(x); })                 \
+#define UNARY(NAME, FUNCTION)                           \
+  OP(aclnn##NAME, [](In x, Out o) { o = FUNCTION(x); }) \
   OP(aclnnInplace##NAME, [](Out x) { x = FUNCTION(*x); })
 
 UNARY(Abs, at::abs)
@@ -139,8 +139,10 @@ OP(aclnnRoundDecimals, [](In x, int64_t decimals, Out o) { o = at::round(x, deci
 OP(aclnnInplaceRoundDecimals, [](Out x, int64_t decimals) { x = at::round(*x, decimals); })
 OP(aclnnNanToNum, [](In x, float nan, float high, float low, Out o) { o = at::nan_to_num(x, nan, high, low); })
 OP(aclnnInplaceNanToNum, [](Out x, float nan, float high, float low) { x = at::nan_to_num(*x, nan, high, low); })
-OP(aclnnElu, [](In x, Scalar alpha, Scalar scale, Scalar input_scale, Out o) { o = at::elu(x, alpha, scale, input_scale); })
-OP(aclnnInplaceElu, [](Out x, Scalar alpha, Scalar scale, Scalar input_scale) { x = at::elu(*x, alpha, scale, input_scale); })
+OP(aclnnElu,
+   [](In x, Scalar alpha, Scalar scale, Scalar input_scale, Out o) { o = at::elu(x, alpha, scale, input_scale); })
+OP(aclnnInplaceElu,
+   [](Out x, Scalar alpha, Scalar scale, Scalar input_scale) { x = at::elu(*x, alpha, scale, input_scale); })
 OP(aclnnHardtanh, [](In x, Scalar low, Scalar high, Out o) { o = at::hardtanh(x, low, high); })
 OP(aclnnInplaceHardtanh, [](Out x, Scalar low, Scalar high) { x = at::hardtanh(*x, low, high); })
 OP(aclnnLeakyRelu, [](In x, Scalar slope, Out o) { o = at::leaky_relu(x, slope); })
@@ -154,7 +156,8 @@ OP(aclnnClampMax, [](In x, Scalar high, Out o) { o = at::clamp_max(x, high); })
 OP(aclnnInplaceClampMin, [](Out x, Scalar low) { x = at::clamp_min(*x, low); })
 OP(aclnnInplaceClampMax, [](Out x, Scalar high) { x = at::clamp_max(*x, high); })
 OP(aclnnClampTensor, [](In x, In low, In high, Out o) {
-  o = at::clamp(x, low.defined() ? std::optional(low) : std::nullopt, high.defined() ? std::optional(high) : std::nullopt);
+  o = at::clamp(x, low.defined() ? std::optional(low) : std::nullopt,
+                high.defined() ? std::optional(high) : std::nullopt);
 })
 OP(aclnnClampMinTensor, [](In x, In low, Out o) { o = at::clamp_min(x, low); })
 OP(aclnnClampMaxTensor, [](In x, In high, Out o) { o = at::clamp_max(x, high); })
@@ -169,9 +172,12 @@ OP(aclnnTanhBackward, [](In g, In y, Out o) { o = at::tanh_backward(g, y); })
 OP(aclnnThresholdBackward, [](In g, In x, Scalar threshold, Out o) { o = at::threshold_backward(g, x, threshold); })
 OP(aclnnGeluBackward, [](In g, In x, Out o) { o = at::gelu_backward(g, x); })
 OP(aclnnGeluBackwardV2, [](In g, In x, Text approximate, Out o) { o = at::gelu_backward(g, x, approximate); })
-OP(aclnnSoftplusBackward, [](In g, In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus_backward(g, x, beta, threshold); })
-OP(aclnnHardtanhBackward, [](In g, In x, Scalar low, Scalar high, Out o) { o = at::hardtanh_backward(g, x, low, high); })
-OP(aclnnLeakyReluBackward, [](In g, In x, Scalar slope, bool is_result, Out o) { o = at::leaky_relu_backward(g, x, slope, is_result); })
+OP(aclnnSoftplusBackward,
+   [](In g, In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus_backward(g, x, beta, threshold); })
+OP(aclnnHardtanhBackward,
+   [](In g, In x, Scalar low, Scalar high, Out o) { o = at::hardtanh_backward(g, x, low, high); })
+OP(aclnnLeakyReluBackward,
+   [](In g, In x, Scalar slope, bool is_result, Out o) { o = at::leaky_relu_backward(g, x, slope, is_result); })
 OP(aclnnEluBackward, [](In g, Scalar alpha, Scalar scale, Scalar input_scale, bool is_result, In x, Out o) {
   o = at::elu_backward(g, alpha, scale, input_scale, is_result, x);
 })
