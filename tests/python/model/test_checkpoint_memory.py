@@ -19,19 +19,19 @@ BIG = {
 }  # fmt: skip
 
 LOAD = """
-import sys, torch
-from dsv4_ascend.model.checkpoint import open_checkpoint
+import sys, torch, dsv4_ascend
 
 def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":"))
 
 before = status("RssAnon")
-checkpoint = open_checkpoint(sys.argv[1])
-held = {name: tensor for name, tensor in checkpoint.tensors(lambda done, total: None)}
-for tensor in held.values():
-    tensor.view(torch.uint8).reshape(-1)[::4096].sum()
-print(checkpoint.nbytes, status("VmHWM"), status("RssAnon") - before)
+model = dsv4_ascend.load(sys.argv[1])
+held = 0
+for parameter in model.network.parameters():
+    held += parameter.nbytes
+    parameter.detach().view(torch.uint8).reshape(-1)[::4096].sum()
+print(held, status("VmHWM"), status("RssAnon") - before)
 """
 
 
@@ -67,6 +67,6 @@ def test_loading_two_gigabytes(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     loaded, peak, copied = map(int, done.stdout.split())
-    assert loaded == size
+    assert size <= loaded < 1.001 * size  # the few BF16 tensors that operators need in fp32 are widened
     assert peak < 1.15 * size + 300e6
     assert copied < 64e6
