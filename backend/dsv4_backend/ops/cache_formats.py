@@ -100,7 +100,9 @@ class Format:
     def to_bytes(self, rows: torch.Tensor) -> torch.Tensor:
         """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
         parts = self.codec.encode(rows.detach().float())
-        return torch.cat([parts[field.name].contiguous().view(torch.uint8) for field in self.fields], dim=1)
+        # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
+        dense = (parts[field.name].clone(memory_format=torch.contiguous_format) for field in self.fields)
+        return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
 
     def from_bytes(self, data: torch.Tensor) -> torch.Tensor:
         """Rows fp32 [M, channels] of data bytes uint8 [M, B]."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
 from dsv4_backend.mutants import add_output_faults
 
+_MAX_STREAMS = 1024  # V4 has 4
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 
 
@@ -22,7 +23,7 @@ _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 def embed_streams(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
     """Embedding of every token, copied into each of the `hc_mult` residual streams.
 
-    input_ids: [T] int, each in [0, V), checked where values can be read; weight: [V, d] float; hc_mult: >= 1 streams.
+    input_ids: [T] int, each in [0, V), checked where values can be read; weight: [V, d] float; hc_mult: 1 to 1024.
     Returns [T, hc_mult, d] in weight's dtype, the streams equal bit for bit. T = 0 gives an empty result.
     Source: spec/v4.md 2.1 step 1 [OFF-M].
     """
@@ -31,8 +32,8 @@ def embed_streams(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -
 
 @embed_streams.shapes
 def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> None:
-    if hc_mult < 1:
-        raise embed_streams.reject("hc_mult", hc_mult, "at least 1 stream")
+    if not 1 <= hc_mult <= _MAX_STREAMS:
+        raise embed_streams.reject("hc_mult", hc_mult, f"1 to {_MAX_STREAMS} streams")
 
 
 @embed_streams.cases

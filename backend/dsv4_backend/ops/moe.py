@@ -84,8 +84,8 @@ def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> None:
 
 @moe_combine.shapes
 def _(y: torch.Tensor, order: torch.Tensor, k: int) -> None:
-    if k < 1:
-        raise moe_combine.reject("k", k, "at least 1")
+    if not 1 <= k <= MAX_EXPERTS:
+        raise moe_combine.reject("k", k, f"1 to {MAX_EXPERTS}")
     if y.shape[0] % k != 0:
         raise moe_combine.reject("y", f"{y.shape[0]} rows", f"a multiple of k = {k}")
 
