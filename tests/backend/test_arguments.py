@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from dsv4_ascend.parity.compare import compare
 from dsv4_ascend.parity.runner import map_tensors, mutated_arguments
 from dsv4_backend import OPERATORS
-from dsv4_backend.errors import Dsv4Error
+from dsv4_backend.errors import ArgumentError, Dsv4Error
 
 EXAMPLES = 150
 SECONDS_PER_CALL = 60
@@ -240,6 +240,38 @@ def fuzz(operator, examples, log):
         check(operator, log, data)
 
     run()
+
+
+def cache_and_part():
+    cache = torch.zeros(2, 4, 8)
+    return cache, cache[0], torch.arange(4)
+
+
+PAST_FAILURES = {
+    "None for a tensor": ("rms_norm", (None, torch.ones(4), 1e-6), "argument 'x': found None"),
+    "None behind a tensor": ("rms_norm", (torch.ones(2, 4), None, 1e-6), "argument 'weight': found None"),
+    "sparse": ("rms_norm", (torch.ones(2, 4).to_sparse(), torch.ones(4), 1e-6), "layout torch.sparse_coo"),
+    "rows inside the cache": ("write_cache", cache_and_part(), "argument 'rows': found memory of 'cache'"),
+    "cache over itself": (
+        "write_cache",
+        (torch.zeros(1, 1, 8).expand(2, 4, 8), torch.ones(1, 8), torch.zeros(1, dtype=torch.int64)),
+        "elements that share no memory",
+    ),
+    "2^63 choices": ("moe_combine", (torch.ones(0, 5), torch.ones(0, dtype=torch.int32), 2**63 - 1), "argument 'k'"),
+    "2^63 streams": ("embed_streams", (torch.ones(0, dtype=torch.int64), torch.ones(5, 8), 2**63 - 1), "1 to 1024"),
+}
+
+
+@pytest.mark.parametrize("failure", PAST_FAILURES)
+def test_past_failures(failure):
+    name, arguments, message = PAST_FAILURES[failure]
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        OPERATORS[name](*arguments)
+
+
+def test_empty_rows_with_strides_are_written():
+    rows = torch.zeros(0, 1024)[:, ::2]
+    OPERATORS["write_cache_fp8_ds_mla"](torch.zeros(2, 2304, dtype=torch.uint8), rows, rows[:, 0].long(), 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
