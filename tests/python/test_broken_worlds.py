@@ -17,7 +17,11 @@ import dsv4_backend
 
 TORCH = torch.__version__.split("+")[0]
 EXTENSION = f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-NO_CANN = "import os\nos.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'\nraise ImportError('libascendcl.so: cannot open shared object file: No such file or directory')\n"
+NO_CANN = """
+import os
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # as torch_npu does
+raise ImportError("libascendcl.so: cannot open shared object file: No such file or directory")
+"""
 OTHER_TORCH = "raise ImportError('libtorch_npu.so: undefined symbol: _ZN3c1010TensorImplE')\n"
 
 PROGRAM = """
