@@ -6,27 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
+from dsv4_backend.contract import Case, Draw, Tolerance, operator
 from dsv4_backend.mutants import add_output_faults
-from dsv4_backend.ops.gemm import fp8_gemm
-from dsv4_backend.ops.quant import act_quant, dequantize_fp8
+from dsv4_backend.ops.linear import linear
+from dsv4_backend.ops.quant import dequantize_fp8
 
 _BLOCK = 128
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _FLOAT_SHAPES = ((0, 4, 64), (1, 1, 1), (3, 2, 7), (5, 4, 130), (2, 4, 1024))
 _FP8_SHAPES = ((0, 4, 128), (3, 2, 32), (3, 4, 200), (5, 4, 384))
-
-
-def _project(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """`x @ weight.T` of x [M, d] in x's dtype; an FP8 weight takes bf16 activations through act_quant."""
-    if scale is None:
-        return F.linear(compute(x), weight.to(compute(x).dtype)).to(x.dtype)
-    if x.dtype != torch.bfloat16:
-        return fp8_gemm.reference(x, None, weight, scale)
-    quantised, x_scale = act_quant.reference(x, _BLOCK)
-    return fp8_gemm.reference(quantised, x_scale, weight, scale)
 
 
 @operator(
@@ -65,8 +54,8 @@ def mtp_combine(
     round to bf16, then their sum does. fp32: nothing is quantised. T = 0 gives an empty result.
     Source: spec/v4.md 8.1 step 2 [OFF-M], 6.3.
     """
-    embedded = _project(e, e_proj, e_proj_scale)
-    hidden = _project(x.flatten(0, 1), h_proj, h_proj_scale).view(x.shape)
+    embedded = linear(e, e_proj, e_proj_scale)
+    hidden = linear(x.flatten(0, 1), h_proj, h_proj_scale).view(x.shape)
     return embedded.unsqueeze(1) + hidden
 
 

@@ -9,8 +9,8 @@ import torch
 
 from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
 from dsv4_backend.mutants import add_output_faults
-from dsv4_backend.ops.gemm import fp8_gemm
-from dsv4_backend.ops.quant import act_qdq, act_quant, dequantize_fp8, quantize_weight_fp8
+from dsv4_backend.ops.linear import linear
+from dsv4_backend.ops.quant import act_qdq, dequantize_fp8, quantize_weight_fp8
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _BLOCK = 128
@@ -43,12 +43,7 @@ def _group_weights(call: _Call) -> torch.Tensor:
 
 def _join(call: _Call, z: torch.Tensor) -> torch.Tensor:
     """wo_b z for z [T, G*R]; an FP8 weight as in every FP8 linear (6.3)."""
-    if call.wo_b_scale is None:
-        wide = compute(z)
-        return (wide @ call.wo_b.to(wide.dtype).T).to(z.dtype)
-    if z.dtype != torch.bfloat16:
-        return fp8_gemm.reference(z, None, call.wo_b, call.wo_b_scale)
-    return fp8_gemm.reference(*act_quant.reference(z, _BLOCK), call.wo_b, call.wo_b_scale)
+    return linear(z, call.wo_b, call.wo_b_scale)
 
 
 def _project(
