@@ -102,8 +102,9 @@ at::ScalarType scalar_type(int dtype) {
     case kFloat8E8M0:
       return at::kFloat8_e8m0fnu;
     case kFloat4E2M1:
+      return at::kFloat4_e2m1fn_x2;  // two to a byte, the even one in the low half
     case kInt4:
-      return at::kByte;  // two to a byte, the even one in the low half
+      return at::kBits4x2;  // the same; torch has no signed name for it
     default:
       throw Fault(kNnParameter, "aclDataType " + std::to_string(dtype) + " is not emulated");
   }
