@@ -31,28 +31,21 @@ def _available():
         pytest.skip(str(fault))
 
 
+def execute(command, env, timeout=280):
+    """(exit code, output) of a process that finds torch_npu."""
+    env = {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BESIDE)}
+    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=timeout)
+    return done.returncode, done.stdout + done.stderr
+
+
 @pytest.fixture
 def run():
-    """Run a program of ./programs on the software device; returns (exit code, output)."""
+    """Run a program of ./programs on the software device, on `ranks` processes when given."""
 
     def call(program, *arguments, ranks=0, variables=None, timeout=280, **options):
-        launcher = (
-            [
-                "-m",
-                "torch.distributed.run",
-                "--nproc-per-node",
-                str(ranks),
-                "--master-port",
-                str(29500 + os.getpid() % 500),
-            ]
-            if ranks
-            else []
-        )
-        full = environment(
-            {**settings(**options), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BESIDE), **(variables or {})}
-        )
-        command = [sys.executable, *launcher, str(HERE / "programs" / program), *map(str, arguments)]
-        done = subprocess.run(command, env=full, capture_output=True, text=True, timeout=timeout)
-        return done.returncode, done.stdout + done.stderr
+        port = str(29500 + os.getpid() % 500)
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
+        command = [*(launcher if ranks else []), str(HERE / "programs" / program), *map(str, arguments)]
+        return execute(command, environment({**settings(**options), **(variables or {})}), timeout)
 
     return call

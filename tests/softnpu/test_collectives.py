@@ -4,9 +4,7 @@ import pytest
 from conftest import SOCS, long
 
 
-@pytest.mark.parametrize(
-    ("ranks", "soc"), [(2, SOCS[0]), pytest.param(4, SOCS[1], marks=long), pytest.param(3, SOCS[2], marks=long)]
-)
+@pytest.mark.parametrize(("ranks", "soc"), [(2, SOCS[0]), (4, SOCS[1]), pytest.param(3, SOCS[2], marks=long)])
 def test_collectives(run, ranks, soc):
     code, output = run("collectives.py", ranks=ranks, soc=soc)
     assert code == 0 and output.count("good") == ranks, output

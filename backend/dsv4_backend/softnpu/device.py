@@ -23,7 +23,11 @@ class Softnpu:
         runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p
 
     def statistics(self) -> dict[str, Any]:
-        """`calls` by function, `alive` objects, `launches` by operator, `idle_launches`, `fired` faults, `memory`."""
+        """What has happened in this process.
+
+        `calls` by function, `alive` objects, `launches` by operator, `idle_launches` (the kernel stored into none of
+        its outputs), `unlaunched` (phase 1 without phase 2), `fired` faults, `memory`.
+        """
         room = 1 << 16
         while True:
             text = ctypes.create_string_buffer(room)
@@ -41,7 +45,10 @@ class Softnpu:
         return {name: totals["launches"] for name, totals in self.statistics()["launches"].items()}
 
     def inject(self, faults: str) -> None:
-        """Plan faults "CALL:N:CODE", comma separated, counted from now; "" forgets all. Raises EnvironmentFault."""
+        """Plan faults "CALL:N:CODE", comma separated, counted from now; "" forgets all. Raises EnvironmentFault.
+
+        CALL@kernel fails on the stream, CALL@idle is launched and does nothing (any code but 0).
+        """
         self._check(self._runtime.softnpu_inject(faults.encode()))
 
     def chaos(self, seed: int) -> None:

@@ -1,4 +1,7 @@
-"""Fixture `softnpu`: use with `pytest_plugins = ["dsv4_backend.softnpu.pytest_plugin"]` in the top conftest.py."""
+"""Fixture `softnpu`, which also fails a test that left something wrong on the device.
+
+Use it with `pytest_plugins = ["dsv4_backend.softnpu.pytest_plugin"]` in the top conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,22 @@ from dsv4_backend.softnpu import Softnpu, current, start
 
 @pytest.fixture
 def softnpu() -> Iterator[Softnpu]:
-    """The software device of this process, started when needed; planned faults and chaos end with the test."""
+    """The software device of this process, started when needed; planned faults and chaos end with the test.
+
+    A test fails that over-wrote memory, launched a kernel that did nothing, or prepared an operator and never
+    launched it.
+    """
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("torch_npu is not installed (pip install torch-npu==2.13.0 in an environment of its own)")
     device = current() or start()
     import torch_npu  # noqa: F401
 
+    before = device.statistics()
     yield device
     device.inject("")
     device.chaos(0)
+    device.check_red_zones()
+    after = device.statistics()
+    for kind in ("idle_launches", "unlaunched"):
+        new = {name: count for name, count in after[kind].items() if count > before[kind].get(name, 0)}
+        assert not new, f"softnpu: {kind.replace('_', ' ')} in this test: {new}"

@@ -43,7 +43,8 @@ def settings(
     `soc`: Ascend910B*, Ascend910_93* or Ascend950*; `cann`: the version that torch_npu is told (8.5.0);
     `memory`: of each device, "64M" or "2G"; `chaos`: seed, one stream
     at a time is delayed; `trace`: Chrome JSON written when the process ends, %p = process id; `fail`: "CALL:N:CODE",
-    comma separated, the n-th use of CALL answers CODE (CALL@kernel: on the stream, found when it is synchronised).
+    comma separated, the n-th use of CALL answers CODE (CALL@kernel: on the stream, found when it is synchronised;
+    CALL@idle: it is launched and does nothing).
     """
     given = {
         "SOC": soc,

@@ -56,6 +56,7 @@ SOFTNPU_C int aclInit(const char*) {
 SOFTNPU_C int aclFinalize() {
   SOFTNPU_ENTER();
   if (const std::string problem = check_red_zones(); !problem.empty()) std::fprintf(stderr, "%s\n", problem.c_str());
+  if (const std::string dropped = unlaunched(); !dropped.empty()) std::fprintf(stderr, "%s\n", dropped.c_str());
   if (!config().trace.empty()) write_trace(config().trace);
   return initialised.exchange(false) ? kOk : fail(kNotInitialised, "softnpu: aclFinalize before aclInit");
 }

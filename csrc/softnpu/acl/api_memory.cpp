@@ -1,4 +1,5 @@
 // Device and host memory, copies, fills, the reserve/map interface.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -179,9 +180,10 @@ SOFTNPU_C int aclrtPointerGetAttributes(const void* pointer, uint32_t* attribute
   return kOk;
 }
 
+// torch_npu asks before any device is set, to see whether the driver can.
 SOFTNPU_C int aclrtReserveMemAddress(void** pointer, size_t size, size_t, void*, uint64_t) {
   SOFTNPU_ENTER();
-  return guarded([&] { *pointer = device_reserve(require_device(), size); });
+  return guarded([&] { *pointer = device_reserve(std::max(0, current_device()), size); });
 }
 
 SOFTNPU_C int aclrtReleaseMemAddress(void* pointer) {

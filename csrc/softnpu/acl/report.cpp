@@ -32,7 +32,7 @@ struct Board {
   std::atomic<bool> armed{false};
   std::atomic<int64_t> alive[static_cast<int>(Alive::kCount)] = {};
   std::map<std::string, Totals> launches;
-  std::map<std::string, uint64_t> idle;
+  std::map<std::string, int64_t> idle, prepared;
   std::vector<LaunchRecord> records;
   std::vector<std::string> fired;
 };
@@ -160,6 +160,10 @@ int injected_kernel_fault(const std::string& name) {
   return board().armed.load(std::memory_order_acquire) ? use(name + "@kernel") : 0;
 }
 
+bool injected_idleness(const std::string& name) {
+  return board().armed.load(std::memory_order_acquire) && use(name + "@idle");
+}
+
 void alive(Alive what, int change) {
   board().alive[static_cast<int>(what)].fetch_add(change, std::memory_order_relaxed);
 }
@@ -195,6 +199,21 @@ void notice_idle_launch(const std::string& name) {
   if (b.idle[name]++ == 0) std::fprintf(stderr, "softnpu: launch of %s wrote none of its outputs\n", name.c_str());
 }
 
+void count_prepared(const std::string& name, int change) {
+  Board& b = board();
+  std::lock_guard lock(b.mutex);
+  b.prepared[name] += change;
+}
+
+std::string unlaunched() {
+  Board& b = board();
+  std::lock_guard lock(b.mutex);
+  std::string result;
+  for (const auto& [name, count] : b.prepared)
+    if (count > 0) result += (result.empty() ? "" : ", ") + std::to_string(count) + " of " + name;
+  return result.empty() ? result : "softnpu: prepared by phase 1 and never launched: " + result;
+}
+
 int write_trace(const std::string& path) {
   std::string target = path;
   if (const size_t at = target.find("%p"); at != std::string::npos) target.replace(at, 2, std::to_string(getpid()));
@@ -224,31 +243,40 @@ int write_trace(const std::string& path) {
   return std::fclose(file) == 0 ? kOk : fail(kAclParameter, "softnpu: cannot write trace %s", target.c_str());
 }
 
+namespace {
+
+template <class Counts>
+void write_counts(std::ostringstream& out, const char* key, const Counts& counts) {
+  const char* separator = "";
+  out << ",\"" << key << "\":{";
+  for (const auto& [name, count] : counts)
+    if (count) out << separator << quoted(name) << ":" << count, separator = ",";
+  out << "}";
+}
+
+}  // namespace
+
 std::string statistics() {
   Board& b = board();
   std::lock_guard lock(b.mutex);
   std::ostringstream out;
-  const char* separator = "";
-  out << "{\"calls\":{";
-  std::map<std::string, uint64_t> calls;
-  for (const Call* call : b.calls) calls[call->name()] += call->count();
-  for (const auto& [name, count] : calls) {
-    if (count) out << separator << quoted(name) << ":" << count, separator = ",";
-  }
-  out << "},\"alive\":{";
+  out << "{\"alive\":{";
   for (int i = 0; i < static_cast<int>(Alive::kCount); ++i)
     out << (i ? "," : "") << quoted(kAliveNames[i]) << ":" << b.alive[i].load();
   out << "},\"launches\":{";
-  separator = "";
+  const char* separator = "";
   for (const auto& [name, totals] : b.launches) {
     out << separator << quoted(name) << ":{\"launches\":" << totals.launches << ",\"host_ns\":" << totals.host_ns
         << "}";
     separator = ",";
   }
-  out << "},\"idle_launches\":{";
-  separator = "";
-  for (const auto& [name, count] : b.idle) out << separator << quoted(name) << ":" << count, separator = ",";
-  out << "},\"fired\":[";
+  out << "}";
+  std::map<std::string, uint64_t> calls;
+  for (const Call* call : b.calls) calls[call->name()] += call->count();
+  write_counts(out, "calls", calls);
+  write_counts(out, "idle_launches", b.idle);
+  write_counts(out, "unlaunched", b.prepared);
+  out << ",\"fired\":[";
   separator = "";
   for (const auto& name : b.fired) out << separator << quoted(name), separator = ",";
   out << "],\"memory\":" << memory_statistics() << "}";

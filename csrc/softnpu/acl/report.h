@@ -42,9 +42,10 @@ SOFTNPU_CXX const char* last_message();
 SOFTNPU_CXX int last_code(bool clear);
 
 // "CALL:N:CODE", comma separated: the n-th use of CALL from now on answers CODE. CALL@kernel fails on the stream
-// instead.
+// instead; CALL@idle is launched and does nothing.
 SOFTNPU_CXX bool inject(const std::string& specs, std::string* problem);
 SOFTNPU_CXX int injected_kernel_fault(const std::string& name);
+SOFTNPU_CXX bool injected_idleness(const std::string& name);
 
 // Things that must return to zero.
 enum class Alive {
@@ -73,6 +74,10 @@ SOFTNPU_CXX bool tracing();
 SOFTNPU_CXX void trace(LaunchRecord record);
 SOFTNPU_CXX void count_launch(const std::string& name, uint64_t host_ns);
 SOFTNPU_CXX void notice_idle_launch(const std::string& name);
+// +1 when phase 1 has prepared a launch, -1 when phase 2 has been called for it.
+SOFTNPU_CXX void count_prepared(const std::string& name, int change);
+// What was prepared and never launched, one line; empty when nothing was.
+SOFTNPU_CXX std::string unlaunched();
 SOFTNPU_CXX int write_trace(const std::string& path);
 SOFTNPU_CXX std::string statistics();
 

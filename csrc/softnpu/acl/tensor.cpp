@@ -1,6 +1,7 @@
 #include "tensor.h"
 
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 
 #include "device.h"
@@ -109,6 +110,13 @@ void extent(const aclTensor& tensor, int64_t* first, size_t* bytes) {
   *bytes = empty ? 0 : (static_cast<size_t>(last - tensor.offset + 1) * bits + 7) / 8;
 }
 
+int64_t storage_bytes(const aclTensor& tensor) {
+  if (tensor.storage.empty()) return -1;
+  int64_t elements = 1;
+  for (const int64_t size : tensor.storage) elements *= size;
+  return (elements * static_cast<int64_t>(dtype_bits(tensor.dtype)) + 7) / 8;
+}
+
 namespace {
 
 void execute(const Launch& launch, const Stream& stream, uint64_t order, uint64_t host_ns) {
@@ -141,11 +149,21 @@ int enqueue(const std::shared_ptr<Launch>& launch, Handle handle) try {
 
 using namespace softnpu;
 
+namespace {
+
+// A creator has no code to answer, so the injected fault is told on stderr.
+std::nullptr_t said_null() {
+  std::fprintf(stderr, "%s\n", last_message());
+  return nullptr;
+}
+
+}  // namespace
+
 SOFTNPU_C aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t rank, int dtype, const int64_t* strides,
                                      int64_t offset, int format, const int64_t* storage, uint64_t storage_rank,
                                      void* data) {
   static Call call{__func__};
-  if (call.enter()) return nullptr;
+  if (call.enter()) return said_null();
   auto* tensor =
       new aclTensor{{sizes, sizes + rank}, {}, {storage, storage + storage_rank}, offset, dtype, format, data};
   if (strides)
@@ -166,7 +184,7 @@ SOFTNPU_C int aclDestroyTensor(const aclTensor* tensor) {
 
 SOFTNPU_C aclScalar* aclCreateScalar(void* value, int dtype) {
   static Call call{__func__};
-  if (call.enter()) return nullptr;
+  if (call.enter()) return said_null();
   auto* scalar = new aclScalar{dtype, {}};
   std::memcpy(scalar->bytes, value, dtype_bits(dtype) / 8);
   alive(Alive::kScalar, 1);

@@ -59,6 +59,8 @@ SOFTNPU_CXX const char* dtype_name(int dtype);
 SOFTNPU_CXX std::string describe(const aclTensor& tensor);
 // First byte and length that the view touches, relative to `data`.
 SOFTNPU_CXX void extent(const aclTensor& tensor, int64_t* first, size_t* bytes);
+// Bytes of the storage that the view lies in; -1 when its dimensions were not given.
+SOFTNPU_CXX int64_t storage_bytes(const aclTensor& tensor);
 SOFTNPU_CXX int enqueue(const std::shared_ptr<Launch>& launch, Handle stream);
 
 }  // namespace softnpu

@@ -39,9 +39,8 @@ int64_t key_heads(In query, In key, const Setting& s) {
 }
 
 // True where a key is excluded. sparse 0: the given mask; 2: causal, aligned left up; 3: causal, aligned right down.
-at::Tensor excluded(In mask, const Setting& s, int64_t queries, int64_t keys) {
-  if (s.sparse == 0 || s.sparse == 1)
-    return mask.defined() ? mask.to(at::kBool) : at::zeros({queries, keys}, at::kBool);
+at::Tensor excluded(OptionalIn mask, const Setting& s, int64_t queries, int64_t keys) {
+  if (s.sparse == 0 || s.sparse == 1) return mask ? mask->to(at::kBool) : at::zeros({queries, keys}, at::kBool);
   return at::triu(at::ones({queries, keys}, at::kBool), 1 + (s.sparse == 3 ? keys - queries : 0));
 }
 
@@ -49,7 +48,7 @@ struct Scores {
   at::Tensor q, k, v, p, largest, sum;  // [B, N, S, ...], fp32 at least
 };
 
-Scores score(In query, In key, In value, In mask, const Setting& s) {
+Scores score(In query, In key, In value, OptionalIn mask, const Setting& s) {
   const auto compute = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const int64_t groups = key_heads(query, key, s);
   Scores r;
@@ -67,9 +66,9 @@ Scores score(In query, In key, In value, In mask, const Setting& s) {
 }
 
 Setting setting(double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t sparse,
-                In pse, In drop) {
-  if (keep < 1 || drop.defined()) throw Fault(kNnParameter, "dropout inside attention is not emulated");
-  if (pse.defined()) throw Fault(kNnParameter, "pse (position shift) is not emulated");
+                OptionalIn pse, OptionalIn drop) {
+  if (keep < 1 || drop) throw Fault(kNnParameter, "dropout inside attention is not emulated");
+  if (pse) throw Fault(kNnParameter, "pse (position shift) is not emulated");
   if (sparse < 0 || sparse > 3) throw Fault(kNnParameter, "sparseMode " + std::to_string(sparse) + " is not emulated");
   if (layout != "BNSD" && layout != "BSND" && layout != "BSH" && layout != "SBH")
     throw Fault(kNnParameter, "inputLayout " + layout + " is not emulated");
@@ -78,7 +77,7 @@ Setting setting(double scale, double keep, int64_t before, int64_t after, int64_
   return {scale, before, after, heads, sparse, layout};
 }
 
-void forward(In q, In k, In v, In mask, const Setting& s, Out largest, Out sum, Out o) {
+void forward(In q, In k, In v, OptionalIn mask, const Setting& s, Out largest, Out sum, Out o) {
   const Scores r = score(q, k, v, mask, s);
   largest = r.largest.expand({-1, -1, -1, 8});
   sum = r.sum.expand({-1, -1, -1, 8});
@@ -89,7 +88,7 @@ at::Tensor sum_groups(In x, int64_t groups) {  // [B, N, S, D] -> [B, groups, S,
   return x.reshape({x.size(0), groups, x.size(1) / groups, x.size(2), x.size(3)}).sum(2);
 }
 
-void backward(In q, In k, In v, In gradient, In mask, const Setting& s, Out dq, Out dk, Out dv) {
+void backward(In q, In k, In v, In gradient, OptionalIn mask, const Setting& s, Out dq, Out dk, Out dv) {
   const Scores r = score(q, k, v, mask, s);
   const int64_t groups = key_heads(q, k, s);
   const at::Tensor g = to_heads(gradient, s.layout, s.heads).to(r.p.scalar_type());
@@ -102,26 +101,30 @@ void backward(In q, In k, In v, In gradient, In mask, const Setting& s, Out dq, 
 
 }  // namespace
 
-OP(aclnnFlashAttentionScore,
-   [](In q, In k, In v, In pse, In drop, In, In mask, Ints, double scale, double keep, int64_t before, int64_t after,
-      int64_t heads, Text layout, int64_t, int64_t sparse, Out largest, Out sum, Out, Out o) {
-     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
-   })
+OP(aclnnFlashAttentionScore, [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, Ints,
+                                double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout,
+                                int64_t, int64_t sparse, Out largest, Out sum, OptionalOut, Out o) {
+  forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
+})
 OP(aclnnFlashAttentionScoreV4,
-   [](In q, In k, In v, In pse, In drop, In, In mask, In, In, In, In, In, In, Ints, Ints, Ints, Ints, Ints,
-      double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse,
-      int64_t, int64_t, Text, int64_t, int64_t, Out largest, Out sum, Out, Out o) {
+   [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn, OptionalIn,
+      OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, Ints, Ints, Ints, Ints, double scale, double keep,
+      int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, int64_t, int64_t, Text,
+      int64_t, int64_t, Out largest, Out sum, OptionalOut, Out o) {
      forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
    })
 OP(aclnnFlashAttentionScoreGrad,
-   [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, Ints, double scale, double keep,
-      int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, Out dq, Out dk, Out dv, Out) {
+   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn, OptionalIn,
+      OptionalIn, OptionalIn, Ints, double scale, double keep, int64_t before, int64_t after, int64_t heads,
+      Text layout, int64_t, int64_t sparse, Out dq, Out dk, Out dv, OptionalOut) {
      backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
    })
 OP(aclnnFlashAttentionScoreGradV4,
-   [](In q, In k, In v, In g, In pse, In drop, In, In mask, In, In, In, In, In, In, In, In, In, In, In, In, Ints, Ints,
-      Ints, Ints, Ints, double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, Text,
-      int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t, Out dq, Out dk, Out dv, Out, Out, Out, Out) {
+   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn, OptionalIn,
+      OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn,
+      OptionalIn, Ints, Ints, Ints, Ints, Ints, double scale, double keep, int64_t before, int64_t after, int64_t heads,
+      Text layout, Text, int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t, Out dq, Out dk, Out dv,
+      OptionalOut, OptionalOut, OptionalOut, OptionalOut) {
      backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
    })
 

@@ -31,7 +31,7 @@ using Indices = c10::List<std::optional<at::Tensor>>;
 // one of them is a true (empty) index, because torch never indexes with nothing: then there is nothing to do.
 bool selects_nothing(Ins indices) {
   for (const at::Tensor& index : indices) {
-    if (index.defined() && !(index.dim() == 1 && index.numel() == 0)) return index.numel() == 0;
+    if (!(index.dim() == 1 && index.numel() == 0)) return index.numel() == 0;
   }
   return true;
 }
@@ -39,7 +39,7 @@ bool selects_nothing(Ins indices) {
 Indices indices_of(Ins indices) {
   Indices result;
   for (const at::Tensor& index : indices) {
-    const bool all = !index.defined() || (index.dim() == 1 && index.numel() == 0);
+    const bool all = index.dim() == 1 && index.numel() == 0;
     result.push_back(all ? std::optional<at::Tensor>() : std::optional(index));
   }
   return result;

@@ -37,14 +37,13 @@ OP(aclnnBaddbmm,
 OP(aclnnInplaceBaddbmm,
    [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) { x = at::baddbmm(*x, a, b, beta, alpha); })
 
-OP(aclnnConvolution, [](In x, In weight, In bias, Ints stride, Ints padding, Ints dilation, bool transposed,
+OP(aclnnConvolution, [](In x, In weight, OptionalIn bias, Ints stride, Ints padding, Ints dilation, bool transposed,
                         Ints output_padding, int64_t groups, Out o, int8_t) {
-  o = at::convolution(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, stride, padding, dilation,
-                      transposed, output_padding, groups);
+  o = at::convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
 })
 OP(aclnnConvolutionBackward, [](In gradient, In x, In weight, OptionalInts bias, Ints stride, Ints padding,
                                 Ints dilation, bool transposed, Ints output_padding, int64_t groups, Bools mask, int8_t,
-                                Out dx, Out dweight, Out dbias) {
+                                OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
   const auto sizes = bias ? at::OptionalIntArrayRef(*bias) : at::OptionalIntArrayRef();
   const auto [gx, gw, gb] = at::convolution_backward(gradient, x, weight, sizes, stride, padding, dilation, transposed,
                                                      output_padding, groups, {mask[0], mask[1], mask[2]});

@@ -34,12 +34,6 @@
 #include "op.h"
 
 namespace softnpu {
-namespace {
-
-std::optional<at::Tensor> optional(In x) { return x.defined() ? std::optional(x) : std::nullopt; }
-
-}  // namespace
-
 OP(aclnnSoftmax, [](In x, int64_t dim, Out o) { o = at::softmax(x, dim, o->scalar_type()); })
 OP(aclnnSoftmaxBackward,
    [](In gradient, In y, int64_t dim, Out o) { o = at::_softmax_backward_data(gradient, y, dim, y.scalar_type()); })
@@ -49,32 +43,31 @@ OP(aclnnLogSoftmaxBackward,
 OP(aclnnGlu, [](In x, int64_t dim, Out o) { o = at::glu(x, dim); })
 OP(aclnnGluBackward, [](In gradient, In x, int64_t dim, Out o) { o = at::glu_backward(gradient, x, dim); })
 
-OP(aclnnLayerNorm, [](In x, Ints shape, In weight, In bias, double eps, Out o, Out mean, Out rstd) {
-  const auto [y, m, r] = at::native_layer_norm(x, shape, optional(weight), optional(bias), eps);
-  o = y;
-  if (mean) mean = m;
-  if (rstd) rstd = r;
-})
-OP(aclnnLayerNormBackward,
-   [](In gradient, In x, Ints shape, In mean, In rstd, In weight, In bias, Bools mask, Out dx, Out dweight, Out dbias) {
-     const auto [gx, gw, gb] = at::native_layer_norm_backward(gradient, x, shape, mean, rstd, optional(weight),
-                                                              optional(bias), {mask[0], mask[1], mask[2]});
-     if (mask[0]) dx = gx;
-     if (mask[1] && weight.defined()) dweight = gw;
-     if (mask[2] && bias.defined()) dbias = gb;
+OP(aclnnLayerNorm,
+   [](In x, Ints shape, OptionalIn weight, OptionalIn bias, double eps, Out o, OptionalOut mean, OptionalOut rstd) {
+     const auto [y, m, r] = at::native_layer_norm(x, shape, weight, bias, eps);
+     o = y;
+     if (mean) mean = m;
+     if (rstd) rstd = r;
    })
-OP(aclnnGroupNorm, [](In x, In weight, In bias, int64_t n, int64_t c, int64_t spatial, int64_t groups, double eps,
-                      Out o, Out mean, Out rstd) {
-  const auto [y, m, r] = at::native_group_norm(x, optional(weight), optional(bias), n, c, spatial, groups, eps);
+OP(aclnnLayerNormBackward, [](In gradient, In x, Ints shape, In mean, In rstd, OptionalIn weight, OptionalIn bias,
+                              Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
+  const auto [gx, gw, gb] =
+      at::native_layer_norm_backward(gradient, x, shape, mean, rstd, weight, bias, {mask[0], mask[1], mask[2]});
+  if (mask[0]) dx = gx;
+  if (mask[1] && weight) dweight = gw;
+  if (mask[2] && bias) dbias = gb;
+})
+OP(aclnnGroupNorm, [](In x, OptionalIn weight, OptionalIn bias, int64_t n, int64_t c, int64_t spatial, int64_t groups,
+                      double eps, Out o, Out mean, Out rstd) {
+  const auto [y, m, r] = at::native_group_norm(x, weight, bias, n, c, spatial, groups, eps);
   o = y;
   mean = m;
   rstd = r;
 })
-OP(aclnnBatchNorm, [](In x, In weight, In bias, Out running_mean, Out running_var, bool training, double momentum,
-                      double eps, Out o, Out mean, Out rstd) {
-  const at::Tensor m0 = *running_mean, v0 = *running_var;
-  const auto [y, m, r] =
-      at::native_batch_norm(x, optional(weight), optional(bias), optional(m0), optional(v0), training, momentum, eps);
+OP(aclnnBatchNorm, [](In x, OptionalIn weight, OptionalIn bias, OptionalOut running_mean, OptionalOut running_var,
+                      bool training, double momentum, double eps, Out o, Out mean, Out rstd) {
+  const auto [y, m, r] = at::native_batch_norm(x, weight, bias, *running_mean, *running_var, training, momentum, eps);
   o = y;
   if (training) mean = m, rstd = r;
 })
@@ -94,21 +87,22 @@ OP(aclnnSmoothL1Loss,
 OP(aclnnSmoothL1LossBackward, [](In gradient, In x, In target, int64_t reduction, float beta, Out o) {
   o = at::smooth_l1_loss_backward(gradient, x, target, reduction, beta);
 })
-OP(aclnnNLLLoss, [](In x, In target, In weight, int64_t reduction, int64_t ignore, Out o, Out total) {
-  const auto [loss, sum] = at::nll_loss_forward(x, target.to(at::kLong), optional(weight), reduction, ignore);
+OP(aclnnNLLLoss, [](In x, In target, OptionalIn weight, int64_t reduction, int64_t ignore, Out o, OptionalOut total) {
+  const auto [loss, sum] = at::nll_loss_forward(x, target.to(at::kLong), weight, reduction, ignore);
   o = loss;
   if (total && total->numel()) total = sum;
 })
 OP(aclnnNLLLossBackward,
-   [](In gradient, In x, In target, In weight, int64_t reduction, int64_t ignore, In total, Out o) {
-     o = at::nll_loss_backward(gradient, x, target.to(at::kLong), optional(weight), reduction, ignore, total);
+   [](In gradient, In x, In target, OptionalIn weight, int64_t reduction, int64_t ignore, In total, Out o) {
+     o = at::nll_loss_backward(gradient, x, target.to(at::kLong), weight, reduction, ignore, total);
    })
-OP(aclnnBinaryCrossEntropyWithLogits, [](In x, In target, In weight, In positive, int64_t reduction, Out o) {
-  o = at::binary_cross_entropy_with_logits(x, target, optional(weight), optional(positive), reduction);
-})
+OP(aclnnBinaryCrossEntropyWithLogits,
+   [](In x, In target, OptionalIn weight, OptionalIn positive, int64_t reduction, Out o) {
+     o = at::binary_cross_entropy_with_logits(x, target, weight, positive, reduction);
+   })
 
 // One step of AdamW; decoupled weight decay, `step` counts from 1 and lies on the device.
-OP(aclnnApplyAdamWV2, [](Out parameter, Out m, Out v, Out largest, In gradient, In step, float lr, float beta1,
+OP(aclnnApplyAdamWV2, [](Out parameter, Out m, Out v, OptionalOut largest, In gradient, In step, float lr, float beta1,
                          float beta2, float decay, float eps, bool amsgrad, bool maximize) {
   const double t = step.item<double>();
   const at::Tensor g = maximize ? at::neg(gradient) : gradient;

@@ -36,7 +36,7 @@ void run_kernel(const std::string& name, bool has_output, const std::function<vo
   c10::impl::ExcludeDispatchKeyGuard below_autograd(c10::autograd_dispatch_keyset);
   const uint64_t before = writes;
   try {
-    kernel();
+    if (!injected_idleness(name)) kernel();
   } catch (const c10::Error& error) {
     throw Fault(kKernelFault, error.what_without_backtrace());
   }
@@ -141,7 +141,7 @@ at::Scalar scalar_value(const aclScalar* raw) {
   }
 }
 
-Builder::Builder(const char* name) : launch(std::make_shared<Launch>()) {
+Builder::Builder(const char* name, bool checked) : launch(std::make_shared<Launch>()), checked_(checked) {
   launch->name = name;
   launch->prepared_ns = now_ns();
 }
@@ -152,12 +152,17 @@ void Builder::note(const std::string& argument) {
 }
 
 at::Tensor Builder::tensor(const aclTensor* raw) {
+  ++tensors_;
   if (tracing()) note(raw ? describe(*raw) : "none");
   if (!raw) return {};
   if (raw->format == kFormatNz) throw Fault(kNnParameter, "the NZ format is not emulated");
   int64_t first = 0;
   size_t bytes = 0;
   extent(*raw, &first, &bytes);
+  const int64_t end = first + static_cast<int64_t>(bytes), held = storage_bytes(*raw);
+  if (bytes && held >= 0 && end > held)
+    throw Fault(kNnParameter, "a view of " + describe(*raw) + " reaches byte " + std::to_string(end) +
+                                  " of a storage of " + std::to_string(held));
   void* alias = nullptr;
   if (bytes) {
     const void* pointer = static_cast<const char*>(raw->data) + first;
@@ -172,6 +177,21 @@ at::Tensor Builder::tensor(const aclTensor* raw) {
     for (size_t i = 0; i + 1 < strides.size(); ++i) strides[i] = (strides[i] + 1) / 2;
   }
   return at::from_blob(alias, sizes, strides, options);
+}
+
+void Builder::refuse_null(const aclTensor* raw) const {
+  if (!raw && !checked_)
+    throw Fault(kNnNullptr, "tensor " + std::to_string(tensors_ + 1) + " of its arguments is null");
+}
+
+at::Tensor Builder::required(const aclTensor* raw) {
+  refuse_null(raw);
+  return tensor(raw);
+}
+
+Out Builder::required_out(const aclTensor* raw) {
+  refuse_null(raw);
+  return out(raw);
 }
 
 Out Builder::out(const aclTensor* raw) {
@@ -195,6 +215,7 @@ int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpE
     };
   }
   alive(Alive::kExecutor, 1);
+  count_prepared(name, 1);
   *workspace = 0;
   *executor = new aclOpExecutor{b.launch};
   return kOk;
@@ -217,6 +238,7 @@ int phase2(Call& call, aclOpExecutor* executor, Handle stream) {
   if (!executor) return fail(kNnNullptr, "softnpu: %s: the executor is null (phase 1 failed?)", call.name().c_str());
   const int code = injected ? injected : enqueue(executor->launch, stream);
   alive(Alive::kExecutor, -1);
+  count_prepared(executor->launch->name, -1);
   delete executor;  // one executor is good for one launch
   return code;
 }

@@ -17,9 +17,11 @@
 
 namespace softnpu {
 
-using In = const at::Tensor&;                // const aclTensor*; undefined when it was nullptr
-using Ins = const std::vector<at::Tensor>&;  // const aclTensorList*
-using Ints = const std::vector<int64_t>&;    // const aclIntArray*
+// const aclTensor*; nullptr is refused, but a checked operator gets it undefined and its table decides.
+using In = const at::Tensor&;
+using OptionalIn = const std::optional<at::Tensor>&;  // const aclTensor*, which may be nullptr
+using Ins = const std::vector<at::Tensor>&;           // const aclTensorList*
+using Ints = const std::vector<int64_t>&;             // const aclIntArray*
 using OptionalInts = const std::optional<std::vector<int64_t>>&;
 using Bools = const std::vector<bool>&;  // const aclBoolArray*
 using Scalar = const at::Scalar&;        // const aclScalar*
@@ -44,6 +46,11 @@ class Out {
  private:
   at::Tensor tensor_;
 };
+// An output that may be nullptr: test it before storing.
+struct OptionalOut : Out {
+  explicit OptionalOut(Out out) : Out(std::move(out)) {}
+  using Out::operator=;
+};
 using Outs = const std::vector<Out>&;
 
 // An output whose real size is known only when the kernel has run; phase 2 waits for it.
@@ -62,10 +69,17 @@ struct Builder {
   bool has_output = false;  // with at least one element
   std::vector<std::pair<aclTensor*, std::shared_ptr<std::vector<int64_t>>>> growing;
 
-  explicit Builder(const char* name);
-  at::Tensor tensor(const aclTensor* raw);
+  Builder(const char* name, bool checked);
+  at::Tensor tensor(const aclTensor* raw);    // null: undefined
+  at::Tensor required(const aclTensor* raw);  // null: refused, unless the operator has a check of its own
   Out out(const aclTensor* raw);
+  Out required_out(const aclTensor* raw);
   void note(const std::string& argument);
+
+ private:
+  void refuse_null(const aclTensor* raw) const;
+  bool checked_;
+  int tensors_ = 0;  // seen so far
 };
 
 at::Scalar scalar_value(const aclScalar* raw);
@@ -84,13 +98,28 @@ template <>
 struct Argument<In> {
   using Raw = const aclTensor*;
   using Value = at::Tensor;
-  static Value take(Builder& b, Raw raw) { return b.tensor(raw); }
+  static Value take(Builder& b, Raw raw) { return b.required(raw); }
+};
+template <>
+struct Argument<OptionalIn> {
+  using Raw = const aclTensor*;
+  using Value = std::optional<at::Tensor>;
+  static Value take(Builder& b, Raw raw) {
+    at::Tensor tensor = b.tensor(raw);
+    return raw ? Value(std::move(tensor)) : Value();
+  }
 };
 template <>
 struct Argument<Out> {
   using Raw = const aclTensor*;
   using Value = Out;
-  static Value take(Builder& b, Raw raw) { return b.out(raw); }
+  static Value take(Builder& b, Raw raw) { return b.required_out(raw); }
+};
+template <>
+struct Argument<OptionalOut> {
+  using Raw = const aclTensor*;
+  using Value = OptionalOut;
+  static Value take(Builder& b, Raw raw) { return OptionalOut(b.out(raw)); }
 };
 template <>
 struct Argument<Growing> {
@@ -109,7 +138,7 @@ struct Argument<Ins> {
   static Value take(Builder& b, Raw raw) {
     Value result;
     if (raw)
-      for (const aclTensor* tensor : raw->tensors) result.push_back(b.tensor(tensor));
+      for (const aclTensor* tensor : raw->tensors) result.push_back(b.required(tensor));
     return result;
   }
 };
@@ -185,6 +214,11 @@ int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace, 
 int report_exception(const char* name);  // inside a catch block
 int phase2(Call& call, aclOpExecutor* executor, Handle stream);
 
+struct NoCheck {
+  template <class... Arguments>
+  void operator()(const Arguments&...) const {}
+};
+
 template <class Op, class Signature>
 struct Phase1;
 
@@ -194,7 +228,7 @@ struct Phase1<Op, void (Lambda::*)(Parameters...) const> {
     static Call call{std::string(Op::name) + "GetWorkspaceSize"};
     if (const int injected = call.enter()) return injected;
     try {
-      Builder builder(Op::name);
+      Builder builder(Op::name, !std::is_same_v<decltype(Op::check), const NoCheck>);
       // Braces: converted from left to right, so that the trace lists arguments in order.
       std::tuple<typename Argument<Parameters>::Value...> values{Argument<Parameters>::take(builder, raw)...};
       std::apply(Op::check, values);
@@ -206,11 +240,6 @@ struct Phase1<Op, void (Lambda::*)(Parameters...) const> {
 };
 
 using Unknown = int();  // the resolver picks the typed phase 1; the symbol itself has no type
-
-struct NoCheck {
-  template <class... Arguments>
-  void operator()(const Arguments&...) const {}
-};
 
 // CHECKED(name, check, kernel): `check` has the kernel's parameters, runs in phase 1 and throws Fault(161002, ...).
 #define SOFTNPU_OP(NAME, CHECK, ...)                                                      \

@@ -124,16 +124,14 @@ OP(aclnnCummin, [](In x, int64_t dim, Out values, Out indices) {
   values = v;
   indices = i;
 })
-OP(aclnnBincount, [](In x, In weights, int64_t minimum, Out o) {
-  o = at::bincount(x, weights.defined() ? std::optional(weights) : std::nullopt, minimum);
-})
+OP(aclnnBincount, [](In x, OptionalIn weights, int64_t minimum, Out o) { o = at::bincount(x, weights, minimum); })
 OP(aclnnHistc,
    [](In x, int64_t bins, Scalar low, Scalar high, Out o) { o = at::histc(x.to(at::kDouble), bins, low, high); })
-OP(aclnnSearchSorted, [](In sorted, In x, bool int32, bool right, In sorter, Out o) {
-  o = at::searchsorted(sorted, x, int32, right, std::nullopt, sorter.defined() ? std::optional(sorter) : std::nullopt);
+OP(aclnnSearchSorted, [](In sorted, In x, bool int32, bool right, OptionalIn sorter, Out o) {
+  o = at::searchsorted(sorted, x, int32, right, std::nullopt, sorter);
 })
-OP(aclnnSearchSorteds, [](In sorted, Scalar x, bool int32, bool right, In sorter, Out o) {
-  o = at::searchsorted(sorted, x, int32, right, std::nullopt, sorter.defined() ? std::optional(sorter) : std::nullopt);
+OP(aclnnSearchSorteds, [](In sorted, Scalar x, bool int32, bool right, OptionalIn sorter, Out o) {
+  o = at::searchsorted(sorted, x, int32, right, std::nullopt, sorter);
 })
 
 // The number of results depends on the data.

@@ -155,10 +155,7 @@ OP(aclnnClampMin, [](In x, Scalar low, Out o) { o = at::clamp_min(x, low); })
 OP(aclnnClampMax, [](In x, Scalar high, Out o) { o = at::clamp_max(x, high); })
 OP(aclnnInplaceClampMin, [](Out x, Scalar low) { x = at::clamp_min(*x, low); })
 OP(aclnnInplaceClampMax, [](Out x, Scalar high) { x = at::clamp_max(*x, high); })
-OP(aclnnClampTensor, [](In x, In low, In high, Out o) {
-  o = at::clamp(x, low.defined() ? std::optional(low) : std::nullopt,
-                high.defined() ? std::optional(high) : std::nullopt);
-})
+OP(aclnnClampTensor, [](In x, OptionalIn low, OptionalIn high, Out o) { o = at::clamp(x, low, high); })
 OP(aclnnClampMinTensor, [](In x, In low, Out o) { o = at::clamp_min(x, low); })
 OP(aclnnClampMaxTensor, [](In x, In high, Out o) { o = at::clamp_max(x, high); })
 OP(aclnnInplaceClampMinTensor, [](Out x, In low) { x = at::clamp_min(*x, low); })

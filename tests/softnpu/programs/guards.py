@@ -1,5 +1,6 @@
 """What the device must notice, one case for each process: `guards.py CASE`. Prints "caught" or ends the process on purpose."""
 
+import contextlib
 import ctypes
 import sys
 
@@ -86,6 +87,44 @@ elif case == "leak":
     torch.npu.synchronize()
     counts = device.alive()
     assert not any(counts[name] for name in ("tensors", "tensor_lists", "scalars", "arrays", "executors")), counts
+elif case == "idle":
+    device.inject("aclnnMul@idle:1:1")
+    y = x * x
+    torch.npu.synchronize()
+    assert device.statistics()["idle_launches"] == {"aclnnMul": 1} and y.isnan().all()
+elif case == "unlaunched":  # with the task queue on: the failed phase 2 of the first makes torch_npu drop the second
+    device.inject("aclnnMul:1:507015")
+    with contextlib.suppress(RuntimeError):
+        x * x
+        torch.npu.synchronize()
+    with contextlib.suppress(RuntimeError):
+        y = x + x
+        torch.npu.synchronize()
+    assert device.statistics()["unlaunched"].get("aclnnAdd") == 1, device.statistics()["unlaunched"]
+elif case == "storage":  # a launcher that says one element too many
+    sizes, strides, storage = ((ctypes.c_int64 * 1)(n) for n in (9, 1, 8))
+    acl = ctypes.CDLL("libascendcl.so")
+    acl.aclCreateTensor.restype = ctypes.c_void_p
+    tensor = ctypes.c_void_p(
+        acl.aclCreateTensor(
+            sizes, ctypes.c_uint64(1), 0, strides, ctypes.c_int64(0), 2, storage, ctypes.c_uint64(1),
+            ctypes.c_void_p(x.data_ptr()),
+        )
+    )  # fmt: skip
+    size, executor = ctypes.c_uint64(), ctypes.c_void_p()
+    acl.aclGetRecentErrMsg.restype = ctypes.c_char_p
+    code = ctypes.CDLL("libopapi.so").aclnnAbsGetWorkspaceSize(
+        tensor, tensor, ctypes.byref(size), ctypes.byref(executor)
+    )
+    message = acl.aclGetRecentErrMsg().decode()
+    assert code == 161002 and "reaches byte 36 of a storage of 32" in message, (code, message)
+elif case == "segments":  # PYTORCH_NPU_ALLOC_CONF=expandable_segments:True: reserve, map, grow, out of memory, unmap
+    parts = [torch.full((1 << 20,), float(i), device="npu") for i in range(20)]
+    assert all(part[-1].item() == i for i, part in enumerate(parts))
+    expect(lambda: torch.empty(300 << 20, dtype=torch.uint8, device="npu"), "out of memory")
+    parts.clear()
+    torch.npu.empty_cache()
+    assert torch.ones(40 << 20, device="npu").sum().item() == 40 << 20
 elif case == "trace":
     (x * 3).sum().item()
     device.write_trace(sys.argv[2])
