@@ -40,7 +40,7 @@ bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 void check_like(In x, const char* name, In other, int64_t width) {
   std::vector<int64_t> expected = other.sizes().vec();
   expected.back() = width;
-  require(x.sizes() == at::IntArrayRef(expected), name, show(x), "the shape of query or key with its own width");
+  require(x.sizes() == at::IntArrayRef(expected), name, show(x), "the other dimensions of query (of key), 64 wide");
 }
 
 // What both attentions limit: heads, indices, block of indices, modes; V is K (MLA-absorb).
@@ -71,7 +71,8 @@ void check_common(const Attention& s, In query, In key, In value, int64_t larges
 
 // hicann/ops-transformer attention/sparse_flash_attention/docs/aclnnSparseFlashAttention.md and ...V2.md (sinks);
 // torchapi_sparse_flash_attention.md says what mode 2 needs (both rope parts, V the same data as K) and allows gaps
-// between pages on A5. For A2 and A3 the need of rope parts is our reading.
+// between pages on A5. Our reading: A2 and A3 need the rope parts too; sinks with pages are allowed (no document says
+// otherwise, CANN's test script leaves them out).
 void check_attention(const Attention& s, In query, In key, In value, In query_rope, In key_rope, int64_t before,
                      int64_t after, int64_t attention_mode, bool lse) {
   const Source rope = on_a5() ? kDocument : kReading;

@@ -5,7 +5,7 @@ import torch
 import torch_npu
 from fused_check import A5, array, bf16, check, f32, problems, refused
 from sparse_attention import ROPE, WIDTH, attended, entries, only_written
-from sparse_layouts import int32, on_npu, page_table, with_gaps
+from sparse_layouts import int32, on_npu, page_table, turned, with_gaps
 
 
 def sparse(case, fault):
@@ -96,7 +96,7 @@ many = case_of("BSND", 129, (1, 1), (1, 3), None, None, 1, 0)
 bad("query", many)
 bad("query", b, query=b[0].float())
 bad("query", b, query=b[0][..., :448].contiguous())
-bad("query", b, query=b[0].transpose(1, 2).contiguous().transpose(1, 2))
+bad("query", b, query=turned(b[0]))
 bad("key", b, key=b[1].float())
 bad("key", b, key=b[1].half(), value=b[1].half())
 bad("key", b, key=bf16(2, 19, 2, WIDTH), value=bf16(2, 19, 2, WIDTH))
@@ -105,15 +105,21 @@ bad("key", p, key=bf16(40, 24, 1, WIDTH), value=bf16(40, 24, 1, WIDTH), key_rope
 bad("value", b, value=None)
 bad("value", b, value=b[1][..., :448].contiguous())
 bad("value", b, value=b[1].half())
+bad("value", b, value=with_gaps(b[1]))
 bad("value differs from key", b, value=b[1] + 1)
 bad("query_rope", b, query_rope=None)
 bad("query_rope", b, query_rope=b[3][..., :32].contiguous())
 bad("query_rope", b, query_rope=b[3].half())
+bad("query_rope", b, query_rope=turned(b[3]))
 bad("key_rope", b, key_rope=None)
 bad("key_rope", b, key_rope=b[4][:1].contiguous())
+bad("key_rope", b, key_rope=b[4].half())
+bad("key_rope", b, key_rope=with_gaps(b[4]))
 bad("sparse_indices", b, indices=b[5].long())
 bad("sparse_indices", b, indices=b[5][:1].contiguous())
 bad("sparse_indices", b, indices=b[5].squeeze(2))
+bad("sparse_indices", b, indices=turned(b[5]))
+bad("sparse_indices", b, indices=b[5].unsqueeze(0))
 bad("sparse_indices names a block", b, indices=b[5] * 0 + 19)
 bad("sparse_indices has a valid index", b, indices=int32([-1, 0, 1, 2, 3, 4, 5]).expand(2, 5, 1, 7).contiguous())
 bad("actual_seq_lengths_query", t, ql=None)
@@ -123,6 +129,8 @@ bad("actual_seq_lengths_kv", p, kl=None)
 bad("actual_seq_lengths_kv", b, kl=int32([19]))
 bad("actual_seq_lengths_kv is negative or beyond", b, kl=int32([19, -1]))
 bad("block_table", p, table=None)
+bad("block_table", p, table=p[8][0])
+bad("block_table", p, table=p[8][:1])
 bad("block_table", b, table=int32([[0], [1]]))
 bad("block_table names a block", p, table=p[8] + 100)
 bad("layout_kv", b, layout_kv="BNSD")
@@ -142,6 +150,7 @@ if A5:
     bad("sparse_block_size", b, block=2)
     bad("sinks", b, sinks=f32(5))
     bad("sinks", b, sinks=bf16(4))
+    bad("sinks", b, sinks=f32(4, 1))
     apart = [with_gaps(x) if i in (1, 2, 4) else on_npu(x) for i, x in enumerate(p)]
     if not np.allclose(array(call(*apart)[0]), sparse(p, None)[0], atol=2e-2):
         problems.append("sparse_flash_attention: pages with gaps")

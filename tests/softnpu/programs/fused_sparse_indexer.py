@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch_npu
 from fused_check import A5, array, check, problems, refused, rng
-from sparse_layouts import ALL, int32, on_npu, page_table, places, whole, with_gaps
+from sparse_layouts import ALL, int32, on_npu, page_table, places, turned, whole, with_gaps
 
 HIDDEN = -4096.0  # stands for -inf, which has no distance
 
@@ -132,6 +132,9 @@ bad("key", p, key=whole(40, 24, 1, 128))
 bad("key", p, key=whole(4, 2048, 1, 128))
 bad("weights", b, weights=b[2].half())
 bad("weights", b, weights=weights_of(2, 5, 9))
+bad("weights", b, weights=weights_of(2, 5, 8, 1))
+bad("weights", b, weights=turned(b[2]))
+bad("query", b, query=turned(b[0]))
 bad("actual_seq_lengths_query", b, ql=torch.tensor([5, 5]))
 bad("actual_seq_lengths_query", b, ql=int32([5]))
 bad("actual_seq_lengths_query", t, ql=None)
@@ -140,6 +143,7 @@ bad("actual_seq_lengths_key", p, kl=None)
 bad("actual_seq_lengths_key", t, kl=int32([30, 40]))
 bad("block_table", p, table=None)
 bad("block_table", p, table=p[5][:1])
+bad("block_table", p, table=p[5][0])
 bad("block_table", p, table=p[5].long())
 bad("block_table", b, table=int32([[0], [1]]))
 bad("layout_query", b, layout_query="BNSD")
@@ -241,6 +245,8 @@ bad_quant("query_dequant_scale", b, scale_q=b[11].float())
 bad_quant("query_dequant_scale", b, scale_q=b[11][:1].contiguous())
 bad_quant("key_dequant_scale", b, scale_k=b[12].float())
 bad_quant("key_dequant_scale", b, scale_k=b[12][:, :1].contiguous())
+bad_quant("query_dequant_scale", b, scale_q=turned(b[11]))
+bad_quant("key_dequant_scale", b, scale_k=b[12][..., None])
 bad_quant("sparse_count", b, count=3072)
 bad_quant("block_table", p, table=None)
 bad_quant("beyond fp16", b, weights=b[2] * 0 + 60000)

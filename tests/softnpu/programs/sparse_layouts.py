@@ -28,6 +28,11 @@ def with_gaps(x):
     return view
 
 
+def turned(x):
+    """The same values, the first two axes swapped in memory."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
 def page_table(lengths, block, spare=1):
     """Shuffled pages for sequences of these lengths; -1 where no page is needed. Also the number of pages."""
     need = [-(-n // block) for n in lengths]
