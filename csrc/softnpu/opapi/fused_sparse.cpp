@@ -213,7 +213,6 @@ void sparse_attention(const Attention& s, In query, In key, In value, In query_r
   attend(s, at::cat({query, query_rope}, -1), key, keys, out, lse ? &largest : nullptr, lse ? &sum : nullptr);
 }
 
-// Dequantised rows are rounded to query's dtype before they are used, as CANN's test script does.
 void quantised_attention(const Attention& s, In query, In key, In value, Out out) {
   const Keys keys = [&](const Sequence& sequence) {
     expect_same(s, key, value, sequence);
@@ -224,8 +223,7 @@ void quantised_attention(const Attention& s, In query, In key, In value, Out out
     };
     const at::Tensor values = packed.narrow(1, 0, kWidth).to(kF32);
     const at::Tensor scale = part(kWidth + 2 * kRope, 4 * (kWidth / kTile), kF32).repeat_interleave(kTile, 1);
-    return at::cat({values.mul(scale).to(query.scalar_type()), part(kWidth, 2 * kRope, query.scalar_type())}, -1)
-        .to(kF32);
+    return at::cat({values.mul(scale), part(kWidth, 2 * kRope, query.scalar_type()).to(kF32)}, -1);
   };
   attend(s, query, key, keys, out, nullptr, nullptr);
 }
