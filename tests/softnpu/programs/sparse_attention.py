@@ -56,7 +56,7 @@ def attended(query, fault, k, layouts, indices, block, mode, scale, sinks=None):
 
 
 def entries(shape, layouts, query, key, size, block, mode, empty=False):
-    """Random blocks that each query may see, in random order, -1 behind them; one of two also names later blocks.
+    """Random blocks that each query may see, in random order, -1 behind them; every other row names the last block first.
 
     Rows of no sequence name block 0, which must have no effect.
     """
@@ -65,7 +65,8 @@ def entries(shape, layouts, query, key, size, block, mode, empty=False):
     for rows, keys in places(query, key, *layouts):
         for i, row in enumerate(rows):
             visible = max(len(keys) - len(rows) + i + 1, 0) if mode == 3 else len(keys)
-            blocks = rng.permutation(-(-len(keys) // block) if row % 2 else -(-visible // block))
+            blocks, last = rng.permutation(-(-visible // block)), -(-len(keys) // block) - 1
+            blocks = [last, *blocks[blocks != last]] if row % 2 else blocks
             count = 0 if empty and i == 0 else min(size, len(blocks))
             result[row] = [*blocks[:count], *[-1] * (size - count)]
     return int32(result.reshape(*shape, 1, size))
