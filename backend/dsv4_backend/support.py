@@ -235,7 +235,10 @@ def _install_torch_npu(p: Probes) -> str:
 
 def _backend_advice(p: Probes, fault: str) -> str:
     if "cannot open shared object file" in fault:
-        return "install CANN, then in each shell: source <CANN folder>/set_env.sh (it sets LD_LIBRARY_PATH)"
+        return (
+            "install CANN, then in each shell: source <CANN folder>/set_env.sh (it sets LD_LIBRARY_PATH); "
+            "without an NPU, run on the software device: dsv4-ascend softnpu -- COMMAND"
+        )
     if p.torch_npu is None:
         return f"pip uninstall the package that registers {' '.join(p.backends)}, or repair it"
     return f"reinstall it for this torch: {_install_torch_npu(p)} --force-reinstall"

@@ -4,11 +4,13 @@ import json
 import os
 
 import pytest
-from conftest import SOCS, execute, long
+from processes import execute, long, run
+
+from dsv4_backend.softnpu import SOCS
 
 
 @pytest.mark.parametrize("soc", SOCS)
-def test_models_equal_the_cpu(run, soc):
+def test_models_equal_the_cpu(soc):
     code, output = run("models.py", soc=soc)
     assert code == 0 and "models good" in output, output
 
@@ -16,36 +18,36 @@ def test_models_equal_the_cpu(run, soc):
 @pytest.mark.parametrize(
     ("soc", "calls", "seed"), [*((soc, 2100, 7) for soc in SOCS), pytest.param(SOCS[0], 12000, 8, marks=long)]
 )
-def test_random_calls_equal_the_cpu(run, soc, calls, seed):
+def test_random_calls_equal_the_cpu(soc, calls, seed):
     code, output = run("differential.py", calls, seed, soc=soc)
     assert code == 0 and f"{calls} distinct calls, 0 differ, 0 refused" in output, output
 
 
 @pytest.mark.parametrize("soc", SOCS)
-def test_fused_operators_equal_their_documents(run, soc):
+def test_fused_operators_equal_their_documents(soc):
     code, output = run("fused.py", soc=soc, cann="9.0.0" if soc.startswith("Ascend950") else None)
     assert code == 0, output
 
 
 @pytest.mark.parametrize("case", ["fresh", "memory", "kernel", "inject", "graph", "events", "leak"])
-def test_guard(run, case):
+def test_guard(case):
     code, output = run("guards.py", case, memory="256M", variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0 and "caught" in output, output
 
 
 @pytest.mark.parametrize("case", ["idle", "storage"])
-def test_faulty_launch(run, case):
+def test_faulty_launch(case):
     code, output = run("guards.py", case, variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0 and "caught" in output, output
     assert ("launch of aclnnMul wrote none of its outputs" in output) == (case == "idle"), output
 
 
-def test_dropped_launches_are_named_when_the_process_ends(run):
+def test_dropped_launches_are_named_when_the_process_ends():
     _, output = run("guards.py", "unlaunched", variables={"TASK_QUEUE_ENABLE": "1"})
     assert "caught" in output and "never launched: " in output and "1 of aclnnAdd" in output, output
 
 
-def test_expandable_segments(run):
+def test_expandable_segments():
     variables = {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True", "TASK_QUEUE_ENABLE": "0"}
     code, output = run("guards.py", "segments", memory="256M", variables=variables)
     assert code == 0 and "caught" in output, output
@@ -66,19 +68,19 @@ def test_fixture(tmp_path):
     assert "idle launches in this test: {'aclnnMul': 1}" in output
 
 
-def test_unknown_operator_is_named(run):
+def test_unknown_operator_is_named():
     code, output = run("guards.py", "unknown", "CTCLossV2", soc=SOCS[0], variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0 and "caught" in output, output
     code, output = run("guards.py", "unknown", "aclnnCtcLoss", soc=SOCS[2], variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0 and "caught" in output, output
 
 
-def test_over_write_of_one_byte_is_found(run):
+def test_over_write_of_one_byte_is_found():
     code, output = run("guards.py", "over-write", variables={"PYTORCH_NO_NPU_MEMORY_CACHING": "1"})
     assert code == 0 and "caught" in output, output
 
 
-def test_dereference_on_the_host_names_the_pointer(run):
+def test_dereference_on_the_host_names_the_pointer():
     code, output = run("guards.py", "dereference")
     assert code < 0
     assert (
@@ -87,7 +89,7 @@ def test_dereference_on_the_host_names_the_pointer(run):
     )
 
 
-def test_trace_is_chrome_json(run, tmp_path):
+def test_trace_is_chrome_json(tmp_path):
     path = tmp_path / "trace.json"
     code, output = run("guards.py", "trace", path, trace=path)
     assert code == 0, output
@@ -98,7 +100,7 @@ def test_trace_is_chrome_json(run, tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [200, pytest.param(3000, marks=long)])
-def test_chaos_changes_nothing_and_finds_a_missing_wait(run, seeds):
+def test_chaos_changes_nothing_and_finds_a_missing_wait(seeds):
     code, output = run("chaos.py", seeds)
     assert code == 0, output
 
@@ -111,6 +113,6 @@ def test_chaos_changes_nothing_and_finds_a_missing_wait(run, seeds):
         *(pytest.param("deepseek-v4", 1, soc, marks=long) for soc in SOCS),
     ],
 )
-def test_every_call_of_a_decode_step_fails_once(run, model, stride, soc):
+def test_every_call_of_a_decode_step_fails_once(model, stride, soc):
     code, output = run("sweep.py", model, stride, soc=soc, timeout=550, variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0, output

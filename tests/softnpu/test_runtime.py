@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import HERE
+from processes import HERE
 
 ROOT = HERE.parents[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -20,9 +21,13 @@ def softnpu(
     trace: Annotated[str | None, typer.Option(help="Chrome trace of all launches; %p = process id.")] = None,
     fail: Annotated[str | None, typer.Option(help="CALL:N:CODE,...: the n-th use of CALL answers CODE.")] = None,
 ) -> None:
-    """Run COMMAND with torch_npu on the software device. It proves launchers and order, not NPU arithmetic or speed."""
-    values = settings(soc=soc, devices=devices, memory=memory, chaos=chaos, trace=trace, fail=fail)
+    """Run COMMAND with torch_npu on the software device. It proves launchers and order, not NPU arithmetic or speed.
+
+    `python`, `torchrun`, `pytest` are this environment's, active or not.
+    """
+    full = environment(settings(soc=soc, devices=devices, memory=memory, chaos=chaos, trace=trace, fail=fail))
+    full["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), full.get("PATH", os.defpath)])
     try:
-        os.execvpe(command[0], command, environment(values))
+        os.execvpe(command[0], command, full)
     except FileNotFoundError:
         raise EnvironmentFault(f"command not found: {command[0]}") from None
