@@ -24,6 +24,13 @@ def test_random_calls_equal_the_cpu(soc, calls, seed):
 
 
 @pytest.mark.parametrize("soc", SOCS)
+@pytest.mark.parametrize("program", ["modules.py", "training.py"])
+def test_torch_nn_equals_the_cpu(program, soc):
+    code, output = run(program, soc=soc)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("soc", SOCS)
 def test_fused_operators_equal_their_documents(soc):
     code, output = run("fused.py", soc=soc, cann="9.0.0" if soc.startswith("Ascend950") else None)
     assert code == 0, output

@@ -1,5 +1,6 @@
 // Gathering, scattering, embedding.
 #include <ATen/core/List.h>
+#include <ATen/ops/_embedding_bag.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/gather.h>
@@ -101,6 +102,17 @@ OP(aclnnInplaceScatterValue, [](Out x, int64_t dim, In index, Scalar value, int6
 })
 OP(aclnnScatterAdd, [](In x, int64_t dim, In index, In source, Out o) { o = at::scatter_add(x, dim, index, source); })
 OP(aclnnEmbedding, [](In weight, In indices, Out o) { o = at::embedding(weight, indices); })
+// torch_npu gives no room for offset2bag when the mode is a sum.
+OP(aclnnEmbeddingBag,
+   [](In weight, In indices, In offsets, bool by_frequency, int64_t mode, bool sparse, OptionalIn weights,
+      bool last_offset, int64_t padding, Out o, Out bag_of, Out sizes, Out places) {
+     const auto results =
+         at::_embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights, last_offset, padding);
+     o = std::get<0>(results);
+     if (bag_of->numel()) bag_of = std::get<1>(results);
+     sizes = std::get<2>(results);
+     if (places->sizes() == std::get<3>(results).sizes()) places = std::get<3>(results);
+   })
 OP(aclnnEmbeddingDenseBackward, [](In gradient, In indices, int64_t rows, int64_t padding, bool by_frequency, Out o) {
   o = at::embedding_dense_backward(gradient, indices.to(at::kLong), rows, padding, by_frequency);
 })

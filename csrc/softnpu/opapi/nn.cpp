@@ -4,30 +4,43 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcdiv.h>
 #include <ATen/ops/addcmul.h>
+#include <ATen/ops/binary_cross_entropy.h>
+#include <ATen/ops/binary_cross_entropy_backward.h>
 #include <ATen/ops/binary_cross_entropy_with_logits.h>
 #include <ATen/ops/div.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/glu.h>
 #include <ATen/ops/glu_backward.h>
+#include <ATen/ops/gt.h>
+#include <ATen/ops/kl_div.h>
 #include <ATen/ops/l1_loss.h>
 #include <ATen/ops/lerp.h>
+#include <ATen/ops/log.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/mse_loss.h>
 #include <ATen/ops/mse_loss_backward.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/native_group_norm.h>
+#include <ATen/ops/native_group_norm_backward.h>
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/native_layer_norm_backward.h>
 #include <ATen/ops/neg.h>
+#include <ATen/ops/nll_loss2d_backward.h>
+#include <ATen/ops/nll_loss2d_forward.h>
 #include <ATen/ops/nll_loss_backward.h>
 #include <ATen/ops/nll_loss_forward.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sign.h>
 #include <ATen/ops/smooth_l1_loss.h>
 #include <ATen/ops/smooth_l1_loss_backward.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sqrt.h>
 #include <ATen/ops/sub.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 
@@ -72,6 +85,25 @@ OP(aclnnBatchNorm, [](In x, OptionalIn weight, OptionalIn bias, OptionalOut runn
   if (training) mean = m, rstd = r;
 })
 
+OP(aclnnGroupNormBackward,
+   [](In gradient, In x, In mean, In rstd, OptionalIn weight, int64_t n, int64_t c, int64_t spatial, int64_t groups,
+      Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
+     const auto [gx, gw, gb] = at::native_group_norm_backward(gradient, x, mean, rstd, weight, n, c, spatial, groups,
+                                                              {mask[0], mask[1], mask[2]});
+     if (mask[0]) dx = gx;
+     if (mask[1] && weight) dweight = gw;
+     if (mask[2] && dbias) dbias = gb;
+   })
+OP(aclnnBatchNormBackward,
+   [](In gradient, In x, OptionalIn weight, OptionalIn running_mean, OptionalIn running_var, OptionalIn mean,
+      OptionalIn rstd, bool training, double eps, Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
+     const auto [gx, gw, gb] = at::native_batch_norm_backward(gradient, x, weight, running_mean, running_var, mean,
+                                                              rstd, training, eps, {mask[0], mask[1], mask[2]});
+     if (mask[0]) dx = gx;
+     if (mask[1]) dweight = gw;
+     if (mask[2]) dbias = gb;
+   })
+
 OP(aclnnMseLoss, [](In x, In target, int64_t reduction, Out o) { o = at::mse_loss(x, target, reduction); })
 OP(aclnnMseLossOut, [](In x, In target, int64_t reduction, Out o) { o = at::mse_loss(x, target, reduction); })
 OP(aclnnMseLossBackward, [](In gradient, In x, In target, int64_t reduction, Out o) {
@@ -95,6 +127,44 @@ OP(aclnnNLLLoss, [](In x, In target, OptionalIn weight, int64_t reduction, int64
 OP(aclnnNLLLossBackward,
    [](In gradient, In x, In target, OptionalIn weight, int64_t reduction, int64_t ignore, In total, Out o) {
      o = at::nll_loss_backward(gradient, x, target.to(at::kLong), weight, reduction, ignore, total);
+   })
+OP(aclnnNLLLoss2d, [](In x, In target, OptionalIn weight, int64_t reduction, int64_t ignore, Out o, OptionalOut total) {
+  const auto [loss, sum] = at::nll_loss2d_forward(x, target.to(at::kLong), weight, reduction, ignore);
+  o = loss;
+  if (total && total->numel()) total = sum;
+})
+OP(aclnnNLLLoss2dBackward,
+   [](In gradient, In x, In target, OptionalIn weight, int64_t reduction, int64_t ignore, In total, Out o) {
+     o = at::nll_loss2d_backward(gradient, x, target.to(at::kLong), weight, reduction, ignore, total);
+   })
+OP(aclnnKlDiv,
+   [](In x, In target, int64_t reduction, bool log_target, Out o) { o = at::kl_div(x, target, reduction, log_target); })
+// Derivative of target * (log target - x), or of exp(target) * (target - x), by x.
+OP(aclnnKlDivBackward, [](In gradient, In x, In target, int64_t reduction, bool log_target, Out o) {
+  const at::Tensor result = at::mul(at::neg(log_target ? at::exp(target) : target), gradient);
+  o = reduction == 1 ? at::div(result, x.numel()) : result;
+})
+// The same by the target.
+OP(aclnnKlDivTargetBackward, [](In gradient, In x, In target, int64_t reduction, bool log_target, Out o) {
+  const at::Tensor slope =
+      log_target ? at::mul(at::exp(target), at::add(at::sub(target, x), 1))
+                 : at::where(at::gt(target, 0), at::sub(at::add(at::log(target), 1), x), at::zeros_like(x));
+  const at::Tensor result = at::mul(slope, gradient);
+  o = reduction == 1 ? at::div(result, x.numel()) : result;
+})
+OP(aclnnBinaryCrossEntropy, [](In x, In target, OptionalIn weight, int64_t reduction, Out o) {
+  o = at::binary_cross_entropy(x, target, weight, reduction);
+})
+OP(aclnnBinaryCrossEntropyBackward, [](In gradient, In x, In target, OptionalIn weight, int64_t reduction, Out o) {
+  o = at::binary_cross_entropy_backward(gradient, x, target, weight, reduction);
+})
+// d/dx of (1 - t) x + (1 + (p - 1) t) log(1 + exp(-x)), times weight.
+OP(aclnnBinaryCrossEntropyWithLogitsBackward,
+   [](In gradient, In x, In target, OptionalIn weight, OptionalIn positive, int64_t reduction, Out o) {
+     const at::Tensor s = at::sigmoid(x), p = positive ? at::mul(*positive, target) : target;
+     const at::Tensor slope = at::sub(at::mul(at::add(at::sub(p, target), 1), s), p);
+     const at::Tensor result = at::mul(weight ? at::mul(slope, *weight) : slope, gradient);
+     o = reduction == 1 ? at::div(result, x.numel()) : result;
    })
 OP(aclnnBinaryCrossEntropyWithLogits,
    [](In x, In target, OptionalIn weight, OptionalIn positive, int64_t reduction, Out o) {

@@ -9,6 +9,7 @@
 #include <ATen/ops/atanh.h>
 #include <ATen/ops/bitwise_not.h>
 #include <ATen/ops/ceil.h>
+#include <ATen/ops/celu.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/clamp_max.h>
 #include <ATen/ops/clamp_min.h>
@@ -26,8 +27,13 @@
 #include <ATen/ops/frac.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/gt.h>
+#include <ATen/ops/hardshrink.h>
+#include <ATen/ops/hardshrink_backward.h>
 #include <ATen/ops/hardsigmoid.h>
+#include <ATen/ops/hardsigmoid_backward.h>
 #include <ATen/ops/hardswish.h>
+#include <ATen/ops/hardswish_backward.h>
 #include <ATen/ops/hardtanh.h>
 #include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/isfinite.h>
@@ -42,12 +48,14 @@
 #include <ATen/ops/log1p.h>
 #include <ATen/ops/log2.h>
 #include <ATen/ops/log_sigmoid.h>
+#include <ATen/ops/log_sigmoid_forward.h>
 #include <ATen/ops/logical_not.h>
 #include <ATen/ops/mish.h>
 #include <ATen/ops/mish_backward.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/neg.h>
+#include <ATen/ops/prelu.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/round.h>
@@ -63,6 +71,8 @@
 #include <ATen/ops/sinh.h>
 #include <ATen/ops/softplus.h>
 #include <ATen/ops/softplus_backward.h>
+#include <ATen/ops/softshrink.h>
+#include <ATen/ops/softshrink_backward.h>
 #include <ATen/ops/sqrt.h>
 #include <ATen/ops/square.h>
 #include <ATen/ops/tan.h>
@@ -71,6 +81,8 @@
 #include <ATen/ops/threshold.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/trunc.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "op.h"
 
@@ -148,6 +160,35 @@ OP(aclnnInplaceHardtanh, [](Out x, Scalar low, Scalar high) { x = at::hardtanh(*
 OP(aclnnLeakyRelu, [](In x, Scalar slope, Out o) { o = at::leaky_relu(x, slope); })
 OP(aclnnInplaceLeakyRelu, [](Out x, Scalar slope) { x = at::leaky_relu(*x, slope); })
 OP(aclnnSoftplus, [](In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus(x, beta, threshold); })
+OP(aclnnHardshrink, [](In x, Scalar lambda, Out o) { o = at::hardshrink(x, lambda); })
+OP(aclnnHardshrinkBackward,
+   [](In gradient, In x, Scalar lambda, Out o) { o = at::hardshrink_backward(gradient, x, lambda); })
+OP(aclnnSoftshrink, [](In x, Scalar lambda, Out o) { o = at::softshrink(x, lambda); })
+OP(aclnnSoftshrinkBackward,
+   [](In gradient, In x, Scalar lambda, Out o) { o = at::softshrink_backward(gradient, x, lambda); })
+OP(aclnnHardsigmoidBackward, [](In gradient, In x, Out o) { o = at::hardsigmoid_backward(gradient, x); })
+OP(aclnnHardswishBackward, [](In gradient, In x, Out o) { o = at::hardswish_backward(gradient, x); })
+OP(aclnnHardswishBackwardV2, [](In gradient, In x, Out o) { o = at::hardswish_backward(gradient, x); })
+OP(aclnnCelu, [](In x, Scalar alpha, Out o) { o = at::celu(x, alpha); })
+OP(aclnnPrelu, [](In x, In weight, Out o) { o = at::prelu(x, weight.reshape({-1})); })
+OP(aclnnPreluBackward, [](In gradient, In x, In weight, Out dx, Out dweight) {
+  std::vector<int64_t> along(static_cast<size_t>(x.dim()), 1);
+  if (weight.numel() > 1) along[1] = weight.numel();
+  const at::Tensor positive = at::gt(x, 0), w = weight.reshape(along);
+  dx = at::where(positive, gradient, at::mul(gradient, w));
+  const at::Tensor share = at::where(positive, at::zeros_like(x), at::mul(gradient, x));
+  dweight = share.sum_to_size(along).reshape(dweight->sizes());
+})
+OP(aclnnLogSigmoidForward, [](In x, Out o, Out buffer) {
+  const auto [y, b] = at::log_sigmoid_forward(x);
+  o = y;
+  if (buffer->numel() == b.numel())
+    buffer = b.reshape(buffer->sizes());
+  else
+    buffer.touch();
+})
+// The buffer is an aid of the CPU kernel's own; the derivative needs x alone.
+OP(aclnnLogSigmoidBackward, [](In gradient, In x, In, Out o) { o = at::mul(gradient, at::sigmoid(at::neg(x))); })
 OP(aclnnThreshold, [](In x, Scalar threshold, Scalar value, Out o) { o = at::threshold(x, threshold, value); })
 OP(aclnnInplaceThreshold, [](Out x, Scalar threshold, Scalar value) { x = at::threshold(*x, threshold, value); })
 OP(aclnnClamp, [](In x, OptionalScalar low, OptionalScalar high, Out o) { o = at::clamp(x, low, high); })
