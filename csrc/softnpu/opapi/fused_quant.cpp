@@ -22,7 +22,7 @@ void check_dynamic(In x, In smooth, In groups, const std::string& mode, Out y, O
   check_table({{"x", true, kHalves, 2, 8, kDocument},
                {"smooth_scales", false, kHalves, 1, 2, kDocument},
                {"group_index", false, {at::kInt}, 1, 1, kDocument},
-               {"y", true, also_on_a5({at::kChar, at::kInt, kInt4x2}, {kE4M3, kE5M2}), 2, 8, kDocument},
+               {"y", true, also_on_a5({at::kChar, at::kInt}, {kE4M3, kE5M2}), 2, 8, kDocument},
                {"scale", true, {kF32}, 1, 7, kDocument},
                {"offset", false, {kF32}, 1, 7, kDocument}},
               {x, smooth, groups, *y, *scale, *offset});
@@ -43,7 +43,6 @@ void check_dynamic(In x, In smooth, In groups, const std::string& mode, Out y, O
   }
   if (y->scalar_type() == at::kInt)
     require(x.size(-1) % 8 == 0, "x", show(x), "a last dimension divisible by 8 for INT4 in INT32");
-  if (y->scalar_type() == kInt4x2) require(x.size(-1) % 2 == 0, "x", show(x), "an even last dimension for INT4");
 }
 
 at::Tensor smoothed(In x, In smooth, In groups, const std::string& mode) {
@@ -68,7 +67,7 @@ void store(In quotient, Out y) {
   if (type == at::kChar)
     y = whole;
   else
-    store_bytes(Out(y->view(at::kByte)), pack(whole));
+    store_bytes(y, pack(whole));  // eight to an INT32
 }
 
 void dynamic_quantise(In x, In smooth, In groups, const std::string& mode, Out y, Out scale, Out offset) {
@@ -98,9 +97,6 @@ void dynamic_quantise(In x, In smooth, In groups, const std::string& mode, Out y
   store(quotient, y);
 }
 
-constexpr auto check_v1 = [](In x, In smooth, Out y, Out scale) {
-  check_dynamic(x, smooth, at::Tensor(), "pertoken", y, scale, Out(at::Tensor()));
-};
 constexpr auto check_v2 = [](In x, In smooth, In groups, DType_, Out y, Out scale, Out offset) {
   check_dynamic(x, smooth, groups, "pertoken", y, scale, offset);
 };
@@ -162,9 +158,6 @@ constexpr auto check_param = [](In scale, In offset, int64_t round_mode, Out o) 
 
 }  // namespace
 
-CHECKED(aclnnDynamicQuant, check_v1, [](In x, In smooth, Out y, Out scale) {
-  dynamic_quantise(x, smooth, at::Tensor(), "pertoken", y, scale, Out(at::Tensor()));
-})
 CHECKED(aclnnDynamicQuantV2, check_v2, [](In x, In smooth, In groups, DType_, Out y, Out scale, Out offset) {
   dynamic_quantise(x, smooth, groups, "pertoken", y, scale, offset);
 })

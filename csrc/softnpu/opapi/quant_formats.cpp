@@ -60,7 +60,6 @@ double largest(at::ScalarType type) {
     case at::kChar:
       return 127;
     case at::kInt:
-    case kInt4x2:
       return 7;
     case kE4M3:
       return 448;

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused, rng
+from fused_check import A5, array, bf16, check, f32, refused
 from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack
 
 KINDS = {"e4m3": torch_npu.float8_e4m3fn, "e5m2": torch_npu.float8_e5m2, "e2m1": torch_npu.float4_e2m1fn_x2}
