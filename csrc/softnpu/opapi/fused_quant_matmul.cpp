@@ -235,8 +235,8 @@ void check_group(const Operands& c, const Sizes& s) {
 }
 
 void check(const Operands& c, In y_scale, In x1_offset, In y_offset, bool transpose1, bool transpose2) {
-  for (const auto& [name, x] :
-       {std::pair("x1", c.x1), std::pair("x2", c.x2), std::pair("x2_scale (scale)", c.x2_scale)})
+  for (const auto& [name, x] : {std::pair("x1", c.x1), std::pair("x2", c.x2), std::pair("x2_scale (scale)", c.x2_scale),
+                                std::pair("out", *c.out)})
     if (!x.defined()) throw Fault(kNnNullptr, std::string("argument '") + name + "' is null");
   require(!y_scale.defined(), "y_scale", show(y_scale), "nothing (T-CG is not emulated)");
   require(!x1_offset.defined() || x1_offset.numel() == 0, "x1_offset", show(x1_offset), "nothing");

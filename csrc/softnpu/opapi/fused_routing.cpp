@@ -75,7 +75,7 @@ void check_attributes(const Routing& r) {
           "-1 and no FLOAT8 or FLOAT4, as drop_pad_mode is 1");
 }
 
-void check_routing(const Routing& r, Out tokens) {
+void check_routing(const Routing& r, Out x_out, Out row_index, Out tokens, Out scale_out) {
   // The dtypes of x that were added with Ascend 950 are read as its own.
   check_table({{"x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 2, kReading},
                {"expert_idx", true, {at::kInt}, 2, 2, kDocument},
@@ -84,6 +84,11 @@ void check_routing(const Routing& r, Out tokens) {
               {r.x, r.experts, r.scale, r.offset});
   require(r.experts.size(0) == r.x.size(0), "expert_idx", show(r.experts), "a row for each row of x");
   check_attributes(r);
+  check_table({{"expanded_x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 3, kDocument},
+               {"expanded_row_idx", true, {at::kInt}, 1, 1, kDocument},
+               {"expert_tokens_count_or_cumsum", true, {at::kLong}, 1, 2, kDocument},
+               {"expanded_scale", true, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument}},
+              {*x_out, *row_index, *tokens, *scale_out});
   // torch_npu 2.13 sizes it by the expert_num of the process's first call without active_expert_range.
   require(r.tokens_type == 2 ? tokens->dim() == 2 && tokens->size(0) == r.count && tokens->size(1) == 2
                              : tokens->dim() == 1 && tokens->size(0) == r.last() - r.first(),
@@ -232,10 +237,10 @@ void route(const Routing& r, Out x_out, Out row_index, Out tokens, Out scale_out
 
 constexpr auto check_v3 = [](In x, In experts, In scale, In offset, int64_t active, int64_t capacity, int64_t count,
                              int64_t drop_pad, int64_t tokens_type, bool tokens_flag, int64_t quant, Ints range,
-                             int64_t row_type, Out, Out, Out tokens, Out) {
+                             int64_t row_type, Out x_out, Out row_index, Out tokens, Out scale_out) {
   check_routing(
       {x, experts, scale, offset, active, capacity, count, drop_pad, tokens_type, tokens_flag, quant, range, row_type},
-      tokens);
+      x_out, row_index, tokens, scale_out);
 };
 
 }  // namespace

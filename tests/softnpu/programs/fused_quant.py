@@ -4,8 +4,9 @@ import numpy as np
 import torch
 import torch_npu
 from fused_check import A5, array, bf16, check, f32, refused
-from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack
+from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack, reseed
 
+reseed()
 KINDS = {"e4m3": torch_npu.float8_e4m3fn, "e5m2": torch_npu.float8_e5m2, "e2m1": torch_npu.float4_e2m1fn_x2}
 
 
@@ -139,6 +140,7 @@ refuse_quantise("x", bf16(*[1] * 8, 8))
 if A5:
     refuse_quantise("group_index", bf16(3, 8), bf16(2, 8), ends(1, 3), "pertensor")
     refuse_quantise("quant_mode", bf16(3, 8), mode="perrow")
+    refused("dynamic_quant", lambda: torch_npu.npu_dynamic_quant(bf16(3, 8).npu(), dst_type_max=4e4), "dst_type_max")
 else:
     refuse_quantise("'y'", bf16(3, 8), kind="e4m3")
     refuse_quantise("does not exist", bf16(3, 8), mode="pertensor")
@@ -235,6 +237,7 @@ mx_cases += [
     (f32(3, 64), -1, "rint", "e4m3", 32, 1, 0.0, 2.5),
     (torch.zeros(2, 64), -1, "rint", "e5m2", 32, 1, 0.0, 0.5),
     (bf16(0, 64), -1, "rint", "e4m3", 32, 0, 0.0, 0.0),
+    (torch.linspace(-1.6, 1.6, 64).bfloat16().repeat(2, 1), -1, "rint", "e2m1", 32, 2, 7.0, 0.0),
     *[(steps, -1, mode, "e2m1", 32, 0, 0.0, 0.0) for mode in ("rint", "floor", "round")],
     *[(half(9, 64), -1, "round", "e2m1", 32, 2, maximum, 0.0) for maximum in (6.0, 7.0, 9.5, 12.0)],
 ]

@@ -1,4 +1,4 @@
-"""What npu_quant_matmul refuses (see fused_check.py)."""
+"""What npu_quant_matmul refuses, and the empty tensors that it takes on Ascend 950 (see fused_check.py)."""
 
 import torch
 import torch_npu
@@ -39,7 +39,7 @@ refuse("x2_scale", plain, scale=positive(5).half())
 refuse("x2_scale", plain, scale=positive(4))
 refuse("x2_scale", plain, scale=positive(1, 5))
 refuse("x2_offset", plain, offset=f32(5))
-refuse("x2_offset", exact[0], offset=f32(4), scale=torch_npu.npu_trans_quant_param(f32(5).npu()))
+refuse("x2_offset", exact[1], offset=f32(4), scale=torch_npu.npu_trans_quant_param(f32(5).npu()))
 refuse("bias", plain, bias=f32(5).half())
 refuse("bias", plain, bias=f32(4))
 refuse("bias", loose[5], bias=integers(1, 1, 5, dtype=torch.int32))
@@ -76,3 +76,15 @@ else:
     )
     refuse("'x2'", int8_block, x2=integers(128, 512), scale=positive(1, 4), bias=f32(128))
     refuse("x1_scale", plain, pertoken=positive(1))
+if A5:
+    empty = call(
+        *(x.npu() for x in (rows[:0], integers(70, 5), positive(5))),
+        None,
+        positive(3)[:0].npu(),
+        None,
+        BRAIN,
+        I8,
+        "vector",
+        False,
+    )
+    assert empty[0].shape == (0, 5)
