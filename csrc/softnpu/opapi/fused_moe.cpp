@@ -1,18 +1,14 @@
-// Mixture of experts, quantisation and hyper-connection operators. Tables: argument, required, dtypes, ranks, source.
+// Mixture of experts and hyper-connection operators. Tables: argument, required, dtypes, ranks, source.
 #include <ATen/ops/amax.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mean.h>
-#include <ATen/ops/round.h>
 #include <ATen/ops/rsqrt.h>
-#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/topk.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include "check.h"
@@ -25,39 +21,6 @@ const std::vector<at::ScalarType> kHalves = {kF16, kBF16};
 constexpr Source kDocument = Source::kDocument, kReading = Source::kReading;
 
 std::string text(int64_t value) { return std::to_string(value); }
-
-// npu_dynamic_quant: fp16 or bf16, more than one dimension, smooth scales 1-D in x's dtype; int8 result.
-void check_quant(In x, In smooth, In groups, Out y) {
-  check_table({{"x", true, kHalves, 2, 8, kDocument},
-               {"smooth_scales", false, kHalves, 1, 2, kDocument},
-               {"group_index", false, {at::kInt}, 1, 1, kDocument}},
-              {x, smooth, groups});
-  if (smooth.defined()) {
-    require(smooth.scalar_type() == x.scalar_type(), "smooth_scales", show(smooth), "the dtype of x");
-    require(smooth.dim() == (groups.defined() ? 2 : 1) && smooth.size(-1) == x.size(-1), "smooth_scales", show(smooth),
-            "the last dimension of x (and a row for each group)");
-  }
-  require(y->scalar_type() == at::kChar, "y", show(*y), "int8 (int4 and fp8 are not emulated)");
-}
-
-void quantise(In x, In smooth, In groups, Out y, Out scale) {
-  at::Tensor wide = x.to(kF32);
-  if (smooth.defined() && !groups.defined()) wide = wide.mul(smooth.to(kF32));
-  if (groups.defined()) {  // row r belongs to the first group whose end is behind r
-    const at::Tensor rows = at::arange(x.numel() / x.size(-1), at::kInt);
-    wide = wide.reshape({-1, x.size(-1)})
-               .mul(smooth.to(kF32).index_select(0, at::searchsorted(groups, rows, true, true)))
-               .view(x.sizes());
-  }
-  const at::Tensor s = at::amax(wide.abs(), {-1}).div(127);
-  scale = s;
-  y = at::round(at::where(s.unsqueeze(-1).eq(0), at::zeros({}, kF32), wide.div(s.unsqueeze(-1)))).clamp(-128, 127);
-}
-
-constexpr auto check_quant_v1 = [](In x, In smooth, Out y, Out) { check_quant(x, smooth, at::Tensor(), y); };
-constexpr auto check_quant_v2 = [](In x, In smooth, In groups, int64_t, Out y, Out, Out) {
-  check_quant(x, smooth, groups, y);
-};
 
 // npu_moe_gating_top_k: 2-D, at most 2048 experts, 1 <= k <= experts / groups * k_group, bias 1-D in x's dtype, renorm
 // 0.
@@ -186,10 +149,6 @@ at::Tensor sinkhorn(In x, double eps, int64_t iterations) {
 
 }  // namespace
 
-CHECKED(aclnnDynamicQuant, check_quant_v1,
-        [](In x, In smooth, Out y, Out scale) { quantise(x, smooth, at::Tensor(), y, scale); })
-CHECKED(aclnnDynamicQuantV2, check_quant_v2,
-        [](In x, In smooth, In groups, int64_t, Out y, Out scale, Out) { quantise(x, smooth, groups, y, scale); })
 CHECKED(aclnnMoeGatingTopK, check_gating,
         [](In x, In bias, int64_t k, int64_t k_group, int64_t groups, int64_t select, int64_t, int64_t norm,
            bool out_flag, double factor, double eps, Out y, Out ids, Out normed) {

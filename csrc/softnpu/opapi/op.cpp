@@ -173,8 +173,12 @@ at::Tensor Builder::tensor(const aclTensor* raw) {
   const auto options = at::TensorOptions().dtype(scalar_type(raw->dtype)).device(at::kCPU);
   std::vector<int64_t> sizes = raw->sizes, strides = raw->strides;
   if (dtype_bits(raw->dtype) == 4 && !sizes.empty()) {
-    sizes.back() = (sizes.back() + 1) / 2;
-    for (size_t i = 0; i + 1 < strides.size(); ++i) strides[i] = (strides[i] + 1) / 2;
+    // Two to a byte along the dimension without gaps: the last, or the one before it of a transposed matrix.
+    const size_t packed = sizes.size() - (strides.back() == 1 || sizes.size() == 1 ? 1 : 2);
+    if (strides[packed] != 1) throw Fault(kNnParameter, "4-bit values with gaps are not emulated");
+    sizes[packed] = (sizes[packed] + 1) / 2;
+    for (size_t i = 0; i < strides.size(); ++i)
+      if (i != packed) strides[i] = (strides[i] + 1) / 2;
   }
   return at::from_blob(alias, sizes, strides, options);
 }

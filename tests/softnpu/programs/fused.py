@@ -5,6 +5,10 @@ import sys
 import fused_elementwise  # noqa: F401
 import fused_mhc  # noqa: F401
 import fused_moe  # noqa: F401
+import fused_quant  # noqa: F401
+import fused_quant_matmul  # noqa: F401
+import fused_quant_matmul_refused  # noqa: F401
+import fused_routing  # noqa: F401
 import fused_sparse  # noqa: F401
 import fused_sparse_indexer  # noqa: F401
 import fused_sparse_quant  # noqa: F401

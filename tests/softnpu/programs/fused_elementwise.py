@@ -182,39 +182,3 @@ refused(
     "x",
 )
 refused("interleave_rope", lambda: torch_npu.npu_interleave_rope(*(f32(1, 1, 1, 64).npu() for _ in range(3))), "x")
-
-
-def dynamic_quant(case, fault):
-    x = array(case[0]).astype(np.float32)  # fp32 as the hardware: a quotient of exactly n + 1/2 hangs on it
-    x = x if case[1] is None or fault == "no smoothing" else x * array(case[1]).astype(np.float32)
-    if fault == "one scale for all":
-        largest = np.broadcast_to(np.abs(x).max(), x.shape[:-1])
-    else:
-        largest = (
-            np.abs(x).mean(-1) if fault == "mean" else x.max(-1) if fault == "no absolute value" else np.abs(x).max(-1)
-        )
-    scale = largest / np.float32({"divided by 128": 128, "divided by 255": 255}.get(fault, 127))
-    q = np.divide(x, scale[..., None], out=np.zeros_like(x), where=scale[..., None] != 0)
-    q = np.floor(q) if fault == "rounded down" else np.trunc(q) if fault == "truncated" else np.rint(q)
-    return [np.clip(q, -128, 127), 1 / np.where(scale == 0, 1, scale) if fault == "inverse scale" else scale]
-
-
-check(
-    "dynamic_quant",
-    lambda x, s: torch_npu.npu_dynamic_quant(x, smooth_scales=s),
-    dynamic_quant,
-    [(bf16(6, 40), None), (bf16(3, 2, 16), bf16(16)), (bf16(2, 8) * 0, None)],
-    [
-        "no smoothing",
-        "one scale for all",
-        "mean",
-        "no absolute value",
-        "divided by 128",
-        "divided by 255",
-        "rounded down",
-        "truncated",
-        "inverse scale",
-    ],
-    1e-5,
-)
-refused("dynamic_quant", lambda: torch_npu.npu_dynamic_quant(f32(3, 8).npu()), "x")
