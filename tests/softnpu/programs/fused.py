@@ -2,7 +2,9 @@
 
 import sys
 
+import fused_cache  # noqa: F401
 import fused_elementwise  # noqa: F401
+import fused_gather  # noqa: F401
 import fused_mhc  # noqa: F401
 import fused_moe  # noqa: F401
 import fused_sparse  # noqa: F401
