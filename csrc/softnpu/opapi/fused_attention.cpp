@@ -232,6 +232,7 @@ template <int kVersion>
 struct Check {
   template <class... Arguments>
   void operator()(const Arguments&... arguments) const {
+    require_generation(kVersion == 5 ? kOnA5 : kOnA2 | kOnA3);
     check_attention(collect<kVersion>(arguments...));
   }
 };

@@ -3,6 +3,7 @@
 import sys
 
 import fused_attention  # noqa: F401
+import fused_attention_limits  # noqa: F401
 import fused_cache  # noqa: F401
 import fused_elementwise  # noqa: F401
 import fused_gather  # noqa: F401
