@@ -91,7 +91,7 @@ std::pair<at::Tensor, at::Tensor> attend(In q, In k, In v, In shift, In sink, In
   if (sink.defined()) sum = sum.add(at::exp(drain.sub(largest)));  // it takes weight and gives no value
   const at::Tensor p = e.div(sum).masked_fill(blind, 0);
   const at::Tensor o = at::matmul(p.view({groups, -1, k.size(1)}), v).view({q.size(0), queries, v.size(2)});
-  return {o, at::log(sum).add(largest).masked_fill(blind, kInfinity)};  // lse with the sink: our reading
+  return {o, at::log(sum).add(largest).masked_fill(blind, kInfinity)};  // kReading: with the sink
 }
 
 void run(const Attention& a, Out out, Out lse) {
@@ -100,7 +100,7 @@ void run(const Attention& a, Out out, Out lse) {
   const at::Tensor query = heads_first(a.query, s.layout->query, a.heads);
   std::vector<int64_t> shape = query.sizes().vec();
   shape.back() = s.value_width;
-  // Rows behind a sequence's length, and rows that see no key whatever innerPrecise says: 0 and infinity, our reading.
+  // kReading: rows behind a sequence's length, and rows that see no key whatever innerPrecise says, are 0 and infinity.
   const at::Tensor result = at::zeros(shape, kF32);
   shape.back() = 1;
   const at::Tensor sums = at::full(shape, kInfinity, kF32);
@@ -265,7 +265,7 @@ Sizes sizes_of(const Attention& a) {
   const auto rank = static_cast<int64_t>(layout.size());
   s.tokens = layout == "TND" || layout == "NTD";
   s.paged = a.table.defined();
-  require(a.heads > 0 && a.key_heads > 0, "numHeads", std::to_string(a.heads), "more than 0");
+  require(a.heads > 0 && a.key_heads > 0, "numKeyValueHeads", std::to_string(a.key_heads), "more than 0");
   const auto fits = [&](In x, int64_t heads, const char* argument) {
     require(x.dim() == rank && (layout != "BSH" || x.size(2) % heads == 0), argument, show(x), "the layout's shape");
     const at::Tensor seen = heads_first(x, layout, heads);

@@ -3,6 +3,7 @@
 // same with fewer arguments) and ...V5.md (Ascend 950), both of hicann/ops-transformer, the newest stored versions.
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "fused_attention.h"
 
@@ -11,7 +12,7 @@ namespace {
 
 constexpr Source kDocument = Source::kDocument;
 
-// The _NBSD layouts and TND_NTD without rotary tensors on A2 and A3: refused, our reading.
+// kReading: the _NBSD layouts and TND_NTD are refused without rotary tensors on A2 and A3 too.
 constexpr Layout kLayouts[] = {
     {"BSH", "BSH", "BSH", true, true},          {"BSND", "BSND", "BSND", true, true},
     {"BNSD", "BNSD", "BNSD", true, true},       {"TND", "TND", "TND", true, true},
@@ -110,7 +111,7 @@ void check_widths(const Attention& a, const Sizes& s) {
 void check_ends(const std::vector<int64_t>& ends, int64_t tokens, const char* argument) {
   require(std::is_sorted(ends.begin(), ends.end()) && !ends.empty() && ends[0] >= 0, argument, "ends that fall",
           "ends that do not fall");
-  // A2 and A3 say nothing about tokens behind the last sequence: accepted, their results are 0 (our reading).
+  // kReading: A2 and A3 say nothing about tokens behind the last sequence; accepted, their results are 0.
   require(on_a5() ? ends.back() == tokens : ends.back() <= tokens, argument, text(ends.back()),
           on_a5() ? "all tokens (T) as the last end" : "at most T as the last end");
 }
@@ -222,7 +223,7 @@ void check_extras(const Attention& a, const Sizes& s) {
     require(!s.tokens && s.form == Form::kGrouped, "pseShift", show(a.pse), "nothing with TND, NTD or rotary tensors");
     require((a.pse.size(0) == 1 || a.pse.size(0) == s.batch) && a.pse.size(1) == a.heads, "pseShift", show(a.pse),
             "[1 or B, N, Q_S, KV_S]");
-    // One row for several queries is not explained: refused, our reading.
+    // kReading: one row for several queries is not explained, and refused.
     require(a.pse.size(2) >= s.queries && a.pse.size(3) >= s.keys, "pseShift", show(a.pse), "at least Q_S and KV_S");
   }
   if (a.sink.defined()) {
@@ -236,6 +237,18 @@ void check_extras(const Attention& a, const Sizes& s) {
   }
   if (a.wants_lse && !on_a5() && s.form == Form::kDecode && s.tokens)
     refuse("softmaxLseFlag", "true", "false with TND and a head size of 512");
+}
+
+void check_results(const Attention& a, const Sizes& s) {
+  const std::map<char, int64_t> size = {{'B', s.batch},   {'N', a.heads},       {'S', s.queries},
+                                        {'T', s.queries}, {'D', s.value_width}, {'H', a.heads * s.value_width}};
+  std::vector<int64_t> shape;
+  for (const char* axis = s.layout->out; *axis; ++axis) shape.push_back(size.at(*axis));
+  require(a.out.sizes() == shape, "attentionOut", show(a.out), "the axes of the layout, with the head size of value");
+  if (!a.wants_lse) return;
+  shape = s.tokens ? std::vector{s.queries, a.heads, int64_t{1}} : std::vector{s.batch, a.heads, s.queries, int64_t{1}};
+  require(a.lse.defined() && a.lse.sizes() == shape && a.lse.scalar_type() == kF32, "softmaxLse", show(a.lse),
+          "fp32 [B, N, Q_S, 1], or [T, N, 1]");
 }
 
 }  // namespace
@@ -258,6 +271,7 @@ void check_attention(const Attention& a) {
   check_mask(a, s);
   check_precise(a, s);
   check_extras(a, s);
+  check_results(a, s);
 }
 
 }  // namespace softnpu

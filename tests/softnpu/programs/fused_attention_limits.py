@@ -92,6 +92,7 @@ limit("inputLayout", decode, layout="NTD", query=bf16(16, 5, 512), query_rope=bf
 limit("query", grouped, heads=3)
 limit("query", flat, heads=5)
 limit("key", grouped, kv=4)
+limit("numKeyValueHeads", grouped, kv=-2)
 limit("key", grouped, key=bf16(1, 2, 5, 32), value=bf16(1, 2, 5, 32))
 limit("key", grouped, key=bf16(2, 2, 5, 16))
 limit("value", grouped, value=bf16(2, 2, 6, 32))
@@ -148,6 +149,7 @@ limit("blockSize", narrow, block=64, key=bf16(9, 64, 64), value=bf16(9, 64, 64),
 limit("blockSize", narrow, block=1024, key=bf16(9, 1024, 64), value=bf16(9, 1024, 64), query=bf16(2, 1, 64))
 limit("key", blocks, key=bf16(9, 1, 8, 128, 32))
 limit("key", blocks, key=bf16(9, 3, 128, 128))
+limit("key", blocks, key=bf16(9, 2, 16, 128, 8))
 limit("value", blocks, value=bf16(1, 128, 256))
 huge = [bf16(*s) for s in ((1, 1, 129 * 512), (2, 16, 129 * 512), (2, 16, 129 * 512))]
 limit("key", blocks, heads=129, kv=129, query=huge[0], key=huge[1], value=huge[2], block=16, key_lengths=[20],
@@ -175,6 +177,7 @@ limit("attenMask", grouped, mask=torch.zeros(2, 2, 5, dtype=torch.bool))
 limit("attenMask", grouped, mask=torch.zeros(3, 3, 5, dtype=torch.bool))
 limit("attenMask", grouped, mask=torch.zeros(2, 2, 3, 5, dtype=torch.bool))
 limit("attenMask", blocks, mask=torch.zeros(2, 3, 130, dtype=torch.bool))
+limit("attenMask", sinks, layout="BSND_BNSD", mask=torch.zeros(3, 3, dtype=torch.bool))
 limit("preTokens", grouped, sparse=4, mask=TRIANGLE, before=-2, after=1)
 limit("preTokens", grouped, mask=torch.zeros(2, 3, 5, dtype=torch.bool), before=1, after=-2)
 limit("innerPrecise", grouped, precise=4)
@@ -199,6 +202,20 @@ limit("keyRope", decode, key_rope=bf16(3, 1, 16, 64))
 limit("softmaxLseFlag", decode, not A5, lse=True)
 
 
+def results():
+    """Given results of a wrong shape."""
+    query, key, value, options = grouped
+    given = arguments(options | {"lse": True}, 2)
+    for bad, argument in ((0, "attentionOut"), (1, "softmaxLse")):
+        out = [bf16(2, 4, 3, 32).npu(), f32(2, 4, 3, 1).npu()]
+        out[bad] = out[bad][:, :, :2].contiguous()
+        refused(
+            "fused_infer_attention_score",
+            lambda out=out: CALLS[2].out(query.npu(), key.npu(), value.npu(), **given, out=out),
+            f"'{argument}'",
+        )
+
+
 def versions():
     """V2 to V4 do not exist on Ascend 950, V5 only there: torch_npu never asks, others may."""
     library = ctypes.CDLL("libopapi.so")
@@ -213,5 +230,6 @@ def versions():
             problems.append(f"fused_infer_attention_score V{version}: {code} instead of {want}")
 
 
+results()
 versions()
 print("fused_infer_attention_score: limits checked")

@@ -108,6 +108,29 @@ if A5:
 else:  # the key alone
     cases.append((bf16(4, 2, 6), bf16(), bf16(3, 4, 2, 6), bf16(), slots(4, 12), "Norm"))
 check("scatter_pa_kv_cache", call_scatter, scatter, cases, SCATTER_FAULTS, 1e-9)
+if A5:  # two 4-bit values to a byte
+
+    def call_packed(key, value, key_cache, value_cache, mapping, mode):
+        packed = [x.view(torch.float4_e2m1fn_x2) for x in (key, value, key_cache, value_cache)]
+        call_scatter(*packed, mapping, mode)
+        return key_cache, value_cache
+
+    tiles = [whole(torch.uint8, *s) for s in ((5, 2, 32), (5, 2, 64), (2, 2, 4, 32), (2, 4, 4, 32))]
+    check(
+        "scatter_pa_kv_cache, 4 bits",
+        call_packed,
+        scatter,
+        [
+            (*tiles, torch.tensor([5, -1, 0, 7, -7]), "PA_NZ"),
+            (
+                *(whole(torch.uint8, *s) for s in ((3, 1, 7), (3, 1, 5), (2, 4, 1, 7), (2, 4, 1, 5))),
+                slots(3, 8),
+                "Norm",
+            ),
+        ],
+        SCATTER_FAULTS,
+        1e-9,
+    )
 check("scatter_pa_kv_cache_functional", functional, scatter, cases[:1] + cases[4:5], SCATTER_FAULTS, 1e-9)
 
 
@@ -127,12 +150,14 @@ scatter_refused("key_cache", key_cache=bf16(8, 2, 16))
 scatter_refused("value", value=bf16(3, 2, 16))
 scatter_refused("value", value=f32(4, 2, 16).half(), value_cache=f32(2, 4, 2, 16).half())
 scatter_refused("value_cache", value_cache=bf16(2, 4, 2, 15))
+scatter_refused("value_cache", value_cache=f32(2, 4, 2, 16).half())
 scatter_refused("slot_mapping", slot_mapping=f32(4))
 scatter_refused("slot_mapping", slot_mapping=slots(3, 8))
 scatter_refused("slot_mapping", slot_mapping=torch.tensor([0, 1, 2, 8], dtype=torch.int32))  # a kernel fault
 scatter_refused("cache_mode", mode="NZ")
 scatter_refused("key_cache", mode="PA_NZ")  # not in tiles
 scatter_refused("key", mode="PA_NZ", key=bf16(4, 2, 8), key_cache=bf16(2, 1, 4, 16))
+scatter_refused("key_cache", mode="PA_NZ", key_cache=bf16(1, 2, 65535, 16))
 scatter_refused("compress_lens", compress_lens=slots(4, 8))
 scatter_refused("compress_lens", compress_lens=slots(4, 8, torch.int64))
 if A5:
@@ -262,6 +287,11 @@ if A5:
         if argument not in ("key_cache", "seq_lens") or at == 5:
             both = [case[0], case[0], case[1], case[1], *case[2:]]
             refused("scatter_pa_kv_cache", lambda both=both: call_pairs(*(x.npu() for x in both)), f"'{argument}'")
+    both = [refuse[0], bf16(3, 9, 1, 5), refuse[1], refuse[1], *refuse[2:]]
+    refused("scatter_pa_kv_cache", lambda: call_pairs(*(x.npu() for x in both)), "'value'")
+    scatter_refused("cache_mode", mode="PA_NZ", key=bf16(2, 2, 2, 16))
+    turned = [bf16(3, 2, 9, 5).transpose(1, 2), *refuse[1:]]
+    refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in turned)), "'key'")
     fp8 = [f32(3, 9, 2, 5).to(torch.float8_e5m2), f32(13, 5, 1, 5).to(torch.float8_e5m2), *refuse[2:]]
     refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in fp8)), "'key'")
 else:
