@@ -63,13 +63,15 @@ at::Tensor hidden(const Attention& a, const Sizes& s, int64_t b, int64_t queries
   return mask.logical_or(key.gt(query.add(a.after))).logical_or(key.lt(query.sub(a.before)));
 }
 
-// The document leaves it to the caller that a mask of 2048 is the triangle; another one would be silently wrong.
+// The caller warrants that a mask of 2048 is the triangle. What another one gives (a band drawn into the mask, as some
+// serving code does for sliding windows) is not documented and not emulated; better a fault than a wrong result.
 void require_triangle(const Attention& a, const Sizes& s) {
   if (!a.mask.defined() || a.sparse < 2 || ignores_sparse(a, s)) return;
   static const at::Tensor triangle = at::ones({2048, 2048}, at::kBool).triu(1);
   if (!a.mask.view({2048, 2048}).to(at::kBool).equal(triangle))
     throw Fault(kKernelFault,
-                "argument 'attenMask': sparseMode 2 to 4 wants ones above the diagonal and zeros elsewhere");
+                "argument 'attenMask': sparseMode 2 to 4 wants ones above the diagonal and zeros elsewhere (others are "
+                "not emulated)");
 }
 
 // q [N, Sq, D], k [N / G, Skv, D], v [N / G, Skv, Dv]: the result and log(sum(exp)), of no rows 0 and infinity.
@@ -147,6 +149,7 @@ void check_rope(const Attention& a, const Sizes& s) {
 
 int64_t cache_width(In x, const Attention& a, const char* argument) {
   const int64_t rank = x.dim(), block = x.size(rank == 3 ? 1 : rank == 4 ? 2 : 3);
+  // kReading: blockSize is that of the cache.
   require(block == a.block && block > 0, "blockSize", std::to_string(a.block), "the block size of the cache");
   require(rank == 3 ? x.size(2) % a.key_heads == 0 : x.size(1) == a.key_heads, argument, show(x),
           "[blocks, block size, H], [blocks, N, block size, D] or [blocks, N, D / 16, block size, 16]");
