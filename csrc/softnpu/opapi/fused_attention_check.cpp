@@ -46,8 +46,9 @@ void check_types(const Attention& a) {
                {"blockTable", false, {at::kInt}, 2, 2, kDocument},
                {"queryRope", false, halves, 3, 4, kDocument},
                {"keyRope", false, halves, 3, 5, kDocument},
-               {"learnableSink", false, halves, 1, 1, kDocument}},
-              {a.query, a.key, a.value, a.pse, a.mask, a.table, a.query_rope, a.key_rope, a.sink});
+               {"learnableSink", false, halves, 1, 1, kDocument},
+               {"attentionOut", true, queries, 3, 4, kDocument}},
+              {a.query, a.key, a.value, a.pse, a.mask, a.table, a.query_rope, a.key_rope, a.sink, a.out});
   require(a.tensors == 1, "key", std::to_string(a.tensors) + " tensors", "one tensor (lists are not emulated)");
   for (const auto& [name, given] : a.not_emulated) require(!given, name, "a value", "nothing (not emulated)");
   require(a.query.scalar_type() == kF16 || a.query.scalar_type() == kBF16, "query", show(a.query),
