@@ -2,7 +2,11 @@
 
 import sys
 
+import fused_attention  # noqa: F401
+import fused_attention_limits  # noqa: F401
+import fused_cache  # noqa: F401
 import fused_elementwise  # noqa: F401
+import fused_gather  # noqa: F401
 import fused_mhc  # noqa: F401
 import fused_moe  # noqa: F401
 import fused_quant  # noqa: F401

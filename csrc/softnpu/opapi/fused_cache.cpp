@@ -1,0 +1,289 @@
+// Paged key/value caches. Tables: argument, required, dtypes, ranks, source; their documents are in
+// cann/ops-transformer.
+#include "check.h"
+
+namespace softnpu {
+namespace {
+
+constexpr Source kDocument = Source::kDocument;
+const std::vector<at::ScalarType> kIndices = {at::kInt, at::kLong};
+
+std::string text(int64_t value) { return std::to_string(value); }
+bool on_a5() { return generation() == Generation::kA5; }
+
+std::vector<at::ScalarType> moved_dtypes(bool four_bits) {
+  std::vector<at::ScalarType> dtypes = {kF16, kBF16, at::kChar};
+  if (on_a5())
+    dtypes.insert(dtypes.end(), {kF32, at::kByte, at::kShort, at::kUInt16, at::kInt, at::kUInt32, at::kFloat8_e5m2,
+                                 at::kFloat8_e4m3fn});
+  if (on_a5() && four_bits) dtypes.push_back(at::kFloat4_e2m1fn_x2);
+  return dtypes;
+}
+
+at::Tensor plain(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat4_e2m1fn_x2 ? x.view(at::kByte) : x;  // ATen does not index 4-bit values
+}
+
+struct Slots {
+  std::vector<int64_t> values;
+  int64_t limit;
+  Slots(In mapping, int64_t slots) : limit(slots) {
+    const at::Tensor flat = mapping.reshape({-1}).to(at::kLong).contiguous();
+    values.assign(flat.data_ptr<int64_t>(), flat.data_ptr<int64_t>() + flat.numel());
+  }
+  // -1 means "store nothing", as torch_npu's own test has it; the document only says 0 to slots - 1: kReading.
+  bool skips(size_t i, int64_t count) const {
+    const int64_t slot = values[i];
+    if (slot + count > limit)
+      throw Fault(kKernelFault, "argument 'slot_mapping': slot " + text(slot) +
+                                    (count == 1 ? "" : " and the " + text(count) + " values from there") + " beyond " +
+                                    text(limit) + " slots");
+    return slot < 0;
+  }
+};
+
+void store_tokens(In x, Out cache, In mapping, bool tiles) {
+  const at::Tensor from = plain(x), to = plain(*cache);
+  const int64_t block = tiles ? to.size(-2) : to.size(1);
+  const Slots slots(mapping, to.size(0) * block);
+  cache.touch();
+  for (size_t i = 0; i < slots.values.size(); ++i) {
+    if (slots.skips(i, 1)) continue;
+    const int64_t slot = slots.values[i];
+    const at::Tensor place = tiles ? to.select(0, slot / block).select(-2, slot % block)  // [N * D / last, last]
+                                   : to.select(0, slot / block).select(0, slot % block);
+    place.copy_(from.select(0, static_cast<int64_t>(i)).reshape(place.sizes()));
+  }
+}
+
+// Scene "compressed": of each sequence and head the values up to `offset`, the mean of the next `length`, the rest;
+// without offsets the last `length` values only.
+void store_compressed(In x, Out cache, In mapping, In lengths, In offsets, In sequences) {
+  const int64_t heads = x.size(2);
+  const at::Tensor flat = cache->view({-1, cache->size(3)});
+  const Slots slots(mapping, flat.size(0)), length(lengths, INT64_MAX), sequence(sequences, INT64_MAX);
+  const Slots offset(offsets.defined() ? offsets : lengths, INT64_MAX);
+  cache.touch();
+  for (size_t i = 0; i < slots.values.size(); ++i) {
+    const auto row = static_cast<int64_t>(i);
+    const at::Tensor values = x.select(0, row / heads).select(1, row % heads);  // [seq_len, D]
+    const int64_t end = sequence.values[i / static_cast<size_t>(heads)], window = length.values[i];
+    const int64_t start = offsets.defined() ? offset.values[i] : end - window;
+    if (start < 0 || window < 0 || start + window > end || end > values.size(0))
+      throw Fault(kKernelFault, "argument 'compress_lens': values " + text(start) + " to " + text(start + window) +
+                                    " of a sequence of " + text(end) + " in " + text(values.size(0)));
+    // The window takes one slot even when it is empty (its mean is then NaN): kReading.
+    if (slots.skips(i, offsets.defined() ? end - window + 1 : window)) continue;
+    int64_t at = slots.values[i];
+    const auto put = [&](const at::Tensor& part) {
+      flat.slice(0, at, at + part.size(0)).copy_(part);
+      at += part.size(0);
+    };
+    if (!offsets.defined()) {
+      put(values.slice(0, start, end));
+      continue;
+    }
+    put(values.slice(0, 0, start));
+    put(values.slice(0, start, start + window).to(kF32).mean(0, true));
+    put(values.slice(0, start + window, end));
+  }
+}
+
+void check_index_dtypes(In mapping, std::initializer_list<at::Tensor> others, const char* argument) {
+  for (const at::Tensor& x : others)
+    if (x.defined())
+      require(x.scalar_type() == mapping.scalar_type(), argument, show(x), "the dtype of the other indices");
+}
+
+// The compressed scene's shapes: x [batch, seq_len, heads, D], cache [blocks, block_size, 1, D].
+void check_compressed(In x, const at::Tensor& cache, In mapping, In lengths, In offsets, In sequences,
+                      const char* argument) {
+  const int64_t rows = x.size(0) * x.size(2);
+  require(cache.dim() == 4 && cache.size(2) == 1 && cache.size(3) == x.size(3), argument, show(cache),
+          "[num_blocks, block_size, 1, head_size]");
+  require(mapping.dim() == 2 && mapping.size(0) == x.size(0) && mapping.size(1) == x.size(2), "slot_mapping",
+          show(mapping), "[batch, num_head]");
+  require(lengths.defined() && lengths.numel() == rows, "compress_lens", show(lengths), "[batch, num_head]");
+  require(sequences.defined() && sequences.numel() == x.size(0), "seq_lens", show(sequences), "[batch]");
+  if (offsets.defined()) require(offsets.numel() == rows, "compress_seq_offsets", show(offsets), "[batch * num_head]");
+}
+
+// A token's place in the cache: [blocks, block_size, heads, D], or with PA_NZ tiles of 32 bytes.
+void check_places(In x, const at::Tensor& cache, bool tiles, const char* name, const char* argument) {
+  const int64_t heads = x.size(1), width = x.size(2), size = static_cast<int64_t>(x.element_size());
+  if (!tiles) {
+    require(cache.dim() == 4 && cache.size(2) == heads && cache.size(3) == width, argument, show(cache),
+            "[num_blocks, block_size, num_head, head_size]");
+    return;
+  }
+  const int64_t last = 32 / size;
+  require(width % last == 0, name, show(x), "a head size of whole 32 bytes with PA_NZ");
+  require(cache.size(-1) == last && (cache.dim() == 4 ? cache.size(1) == heads * width / last
+                                                      : cache.size(1) == heads && cache.size(2) == width / last),
+          argument, show(cache), "[num_blocks, num_head * head_size / last, block_size, last], last of 32 bytes");
+  require(cache.size(-2) < 65535, argument, show(cache), "a block size below 65535");
+}
+
+// Document: attention/scatter_pa_kv_cache/docs/aclnnScatterPaKvCache.md (hicann/ops-transformer). Scenes 1 and 2
+// everywhere, 6 (key alone) on A2 and A3, 3 (compressed) on A5; torch_npu never asks for 4, 5 and 7.
+constexpr auto check_scatter = [](In key, Out key_cache, In mapping, In value, Out value_cache, In lengths, In offsets,
+                                  In sequences, Text cache_mode, Text mode, Ints, Ints) {
+  const bool tiles = cache_mode == "PA_NZ", alone = value.defined() && value.dim() == 0;
+  const auto dtypes = moved_dtypes(key.defined() && key.dim() == 3);
+  check_table({{"key", true, dtypes, 3, 4, kDocument},
+               {"key_cache", true, dtypes, 4, 5, kDocument},
+               {"slot_mapping", true, kIndices, 1, 2, kDocument},
+               {"value", true, dtypes, 0, 4, kDocument},
+               {"value_cache", true, dtypes, 0, 5, kDocument},
+               {"compress_lens", false, kIndices, 1, 2, kDocument},
+               {"compress_seq_offsets", false, kIndices, 1, 1, kDocument},
+               {"seq_lens", false, kIndices, 1, 1, kDocument}},
+              {key, *key_cache, mapping, value, *value_cache, lengths, offsets, sequences});
+  require(tiles || cache_mode.empty() || cache_mode == "Norm", "cache_mode", cache_mode, "Norm or PA_NZ");
+  require(mode.empty() || mode == "None", "scatter_mode", mode, "None (the others are not emulated)");
+  check_index_dtypes(mapping, {lengths, offsets, sequences}, "compress_lens");
+  for (const at::Tensor& x : {key, *key_cache, mapping, value, *value_cache})
+    require(x.numel() > 0, "key", show(x), "no empty tensors");
+  require(key_cache->scalar_type() == key.scalar_type(), "key_cache", show(*key_cache), "the dtype of key");
+  require(value_cache->scalar_type() == value.scalar_type(), "value_cache", show(*value_cache), "the dtype of value");
+  require(tiles || value.scalar_type() == key.scalar_type(), "value", show(value), "the dtype of key");
+  if (key.dim() == 4) {
+    require(on_a5(), "key", show(key), "three dimensions (four: Ascend 950 only)");
+    require(!tiles, "cache_mode", cache_mode, "Norm with a key of four dimensions");
+    require(value.dim() == 4 && value.sizes().slice(0, 3) == key.sizes().slice(0, 3), "value", show(value),
+            "the first three dimensions of key");
+    require(offsets.defined(), "compress_seq_offsets", "nothing", "[batch * num_head]");
+    check_compressed(key, *key_cache, mapping, lengths, offsets, sequences, "key_cache");
+    check_compressed(value, *value_cache, mapping, lengths, offsets, sequences, "value_cache");
+    return;
+  }
+  for (const at::Tensor& x : {lengths, offsets, sequences})
+    require(!x.defined(), "compress_lens", show(x), "nothing with a key of three dimensions and scatter_mode None");
+  require(mapping.dim() == 1 && mapping.size(0) == key.size(0), "slot_mapping", show(mapping), "a slot for each token");
+  check_places(key, *key_cache, tiles, "key", "key_cache");
+  if (alone) {
+    require(!on_a5() && !tiles, "value", show(value), "a value (key alone: A2 and A3, cache_mode Norm)");
+    return;
+  }
+  require(value.dim() == 3 && value.size(0) == key.size(0) && value.size(1) == key.size(1), "value", show(value),
+          "the first two dimensions of key");
+  check_places(value, *value_cache, tiles, "value", "value_cache");
+};
+
+// Document: attention/scatter_pa_cache/docs/aclnnScatterPaCache.md (hicann/ops-transformer). Ascend 950 only.
+constexpr auto check_scatter_one = [](In key, Out cache, In mapping, In lengths, In offsets, In sequences, Text) {
+  require_generation(kOnA5);
+  auto dtypes = moved_dtypes(true);
+  check_table({{"key", true, dtypes, 3, 4, kDocument},
+               {"key_cache", true, dtypes, 4, 4, kDocument},
+               {"slot_mapping", true, kIndices, 1, 2, kDocument},
+               {"compress_lens", false, kIndices, 1, 2, kDocument},
+               {"compress_seq_offsets", false, kIndices, 1, 1, kDocument},
+               {"seq_lens", false, kIndices, 1, 1, kDocument}},
+              {key, *cache, mapping, lengths, offsets, sequences});
+  check_index_dtypes(mapping, {lengths, offsets, sequences}, "compress_lens");
+  require(cache->scalar_type() == key.scalar_type(), "key_cache", show(*cache), "the dtype of key");
+  for (const at::Tensor& x : {key, *cache, mapping}) require(x.is_contiguous(), "key", show(x), "contiguous tensors");
+  if (key.dim() == 4) {
+    require(c10::elementSize(key.scalar_type()) > 1 || !at::isFloatingType(key.scalar_type()), "key", show(key),
+            "three dimensions with FP8 and FP4");
+    check_compressed(key, *cache, mapping, lengths, offsets, sequences, "key_cache");
+    return;
+  }
+  for (const at::Tensor& x : {lengths, offsets, sequences})
+    require(!x.defined(), "compress_lens", show(x), "nothing with a key of three dimensions");
+  require(mapping.dim() == 1 && mapping.size(0) == key.size(0), "slot_mapping", show(mapping), "a slot for each token");
+  check_places(key, *cache, false, "key", "key_cache");
+};
+
+// Document: attention/gather_pa_kv_cache/docs/aclnnGatherPaKvCache.md (hicann/ops-transformer).
+constexpr auto check_gather = [](In key_cache, In value_cache, In table, In lengths, Out key, Out value, In offsets,
+                                 Text mode, bool sums) {
+  const auto dtypes = moved_dtypes(false);
+  const std::vector<at::ScalarType> indices = on_a5() ? kIndices : std::vector<at::ScalarType>{at::kInt};
+  check_table({{"key_cache", true, dtypes, 4, 4, kDocument},
+               {"value_cache", true, dtypes, 4, 4, kDocument},
+               {"block_tables", true, indices, 2, 2, kDocument},
+               {"seq_lens", true, indices, 1, 1, kDocument},
+               {"key", true, dtypes, 3, 3, kDocument},
+               {"value", true, dtypes, 3, 3, kDocument},
+               {"seq_offset", false, indices, 1, 1, kDocument}},
+              {key_cache, value_cache, table, lengths, *key, *value, offsets});
+  require(mode == "Norm", "cache_mode", mode, "Norm (PA_NZ is not emulated)");
+  check_index_dtypes(table, {lengths, offsets}, "seq_lens");
+  require(key_cache.scalar_type() == value_cache.scalar_type() ||
+              (key_cache.scalar_type() == at::kFloat8_e4m3fn &&
+               (value_cache.scalar_type() == kF16 || value_cache.scalar_type() == kBF16)),
+          "value_cache", show(value_cache), "the dtype of key_cache");
+  require(key_cache.size(0) == value_cache.size(0) && key_cache.size(1) == value_cache.size(1), "value_cache",
+          show(value_cache), "blocks and block size of key_cache");
+  require(table.numel() > 0 && table.is_contiguous(), "block_tables", show(table), "a contiguous tensor, not empty");
+  require(lengths.is_contiguous() && lengths.size(0) == table.size(0) + sums, "seq_lens", show(lengths),
+          "[batch], or [batch + 1] sums");
+  if (offsets.defined())
+    require(offsets.is_contiguous() && offsets.size(0) == table.size(0), "seq_offset", show(offsets), "[batch]");
+  const auto rows = [](In cache, Out x, const char* argument) {
+    require(x->scalar_type() == cache.scalar_type() && x->sizes().slice(1) == cache.sizes().slice(2), argument,
+            show(*x), "[num_tokens, num_heads, head_size] in the dtype of its cache");
+    require(x->size(1) * x->size(2) * static_cast<int64_t>(x->element_size()) <= 148 * 1024, argument, show(*x),
+            "a token of at most 148k bytes");
+  };
+  rows(key_cache, key, "key");
+  rows(value_cache, value, "value");
+  require(key->size(0) == value->size(0), "value", show(*value), "the tokens of key");
+};
+
+void gather(In key_cache, In value_cache, In table, In lengths, Out key, Out value, In offsets, bool sums) {
+  const int64_t blocks = key_cache.size(0), block = key_cache.size(1), tokens = key->size(0);
+  const Slots length(lengths, INT64_MAX), id(table, blocks), offset(offsets.defined() ? offsets : table, INT64_MAX);
+  int64_t to = 0;
+  if (sums && length.values[0] != 0) throw Fault(kKernelFault, "argument 'seq_lens': sums that do not begin with 0");
+  key.touch();
+  value.touch();
+  for (size_t b = 0; b < static_cast<size_t>(table.size(0)); ++b) {
+    const int64_t count = sums ? length.values[b + 1] - length.values[b] : length.values[b];
+    if (count < 0 || to + count > tokens)
+      throw Fault(kKernelFault, "argument 'seq_lens': sequence " + text(static_cast<int64_t>(b)) + " of " +
+                                    text(count) + " tokens in a result of " + text(tokens));
+    const int64_t first = offsets.defined() ? offset.values[b] / block : 0;
+    for (int64_t done = 0; done < count; done += block) {
+      const int64_t column = first + done / block, n = std::min(block, count - done);
+      if (column < 0 || column >= table.size(1))
+        throw Fault(kKernelFault, "argument 'block_tables': column " + text(column) + " of " + text(table.size(1)));
+      const int64_t from = id.values[b * static_cast<size_t>(table.size(1)) + static_cast<size_t>(column)];
+      if (from < 0 || from >= blocks)
+        throw Fault(kKernelFault, "argument 'block_tables': block " + text(from) + " of " + text(blocks));
+      key->slice(0, to + done, to + done + n).copy_(key_cache.select(0, from).slice(0, 0, n));
+      value->slice(0, to + done, to + done + n).copy_(value_cache.select(0, from).slice(0, 0, n));
+    }
+    to += count;  // tokens behind the last sequence are not written: kReading
+  }
+}
+
+}  // namespace
+
+CHECKED(aclnnScatterPaKvCache, check_scatter,
+        [](In key, Out key_cache, In mapping, In value, Out value_cache, In lengths, In offsets, In sequences,
+           Text cache_mode, Text, Ints, Ints) {
+          const bool tiles = cache_mode == "PA_NZ";
+          if (key.dim() == 4) {
+            store_compressed(key, key_cache, mapping, lengths, offsets, sequences);
+            store_compressed(value, value_cache, mapping, lengths, offsets, sequences);
+            return;
+          }
+          store_tokens(key, key_cache, mapping, tiles);
+          if (value.dim()) store_tokens(value, value_cache, mapping, tiles);
+        })
+CHECKED(aclnnScatterPaCache, check_scatter_one,
+        [](In key, Out cache, In mapping, In lengths, In offsets, In sequences, Text) {
+          if (key.dim() == 4)
+            store_compressed(key, cache, mapping, lengths, offsets, sequences);
+          else
+            store_tokens(key, cache, mapping, false);
+        })
+CHECKED(aclnnGatherPaKvCache, check_gather,
+        [](In key_cache, In value_cache, In table, In lengths, Out key, Out value, In offsets, Text, bool sums) {
+          gather(key_cache, value_cache, table, lengths, key, value, offsets, sums);
+        })
+
+}  // namespace softnpu
