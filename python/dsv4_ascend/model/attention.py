@@ -71,7 +71,7 @@ class Compressor(nn.Module):
 
 
 class Indexer(nn.Module):
-    """Chooses index_topk compressed entries per query (4.5)."""
+    """Scores compressed entries per query; the best index_topk are attended (4.5)."""
 
     def __init__(self, config: V4Config, ratio: int) -> None:
         super().__init__()
@@ -90,19 +90,7 @@ class Indexer(nn.Module):
         index: RatioIndex,
         batch: Batch,
     ) -> torch.Tensor:
-        """X [T, d], qr [T, q_lora] -> int32 [T, K], -1 padded; writes the new index keys."""
-        return topk_indices(self.scores(x, qr, inv_freq, cache, index, batch), index.visible, self.topk)
-
-    def scores(
-        self,
-        x: torch.Tensor,
-        qr: torch.Tensor,
-        inv_freq: torch.Tensor,
-        cache: LayerCache,
-        index: RatioIndex,
-        batch: Batch,
-    ) -> torch.Tensor:
-        """Index scores [T, entries] of all visible entries, -inf elsewhere; writes the new index keys."""
+        """X [T, d], qr [T, q_lora] -> scores [T, entries] of visible entries, -inf elsewhere; writes the new keys."""
         assert cache.index_state is not None
         assert cache.index_keys is not None
         keys = self.compressor(x, inv_freq, cache.index_state, index, batch)
@@ -160,7 +148,10 @@ class Attention(nn.Module):
         assert cache.state is not None
         entries = self.compressor(x, self.inv_freq, cache.state, index, batch)
         write_cache(cache.entries, self._kv_qdq(entries), index.entry_slots)
-        return self.indexer(x, qr, self.inv_freq, cache, index, batch) if self.kind == "csa" else None
+        if self.kind != "csa":
+            return None
+        scores = self.indexer(x, qr, self.inv_freq, cache, index, batch)
+        return topk_indices(scores, index.visible, self.indexer.topk)
 
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""

@@ -20,7 +20,7 @@ class AlignedIndexer(Indexer):
     loss: torch.Tensor
     teacher: tuple[Attention]  # in a tuple, so that it does not become a submodule
 
-    def scores(
+    def forward(
         self,
         x: torch.Tensor,
         qr: torch.Tensor,
@@ -29,8 +29,8 @@ class AlignedIndexer(Indexer):
         index: RatioIndex,
         batch: Batch,
     ) -> torch.Tensor:
-        """As `Indexer.scores`; also sets `loss`."""
-        scores = super().scores(x.detach(), qr.detach(), inv_freq, cache, index, batch)
+        """As `Indexer`; also sets `loss`."""
+        scores = super().forward(x.detach(), qr.detach(), inv_freq, cache, index, batch)
         target = self._attention(qr, cache, index, batch)
         log_probabilities = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
         self.loss = -(target * log_probabilities).sum(-1).mean()
