@@ -61,7 +61,16 @@ enum DType : int {
   kFloat4E2M1 = 40,
 };
 
-enum Format : int { kFormatNd = 2, kFormatNz = 29 };
+// C0 of a tile (its width): 32 bytes in kFormatNz, that many values in the others.
+enum Format : int {
+  kFormatNd = 2,
+  kFormatNz = 29,
+  kFormatNzC0Is16 = 50,
+  kFormatNzC0Is32 = 51,
+  kFormatNzC0Is2 = 52,
+  kFormatNzC0Is4 = 53,
+  kFormatNzC0Is8 = 54
+};
 enum CopyKind : int { kHostToHost = 0, kHostToDevice = 1, kDeviceToHost = 2, kDeviceToDevice = 3, kCopyDefault = 4 };
 enum CaptureStatus : int { kCaptureNone = 0, kCaptureActive = 1, kCaptureInvalid = 2 };
 

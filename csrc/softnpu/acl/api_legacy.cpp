@@ -1,21 +1,13 @@
 // The graph-operator path of older CANN, profiling and dump hooks. Operators of that path are refused by name, never
 // skipped.
+#include <string>
 #include <vector>
 
+#include "format.h"
 #include "report.h"
 
 namespace softnpu {
 namespace {
-
-struct Description {
-  int dtype, format;
-  std::vector<int64_t> dims;
-};
-
-struct Buffer {
-  void* data;
-  size_t size;
-};
 
 int refuse(const char* what) { return fail(kUnsupportedApi, "softnpu: %s is not emulated", what); }
 
@@ -36,7 +28,7 @@ SOFTNPU_C Buffer* aclCreateDataBuffer(void* data, size_t size) { return new Buff
 SOFTNPU_C int aclDestroyDataBuffer(const Buffer* buffer) { return delete buffer, kOk; }
 
 SOFTNPU_C Description* aclCreateTensorDesc(int dtype, int rank, const int64_t* dims, int format) {
-  return new Description{dtype, format, std::vector<int64_t>(dims, dims + rank)};
+  return new Description{dtype, format, {dims, dims + rank}, {dims, dims + rank}};
 }
 SOFTNPU_C void aclDestroyTensorDesc(const Description* description) { delete description; }
 SOFTNPU_C int aclSetTensorFormat(Description* description, int format) { return description->format = format, kOk; }
@@ -53,16 +45,30 @@ SOFTNPU_C int aclGetTensorDescDimV2(const Description* description, size_t index
   return *size = description->dims[index], kOk;
 }
 
-SOFTNPU_C int aclopCompileAndExecute(const char* type, int, const void* const[], const void* const[], int,
-                                     const void* const[], void* const[], const void*, int, int, const char*, Handle) {
-  SOFTNPU_ENTER();
-  return refuse_operator(type);
+namespace {
+
+int execute_operator(const char* type, Description* const inputs[], Buffer* const from[], Description* const outputs[],
+                     Buffer* const to[], Handle stream) try {
+  if (std::string(type) != "Identity") return refuse_operator(type);
+  return format_cast(*inputs[0], *from[0], *outputs[0], *to[0], stream);
+} catch (const Fault& fault) {
+  return fail(fault);
 }
 
-SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int, void*[], void*[], int, void*[], void*[], void*, int, int,
-                                       const char*, Handle) {
+}  // namespace
+
+SOFTNPU_C int aclopCompileAndExecute(const char* type, int, Description* const inputs[], Buffer* const from[], int,
+                                     Description* const outputs[], Buffer* const to[], const void*, int, int,
+                                     const char*, Handle stream) {
   SOFTNPU_ENTER();
-  return refuse_operator(type);
+  return execute_operator(type, inputs, from, outputs, to, stream);
+}
+
+SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int, Description* inputs[], Buffer* from[], int,
+                                       Description* outputs[], Buffer* to[], void*, int, int, const char*,
+                                       Handle stream) {
+  SOFTNPU_ENTER();
+  return execute_operator(type, inputs, from, outputs, to, stream);
 }
 
 SOFTNPU_C void* aclopCreateAttr() { return new char; }

@@ -61,6 +61,14 @@ SOFTNPU_CXX std::string describe(const aclTensor& tensor);
 SOFTNPU_CXX void extent(const aclTensor& tensor, int64_t* first, size_t* bytes);
 // Bytes of the storage that the view lies in; -1 when its dimensions were not given.
 SOFTNPU_CXX int64_t storage_bytes(const aclTensor& tensor);
+// The NZ layout: matrices of [rows, columns] in tiles of 16 rows by C0 columns, tiles column by column, padded.
+SOFTNPU_CXX int64_t tile_width(const aclTensor& tensor);  // C0 in values; 0: not in that layout
+struct SOFTNPU_CXX Tiles {
+  int64_t batch, rows, columns, width;  // width and columns in units of `unit` bytes
+  size_t unit;
+  size_t bytes(bool tiled) const;
+};
+SOFTNPU_CXX void retile(const Tiles& tiles, char* tiled, char* plain, bool to_tiles);
 SOFTNPU_CXX int enqueue(const std::shared_ptr<Launch>& launch, Handle stream);
 
 }  // namespace softnpu

@@ -151,11 +151,18 @@ void Builder::note(const std::string& argument) {
   launch->arguments += argument;
 }
 
+void* Builder::alias(const void* pointer, size_t bytes) {
+  if (!bytes) return nullptr;
+  const Range range = resolve(pointer, bytes, current_device(), launch->name.c_str());
+  launch->accesses.push_back({pointer, bytes, range.allocation});
+  return range.alias;
+}
+
 at::Tensor Builder::tensor(const aclTensor* raw) {
   ++tensors_;
   if (tracing()) note(raw ? describe(*raw) : "none");
   if (!raw) return {};
-  if (raw->format == kFormatNz) throw Fault(kNnParameter, "the NZ format is not emulated");
+  if (tile_width(*raw)) throw Fault(kNnParameter, "a tensor in the NZ format is not emulated here");
   int64_t first = 0;
   size_t bytes = 0;
   extent(*raw, &first, &bytes);
@@ -163,13 +170,7 @@ at::Tensor Builder::tensor(const aclTensor* raw) {
   if (bytes && held >= 0 && end > held)
     throw Fault(kNnParameter, "a view of " + describe(*raw) + " reaches byte " + std::to_string(end) +
                                   " of a storage of " + std::to_string(held));
-  void* alias = nullptr;
-  if (bytes) {
-    const void* pointer = static_cast<const char*>(raw->data) + first;
-    const Range range = resolve(pointer, bytes, current_device(), launch->name.c_str());
-    launch->accesses.push_back({pointer, bytes, range.allocation});
-    alias = range.alias;
-  }
+  void* const data = alias(static_cast<const char*>(raw->data) + first, bytes);
   const auto options = at::TensorOptions().dtype(scalar_type(raw->dtype)).device(at::kCPU);
   std::vector<int64_t> sizes = raw->sizes, strides = raw->strides;
   if (dtype_bits(raw->dtype) == 4 && !sizes.empty()) {
@@ -180,7 +181,7 @@ at::Tensor Builder::tensor(const aclTensor* raw) {
     for (size_t i = 0; i < strides.size(); ++i)
       if (i != packed) strides[i] = (strides[i] + 1) / 2;
   }
-  return at::from_blob(alias, sizes, strides, options);
+  return at::from_blob(data, sizes, strides, options);
 }
 
 void Builder::refuse_null(const aclTensor* raw) const {

@@ -70,8 +70,9 @@ struct Builder {
   std::vector<std::pair<aclTensor*, std::shared_ptr<std::vector<int64_t>>>> growing;
 
   Builder(const char* name, bool checked);
-  at::Tensor tensor(const aclTensor* raw);    // null: undefined
-  at::Tensor required(const aclTensor* raw);  // null: refused, unless the operator has a check of its own
+  at::Tensor tensor(const aclTensor* raw);         // null: undefined
+  at::Tensor required(const aclTensor* raw);       // null: refused, unless the operator has a check of its own
+  void* alias(const void* pointer, size_t bytes);  // where the kernel finds the bytes; checked again when it runs
   Out out(const aclTensor* raw);
   Out required_out(const aclTensor* raw);
   void note(const std::string& argument);

@@ -7,6 +7,10 @@ import fused_attention_limits  # noqa: F401
 import fused_cache  # noqa: F401
 import fused_elementwise  # noqa: F401
 import fused_gather  # noqa: F401
+import fused_grouped  # noqa: F401
+import fused_grouped_quant  # noqa: F401
+import fused_grouped_routing  # noqa: F401
+import fused_grouped_swiglu  # noqa: F401
 import fused_mhc  # noqa: F401
 import fused_moe  # noqa: F401
 import fused_quant  # noqa: F401

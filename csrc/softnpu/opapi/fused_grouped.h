@@ -1,0 +1,109 @@
+// What the grouped products share: groups of rows, scales, and the forms (combinations of dtypes) of grouped_matmul.
+#pragma once
+
+#include <algorithm>
+
+#include "check.h"
+#include "matrix.h"
+
+namespace softnpu {
+
+using Types = std::vector<at::ScalarType>;
+using Shapes = std::vector<std::vector<int64_t>>;
+
+inline constexpr auto kNone = at::ScalarType::Undefined;
+inline constexpr auto kI8 = at::kChar;
+inline constexpr auto kI32 = at::kInt;
+inline constexpr auto kI4 = at::kBits4x2;
+inline constexpr auto kF4 = at::kFloat4_e2m1fn_x2;
+inline constexpr auto kE4M3 = at::kFloat8_e4m3fn;
+inline constexpr auto kE5M2 = at::kFloat8_e5m2;
+inline constexpr auto kE8M0 = at::kFloat8_e8m0fnu;
+
+struct Group {
+  int64_t expert, start, end;
+};
+// group_list_type 0: ends, 1: counts, 2: pairs of expert and count.
+std::vector<Group> read_groups(In list, int64_t type, int64_t length);
+
+at::Tensor product(In x, In weight);  // integers without rounding; the result is fp32 or fp64
+at::Tensor stretch(In scale, int64_t block, int64_t dim, int64_t size);  // each scale repeated for its block
+at::Tensor mx_rows(In scale);                                            // [rows, K/64, 2] -> [rows, K/32] in fp32
+at::Tensor mx_columns(In scale);  // [K/64, columns, 2] -> [K/32, columns] in fp32
+at::Tensor low_float(In scale);   // the fp32 in the low half of 64 bits; fp32 itself otherwise
+at::Tensor swiglu_of(In both);    // swish of the first half by the second
+std::string text(int64_t value);
+bool given(Ins list);
+void require_shape(const char* argument, In x, const Shapes& allowed);
+int64_t up(int64_t size, int64_t block);  // how many blocks
+
+std::string show_types(const Types& types);
+
+// Keeps the rows of a table that allow what was found for one argument; refuses it when none is left.
+template <class Row>
+void narrow(std::vector<const Row*>& rows, const char* argument, at::ScalarType found, const std::string& shown,
+            Types Row::* column) {
+  std::vector<const Row*> kept;
+  Types expected;
+  for (const Row* row : rows) {
+    for (const auto dtype : row->*column) {
+      if (dtype == found) kept.push_back(row);
+      if (std::find(expected.begin(), expected.end(), dtype) == expected.end()) expected.push_back(dtype);
+    }
+  }
+  if (kept.empty()) refuse(argument, shown, show_types(expected));
+  rows = kept;
+}
+
+// The rows of a table for this chip and this layout of the weight.
+template <class Row>
+std::vector<const Row*> rows_here(const std::vector<Row>& table, bool nz) {
+  const unsigned here = generation() == Generation::kA2 ? kOnA2 : generation() == Generation::kA3 ? kOnA3 : kOnA5;
+  std::vector<const Row*> rows;
+  for (const Row& row : table)
+    if (row.where & here && row.layouts & (nz ? 2U : 1U)) rows.push_back(&row);
+  return rows;
+}
+
+// How a form is computed.
+enum class Kind {
+  kPlain,
+  kScaled,     // integers or FP8 with a scale of the weight, and one of x
+  kMx,         // E8M0 scales of 32 values along K on both sides
+  kMsd,        // int8 by int4, scales of groups along K, bias made offline
+  kInt4,       // int4 by int4
+  kAntiquant,  // float x, integer, FP8 or FP4 weight
+  kMxW4,       // FP8 with E8M0 scales by FP4 with E8M0 scales
+  kKcg,        // int8 by int4, scales of groups along K and of the columns
+};
+enum Layout : unsigned { kNd = 1, kNz = 2 };
+enum Axis : unsigned { kApart = 1, kRows = 2, kDepth = 4 };  // group_type -1, 0, 2
+
+struct Form {
+  Source source;
+  unsigned where, layouts, axes;
+  Kind kind;
+  Types x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token, out;
+};
+
+struct Grouped {  // one call
+  std::vector<Matrix> x, weight;
+  Ins bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
+  In list;
+  int64_t split, type, list_type, act;
+  Ints tuning;
+  Outs out;
+  bool nz;
+
+  int64_t rows() const;  // of all x together
+  int64_t groups() const;
+  int64_t depth() const { return x[0].size(-1); }
+  int64_t columns() const { return weight[0].size(-1); }
+};
+
+const Form& form_of(const Grouped& call);  // refuses what no row of the table describes
+bool blockwise(const Grouped& call);       // FP8 with scales of blocks of 128
+void check_grouped(const Grouped& call);
+void run_grouped(const Grouped& call);
+
+}  // namespace softnpu

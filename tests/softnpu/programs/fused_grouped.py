@@ -1,0 +1,335 @@
+"""grouped_matmul: not quantised, and int8 by int8 (see fused_check.py)."""
+
+import numpy as np
+import torch
+import torch_npu
+from fused_check import A5, array, bf16, check, f32, problems, refused, rng, sigmoid
+from grouped_data import GROUP_FAULTS, i8, low64, nz, positive, seed, spans, wrong_spans
+
+seed(1)
+gmm = torch_npu.npu_grouped_matmul
+half, brain = torch.float16, torch.bfloat16
+
+
+for dtype in (torch.int8, half, brain, torch.int32):
+    whole_numbers = torch.tensor(rng.integers(-100, 100, (2, 33, 70))).to(dtype)
+    if not torch.equal(nz(whole_numbers).cpu(), whole_numbers):
+        problems.append(f"npu_format_cast: {dtype} changes on its way to the NZ format and back")
+
+
+def longs(*values):
+    return torch.tensor(values)
+
+
+def plain(case, fault):
+    x, w, bias, groups, kind, _ = case
+    x, w = array(x), array(w)
+    bias = np.zeros((len(w), w.shape[2])) if bias is None or fault == "no bias" else array(bias)
+    end = spans(groups, kind)[-1][2]
+    y = np.zeros((end, w.shape[2]))
+    for i, (expert, start, stop) in enumerate(wrong_spans(groups, kind, fault)):
+        if not 0 <= start <= stop:
+            continue
+        weight = w[i if fault == "pairs in their order" else expert]
+        if fault == "weight transposed":
+            weight = weight.T
+        rows = x[: stop - start] if fault == "rows from the start" else x[start:stop]
+        value = rows @ weight + bias[0 if fault == "bias of expert 0" else expert]
+        y[start:stop] = value[: len(y[start:stop])]
+    return [-y if fault == "every row negated" else y]
+
+
+def call_plain(x, w, bias, groups, kind, form):
+    w = nz(w) if form == "nz" else w.transpose(1, 2).contiguous().transpose(1, 2) if form == "transposed" else w
+    bias = None if bias is None else [bias]
+    y = gmm([x], [w], bias=bias, group_list=groups, split_item=3, group_type=0, group_list_type=kind)[0]
+    return [y[: spans(groups, kind)[-1][2]]]
+
+
+pairs = torch.tensor([[2, 4], [0, 3], [1, 0]])
+check(
+    "grouped_matmul rows",
+    call_plain,
+    plain,
+    [
+        (f32(9, 5), f32(3, 5, 5), f32(3, 5), longs(2, 2, 9), 0, "nd"),
+        (f32(11, 4), f32(3, 4, 4), f32(3, 4), longs(1, 3, 2), 1, "transposed"),
+        (f32(6, 3), f32(2, 3, 3), None, longs(0, 4), 0, "transposed"),
+        (f32(7, 6).half(), f32(3, 6, 6).half(), f32(3, 6).half(), longs(3, 0, 4), 1, "nz" if not A5 else "nd"),
+        (bf16(33, 512), bf16(4, 512, 512), f32(4, 512), longs(8, 9, 30, 33), 0, "nz"),
+    ]
+    + ([] if A5 else [(f32(8, 4), f32(3, 4, 4), f32(3, 4), pairs, 2, "nd")]),
+    [*GROUP_FAULTS, "weight transposed", "no bias", "rows from the start", "bias of expert 0"]
+    + ([] if A5 else ["pairs in their order"]),
+    2e-2,
+)
+
+
+def apart(case, fault):
+    xs, ws, bs = case[0], case[1], case[2]
+    n = len(xs)
+    order = [(i + 1) % n if fault == "weights rotated" else i for i in range(n)]
+    result = []
+    for i in range(n):
+        w = array(ws[0] if fault == "first weight for all" else ws[order[i]])
+        b = 0 if bs is None or fault == "no bias" else array(bs[0] if fault == "first bias" else bs[i])
+        y = array(xs[i]) @ (w.T if fault == "transposed" else w) + b
+        y = np.abs(y) if fault == "sign lost" else y
+        if fault == "first tensor twice" and i == 1:
+            y = result[0][: len(y)] if len(result[0]) >= len(y) else y + 1
+        result.append(y[::-1] if fault == "rows reversed" else y + array(bs[i]) if fault == "bias twice" and bs else y)
+    return result
+
+
+def npu(tensors):
+    return None if tensors is None else [t.npu() for t in tensors]
+
+
+check(
+    "grouped_matmul apart",
+    lambda x, w, b: gmm(npu(x), npu(w), bias=npu(b), split_item=0, group_type=-1),
+    apart,
+    [
+        ([f32(3, 4), f32(5, 4)], [f32(4, 4), f32(4, 4)], [f32(4), f32(4)]),
+        ([bf16(2, 8), bf16(1, 8), bf16(4, 8)], [bf16(8, 8) for _ in range(3)], None),
+    ],
+    [
+        "weights rotated",
+        "first weight for all",
+        "transposed",
+        "no bias",
+        "bias twice",
+        "first bias",
+        "rows reversed",
+        "sign lost",
+        "first tensor twice",
+    ],
+    2e-2,
+)
+
+
+def several(case, fault):
+    xs, ws, counts = case
+    x = np.concatenate([array(t) for t in xs])
+    w = np.stack([array(t) for t in ws])
+    counts = torch.tensor([len(t) for t in xs]) if counts is None else counts
+    return plain((torch.tensor(x), torch.tensor(w), None, counts, 1, None), fault)
+
+
+check(
+    "grouped_matmul several tensors",
+    lambda x, w, g: gmm(
+        npu(x), npu(w), group_list=None if g is None else g.npu(), split_item=2, group_type=0, group_list_type=1
+    ),
+    several,
+    [
+        ([f32(9, 4)], [f32(4, 4), f32(4, 4), f32(4, 4)], longs(2, 3, 4)),
+        ([f32(2, 4), f32(5, 4)], [f32(4, 4), f32(4, 4)], longs(2, 5)),
+    ],
+    [*GROUP_FAULTS, "weight transposed", "rows from the start", "every row negated"],
+    1e-5,
+)
+
+
+def depth(case, fault):
+    x, w, groups, kind = array(case[0]), array(case[1]), case[2], case[3]
+    result = []
+    for _, start, end in wrong_spans(groups, kind, fault):
+        start = 0 if fault == "from the start" else start
+        end = max(start, end)
+        rows = slice(start + 1, end + 1) if fault == "weight one row on" else slice(start, end)
+        a, b = x[:, start:end], w[rows]
+        a = a[:, : len(b)]
+        result.append(a.T[: len(a)] @ b if fault == "x transposed" and a.shape[0] == a.shape[1] else a @ b)
+    if fault == "groups summed":
+        result = [sum(result)] * len(result)
+    if fault == "reversed":
+        result = result[::-1]
+    order = [expert for expert, _, _ in spans(groups, kind)]
+    y = np.zeros((len(order), *result[0].shape))
+    for place, value in zip(range(len(order)) if fault == "pairs in their order" else order, result, strict=False):
+        y[place] = value
+    return [y]
+
+
+check(
+    "grouped_matmul depth",
+    lambda x, w, g, kind: gmm(
+        [x.t().contiguous().t()], [w], group_list=g, split_item=3, group_type=2, group_list_type=kind
+    ),
+    depth,
+    [
+        (f32(3, 9), f32(9, 5), longs(2, 5, 9), 0),
+        (f32(4, 8), f32(8, 3), longs(4, 0, 3), 1),
+        (bf16(6, 64), bf16(64, 16), longs(16, 64), 0),
+    ]
+    + ([] if A5 else [(f32(3, 8), f32(8, 5), pairs, 2)]),
+    [
+        "ends and counts swapped",
+        "one row more",
+        "last group lost",
+        "from the start",
+        "weight one row on",
+        "x transposed",
+        "groups summed",
+        "reversed",
+    ]
+    + ([] if A5 else ["pairs in their order"]),
+    2e-2,
+)
+
+ACT = {
+    0: lambda y: y,
+    1: lambda y: np.maximum(y, 0),
+    2: lambda y: y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))),
+    4: lambda y: y * sigmoid(1.702 * y),
+    5: lambda y: y * sigmoid(y),
+}
+
+
+def a8w8(case, fault):
+    x, w, bias, scale, per_token, act, out, _ = case
+    x, w, s = array(x).astype(float), array(w).astype(float), None if scale is None else array(scale)
+    counts = longs(3, 0, len(x) - 3)
+    y = np.zeros((len(x), w.shape[2]))
+    for expert, start, end in wrong_spans(counts, 1, fault):
+        acc = x[start:end] @ w[expert]
+        b = 0 if bias is None or fault == "no bias" else array(bias)[expert]
+        whole = bias is not None and bias.dtype == torch.int32 and fault != "bias behind the scale"
+        acc = acc + b if whole else acc
+        if out == torch.int32:
+            y[start:end] = acc[: len(y[start:end])]
+            continue
+        p = 1
+        if per_token is not None and fault != "no per-token scale":
+            p = array(per_token)[:, None]
+            p = p[: end - start] if fault == "per-token scale from the start" else p[start:end]
+        acc = acc * (s[0] if fault == "scale of expert 0" else s[expert] if fault != "one scale" else s[expert][0]) * p
+        acc = acc if whole else acc + b
+        act_now = 0 if fault == "no activation" else {1: 5, 2: 4, 4: 5, 5: 1}.get(act, act) if fault == "act" else act
+        acc = ACT[act_now](acc)
+        y[start:end] = np.clip(np.round(acc), -128, 127)[: len(y[start:end])] if out == torch.int8 else acc[: len(y)]
+    return [y]
+
+
+def call_a8w8(x, w, bias, scale, per_token, act, out, form):
+    if scale is not None and out == torch.int8:
+        scale = low64(scale.cpu()).npu()
+    return gmm(
+        [x],
+        [nz(w) if form == "nz" else w],
+        bias=None if bias is None else [bias],
+        scale=None if scale is None else [scale],
+        per_token_scale=None if per_token is None else [per_token],
+        group_list=longs(3, 0, len(x) - 3).npu(),
+        split_item=2,
+        group_type=0,
+        group_list_type=1,
+        act_type=act,
+        output_dtype=out,
+    )
+
+
+def scales(e, n, dtype=torch.float32):
+    return (positive(e, n) / 64).to(dtype)
+
+
+def whole(*shape):
+    return torch.tensor(rng.integers(-4000, 4000, shape), dtype=torch.int32)
+
+
+trunk = (scales(3, 5).view(torch.int32) & ~0x1FFF).view(torch.float32)  # 19 bits are read for an int8 result
+check(
+    "grouped_matmul A8W8",
+    call_a8w8,
+    a8w8,
+    [
+        (i8(9, 20), i8(3, 20, 5), None, scales(3, 5), positive(9), 0, half, "nd"),
+        (i8(9, 20), i8(3, 20, 6), whole(3, 6), scales(3, 6, brain), positive(9) * 9, 0, brain, "nz"),
+        (i8(40, 256), i8(3, 256, 64), None, scales(3, 64, brain), positive(40), 0, brain, "nz"),
+        (i8(7, 33), i8(3, 33, 5), None, None, None, 0, torch.int32, "nd"),
+        (i8(7, 33), i8(3, 33, 5), whole(3, 5), trunk, None, 0, torch.int8, "nd"),
+        *((i8(7, 33), i8(3, 33, 5), None, scales(3, 5), None, act, half, "nd") for act in (1, 2, 4, 5)),
+    ]
+    + ([(i8(7, 33), i8(3, 33, 5), f32(3, 5), scales(3, 5), None, 0, brain, "nd")] if A5 else []),
+    [
+        *GROUP_FAULTS[1:],
+        "no bias",
+        "bias behind the scale",
+        "no per-token scale",
+        "per-token scale from the start",
+        "scale of expert 0",
+        "one scale",
+        "act",
+        "no activation",
+    ],
+    2e-2,
+)
+
+good = {"x": f32(4, 4), "w": f32(2, 4, 4), "b": f32(2, 4), "g": longs(1, 4)}
+
+
+def plain_with(split=3, kind=0, group_type=0, act=0, **changes):
+    v = {**good, **changes}
+    return lambda: gmm(
+        [v["x"].npu()],
+        [v["w"].npu()],
+        bias=[v["b"].npu()],
+        group_list=v["g"].npu(),
+        split_item=split,
+        group_type=group_type,
+        group_list_type=kind,
+        act_type=act,
+    )
+
+
+def quantised_with(**changes):
+    v = {
+        "x": i8(8, 8),
+        "w": i8(3, 8, 4),
+        "b": None,
+        "s": scales(3, 4),
+        "p": positive(8),
+        "act": 0,
+        "o": half,
+        **changes,
+    }
+    move = [t if t is None else t.npu() for t in (v["x"], v["w"], v["b"], v["s"], v["p"])]
+    return lambda: call_a8w8(*move, v["act"], v["o"], "nd")
+
+
+for argument, call in [
+    ("x", plain_with(x=f32(4, 4).to(torch.int16))),
+    ("weight", plain_with(w=f32(2, 4, 4).half())),
+    ("weight", plain_with(w=f32(2, 5, 4))),
+    ("bias", plain_with(b=f32(2, 4).half())),
+    ("bias", plain_with(b=f32(3, 4))),
+    ("group_list", plain_with(g=longs(1, 2, 4))),
+    ("group_list", plain_with(g=longs(1, 4).int())),
+    ("group_list", plain_with(g=longs(1, 4), kind=2)),
+    ("group_list_type", plain_with(kind=3)),
+    ("act_type", plain_with(act=5)),
+    ("x", plain_with(x=f32(4, 4).t())),
+    ("x", plain_with(x=f32(4, 4), w=f32(4, 4), group_type=2)),
+    ("scale", quantised_with(s=scales(3, 3))),
+    ("scale", quantised_with(s=None)),
+    ("scale", quantised_with(s=scales(3, 4, half))),
+    ("per_token_scale", quantised_with(p=positive(7))),
+    ("per_token_scale", quantised_with(p=positive(8).half())),
+    ("bias", quantised_with(b=f32(3, 4).half() if not A5 else f32(3, 4).bfloat16())),
+    ("act_type", quantised_with(act=3)),
+    ("act_type", quantised_with(act=1, s=None, p=None, o=torch.int32)),
+    ("out", quantised_with(o=torch.float32)),
+]:
+    refused("grouped_matmul", call, argument)
+for argument, call in [
+    ("x", plain_with(x=bf16(4, 4).float(), w=nz(f32(2, 4, 4)))),
+    ("weight", plain_with(x=bf16(4, 1), w=nz(bf16(2, 1, 4)))),
+    ("weight", quantised_with(w=nz(i8(3, 16, 4)))),
+]:
+    refused("grouped_matmul NZ", call, argument)
+if A5:
+    refused("grouped_matmul", plain_with(g=torch.tensor([[0, 1], [1, 3]]), kind=2), "group_list_type")
+else:
+    refused("grouped_matmul", plain_with(x=torch.empty(4, 65536), w=torch.empty(2, 65536, 4)), "x")
+    refused("grouped_matmul", quantised_with(b=f32(3, 4)), "bias")
