@@ -281,7 +281,9 @@ SOFTNPU_C int aclGetFormat(const aclTensor* tensor, int* format) { return *forma
 SOFTNPU_C int aclGetRawTensorAddr(const aclTensor* tensor, void** address) { return *address = tensor->data, kOk; }
 
 SOFTNPU_C int aclDestroyAclOpExecutor(aclOpExecutor* executor) {
-  if (executor) alive(Alive::kExecutor, -1);
+  if (!executor) return kOk;
+  alive(Alive::kExecutor, -1);
+  count_prepared(executor->launch->name, -1);  // given up on purpose, as a question for the workspace's size is
   delete executor;
   return kOk;
 }

@@ -1,6 +1,7 @@
 #include "check.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <sstream>
 
 namespace softnpu {
@@ -20,9 +21,19 @@ void require(bool condition, const char* argument, const std::string& found, con
   if (!condition) refuse(argument, found, expected);
 }
 
+bool here(unsigned where) {
+  const Generation chip = generation();
+  return where & (chip == Generation::kA2 ? kOnA2 : chip == Generation::kA3 ? kOnA3 : kOnA5);
+}
+
+bool cann_from(int major, int minor) {
+  int told_major = 0, told_minor = 0;
+  std::sscanf(config().cann.c_str(), "%d.%d", &told_major, &told_minor);
+  return std::pair(told_major, told_minor) >= std::pair(major, minor);
+}
+
 void require_generation(unsigned where) {
-  const unsigned here = generation() == Generation::kA2 ? kOnA2 : generation() == Generation::kA3 ? kOnA3 : kOnA5;
-  if (!(where & here)) throw Fault(kNnParameter, "the operator does not exist on " + config().soc);
+  if (!here(where)) throw Fault(kNnParameter, "the operator does not exist on " + config().soc);
 }
 
 void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors) {

@@ -29,6 +29,8 @@ inline constexpr auto kBF16 = at::kBFloat16;
 
 [[noreturn]] void refuse(const std::string& argument, const std::string& found, const std::string& expected);
 void require(bool condition, const char* argument, const std::string& found, const char* expected);
+bool here(unsigned where);                // on one of these chips
+bool cann_from(int major, int minor);     // the CANN version that torch_npu is told is this one or later
 void require_generation(unsigned where);  // refuses the operator on a chip that does not have it
 void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors);
 std::string show(In x);

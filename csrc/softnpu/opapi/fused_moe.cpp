@@ -1,12 +1,10 @@
-// Mixture of experts and hyper-connection operators. Tables: argument, required, dtypes, ranks, source.
+// Mixture-of-experts operators. Tables: argument, required, dtypes, ranks, source.
 #include <ATen/ops/amax.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/div.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/mean.h>
-#include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/softplus.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/zeros.h>
@@ -17,31 +15,63 @@ namespace softnpu {
 namespace {
 
 const std::vector<at::ScalarType> kFloats = {kF16, kBF16, kF32};
-const std::vector<at::ScalarType> kHalves = {kF16, kBF16};
-constexpr Source kDocument = Source::kDocument, kReading = Source::kReading;
+constexpr Source kDocument = Source::kDocument;
 
 std::string text(int64_t value) { return std::to_string(value); }
 
-// npu_moe_gating_top_k: 2-D, at most 2048 experts, 1 <= k <= experts / groups * k_group, bias 1-D in x's dtype, renorm
-// 0.
-constexpr auto check_gating = [](In x, In bias, int64_t k, int64_t k_group, int64_t groups, int64_t select,
-                                 int64_t renorm, int64_t norm, bool, double, double, Out, Out, Out) {
-  check_table({{"x", true, kFloats, 2, 2, kDocument}, {"bias", false, kFloats, 1, 1, kDocument}}, {x, bias});
-  const int64_t experts = x.size(1);
-  require(experts <= 2048, "x", show(x), "at most 2048 experts");
-  require(groups > 0 && experts % groups == 0 && (groups == 1 || experts / groups > 2), "group_count", text(groups),
-          "a divisor of the experts that leaves more than 2 in a group");
-  require((experts / groups + 31) / 32 * 32 * groups <= 2048, "group_count", text(groups),
-          "groups padded to 32 experts that sum to at most 2048");
-  require(k_group >= 1 && k_group <= groups, "k_group", text(k_group), "1 to group_count");
-  require(k >= 1 && k <= experts / groups * k_group, "k", text(k), "1 to the experts of the chosen groups");
-  require(select == 0 || select == 1, "group_select_mode", text(select), "0 or 1");
-  require(renorm == 0, "renorm", text(renorm), "0");
-  require(norm == 0 || norm == 1, "norm_type", text(norm), "0 (softmax) or 1 (sigmoid)");
-  if (bias.defined())
-    require(bias.size(0) == experts && bias.scalar_type() == x.scalar_type(), "bias", show(bias),
-            "one value for each expert in x's dtype");
+// The pages of MoeGatingTopK and MoeGatingTopKV2.
+struct Gating {
+  int64_t k, k_group, groups, select, renorm, norm;
+  bool out_flag;
+  double factor, eps;
 };
+
+void check_groups(const Gating& g, In x) {
+  const int64_t experts = x.size(1);
+  require(x.numel() > 0, "x", show(x), "no empty tensor");
+  require(experts <= 2048, "x", show(x), "at most 2048 experts");
+  require(g.select == 0 || g.select == 1, "group_select_mode", text(g.select), "0 or 1");
+  require(g.groups > 0 && experts % g.groups == 0 && experts / g.groups > g.select, "group_count", text(g.groups),
+          "a divisor of the experts that leaves more than group_select_mode in a group");
+  require((experts / g.groups + 31) / 32 * 32 * g.groups <= 2048, "group_count", text(g.groups),
+          "groups padded to 32 experts that sum to at most 2048");
+  require(g.k_group >= 1 && g.k_group <= g.groups, "k_group", text(g.k_group), "1 to group_count");
+  require(g.k >= 1 && g.k <= experts / g.groups * g.k_group, "k", text(g.k), "1 to the experts of the chosen groups");
+}
+
+// The page of CANN 8.5.0 knows renorm 0 only, that of 9.0.0 also 1, that of 9.1.0 norm_type 2 (on Ascend 950).
+void check_modes(const Gating& g) {
+  require(g.renorm == 0 || (g.renorm == 1 && cann_from(9, 0)), "renorm", text(g.renorm), "0 (from CANN 9.0.0 also 1)");
+  const bool root = here(kOnA5) && cann_from(9, 1);
+  require(g.norm >= 0 && g.norm <= (root ? 2 : 1), "norm_type", text(g.norm),
+          "0 (softmax) or 1 (sigmoid); on Ascend 950 from CANN 9.1.0 also 2 (square root of softplus)");
+}
+
+// mirror-cann/ops-transformer moe/moe_gating_top_k/docs/aclnnMoeGatingTopK.md; the dtype of bias by torch_npu's
+// documentation.
+void check_gating(const Gating& g, In x, In bias) {
+  check_table({{"x", true, kFloats, 2, 2, kDocument}, {"bias", false, kFloats, 1, 1, kDocument}}, {x, bias});
+  check_groups(g, x);
+  check_modes(g);
+  if (bias.defined())
+    require(bias.size(0) == x.size(1) && bias.scalar_type() == x.scalar_type(), "bias", show(bias),
+            "one value for each expert in x's dtype");
+}
+
+// mirror-cann/ops-transformer moe/moe_gating_top_k/docs/aclnnMoeGatingTopKV2.md: newer than CANN 9.1.0, taken as 9.2.0.
+void check_hash(const Gating& g, In x, In bias, In input_ids, In table) {
+  if (!cann_from(9, 2)) throw Fault(kNnParameter, "input_ids and tid2eid do not exist before CANN 9.2.0");
+  check_gating(g, x, bias);
+  const std::vector<at::ScalarType> ints = {at::kInt, at::kLong};
+  check_table({{"input_ids", false, ints, 1, 1, kDocument}, {"tid2eid", false, ints, 2, 2, kDocument}},
+              {input_ids, table});
+  if (!input_ids.defined() || !table.defined()) return;
+  require(input_ids.size(0) == x.size(0), "input_ids", show(input_ids), "a value for each row of x");
+  require(table.size(1) == g.k, "tid2eid", show(table), "k experts in each row");
+  require(g.k <= 64, "k", text(g.k), "at most 64 with tid2eid");
+  require(g.k_group == g.groups || g.groups == x.size(1), "k_group", text(g.k_group),
+          "group_count, or a group_count of all experts, with tid2eid");
+}
 
 at::Tensor only_best_groups(In scores, int64_t groups, int64_t keep, int64_t select) {
   if (groups == 1) return scores;
@@ -53,29 +83,127 @@ at::Tensor only_best_groups(In scores, int64_t groups, int64_t keep, int64_t sel
       .view(scores.sizes());
 }
 
-// npu_moe_token_permute: bf16 by the document; fp16 and fp32 are accepted too (our reading of CANN's own page).
-constexpr auto check_permute = [](In tokens, In indices, int64_t, bool padded, Out, Out) {
-  check_table({{"tokens", true, kFloats, 2, 2, kReading}, {"indices", true, {at::kLong, at::kInt}, 1, 2, kReading}},
-              {tokens, indices});
+at::Tensor best_experts(const Gating& g, In p, In bias) {
+  const at::Tensor scores = only_best_groups(bias.defined() ? p.add(bias.to(kF32)) : p, g.groups, g.k_group, g.select);
+  return std::get<1>(at::sort(scores, std::optional(true), -1, true))
+      .slice(1, 0, g.k);  // ties: smaller id, our reading
+}
+
+// The pages divide by the sum of all experts, or (hash mode) by that of the chosen ones: always the second, as
+// torch_npu's documentation says.
+void gate(const Gating& g, In x, In bias, In input_ids, In table, Out y, Out ids, Out normed) {
+  const at::Tensor wide = x.to(kF32);
+  const at::Tensor p = g.norm == 0   ? at::softmax(wide, -1)
+                       : g.norm == 1 ? at::sigmoid(wide)
+                                     : at::softplus(wide).sqrt();
+  const at::Tensor chosen = input_ids.defined() && table.defined()
+                                ? table.to(at::kLong).index_select(0, input_ids.to(at::kLong))
+                                : best_experts(g, p, bias);
+  const at::Tensor weights = p.gather(1, chosen);
+  const bool sum_to_one = g.norm != 0 || g.renorm == 1;
+  y = (sum_to_one ? weights.div(weights.sum(-1, true).add(g.eps)) : weights).mul(g.factor);
+  ids = chosen;
+  if (g.out_flag) normed = p;
+}
+
+constexpr auto check_gating_v1 = [](In x, In bias, int64_t k, int64_t k_group, int64_t groups, int64_t select,
+                                    int64_t renorm, int64_t norm, bool out_flag, double factor, double eps, Out, Out,
+                                    Out) {
+  check_gating({k, k_group, groups, select, renorm, norm, out_flag, factor, eps}, x, bias);
+};
+constexpr auto check_gating_v2 = [](In x, In bias, In input_ids, In table, int64_t k, int64_t k_group, int64_t groups,
+                                    int64_t select, int64_t renorm, int64_t norm, bool out_flag, double factor,
+                                    double eps, Out, Out, Out) {
+  check_hash({k, k_group, groups, select, renorm, norm, out_flag, factor, eps}, x, bias, input_ids, table);
+};
+
+int64_t permuted_rows(int64_t all, int64_t wanted) {
+  if (wanted == 0) return all;
+  return wanted > 0 ? std::min(all, wanted) : std::max<int64_t>(all + wanted, 0);
+}
+
+// mirror-cann/ops-transformer moe/moe_token_permute/docs/aclnnMoeTokenPermute.md. int8: newer than CANN 9.1.0, taken as
+// 9.2.0. 512 experts for a token: the page of 8.5.0.
+constexpr auto check_permute = [](In tokens, In indices, int64_t wanted, bool padded, Out permuted, Out sorted) {
+  std::vector<at::ScalarType> types = kFloats;
+  if (here(kOnA5) && cann_from(9, 2)) types.push_back(at::kChar);
+  check_table({{"tokens", true, types, 2, 8, kDocument},
+               {"indices", true, {at::kLong, at::kInt}, 1, 2, kDocument},
+               {"permuted_tokens", true, types, 2, 8, kDocument},
+               {"sorted_indices", true, {at::kInt}, 1, 1, kDocument}},
+              {tokens, indices, *permuted, *sorted});
   require(!padded, "padded_mode", "true", "false");
   require(indices.size(0) == tokens.size(0), "indices", show(indices), "a row for each token");
-  require(indices.dim() == 1 || indices.size(1) <= 512, "indices", show(indices), "at most 512 experts for a token");
+  require(here(kOnA5) || indices.dim() == 1 || indices.size(1) <= 512, "indices", show(indices),
+          "at most 512 experts for a token");
   require(indices.numel() < 16777215, "indices", show(indices), "fewer than 16777215 values");
+  if (tokens.scalar_type() == at::kChar) {
+    require(indices.numel() <= 10240, "indices", show(indices), "at most 10240 values with int8 tokens");
+    require(wanted <= 10240, "num_out_tokens", text(wanted), "at most 10240 with int8 tokens");
+  }
+  require(permuted->size(0) == permuted_rows(indices.numel(), wanted), "permuted_tokens", show(*permuted),
+          "a row for each index, or as many as num_out_tokens says");
 };
 
+// mirror-cann/ops-transformer moe/moe_token_unpermute/docs/aclnnMoeTokenUnpermute.md. On Ascend 950 the call becomes
+// aclnnMoeFinalizeRoutingV2.
 constexpr auto check_unpermute = [](In rows, In sorted, In probs, bool padded, OptionalInts, Out) {
-  check_table({{"permuted_tokens", true, kFloats, 2, 2, kReading},
-               {"sorted_indices", true, {at::kInt}, 1, 1, kReading},
-               {"probs", false, kFloats, 2, 2, kReading}},
+  check_table({{"permuted_tokens", true, kFloats, 2, 2, kDocument},
+               {"sorted_indices", true, {at::kInt}, 1, 1, kDocument},
+               {"probs", false, kFloats, 2, 2, kDocument}},
               {rows, sorted, probs});
   require(!padded, "padded_mode", "true", "false");
-  if (probs.defined()) require(probs.numel() == sorted.numel(), "probs", show(probs), "a value for each sorted index");
+  require(rows.size(0) == sorted.numel(), "sorted_indices", show(sorted), "a value for each row of permuted_tokens");
+  if (!probs.defined()) return;
+  require(probs.numel() == sorted.numel(), "probs", show(probs), "a value for each sorted index");
+  require(here(kOnA5) || probs.size(1) <= 512, "probs", show(probs), "at most 512 experts for a token");
 };
 
-// npu_moe_finalize_routing: drop_pad_mode 0 (column order) and 2 (row order); 1 and 3 (padded) are not emulated.
+struct Finalize {
+  const at::Tensor &rows, &to_row, &skip1, &skip2, &bias, &scales, &experts;
+  int64_t mode;
+  bool padded() const { return mode == 1 || mode == 3; }
+  int64_t k() const { return scales.defined() ? scales.size(1) : 1; }
+};
+
+void check_finalize_dtypes(const Finalize& f) {
+  for (const auto& [name, x] : {std::pair("skip1", f.skip1), {"skip2", f.skip2}, {"bias", f.bias}})
+    if (x.defined())
+      require(x.scalar_type() == f.rows.scalar_type(), name, show(x), "the dtype of expanded_permuted_rows");
+  if (!f.scales.defined() || here(kOnA5)) return;
+  const bool mixed = f.rows.scalar_type() == kBF16 && f.scales.scalar_type() == kF32;
+  require(mixed || f.scales.scalar_type() == f.rows.scalar_type(), "scales", show(f.scales),
+          "the dtype of expanded_permuted_rows, or fp32 with bf16");
+}
+
+void check_finalize_shapes(const Finalize& f, In o) {
+  const int64_t k = f.k(), count = f.to_row.numel() / std::max<int64_t>(k, 1), width = f.rows.size(-1);
+  const auto is = [](In x, int64_t height, int64_t wide) {
+    return !x.defined() || (x.size(0) == height && x.size(1) == wide);
+  };
+  require(f.rows.numel() > 0 && f.to_row.numel() > 0, "expanded_permuted_rows", show(f.rows), "no empty tensor");
+  require(f.to_row.numel() == count * k, "expanded_src_to_dst_row", show(f.to_row), "rows * k values");
+  require(f.padded() || f.rows.size(0) == count * k, "expanded_permuted_rows", show(f.rows), "[rows * k, H]");
+  require(is(f.scales, count, k), "scales", show(f.scales), "[rows, k]; without scales k is 1");
+  require(is(f.experts, count, k), "expert_for_source_row", show(f.experts), "[rows, k]; without scales k is 1");
+  require(o.dim() == 2 && is(o, count, width), "out", show(o), "[rows, H]");
+  require(is(f.skip1, count, width), "skip1", show(f.skip1), "the shape of out");
+  require(is(f.skip2, count, width), "skip2", show(f.skip2), "the shape of out");
+  if (f.bias.defined()) {
+    require(f.bias.size(1) == width && (!f.padded() || f.bias.size(0) == f.rows.size(0)), "bias", show(f.bias),
+            "[experts, H]");
+    require(f.bias.size(0) >= k, "bias", show(f.bias), "at least k experts");
+  }
+  require(!f.padded() || f.rows.size(0) >= k, "expanded_permuted_rows", show(f.rows), "at least k experts");
+}
+
+// mirror-cann/ops-transformer moe/moe_finalize_routing_v2/docs/aclnnMoeFinalizeRoutingV2.md
 constexpr auto check_finalize = [](In rows, In to_row, In skip1, In skip2, In bias, In scales, In experts, int64_t mode,
                                    Out o) {
-  check_table({{"expanded_permuted_rows", true, kFloats, 2, 2, kDocument},
+  require(mode >= 0 && mode <= 3, "drop_pad_mode", text(mode), "0 to 3");
+  const Finalize f{rows, to_row, skip1, skip2, bias, scales, experts, mode};
+  const int64_t rank = f.padded() ? 3 : 2;
+  check_table({{"expanded_permuted_rows", true, kFloats, rank, rank, kDocument},
                {"expanded_src_to_dst_row", true, {at::kInt}, 1, 1, kDocument},
                {"skip1", false, kFloats, 2, 2, kDocument},
                {"skip2", false, kFloats, 2, 2, kDocument},
@@ -83,91 +211,46 @@ constexpr auto check_finalize = [](In rows, In to_row, In skip1, In skip2, In bi
                {"scales", false, kFloats, 2, 2, kDocument},
                {"expert_for_source_row", false, {at::kInt}, 2, 2, kDocument}},
               {rows, to_row, skip1, skip2, bias, scales, experts});
-  require(mode == 0 || mode == 2, "drop_pad_mode", text(mode), "0 or 2 (1 and 3 are not emulated)");
   require(!skip2.defined() || skip1.defined(), "skip2", show(skip2), "skip1 beside it");
   require(!bias.defined() || experts.defined(), "expert_for_source_row", "nothing", "the experts, as a bias is given");
-  for (const auto& skip : {skip1, skip2})
-    if (skip.defined())
-      require(skip.sizes() == o->sizes() && skip.scalar_type() == rows.scalar_type(), "skip1", show(skip),
-              "shape and dtype of the output");
-  if (scales.defined()) require(scales.numel() == to_row.numel(), "scales", show(scales), "[rows, k]");
+  check_finalize_dtypes(f);
+  check_finalize_shapes(f, *o);
 };
 
-bool is_streams(int64_t n) { return n == 4 || n == 6 || n == 8; }
-
-// npu_mhc_sinkhorn, _pre, _post: Ascend 950 only; n is 4, 6 or 8; parameters fp32.
-constexpr auto check_sinkhorn = [](In x, float, int64_t iterations, Out, Out norm, Out) {
-  require_generation(kOnA5);
-  check_table({{"x", true, {kF32}, 3, 4, kDocument}}, {x});
-  require(is_streams(x.size(-1)) && x.size(-2) == x.size(-1), "x", show(x), "[..., n, n] with n 4, 6 or 8");
-  require(x.numel() > 0, "x", show(x), "no empty tensor");
-  require(iterations >= 1 && iterations <= 100, "num_iters", text(iterations), "1 to 100");
-  require(!norm || norm->numel() == 0, "out_flag", "1", "0 (the layout of the intermediate results is not emulated)");
-};
-
-constexpr auto check_mhc_post = [](In x, In res, In out, In post, Out) {
-  require_generation(kOnA5);
-  check_table({{"x", true, kHalves, 3, 4, kDocument},
-               {"h_res", false, {kF32}, 3, 4, kDocument},
-               {"h_out", true, kHalves, 2, 3, kDocument},
-               {"h_post", true, {kF32}, 2, 3, kDocument}},
-              {x, res, out, post});
-  const int64_t n = x.size(-2);
-  require(is_streams(n), "x", show(x), "4, 6 or 8 streams");
-  require(out.dim() == x.dim() - 1 && out.size(-1) == x.size(-1) && out.scalar_type() == x.scalar_type(), "h_out",
-          show(out), "x without its streams");
-  require(post.dim() == x.dim() - 1 && post.size(-1) == n, "h_post", show(post), "one value for each stream");
-  if (res.defined())
-    require(res.dim() == x.dim() && res.size(-1) == n && res.size(-2) == n, "h_res", show(res), "[..., n, n]");
-};
-
-constexpr auto check_mhc_pre = [](In x, In phi, In alpha, In bias, In gamma, double, double, Out, Out, Out, Out, Out,
-                                  Out) {
-  require_generation(kOnA5);
-  check_table({{"x", true, kHalves, 3, 4, kDocument},
-               {"phi", true, {kF32}, 2, 2, kDocument},
-               {"alpha", true, {kF32}, 1, 1, kDocument},
-               {"bias", true, {kF32}, 1, 1, kDocument},
-               {"gamma", false, {kF32}, 2, 2, kDocument}},
-              {x, phi, alpha, bias, gamma});
-  const int64_t n = x.size(-2), width = x.size(-1), rows = n * n + 2 * n;
-  require(is_streams(n), "x", show(x), "4, 6 or 8 streams");
-  require(phi.size(0) == rows && phi.size(1) == n * width, "phi", show(phi), "[n*n + 2n, n*D]");
-  require(alpha.size(0) == 3, "alpha", show(alpha), "3 values");
-  require(bias.size(0) == rows, "bias", show(bias), "n*n + 2n values");
-  if (gamma.defined()) require(gamma.size(0) == n && gamma.size(1) == width, "gamma", show(gamma), "[n, D]");
-};
-
-at::Tensor sinkhorn(In x, double eps, int64_t iterations) {
-  at::Tensor m = at::softmax(x, -1).add(eps);
-  for (int64_t i = 0; i < iterations; ++i) {
-    if (i) m = m.div(m.sum(-1, true).add(eps));
-    m = m.div(m.sum(-2, true).add(eps));
-  }
-  return m;
+// What the experts give for each token and choice: [tokens, k, H]. A dropped choice (-1 in modes 1 and 3) gives
+// nothing, not even its bias: our reading.
+at::Tensor expert_results(const Finalize& f, int64_t count) {
+  const int64_t k = f.k();
+  const at::Tensor flat = f.rows.reshape({-1, f.rows.size(-1)});
+  const at::Tensor order =
+      (f.mode < 2 ? f.to_row.view({k, count}).t() : f.to_row.view({count, k})).reshape({-1}).to(at::kLong);
+  const at::Tensor dropped = order.eq(-1);
+  const at::Tensor index = f.padded() ? order.masked_fill(dropped, 0) : order;
+  at::Tensor picked = flat.index_select(0, index).to(kF32);
+  if (f.bias.defined()) picked = picked.add(f.bias.to(kF32).index_select(0, f.experts.reshape({-1}).to(at::kLong)));
+  return picked.masked_fill(dropped.unsqueeze(-1), 0).view({count, k, -1});
 }
 
 }  // namespace
 
-CHECKED(aclnnMoeGatingTopK, check_gating,
-        [](In x, In bias, int64_t k, int64_t k_group, int64_t groups, int64_t select, int64_t, int64_t norm,
+CHECKED(aclnnMoeGatingTopK, check_gating_v1,
+        [](In x, In bias, int64_t k, int64_t k_group, int64_t groups, int64_t select, int64_t renorm, int64_t norm,
            bool out_flag, double factor, double eps, Out y, Out ids, Out normed) {
-          const at::Tensor wide = x.to(kF32);
-          const at::Tensor p = norm == 1 ? at::sigmoid(wide) : at::softmax(wide, -1);
-          const at::Tensor scores =
-              only_best_groups(bias.defined() ? p.add(bias.to(kF32)) : p, groups, k_group, select);
-          const at::Tensor chosen =
-              std::get<1>(at::sort(scores, std::optional(true), -1, true)).slice(1, 0, k);  // ties: smaller id first
-          const at::Tensor weights = p.gather(1, chosen);
-          y = (norm == 1 ? weights.div(weights.sum(-1, true).add(eps)) : weights).mul(factor);
-          ids = chosen;
-          if (out_flag) normed = p;
+          gate({k, k_group, groups, select, renorm, norm, out_flag, factor, eps}, x, bias, at::Tensor(), at::Tensor(),
+               y, ids, normed);
         })
-CHECKED(aclnnMoeTokenPermute, check_permute, [](In tokens, In indices, int64_t rows, bool, Out permuted, Out sorted) {
+CHECKED(aclnnMoeGatingTopKV2, check_gating_v2,
+        [](In x, In bias, In input_ids, In table, int64_t k, int64_t k_group, int64_t groups, int64_t select,
+           int64_t renorm, int64_t norm, bool out_flag, double factor, double eps, Out y, Out ids, Out normed) {
+          gate({k, k_group, groups, select, renorm, norm, out_flag, factor, eps}, x, bias, input_ids, table, y, ids,
+               normed);
+        })
+CHECKED(aclnnMoeTokenPermute, check_permute, [](In tokens, In indices, int64_t, bool, Out permuted, Out sorted) {
   const at::Tensor order = at::argsort(indices.reshape({-1}), true, 0, false);
   const int64_t k = indices.dim() == 2 ? indices.size(1) : 1;
   sorted = at::argsort(order, true, 0, false);
-  permuted = tokens.index_select(0, at::div(order, k, "floor").slice(0, 0, rows));
+  const at::Tensor from = at::div(order, k, "floor").slice(0, 0, permuted->size(0));
+  permuted = tokens.index_select(0, from).reshape(permuted->sizes());
 })
 CHECKED(aclnnMoeTokenUnpermute, check_unpermute, [](In rows, In sorted, In probs, bool, OptionalInts, Out o) {
   const int64_t k = probs.defined() ? probs.size(1) : 1;
@@ -176,42 +259,13 @@ CHECKED(aclnnMoeTokenUnpermute, check_unpermute, [](In rows, In sorted, In probs
 })
 CHECKED(aclnnMoeFinalizeRoutingV2, check_finalize,
         [](In rows, In to_row, In skip1, In skip2, In bias, In scales, In experts, int64_t mode, Out o) {
-          const int64_t count = o->size(0), k = to_row.numel() / std::max<int64_t>(count, 1);
-          const at::Tensor order = mode == 0 ? to_row.view({k, count}).t() : to_row.view({count, k});
-          at::Tensor picked = rows.index_select(0, order.reshape({-1}).to(at::kLong)).to(kF32).view({count, k, -1});
-          if (bias.defined())
-            picked =
-                picked.add(bias.to(kF32).index_select(0, experts.reshape({-1}).to(at::kLong)).view(picked.sizes()));
+          const Finalize f{rows, to_row, skip1, skip2, bias, scales, experts, mode};
+          at::Tensor picked = expert_results(f, o->size(0));
           if (scales.defined()) picked = picked.mul(scales.to(kF32).unsqueeze(-1));
           at::Tensor sum = picked.sum(1);
           if (skip1.defined()) sum = sum.add(skip1.to(kF32));
           if (skip2.defined()) sum = sum.add(skip2.to(kF32));
           o = sum;
-        })
-CHECKED(aclnnMhcSinkhorn, check_sinkhorn,
-        [](In x, float eps, int64_t iterations, Out o, Out, Out) { o = sinkhorn(x, eps, iterations); })
-CHECKED(aclnnMhcPost, check_mhc_post, [](In x, In res, In out, In post, Out o) {
-  const at::Tensor wide = x.to(kF32);
-  const at::Tensor mixed = res.defined() ? at::matmul(res.transpose(-1, -2), wide) : wide;
-  o = mixed.add(out.to(kF32).unsqueeze(-2).mul(post.unsqueeze(-1)));
-})
-CHECKED(aclnnMhcPre, check_mhc_pre,
-        [](In x, In phi, In alpha, In bias, In gamma, double norm_eps, double hc_eps, Out in, Out post, Out res,
-           Out inverse, Out mix, Out pre) {
-          const int64_t n = x.size(-2);
-          const at::Tensor wide = x.to(kF32);
-          const at::Tensor flat = wide.flatten(-2), scaled = gamma.defined() ? wide.mul(gamma).flatten(-2) : flat;
-          const at::Tensor r = at::rsqrt(at::mean(flat.square(), {-1}, true).add(norm_eps));
-          const at::Tensor product = at::matmul(scaled, phi.t());
-          const auto gates = product.mul(r).split_with_sizes({n, n, n * n}, -1);
-          const auto shifts = bias.split_with_sizes({n, n, n * n}, 0);
-          const at::Tensor h_pre = at::sigmoid(gates[0].mul(alpha[0]).add(shifts[0])).add(hc_eps);
-          post = at::sigmoid(gates[1].mul(alpha[1]).add(shifts[1])).mul(2);
-          res = gates[2].mul(alpha[2]).add(shifts[2]).unflatten(-1, {n, n});
-          in = wide.mul(h_pre.unsqueeze(-1)).sum(-2);
-          if (inverse && inverse->numel()) inverse = r.squeeze(-1);
-          if (mix && mix->numel()) mix = product;
-          if (pre && pre->numel()) pre = h_pre;
         })
 
 }  // namespace softnpu

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 A5 = os.environ.get("SOFTNPU_SOC", "").startswith("Ascend950")
+CANN = tuple(int(part) for part in os.environ.get("SOFTNPU_CANN", "8.5.0").split(".")[:2])
 rng = np.random.default_rng(5)
 problems = []
 

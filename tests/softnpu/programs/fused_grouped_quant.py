@@ -223,6 +223,6 @@ if A5:
         antiquant_with(parts=4, x=f32(7, 64).half(), antiquant_scale=positive(2, 4, 8, dtype=half)),
         "antiquant_scale",
     )
-    import fused_grouped_a5  # noqa: F401
+    import grouped_a5  # noqa: F401
 else:
     refused("grouped_matmul", lambda: send({"counts": (3, 4), "call": {"x": fp8(7, 8), "weight": fp8(2, 8, 8)}}), "x")

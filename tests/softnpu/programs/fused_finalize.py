@@ -1,0 +1,122 @@
+"""moe_finalize_routing (see fused_check.py)."""
+
+import numpy as np
+import torch
+import torch_npu
+from fused_check import A5, array, bf16, check, f32, refused, rng
+
+
+def finalize(case, fault):
+    rows, skip1, skip2, bias, scales, index, experts = (None if c is None else array(c) for c in case[:7])
+    mode, hidden = case[7], rows.shape[-1]
+    k = 1 if scales is None else scales.shape[1]
+    t = len(index) // k
+    by_columns = (mode in (0, 1)) ^ (fault == "the other order")
+    place = index.reshape(k, t).T if by_columns else index.reshape(t, k)
+    dropped = place == -1
+    if fault == "dropped rows count":
+        dropped = np.zeros_like(dropped)
+    y = rows.reshape(-1, hidden)[np.maximum(place, 0)]
+    if bias is not None and fault != "no bias":
+        y = y + bias[experts if fault != "bias of expert 0" else experts * 0]
+    y = np.where(
+        dropped[..., None], bias[experts] if fault == "dropped rows have a bias" and bias is not None else 0, y
+    )
+    if scales is not None and fault != "no scales":
+        y = y * (np.roll(scales, 1, 0) if fault == "scales of another token" else scales)[..., None]
+    y = y[:, : k - (fault == "last expert dropped")].sum(1)
+    for name, skip in (("first skip dropped", skip1), ("second skip dropped", skip2)):
+        if skip is not None and fault != name:
+            y = y + (2 * skip if fault == "skips twice" else skip)
+    return [y]
+
+
+def call_finalize(*case):
+    return [torch_npu.npu_moe_finalize_routing(*case)]
+
+
+def places(n, highest=None, dropped=()):
+    """n different places below `highest`; -1 for those in `dropped`."""
+    result = rng.permutation(highest or n)[:n]
+    result[list(dropped)] = -1
+    return torch.tensor(result, dtype=torch.int32)
+
+
+def chosen(tokens, k, experts):
+    return torch.tensor(rng.integers(0, experts, (tokens, k)), dtype=torch.int32)
+
+
+cases = [
+    (f32(12, 5), f32(6, 5), None, f32(4, 5), f32(6, 2), places(12), chosen(6, 2, 4), 0),
+    (f32(12, 5), f32(4, 5), f32(4, 5), f32(9, 5), f32(4, 3), places(12), chosen(4, 3, 9), 2),
+    (f32(12, 5), None, None, None, f32(4, 3), places(12), None, 2),
+    (f32(7, 5), None, None, None, None, places(7), None, 0),
+    (f32(4, 5, 3), f32(6, 3), f32(6, 3), f32(4, 3), f32(6, 2), places(12, 20, (0, 5)), chosen(6, 2, 4), 1),
+    (f32(4, 5, 3), f32(6, 3), None, f32(4, 3), f32(6, 2), places(12, 20, (1, 2, 3)), chosen(6, 2, 4), 3),
+    (f32(4, 5, 3), None, None, None, f32(6, 2), places(12, 20, (1, 7)), chosen(6, 2, 4), 3),
+]
+faults = [
+    "the other order",
+    "no bias",
+    "bias of expert 0",
+    "no scales",
+    "scales of another token",
+    "last expert dropped",
+    "first skip dropped",
+    "second skip dropped",
+    "skips twice",
+    "dropped rows count",
+    "dropped rows have a bias",
+]
+check("moe_finalize_routing", call_finalize, finalize, cases, faults, 1e-5)
+half = [
+    (bf16(36, 4096), bf16(6, 4096), None, None, bf16(6, 6), places(36), chosen(6, 6, 256), 2),
+    (bf16(36, 7168), bf16(6, 7168), None, None, f32(6, 6), places(36), None, 0),  # scales may be wider
+]
+half_faults = [
+    fault for fault in faults if "bias" not in fault and fault not in ("second skip dropped", "dropped rows count")
+]
+check("moe_finalize_routing in 16 bits", call_finalize, finalize, half, half_faults, 1.5e-2)
+
+
+def refuse(argument, rows=(12, 5), skips=((6, 5), None), bias=(4, 5), scales=(6, 2), index=12, experts=(6, 2), mode=0):
+    """A good call with something replaced: a shape, or the tensor itself."""
+
+    def tensor(what, make):
+        return what if what is None or isinstance(what, torch.Tensor) else make(*what)
+
+    case = [tensor(what, f32) for what in (rows, *skips, bias, scales)]
+    case += [index if isinstance(index, torch.Tensor) else places(index), tensor(experts, lambda *s: chosen(*s, 2))]
+    on_npu = [None if t is None else t.npu() for t in case]
+    refused("moe_finalize_routing", lambda: call_finalize(*on_npu, mode), argument)
+
+
+refuse("'drop_pad_mode'", mode=4)
+refuse("'expanded_permuted_rows'", rows=(4, 5, 5))
+refuse("'expanded_permuted_rows'", mode=1)
+refuse("'expanded_permuted_rows'", rows=(11, 5))
+refuse("'expanded_permuted_rows'", rows=(1, 30, 5), bias=None, mode=3)
+refuse("'expanded_permuted_rows'", rows=(12, 0), skips=(None, None), bias=None)
+refuse("'expanded_permuted_rows'", rows=torch.ones(12, 5).int())
+refuse("'expanded_src_to_dst_row'", index=11)
+refuse("'expanded_src_to_dst_row'", index=places(12).long())
+refuse("'skip1'", skips=((5, 5), None))
+refuse("'skip1'", skips=(f32(6, 5).half(), None))
+refuse("'skip2'", skips=((6, 5), (6, 4)))
+refuse("'skip2'", skips=(None, (6, 5)))
+refuse("'bias'", bias=(4, 4))
+refuse("'bias'", bias=(1, 5))
+refuse("'bias'", bias=bf16(4, 5))
+refuse("'bias'", rows=(3, 9, 5), bias=(4, 5), mode=3)
+refuse("'expert_for_source_row'", experts=None)
+refuse("'expert_for_source_row'", experts=(6, 1))
+refuse("'expert_for_source_row'", experts=chosen(6, 2, 4).long())
+refuse("'scales'", scales=f32(6, 2).double())
+refuse("'expert_for_source_row'", rows=(12, 5), skips=(None, None), bias=None, scales=None)
+refuse("507015", index=places(12, dropped=(3,)))  # -1 is for modes 1 and 3
+refuse("507015", rows=(3, 9, 5), bias=None, index=places(12) - 2, mode=3)
+other_scales = (f32(12, 5), None, None, None, bf16(6, 2), places(12), None, 0)
+if A5:
+    check("moe_finalize_routing, other scales", call_finalize, finalize, [other_scales, *cases], faults, 1e-5)
+else:
+    refuse("'scales'", scales=bf16(6, 2))
