@@ -13,6 +13,15 @@ std::string show(In x) {
   return out.str();
 }
 
+std::string show(const Types& types) {
+  std::ostringstream out;
+  for (const auto type : types) {
+    out << (type == types.front() ? "" : " or ");
+    type == kNone ? out << "nothing" : out << type;
+  }
+  return out.str();
+}
+
 void refuse(const std::string& argument, const std::string& found, const std::string& expected) {
   throw Fault(kNnParameter, "argument '" + argument + "': found " + found + ", expected " + expected);
 }
@@ -45,9 +54,7 @@ void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tenso
       continue;
     }
     if (std::find(rule.dtypes.begin(), rule.dtypes.end(), x.scalar_type()) == rule.dtypes.end()) {
-      std::ostringstream expected;
-      for (const auto dtype : rule.dtypes) expected << (dtype == rule.dtypes.front() ? "" : " or ") << dtype;
-      refuse(rule.argument, show(x), expected.str());
+      refuse(rule.argument, show(x), show(rule.dtypes));
     }
     if (x.dim() < rule.lowest_rank || x.dim() > rule.highest_rank)
       refuse(rule.argument, show(x),

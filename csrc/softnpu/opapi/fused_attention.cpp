@@ -15,7 +15,7 @@
 
 #include <limits>
 
-namespace softnpu {
+namespace softnpu::attention {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -106,7 +106,7 @@ void run(const Attention& a, Out out, Out lse) {
   const at::Tensor result = at::zeros(shape, kF32);
   shape.back() = 1;
   const at::Tensor sums = at::full(shape, kInfinity, kF32);
-  const bool shared = s.form == Form::kDecode && generation() == Generation::kA5;  // V5: value has no effect then
+  const bool shared = s.form == Form::kDecode && on_a5();  // V5: value has no effect then
   for (int64_t b = 0; b < (a.query.numel() && a.key.numel() ? s.batch : 0); ++b) {
     const auto mine = query_range(a, s, b), seen = key_range(a, s, b);
     if (!mine.second || !seen.second) continue;
@@ -313,7 +313,7 @@ std::pair<int64_t, int64_t> range(const std::optional<std::vector<int64_t>>& len
 
 std::pair<int64_t, int64_t> query_range(const Attention& a, const Sizes& s, int64_t b) {
   // A2 and A3: without effect when Q_S is 1.
-  const bool ignored = generation() != Generation::kA5 && !s.tokens && s.queries == 1;
+  const bool ignored = !on_a5() && !s.tokens && s.queries == 1;
   return range(ignored ? std::nullopt : a.query_lengths, s.tokens, s.queries, b);
 }
 
@@ -324,8 +324,7 @@ std::pair<int64_t, int64_t> key_range(const Attention& a, const Sizes& s, int64_
 // V4: sparseMode, preTokens and nextTokens have no effect here.
 bool ignores_sparse(const Attention& a, const Sizes& s) {
   const bool plain = a.layout == "BSH" || a.layout == "BSND" || a.layout == "BNSD";
-  return generation() != Generation::kA5 && plain && s.queries == 1 && s.width == s.value_width &&
-         s.form == Form::kGrouped;
+  return !on_a5() && plain && s.queries == 1 && s.width == s.value_width && s.form == Form::kGrouped;
 }
 
 #define ATTENTION(VERSION)                                                                          \
@@ -338,4 +337,4 @@ ATTENTION(3);
 ATTENTION(4);
 ATTENTION(5);
 
-}  // namespace softnpu
+}  // namespace softnpu::attention

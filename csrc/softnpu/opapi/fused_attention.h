@@ -3,7 +3,7 @@
 
 #include "check.h"
 
-namespace softnpu {
+namespace softnpu::attention {
 
 struct Layout {
   const char* name;
@@ -44,4 +44,4 @@ std::pair<int64_t, int64_t> key_range(const Attention& a, const Sizes& s, int64_
 bool ignores_sparse(const Attention& a, const Sizes& s);
 void check_attention(const Attention& a);
 
-}  // namespace softnpu
+}  // namespace softnpu::attention

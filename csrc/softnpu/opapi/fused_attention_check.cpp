@@ -7,10 +7,8 @@
 
 #include "fused_attention.h"
 
-namespace softnpu {
+namespace softnpu::attention {
 namespace {
-
-constexpr Source kDocument = Source::kDocument;
 
 // kReading: the _NBSD layouts and TND_NTD are refused without rotary tensors on A2 and A3 too.
 constexpr Layout kLayouts[] = {
@@ -23,17 +21,14 @@ constexpr Layout kLayouts[] = {
     {"TND_NTD", "TND", "NTD", true, false},
 };
 
-std::string text(int64_t value) { return std::to_string(value); }
-bool on_a5() { return generation() == Generation::kA5; }
 bool is(const Sizes& s, std::initializer_list<const char*> names) {
   return std::any_of(names.begin(), names.end(),
                      [&](const char* name) { return std::strcmp(s.layout->name, name) == 0; });
 }
 
 void check_types(const Attention& a) {
-  const std::vector<at::ScalarType> halves = {kF16, kBF16};
-  std::vector<at::ScalarType> queries = {kF16, kBF16, at::kChar},
-                              keys = {kF16, kBF16, at::kChar, at::kBits4x2, at::kInt};
+  const Types halves = {kF16, kBF16};
+  Types queries = {kF16, kBF16, at::kChar}, keys = {kF16, kBF16, at::kChar, at::kBits4x2, at::kInt};
   if (on_a5()) {
     queries.push_back(at::kFloat8_e4m3fn);
     keys.insert(keys.end(), {at::kFloat8_e4m3fn, at::kFloat4_e2m1fn_x2});
@@ -275,4 +270,4 @@ void check_attention(const Attention& a) {
   check_results(a, s);
 }
 
-}  // namespace softnpu
+}  // namespace softnpu::attention

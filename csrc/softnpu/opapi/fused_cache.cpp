@@ -5,14 +5,10 @@
 namespace softnpu {
 namespace {
 
-constexpr Source kDocument = Source::kDocument;
-const std::vector<at::ScalarType> kIndices = {at::kInt, at::kLong};
+const Types kIndices = {at::kInt, at::kLong};
 
-std::string text(int64_t value) { return std::to_string(value); }
-bool on_a5() { return generation() == Generation::kA5; }
-
-std::vector<at::ScalarType> moved_dtypes(bool four_bits) {
-  std::vector<at::ScalarType> dtypes = {kF16, kBF16, at::kChar};
+Types moved_dtypes(bool four_bits) {
+  Types dtypes = {kF16, kBF16, at::kChar};
   if (on_a5())
     dtypes.insert(dtypes.end(), {kF32, at::kByte, at::kShort, at::kUInt16, at::kInt, at::kUInt32, at::kFloat8_e5m2,
                                  at::kFloat8_e4m3fn});
@@ -200,7 +196,7 @@ constexpr auto check_scatter_one = [](In key, Out cache, In mapping, In lengths,
 constexpr auto check_gather = [](In key_cache, In value_cache, In table, In lengths, Out key, Out value, In offsets,
                                  Text mode, bool sums) {
   const auto dtypes = moved_dtypes(false);
-  const std::vector<at::ScalarType> indices = on_a5() ? kIndices : std::vector<at::ScalarType>{at::kInt};
+  const Types indices = on_a5() ? kIndices : Types{at::kInt};
   check_table({{"key_cache", true, dtypes, 4, 4, kDocument},
                {"value_cache", true, dtypes, 4, 4, kDocument},
                {"block_tables", true, indices, 2, 2, kDocument},

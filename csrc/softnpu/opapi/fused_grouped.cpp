@@ -11,7 +11,7 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
 
-namespace softnpu {
+namespace softnpu::grouped {
 
 std::vector<Group> read_groups(In list, int64_t type, int64_t length) {
   const at::Tensor values = list.contiguous();
@@ -118,7 +118,7 @@ at::Tensor scaled_blocks(const Grouped& c, const Part& part) {
   const int64_t k = part.x.size(-1), n = part.weight.size(-1);
   at::Tensor rows, blocks;
   if (c.type == 2) {
-    const int64_t first = part.start / 128 + part.index, count = up(k, 128);
+    const int64_t first = part.start / 128 + part.index, count = ceil_div(k, 128);
     rows = c.per_token[0].narrow(1, first, count);
     blocks = c.scale[0].narrow(0, first, count);
   } else {
@@ -133,7 +133,7 @@ at::Tensor mx(const Grouped& c, const Part& part) {
   const int64_t k = part.x.size(-1);
   at::Tensor rows, blocks;
   if (c.type == 2) {
-    const int64_t first = part.start / 64 + part.index, count = up(k, 64);
+    const int64_t first = part.start / 64 + part.index, count = ceil_div(k, 64);
     rows = mx_rows(c.per_token[0].narrow(1, first, count));
     blocks = mx_columns(c.scale[0].narrow(0, first, count));
   } else {
@@ -268,7 +268,7 @@ namespace {
 std::vector<Matrix> weights(Matrices x, Matrices weight) {
   std::vector<Matrix> result;
   const bool other = !x.empty() && x[0].dtype != kF32;
-  for (const Matrix& one : weight) result.push_back((other && one.nz ? one.opened(kF32, kF4) : one).as_int4());
+  for (const Matrix& one : weight) result.push_back((other && one.nz ? one.opened(kF32, kE2M1) : one).as_int4());
   return result;
 }
 std::vector<Matrix> inputs(Matrices x, Matrices weight) {
@@ -331,4 +331,4 @@ CHECKED(aclnnGroupedMatmulWeightNz, check_nz,
                  split, type, list_type, act, tuning, out, feature, quant);
         })
 
-}  // namespace softnpu
+}  // namespace softnpu::grouped

@@ -6,19 +6,9 @@
 #include "check.h"
 #include "matrix.h"
 
-namespace softnpu {
+namespace softnpu::grouped {
 
-using Types = std::vector<at::ScalarType>;
 using Shapes = std::vector<std::vector<int64_t>>;
-
-inline constexpr auto kNone = at::ScalarType::Undefined;
-inline constexpr auto kI8 = at::kChar;
-inline constexpr auto kI32 = at::kInt;
-inline constexpr auto kI4 = at::kBits4x2;
-inline constexpr auto kF4 = at::kFloat4_e2m1fn_x2;
-inline constexpr auto kE4M3 = at::kFloat8_e4m3fn;
-inline constexpr auto kE5M2 = at::kFloat8_e5m2;
-inline constexpr auto kE8M0 = at::kFloat8_e8m0fnu;
 
 struct Group {
   int64_t expert, start, end;
@@ -32,36 +22,15 @@ at::Tensor mx_rows(In scale);                                            // [row
 at::Tensor mx_columns(In scale);  // [K/64, columns, 2] -> [K/32, columns] in fp32
 at::Tensor low_float(In scale);   // the fp32 in the low half of 64 bits; fp32 itself otherwise
 at::Tensor swiglu_of(In both);    // swish of the first half by the second
-std::string text(int64_t value);
 bool given(Ins list);
 void require_shape(const char* argument, In x, const Shapes& allowed);
-int64_t up(int64_t size, int64_t block);  // how many blocks
-
-std::string show_types(const Types& types);
-
-// Keeps the rows of a table that allow what was found for one argument; refuses it when none is left.
-template <class Row>
-void narrow(std::vector<const Row*>& rows, const char* argument, at::ScalarType found, const std::string& shown,
-            Types Row::* column) {
-  std::vector<const Row*> kept;
-  Types expected;
-  for (const Row* row : rows) {
-    for (const auto dtype : row->*column) {
-      if (dtype == found) kept.push_back(row);
-      if (std::find(expected.begin(), expected.end(), dtype) == expected.end()) expected.push_back(dtype);
-    }
-  }
-  if (kept.empty()) refuse(argument, shown, show_types(expected));
-  rows = kept;
-}
 
 // The rows of a table for this chip and this layout of the weight.
 template <class Row>
 std::vector<const Row*> rows_here(const std::vector<Row>& table, bool nz) {
-  const unsigned here = generation() == Generation::kA2 ? kOnA2 : generation() == Generation::kA3 ? kOnA3 : kOnA5;
   std::vector<const Row*> rows;
   for (const Row& row : table)
-    if (row.where & here && row.layouts & (nz ? 2U : 1U)) rows.push_back(&row);
+    if (here(row.where) && row.layouts & (nz ? 2U : 1U)) rows.push_back(&row);
   return rows;
 }
 
@@ -106,4 +75,4 @@ bool blockwise(const Grouped& call);       // FP8 with scales of blocks of 128
 void check_grouped(const Grouped& call);
 void run_grouped(const Grouped& call);
 
-}  // namespace softnpu
+}  // namespace softnpu::grouped

@@ -4,22 +4,9 @@
 
 #include "fused_grouped.h"
 
-namespace softnpu {
-
-std::string text(int64_t value) { return std::to_string(value); }
-
-std::string show_types(const Types& types) {
-  std::ostringstream names;
-  for (const auto dtype : types) {
-    names << (dtype == types.front() ? "" : " or ");
-    dtype == kNone ? names << "nothing" : names << dtype;
-  }
-  return names.str();
-}
+namespace softnpu::grouped {
 
 bool given(Ins list) { return !list.empty() && list[0].defined() && list[0].numel() > 0; }
-
-int64_t up(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
 void require_shape(const char* argument, In x, const Shapes& allowed) {
   std::string expected;
@@ -48,12 +35,10 @@ bool blockwise(const Grouped& c) {
   if (c.x[0].dtype != kE4M3 && c.x[0].dtype != kE5M2) return false;
   if (!given(c.scale) || !given(c.per_token)) return false;
   if (c.type == 0) return c.scale[0].dim() == 3;
-  return c.scale[0].sizes() == at::IntArrayRef({c.depth() / 128 + c.groups(), up(c.columns(), 128)});
+  return c.scale[0].sizes() == at::IntArrayRef({c.depth() / 128 + c.groups(), ceil_div(c.columns(), 128)});
 }
 
 namespace {
-
-bool on_a5() { return generation() == Generation::kA5; }
 
 void check_numbers(const Grouped& c) {
   require(c.split >= 0 && c.split <= 3, "split_item", text(c.split), "0 to 3");
@@ -177,13 +162,13 @@ void check_mx(const Grouped& c) {
     require_shape("scale", c.scale[0], {{k / 64 + g, n, 2}});
     require_shape("per_token_scale", c.per_token[0], {{c.rows(), k / 64 + g, 2}});
   } else {
-    check_each("scale", c.scale, c, {{up(k, 64), n, 2}});
-    require_shape("per_token_scale", c.per_token[0], {{c.rows(), up(k, 64), 2}});
+    check_each("scale", c.scale, c, {{ceil_div(k, 64), n, 2}});
+    require_shape("per_token_scale", c.per_token[0], {{c.rows(), ceil_div(k, 64), 2}});
   }
   for (const at::Tensor& scale : c.scale)
     require(same_order(scale, c.weight[0].transposed), "scale", show(scale), "transposed as weight is");
   require(same_order(c.per_token[0], c.x[0].transposed), "per_token_scale", show(c.per_token[0]), "transposed as x is");
-  if (c.x[0].dtype == kF4) {
+  if (c.x[0].dtype == kE2M1) {
     require(k % 2 == 0 && k != 2, "x", show(c.x[0]), "an even K that is not 2");
     require(c.weight[0].transposed || n % 2 == 0, "weight", show(c.weight[0]), "an even N");
   }
@@ -196,8 +181,8 @@ void check_scaled(const Grouped& c) {
     if (c.type == 2) {
       require_shape("per_token_scale", c.per_token[0], {{m, k / 128 + g}});
     } else {
-      require_shape("scale", c.scale[0], {{g, up(k, 128), up(n, 128)}});
-      require_shape("per_token_scale", c.per_token[0], {{m, up(k, 128)}});
+      require_shape("scale", c.scale[0], {{g, ceil_div(k, 128), ceil_div(n, 128)}});
+      require_shape("per_token_scale", c.per_token[0], {{m, ceil_div(k, 128)}});
     }
     return;
   }
@@ -255,7 +240,7 @@ void check_antiquant(const Grouped& c) {
     const Matrix& w = c.weight[i];
     const at::Tensor& scale = c.antiquant_scale[i];
     const int64_t k = w.size(-2), n = w.size(-1), g = c.groups();
-    if (dtype == kF4) {
+    if (dtype == kE2M1) {
       require(!w.transposed, "weight", "a transposed tensor", "not transposed");
       require(k % 32 == 0 && n % 32 == 0, "weight", show(w), "K and N multiples of 32");
       require_shape("antiquant_scale", scale, {{g, k / 32, n}});
@@ -335,4 +320,4 @@ void check_grouped(const Grouped& c) {
   if (form.kind == Kind::kMxW4 || form.kind == Kind::kKcg) check_mixed(c, form);
 }
 
-}  // namespace softnpu
+}  // namespace softnpu::grouped

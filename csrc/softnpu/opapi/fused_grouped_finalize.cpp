@@ -6,7 +6,7 @@
 
 #include "fused_grouped.h"
 
-namespace softnpu {
+namespace softnpu::grouped {
 namespace {
 
 struct Routing {
@@ -40,10 +40,10 @@ const std::vector<RoutingForm>& routing_forms() {
       // int32 indices: the text allows them, the table does not
       {kOnA2 | kOnA3, kNz, {kI8}, {kI8}, {kF32, kBF16}, no, no, {kF32}, {at::kLong, kI32}},
       {kOnA5, kNd, {kE4M3, kE5M2}, {kE4M3, kE5M2}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
-      {kOnA5, kNd, {kF4}, {kF4}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
+      {kOnA5, kNd, {kE2M1}, {kE2M1}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
       {kOnA5, kNz, {kI8}, {kI8}, {kF32, kBF16}, {kBF16, kNone}, no, {kF32, kNone}, {at::kLong, kI32}},
       {kOnA5, kNz, {kE4M3}, {kE4M3}, {kF32, kBF16}, {kBF16, kNone}, no, {kF32, kNone}, k64},
-      {kOnA5, kNz, {kE4M3}, {kF4}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
+      {kOnA5, kNz, {kE4M3}, {kE2M1}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
   };
   // clang-format on
   return table;
@@ -92,9 +92,9 @@ void check_a5(const Routing& c) {
     return;
   }
   // A view in the order of x2; the document's [e, n, K/64, 2] is that of the memory (our reading).
-  require_shape("scale", c.scale, {{e, up(k, 64), n, 2}});
-  require_shape("pertoken_scale", c.token_scale, {{m, up(k, 64), 2}});
-  if (c.x.dtype == kF4) {
+  require_shape("scale", c.scale, {{e, ceil_div(k, 64), n, 2}});
+  require_shape("pertoken_scale", c.token_scale, {{m, ceil_div(k, 64), 2}});
+  if (c.x.dtype == kE2M1) {
     require(k % 2 == 0 && k != 2, "x1", show(c.x), "an even K that is not 2");
     require(c.weight.transposed || n % 2 == 0, "x2", show(c.weight), "an even N");
   }
@@ -127,7 +127,7 @@ void check_routing(const Routing& c) {
     require(c.shared_offset + c.shared.size(0) <= c.out->size(0), "shared_input", show(c.shared),
             "rows that end inside the output");
   }
-  generation() == Generation::kA5 ? check_a5(c) : check_a23(c);
+  on_a5() ? check_a5(c) : check_a23(c);
 }
 
 at::Tensor group_rows(const Routing& c, In x, const Group& group) {
@@ -192,4 +192,4 @@ constexpr auto run_v3 = [](Matrix_ x, Matrix_ w, In scale, In bias, In offset, I
 CHECKED(aclnnGroupedMatmulFinalizeRoutingV3, check_v3, run_v3)
 CHECKED(aclnnGroupedMatmulFinalizeRoutingWeightNzV2, check_v3, run_v3)
 
-}  // namespace softnpu
+}  // namespace softnpu::grouped

@@ -3,10 +3,9 @@
 // gmm/grouped_matmul/docs/aclnnGroupedMatmulWeightNz.md (the NZ format).
 #include "fused_grouped.h"
 
-namespace softnpu {
+namespace softnpu::grouped {
 namespace {
 
-constexpr Source kDocument = Source::kDocument, kReading = Source::kReading;
 constexpr unsigned kOnA23 = kOnA2 | kOnA3, kBoth = kNd | kNz, kAnyAxis = kApart | kRows | kDepth;
 const Types kNo = {kNone};
 // aclnn takes INT64 for UINT64 on every chip, as torch has int64 tensors (A2's document names UINT64 only: our
@@ -65,7 +64,7 @@ const std::vector<Form> kForms = {
     // MX
     {kDocument, kOnA5, kNd, kRows | kDepth, Kind::kMx, kAny8, kAny8, kNo, {kE8M0}, kNo, kNo, kNo, {kE8M0}, kWide},
     {kDocument, kOnA5, kNz, kRows, Kind::kMx, {kE4M3}, {kE4M3}, kNo, {kE8M0}, kNo, kNo, kNo, {kE8M0}, kWide},
-    {kDocument, kOnA5, kBoth, kRows, Kind::kMx, {kF4}, {kF4}, {kF32, kNone}, {kE8M0}, kNo, kNo, kNo, {kE8M0},
+    {kDocument, kOnA5, kBoth, kRows, Kind::kMx, {kE2M1}, {kE2M1}, {kF32, kNone}, {kE8M0}, kNo, kNo, kNo, {kE8M0},
      kWide},
     // not quantised
     {kDocument, kOnA5, kNd, kAnyAxis, Kind::kPlain, {kF32}, {kF32}, {kF32, kNone}, kNo, kNo, kNo, kNo, kNo, {kF32}},
@@ -86,13 +85,13 @@ const std::vector<Form> kForms = {
      kNo, {kBF16}},
     {kDocument, kOnA5, kNd, kRows, Kind::kAntiquant, {kF16}, kAny8, {kF16, kNone}, kNo, kNo, {kF16}, kNo, kNo,
      {kF16}},
-    {kDocument, kOnA5, kNz, kRows, Kind::kAntiquant, {kBF16}, {kF4}, {kBF16, kF32, kNone}, kNo, kNo, {kE8M0}, kNo,
+    {kDocument, kOnA5, kNz, kRows, Kind::kAntiquant, {kBF16}, {kE2M1}, {kBF16, kF32, kNone}, kNo, kNo, {kE8M0}, kNo,
      kNo, {kBF16}},
-    {kDocument, kOnA5, kNz, kRows, Kind::kAntiquant, {kF16}, {kF4}, {kF16, kNone}, kNo, kNo, {kE8M0}, kNo, kNo,
+    {kDocument, kOnA5, kNz, kRows, Kind::kAntiquant, {kF16}, {kE2M1}, {kF16, kNone}, kNo, kNo, {kE8M0}, kNo, kNo,
      {kF16}},
-    {kDocument, kOnA5, kNz, kRows, Kind::kMxW4, {kE4M3}, {kF4}, {kF16, kNone}, kNo, kNo, {kE8M0}, kNo, {kE8M0},
+    {kDocument, kOnA5, kNz, kRows, Kind::kMxW4, {kE4M3}, {kE2M1}, {kF16, kNone}, kNo, kNo, {kE8M0}, kNo, {kE8M0},
      {kF16}},
-    {kDocument, kOnA5, kNz, kRows, Kind::kMxW4, {kE4M3}, {kF4}, {kBF16, kNone}, kNo, kNo, {kE8M0}, kNo, {kE8M0},
+    {kDocument, kOnA5, kNz, kRows, Kind::kMxW4, {kE4M3}, {kE2M1}, {kBF16, kNone}, kNo, kNo, {kE8M0}, kNo, {kE8M0},
      {kBF16}},
     {kDocument, kOnA5, kNz, kRows, Kind::kKcg, {kI8}, {kI4}, {kF32, kNone}, {kF32}, kNo, {kF16}, kNo, {kF32},
      {kBF16, kF16}},
@@ -121,4 +120,4 @@ const Form& form_of(const Grouped& call) {
   return *rows.front();
 }
 
-}  // namespace softnpu
+}  // namespace softnpu::grouped

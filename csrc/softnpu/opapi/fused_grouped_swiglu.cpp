@@ -10,7 +10,7 @@
 
 #include "fused_grouped.h"
 
-namespace softnpu {
+namespace softnpu::grouped {
 namespace {
 
 struct SwigluCall {
@@ -43,9 +43,9 @@ const std::vector<SwigluForm>& swiglu_forms() {
       {kOnA2 | kOnA3, kNd | kNz, {kI4}, {kI4}, {at::kUInt64, at::kLong}, {kF32}, {kI8}, false, true},
       {kOnA5, kNd, {kE4M3, kE5M2}, {kE4M3, kE5M2}, {kE8M0}, {kE8M0}, {kE4M3, kE5M2}, false, false},
       {kOnA5, kNz, {kE4M3}, {kE4M3}, {kE8M0}, {kE8M0}, {kE4M3}, false, false},
-      {kOnA5, kNd, {kF4}, {kF4}, {kE8M0}, {kE8M0}, {kF4, kE4M3, kE5M2}, false, false},
-      {kOnA5, kNz, {kF4}, {kF4}, {kE8M0}, {kE8M0}, {kF4, kE4M3}, false, false},
-      {kOnA5, kNz, {kE4M3}, {kF4}, {kE8M0}, {kE8M0}, {kE4M3}, false, false},
+      {kOnA5, kNd, {kE2M1}, {kE2M1}, {kE8M0}, {kE8M0}, {kE2M1, kE4M3, kE5M2}, false, false},
+      {kOnA5, kNz, {kE2M1}, {kE2M1}, {kE8M0}, {kE8M0}, {kE2M1, kE4M3}, false, false},
+      {kOnA5, kNz, {kE4M3}, {kE2M1}, {kE8M0}, {kE8M0}, {kE4M3}, false, false},
       {kOnA5, kNd, {kE4M3, kE5M2}, {kE4M3, kE5M2}, {kF32, kBF16}, {kF32}, {kE4M3, kE5M2}, false, false},
       {kOnA5, kNd, {kI8}, {kI8}, {kF32, kBF16, kF16}, {kF32}, {kI8}, false, false},
   };
@@ -64,7 +64,7 @@ const SwigluForm& swiglu_form(const SwigluCall& c) {
 }
 
 void check_swiglu_modes(const SwigluCall& c) {
-  const bool a5 = generation() == Generation::kA5;
+  const bool a5 = on_a5();
   require(c.list_type == 0 || c.list_type == 1, "group_list_type", text(c.list_type), "0 or 1");
   if (!a5) {
     const bool int8 = c.weight[0].dtype == kI8;
@@ -101,7 +101,7 @@ void check_swiglu_shapes(const SwigluCall& c, const SwigluForm& form) {
   };
   for (const at::Tensor& scale : c.scale) {
     if (c.mx()) {
-      require_shape("weight_scale", scale, {each({up(k, 64), n, 2})});
+      require_shape("weight_scale", scale, {each({ceil_div(k, 64), n, 2})});
       continue;
     }
     const bool parts = c.weight[0].dtype == kI4 && c.dequant_mode == 1;
@@ -109,7 +109,7 @@ void check_swiglu_shapes(const SwigluCall& c, const SwigluForm& form) {
     require_shape("weight_scale", scale, {parts ? each({count, n}) : each({n})});
     require(k % count == 0, "weight_scale", show(scale), "groups that divide K");
   }
-  require_shape("x_scale", c.x_scale, {c.mx() ? std::vector<int64_t>{m, up(k, 64), 2} : std::vector<int64_t>{m}});
+  require_shape("x_scale", c.x_scale, {c.mx() ? std::vector<int64_t>{m, ceil_div(k, 64), 2} : std::vector<int64_t>{m}});
   if (form.assist) {
     require(given(c.assist) && c.assist.size() == c.weight.size(), "weight_assist_matrix", "nothing", "[groups, N]");
     for (const at::Tensor& one : c.assist) {
@@ -125,10 +125,10 @@ void check_swiglu_shapes(const SwigluCall& c, const SwigluForm& form) {
     require_shape("smooth_scale", c.smooth, {{c.groups()}, {c.groups(), n / 2}});
   }
   if (!c.mx()) return;
-  const int64_t step = c.weight[0].nz ? (c.x.dtype == kF4 ? 128 : 64) : (c.x.dtype == kF4 ? 4 : 2);
+  const int64_t step = c.weight[0].nz ? (c.x.dtype == kE2M1 ? 128 : 64) : (c.x.dtype == kE2M1 ? 4 : 2);
   require(n % step == 0, "weight", show(c.weight[0]), "N a multiple of 2 (FP4: 4; NZ: 64, FP4 128)");
-  require(c.x.dtype != kF4 || (k % 2 == 0 && k > 2), "x", show(c.x), "an even K above 2");
-  if (c.weight[0].dtype == kF4 && c.x.dtype != kF4) {
+  require(c.x.dtype != kE2M1 || (k % 2 == 0 && k > 2), "x", show(c.x), "an even K above 2");
+  if (c.weight[0].dtype == kE2M1 && c.x.dtype != kE2M1) {
     require(k % 32 == 0 && n >= 128, "weight", show(c.weight[0]), "K a multiple of 32, N at least 128");
     require(c.weight[0].transposed, "weight", "a tensor that is not transposed", "a transposed one");
   }
@@ -141,7 +141,7 @@ void check_swiglu(const SwigluCall& c) {
               {c.x_scale, c.list});
   require(!c.bias.defined(), "bias", show(c.bias), "nothing (reserved)");
   require(c.x.dim() == 2, "x", show(c.x), "[M, K]");
-  require(generation() == Generation::kA5 || (c.rows() > 0 && c.columns() > 0), "x", show(c.x), "no empty tensor");
+  require(on_a5() || (c.rows() > 0 && c.columns() > 0), "x", show(c.x), "no empty tensor");
   const SwigluForm& form = swiglu_form(c);
   check_swiglu_modes(c);
   require(c.list.size(0) == c.groups(), "group_list", show(c.list), "one group for each weight");
@@ -164,7 +164,7 @@ void store_mx(const SwigluCall& c, In y, int64_t start, int64_t end) {
   c.out_scale->slice(0, start, end).view(at::kByte).copy_(power.add(127).view({y.size(0), blocks / 2, 2}));
   const at::Tensor scaled = parts.div(power.exp2().unsqueeze(-1)).flatten(1).slice(1, 0, n);
   const at::Tensor target = c.out->slice(0, start, end);
-  if (dtype == kF4)
+  if (dtype == kE2M1)
     target.view(at::kByte).copy_(pack_fp4(scaled));
   else
     target.copy_(scaled.clamp(dtype == kE4M3 ? -448 : -57344, dtype == kE4M3 ? 448 : 57344));
@@ -270,4 +270,4 @@ CHECKED(aclnnGroupedMatmulSwigluQuantWeightNZ, check_first,
 CHECKED(aclnnGroupedMatmulSwigluQuantV2, check_v2, run_v2)
 CHECKED(aclnnGroupedMatmulSwigluQuantWeightNzV2, check_v2, run_v2)
 
-}  // namespace softnpu
+}  // namespace softnpu::grouped

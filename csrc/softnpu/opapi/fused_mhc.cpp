@@ -11,9 +11,7 @@
 namespace softnpu {
 namespace {
 
-using Dtypes = std::vector<at::ScalarType>;
-const Dtypes kHalves = {kF16, kBF16}, kSingle = {kF32};
-constexpr Source kDocument = Source::kDocument;
+const Types kSingle = {kF32};
 
 bool is_streams(int64_t n) { return n == 4 || n == 6 || n == 8; }
 
@@ -40,7 +38,7 @@ constexpr auto check_sinkhorn = [](In x, float, int64_t iterations, Out o, Out n
 // The limits of A2 and A3. For Ascend 950 the page gives none of its own: n by torch_npu's documentation, our reading.
 void check_post_sizes(In x) {
   const int64_t n = x.size(-2), width = x.size(-1);
-  if (here(kOnA5)) {
+  if (on_a5()) {
     require(is_streams(n), "x", show(x), "4, 6 or 8 streams");
     return;
   }
@@ -52,9 +50,9 @@ void check_post_sizes(In x) {
 // mirror-cann/ops-transformer mhc/mhc_post/docs/aclnnMhcPost.md. A call without h_res is described by the newest page
 // only, after 9.1.0: taken as 9.2.0, our reading.
 constexpr auto check_mhc_post = [](In x, In res, In out, In post, Out) {
-  require_version(9, here(kOnA5) ? 0 : 1);
+  require_version(9, on_a5() ? 0 : 1);
   check_table({{"x", true, kHalves, 3, 4, kDocument},
-               {"h_res", !here(kOnA5) || !cann_from(9, 2), kSingle, 3, 4, kDocument},
+               {"h_res", !on_a5() || !cann_from(9, 2), kSingle, 3, 4, kDocument},
                {"h_out", true, kHalves, 2, 3, kDocument},
                {"h_post", true, kSingle, 2, 3, kDocument}},
               {x, res, out, post});

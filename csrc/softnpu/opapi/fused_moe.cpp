@@ -14,11 +14,6 @@
 namespace softnpu {
 namespace {
 
-const std::vector<at::ScalarType> kFloats = {kF16, kBF16, kF32};
-constexpr Source kDocument = Source::kDocument;
-
-std::string text(int64_t value) { return std::to_string(value); }
-
 // The pages of MoeGatingTopK and MoeGatingTopKV2.
 struct Gating {
   int64_t k, k_group, groups, select, renorm, norm;
@@ -42,7 +37,7 @@ void check_groups(const Gating& g, In x) {
 // The page of CANN 8.5.0 knows renorm 0 only, that of 9.0.0 also 1, that of 9.1.0 norm_type 2 (on Ascend 950).
 void check_modes(const Gating& g) {
   require(g.renorm == 0 || (g.renorm == 1 && cann_from(9, 0)), "renorm", text(g.renorm), "0 (from CANN 9.0.0 also 1)");
-  const bool root = here(kOnA5) && cann_from(9, 1);
+  const bool root = on_a5() && cann_from(9, 1);
   require(g.norm >= 0 && g.norm <= (root ? 2 : 1), "norm_type", text(g.norm),
           "0 (softmax) or 1 (sigmoid); on Ascend 950 from CANN 9.1.0 also 2 (square root of softplus)");
 }
@@ -62,7 +57,7 @@ void check_gating(const Gating& g, In x, In bias) {
 void check_hash(const Gating& g, In x, In bias, In input_ids, In table) {
   if (!cann_from(9, 2)) throw Fault(kNnParameter, "input_ids and tid2eid do not exist before CANN 9.2.0");
   check_gating(g, x, bias);
-  const std::vector<at::ScalarType> ints = {at::kInt, at::kLong};
+  const Types ints = {at::kInt, at::kLong};
   check_table({{"input_ids", false, ints, 1, 1, kDocument}, {"tid2eid", false, ints, 2, 2, kDocument}},
               {input_ids, table});
   if (!input_ids.defined() || !table.defined()) return;
@@ -125,8 +120,8 @@ int64_t permuted_rows(int64_t all, int64_t wanted) {
 // mirror-cann/ops-transformer moe/moe_token_permute/docs/aclnnMoeTokenPermute.md. int8: newer than CANN 9.1.0, taken as
 // 9.2.0. 512 experts for a token: the page of 8.5.0.
 constexpr auto check_permute = [](In tokens, In indices, int64_t wanted, bool padded, Out permuted, Out sorted) {
-  std::vector<at::ScalarType> types = kFloats;
-  if (here(kOnA5) && cann_from(9, 2)) types.push_back(at::kChar);
+  Types types = kFloats;
+  if (on_a5() && cann_from(9, 2)) types.push_back(at::kChar);
   check_table({{"tokens", true, types, 2, 8, kDocument},
                {"indices", true, {at::kLong, at::kInt}, 1, 2, kDocument},
                {"permuted_tokens", true, types, 2, 8, kDocument},
@@ -134,7 +129,7 @@ constexpr auto check_permute = [](In tokens, In indices, int64_t wanted, bool pa
               {tokens, indices, *permuted, *sorted});
   require(!padded, "padded_mode", "true", "false");
   require(indices.size(0) == tokens.size(0), "indices", show(indices), "a row for each token");
-  require(here(kOnA5) || indices.dim() == 1 || indices.size(1) <= 512, "indices", show(indices),
+  require(on_a5() || indices.dim() == 1 || indices.size(1) <= 512, "indices", show(indices),
           "at most 512 experts for a token");
   require(indices.numel() < 16777215, "indices", show(indices), "fewer than 16777215 values");
   if (tokens.scalar_type() == at::kChar) {
@@ -156,7 +151,7 @@ constexpr auto check_unpermute = [](In rows, In sorted, In probs, bool padded, O
   require(rows.size(0) == sorted.numel(), "sorted_indices", show(sorted), "a value for each row of permuted_tokens");
   if (!probs.defined()) return;
   require(probs.numel() == sorted.numel(), "probs", show(probs), "a value for each sorted index");
-  require(here(kOnA5) || probs.size(1) <= 512, "probs", show(probs), "at most 512 experts for a token");
+  require(on_a5() || probs.size(1) <= 512, "probs", show(probs), "at most 512 experts for a token");
 };
 
 struct Finalize {
@@ -170,7 +165,7 @@ void check_finalize_dtypes(const Finalize& f) {
   for (const auto& [name, x] : {std::pair("skip1", f.skip1), {"skip2", f.skip2}, {"bias", f.bias}})
     if (x.defined())
       require(x.scalar_type() == f.rows.scalar_type(), name, show(x), "the dtype of expanded_permuted_rows");
-  if (!f.scales.defined() || here(kOnA5)) return;
+  if (!f.scales.defined() || on_a5()) return;
   const bool mixed = f.rows.scalar_type() == kBF16 && f.scales.scalar_type() == kF32;
   require(mixed || f.scales.scalar_type() == f.rows.scalar_type(), "scales", show(f.scales),
           "the dtype of expanded_permuted_rows, or fp32 with bf16");

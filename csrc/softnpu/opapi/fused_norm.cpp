@@ -14,9 +14,6 @@
 namespace softnpu {
 namespace {
 
-const std::vector<at::ScalarType> kFloats = {kF16, kBF16, kF32};
-constexpr Source kDocument = Source::kDocument;
-
 std::vector<int64_t> last_axes(In gamma) {
   std::vector<int64_t> axes;
   for (int64_t axis = -gamma.dim(); axis < 0; ++axis) axes.push_back(axis);
@@ -87,7 +84,7 @@ constexpr auto check_clipped_swiglu = [](In x, In groups, int64_t dim, double, d
   require(limit > 0, "limit", std::to_string(limit), "a positive number");
   if (!groups.defined()) return;
   require(groups.numel() <= 8192, "group_index", show(groups), "at most 8192 groups");
-  require(!here(kOnA5) || groups.numel() > 0, "group_index", show(groups), "no empty tensor on this chip");
+  require(!on_a5() || groups.numel() > 0, "group_index", show(groups), "no empty tensor on this chip");
 };
 
 }  // namespace

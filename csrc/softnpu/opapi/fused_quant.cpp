@@ -13,9 +13,6 @@
 namespace softnpu {
 namespace {
 
-const Types kFloats = {kF16, kBF16, kF32}, kHalves = {kF16, kBF16};
-constexpr Source kDocument = Source::kDocument;
-
 // hicann/ops-nn quant/dynamic_quant_v2/docs/aclnnDynamicQuantV2.md (dtypes of y by chip, divisibility),
 // quant/dynamic_quant/docs/aclnnDynamicQuantV4.md (ranks, group_index, modes; Ascend 950 only).
 void check_dynamic(In x, In smooth, In groups, const std::string& mode, Out y, Out scale, Out offset) {

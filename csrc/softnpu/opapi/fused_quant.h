@@ -5,17 +5,6 @@
 
 namespace softnpu {
 
-using Types = std::vector<at::ScalarType>;
-
-inline constexpr auto kE4M3 = at::kFloat8_e4m3fn;
-inline constexpr auto kE5M2 = at::kFloat8_e5m2;
-inline constexpr auto kE8M0 = at::kFloat8_e8m0fnu;
-inline constexpr auto kE2M1 = at::kFloat4_e2m1fn_x2;
-inline constexpr auto kInt4x2 = at::kBits4x2;
-
-inline std::string text(int64_t value) { return std::to_string(value); }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline bool is_a5() { return generation() == Generation::kA5; }
 Types also_on_a5(Types everywhere, const Types& a5);  // a row of a table whose list is longer on Ascend 950
 
 double largest(at::ScalarType type);  // the largest finite value; of kInt the INT4 values packed into it
@@ -24,7 +13,7 @@ void store_bytes(Out o, In bytes);
 
 at::Tensor pack(In nibbles);   // [..., 2n] -> [..., n] bytes, the even one in the low half
 at::Tensor unpack(In bytes);   // the inverse, 0 to 15
-at::Tensor int4_values(In x);  // of kInt4x2, or of kInt with eight values in each
+at::Tensor int4_values(In x);  // of kI4, or of kInt with eight values in each
 at::Tensor fp4_values(In x);   // of kE2M1
 at::Tensor fp4_bytes(In values, const std::string& round_mode);
 

@@ -12,11 +12,6 @@
 namespace softnpu {
 namespace {
 
-constexpr auto kNone = at::ScalarType::Undefined;
-constexpr auto kI8 = at::kChar;
-constexpr auto kI32 = at::kInt;  // as x1 or x2: eight INT4 values
-constexpr unsigned kOnA2A3 = kOnA2 | kOnA3;
-
 // kVector: T-C, T-T, K-C and K-T (scales of rank 1); kBlock: G-B and B-B; kMx; kGroup: K-G.
 enum class Mode { kVector, kBlock, kMx, kGroup };
 
@@ -27,7 +22,7 @@ struct Form {
 };
 
 const Types kFp8 = {kE4M3, kE5M2}, kParameter = {at::kLong, at::kUInt64}, kWide = {kF16, kBF16, kF32};
-const Types kInt4Forms = {kI32, kInt4x2};
+const Types kInt4Forms = {kI32, kI4};
 
 const std::vector<Form> kForms = {
     // A2 and A3: T-C, T-T, K-C, K-T
@@ -49,7 +44,7 @@ const std::vector<Form> kForms = {
     {kOnA2A3, Mode::kVector, kInt4Forms, kInt4Forms, {kF32}, {kF32}, {kNone}, {kNone, kI32, kF16, kF32}, {kF16}},
     // A2 and A3: G-B, K-G
     {kOnA2A3, Mode::kBlock, {kI8}, {kI8}, {kF32}, {kF32}, {kNone}, {kF32}, {kBF16}},
-    {kOnA2A3, Mode::kGroup, {kInt4x2}, {kInt4x2}, {kF32}, {kF32}, {kF16}, {kNone}, {kBF16}},
+    {kOnA2A3, Mode::kGroup, {kI4}, {kI4}, {kF32}, {kF32}, {kF16}, {kNone}, {kBF16}},
     // A5: T-C, T-T. A note above that table has no INT32 for x1 and x2, the table has: our reading.
     {kOnA5, Mode::kVector, {kI8}, {kI8}, {kNone}, kParameter, {kNone}, {kNone, kI32}, {kF16, kBF16}},
     {kOnA5, Mode::kVector, {kI8}, {kI8}, {kNone}, kParameter, {kNone, kF32}, {kNone, kI32}, {kI8}},
@@ -61,15 +56,15 @@ const std::vector<Form> kForms = {
     // A5: K-C, K-T
     {kOnA5, Mode::kVector, {kI8}, {kI8}, {kF32}, {kF32, kBF16}, {kNone}, {kNone, kI32, kF32, kBF16}, {kBF16}},
     {kOnA5, Mode::kVector, {kI8}, {kI8}, {kF32}, {kF32}, {kNone}, {kNone, kI32, kF32, kF16}, {kF16}},
-    {kOnA5, Mode::kVector, {kInt4x2}, {kInt4x2}, {kF32}, {kF32, kBF16}, {kNone}, {kNone, kI32, kF32, kBF16}, {kBF16}},
-    {kOnA5, Mode::kVector, {kInt4x2}, {kInt4x2}, {kF32}, {kF32}, {kNone}, {kNone, kI32, kF32, kF16}, {kF16}},
+    {kOnA5, Mode::kVector, {kI4}, {kI4}, {kF32}, {kF32, kBF16}, {kNone}, {kNone, kI32, kF32, kBF16}, {kBF16}},
+    {kOnA5, Mode::kVector, {kI4}, {kI4}, {kF32}, {kF32}, {kNone}, {kNone, kI32, kF32, kF16}, {kF16}},
     // A5: G-B and B-B, MX, K-G
     {kOnA5, Mode::kBlock, kFp8, kFp8, {kF32}, {kF32}, {kNone}, {kNone}, kWide},
     {kOnA5, Mode::kBlock, {kI8}, {kI8}, {kF32}, {kF32}, {kNone}, {kF32}, {kBF16}},
     {kOnA5, Mode::kMx, kFp8, kFp8, {kE8M0}, {kE8M0}, {kNone}, {kNone, kF32}, kWide},
     {kOnA5, Mode::kMx, {kE2M1}, {kE2M1}, {kE8M0}, {kE8M0}, {kNone}, {kNone, kF32}, kWide},
     {kOnA5, Mode::kMx, {kE4M3}, {kE2M1}, {kE8M0}, {kE8M0}, {kNone}, {kNone, kBF16, kF16}, {kBF16, kF16}},
-    {kOnA5, Mode::kGroup, {kInt4x2}, {kInt4x2}, {kF32}, {kF32}, {kF16}, {kNone}, {kBF16, kF16}},
+    {kOnA5, Mode::kGroup, {kI4}, {kI4}, {kF32}, {kF32}, {kF16}, {kNone}, {kBF16, kF16}},
 };
 
 struct Operands {
@@ -78,19 +73,12 @@ struct Operands {
   Out out;
 };
 
-std::string list(const Types& types) {
-  std::ostringstream result;
-  for (const auto type : types)
-    result << (type == types.front() ? "" : " or ") << (type == kNone ? "null" : at::toString(type));
-  return result.str();
-}
-
 // The row whose every column holds what was given; otherwise names the first column that no row is left for.
 const Form& match(const Operands& c) {
   const bool grouped = c.x1_scale.defined() && c.x1_scale.dim() >= 2 && c.x2_scale.dim() >= 2;
   std::vector<const Form*> left;
   for (const Form& form : kForms)
-    if ((form.where & (is_a5() ? kOnA5 : kOnA2A3)) && (form.mode != Mode::kVector) == grouped) left.push_back(&form);
+    if (here(form.where) && (form.mode != Mode::kVector) == grouped) left.push_back(&form);
   struct Column {
     const char* name;
     const at::Tensor& found;
@@ -104,16 +92,7 @@ const Form& match(const Operands& c) {
                                                             {"x2_offset (offset)", c.x2_offset, &Form::x2_offset},
                                                             {"bias", c.bias, &Form::bias}}) {
     const auto type = column.found.defined() ? column.found.scalar_type() : kNone;
-    Types expected;
-    std::vector<const Form*> kept;
-    for (const Form* form : left) {
-      const Types& types = form->*column.types;
-      if (std::find(types.begin(), types.end(), type) != types.end()) kept.push_back(form);
-      for (const auto t : types)
-        if (std::find(expected.begin(), expected.end(), t) == expected.end()) expected.push_back(t);
-    }
-    if (kept.empty()) refuse(column.name, show(column.found), list(expected) + " beside the arguments before it");
-    left = kept;
+    narrow(left, column.name, type, show(column.found), column.types);
   }
   return *left.front();
 }
@@ -124,7 +103,7 @@ bool is_transposed(In x) { return x.stride(-1) != 1; }
 std::vector<int64_t> logical_sizes(In x) {
   std::vector<int64_t> sizes = x.sizes().vec();
   const auto type = x.scalar_type();
-  sizes[sizes.size() - (is_transposed(x) ? 2 : 1)] *= type == kI32 ? 8 : type == kInt4x2 || type == kE2M1 ? 2 : 1;
+  sizes[sizes.size() - (is_transposed(x) ? 2 : 1)] *= type == kI32 ? 8 : type == kI4 || type == kE2M1 ? 2 : 1;
   return sizes;
 }
 
@@ -137,11 +116,11 @@ Sizes check_operands(const Operands& c) {
     require(x.dim() >= 2 && x.dim() <= 6, name, show(x), "2 to 6 dimensions");
     require(x.is_contiguous() || x.transpose(-1, -2).is_contiguous(), name, show(x),
             "a contiguous tensor, or one whose last two dimensions are exchanged");
-    require(x.numel() > 0 || is_a5(), name, show(x), "no empty tensor");
+    require(x.numel() > 0 || on_a5(), name, show(x), "no empty tensor");
     // The last dimension as it lies in memory: our reading.
     require(x.size(is_transposed(x) ? -2 : -1) <= 65535, name, show(x), "a last dimension of at most 65535");
   }
-  const bool int4 = c.x1.scalar_type() == kI32 || c.x1.scalar_type() == kInt4x2;
+  const bool int4 = c.x1.scalar_type() == kI32 || c.x1.scalar_type() == kI4;
   require(!int4 || !is_transposed(c.x1), "x1", show(c.x1), "no transposed INT4");
   require(!int4 || c.x2.dim() == 2, "x2", show(c.x2), "2 dimensions, as it is INT4");
   const auto a = logical_sizes(c.x1), b = logical_sizes(c.x2);
@@ -152,7 +131,7 @@ Sizes check_operands(const Operands& c) {
           show(*c.out), ("[..., " + text(s.m) + ", " + text(s.n) + "]").c_str());
   if (c.bias.defined()) {
     const int64_t rank = c.out->dim();
-    const bool row = c.bias.dim() == 1 || (c.bias.dim() == 2 && rank == 2 && is_a5()) ||
+    const bool row = c.bias.dim() == 1 || (c.bias.dim() == 2 && rank == 2 && on_a5()) ||
                      (c.bias.dim() == 3 && rank == 3 && !int4 && c.bias.size(0) == c.out->size(0));
     require(
         row && c.bias.numel() == c.bias.size(-1) * (c.bias.dim() == 3 ? c.out->size(0) : 1) && c.bias.size(-1) == s.n,
@@ -166,7 +145,7 @@ void check_vector(const Operands& c, const Sizes& s) {
   require(c.group == 0, "group_sizes", text(c.group), "0: scales of rank 1 have no groups");
   require(one_or(c.x2_scale, s.n), "x2_scale (scale)", show(c.x2_scale), "[1] or [n]");
   if (c.x1_scale.defined()) {
-    const bool fp8_tensor = is_a5() && c.x1.element_size() == 1 && c.x1.scalar_type() != kI8;
+    const bool fp8_tensor = on_a5() && c.x1.element_size() == 1 && c.x1.scalar_type() != kI8;
     require(c.x1_scale.dim() == 1 && (c.x1_scale.size(0) == s.m || (fp8_tensor && c.x1_scale.size(0) == 1)),
             "x1_scale (pertoken_scale)", show(c.x1_scale), "[m], or [1] with FLOAT8");
   }
@@ -204,7 +183,7 @@ void check_block(const Operands& c, const Sizes& s) {
   check_shape("x1_scale (pertoken_scale)", c.x1_scale, {rows, k}, static_cast<size_t>(c.x1.dim() - 2));
   check_shape("x2_scale (scale)", c.x2_scale, {k, n}, static_cast<size_t>(c.x2.dim() - 2));
   check_groups(c, s, {rows, k, n}, by_row ? std::vector<Sizes>{{1, 128, 128}} : std::vector<Sizes>{{128, 128, 128}});
-  if (is_a5()) return;
+  if (on_a5()) return;
   require(s.k % 512 == 0 && !is_transposed(c.x1), "x1", show(c.x1), "K a multiple of 512, not transposed");
   require(s.n % 256 == 0 && is_transposed(c.x2), "x2", show(c.x2), "n a multiple of 256, transposed");
 }
@@ -262,7 +241,7 @@ void check(const Operands& c, In y_scale, In x1_offset, In y_offset, bool transp
 at::Tensor values(In x) {
   switch (x.scalar_type()) {
     case kI32:
-    case kInt4x2:
+    case kI4:
       return int4_values(x);
     case kE2M1:
       return fp4_values(x);

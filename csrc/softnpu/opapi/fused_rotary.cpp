@@ -9,12 +9,7 @@
 namespace softnpu {
 namespace {
 
-using Dtypes = std::vector<at::ScalarType>;
-const Dtypes kFloats = {kF16, kBF16, kF32}, kHalves = {kF16, kBF16};
-constexpr Source kDocument = Source::kDocument, kReading = Source::kReading;
 enum Mode : int64_t { kHalf, kInterleave, kQuarter, kInterleaveHalf };
-
-std::string text(int64_t value) { return std::to_string(value); }
 
 // The page's coreNum, taken as vector cores: two for each of 24 cores, of 20 on the smaller 910B.
 int64_t vector_cores() {
@@ -56,7 +51,7 @@ bool some_layout_fits(In x, In cos, int64_t mode) {
 
 void check_widths(In x, int64_t mode) {
   const int64_t width = x.size(-1);
-  if (here(kOnA5))
+  if (on_a5())
     require(width <= 1024 && width % (mode == kQuarter ? 4 : 2) == 0, "x", show(x),
             "a last dimension of at most 1024, a multiple of 2 (of 4 in mode 2)");
   else
@@ -79,14 +74,14 @@ void check_rotary(In x, In cos, In sin, int64_t mode, In rotate) {
                {"sin", true, kFloats, 3, 4, kDocument},
                {"rotate", false, kFloats, 2, 2, kDocument}},
               {x, cos, sin, rotate});
-  require(mode >= kHalf && mode <= (here(kOnA5) ? kInterleaveHalf : kInterleave), "mode", text(mode),
+  require(mode >= kHalf && mode <= (on_a5() ? kInterleaveHalf : kInterleave), "mode", text(mode),
           "0 (half) or 1 (interleave); on Ascend 950 also 2 (quarter) or 3 (interleave-half)");
   check_widths(x, mode);
   require(cos.sizes() == sin.sizes(), "sin", show(sin), "the shape of cos");
   require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
   require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
   require(cos.dim() == x.dim() && cos.size(-1) == x.size(-1), "cos", show(cos), "rank and last dimension of x");
-  if (here(kOnA5)) {
+  if (on_a5()) {
     require(!rotate.defined(), "rotate", show(rotate), "nothing on this chip");
     check_broadcast(x, cos);
     return;
@@ -110,7 +105,7 @@ constexpr auto check_v2 = [](In x, In cos, In sin, int64_t mode, In rotate, Out)
 // mirror-cann/ops-transformer posembedding/interleave_rope/docs/aclnnInterleaveRope.md (it lists Ascend 950 only) and
 // README.md (it lists A2 and A3 only): both taken, our reading.
 constexpr auto check_interleave = [](In x, In cos, In sin, Out) {
-  const Dtypes& types = here(kOnA5) ? kFloats : kHalves;
+  const Types& types = on_a5() ? kFloats : kHalves;
   check_table(
       {{"x", true, types, 4, 4, kReading}, {"cos", true, types, 4, 4, kReading}, {"sin", true, types, 4, 4, kReading}},
       {x, cos, sin});
@@ -118,7 +113,7 @@ constexpr auto check_interleave = [](In x, In cos, In sin, Out) {
   require(cos.sizes() == sin.sizes(), "sin", show(sin), "the shape of cos");
   require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
   require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
-  const bool batch = cos.size(0) == x.size(0) || (here(kOnA5) && cos.size(0) == 1);  // A2 and A3: our reading
+  const bool batch = cos.size(0) == x.size(0) || (on_a5() && cos.size(0) == 1);  // A2 and A3: our reading
   require(batch && cos.size(1) == 1 && (cos.size(2) == 1 || cos.size(2) == x.size(2)) && cos.size(3) == 64, "cos",
           show(cos), "[B, 1, S or 1, 64]");
 };

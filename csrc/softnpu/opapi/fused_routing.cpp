@@ -16,8 +16,6 @@
 namespace softnpu {
 namespace {
 
-constexpr Source kDocument = Source::kDocument, kReading = Source::kReading;
-
 enum QuantMode : int64_t {
   kNot = -1,
   kStatic = 0,
@@ -58,20 +56,20 @@ void check_attributes(const Routing& r) {
       "active_expert_range", r.range.size() == 2 ? text(r.range[0]) + ", " + text(r.range[1]) : "another length",
       "a first and an end up to expert_num");
   // -1 is torch_npu's default and, by its document, the same as 0: our reading for A2 and A3.
-  require(is_a5() ? r.active == r.pairs() : r.active >= -1, "active_num", text(r.active),
-          is_a5() ? "rows of x times experts of each" : "-1 or more");
-  require(!is_a5() || r.tokens_flag, "expert_tokens_num_flag", "false", "true");
+  require(on_a5() ? r.active == r.pairs() : r.active >= -1, "active_num", text(r.active),
+          on_a5() ? "rows of x times experts of each" : "-1 or more");
+  require(!on_a5() || r.tokens_flag, "expert_tokens_num_flag", "false", "true");
   const bool integer_modes = r.quant == kNot || r.quant == kStatic || r.quant == kDynamic;
   const bool a5_modes =
       r.quant == kMxE5M2 || r.quant == kMxE4M3 || r.quant == kMxE2M1 || r.quant == kBlockE5M2 || r.quant == kBlockE4M3;
-  require(integer_modes || (is_a5() && a5_modes), "quant_mode", text(r.quant),
-          is_a5() ? "-1, 0, 1, 2, 3, 9, 11 or 12 (the HIFLOAT8 modes 6, 7 and 8 are not emulated)" : "-1, 0 or 1");
+  require(integer_modes || (on_a5() && a5_modes), "quant_mode", text(r.quant),
+          on_a5() ? "-1, 0, 1, 2, 3, 9, 11 or 12 (the HIFLOAT8 modes 6, 7 and 8 are not emulated)" : "-1, 0 or 1");
   if (!r.drop_pad) return;
   require(r.capacity > 0 && r.capacity <= r.x.size(0), "expert_capacity", text(r.capacity), "1 to the rows of x");
   require(r.first() == 0 && r.last() == r.count, "active_expert_range", text(r.first()) + ", " + text(r.last()),
           "all experts, as drop_pad_mode is 1");
   require(r.row_type == 0, "row_idx_type", text(r.row_type), "0, as drop_pad_mode is 1");  // our reading for A2, A3
-  require(!is_a5() || (r.quant == kNot && !has_shared_exponents(r.x)), "quant_mode", text(r.quant),
+  require(!on_a5() || (r.quant == kNot && !has_shared_exponents(r.x)), "quant_mode", text(r.quant),
           "-1 and no FLOAT8 or FLOAT4, as drop_pad_mode is 1");
 }
 

@@ -10,12 +10,10 @@
 
 #include "fused_sparse_layout.h"
 
-namespace softnpu {
+namespace softnpu::sparse {
 namespace {
 
-using Dtypes = std::vector<at::ScalarType>;
-const Dtypes kHalves = {kF16, kBF16}, kInt32 = {at::kInt};
-constexpr Source kDocument = Source::kDocument, kReading = Source::kReading;
+const Types kInt32 = {at::kInt};
 constexpr int64_t kWidth = 512, kRope = 64, kTile = 128;  // of a head, of its rotated part, of one dequantisation scale
 
 struct Attention {
@@ -114,7 +112,7 @@ struct Quantisation {
 
 void check_quantised(const Attention& s, In query, In key, In value, In key_scale, In value_scale,
                      const Quantisation& mode, int64_t before, int64_t after, int64_t attention_mode) {
-  const Dtypes quantised = on_a5() ? Dtypes{at::kChar, at::kFloat8_e4m3fn} : Dtypes{at::kChar};
+  const Types quantised = on_a5() ? Types{at::kChar, at::kFloat8_e4m3fn} : Types{at::kChar};
   check_table({{"query", true, kHalves, 3, 4, kDocument},
                {"key", true, quantised, 3, 4, kDocument},
                {"value", true, quantised, 3, 4, kDocument},
@@ -281,4 +279,4 @@ CHECKED(aclnnKvQuantSparseFlashAttention, check_kv_quant,
               query, key, value, out);
         })
 
-}  // namespace softnpu
+}  // namespace softnpu::sparse

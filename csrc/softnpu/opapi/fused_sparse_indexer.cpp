@@ -5,12 +5,10 @@
 
 #include "fused_sparse_layout.h"
 
-namespace softnpu {
+namespace softnpu::sparse {
 namespace {
 
-using Dtypes = std::vector<at::ScalarType>;
-const Dtypes kHalves = {kF16, kBF16}, kInt32 = {at::kInt};
-constexpr Source kDocument = Source::kDocument, kReading = Source::kReading;
+const Types kInt32 = {at::kInt};
 
 struct Indexer {
   Layout layout;
@@ -50,7 +48,7 @@ constexpr auto check_indexer = [](In query, In key, In weights, In query_lengths
                                   int64_t after, bool values, Out, Out) {
   check_table({{"query", true, kHalves, 3, 4, kDocument},
                {"key", true, kHalves, 3, 4, kDocument},
-               {"weights", true, on_a5() ? kHalves : Dtypes{kF16, kBF16, kF32}, 2, 3, kDocument},
+               {"weights", true, on_a5() ? kHalves : Types{kF16, kBF16, kF32}, 2, 3, kDocument},
                {"actual_seq_lengths_query", false, kInt32, 1, 1, kDocument},
                {"actual_seq_lengths_key", false, kInt32, 1, 1, kDocument},
                {"block_table", false, kInt32, 2, 2, kDocument}},
@@ -71,11 +69,11 @@ constexpr auto check_quant_indexer = [](In query, In key, In weights, In query_s
                                         Text layout_query, Text layout_key, int64_t count, int64_t mode, int64_t before,
                                         int64_t after, Out) {
   const Source source = on_a5() ? kDocument : kReading;
-  const Dtypes quantised = on_a5() ? Dtypes{at::kChar, at::kFloat8_e4m3fn} : Dtypes{at::kChar};
-  const Dtypes scales = on_a5() ? Dtypes{kF16, kF32} : Dtypes{kF16};
+  const Types quantised = on_a5() ? Types{at::kChar, at::kFloat8_e4m3fn} : Types{at::kChar};
+  const Types scales = on_a5() ? Types{kF16, kF32} : Types{kF16};
   check_table({{"query", true, quantised, 3, 4, source},
                {"key", true, quantised, 3, 4, source},
-               {"weights", true, on_a5() ? kHalves : Dtypes{kF16}, 2, 3, source},
+               {"weights", true, on_a5() ? kHalves : Types{kF16}, 2, 3, source},
                {"query_dequant_scale", true, scales, 2, 3, source},
                {"key_dequant_scale", true, scales, 2, 3, source},
                {"actual_seq_lengths_query", false, kInt32, 1, 1, kDocument},
@@ -161,4 +159,4 @@ CHECKED(aclnnQuantLightningIndexer, check_quant_indexer,
                  weights, query_scale, key_scale, indices, nullptr);
         })
 
-}  // namespace softnpu
+}  // namespace softnpu::sparse

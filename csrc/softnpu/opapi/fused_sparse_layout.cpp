@@ -1,6 +1,6 @@
 #include "fused_sparse_layout.h"
 
-namespace softnpu {
+namespace softnpu::sparse {
 namespace {
 
 int64_t batch_size(const Layout& layout, In query) {
@@ -25,8 +25,6 @@ std::pair<int64_t, int64_t> part(const std::vector<int64_t>& ends, size_t i, int
 }
 
 }  // namespace
-
-bool on_a5() { return generation() == Generation::kA5; }
 
 void check_plain(In x, const char* name) {
   require(!x.defined() || x.is_contiguous(), name, show(x) + " with gaps", "a contiguous tensor");
@@ -109,4 +107,4 @@ at::Tensor rows_of(const Layout& layout, In cache, const Sequence& s) {
   return cache.index_select(0, blocks).flatten(0, 1).narrow(0, 0, s.keys).flatten(1);
 }
 
-}  // namespace softnpu
+}  // namespace softnpu::sparse

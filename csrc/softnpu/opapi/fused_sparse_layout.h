@@ -4,7 +4,7 @@
 
 #include "check.h"
 
-namespace softnpu {
+namespace softnpu::sparse {
 
 struct Layout {
   std::string query, key;
@@ -23,8 +23,6 @@ struct Sequence {
   }
 };
 
-bool on_a5();
-
 inline bool paged(const Layout& layout) { return layout.key == "PA_BSND"; }
 
 // Ranks, batch sizes, one key head, block size; lengths and table where the layouts want them.
@@ -38,4 +36,4 @@ void check_width(In x, const char* name, int64_t width, const char* expected);
 std::vector<Sequence> sequences(const Layout& layout, In query, In key);
 at::Tensor rows_of(const Layout& layout, In cache, const Sequence& sequence);  // [keys, D]
 
-}  // namespace softnpu
+}  // namespace softnpu::sparse

@@ -51,7 +51,7 @@ at::Tensor shared_exponents(In largest_of_block, at::ScalarType type, const MxOp
 }  // namespace
 
 Types also_on_a5(Types everywhere, const Types& a5) {
-  if (is_a5()) everywhere.insert(everywhere.end(), a5.begin(), a5.end());
+  if (on_a5()) everywhere.insert(everywhere.end(), a5.begin(), a5.end());
   return everywhere;
 }
 
