@@ -69,11 +69,6 @@ int create_event(Handle* event) {
 
 std::shared_ptr<Stream> stream_of(Handle handle) { return find_stream(handle, current_device()); }
 
-bool happened(Event& event) {
-  std::lock_guard lock(event.mutex);
-  return event.done >= event.recorded;
-}
-
 }  // namespace
 }  // namespace softnpu
 
@@ -173,9 +168,7 @@ SOFTNPU_C int aclrtQueryEventWaitStatus(Handle event, int* status) {
 SOFTNPU_C int aclrtEventGetTimestamp(Handle handle, uint64_t* microseconds) {
   SOFTNPU_ENTER();
   return guarded([&] {
-    const auto event = events().find(handle, "event");
-    std::lock_guard lock(event->mutex);
-    *microseconds = event->time_ns / 1000;
+    *microseconds = time_of(*events().find(handle, "event")) / 1000;
     return kOk;
   });
 }
@@ -185,8 +178,7 @@ SOFTNPU_C int aclrtEventElapsedTime(float* ms, Handle start, Handle end) {
   return guarded([&]() -> int {
     const auto first = events().find(start, "event"), second = events().find(end, "event");
     if (!happened(*first) || !happened(*second)) return fail(kEventTimestamp, "softnpu: an event has not happened yet");
-    std::scoped_lock lock(first->mutex, second->mutex);
-    *ms = static_cast<float>(static_cast<double>(static_cast<int64_t>(second->time_ns - first->time_ns)) / 1e6);
+    *ms = static_cast<float>(static_cast<double>(static_cast<int64_t>(time_of(*second) - time_of(*first))) / 1e6);
     return kOk;
   });
 }

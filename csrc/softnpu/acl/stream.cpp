@@ -1,5 +1,7 @@
 #include "stream.h"
 
+#include <pthread.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -18,6 +20,7 @@ struct Streams {
   std::mutex mutex;
   std::unordered_map<Handle, std::shared_ptr<Stream>> all;
   std::unordered_map<int, std::shared_ptr<Stream>> defaults;
+  std::unordered_map<int, std::vector<std::shared_ptr<Failure>>> orphans;  // faults of destroyed streams, by device
 };
 
 Streams& streams() {
@@ -63,6 +66,13 @@ void delay(uint64_t worker) {
     std::this_thread::sleep_for(std::chrono::microseconds(200 + draw / 7 % 800));
 }
 
+// Worker threads do not exist in a forked child: work given to it would wait for ever.
+bool forked() {
+  static std::atomic<bool> child{false};
+  [[maybe_unused]] static const int watched = pthread_atfork(nullptr, nullptr, [] { child = true; });
+  return child.load(std::memory_order_relaxed);
+}
+
 bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms,
                 const std::function<bool()>& ready) {
   if (timeout_ms < 0) {
@@ -78,6 +88,12 @@ void merge(Clock* into, const Clock& from) {
 }
 
 }  // namespace
+
+int Failure::report() {
+  if (reported.exchange(true)) return kOk;
+  std::fprintf(stderr, "softnpu: %s\n", text.c_str());  // torch_npu does not pass the text on from every synchronise
+  return fail(code, "%s", text.c_str());
+}
 
 Event::~Event() { alive(Alive::kEvent, -1); }
 Graph::Graph() : id(next_graph++) { alive(Alive::kGraph, 1); }
@@ -97,17 +113,23 @@ Stream::~Stream() {
   alive(Alive::kStream, -1);
 }
 
-void Stream::stop() {
+std::shared_ptr<Failure> Stream::stop() {
   {
     std::lock_guard lock(mutex_);
     closing_ = true;
   }
   changed_.notify_all();
-  if (!worker_.joinable()) return;
-  if (worker_.get_id() == std::this_thread::get_id())
+  if (worker_.joinable() && worker_.get_id() == std::this_thread::get_id())
     worker_.detach();
-  else
+  else if (worker_.joinable())
     worker_.join();
+  return failure();
+}
+
+std::shared_ptr<Failure> Stream::failure() {
+  std::lock_guard lock(mutex_);
+  if (failure_ && failure_->reported) failure_.reset();
+  return failure_;
 }
 
 void Stream::push(Task task) {
@@ -129,6 +151,7 @@ void Stream::push(Task task) {
 void Stream::enqueue(Task task) {
   {
     std::lock_guard lock(mutex_);
+    if (forked()) throw Fault(kNnRuntime, "softnpu: this process was forked from one that uses the device: spawn it");
     if (closing_) throw Fault(kHandle, "softnpu: stream " + std::to_string(id) + " was destroyed");
     if (!worker_.joinable()) worker_ = std::thread(&Stream::work, this);
     queue_.push_back(std::move(task));
@@ -145,7 +168,7 @@ void Stream::work() {
     if (queue_.empty()) return;
     Task task = std::move(queue_.front());
     queue_.pop_front();
-    const bool skip = error_ && stop_on_failure && !task.control;
+    const bool skip = failure_ && !failure_->reported && stop_on_failure && !task.control;
     lock.unlock();
     delay(worker);
     if (!skip) run(task);
@@ -157,15 +180,24 @@ void Stream::work() {
 }
 
 void Stream::run(const Task& task) {
+  static std::atomic<uint64_t> launches{0};
+  const uint64_t start = now_ns();
+  int code = kOk;
+  std::string problem;
   try {
-    if (const int code = injected_kernel_fault(task.name))
-      throw Fault(code, "softnpu: injected fault in kernel " + task.name);
+    if (const int injected = injected_kernel_fault(task.name))
+      throw Fault(injected, "softnpu: injected fault in kernel " + task.name);
     task.run();
   } catch (const Fault& fault) {
-    std::lock_guard lock(mutex_);
-    if (!error_)
-      error_ = fault.code, error_text_ = task.name + " on stream " + std::to_string(id) + ": " + fault.what();
+    code = fault.code, problem = fault.what();
+  } catch (const std::exception& error) {
+    code = kKernelFault, problem = error.what();
   }
+  if (tracing() && !task.control)
+    trace({task.name, task.arguments, device, id, launches++, task.host_ns, start, now_ns()});
+  if (!code || failure()) return;
+  std::lock_guard lock(mutex_);
+  failure_ = std::make_shared<Failure>(code, task.name + " on stream " + std::to_string(id) + ": " + problem);
 }
 
 int Stream::synchronise(int timeout_ms) {
@@ -181,12 +213,9 @@ int Stream::synchronise(int timeout_ms) {
   const uint64_t target = pushed_;
   if (!wait_until(changed_, lock, timeout_ms, [&] { return finished_ >= target; }))
     return fail(kTimeout, "softnpu: stream %d did not finish within %d ms", id, timeout_ms);
-  const int code = error_;
-  error_ = 0;
-  if (!code) return kOk;
-  std::fprintf(stderr, "softnpu: %s\n",
-               error_text_.c_str());  // torch_npu does not pass the text on from every synchronise
-  return fail(code, "%s", error_text_.c_str());
+  lock.unlock();
+  const auto found = failure();
+  return found ? found->report() : kOk;
 }
 
 bool Stream::idle() {
@@ -204,17 +233,19 @@ void Stream::record(const std::shared_ptr<Event>& event) {
       return;
     }
   }
-  uint64_t number;
+  const auto record = std::make_shared<Record>();
   {
     std::lock_guard lock(event->mutex);
-    number = ++event->recorded;
+    event->latest = record;
   }
   enqueue({"record_event",
-           [event, number] {
-             std::lock_guard lock(event->mutex);
-             event->done = std::max(event->done, number);
-             event->time_ns = now_ns();
-             event->changed.notify_all();
+           [this, record] {
+             const auto found = failure();
+             std::lock_guard lock(record->mutex);
+             record->done = true;
+             record->failure = found;
+             record->time_ns = now_ns();
+             record->changed.notify_all();
            },
            true});
 }
@@ -230,7 +261,7 @@ int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Cloc
 }
 
 void Stream::wait(const std::shared_ptr<Event>& event) {
-  uint64_t number;
+  std::shared_ptr<Record> record;
   {
     std::lock_guard lock(capture_lock());
     std::lock_guard event_lock(event->mutex);
@@ -239,22 +270,62 @@ void Stream::wait(const std::shared_ptr<Event>& event) {
       return;
     }
     if (capture_) return;  // an event from before the capture: replay starts after the launch point, which is later
-    number = event->recorded;
+    record = event->latest;
   }
-  if (number == 0) return;
+  if (!record) return;
   enqueue({"wait_event",
-           [event, number] {
-             std::unique_lock lock(event->mutex);
-             event->changed.wait(lock, [&] { return event->done >= number; });
+           [this, record] {
+             std::unique_lock lock(record->mutex);
+             record->changed.wait(lock, [&] { return record->done; });
+             if (!record->failure || failure()) return;
+             std::lock_guard own(mutex_);
+             failure_ = record->failure;
            },
            true});
 }
 
+namespace {
+
+std::shared_ptr<Record> latest(Event& event) {
+  std::lock_guard lock(event.mutex);
+  return event.latest;
+}
+
+// A captured event never happens by itself: asking for it breaks the capture.
+bool breaks_capture(Event& event) {
+  std::lock_guard lock(capture_lock());
+  std::lock_guard event_lock(event.mutex);
+  const auto graph = event.graph.lock();
+  if (!graph || graph->ended) return false;
+  graph->valid = false;
+  return true;
+}
+
+}  // namespace
+
 int wait_event(Event& event, int timeout_ms) {
-  std::unique_lock lock(event.mutex);
-  const uint64_t number = event.recorded;
-  if (wait_until(event.changed, lock, timeout_ms, [&] { return event.done >= number; })) return kOk;
-  return fail(kTimeout, "softnpu: the event did not happen within %d ms", timeout_ms);
+  if (breaks_capture(event))
+    return fail(kStreamCaptured, "softnpu: the event was recorded in a capture: synchronising it invalidates that");
+  const auto record = latest(event);
+  if (!record) return kOk;
+  std::unique_lock lock(record->mutex);
+  if (!wait_until(record->changed, lock, timeout_ms, [&] { return record->done; }))
+    return fail(kTimeout, "softnpu: the event did not happen within %d ms", timeout_ms);
+  return record->failure ? record->failure->report() : kOk;
+}
+
+bool happened(Event& event) {
+  const auto record = latest(event);
+  if (!record) return true;
+  std::lock_guard lock(record->mutex);
+  return record->done;
+}
+
+uint64_t time_of(Event& event) {
+  const auto record = latest(event);
+  if (!record) return 0;
+  std::lock_guard lock(record->mutex);
+  return record->time_ns;
 }
 
 size_t Stream::member_of(const Graph& graph) const {
@@ -262,6 +333,18 @@ size_t Stream::member_of(const Graph& graph) const {
     if (graph.members[i].get() == this) return i;
   }
   throw Fault(kNnInner, "softnpu: stream is no member of its capture");
+}
+
+void Stream::abandon_capture() {
+  std::lock_guard lock(capture_lock());
+  if (!capture_) return;
+  capture_->valid = false;
+  if (capture_->members[0].get() != this) return;  // the stream on which it began learns it when it ends
+  const std::shared_ptr<Graph> ended = capture_;
+  ended->ended = true;
+  const auto members = std::move(ended->members);
+  ended->members.clear();
+  for (const auto& member : members) member->capture_.reset();
 }
 
 int Stream::begin_capture() {
@@ -330,6 +413,10 @@ std::vector<size_t> replay_order(const Graph& graph, uint64_t seed) {
 }  // namespace
 
 void Stream::replay(const std::shared_ptr<Graph>& graph) {
+  {
+    std::lock_guard lock(capture_lock());
+    if (!graph->ended) throw Fault(kStreamCaptured, "softnpu: the graph is still being captured");
+  }
   for (const size_t node : replay_order(*graph, chaos().seed.load())) {
     Task task = graph->nodes[node].task;
     task.run = [graph, node] { graph->nodes[node].task.run(); };
@@ -365,20 +452,30 @@ bool remove_stream(Handle handle) {
     stream = found->second;
     streams().all.erase(found);
   }
-  stream->stop();
+  stream->abandon_capture();
+  if (auto orphan = stream->stop()) {
+    std::lock_guard lock(streams().mutex);
+    streams().orphans[stream->device].push_back(std::move(orphan));
+  }
   return true;
 }
 
 int synchronise_device(int device, int timeout_ms) {
   std::vector<std::shared_ptr<Stream>> mine;
+  std::vector<std::shared_ptr<Failure>> orphans;
   {
     std::lock_guard lock(streams().mutex);
     for (const auto& [handle, stream] : streams().all)
       if (stream->device == device) mine.push_back(stream);
     if (const auto found = streams().defaults.find(device); found != streams().defaults.end())
       mine.push_back(found->second);
+    orphans.swap(streams().orphans[device]);
   }
   int code = kOk;
+  for (const auto& orphan : orphans) {
+    const int own = orphan->report();
+    if (code == kOk) code = own;
+  }
   for (const auto& stream : mine) {
     const int own = stream->synchronise(timeout_ms);
     if (code == kOk) code = own;

@@ -2,6 +2,7 @@
 // stream appends its tasks to a graph instead of running them.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -22,17 +23,34 @@ using Clock = std::vector<size_t>;  // per member of a graph: how many of its no
 
 struct Task {
   std::string name;
-  std::function<void()> run;  // throws Fault; may run many times (graph replay)
-  bool control = false;       // event records and waits: no launch
+  std::function<void()> run;   // throws Fault; may run many times (graph replay)
+  bool control = false;        // event records and waits: no launch
+  std::string arguments = {};  // for the trace
+  uint64_t host_ns = 0;
+};
+
+// A kernel's fault. It follows the events behind it to other streams; the first synchronise that meets it reports it.
+struct Failure {
+  int code;
+  std::string text;
+  std::atomic<bool> reported{false};
+  int report();  // the code, once; kOk afterwards
+};
+
+// One record of an event: what a wait issued after it, and before the next record, waits for.
+struct Record {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool done = false;
+  uint64_t time_ns = 0;
+  std::shared_ptr<Failure> failure;  // of the stream, when the record ran
 };
 
 struct Event {
   std::mutex mutex;
-  std::condition_variable changed;
-  uint64_t recorded = 0, done = 0;  // record calls issued and executed
-  uint64_t time_ns = 0;
-  std::weak_ptr<Graph> graph;  // recorded inside this capture ...
-  Clock clock;                 // ... at this point
+  std::shared_ptr<Record> latest;  // null: never recorded
+  std::weak_ptr<Graph> graph;      // recorded inside this capture ...
+  Clock clock;                     // ... at this point
   ~Event();
 };
 
@@ -66,17 +84,19 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   int end_capture(std::shared_ptr<Graph>* graph);
   int capture_state(std::shared_ptr<Graph>* graph);
   void replay(const std::shared_ptr<Graph>& graph);
-  void stop();  // finishes the queue and joins the worker
+  void abandon_capture();           // the stream is going to be destroyed
+  std::shared_ptr<Failure> stop();  // finishes the queue and joins the worker; a fault that nobody has heard of
 
   const int id, device;
   const uint32_t flags;
-  bool stop_on_failure = false;
+  std::atomic<bool> stop_on_failure = false;
 
  private:
   friend int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);
   void work();
   void run(const Task& task);
   void enqueue(Task task);
+  std::shared_ptr<Failure> failure();  // not reported yet
   size_t member_of(const Graph& graph) const;
 
   std::mutex mutex_;
@@ -85,8 +105,7 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   std::thread worker_;
   uint64_t pushed_ = 0, finished_ = 0;
   bool closing_ = false;
-  int error_ = 0;
-  std::string error_text_;
+  std::shared_ptr<Failure> failure_;
   std::shared_ptr<Graph> capture_;  // guarded by the capture lock
 };
 
@@ -96,6 +115,8 @@ SOFTNPU_CXX Handle add_stream(int device, uint32_t flags);
 bool remove_stream(Handle handle);
 int synchronise_device(int device, int timeout_ms);
 int wait_event(Event& event, int timeout_ms);
+bool happened(Event& event);
+uint64_t time_of(Event& event);
 
 // One stream at a time is delayed, chosen by the seed; 0 = off.
 SOFTNPU_CXX void set_chaos(uint64_t seed);

@@ -119,24 +119,19 @@ int64_t storage_bytes(const aclTensor& tensor) {
 
 namespace {
 
-void execute(const Launch& launch, const Stream& stream, uint64_t order, uint64_t host_ns) {
+void execute(const Launch& launch) {
   for (const Access& access : launch.accesses)
     still_alive(access.pointer, access.bytes, access.allocation, launch.name.c_str());
-  const uint64_t start = now_ns();
   launch.kernel();
-  if (tracing()) trace({launch.name, launch.arguments, stream.device, stream.id, order, host_ns, start, now_ns()});
 }
 
 }  // namespace
 
 int enqueue(const std::shared_ptr<Launch>& launch, Handle handle) try {
-  static std::atomic<uint64_t> launches{0};
   const std::shared_ptr<Stream> stream = find_stream(handle, current_device());
-  const uint64_t order = launches++;
   const uint64_t host_ns = now_ns() - launch->prepared_ns;
   count_launch(launch->name, host_ns);
-  Stream* const on = stream.get();
-  stream->push({launch->name, [launch, on, order, host_ns] { execute(*launch, *on, order, host_ns); }});
+  stream->push({launch->name, [launch] { execute(*launch); }, false, launch->arguments, host_ns});
   if (!launch->resolve) return kOk;
   const int code = stream->synchronise(-1);
   if (code == kOk) launch->resolve();
