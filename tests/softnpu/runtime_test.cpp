@@ -1,6 +1,10 @@
 // The runtime's own tests, without torch: streams, events, memory, capture from many threads at once. Built with
 // ThreadSanitizer too; `runtime_test race` plants a data race (a missing event wait) that ThreadSanitizer must report.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,6 +39,16 @@ int aclmdlRICaptureBegin(void*, int);
 int aclmdlRICaptureEnd(void*, void**);
 int aclmdlRIExecuteAsync(void*, void*);
 int aclmdlRIDestroy(void*);
+int aclmdlRICaptureGetInfo(void*, int*, void**);
+int aclrtMallocHost(void**, size_t);
+int aclrtFreeHost(void*);
+int aclrtMemset(void*, size_t, int, size_t);
+int aclrtReserveMemAddress(void**, size_t, size_t, void*, uint64_t);
+int aclrtReleaseMemAddress(void*);
+int aclrtMallocPhysical(void**, size_t, const void*, uint64_t);
+int aclrtFreePhysical(void*);
+int aclrtMapMem(void*, size_t, size_t, void*, uint64_t);
+int aclrtUnmapMem(void*);
 }
 
 using softnpu::find_stream;
@@ -194,6 +208,97 @@ void faults() {
   CHECK(!aclrtFree(a) && !aclrtFree(b) && !aclrtDestroyStream(stream));
 }
 
+// A wait belongs to the record before it: a later record of the event on an idle stream must not release it.
+void event_recorded_again() {
+  void *slow, *idle, *waiting, *event;
+  CHECK(!aclrtCreateStream(&slow) && !aclrtCreateStream(&idle) && !aclrtCreateStream(&waiting) &&
+        !aclrtCreateEventWithFlag(&event, 0));
+  int written = 0, seen = -1;
+  push(slow, [&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    written = 1;
+  });
+  CHECK(!aclrtRecordEvent(event, slow) && !aclrtStreamWaitEvent(waiting, event) && !aclrtRecordEvent(event, idle));
+  push(waiting, [&] { seen = written; });
+  CHECK(!aclrtSynchronizeEvent(event) && !aclrtSynchronizeStream(waiting) && seen == 1);
+  CHECK(!aclrtDestroyStream(slow) && !aclrtDestroyStream(idle) && !aclrtDestroyStream(waiting) &&
+        !aclrtDestroyEvent(event));
+}
+
+void fail_next(void* stream) {
+  std::string problem;
+  CHECK(softnpu::inject("test@kernel:1:507015", &problem));
+  push(stream, [] {});
+}
+
+// A fault reaches whoever waits behind it, is reported once, and outlives its stream.
+void faults_travel() {
+  void *first, *second, *event;
+  CHECK(!aclrtCreateStream(&first) && !aclrtCreateStream(&second) && !aclrtCreateEventWithFlag(&event, 0));
+  fail_next(first);
+  CHECK(!aclrtRecordEvent(event, first) && !aclrtStreamWaitEvent(second, event));
+  CHECK(aclrtSynchronizeStream(second) == softnpu::kKernelFault && !aclrtSynchronizeStream(first));
+  fail_next(first);
+  CHECK(!aclrtRecordEvent(event, first) && aclrtSynchronizeEvent(event) == softnpu::kKernelFault);
+  CHECK(!aclrtSynchronizeEvent(event) && !aclrtSynchronizeDevice());
+  fail_next(first);
+  CHECK(!aclrtDestroyStream(first) && aclrtSynchronizeDevice() == softnpu::kKernelFault && !aclrtSynchronizeDevice());
+  CHECK(!aclrtDestroyStream(second) && !aclrtDestroyEvent(event));
+}
+
+void pinned_memory_outlives_its_copies() {
+  void *stream, *device, *host;
+  std::atomic<bool> go{false};
+  CHECK(!aclrtCreateStream(&stream) && !aclrtMalloc(&device, 64, 0) && !aclrtMallocHost(&host, 64));
+  push(stream, [&go] {
+    while (!go) std::this_thread::yield();
+  });
+  CHECK(!aclrtMemcpyAsync(host, 64, device, 64, 2, stream) && !aclrtFreeHost(host));
+  go = true;
+  CHECK(aclrtSynchronizeStream(stream) == softnpu::kKernelFault && !aclrtFree(device) && !aclrtDestroyStream(stream));
+}
+
+void mapped_memory() {
+  constexpr size_t block = size_t{2} << 20;
+  void *range, *one, *two;
+  CHECK(!aclrtReserveMemAddress(&range, 2 * block, 0, nullptr, 0) && !aclrtMallocPhysical(&one, block, nullptr, 0) &&
+        !aclrtMallocPhysical(&two, block, nullptr, 0));
+  char* const start = static_cast<char*>(range);
+  CHECK(aclrtMapMem(start, 2 * block, 0, one, 0) != 0 && aclrtMapMem(start + 2 * block, block, 0, one, 0) != 0);
+  CHECK(!aclrtMapMem(start, block, 0, one, 0));
+  CHECK(aclrtMapMem(start + block, block, 0, one, 0) != 0 && aclrtMapMem(start + block / 2, block, 0, two, 0) != 0);
+  CHECK(aclrtFreePhysical(one) != 0 && aclrtReleaseMemAddress(range) != 0);
+  CHECK(aclrtMemset(start, ~size_t{0}, 1, ~size_t{0}) != 0 && !aclrtMemset(start, block, 1, block));
+  CHECK(!aclrtUnmapMem(start) && !aclrtFreePhysical(one) && aclrtFreePhysical(one) != 0 && !aclrtFreePhysical(two));
+  CHECK(!aclrtReleaseMemAddress(range) && aclrtReleaseMemAddress(range) != 0);
+}
+
+void captures_end_well() {
+  void *stream, *event, *graph, *ignored;
+  int status;
+  CHECK(!aclrtCreateStream(&stream) && !aclrtCreateEventWithFlag(&event, 0) && !aclmdlRICaptureBegin(stream, 0));
+  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) && aclmdlRIExecuteAsync(graph, nullptr) != 0);
+  CHECK(!aclrtRecordEvent(event, stream) && aclrtSynchronizeEvent(event) == softnpu::kStreamCaptured);
+  CHECK(aclmdlRICaptureEnd(stream, &ignored) != 0 && !aclmdlRICaptureBegin(stream, 0));
+  CHECK(!aclrtDestroyStream(stream) && !aclrtDestroyEvent(event));  // while it captures: nothing leaks
+}
+
+void threads_and_forks() {
+  void* stream;
+  CHECK(!aclrtCreateStream(&stream));
+  std::thread([] {
+    void* p;
+    CHECK(aclrtMalloc(&p, 8, 0) == softnpu::kNoContext && aclrtSynchronizeStream(nullptr) == softnpu::kNoContext);
+  }).join();
+  void* p;
+  CHECK(!aclrtMalloc(&p, 8, 0) && !aclrtMemsetAsync(p, 8, 0, 8, stream));
+  const pid_t child = fork();  // it has no worker threads
+  if (child == 0) _exit(aclrtMemsetAsync(p, 8, 0, 8, stream) == 0);
+  int status = 0;
+  CHECK(child > 0 && waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 0);
+  CHECK(!aclrtDestroyStream(stream) && !aclrtFree(p));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -210,6 +315,12 @@ int main(int argc, char** argv) {
   many_threads();
   graphs();
   faults();
+  event_recorded_again();
+  faults_travel();
+  pinned_memory_outlives_its_copies();
+  mapped_memory();
+  captures_end_well();
+  threads_and_forks();
   CHECK(!aclrtSynchronizeDevice() && !aclFinalize());
   std::puts("runtime good");
 }

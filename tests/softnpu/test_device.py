@@ -38,7 +38,7 @@ def test_fused_operators_equal_their_documents(soc, cann):
     assert code == 0, output
 
 
-@pytest.mark.parametrize("case", ["fresh", "memory", "kernel", "inject", "graph", "events", "leak"])
+@pytest.mark.parametrize("case", ["fresh", "memory", "kernel", "inject", "graph", "events", "leak", "travel"])
 def test_guard(case):
     code, output = run("guards.py", case, memory="256M", variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0 and "caught" in output, output
@@ -69,11 +69,12 @@ def test_fixture(tmp_path):
         "import torch\n\n\ndef test_good(softnpu):\n    assert torch.ones(3, device='npu').sum().item() == 3\n"
         "    assert softnpu.launches()['aclnnReduceSum'] == 1\n\n\n"
         "def test_idle(softnpu):\n    softnpu.inject('aclnnMul@idle:1:1')\n    x = torch.ones(3, device='npu')\n"
-        "    (x * x).cpu()\n"
+        "    (x * x).cpu()\n\n\n"
+        "def test_in_flight(softnpu):\n    x = torch.ones(9, device='npu')\n    for _ in range(50):\n        x = x * 2\n"
     )
     autoload_off = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     code, output = execute(["-m", "pytest", str(tmp_path), "-p", "no:cacheprovider"], autoload_off)
-    assert code == 1 and "2 passed, 1 error" in output, output
+    assert code == 1 and "3 passed, 1 error" in output, output
     assert "idle launches in this test: {'aclnnMul': 1}" in output
 
 

@@ -23,12 +23,16 @@ def softnpu() -> Iterator[Softnpu]:
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("torch_npu is not installed (pip install torch-npu==2.13.0 in an environment of its own)")
     device = current() or start()
+    import torch
     import torch_npu  # noqa: F401
 
     before = device.statistics()
     yield device
-    device.inject("")
-    device.chaos(0)
+    try:
+        torch.npu.synchronize()  # what is still on its way, and its faults, belong to this test
+    finally:
+        device.inject("")
+        device.chaos(0)
     device.check_red_zones()
     after = device.statistics()
     for kind in ("idle_launches", "unlaunched"):

@@ -20,6 +20,7 @@ enum Code : int {
   kParameter = 107000,
   kDeviceId = 107001,
   kNoContext = 107002,
+  kStreamContext = 107003,
   kEventTimestamp = 107006,
   kHandle = 107017,
   kTimeout = 107019,

@@ -2,8 +2,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
-#include <unordered_map>
+#include <shared_mutex>
 
 #include "config.h"
 #include "device.h"
@@ -14,9 +15,22 @@
 namespace softnpu {
 namespace {
 
+struct HostBlock {
+  size_t size;
+  uint64_t number;  // which life of the address
+};
+
 struct HostBlocks {
-  std::mutex mutex;
-  std::unordered_map<void*, size_t> sizes;
+  std::shared_mutex mutex;  // held shared while a copy runs
+  std::map<uintptr_t, HostBlock> live;
+  uint64_t next = 1;
+
+  // Number of the pinned block that holds the address; 0: none. Under the lock.
+  uint64_t holding(const void* pointer) const {
+    const auto at = reinterpret_cast<uintptr_t>(pointer);
+    auto it = live.upper_bound(at);
+    return it != live.begin() && at < (--it)->first + it->second.size ? it->second.number : 0;
+  }
 };
 
 HostBlocks& host_blocks() {
@@ -27,7 +41,25 @@ HostBlocks& host_blocks() {
 struct Physical {
   int device;
   size_t size;
+  void* mapped = nullptr;
 };
+
+// Blocks of physical memory that exist, and where they are mapped.
+struct PhysicalBlocks {
+  std::mutex mutex;
+  std::map<Handle, Physical> live;
+
+  Physical& find(Handle handle) {
+    const auto it = live.find(handle);
+    if (it == live.end()) throw Fault(kParameter, "softnpu: not a live physical memory handle (freed twice?)");
+    return it->second;
+  }
+};
+
+PhysicalBlocks& physical_blocks() {
+  static auto* const blocks = new PhysicalBlocks;
+  return *blocks;
+}
 
 // The address at which the host can copy from or to `pointer`, which must be on the side that `device_side` says.
 void* side(const void* pointer, size_t bytes, bool device_side, const char* who) {
@@ -68,10 +100,19 @@ int copy_later(void* to, size_t room, const void* from, size_t count, int kind, 
   const auto stream = find_stream(handle, current_device());
   plan(to, room, from, count, kind, who);
   const std::string name = who;
-  stream->push({name, [=] {
-                  const Copy copy = plan(to, room, from, count, kind, name.c_str());
-                  if (count) std::memmove(copy.to, copy.from, count);
-                }});
+  uint64_t pinned_to = 0, pinned_from = 0;
+  {
+    std::shared_lock lock(host_blocks().mutex);
+    pinned_to = host_blocks().holding(to), pinned_from = host_blocks().holding(from);
+  }
+  const auto run = [=] {
+    std::shared_lock lock(host_blocks().mutex);
+    if (host_blocks().holding(to) != pinned_to || host_blocks().holding(from) != pinned_from)
+      throw Fault(kKernelFault, "softnpu: " + name + ": pinned host memory was freed before the copy ran");
+    const Copy copy = plan(to, room, from, count, kind, name.c_str());
+    if (count) std::memmove(copy.to, copy.from, count);
+  };
+  stream->push({name, run, false, std::to_string(count) + " bytes"});
   return kOk;
 } catch (const Fault& fault) {
   return fail(fault);
@@ -110,7 +151,7 @@ SOFTNPU_C int aclrtMallocHost(void** pointer, size_t size) {
   *pointer = std::aligned_alloc(64, (size + 63) / 64 * 64);
   if (!*pointer) return fail(kOutOfMemory, "softnpu: out of host memory");
   std::lock_guard lock(host_blocks().mutex);
-  host_blocks().sizes[*pointer] = size;
+  host_blocks().live[reinterpret_cast<uintptr_t>(*pointer)] = {size, host_blocks().next++};
   alive(Alive::kHostMemory, 1);
   return kOk;
 }
@@ -118,7 +159,7 @@ SOFTNPU_C int aclrtMallocHost(void** pointer, size_t size) {
 SOFTNPU_C int aclrtFreeHost(void* pointer) {
   SOFTNPU_ENTER();
   std::lock_guard lock(host_blocks().mutex);
-  if (!host_blocks().sizes.erase(pointer))
+  if (!host_blocks().live.erase(reinterpret_cast<uintptr_t>(pointer)))
     return fail(kParameter, "softnpu: aclrtFreeHost: not allocated (freed twice?)");
   std::free(pointer);
   alive(Alive::kHostMemory, -1);
@@ -171,10 +212,8 @@ SOFTNPU_C int aclrtMemsetAsync(void* pointer, size_t room, int32_t value, size_t
 SOFTNPU_C int aclrtPointerGetAttributes(const void* pointer, uint32_t* attributes) {
   SOFTNPU_ENTER();
   const int device = device_of(pointer);
-  std::lock_guard lock(host_blocks().mutex);
-  bool pinned = false;
-  for (const auto& [start, size] : host_blocks().sizes)
-    pinned |= pointer >= start && pointer < static_cast<char*>(start) + size;
+  std::shared_lock lock(host_blocks().mutex);
+  const bool pinned = host_blocks().holding(pointer);
   attributes[0] = device >= 0 ? static_cast<uint32_t>(device) : 0;
   attributes[1] = device >= 0 ? 1 : pinned ? 0 : 2;
   return kOk;
@@ -194,9 +233,12 @@ SOFTNPU_C int aclrtReleaseMemAddress(void* pointer) {
 SOFTNPU_C int aclrtMallocPhysical(Handle* handle, size_t size, const void*, uint64_t) {
   SOFTNPU_ENTER();
   return guarded([&] {
+    static uintptr_t next = 0;
     const int device = require_device();
     device_charge(device, static_cast<int64_t>(size));
-    *handle = new Physical{device, size};
+    std::lock_guard lock(physical_blocks().mutex);
+    *handle = reinterpret_cast<Handle>(++next);
+    physical_blocks().live[*handle] = {device, size};
     alive(Alive::kDeviceMemory, 1);
   });
 }
@@ -204,19 +246,35 @@ SOFTNPU_C int aclrtMallocPhysical(Handle* handle, size_t size, const void*, uint
 SOFTNPU_C int aclrtFreePhysical(Handle handle) {
   SOFTNPU_ENTER();
   return guarded([&] {
-    auto* physical = static_cast<Physical*>(handle);
-    device_charge(physical->device, -static_cast<int64_t>(physical->size));
-    delete physical;
+    std::lock_guard lock(physical_blocks().mutex);
+    const Physical& physical = physical_blocks().find(handle);
+    if (physical.mapped) throw Fault(kParameter, "softnpu: aclrtFreePhysical: still mapped");
+    device_charge(physical.device, -static_cast<int64_t>(physical.size));
+    physical_blocks().live.erase(handle);
     alive(Alive::kDeviceMemory, -1);
   });
 }
 
-SOFTNPU_C int aclrtMapMem(void* pointer, size_t size, size_t, Handle, uint64_t) {
+SOFTNPU_C int aclrtMapMem(void* pointer, size_t size, size_t, Handle handle, uint64_t) {
   SOFTNPU_ENTER();
-  return guarded([&] { device_map(pointer, size); });
+  return guarded([&] {
+    std::lock_guard lock(physical_blocks().mutex);
+    Physical& physical = physical_blocks().find(handle);
+    if (physical.mapped) throw Fault(kParameter, "softnpu: aclrtMapMem: the physical memory is mapped already");
+    if (size > physical.size)
+      throw Fault(kParameter, "softnpu: aclrtMapMem: " + std::to_string(size) + " bytes of a block of " +
+                                  std::to_string(physical.size));
+    device_map(pointer, size);
+    physical.mapped = pointer;
+  });
 }
 
 SOFTNPU_C int aclrtUnmapMem(void* pointer) {
   SOFTNPU_ENTER();
-  return guarded([&] { device_unmap(pointer); });
+  return guarded([&] {
+    std::lock_guard lock(physical_blocks().mutex);
+    device_unmap(pointer);
+    for (auto& [handle, physical] : physical_blocks().live)
+      if (physical.mapped == pointer) physical.mapped = nullptr;
+  });
 }

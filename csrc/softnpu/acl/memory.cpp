@@ -169,12 +169,14 @@ void describe(uintptr_t at) {
 }
 
 void on_segv(int signal, siginfo_t* info, void* context) {
-  describe(reinterpret_cast<uintptr_t>(info->si_addr));
+  const bool sent = info->si_code <= 0;  // by kill(), not by an access
+  if (!sent) describe(reinterpret_cast<uintptr_t>(info->si_addr));
   if (previous_handler.sa_flags & SA_SIGINFO && previous_handler.sa_sigaction) {
     previous_handler.sa_sigaction(signal, info, context);
     return;
   }
   sigaction(SIGSEGV, &previous_handler, nullptr);  // the faulting instruction runs again and ends the process
+  if (sent) raise(signal);
 }
 
 }  // namespace
@@ -238,8 +240,13 @@ void* device_reserve(int device, size_t size) {
 void device_release(void* pointer) {
   DeviceMemory& memory = owner(pointer, "aclrtReleaseMemAddress");
   std::lock_guard lock(memory.mutex);
-  if (!memory.reserved.erase(reinterpret_cast<uintptr_t>(pointer)))
+  const auto range = memory.reserved.find(reinterpret_cast<uintptr_t>(pointer));
+  if (range == memory.reserved.end())
     throw Fault(kParameter, "softnpu: aclrtReleaseMemAddress: not a reserved address");
+  const auto mapped = memory.live.lower_bound(range->first);
+  if (mapped != memory.live.end() && mapped->first < range->first + range->second)
+    throw Fault(kParameter, "softnpu: aclrtReleaseMemAddress: " + hex(mapped->first) + " is still mapped");
+  memory.reserved.erase(range);
 }
 
 void device_charge(int device, int64_t bytes) {
@@ -252,7 +259,13 @@ void device_map(void* pointer, size_t size) {
   DeviceMemory& memory = owner(pointer, "aclrtMapMem");
   std::lock_guard lock(memory.mutex);
   const auto at = reinterpret_cast<uintptr_t>(pointer);
-  if (memory.holding(at) != memory.live.end()) throw Fault(kParameter, "softnpu: aclrtMapMem: already mapped");
+  auto range = memory.reserved.upper_bound(at);
+  if (range == memory.reserved.begin() || at + size > (--range)->first + range->second)
+    throw Fault(kParameter, "softnpu: aclrtMapMem: " + hex(at) + " + " + std::to_string(size) +
+                                " bytes is not inside a reserved range");
+  const auto next = memory.live.lower_bound(at);
+  if (memory.holding(at) != memory.live.end() || (next != memory.live.end() && next->first < at + size))
+    throw Fault(kParameter, "softnpu: aclrtMapMem: already mapped");
   memory.open_pages(at, size, size);
   memory.live[at] = {size, size, next_number++, false};
 }
@@ -294,11 +307,11 @@ Range resolve(const void* pointer, size_t bytes, int device, const char* who) {
   const uint64_t number = it->second.number;
   uintptr_t reach = it->first + it->second.size;
   // Neighbouring mapped segments of one reserved range count as one.
-  while (at + bytes > reach && !it->second.owns_addresses && ++it != memory.live.end() && it->first == reach)
+  while (bytes > reach - at && !it->second.owns_addresses && ++it != memory.live.end() && it->first == reach)
     reach += it->second.size;
-  if (at + bytes > reach)
+  if (bytes > reach - at)
     throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": " + hex(at) + " + " + std::to_string(bytes) +
-                                      " bytes ends " + std::to_string(at + bytes - reach) +
+                                      " bytes ends " + std::to_string(bytes - (reach - at)) +
                                       " bytes behind its allocation");
   return {reinterpret_cast<void*>(at + kWindow), number};
 }

@@ -432,14 +432,19 @@ Handle add_stream(int device, uint32_t flags) {
 }
 
 std::shared_ptr<Stream> find_stream(Handle handle, int device) {
+  if (device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread");
   std::lock_guard lock(streams().mutex);
-  if (!handle && device >= 0) {
+  if (!handle) {
     auto& stream = streams().defaults[device];
     if (!stream) stream = std::make_shared<Stream>(device, 0);
     return stream;
   }
   const auto found = streams().all.find(handle);
   if (found == streams().all.end()) throw Fault(kHandle, "softnpu: not a live stream");
+  if (found->second->device != device)
+    throw Fault(kStreamContext, "softnpu: stream " + std::to_string(found->second->id) + " belongs to device " +
+                                    std::to_string(found->second->device) + ", the thread's device is " +
+                                    std::to_string(device));
   return found->second;
 }
 

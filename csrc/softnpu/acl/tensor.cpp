@@ -3,6 +3,8 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <mutex>
+#include <unordered_set>
 
 #include "device.h"
 #include "memory.h"
@@ -100,12 +102,16 @@ std::string describe(const aclTensor& tensor) {
 
 void extent(const aclTensor& tensor, int64_t* first, size_t* bytes) {
   const size_t bits = dtype_bits(tensor.dtype);
-  int64_t last = tensor.offset;
-  bool empty = false;
+  int64_t last = tensor.offset, step = 0;
+  bool empty = false, valid = tensor.offset >= 0;
   for (size_t i = 0; i < tensor.sizes.size(); ++i) {
     empty |= tensor.sizes[i] == 0;
-    last += (tensor.sizes[i] - 1) * tensor.strides[i];
+    valid &= tensor.sizes[i] >= 0 && tensor.strides[i] >= 0;
+    valid &= !__builtin_mul_overflow(std::max<int64_t>(tensor.sizes[i] - 1, 0), tensor.strides[i], &step);
+    valid &= !__builtin_add_overflow(last, step, &last);
   }
+  if (!valid || last > INT64_MAX / 128)
+    throw Fault(kNnParameter, "softnpu: " + describe(tensor) + ": sizes, strides or offset are negative or overflow");
   *first = tensor.offset * static_cast<int64_t>(bits) / 8;
   *bytes = empty ? 0 : (static_cast<size_t>(last - tensor.offset + 1) * bits + 7) / 8;
 }
@@ -115,6 +121,30 @@ int64_t storage_bytes(const aclTensor& tensor) {
   int64_t elements = 1;
   for (const int64_t size : tensor.storage) elements *= size;
   return (elements * static_cast<int64_t>(dtype_bits(tensor.dtype)) + 7) / 8;
+}
+
+namespace {
+
+struct Executors {
+  std::mutex mutex;
+  std::unordered_set<aclOpExecutor*> live;
+};
+
+Executors& executors() {
+  static auto* const instance = new Executors;
+  return *instance;
+}
+
+}  // namespace
+
+void live_executor(aclOpExecutor* executor) {
+  std::lock_guard lock(executors().mutex);
+  executors().live.insert(executor);
+}
+
+bool take_executor(aclOpExecutor* executor) {
+  std::lock_guard lock(executors().mutex);
+  return executors().live.erase(executor) > 0;
 }
 
 namespace {
@@ -180,6 +210,12 @@ SOFTNPU_C int aclDestroyTensor(const aclTensor* tensor) {
 SOFTNPU_C aclScalar* aclCreateScalar(void* value, int dtype) {
   static Call call{__func__};
   if (call.enter()) return said_null();
+  try {
+    dtype_bits(dtype);
+  } catch (const Fault& fault) {
+    fail(fault);
+    return said_null();
+  }
   auto* scalar = new aclScalar{dtype, {}};
   std::memcpy(scalar->bytes, value, dtype_bits(dtype) / 8);
   alive(Alive::kScalar, 1);
@@ -277,6 +313,7 @@ SOFTNPU_C int aclGetRawTensorAddr(const aclTensor* tensor, void** address) { ret
 
 SOFTNPU_C int aclDestroyAclOpExecutor(aclOpExecutor* executor) {
   if (!executor) return kOk;
+  if (!take_executor(executor)) return fail(kNnParameter, "softnpu: aclDestroyAclOpExecutor: not a live executor");
   alive(Alive::kExecutor, -1);
   count_prepared(executor->launch->name, -1);  // given up on purpose, as a question for the workspace's size is
   delete executor;

@@ -8,6 +8,8 @@
 
 #include "abi.h"
 
+struct aclOpExecutor;
+
 struct aclTensor {
   std::vector<int64_t> sizes, strides, storage;
   int64_t offset;
@@ -71,6 +73,12 @@ struct SOFTNPU_CXX Tiles {
 SOFTNPU_CXX void retile(const Tiles& tiles, char* tiled, char* plain, bool to_tiles);
 SOFTNPU_CXX int enqueue(const std::shared_ptr<Launch>& launch, Handle stream);
 
+}  // namespace softnpu
+
+// An executor is good for one phase 2, or one destruction: true the first time, for a live one.
+namespace softnpu {
+SOFTNPU_CXX void live_executor(aclOpExecutor* executor);
+SOFTNPU_CXX bool take_executor(aclOpExecutor* executor);
 }  // namespace softnpu
 
 struct aclOpExecutor {

@@ -223,6 +223,7 @@ int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpE
   count_prepared(name, 1);
   *workspace = 0;
   *executor = new aclOpExecutor{b.launch};
+  live_executor(*executor);
   return kOk;
 }
 
@@ -241,7 +242,13 @@ int report_exception(const char* name) {
 int phase2(Call& call, aclOpExecutor* executor, Handle stream) {
   const int injected = call.enter();
   if (!executor) return fail(kNnNullptr, "softnpu: %s: the executor is null (phase 1 failed?)", call.name().c_str());
-  const int code = injected ? injected : enqueue(executor->launch, stream);
+  if (!take_executor(executor))
+    return fail(kNnParameter, "softnpu: %s: not a live executor (used twice?)", call.name().c_str());
+  const bool own = executor->launch->name == call.name();
+  const int code = injected ? injected
+                   : own    ? enqueue(executor->launch, stream)
+                            : fail(kNnParameter, "softnpu: %s: the executor of %s", call.name().c_str(),
+                                   executor->launch->name.c_str());
   alive(Alive::kExecutor, -1);
   count_prepared(executor->launch->name, -1);
   delete executor;  // one executor is good for one launch

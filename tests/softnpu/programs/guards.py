@@ -125,6 +125,19 @@ elif case == "segments":  # PYTORCH_NPU_ALLOC_CONF=expandable_segments:True: res
     parts.clear()
     torch.npu.empty_cache()
     assert torch.ones(40 << 20, device="npu").sum().item() == 40 << 20
+elif case == "travel":  # a fault on a side stream reaches who waits for it
+    device.inject("aclnnMul@kernel:1:507015")
+    side = torch.npu.Stream()
+    with torch.npu.stream(side):
+        y = x * x
+    torch.npu.current_stream().wait_stream(side)
+    expect(lambda: (y + 1).sum().item(), "aclnnMul")
+    device.inject("aclnnMul@kernel:1:507015")
+    pinned, event = torch.empty(8, pin_memory=True), torch.npu.Event()
+    pinned.copy_(x * x, non_blocking=True)
+    event.record()
+    expect(event.synchronize, "aclnnMul")
+    assert (x * x)[3].item() == 9
 elif case == "trace":
     (x * 3).sum().item()
     device.write_trace(sys.argv[2])
