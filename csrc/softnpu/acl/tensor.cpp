@@ -152,6 +152,7 @@ namespace {
 void execute(const Launch& launch) {
   for (const Access& access : launch.accesses)
     still_alive(access.pointer, access.bytes, access.allocation, launch.name.c_str());
+  if (launch.workspace) std::memset(launch.scratch, 0xFF, launch.workspace);
   launch.kernel();
 }
 

@@ -54,6 +54,8 @@ struct Launch {
   std::function<void()>
       resolve;  // set: the kernel's output shape depends on data, phase 2 waits for it and then calls this
   uint64_t prepared_ns = 0;
+  size_t workspace = 0;     // bytes that phase 1 asked for ...
+  void* scratch = nullptr;  // ... and where phase 2 was given them: overwritten before every run
 };
 
 SOFTNPU_CXX size_t dtype_bits(int dtype);

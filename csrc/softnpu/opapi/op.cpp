@@ -221,7 +221,7 @@ int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpE
   }
   alive(Alive::kExecutor, 1);
   count_prepared(name, 1);
-  *workspace = 0;
+  *workspace = b.launch->workspace = config().workspace;
   *executor = new aclOpExecutor{b.launch};
   live_executor(*executor);
   return kOk;
@@ -239,20 +239,39 @@ int report_exception(const char* name) {
   }
 }
 
-int phase2(Call& call, aclOpExecutor* executor, Handle stream) {
-  const int injected = call.enter();
+namespace {
+
+// The workspace that was asked for must be live memory of this device, now and when the kernel runs.
+void give_workspace(Launch& launch, void* workspace, uint64_t size) {
+  if (!launch.workspace) return;
+  if (size < launch.workspace)
+    throw Fault(kNnParameter, "softnpu: " + launch.name + ": a workspace of " + std::to_string(size) +
+                                  " bytes, phase 1 asked for " + std::to_string(launch.workspace));
+  const Range range = resolve(workspace, launch.workspace, current_device(), (launch.name + ": workspace").c_str());
+  launch.accesses.push_back({workspace, launch.workspace, range.allocation});
+  launch.scratch = range.alias;
+}
+
+}  // namespace
+
+int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) {
+  const int code = call.enter();
   if (!executor) return fail(kNnNullptr, "softnpu: %s: the executor is null (phase 1 failed?)", call.name().c_str());
   if (!take_executor(executor))
     return fail(kNnParameter, "softnpu: %s: not a live executor (used twice?)", call.name().c_str());
-  const bool own = executor->launch->name == call.name();
-  const int code = injected ? injected
-                   : own    ? enqueue(executor->launch, stream)
-                            : fail(kNnParameter, "softnpu: %s: the executor of %s", call.name().c_str(),
-                                   executor->launch->name.c_str());
+  const std::unique_ptr<aclOpExecutor> once(executor);
+  Launch& launch = *executor->launch;
   alive(Alive::kExecutor, -1);
-  count_prepared(executor->launch->name, -1);
-  delete executor;  // one executor is good for one launch
-  return code;
+  count_prepared(launch.name, -1);
+  if (code) return code;
+  if (launch.name != call.name())
+    return fail(kNnParameter, "softnpu: %s: the executor of %s", call.name().c_str(), launch.name.c_str());
+  try {
+    give_workspace(launch, workspace, size);
+  } catch (const Fault& fault) {
+    return fail(fault);
+  }
+  return enqueue(executor->launch, stream);
 }
 
 }  // namespace softnpu

@@ -213,7 +213,7 @@ struct Argument<DType_> {
 
 int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor);
 int report_exception(const char* name);  // inside a catch block
-int phase2(Call& call, aclOpExecutor* executor, Handle stream);
+int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream);
 
 struct NoCheck {
   template <class... Arguments>
@@ -256,9 +256,9 @@ using Unknown = int();  // the resolver picks the typed phase 1; the symbol itse
     return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed::run));              \
   }                                                                                       \
   SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME))); \
-  SOFTNPU_C int NAME(void*, uint64_t, aclOpExecutor* executor, Handle stream) {           \
+  SOFTNPU_C int NAME(void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) { \
     static Call call{#NAME};                                                              \
-    return phase2(call, executor, stream);                                                \
+    return phase2(call, workspace, size, executor, stream);                                                \
   }
 
 #define OP(NAME, ...) SOFTNPU_OP(NAME, NoCheck{}, __VA_ARGS__)
