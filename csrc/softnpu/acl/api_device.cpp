@@ -31,6 +31,12 @@ int known_device(int device) {
   return fail(kDeviceId, "softnpu: device %d of %d", device, config().devices);
 }
 
+// torch_npu shows the code only: the reason goes to stderr, once.
+int refuse_settings() {
+  static const bool printed [[maybe_unused]] = std::fprintf(stderr, "softnpu: %s\n", config().problem.c_str()) > 0;
+  return fail(kAclParameter, "softnpu: %s", config().problem.c_str());
+}
+
 }  // namespace
 
 int current_device() { return thread_device; }
@@ -47,9 +53,12 @@ using namespace softnpu;
 
 SOFTNPU_C int aclInit(const char*) {
   SOFTNPU_ENTER();
-  if (!config().problem.empty()) return fail(kAclParameter, "softnpu: %s", config().problem.c_str());
+  if (!config().problem.empty()) return refuse_settings();
   if (initialised.exchange(true)) return fail(kAlreadyInitialised, "softnpu: aclInit was called already");
   install_dereference_trap();
+  if (!config().trace.empty())
+    if (const std::string obstacle = trace_obstacle(config().trace); !obstacle.empty())
+      std::fprintf(stderr, "%s\n", obstacle.c_str());
   return kOk;
 }
 
@@ -57,7 +66,8 @@ SOFTNPU_C int aclFinalize() {
   SOFTNPU_ENTER();
   if (const std::string problem = check_red_zones(); !problem.empty()) std::fprintf(stderr, "%s\n", problem.c_str());
   if (const std::string dropped = unlaunched(); !dropped.empty()) std::fprintf(stderr, "%s\n", dropped.c_str());
-  if (!config().trace.empty()) write_trace(config().trace);
+  if (!config().trace.empty() && write_trace(config().trace) != kOk) std::fprintf(stderr, "%s\n", last_message());
+  report_unfired();
   return initialised.exchange(false) ? kOk : fail(kNotInitialised, "softnpu: aclFinalize before aclInit");
 }
 

@@ -2,10 +2,16 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <cstdlib>
+#include <string_view>
 
 namespace softnpu {
 namespace {
+
+constexpr size_t kMostMemory = size_t{256} << 30;
 
 std::string text(const char* name, const char* otherwise) {
   const char* value = std::getenv(name);
@@ -20,34 +26,65 @@ size_t default_memory() {
   return physical / 2 < hbm ? physical / 2 : hbm;
 }
 
-// "64M", "2GiB", "1048576"
-size_t bytes(const std::string& size, std::string* problem) {
-  char* end = nullptr;
-  const double number = std::strtod(size.c_str(), &end);
-  size_t unit = 1;
-  if (*end == 'K' || *end == 'k')
-    unit = size_t{1} << 10;
-  else if (*end == 'M' || *end == 'm')
-    unit = size_t{1} << 20;
-  else if (*end == 'G' || *end == 'g')
-    unit = size_t{1} << 30;
-  else if (*end != 0)
-    *problem = "SOFTNPU_MEMORY=" + size + " is not a size such as 64M or 2G";
-  if (number <= 0) *problem = "SOFTNPU_MEMORY=" + size + " is not a positive size";
-  return static_cast<size_t>(number * static_cast<double>(unit));
+// The whole text as a number; false when it is anything else.
+template <class Number>
+bool number(const std::string& text, Number* value) {
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, *value);
+  return error == std::errc() && stop == end;
+}
+
+// "64M", "2GiB", "1.5g", "1048576"
+bool bytes(const std::string& size, size_t* value) {
+  const size_t digits = std::min(size.find_first_not_of("0123456789."), size.size());
+  double count = 0;
+  if (!number(size.substr(0, digits), &count)) return false;
+  const std::string unit = size.substr(digits);
+  const size_t power = unit.empty() ? 0 : std::string_view("kmg").find(static_cast<char>(std::tolower(unit[0]))) + 1;
+  if (!unit.empty() && power == 0) return false;  // npos + 1
+  const std::string rest = unit.empty() ? "" : unit.substr(1);
+  if (!rest.empty() && rest != "B" && rest != "iB") return false;
+  const double total = count * static_cast<double>(size_t{1} << (10 * power));
+  if (total < 1 || total > static_cast<double>(kMostMemory)) return false;
+  *value = static_cast<size_t>(total);
+  return true;
+}
+
+// "8.5.0", "8.3.RC1", "9.1"
+bool is_version(const std::string& text) {
+  const size_t dot = text.find('.'), second = std::min(text.find('.', dot + 1), text.size());
+  int part = 0;
+  if (dot == std::string::npos || text[0] == '-' || text[dot + 1] == '-' || text.size() > 60) return false;
+  if (!number(text.substr(0, dot), &part) || !number(text.substr(dot + 1, second - dot - 1), &part)) return false;
+  const auto word = [](unsigned char c) { return std::isalnum(c) || c == '.'; };
+  return std::isalnum(static_cast<unsigned char>(text.back())) && std::all_of(text.begin(), text.end(), word);
+}
+
+bool emulated(const std::string& soc) {
+  return starts(soc, "Ascend910B") || starts(soc, "Ascend910_93") || starts(soc, "Ascend950");
 }
 
 Config read() {
-  Config result;
-  result.soc = text("SOFTNPU_SOC", "Ascend910B3");
-  result.cann = text("SOFTNPU_CANN", "8.5.0");
-  result.trace = text("SOFTNPU_TRACE", "");
-  result.devices = std::atoi(text("SOFTNPU_DEVICES", "8").c_str());
-  const std::string memory = text("SOFTNPU_MEMORY", "");
-  result.memory = memory.empty() ? default_memory() : bytes(memory, &result.problem);
-  if (result.devices < 1 || result.devices > 32) result.problem = "SOFTNPU_DEVICES must be 1..32";
-  if (!starts(result.soc, "Ascend910B") && !starts(result.soc, "Ascend910_93") && !starts(result.soc, "Ascend950"))
-    result.problem = "SOFTNPU_SOC=" + result.soc + " is not emulated: Ascend910B*, Ascend910_93*, Ascend950*";
+  Config result{text("SOFTNPU_SOC", "Ascend910B3"),
+                text("SOFTNPU_CANN", "8.5.0"),
+                8,
+                default_memory(),
+                0,
+                text("SOFTNPU_TRACE", ""),
+                ""};
+  const auto expect = [&](bool good, const char* name, const std::string& found, const char* expected) {
+    if (!good && result.problem.empty()) result.problem = std::string(name) + "=" + found + ": expected " + expected;
+  };
+  const std::string devices = text("SOFTNPU_DEVICES", "8"), memory = text("SOFTNPU_MEMORY", "");
+  const std::string chaos = text("SOFTNPU_CHAOS", "0");
+  const bool counted = number(devices, &result.devices) && result.devices >= 1 && result.devices <= 32;
+  if (!counted) result.devices = 8;
+  expect(emulated(result.soc), "SOFTNPU_SOC", result.soc, "Ascend910B*, Ascend910_93* or Ascend950*");
+  expect(is_version(result.cann), "SOFTNPU_CANN", result.cann, "a version such as 8.5.0 or 8.3.RC1");
+  expect(counted, "SOFTNPU_DEVICES", devices, "1 to 32");
+  expect(memory.empty() || bytes(memory, &result.memory), "SOFTNPU_MEMORY", memory,
+         "a size such as 64M or 2G, 1 byte to 256G");
+  expect(number(chaos, &result.chaos), "SOFTNPU_CHAOS", chaos, "a seed, 0 to 2^64 - 1");
   return result;
 }
 

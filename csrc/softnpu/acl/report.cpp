@@ -1,13 +1,21 @@
 #include "report.h"
 
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <sstream>
+#include <utility>
 
 #include "config.h"
 #include "memory.h"
@@ -15,10 +23,13 @@
 namespace softnpu {
 namespace {
 
+constexpr int kUsage = 2;  // exit code of dsv4-ascend for it
+
 struct Planned {
-  std::string call;
+  std::string spec, call;
   uint64_t left;  // uses before the failing one
   int code;
+  bool named = false;  // as never fired
 };
 
 struct Totals {
@@ -35,18 +46,44 @@ struct Board {
   std::map<std::string, int64_t> idle, prepared;
   std::vector<LaunchRecord> records;
   std::vector<std::string> fired;
+  std::map<std::string, std::string> trace_files;  // what this process was asked to write -> what it writes
 };
+
+template <class Number>
+bool number(const std::string& text, Number* value) {
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, *value);
+  return error == std::errc() && stop == end;
+}
 
 std::string parse(const std::string& spec, Planned* result) {
   const size_t first = spec.find(':'), second = spec.find(':', first == std::string::npos ? first : first + 1);
-  if (second == std::string::npos) return "fault '" + spec + "' is not CALL:N:CODE";
-  char *end_n = nullptr, *end_code = nullptr;
-  const long n = std::strtol(spec.c_str() + first + 1, &end_n, 10);
-  const long code = std::strtol(spec.c_str() + second + 1, &end_code, 10);
-  if (n < 1 || end_n != spec.c_str() + second || code == 0 || *end_code)
-    return "fault '" + spec + "': N >= 1 and CODE != 0";
-  *result = {spec.substr(0, first), static_cast<uint64_t>(n - 1), static_cast<int>(code)};
+  if (second == std::string::npos || first == 0) return "fault '" + spec + "' is not CALL:N:CODE";
+  const std::string call = spec.substr(0, first), n = spec.substr(first + 1, second - first - 1);
+  const size_t at = std::min(call.find('@'), call.size());
+  if (at < call.size() && call.substr(at) != "@kernel" && call.substr(at) != "@idle")
+    return "fault '" + spec + "': '" + call.substr(at) + "' found, '@kernel' or '@idle' expected";
+  uint64_t use = 0;
+  if (!number(n, &use) || use < 1) return "fault '" + spec + "': N is '" + n + "', an integer >= 1 expected";
+  int32_t code = 0;
+  if (!number(spec.substr(second + 1), &code) || code == 0)
+    return "fault '" + spec + "': CODE is '" + spec.substr(second + 1) + "', an integer of 32 bits, not 0, expected";
+  *result = {spec, call, use - 1, code};
   return "";
+}
+
+// acl* functions live in this library, so that a wrong name is known now; operators may be loaded later.
+void name_unknown(const std::vector<Planned>& planned) {
+  Dl_info self;
+  if (!dladdr(reinterpret_cast<void*>(&name_unknown), &self)) return;
+  void* const library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  if (!library) return;
+  for (const Planned& plan : planned)
+    if (plan.call.rfind("acl", 0) == 0 && plan.call.rfind("aclnn", 0) != 0 && !dlsym(library, plan.call.c_str()) &&
+        plan.call.find('@') == std::string::npos)
+      std::fprintf(stderr, "softnpu: planned fault %s: there is no function %s\n", plan.spec.c_str(),
+                   plan.call.c_str());
+  dlclose(library);
 }
 
 std::string parse_all(const std::string& specs, std::vector<Planned>* result) {
@@ -66,10 +103,12 @@ Board& board() {
       const std::string problem = parse_all(specs, &result->planned);
       if (!problem.empty()) {
         std::fprintf(stderr, "softnpu: SOFTNPU_FAIL: %s\n", problem.c_str());
-        std::abort();
+        std::_Exit(kUsage);  // no destructors: other threads may be inside the runtime
       }
+      name_unknown(result->planned);
       result->armed = !result->planned.empty();
     }
+    std::atexit(report_unfired);
     return result;
   }();
   return *instance;
@@ -94,14 +133,21 @@ int use(const std::string& name) {
   return code;
 }
 
-thread_local std::string thread_message;
+constexpr size_t kMessageRoom = 2048;
+thread_local char thread_message[kMessageRoom], shown_message[kMessageRoom];
 thread_local int thread_code = 0;
 
 std::string quoted(const std::string& text) {
   std::string result = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') result += '\\';
-    result += c == '\n' ? ' ' : c;
+    if (static_cast<unsigned char>(c) >= ' ') {
+      result += c;
+      continue;
+    }
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, "\\u%04x", static_cast<unsigned>(c));
+    result += escaped;
   }
   return result + "\"";
 }
@@ -124,19 +170,22 @@ int Call::enter() {
 }
 
 int fail(int code, const char* format, ...) {
-  char text[2048];
+  char text[kMessageRoom];  // an argument may point into thread_message
   va_list arguments;
   va_start(arguments, format);
   std::vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
-  thread_message = text;
+  std::memcpy(thread_message, text, sizeof text);
   thread_code = code;
   return code;
 }
 
 int fail(const Fault& fault) { return fail(fault.code, "%s", fault.what()); }
 
-const char* last_message() { return thread_message.c_str(); }
+const char* last_message() {
+  std::memcpy(shown_message, thread_message, sizeof shown_message);
+  return shown_message;
+}
 
 int last_code(bool clear) {
   const int code = thread_code;
@@ -148,12 +197,21 @@ bool inject(const std::string& specs, std::string* problem) {
   std::vector<Planned> planned;
   *problem = parse_all(specs, &planned);
   if (!problem->empty()) return false;
+  name_unknown(planned);
   Board& b = board();
   std::lock_guard lock(b.mutex);
   b.planned = planned;
   b.fired.clear();
   b.armed = !b.planned.empty();
   return true;
+}
+
+void report_unfired() {
+  Board& b = board();
+  std::lock_guard lock(b.mutex);
+  for (Planned& plan : b.planned)
+    if (!std::exchange(plan.named, true))
+      std::fprintf(stderr, "softnpu: planned fault %s never fired\n", plan.spec.c_str());
 }
 
 int injected_kernel_fault(const std::string& name) {
@@ -214,13 +272,56 @@ std::string unlaunched() {
   return result.empty() ? result : "softnpu: prepared by phase 1 and never launched: " + result;
 }
 
+namespace {
+
+std::string expanded(std::string path) {
+  const std::string process = std::to_string(getpid());
+  for (size_t at = path.find("%p"); at != std::string::npos; at = path.find("%p", at + process.size()))
+    path.replace(at, 2, process);
+  return path;
+}
+
+// The file that this process writes for `path`: the first process to come takes the name itself.
+std::string trace_file(Board& b, const std::string& path) {
+  const std::string target = expanded(path), process = std::to_string(getpid());
+  std::string& taken = b.trace_files[process + ":" + target];  // a forked child is another process
+  if (!taken.empty()) return taken;
+  struct stat status;
+  const int file = open(target.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+  if (file >= 0) close(file);
+  if (file >= 0 || errno != EEXIST || stat(target.c_str(), &status) != 0 || !S_ISREG(status.st_mode))
+    return file >= 0 ? taken = target : target;  // a pipe or device is written as it is, a fault is met on opening
+  const size_t name = target.rfind('/') + 1, dot = target.rfind('.');  // npos + 1 == 0
+  const size_t suffix = dot == std::string::npos || dot <= name ? target.size() : dot;
+  taken = target.substr(0, suffix) + "." + process + target.substr(suffix);
+  std::fprintf(stderr, "softnpu: %s exists: this process writes its trace to %s\n", target.c_str(), taken.c_str());
+  return taken;
+}
+
+int cannot_write(const std::string& target) {
+  const int error = errno;
+  return fail(kAclParameter, "softnpu: cannot write trace %s: %s", target.c_str(), std::strerror(error));
+}
+
+}  // namespace
+
+std::string trace_obstacle(const std::string& path) {
+  const std::string target = expanded(path);
+  const size_t slash = target.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : target.substr(0, slash + 1);
+  struct stat status;
+  const bool exists = stat(target.c_str(), &status) == 0;
+  if (exists && S_ISDIR(status.st_mode)) return "softnpu: cannot write trace " + target + ": it is a folder";
+  if ((exists && !S_ISREG(status.st_mode)) || access(folder.c_str(), W_OK | X_OK) == 0) return "";
+  return "softnpu: cannot write trace " + target + ": " + std::strerror(errno);
+}
+
 int write_trace(const std::string& path) {
-  std::string target = path;
-  if (const size_t at = target.find("%p"); at != std::string::npos) target.replace(at, 2, std::to_string(getpid()));
-  std::FILE* file = std::fopen(target.c_str(), "w");
-  if (!file) return fail(kAclParameter, "softnpu: cannot write trace %s", target.c_str());
   Board& b = board();
   std::lock_guard lock(b.mutex);
+  const std::string target = trace_file(b, path);
+  std::FILE* file = std::fopen(target.c_str(), "w");
+  if (!file) return cannot_write(target);
   std::fprintf(file, "{\"traceEvents\":[");
   const char* separator = "\n";
   for (const LaunchRecord& r : b.records) {
@@ -240,7 +341,7 @@ int write_trace(const std::string& path) {
     separator = ",\n";
   }
   std::fprintf(file, "\n}}\n");
-  return std::fclose(file) == 0 ? kOk : fail(kAclParameter, "softnpu: cannot write trace %s", target.c_str());
+  return std::fclose(file) == 0 ? kOk : cannot_write(target);
 }
 
 namespace {

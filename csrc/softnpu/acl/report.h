@@ -38,12 +38,15 @@ struct SOFTNPU_CXX Fault : std::runtime_error {
 // Stores the message as this thread's last error and returns the code.
 SOFTNPU_CXX int fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 SOFTNPU_CXX int fail(const Fault& fault);
+// This thread's last error, in a buffer that stays where it is and changes only here: callers keep the pointer.
 SOFTNPU_CXX const char* last_message();
 SOFTNPU_CXX int last_code(bool clear);
 
 // "CALL:N:CODE", comma separated: the n-th use of CALL from now on answers CODE. CALL@kernel fails on the stream
 // instead; CALL@idle is launched and does nothing.
 SOFTNPU_CXX bool inject(const std::string& specs, std::string* problem);
+// Names the planned faults that never fired on stderr, each one once.
+SOFTNPU_CXX void report_unfired();
 SOFTNPU_CXX int injected_kernel_fault(const std::string& name);
 SOFTNPU_CXX bool injected_idleness(const std::string& name);
 
@@ -78,6 +81,9 @@ SOFTNPU_CXX void notice_idle_launch(const std::string& name);
 SOFTNPU_CXX void count_prepared(const std::string& name, int change);
 // What was prepared and never launched, one line; empty when nothing was.
 SOFTNPU_CXX std::string unlaunched();
+// Why a trace could not be written to `path`; empty when it could.
+SOFTNPU_CXX std::string trace_obstacle(const std::string& path);
+// %p is the process id. A file that another process has written is kept: x.json becomes x.PID.json.
 SOFTNPU_CXX int write_trace(const std::string& path);
 SOFTNPU_CXX std::string statistics();
 

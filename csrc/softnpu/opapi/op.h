@@ -7,6 +7,7 @@
 #include <ATen/ops/from_blob.h>
 #include <c10/core/Scalar.h>
 
+#include <charconv>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -85,15 +86,53 @@ struct Builder {
 
 at::Scalar scalar_value(const aclScalar* raw);
 
+// How the trace shows an argument; a number in the fewest digits that read back as the same value.
+inline std::string shown(double number) {
+  char digits[64];
+  const auto single = static_cast<float>(number);
+  const auto end = static_cast<double>(single) == number ? std::to_chars(digits, digits + sizeof digits, single)
+                                                         : std::to_chars(digits, digits + sizeof digits, number);
+  return std::string(digits, end.ptr);
+}
+inline std::string shown(float number) { return shown(static_cast<double>(number)); }
+inline std::string shown(bool truth) { return truth ? "true" : "false"; }
+template <class Integer>
+  requires std::is_integral_v<Integer>
+std::string shown(Integer number) {
+  return std::to_string(number);
+}
+inline std::string shown(const at::Scalar& scalar) {
+  if (scalar.isBoolean()) return shown(scalar.toBool());
+  if (scalar.isIntegral(false)) return shown(scalar.toLong());
+  if (!scalar.isComplex()) return shown(scalar.toDouble());
+  const auto value = scalar.toComplexDouble();
+  return "(" + shown(value.real()) + "," + shown(value.imag()) + ")";
+}
+inline std::string shown(const std::string& text) { return '"' + text + '"'; }
+inline std::string shown(DType_ dtype) { return dtype_name(static_cast<int>(dtype)); }
+template <class T>
+std::string shown(const std::vector<T>& values) {
+  std::string result = "[";
+  for (size_t i = 0; i < values.size(); ++i) result += (i ? "," : "") + shown(static_cast<T>(values[i]));
+  return result + "]";
+}
+template <class T>
+std::string shown(const std::optional<T>& value) {
+  return value ? shown(*value) : "none";
+}
+
+template <class T>
+T noted(Builder& b, T value) {
+  if (tracing()) b.note(shown(value));
+  return value;
+}
+
 // Converts one C argument of type Raw into what the kernel takes.
 template <class Parameter>
 struct Argument {  // numbers: the C type is the parameter's own
   using Raw = Parameter;
   using Value = Parameter;
-  static Value take(Builder& b, Raw raw) {
-    if (tracing()) b.note(std::to_string(raw));
-    return raw;
-  }
+  static Value take(Builder& b, Raw raw) { return noted(b, raw); }
 };
 template <>
 struct Argument<In> {
@@ -158,57 +197,57 @@ template <>
 struct Argument<Ints> {
   using Raw = const aclIntArray*;
   using Value = std::vector<int64_t>;
-  static Value take(Builder&, Raw raw) { return raw ? raw->values : Value(); }
+  static Value take(Builder& b, Raw raw) { return noted(b, raw ? raw->values : Value()); }
 };
 template <>
 struct Argument<OptionalInts> {
   using Raw = const aclIntArray*;
   using Value = std::optional<std::vector<int64_t>>;
-  static Value take(Builder&, Raw raw) { return raw ? Value(raw->values) : Value(); }
+  static Value take(Builder& b, Raw raw) { return noted(b, raw ? Value(raw->values) : Value()); }
 };
 template <>
 struct Argument<Bools> {
   using Raw = const aclBoolArray*;
   using Value = std::vector<bool>;
-  static Value take(Builder&, Raw raw) { return raw ? raw->values : Value(); }
+  static Value take(Builder& b, Raw raw) { return noted(b, raw ? raw->values : Value()); }
 };
 template <>
 struct Argument<Scalar> {
   using Raw = const aclScalar*;
   using Value = at::Scalar;
-  static Value take(Builder&, Raw raw) {
+  static Value take(Builder& b, Raw raw) {
     if (!raw) throw Fault(kNnNullptr, "a scalar argument is null");
-    return scalar_value(raw);
+    return noted(b, scalar_value(raw));
   }
 };
 template <>
 struct Argument<OptionalScalar> {
   using Raw = const aclScalar*;
   using Value = std::optional<at::Scalar>;
-  static Value take(Builder&, Raw raw) { return raw ? Value(scalar_value(raw)) : Value(); }
+  static Value take(Builder& b, Raw raw) { return noted(b, raw ? Value(scalar_value(raw)) : Value()); }
 };
 template <>
 struct Argument<Scalars> {
   using Raw = const aclScalarList*;
   using Value = std::vector<at::Scalar>;
-  static Value take(Builder&, Raw raw) {
+  static Value take(Builder& b, Raw raw) {
     Value result;
     if (raw)
       for (const aclScalar* scalar : raw->scalars) result.push_back(scalar_value(scalar));
-    return result;
+    return noted(b, std::move(result));
   }
 };
 template <>
 struct Argument<Text> {
   using Raw = const char*;
   using Value = std::string;
-  static Value take(Builder&, Raw raw) { return raw ? raw : ""; }
+  static Value take(Builder& b, Raw raw) { return noted<Value>(b, raw ? raw : ""); }
 };
 template <>
 struct Argument<DType_> {
   using Raw = int;
   using Value = DType_;
-  static Value take(Builder&, Raw raw) { return static_cast<DType_>(raw); }
+  static Value take(Builder& b, Raw raw) { return noted(b, static_cast<DType_>(raw)); }
 };
 
 int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor);
