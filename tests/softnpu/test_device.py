@@ -23,6 +23,14 @@ def test_random_calls_equal_the_cpu(soc, calls, seed):
     assert code == 0 and f"{calls} distinct calls, 0 differ, 0 refused" in output, output
 
 
+@pytest.mark.parametrize(("soc", "program"), [(SOCS[0], "models.py"), (SOCS[2], "fused.py")])
+def test_every_operator_asks_for_a_workspace(soc, program):
+    """It is checked when given and overwritten before each run: whose memory it was would be spoilt."""
+    variables = {"SOFTNPU_WORKSPACE": "5000", "SOFTNPU_CANN": "9.2.0"}
+    code, output = run(program, soc=soc, variables=variables)
+    assert code == 0, output
+
+
 @pytest.mark.parametrize("soc", SOCS)
 @pytest.mark.parametrize("program", ["modules.py", "training.py"])
 def test_torch_nn_equals_the_cpu(program, soc):

@@ -70,13 +70,14 @@ Config read() {
                 8,
                 default_memory(),
                 0,
+                0,
                 text("SOFTNPU_TRACE", ""),
                 ""};
   const auto expect = [&](bool good, const char* name, const std::string& found, const char* expected) {
     if (!good && result.problem.empty()) result.problem = std::string(name) + "=" + found + ": expected " + expected;
   };
   const std::string devices = text("SOFTNPU_DEVICES", "8"), memory = text("SOFTNPU_MEMORY", "");
-  const std::string chaos = text("SOFTNPU_CHAOS", "0");
+  const std::string chaos = text("SOFTNPU_CHAOS", "0"), workspace = text("SOFTNPU_WORKSPACE", "");
   const bool counted = number(devices, &result.devices) && result.devices >= 1 && result.devices <= 32;
   if (!counted) result.devices = 8;
   expect(emulated(result.soc), "SOFTNPU_SOC", result.soc, "Ascend910B*, Ascend910_93* or Ascend950*");
@@ -84,6 +85,8 @@ Config read() {
   expect(counted, "SOFTNPU_DEVICES", devices, "1 to 32");
   expect(memory.empty() || bytes(memory, &result.memory), "SOFTNPU_MEMORY", memory,
          "a size such as 64M or 2G, 1 byte to 256G");
+  expect(workspace.empty() || bytes(workspace, &result.workspace), "SOFTNPU_WORKSPACE", workspace,
+         "a size such as 4K, 1 byte to 256G");
   expect(number(chaos, &result.chaos), "SOFTNPU_CHAOS", chaos, "a seed, 0 to 2^64 - 1");
   return result;
 }

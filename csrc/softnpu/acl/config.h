@@ -13,6 +13,7 @@ struct Config {
   std::string cann;     // SOFTNPU_CANN
   int devices;          // SOFTNPU_DEVICES
   size_t memory;        // SOFTNPU_MEMORY, bytes of each device
+  size_t workspace;     // SOFTNPU_WORKSPACE, bytes that every operator asks for
   uint64_t chaos;       // SOFTNPU_CHAOS, seed; 0 = none
   std::string trace;    // SOFTNPU_TRACE, "" = none; %p becomes the process id
   std::string problem;  // why the settings are refused; aclInit reports it

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <unordered_map>
 
+#include "config.h"
 #include "report.h"
 
 namespace softnpu {
@@ -50,7 +51,7 @@ uint64_t mix(uint64_t value) {
 Chaos& chaos() {
   static auto* const instance = [] {
     auto* result = new Chaos;
-    if (const char* seed = std::getenv("SOFTNPU_CHAOS")) result->seed = std::strtoull(seed, nullptr, 10);
+    result->seed = config().chaos;
     return result;
   }();
   return *instance;

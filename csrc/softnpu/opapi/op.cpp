@@ -9,7 +9,9 @@
 #include <c10/util/Half.h>
 
 #include <cstring>
+#include <memory>
 
+#include "softnpu/acl/config.h"
 #include "softnpu/acl/device.h"
 #include "softnpu/acl/memory.h"
 

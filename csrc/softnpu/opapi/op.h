@@ -282,22 +282,22 @@ struct Phase1<Op, void (Lambda::*)(Parameters...) const> {
 using Unknown = int();  // the resolver picks the typed phase 1; the symbol itself has no type
 
 // CHECKED(name, check, kernel): `check` has the kernel's parameters, runs in phase 1 and throws Fault(161002, ...).
-#define SOFTNPU_OP(NAME, CHECK, ...)                                                      \
-  namespace {                                                                             \
-  struct Op_##NAME {                                                                      \
-    static constexpr const char* name = #NAME;                                            \
-    static constexpr auto check = CHECK;                                                  \
-    static constexpr auto kernel = __VA_ARGS__;                                           \
-  };                                                                                      \
-  }                                                                                       \
-  extern "C" Unknown* softnpu_phase1_##NAME() {                                           \
-    using Typed = Phase1<Op_##NAME, decltype(&decltype(Op_##NAME::kernel)::operator())>;  \
-    return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed::run));              \
-  }                                                                                       \
-  SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME))); \
+#define SOFTNPU_OP(NAME, CHECK, ...)                                                           \
+  namespace {                                                                                  \
+  struct Op_##NAME {                                                                           \
+    static constexpr const char* name = #NAME;                                                 \
+    static constexpr auto check = CHECK;                                                       \
+    static constexpr auto kernel = __VA_ARGS__;                                                \
+  };                                                                                           \
+  }                                                                                            \
+  extern "C" Unknown* softnpu_phase1_##NAME() {                                                \
+    using Typed = Phase1<Op_##NAME, decltype(&decltype(Op_##NAME::kernel)::operator())>;       \
+    return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed::run));                   \
+  }                                                                                            \
+  SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME)));      \
   SOFTNPU_C int NAME(void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) { \
-    static Call call{#NAME};                                                              \
-    return phase2(call, workspace, size, executor, stream);                                                \
+    static Call call{#NAME};                                                                   \
+    return phase2(call, workspace, size, executor, stream);                                    \
   }
 
 #define OP(NAME, ...) SOFTNPU_OP(NAME, NoCheck{}, __VA_ARGS__)
