@@ -172,7 +172,10 @@ void Stream::work() {
     const bool skip = failure_ && !failure_->reported && stop_on_failure && !task.control;
     lock.unlock();
     delay(worker);
-    if (!skip) run(task);
+    if (!skip)
+      run(task);
+    else if (task.failed)
+      task.failed("skipped: its stream has a fault");
     task = Task();  // what it holds is gone before a waiter learns that it is done
     lock.lock();
     finished_++;
@@ -196,7 +199,9 @@ void Stream::run(const Task& task) {
   }
   if (tracing() && !task.control)
     trace({task.name, task.arguments, device, id, launches++, task.host_ns, start, now_ns()});
-  if (!code || failure()) return;
+  if (!code) return;
+  if (task.failed) task.failed(problem);
+  if (failure()) return;
   std::lock_guard lock(mutex_);
   failure_ = std::make_shared<Failure>(code, task.name + " on stream " + std::to_string(id) + ": " + problem);
 }

@@ -27,6 +27,7 @@ struct Task {
   bool control = false;        // event records and waits: no launch
   std::string arguments = {};  // for the trace
   uint64_t host_ns = 0;
+  std::function<void(const std::string&)> failed = {};  // told why, when the task failed or was skipped
 };
 
 // A kernel's fault. It follows the events behind it to other streams; the first synchronise that meets it reports it.

@@ -2,6 +2,7 @@
 // runs.
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -68,9 +69,47 @@ struct Buffer {
   }
 };
 
-void launch(const char* name, Handle stream, std::function<void()> run) {
+// What fails on one rank, before or inside the task, fails on all: a rank that stays away would shift everybody's
+// rounds.
+void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::function<void()> run) {
   count_launch(name, 0);
-  find_stream(stream, current_device())->push({name, std::move(run)});
+  const std::string text = std::string(name) + ": ";
+  find_stream(stream, current_device())
+      ->push(
+          {name, std::move(run), false, {}, 0, [comm, text](const std::string& why) { comm->fail_all(text + why); }});
+}
+
+// A collective: first all ranks say the same of it. -1: may differ.
+void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::array<int64_t, 4> said,
+            std::function<void()> run) {
+  Agreement mine{{}, said[0], said[1], said[2], said[3]};
+  std::snprintf(mine.call, sizeof mine.call, "%s", name);
+  launch(name, stream, comm, [comm, mine, run = std::move(run)] {
+    comm->agree(mine);
+    run();
+  });
+}
+
+size_t bytes_of(uint64_t count, int dtype) {
+  if (count > uint64_t{1} << 46) throw Fault(kParameter, "softnpu: count " + std::to_string(count));
+  return count * element_size(dtype);
+}
+
+int known_root(uint32_t root, const Comm& comm) {
+  if (root >= static_cast<uint32_t>(comm.ranks))
+    throw Fault(kParameter, "softnpu: root " + std::to_string(root) + " of " + std::to_string(comm.ranks) + " ranks");
+  return static_cast<int>(root);
+}
+
+void check_reduction(int op) {
+  if (op < 0 || op > 3) throw Fault(kParameter, "softnpu: reduction " + std::to_string(op) + ", expected 0 to 3");
+}
+
+int known_peer(uint32_t peer, const Comm& comm, const char* name) {
+  if (peer >= static_cast<uint32_t>(comm.ranks))
+    throw Fault(kParameter, "softnpu: " + std::string(name) + ": peer " + std::to_string(peer) + " of " +
+                                std::to_string(comm.ranks) + " ranks");
+  return static_cast<int>(peer);
 }
 
 struct Pending {
@@ -89,7 +128,7 @@ void launch_transfers(const std::vector<Pending>& items, const char* name) {
   for (const Pending& item : items) batches[{item.comm.get(), item.stream}].push_back(item);
   for (const auto& [key, batch] : batches) {
     for (const Pending& item : batch) item.buffer.get(name);
-    launch(name, key.second, [batch = batch, name] {
+    launch(name, key.second, batch[0].comm, [batch = batch, name] {
       std::vector<Transfer> transfers;
       for (const Pending& item : batch)
         transfers.push_back({item.send, item.buffer.later(name), item.buffer.bytes, item.peer});
@@ -101,9 +140,8 @@ void launch_transfers(const std::vector<Pending>& items, const char* name) {
 int add_transfer(Handle comm, Handle stream, bool send, const void* data, uint64_t count, int dtype, uint32_t peer,
                  const char* name) {
   return guarded([&] {
-    Pending item{find(comm), stream, send, {data, count * element_size(dtype)}, static_cast<int>(peer)};
-    if (item.peer >= item.comm->ranks)
-      throw Fault(kParameter, "softnpu: " + std::string(name) + ": peer " + std::to_string(peer));
+    const auto found = find(comm);
+    const Pending item{found, stream, send, {data, bytes_of(count, dtype)}, known_peer(peer, *found, name)};
     if (group_depth)
       group.push_back(item);
     else
@@ -140,28 +178,32 @@ std::vector<Piece> pieces(unsigned char* base, const Counts& parts) {
 }
 
 void all_to_all(const char* name, Handle handle, Handle stream, const void* send, const Counts& out,
-                const void* receive, const Counts& in) {
+                const void* receive, const Counts& in, int dtype, int root = -1) {
   const auto comm = find(handle);
   const Buffer from = whole(send, out), to = whole(receive, in);
   from.get(name), to.get(name);
-  launch(name, stream, [=] { comm->exchange(pieces(from.later(name), out), pieces(to.later(name), in)); });
+  launch(name, stream, comm, {-1, dtype, -1, root},
+         [=] { comm->exchange(pieces(from.later(name), out), pieces(to.later(name), in)); });
 }
 
 void gather_all(const char* name, Handle handle, Handle stream, const void* send, size_t bytes, const void* receive,
-                const Counts& in) {
+                const Counts& in, int dtype) {
   const auto comm = find(handle);
   const Buffer from{send, bytes}, to = whole(receive, in);
   from.get(name), to.get(name);
-  launch(name, stream, [=] { comm->all_gather(from.later(name), bytes, pieces(to.later(name), in)); });
+  launch(name, stream, comm, {-1, dtype, -1, -1},
+         [=] { comm->all_gather(from.later(name), bytes, pieces(to.later(name), in)); });
 }
 
 void reduce_all(const char* name, Handle handle, Handle stream, const void* send, const void* receive, size_t count,
                 int dtype, int op, int root) {
   const auto comm = find(handle);
-  const size_t bytes = count * element_size(dtype);
+  check_reduction(op);
+  const size_t bytes = bytes_of(count, dtype);
   const Buffer from{send, bytes}, to{receive, root < 0 || root == comm->rank ? bytes : 0};
   from.get(name), to.get(name);
-  launch(name, stream, [=] { comm->all_reduce(from.later(name), to.later(name), count, dtype, op, root); });
+  launch(name, stream, comm, {static_cast<int64_t>(count), dtype, op, root},
+         [=] { comm->all_reduce(from.later(name), to.later(name), count, dtype, op, root); });
 }
 
 }  // namespace
@@ -169,48 +211,44 @@ void reduce_all(const char* name, Handle handle, Handle stream, const void* send
 
 using namespace softnpu;
 
-#define HCCL_ENTER()           \
-  static Call call_{__func__}; \
-  if (call_.enter()) return kHcclInternal
-
 SOFTNPU_C int HcclGetRootInfo(char* info) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   std::memset(info, 0, kRootInfoBytes);
   std::snprintf(info, kRootInfoBytes, "softnpu-%d-%lx", getpid(), static_cast<unsigned long>(now_ns()));
   return kHcclOk;
 }
 
 SOFTNPU_C int HcclCommInitRootInfo(uint32_t ranks, const char* info, uint32_t rank, Handle* comm) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return create(info, ranks, rank, comm);
 }
 
 SOFTNPU_C int HcclCommInitRootInfoConfig(uint32_t ranks, const char* info, uint32_t rank, const void*, Handle* comm) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return create(info, ranks, rank, comm);
 }
 
 SOFTNPU_C int HcclCreateSubCommConfig(Handle* parent, uint32_t ranks, uint32_t*, uint64_t id, uint32_t rank, void*,
                                       Handle* comm) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   std::string name;
   const int code = guarded([&] { name = find(*parent)->name + "-" + std::to_string(id); });
   return code ? code : create(name, ranks, rank, comm);
 }
 
 SOFTNPU_C int HcclCommDestroy(Handle comm) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   std::lock_guard lock(comms().mutex);
   return comms().all.erase(comm) ? kHcclOk : kHcclNotFound;
 }
 
 SOFTNPU_C int HcclGetCommName(Handle comm, char* name) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] { std::snprintf(name, 128, "%s", find(comm)->name.c_str()); });
 }
 
 SOFTNPU_C int HcclGetCommAsyncError(Handle comm, int* error) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] { *error = find(comm)->error ? kHcclRemote : kHcclOk; });
 }
 
@@ -219,56 +257,58 @@ SOFTNPU_C int HcclSetConfig(int, int64_t) { return kHcclOk; }
 SOFTNPU_C const char* HcclGetErrorString(int) { return last_message(); }
 
 SOFTNPU_C int HcclAllReduce(void* send, void* receive, uint64_t count, int dtype, int op, Handle comm, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] { reduce_all("HcclAllReduce", comm, stream, send, receive, count, dtype, op, -1); });
 }
 
 SOFTNPU_C int HcclReduce(void* send, void* receive, uint64_t count, int dtype, int op, uint32_t root, Handle comm,
                          Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded(
-      [&] { reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op, static_cast<int>(root)); });
+      [&] { reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op, known_root(root, *find(comm))); });
 }
 
 SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root, Handle handle, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
-    const Buffer buffer{data, count * element_size(dtype)};
+    const Buffer buffer{data, bytes_of(count, dtype)};
+    const int from = known_root(root, *comm);
     buffer.get("HcclBroadcast");
-    launch("HcclBroadcast", stream,
-           [=] { comm->broadcast(buffer.later("HcclBroadcast"), buffer.bytes, static_cast<int>(root)); });
+    launch("HcclBroadcast", stream, comm, {static_cast<int64_t>(count), dtype, -1, from},
+           [=] { comm->broadcast(buffer.later("HcclBroadcast"), buffer.bytes, from); });
   });
 }
 
 SOFTNPU_C int HcclAllGather(void* send, void* receive, uint64_t count, int dtype, Handle comm, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
-    const size_t bytes = count * element_size(dtype);
-    gather_all("HcclAllGather", comm, stream, send, bytes, receive,
-               even(bytes, static_cast<size_t>(find(comm)->ranks)));
+    const size_t bytes = bytes_of(count, dtype);
+    gather_all("HcclAllGather", comm, stream, send, bytes, receive, even(bytes, static_cast<size_t>(find(comm)->ranks)),
+               dtype);
   });
 }
 
 SOFTNPU_C int HcclAllGatherV(void* send, uint64_t count, void* receive, const void* counts, const void* displacements,
                              int dtype, Handle comm, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
     const size_t width = element_size(dtype);
     gather_all("HcclAllGatherV", comm, stream, send, count * width, receive,
-               uneven(counts, displacements, static_cast<size_t>(find(comm)->ranks), width));
+               uneven(counts, displacements, static_cast<size_t>(find(comm)->ranks), width), dtype);
   });
 }
 
 SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int dtype, int op, Handle handle,
                                 Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
-    const size_t bytes = count * element_size(dtype);
+    const size_t bytes = bytes_of(count, dtype);
     const Buffer from{send, bytes * static_cast<size_t>(comm->ranks)}, to{receive, bytes};
     from.get("HcclReduceScatter"), to.get("HcclReduceScatter");
-    launch("HcclReduceScatter", stream, [=] {
+    check_reduction(op);
+    launch("HcclReduceScatter", stream, comm, {static_cast<int64_t>(count), dtype, op, -1}, [=] {
       comm->reduce_scatter(from.later("HcclReduceScatter"), to.later("HcclReduceScatter"), count, dtype, op);
     });
   });
@@ -276,54 +316,55 @@ SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int d
 
 SOFTNPU_C int HcclAlltoAll(const void* send, uint64_t send_count, int send_type, const void* receive, uint64_t count,
                            int type, Handle comm, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
     const auto ranks = static_cast<size_t>(find(comm)->ranks);
-    all_to_all("HcclAlltoAll", comm, stream, send, even(send_count * element_size(send_type), ranks), receive,
-               even(count * element_size(type), ranks));
+    all_to_all("HcclAlltoAll", comm, stream, send, even(bytes_of(send_count, send_type), ranks), receive,
+               even(bytes_of(count, type), ranks), type);
   });
 }
 
 SOFTNPU_C int HcclAlltoAllV(const void* send, const void* send_counts, const void* send_at, int send_type,
                             const void* receive, const void* counts, const void* at, int type, Handle comm,
                             Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {  // the counts are host arrays that need not live longer than this call
     const auto ranks = static_cast<size_t>(find(comm)->ranks);
     all_to_all("HcclAlltoAllV", comm, stream, send, uneven(send_counts, send_at, ranks, element_size(send_type)),
-               receive, uneven(counts, at, ranks, element_size(type)));
+               receive, uneven(counts, at, ranks, element_size(type)), type);
   });
 }
 
 SOFTNPU_C int HcclScatter(void* send, void* receive, uint64_t count, int dtype, uint32_t root, Handle handle,
                           Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
     const auto ranks = static_cast<size_t>(comm->ranks);
-    const size_t bytes = count * element_size(dtype);
+    const size_t bytes = bytes_of(count, dtype);
+    const int from = known_root(root, *comm);
     Counts in(ranks, {0, 0});
     in[root] = {bytes, 0};
-    const Counts out = comm->rank == static_cast<int>(root) ? even(bytes, ranks) : Counts(ranks, {0, 0});
-    all_to_all("HcclScatter", handle, stream, send, out, receive, in);
+    const Counts out = comm->rank == from ? even(bytes, ranks) : Counts(ranks, {0, 0});
+    all_to_all("HcclScatter", handle, stream, send, out, receive, in, dtype, from);
   });
 }
 
 SOFTNPU_C int HcclBarrier(Handle handle, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
-    launch("HcclBarrier", stream, [=] { comm->barrier(); });
+    launch("HcclBarrier", stream, comm, {0, -1, -1, -1}, [] {});  // to agree is a barrier
   });
 }
 
 SOFTNPU_C int HcclSend(void* data, uint64_t count, int dtype, uint32_t peer, Handle comm, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return add_transfer(comm, stream, true, data, count, dtype, peer, "HcclSend");
 }
 
 SOFTNPU_C int HcclRecv(void* data, uint64_t count, int dtype, uint32_t peer, Handle comm, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return add_transfer(comm, stream, false, data, count, dtype, peer, "HcclRecv");
 }
 
@@ -340,7 +381,7 @@ struct Item {  // HcclSendRecvItem; kind 0 sends, 1 receives
 }  // namespace softnpu
 
 SOFTNPU_C int HcclBatchSendRecv(Item* items, uint32_t count, Handle handle, Handle stream) {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
     std::vector<Pending> batch;
@@ -348,20 +389,20 @@ SOFTNPU_C int HcclBatchSendRecv(Item* items, uint32_t count, Handle handle, Hand
       batch.push_back({comm,
                        stream,
                        items[i].kind == 0,
-                       {items[i].data, items[i].count * element_size(items[i].dtype)},
-                       static_cast<int>(items[i].peer)});
+                       {items[i].data, bytes_of(items[i].count, items[i].dtype)},
+                       known_peer(items[i].peer, *comm, "HcclBatchSendRecv")});
     launch_transfers(batch, "HcclBatchSendRecv");
   });
 }
 
 SOFTNPU_C int HcclGroupStart() {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   ++group_depth;
   return kHcclOk;
 }
 
 SOFTNPU_C int HcclGroupEnd() {
-  HCCL_ENTER();
+  SOFTNPU_ENTER();
   if (group_depth == 0) return kHcclParameter;
   if (--group_depth) return kHcclOk;
   const std::vector<Pending> items = std::move(group);

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -19,7 +20,7 @@ namespace softnpu {
 namespace {
 
 constexpr int kRemoteError = 507899;  // a peer is gone; unconfirmed number
-constexpr auto kJoinLimit = std::chrono::seconds(120);
+constexpr int kJoinSeconds = 120;
 
 // A process that has ended but was not waited for yet is as gone as one that does not exist.
 bool running(int pid) {
@@ -52,45 +53,112 @@ Comm::Comm(std::string segment_name, int rank_count, int own_rank)
   segment_ = static_cast<Segment*>(start);
   boxes_ = reinterpret_cast<Mailbox*>(segment_ + 1);
   slots_ = reinterpret_cast<unsigned char*>(boxes_ + pairs);
+  for (int peer = 0; peer < ranks; ++peer) everyone_.push_back(peer);
   segment_->pids[rank] = getpid();
-  const auto limit = std::chrono::steady_clock::now() + kJoinLimit;
-  for (int peer = 0; peer < ranks; ++peer) {
-    while (segment_->pids[peer] == 0) {
-      if (std::chrono::steady_clock::now() > limit)
-        throw Fault(kTimeout, "softnpu: rank " + std::to_string(peer) + " did not join " + name);
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  try {
+    join();
+  } catch (const Fault&) {
+    munmap(segment_, size_);
+    shm_unlink(("/" + name).c_str());
+    throw;
+  }
+  if (rank == 0) shm_unlink(("/" + name).c_str());  // all have it open: nothing is left behind
+}
+
+// Waits for the others; the name tells which process made the root info.
+void Comm::join() {
+  const char* wanted = std::getenv("HCCL_CONNECT_TIMEOUT");
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(wanted ? std::atoi(wanted) : kJoinSeconds);
+  int root = 0;
+  std::sscanf(name.c_str(), "softnpu-%d-", &root);
+  for (;;) {
+    std::string missing;
+    std::vector<int> joined;
+    for (int peer = 0; peer < ranks; ++peer) {
+      if (segment_->pids[peer])
+        joined.push_back(peer);
+      else
+        missing += " " + std::to_string(peer);
     }
+    if (missing.empty()) break;
+    if (const int peer = gone(joined); peer >= 0)
+      throw Fault(kRemoteError,
+                  "softnpu: rank " + std::to_string(peer) + " is gone; missing in " + name + ":" + missing);
+    if (root && !running(root))
+      throw Fault(kRemoteError,
+                  "softnpu: the process that made the root info " + name + " is gone; missing:" + missing);
+    if (std::chrono::steady_clock::now() > limit)
+      throw Fault(kTimeout, "softnpu: not joined " + name + " (HCCL_CONNECT_TIMEOUT): rank" + missing);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   barrier();
-  if (rank == 0) shm_unlink(("/" + name).c_str());  // all have it open: nothing is left behind
 }
 
 Comm::~Comm() { munmap(segment_, size_); }
 
-void Comm::check_peers() {
-  for (int peer = 0; peer < ranks; ++peer) {
-    if (running(segment_->pids[peer])) continue;
-    error = kRemoteError;
-    throw Fault(kRemoteError, "softnpu: rank " + std::to_string(peer) + " (process " +
-                                  std::to_string(segment_->pids[peer]) + ") of communicator " + name + " is gone");
-  }
+int Comm::gone(const std::vector<int>& peers) const {
+  for (const int peer : peers)
+    if (!running(segment_->pids[peer])) return peer;
+  return -1;
+}
+
+void Comm::fail_all(const std::string& why) {
+  error = kRemoteError;
+  int32_t nobody = 0;
+  if (!segment_->failing.compare_exchange_strong(nobody, rank + 1)) return;
+  std::snprintf(segment_->failure, sizeof segment_->failure, "%s", why.c_str());
+  segment_->failed.store(rank + 1, std::memory_order_release);
+}
+
+void Comm::check_failed() {
+  const int32_t by = segment_->failed.load(std::memory_order_acquire);
+  if (!by) return;
+  error = kRemoteError;
+  throw Fault(kRemoteError,
+              "softnpu: communicator " + name + " failed on rank " + std::to_string(by - 1) + ": " + segment_->failure);
 }
 
 template <class Ready>
-void Comm::wait(Ready ready) {
+void Comm::wait(const std::vector<int>& peers, Ready ready) {
   for (int turn = 0; !ready(); ++turn) {
     if (turn < 64)
       std::this_thread::yield();
     else
       std::this_thread::sleep_for(std::chrono::microseconds(turn < 256 ? 20 : 200));
-    if (turn % 1024 == 1023) check_peers();
+    check_failed();
+    if (turn % 1024 != 1023) continue;
+    const int peer = gone(peers);
+    if (peer >= 0 && !ready())
+      throw Fault(kRemoteError, "softnpu: rank " + std::to_string(peer) + " (process " +
+                                    std::to_string(segment_->pids[peer]) + ") of communicator " + name + " is gone");
+  }
+}
+
+void Comm::agree(const Agreement& mine) {
+  check_failed();
+  Agreement* const calls = segment_->calls[collectives_++ % 2];
+  calls[rank] = mine;
+  barrier();
+  for (int peer = 0; peer < ranks; ++peer) {
+    const Agreement& other = calls[peer];
+    const auto differ = [&](const char* what, const std::string& theirs, const std::string& ours) {
+      if (theirs == ours) return;
+      throw Fault(kParameter, std::string("softnpu: ranks disagree on ") + what + ": rank " +
+                                  std::to_string(peer) + " says " + theirs + ", rank " + std::to_string(rank) + " " +
+                                  ours);
+    };
+    differ("the call", other.call, mine.call);
+    differ("count", std::to_string(other.count), std::to_string(mine.count));
+    differ("dtype", std::to_string(other.dtype), std::to_string(mine.dtype));
+    differ("reduction", std::to_string(other.operation), std::to_string(mine.operation));
+    differ("root", std::to_string(other.root), std::to_string(mine.root));
   }
 }
 
 void Comm::barrier() {
   const uint64_t round = segment_->rounds[rank].fetch_add(1) + 1;
   for (int peer = 0; peer < ranks; ++peer)
-    wait([&] { return segment_->rounds[peer].load(std::memory_order_acquire) >= round; });
+    wait(everyone_, [&] { return segment_->rounds[peer].load(std::memory_order_acquire) >= round; });
 }
 
 void Comm::all_reduce(const void* send, void* receive, size_t count, int dtype, int operation, int root) {
@@ -173,6 +241,11 @@ bool Comm::progress(Transfer& t) {
   const bool full =
       mailbox.produced.load(std::memory_order_acquire) != mailbox.consumed.load(std::memory_order_acquire);
   if (full == t.send) return false;
+  if (t.done == 0 && t.send) mailbox.length = t.bytes;
+  if (t.done == 0 && mailbox.length != t.bytes)
+    throw Fault(kParameter, "softnpu: rank " + std::to_string(t.peer) + " sends " + std::to_string(mailbox.length) +
+                                " bytes to rank " + std::to_string(rank) + ", which expects " +
+                                std::to_string(t.bytes));
   const size_t now = std::min(kBox, t.bytes - t.done);
   if (t.send)
     std::memcpy(mailbox.data, t.data + t.done, now);
@@ -187,7 +260,9 @@ void Comm::transfer(std::vector<Transfer> transfers) {
   std::erase_if(transfers, [](const Transfer& t) { return t.bytes == 0; });
   while (!transfers.empty()) {
     bool moved = false;
-    wait([&] {
+    std::vector<int> peers;
+    for (const Transfer& t : transfers) peers.push_back(t.peer);
+    wait(peers, [&] {
       // Two transfers of one direction with one peer keep their order: only the first may move.
       for (size_t i = 0; i < transfers.size(); ++i) {
         const auto same = [&](const Transfer& other) {

