@@ -9,9 +9,11 @@ import sys
 from typing import Any
 
 from dsv4_backend.errors import EnvironmentFault
-from dsv4_backend.softnpu.settings import LIBRARIES, library_folder, settings
+from dsv4_backend.softnpu.settings import DEFAULTS, LIBRARIES, library_folder, settings
 
 _current: Softnpu | None = None
+_started: dict[str, str] = {}
+"""SOFTNPU_* as they were when the device read them."""
 
 
 class Softnpu:
@@ -69,25 +71,40 @@ class Softnpu:
 
     def _check(self, code: int) -> None:
         if code:
-            raise EnvironmentFault(self._runtime.aclGetRecentErrMsg().decode())
+            raise EnvironmentFault(self._runtime.aclGetRecentErrMsg().decode(errors="replace"))
 
 
 def start(**options: Any) -> Softnpu:
     """Load the software device into this process, before `import torch_npu`. Options: see `settings.settings`.
 
-    Raises EnvironmentFault when torch_npu is loaded already or the libraries were not built.
+    Raises EnvironmentFault when torch_npu is loaded already, the libraries were not built or the device runs already
+    with other options; ArgumentError for a bad option.
     """
     global _current
+    variables = settings(**options)
     if "torch_npu" in sys.modules and _current is None and not _inherited():
         raise EnvironmentFault("softnpu.start() comes before `import torch_npu`: set TORCH_DEVICE_BACKEND_AUTOLOAD=0")
+    if _current is not None or "torch_npu" in sys.modules:
+        _refuse_other(variables, _started if _current else dict(os.environ))
     if _current is None:
-        os.environ.update(settings(**options))
+        os.environ.update(variables)
+        _started.update((name, value) for name, value in os.environ.items() if name.startswith("SOFTNPU_"))
         import torch  # noqa: F401  (libopapi is linked against it)
 
         folder = library_folder()
         loaded = [ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in LIBRARIES]
         _current = Softnpu(loaded[0])
     return _current
+
+
+def _refuse_other(wanted: dict[str, str], running: dict[str, str]) -> None:
+    different = [
+        f"{name} is {was or 'unset'}, {value} was asked for"
+        for name, value in wanted.items()
+        if (was := running.get(name) or DEFAULTS.get(name, "")) != value
+    ]
+    if different:
+        raise EnvironmentFault(f"softnpu runs already with other options: {'; '.join(different)}")
 
 
 def current() -> Softnpu | None:

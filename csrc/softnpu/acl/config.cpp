@@ -4,9 +4,10 @@
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <cstdlib>
 #include <string_view>
+
+#include "number.h"
 
 namespace softnpu {
 namespace {
@@ -24,14 +25,6 @@ size_t default_memory() {
   const size_t physical = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t hbm = size_t{64} << 30;
   return physical / 2 < hbm ? physical / 2 : hbm;
-}
-
-// The whole text as a number; false when it is anything else.
-template <class Number>
-bool number(const std::string& text, Number* value) {
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, *value);
-  return error == std::errc() && stop == end;
 }
 
 // "64M", "2GiB", "1.5g", "1048576"

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +18,7 @@
 
 #include "config.h"
 #include "memory.h"
+#include "number.h"
 
 namespace softnpu {
 namespace {
@@ -48,13 +48,6 @@ struct Board {
   std::vector<std::string> fired;
   std::map<std::string, std::string> trace_files;  // what this process was asked to write -> what it writes
 };
-
-template <class Number>
-bool number(const std::string& text, Number* value) {
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, *value);
-  return error == std::errc() && stop == end;
-}
 
 std::string parse(const std::string& spec, Planned* result) {
   const size_t first = spec.find(':'), second = spec.find(':', first == std::string::npos ? first : first + 1);

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dsv4_backend.errors import EnvironmentFault
+from dsv4_backend.errors import ArgumentError, EnvironmentFault
 from dsv4_backend.softnpu.settings import environment, settings
 
 
@@ -25,9 +25,15 @@ def softnpu(
 
     `python`, `torchrun`, `pytest` are this environment's, active or not.
     """
-    full = environment(settings(soc=soc, devices=devices, memory=memory, chaos=chaos, trace=trace, fail=fail))
+    try:
+        variables = settings(soc=soc, devices=devices, memory=memory, chaos=chaos, trace=trace, fail=fail)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
+    full = environment(variables)
     full["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), full.get("PATH", os.defpath)])
     try:
         os.execvpe(command[0], command, full)
     except FileNotFoundError:
         raise EnvironmentFault(f"command not found: {command[0]}") from None
+    except OSError as error:  # a folder, a file that may not be executed or is of no known format
+        raise EnvironmentFault(f"cannot execute {command[0]}: {error.strerror}") from None
