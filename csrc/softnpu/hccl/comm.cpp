@@ -143,9 +143,8 @@ void Comm::agree(const Agreement& mine) {
     const Agreement& other = calls[peer];
     const auto differ = [&](const char* what, const std::string& theirs, const std::string& ours) {
       if (theirs == ours) return;
-      throw Fault(kParameter, std::string("softnpu: ranks disagree on ") + what + ": rank " +
-                                  std::to_string(peer) + " says " + theirs + ", rank " + std::to_string(rank) + " " +
-                                  ours);
+      throw Fault(kParameter, std::string("softnpu: ranks disagree on ") + what + ": rank " + std::to_string(peer) +
+                                  " says " + theirs + ", rank " + std::to_string(rank) + " " + ours);
     };
     differ("the call", other.call, mine.call);
     differ("count", std::to_string(other.count), std::to_string(mine.count));
