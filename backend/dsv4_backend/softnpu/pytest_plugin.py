@@ -23,13 +23,12 @@ def softnpu() -> Iterator[Softnpu]:
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("torch_npu is not installed (pip install torch-npu==2.13.0 in an environment of its own)")
     device = current() or start()
-    import torch
-    import torch_npu  # noqa: F401
+    import torch_npu
 
     before = device.statistics()
     yield device
     try:
-        torch.npu.synchronize()  # what is still on its way, and its faults, belong to this test
+        torch_npu.npu.synchronize()  # what is still on its way, and its faults, belong to this test
     finally:
         device.inject("")
         device.chaos(0)
