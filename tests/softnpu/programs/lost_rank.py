@@ -24,7 +24,6 @@ CALLS = {
     "reduce_scatter": lambda: dist.reduce_scatter_tensor(x, both),
     "all_to_all": lambda: dist.all_to_all_single(x, x.clone()),
     "barrier": dist.barrier,
-    "recv": lambda: dist.recv(x, 1),
 }
 try:
     CALLS[sys.argv[1]]()
