@@ -119,6 +119,10 @@ int wait_event(Event& event, int timeout_ms);
 bool happened(Event& event);
 uint64_t time_of(Event& event);
 
+std::mutex& capture_lock();  // guards every Graph and every Stream::capture_
+int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);  // under it
+uint64_t mix(uint64_t value);
+uint64_t chaos_seed();
 // One stream at a time is delayed, chosen by the seed; 0 = off.
 SOFTNPU_CXX void set_chaos(uint64_t seed);
 

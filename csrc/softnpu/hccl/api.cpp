@@ -1,5 +1,4 @@
-// HCCL's C interface. A collective is a task on the caller's stream; buffers are checked at the call and again when it
-// runs.
+// HCCL's C interface. A collective is a task on the caller's stream; buffers are checked at the call and when it runs.
 #include <unistd.h>
 
 #include <array>
@@ -69,8 +68,7 @@ struct Buffer {
   }
 };
 
-// What fails on one rank, before or inside the task, fails on all: a rank that stays away would shift everybody's
-// rounds.
+// What fails on one rank fails on all: a rank that stays away would shift everybody's rounds.
 void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::function<void()> run) {
   count_launch(name, 0);
   const std::string text = std::string(name) + ": ";
@@ -95,22 +93,24 @@ size_t bytes_of(uint64_t count, int dtype) {
   return count * element_size(dtype);
 }
 
-int known_root(uint32_t root, const Comm& comm) {
-  if (root >= static_cast<uint32_t>(comm.ranks))
-    throw Fault(kParameter, "softnpu: root " + std::to_string(root) + " of " + std::to_string(comm.ranks) + " ranks");
-  return static_cast<int>(root);
-}
-
 void check_reduction(int op) {
   if (op < 0 || op > 3) throw Fault(kParameter, "softnpu: reduction " + std::to_string(op) + ", expected 0 to 3");
 }
 
-int known_peer(uint32_t peer, const Comm& comm, const char* name) {
-  if (peer >= static_cast<uint32_t>(comm.ranks))
-    throw Fault(kParameter, "softnpu: " + std::string(name) + ": peer " + std::to_string(peer) + " of " +
+int known_rank(uint32_t rank, const Comm& comm, const char* what) {
+  if (rank >= static_cast<uint32_t>(comm.ranks))
+    throw Fault(kParameter, "softnpu: " + std::string(what) + " " + std::to_string(rank) + " of " +
                                 std::to_string(comm.ranks) + " ranks");
-  return static_cast<int>(peer);
+  return static_cast<int>(rank);
 }
+
+struct Item {  // HcclSendRecvItem; kind 0 sends, 1 receives
+  int kind;
+  void* data;
+  uint64_t count;
+  int dtype;
+  uint32_t peer;
+};
 
 struct Pending {
   std::shared_ptr<Comm> comm;
@@ -141,7 +141,7 @@ int add_transfer(Handle comm, Handle stream, bool send, const void* data, uint64
                  const char* name) {
   return guarded([&] {
     const auto found = find(comm);
-    const Pending item{found, stream, send, {data, bytes_of(count, dtype)}, known_peer(peer, *found, name)};
+    const Pending item{found, stream, send, {data, bytes_of(count, dtype)}, known_rank(peer, *found, "peer")};
     if (group_depth)
       group.push_back(item);
     else
@@ -264,8 +264,9 @@ SOFTNPU_C int HcclAllReduce(void* send, void* receive, uint64_t count, int dtype
 SOFTNPU_C int HcclReduce(void* send, void* receive, uint64_t count, int dtype, int op, uint32_t root, Handle comm,
                          Handle stream) {
   SOFTNPU_ENTER();
-  return guarded(
-      [&] { reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op, known_root(root, *find(comm))); });
+  return guarded([&] {
+    reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op, known_rank(root, *find(comm), "root"));
+  });
 }
 
 SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root, Handle handle, Handle stream) {
@@ -273,7 +274,7 @@ SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root
   return guarded([&] {
     const auto comm = find(handle);
     const Buffer buffer{data, bytes_of(count, dtype)};
-    const int from = known_root(root, *comm);
+    const int from = known_rank(root, *comm, "root");
     buffer.get("HcclBroadcast");
     launch("HcclBroadcast", stream, comm, {static_cast<int64_t>(count), dtype, -1, from},
            [=] { comm->broadcast(buffer.later("HcclBroadcast"), buffer.bytes, from); });
@@ -342,7 +343,7 @@ SOFTNPU_C int HcclScatter(void* send, void* receive, uint64_t count, int dtype, 
     const auto comm = find(handle);
     const auto ranks = static_cast<size_t>(comm->ranks);
     const size_t bytes = bytes_of(count, dtype);
-    const int from = known_root(root, *comm);
+    const int from = known_rank(root, *comm, "root");
     Counts in(ranks, {0, 0});
     in[root] = {bytes, 0};
     const Counts out = comm->rank == from ? even(bytes, ranks) : Counts(ranks, {0, 0});
@@ -368,18 +369,6 @@ SOFTNPU_C int HcclRecv(void* data, uint64_t count, int dtype, uint32_t peer, Han
   return add_transfer(comm, stream, false, data, count, dtype, peer, "HcclRecv");
 }
 
-namespace softnpu {
-namespace {
-struct Item {  // HcclSendRecvItem; kind 0 sends, 1 receives
-  int kind;
-  void* data;
-  uint64_t count;
-  int dtype;
-  uint32_t peer;
-};
-}  // namespace
-}  // namespace softnpu
-
 SOFTNPU_C int HcclBatchSendRecv(Item* items, uint32_t count, Handle handle, Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
@@ -390,7 +379,7 @@ SOFTNPU_C int HcclBatchSendRecv(Item* items, uint32_t count, Handle handle, Hand
                        stream,
                        items[i].kind == 0,
                        {items[i].data, bytes_of(items[i].count, items[i].dtype)},
-                       known_peer(items[i].peer, *comm, "HcclBatchSendRecv")});
+                       known_rank(items[i].peer, *comm, "peer")});
     launch_transfers(batch, "HcclBatchSendRecv");
   });
 }
