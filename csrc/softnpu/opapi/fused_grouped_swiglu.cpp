@@ -3,12 +3,12 @@
 // gmm/grouped_matmul_swiglu_quant_v2/docs/aclnnGroupedMatmulSwigluQuantV2.md,
 // aclnnGroupedMatmulSwigluQuantWeightNzV2.md
 #include <ATen/ops/amax.h>
-#include <ATen/ops/floor.h>
 #include <ATen/ops/round.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include "fused_grouped.h"
+#include "fused_quant.h"
 
 namespace softnpu::grouped {
 namespace {
@@ -149,30 +149,19 @@ void check_swiglu(const SwigluCall& c) {
   check_swiglu_shapes(c, form);
 }
 
-// FP8 or FP4 with one power of two for each 32 values: exponent of the largest less the largest exponent of the type.
-// Ties go to the even neighbour; the exponent is rounded down as the format's standard has it (our reading: the
-// document's brackets differ).
+// FP8 or FP4 with one power of two for each 32 values. The exponent is rounded down as the format's standard has it
+// (our reading: the document's brackets differ).
 void store_mx(const SwigluCall& c, In y, int64_t start, int64_t end) {
   const auto dtype = c.out->scalar_type();
-  const double top = dtype == kE4M3 ? 8 : dtype == kE5M2 ? 15 : 2;
-  const int64_t n = y.size(1), blocks = c.out_scale->size(1) * 2;
-  at::Tensor padded = at::zeros({y.size(0), blocks * 32}, kF32);
-  padded.slice(1, 0, n).copy_(y);
-  const at::Tensor parts = padded.view({y.size(0), blocks, 32});
-  const at::Tensor largest = at::amax(parts.abs(), {-1}).clamp_min(std::numeric_limits<float>::min());
-  const at::Tensor power = at::floor(largest.log2()).sub(top).clamp(-127, 127);
-  c.out_scale->slice(0, start, end).view(at::kByte).copy_(power.add(127).view({y.size(0), blocks / 2, 2}));
-  const at::Tensor scaled = parts.div(power.exp2().unsqueeze(-1)).flatten(1).slice(1, 0, n);
+  const Mx mx = mx_quantise(y, dtype, {});
+  c.out_scale->slice(0, start, end).view(at::kByte).copy_(mx.scale);
   const at::Tensor target = c.out->slice(0, start, end);
-  if (dtype == kE2M1)
-    target.view(at::kByte).copy_(pack_fp4(scaled));
-  else
-    target.copy_(scaled.clamp(dtype == kE4M3 ? -448 : -57344, dtype == kE4M3 ? 448 : 57344));
+  (dtype == kE2M1 ? target.view(at::kByte) : target).copy_(mx.y);
 }
 
 void store_rows(const SwigluCall& c, In y, int64_t start, int64_t end) {
   const auto dtype = c.out->scalar_type();
-  const double top = dtype == kI8 ? 127 : dtype == kE4M3 ? 448 : 57344;
+  const double top = largest(dtype);
   const at::Tensor scale = at::amax(y.abs(), {-1}).div(top);
   c.out_scale->slice(0, start, end).copy_(scale);
   const at::Tensor divisor = scale.unsqueeze(-1);

@@ -2,27 +2,27 @@
 // hicann ops-math: conversion/npu_format_cast/docs/aclnnNpuFormatCast.md
 #include "matrix.h"
 
-#include <ATen/ops/bitwise_and.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/tensor.h>
-#include <ATen/ops/zeros_like.h>
-
 #include <algorithm>
 #include <cstring>
 #include <sstream>
 
-#include "check.h"
+#include "fused_quant.h"
 
 namespace softnpu {
 namespace {
 
-bool is_int4(at::ScalarType dtype) { return dtype == at::kBits4x2; }
-bool is_4bit(at::ScalarType dtype) { return is_int4(dtype) || dtype == at::kFloat4_e2m1fn_x2; }
+bool is_int4(at::ScalarType dtype) { return dtype == kI4; }
+bool is_4bit(at::ScalarType dtype) { return is_int4(dtype) || dtype == kE2M1; }
 
 bool is_transposed(const aclTensor& raw) {
   const size_t n = raw.sizes.size();
   if (n < 2 || (raw.strides[n - 1] == 1 && raw.strides[n - 2] == raw.sizes[n - 1])) return false;
   return raw.strides[n - 2] == 1 && raw.strides[n - 1] == raw.sizes[n - 2];
+}
+
+// Behind the batch: [column tiles, row tiles, 16, C0].
+void append_tiles(std::vector<int64_t>& batch, int64_t rows, int64_t columns, int64_t width) {
+  batch.insert(batch.end(), {ceil_div(columns, width), ceil_div(rows, 16), 16, width});
 }
 
 // [batch..., column tiles, row tiles, 16, C0] of units (bytes for 4-bit types)
@@ -39,7 +39,7 @@ Matrix take_tiles(Builder& b, const aclTensor& raw, Matrix result, int64_t width
   } else {
     const int64_t rows = raw.sizes[rank - (result.transposed ? 1 : 2)];
     const int64_t columns = raw.sizes[rank - (result.transposed ? 2 : 1)];
-    tiles.insert(tiles.end(), {(columns + width - 1) / width, (rows + 15) / 16, 16, width});
+    append_tiles(tiles, rows, columns, width);
   }
   int64_t values = 1;
   for (const int64_t size : tiles) values *= size;
@@ -72,27 +72,12 @@ Matrix take_matrix(Builder& b, const aclTensor* raw) {
   return result;
 }
 
-at::Tensor unpack(In bytes, at::ScalarType dtype) {
-  const at::Tensor wide = bytes.contiguous().to(at::kInt);
-  const at::Tensor nibbles = at::stack({wide.bitwise_and(15), wide.bitwise_right_shift(4)}, -1).flatten(-2);
-  if (is_int4(dtype)) return nibbles.bitwise_xor(8).sub(8).to(at::kChar);
-  static const at::Tensor values =
-      at::tensor({0., .5, 1., 1.5, 2., 3., 4., 6., -0., -.5, -1., -1.5, -2., -3., -4., -6.}).to(at::kFloat);
-  return values.index_select(0, nibbles.flatten()).view(nibbles.sizes());
-}
-
-at::Tensor pack_fp4(In values) {
-  // The midpoint belongs to the even code: [0.25, 0.75) is 1 less its tie, and so on.
-  const at::Tensor size = values.abs();
-  at::Tensor code = at::zeros_like(size, at::kInt);
-  for (const double middle : {0.25, 1.25, 2.5, 5.}) code.add_(size.gt(middle));
-  for (const double middle : {0.75, 1.75, 3.5}) code.add_(size.ge(middle));
-  code = code.add(values.signbit().to(at::kInt).mul(8)).view({values.size(0), -1, 2});
-  return code.select(-1, 0).add(code.select(-1, 1).mul(16)).to(at::kByte);
-}
-
 at::Tensor Matrix::read() const {
-  at::Tensor result = is_4bit(dtype) ? unpack(stored, dtype) : stored;
+  at::Tensor result = stored;
+  if (is_int4(dtype))
+    result = int4_values(stored.view(kI4)).to(kI8);
+  else if (is_4bit(dtype))
+    result = fp4_values(stored.view(kE2M1)).to(kF32);
   if (nz) {
     const auto batch = result.sizes().slice(0, static_cast<size_t>(result.dim()) - 4).vec();
     std::vector<int64_t> flat = batch;
@@ -202,7 +187,7 @@ SOFTNPU_C int aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor* source, 
     if (basis_bits != bits) *actual = width == 16 ? kFormatNzC0Is16 : width == 32 ? kFormatNzC0Is32 : kFormatNz;
     const int64_t columns = sizes.back(), rows = sizes.end()[-2];
     sizes.resize(sizes.size() - 2);
-    sizes.insert(sizes.end(), {(columns + width - 1) / width, (rows + 15) / 16, 16, width});
+    append_tiles(sizes, rows, columns, width);
   }
   *rank = sizes.size();
   *shape = new int64_t[sizes.size()];

@@ -24,8 +24,6 @@ using Matrix_ = const Matrix&;
 using Matrices = const std::vector<Matrix>&;
 
 Matrix take_matrix(Builder& b, const aclTensor* raw);
-at::Tensor unpack(In bytes, at::ScalarType dtype);  // two values to a byte, the even one in the low half
-at::Tensor pack_fp4(In values);                     // the reverse, to the nearest, ties to even
 std::string show(Matrix_ x);
 
 template <>
