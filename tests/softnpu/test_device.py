@@ -26,8 +26,7 @@ def test_random_calls_equal_the_cpu(soc, calls, seed):
 @pytest.mark.parametrize(("soc", "program"), [(SOCS[0], "models.py"), (SOCS[2], "fused.py")])
 def test_every_operator_asks_for_a_workspace(soc, program):
     """It is checked when given and overwritten before each run: whose memory it was would be spoilt."""
-    variables = {"SOFTNPU_WORKSPACE": "5000", "SOFTNPU_CANN": "9.2.0"}
-    code, output = run(program, soc=soc, variables=variables)
+    code, output = run(program, soc=soc, cann="9.2.0", variables={"SOFTNPU_WORKSPACE": "5000"})
     assert code == 0, output
 
 

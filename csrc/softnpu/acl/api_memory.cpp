@@ -48,6 +48,7 @@ struct Physical {
 struct PhysicalBlocks {
   std::mutex mutex;
   std::map<Handle, Physical> live;
+  uintptr_t next = 1;
 
   Physical& find(Handle handle) {
     const auto it = live.find(handle);
@@ -233,11 +234,10 @@ SOFTNPU_C int aclrtReleaseMemAddress(void* pointer) {
 SOFTNPU_C int aclrtMallocPhysical(Handle* handle, size_t size, const void*, uint64_t) {
   SOFTNPU_ENTER();
   return guarded([&] {
-    static uintptr_t next = 0;
     const int device = require_device();
     device_charge(device, static_cast<int64_t>(size));
     std::lock_guard lock(physical_blocks().mutex);
-    *handle = reinterpret_cast<Handle>(++next);
+    *handle = reinterpret_cast<Handle>(physical_blocks().next++);
     physical_blocks().live[*handle] = {device, size};
     alive(Alive::kDeviceMemory, 1);
   });

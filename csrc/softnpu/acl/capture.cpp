@@ -14,14 +14,13 @@ void merge(Clock* into, const Clock& from) {
 
 }  // namespace
 
-int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock) {
+void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock) {
   if (!stream.capture_) {
     stream.capture_ = graph;
     graph->members.push_back(stream.shared_from_this());
     graph->clocks.emplace_back();
   }
   merge(&graph->clocks[stream.member_of(*graph)], clock);
-  return kOk;
 }
 
 size_t Stream::member_of(const Graph& graph) const {

@@ -226,6 +226,7 @@ bool Stream::idle() {
 }
 
 void Stream::record(const std::shared_ptr<Event>& event) {
+  const auto record = std::make_shared<Record>();
   {
     std::lock_guard lock(capture_lock());
     std::lock_guard event_lock(event->mutex);
@@ -234,10 +235,6 @@ void Stream::record(const std::shared_ptr<Event>& event) {
       event->clock = capture_->clocks[member_of(*capture_)];
       return;
     }
-  }
-  const auto record = std::make_shared<Record>();
-  {
-    std::lock_guard lock(event->mutex);
     event->latest = record;
   }
   enqueue({"record_event",

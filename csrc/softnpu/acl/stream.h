@@ -93,7 +93,7 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   std::atomic<bool> stop_on_failure = false;
 
  private:
-  friend int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);
+  friend void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);
   void work();
   void run(const Task& task);
   void enqueue(Task task);
@@ -120,7 +120,7 @@ bool happened(Event& event);
 uint64_t time_of(Event& event);
 
 std::mutex& capture_lock();  // guards every Graph and every Stream::capture_
-int capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);  // under it
+void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);  // under it
 uint64_t mix(uint64_t value);
 uint64_t chaos_seed();
 // One stream at a time is delayed, chosen by the seed; 0 = off.

@@ -72,9 +72,8 @@ struct Buffer {
 void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::function<void()> run) {
   count_launch(name, 0);
   const std::string text = std::string(name) + ": ";
-  find_stream(stream, current_device())
-      ->push(
-          {name, std::move(run), false, {}, 0, [comm, text](const std::string& why) { comm->fail_all(text + why); }});
+  const auto failed = [comm, text](const std::string& why) { comm->fail_all(text + why); };
+  find_stream(stream, current_device())->push({.name = name, .run = std::move(run), .failed = failed});
 }
 
 // A collective: first all ranks say the same of it. -1: may differ.

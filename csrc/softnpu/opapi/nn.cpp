@@ -47,6 +47,14 @@
 #include "op.h"
 
 namespace softnpu {
+namespace {
+
+// A loss's derivative by each value of x, for reduction 1 (mean) or the others (none, sum).
+at::Tensor reduced(In gradient, In x, int64_t reduction) {
+  return reduction == 1 ? at::div(gradient, x.numel()) : gradient;
+}
+
+}  // namespace
 OP(aclnnSoftmax, [](In x, int64_t dim, Out o) { o = at::softmax(x, dim, o->scalar_type()); })
 OP(aclnnSoftmaxBackward,
    [](In gradient, In y, int64_t dim, Out o) { o = at::_softmax_backward_data(gradient, y, dim, y.scalar_type()); })
@@ -112,7 +120,7 @@ OP(aclnnMseLossBackward, [](In gradient, In x, In target, int64_t reduction, Out
 OP(aclnnL1Loss, [](In x, In target, int64_t reduction, Out o) { o = at::l1_loss(x, target, reduction); })
 OP(aclnnL1LossBackward, [](In gradient, In x, In target, int64_t reduction, Out o) {
   at::Tensor result = at::mul(at::sign(at::sub(x, target)), gradient);
-  o = reduction == 1 ? at::div(result, x.numel()) : result;
+  o = reduced(result, x, reduction);
 })
 OP(aclnnSmoothL1Loss,
    [](In x, In target, int64_t reduction, float beta, Out o) { o = at::smooth_l1_loss(x, target, reduction, beta); })
@@ -142,7 +150,7 @@ OP(aclnnKlDiv,
 // Derivative of target * (log target - x), or of exp(target) * (target - x), by x.
 OP(aclnnKlDivBackward, [](In gradient, In x, In target, int64_t reduction, bool log_target, Out o) {
   const at::Tensor result = at::mul(at::neg(log_target ? at::exp(target) : target), gradient);
-  o = reduction == 1 ? at::div(result, x.numel()) : result;
+  o = reduced(result, x, reduction);
 })
 // The same by the target.
 OP(aclnnKlDivTargetBackward, [](In gradient, In x, In target, int64_t reduction, bool log_target, Out o) {
@@ -150,7 +158,7 @@ OP(aclnnKlDivTargetBackward, [](In gradient, In x, In target, int64_t reduction,
       log_target ? at::mul(at::exp(target), at::add(at::sub(target, x), 1))
                  : at::where(at::gt(target, 0), at::sub(at::add(at::log(target), 1), x), at::zeros_like(x));
   const at::Tensor result = at::mul(slope, gradient);
-  o = reduction == 1 ? at::div(result, x.numel()) : result;
+  o = reduced(result, x, reduction);
 })
 OP(aclnnBinaryCrossEntropy, [](In x, In target, OptionalIn weight, int64_t reduction, Out o) {
   o = at::binary_cross_entropy(x, target, weight, reduction);
@@ -164,7 +172,7 @@ OP(aclnnBinaryCrossEntropyWithLogitsBackward,
      const at::Tensor s = at::sigmoid(x), p = positive ? at::mul(*positive, target) : target;
      const at::Tensor slope = at::sub(at::mul(at::add(at::sub(p, target), 1), s), p);
      const at::Tensor result = at::mul(weight ? at::mul(slope, *weight) : slope, gradient);
-     o = reduction == 1 ? at::div(result, x.numel()) : result;
+     o = reduced(result, x, reduction);
    })
 OP(aclnnBinaryCrossEntropyWithLogits,
    [](In x, In target, OptionalIn weight, OptionalIn positive, int64_t reduction, Out o) {

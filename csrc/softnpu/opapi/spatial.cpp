@@ -34,6 +34,10 @@ namespace {
 std::optional<int64_t> divisor(int64_t value) { return value ? std::optional(value) : std::nullopt; }
 std::optional<double> scale(double value) { return value > 0 ? std::optional(value) : std::nullopt; }
 
+constexpr auto bilinear_backward = [](In gradient, Ints size, Ints input, bool corners, double h, double w, Out o) {
+  o = at::upsample_bilinear2d_backward(gradient, size, input, corners, scale(h), scale(w));
+};
+
 }  // namespace
 
 OP(aclnnMaxPool2dWithIndices,
@@ -99,12 +103,8 @@ OP(aclnnUpsampleNearest2dBackward, [](In gradient, Ints size, Ints input, double
 OP(aclnnUpsampleBilinear2d, [](In x, Ints size, bool corners, double h, double w, Out o) {
   o = at::upsample_bilinear2d(x, size, corners, scale(h), scale(w));
 })
-OP(aclnnUpsampleBilinear2dBackward, [](In gradient, Ints size, Ints input, bool corners, double h, double w, Out o) {
-  o = at::upsample_bilinear2d_backward(gradient, size, input, corners, scale(h), scale(w));
-})
-OP(aclnnUpsampleBilinear2dBackwardV2, [](In gradient, Ints size, Ints input, bool corners, double h, double w, Out o) {
-  o = at::upsample_bilinear2d_backward(gradient, size, input, corners, scale(h), scale(w));
-})
+OP(aclnnUpsampleBilinear2dBackward, bilinear_backward)
+OP(aclnnUpsampleBilinear2dBackwardV2, bilinear_backward)
 
 OP(aclnnReflectionPad1d, [](In x, Ints padding, Out o) { o = at::reflection_pad1d(x, padding); })
 OP(aclnnReflectionPad1dBackward,

@@ -5,7 +5,7 @@ import torch
 import torch_npu
 from fused_check import A5, array, bf16, check, f32, problems, refused
 from sparse_attention import ROPE, WIDTH, attended, entries, only_written
-from sparse_layouts import int32, on_npu, page_table, turned, with_gaps
+from sparse_layouts import int32, on_npu, paged, turned, with_gaps
 
 
 def sparse(case, fault):
@@ -35,10 +35,7 @@ def call(query, key, value, query_rope, key_rope, indices, ql, kl, table, layout
 
 def case_of(layout, heads, queries, keys, ql, kl, size, mode, *, block=1, page=0, lse=False, sinks=False, empty=False,
             dtype=torch.bfloat16):  # fmt: skip
-    table = None
-    if page:
-        table, pages = page_table(kl, page)
-        keys = (pages, page)
+    table, keys = paged(kl, keys, page)
     ql, kl = (None if x is None else int32(x) for x in (ql, kl))
     query, key = f32(*queries, heads, WIDTH).to(dtype), f32(*keys, 1, WIDTH).to(dtype)
     layouts = (ql, kl, table, layout, "PA_BSND" if page else layout)

@@ -5,7 +5,7 @@ import torch
 import torch_npu
 from fused_check import A5, array, bf16, check, f32, problems, refused, rng
 from sparse_attention import ROPE, WIDTH, attended, entries, only_written
-from sparse_layouts import int32, on_npu, page_table, with_gaps
+from sparse_layouts import int32, on_npu, paged, with_gaps
 
 TILE = 128
 DEFAULTS = {"attention_mode": 2, "quant_scale_repo_mode": 1, "tile_size": TILE, "rope_head_dim": ROPE}
@@ -55,10 +55,7 @@ def packed(shape, kind, dtype):
 
 def case_of(layout, heads, queries, keys, ql, kl, size, mode, *, block=1, page=0, kind=torch.int8,
             dtype=torch.bfloat16):  # fmt: skip
-    table = None
-    if page:
-        table, pages = page_table(kl, page)
-        keys = (pages, page)
+    table, keys = paged(kl, keys, page)
     ql, kl = (None if x is None else int32(x) for x in (ql, kl))
     query, key = f32(*queries, heads, WIDTH + ROPE).to(dtype), packed((*keys, 1), kind, dtype)
     layouts = (ql, kl, table, layout, "PA_BSND" if page else layout)

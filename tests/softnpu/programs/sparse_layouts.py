@@ -44,6 +44,14 @@ def page_table(lengths, block, spare=1):
     return int32(table), total
 
 
+def paged(lengths, keys, page):
+    """Page table (None without pages) and leading axes of the keys."""
+    if not page:
+        return None, keys
+    table, pages = page_table(lengths, page)
+    return table, (pages, page)
+
+
 def places(query, key, query_lengths, key_lengths, table, layout_query, layout_key, fault=None):
     """For each sequence: rows of the flattened query, and rows of the flattened keys."""
     ql, kl, table = (None if x is None else x.cpu().numpy() for x in (query_lengths, key_lengths, table))
