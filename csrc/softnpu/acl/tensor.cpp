@@ -313,6 +313,7 @@ SOFTNPU_C int aclGetFormat(const aclTensor* tensor, int* format) { return *forma
 SOFTNPU_C int aclGetRawTensorAddr(const aclTensor* tensor, void** address) { return *address = tensor->data, kOk; }
 
 SOFTNPU_C int aclDestroyAclOpExecutor(aclOpExecutor* executor) {
+  if (const int refused = refuse_fork(__func__)) return refused;
   if (!executor) return kOk;
   if (!take_executor(executor)) return fail(kNnParameter, "softnpu: aclDestroyAclOpExecutor: not a live executor");
   alive(Alive::kExecutor, -1);
