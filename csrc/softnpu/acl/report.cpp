@@ -153,18 +153,18 @@ std::atomic<const Call*> newest_call{nullptr};
 
 }  // namespace
 
-Call::Call(std::string name) : name_(std::move(name)), next_(newest_call.load(std::memory_order_relaxed)) {
-  while (!newest_call.compare_exchange_weak(next_, this, std::memory_order_release, std::memory_order_relaxed)) {
-  }
-}
-
 const Call* Call::all() { return newest_call.load(std::memory_order_acquire); }
 
 int Call::enter() {
-  if (const int refused = refuse_fork(name_.c_str())) return refused;
-  count_.fetch_add(1, std::memory_order_relaxed);
-  const int code = use(name_);
-  return code ? fail(code, "softnpu: injected fault %d in %s", code, name_.c_str()) : 0;
+  if (forked()) return refuse_fork(name().c_str());
+  if (count_.fetch_add(1, std::memory_order_relaxed) == 0) {
+    next_ = newest_call.load(std::memory_order_relaxed);
+    while (!newest_call.compare_exchange_weak(next_, this, std::memory_order_release, std::memory_order_relaxed)) {
+    }
+  }
+  if (!board().armed.load(std::memory_order_acquire)) return kOk;
+  const int code = use(name());
+  return code ? fail(code, "softnpu: injected fault %d in %s", code, name().c_str()) : kOk;
 }
 
 int fail(int code, const char* format, ...) {

@@ -11,25 +11,27 @@
 
 namespace softnpu {
 
-// One exported function. enter() counts the call and answers the code to fail with, or 0.
+// One exported function. enter() counts the call and answers the code to fail with, or 0. A static Call needs neither
+// constructor nor destructor at run time: a forked child may be the first to come to it while a lock of the C library
+// that both would take is lost.
 class SOFTNPU_CXX Call {
  public:
-  explicit Call(std::string name);  // takes no lock: a forked child may be the first to come here
+  explicit constexpr Call(const char* name, const char* suffix = "") : name_(name), suffix_(suffix) {}
   int enter();
-  const std::string& name() const { return name_; }
+  std::string name() const { return std::string(name_) + suffix_; }
   uint64_t count() const { return count_.load(std::memory_order_relaxed); }
   const Call* next() const { return next_; }
-  static const Call* all();
+  static const Call* all();  // that were entered
 
  private:
-  std::string name_;
+  const char *name_, *suffix_;
   const Call* next_ = nullptr;
   std::atomic<uint64_t> count_{0};
 };
 
 // First line of every exported function that returns an error code.
-#define SOFTNPU_ENTER()                   \
-  static ::softnpu::Call call_{__func__}; \
+#define SOFTNPU_ENTER()                             \
+  static constinit ::softnpu::Call call_{__func__}; \
   if (const int injected_ = call_.enter()) return injected_
 
 // A kernel's or an argument's failure: becomes the return code, or the stream's error when it happens on the worker.

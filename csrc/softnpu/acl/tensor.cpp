@@ -188,7 +188,7 @@ std::nullptr_t said_null() {
 SOFTNPU_C aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t rank, int dtype, const int64_t* strides,
                                      int64_t offset, int format, const int64_t* storage, uint64_t storage_rank,
                                      void* data) {
-  static Call call{__func__};
+  static constinit Call call{__func__};
   if (call.enter()) return said_null();
   auto* tensor =
       new aclTensor{{sizes, sizes + rank}, {}, {storage, storage + storage_rank}, offset, dtype, format, data};
@@ -209,7 +209,7 @@ SOFTNPU_C int aclDestroyTensor(const aclTensor* tensor) {
 }
 
 SOFTNPU_C aclScalar* aclCreateScalar(void* value, int dtype) {
-  static Call call{__func__};
+  static constinit Call call{__func__};
   if (call.enter()) return said_null();
   try {
     dtype_bits(dtype);

@@ -265,7 +265,7 @@ struct Phase1;
 template <class Op, class Lambda, class... Parameters>
 struct Phase1<Op, void (Lambda::*)(Parameters...) const> {
   static int run(typename Argument<Parameters>::Raw... raw, uint64_t* workspace, aclOpExecutor** executor) {
-    static Call call{std::string(Op::name) + "GetWorkspaceSize"};
+    static constinit Call call{Op::name, "GetWorkspaceSize"};
     if (const int injected = call.enter()) return injected;
     try {
       Builder builder(Op::name, !std::is_same_v<decltype(Op::check), const NoCheck>);
@@ -296,7 +296,7 @@ using Unknown = int();  // the resolver picks the typed phase 1; the symbol itse
   }                                                                                            \
   SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME)));      \
   SOFTNPU_C int NAME(void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) { \
-    static Call call{#NAME};                                                                   \
+    static constinit Call call{#NAME};                                                         \
     return phase2(call, workspace, size, executor, stream);                                    \
   }
 
