@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -86,8 +87,11 @@ void collectives(Comm& comm) {
     comm.broadcast(mine.data(), count * 4, 1);
     CHECK(mine[0] == 1 && mine.back() == static_cast<int32_t>(count));
     Data all(count * ranks, comm.rank);
-    comm.reduce_scatter(all.data(), part.data(), count, kHcclInt32, kHcclMax);
-    CHECK(part[0] == comm.ranks - 1 && part.back() == comm.ranks - 1);
+    std::vector<Piece> parts;  // one value less for each later rank
+    for (size_t peer = 0; peer < ranks; ++peer)
+      parts.push_back({bytes(all) + 4 * peer * count, 4 * (count - std::min(peer, count))});
+    comm.reduce_scatter(parts, part.data(), kHcclInt32, kHcclMax);
+    for (size_t i = 0; i < count; ++i) CHECK(part[i] == (i + rank < count ? comm.ranks - 1 : 0));
   }
   Data send(ranks * ranks), receive(ranks * ranks);  // j values to rank j, rank + 1 values of each
   std::vector<Piece> out, in;
@@ -157,6 +161,12 @@ void mismatches_reach_everyone() {
     const size_t expected = comm.rank ? 8 : 4;
     const std::vector<Piece> out(2, {bytes(data), 8}), in(2, {bytes(data), expected});
     CHECK(has(fault_of(comm, [&] { comm.exchange(out, in); }), "sends 8 bytes to rank 0, which expects 4"));
+  });
+  together(2, [](Comm& comm) {
+    Data data(4), result(4);
+    const std::vector<Piece> out(2, {bytes(data), comm.rank ? size_t{8} : size_t{4}});
+    const std::string why = fault_of(comm, [&] { comm.reduce_scatter(out, result.data(), kHcclInt32, kHcclSum); });
+    CHECK(has(why, "reduce-scatter: rank ") && has(why, " bytes for rank 0, rank "));
   });
 }
 
@@ -239,12 +249,12 @@ void ending(bool lost) {
 void left_over() {
   const std::string name = fresh_name();
   const pid_t dead = child([&] {
-    setenv("HCCL_CONNECT_TIMEOUT", "60", 1);
-    std::thread([] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    const auto segment = std::make_shared<Segment>(name, 2);
+    std::thread([segment] {
+      while (!segment->header().pids[0]) std::this_thread::yield();
       std::_Exit(3);
     }).detach();
-    Comm comm(std::make_shared<Segment>(name, 2), 0);
+    Comm comm(segment, 0);
   });
   CHECK(WEXITSTATUS(ended(dead)) == 3);
   std::string why;
@@ -258,9 +268,9 @@ void left_over() {
 }
 
 void reductions() {
-  const auto refused = [](int dtype, int operation, Generation chip) {
+  const auto refused = [](int dtype, int operation, Generation chip, bool uneven = false) {
     try {
-      check_reduction(dtype, operation, chip);
+      check_reduction(dtype, operation, chip, uneven);
     } catch (const Fault& fault) {
       return fault.code == kFeature;
     }
@@ -272,6 +282,9 @@ void reductions() {
       CHECK(!refused(dtype, kHcclSum, chip) && !refused(dtype, kHcclProd, chip) && !refused(dtype, kHcclMin, chip));
     for (const int dtype : {kHcclInt16, kHcclBfp16})
       CHECK(!refused(dtype, kHcclMax, chip) && refused(dtype, kHcclProd, chip));
+    CHECK(!refused(kHcclBfp16, kHcclSum, chip, true) && refused(kHcclFp32, kHcclProd, chip, true) == !a5);
+    CHECK(refused(kHcclInt64, kHcclSum, chip, true) == (chip == Generation::kA2));
+    for (const int dtype : {kHcclFp64, kHcclUint64}) CHECK(refused(dtype, kHcclSum, chip, true));
     for (const int dtype : {kHcclFp64, kHcclUint64}) CHECK(refused(dtype, kHcclSum, chip) == !a5);
     for (const int dtype : {kHcclUint8, kHcclUint16, kHcclUint32, kHcclHif8, kHcclFp8E4M3, kHcclFp8E5M2, kHcclFp8E8M0})
       CHECK(refused(dtype, kHcclSum, chip) && element_size(dtype) >= 1);
@@ -282,6 +295,7 @@ void reductions() {
 void planted_race() {
   std::atomic<bool> written{false}, read{false};
   const auto segment = fresh(2);
+  segment->unlink();
   std::thread writer([&] {
     segment->slot(0)[0] = 1;
     written.store(true, std::memory_order_relaxed);
@@ -291,7 +305,6 @@ void planted_race() {
   std::printf("race ran: %d\n", segment->slot(0)[0]);
   read.store(true, std::memory_order_relaxed);
   writer.join();
-  segment->unlink();
 }
 
 }  // namespace

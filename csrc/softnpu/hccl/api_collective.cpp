@@ -24,6 +24,12 @@ Counts even(size_t bytes, size_t ranks) {
   return result;
 }
 
+Counts packed(const uint64_t* counts, size_t stride, size_t ranks, size_t width) {
+  Counts result;
+  for (size_t i = 0, at = 0; i < ranks; at += result[i++].first) result.emplace_back(counts[i * stride] * width, at);
+  return result;
+}
+
 Buffer whole(const void* data, const Counts& parts) {
   size_t end = 0;
   for (const auto& [bytes, at] : parts) end = std::max(end, bytes ? at + bytes : 0);
@@ -52,6 +58,15 @@ void gather_all(const char* name, Handle handle, Handle stream, const void* send
   from.get(name), to.get(name);
   launch(name, stream, comm, {-1, dtype, -1, -1},
          [=] { comm->all_gather(from.later(name), bytes, pieces(to.later(name), in)); });
+}
+
+void scatter_reduced(const char* name, Handle handle, Handle stream, const void* send, const Counts& out,
+                     const void* receive, int64_t count, int dtype, int op) {
+  const auto comm = find(handle);
+  const Buffer from = whole(send, out), to{receive, out[static_cast<size_t>(comm->rank)].first};
+  from.get(name), to.get(name);
+  launch(name, stream, comm, {count, dtype, op, -1},
+         [=] { comm->reduce_scatter(pieces(from.later(name), out), to.later(name), dtype, op); });
 }
 
 void reduce_all(const char* name, Handle handle, Handle stream, const void* send, const void* receive, size_t count,
@@ -119,14 +134,24 @@ SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int d
                                 Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
-    const auto comm = find(handle);
-    const size_t bytes = bytes_of(count, dtype);
-    const Buffer from{send, bytes * static_cast<size_t>(comm->ranks)}, to{receive, bytes};
-    from.get("HcclReduceScatter"), to.get("HcclReduceScatter");
     check_reduction(dtype, op, generation());
-    launch("HcclReduceScatter", stream, comm, {static_cast<int64_t>(count), dtype, op, -1}, [=] {
-      comm->reduce_scatter(from.later("HcclReduceScatter"), to.later("HcclReduceScatter"), count, dtype, op);
-    });
+    scatter_reduced("HcclReduceScatter", handle, stream, send,
+                    even(bytes_of(count, dtype), static_cast<size_t>(find(handle)->ranks)), receive,
+                    static_cast<int64_t>(count), dtype, op);
+  });
+}
+
+SOFTNPU_C int HcclReduceScatterV(void* send, const void* counts, const void* displacements, void* receive,
+                                 uint64_t count, int dtype, int op, Handle handle, Handle stream) {
+  SOFTNPU_ENTER();
+  return guarded([&] {
+    check_reduction(dtype, op, generation(), true);
+    const auto comm = find(handle);
+    const Counts out = uneven(counts, displacements, static_cast<size_t>(comm->ranks), element_size(dtype));
+    if (out[static_cast<size_t>(comm->rank)].first != bytes_of(count, dtype))
+      throw Fault(kParameter, "softnpu: HcclReduceScatterV: recvCount " + std::to_string(count) +
+                                  " is not sendCounts[" + std::to_string(comm->rank) + "]");
+    scatter_reduced("HcclReduceScatterV", handle, stream, send, out, receive, -1, dtype, op);
   });
 }
 
@@ -148,6 +173,18 @@ SOFTNPU_C int HcclAlltoAllV(const void* send, const void* send_counts, const voi
     const auto ranks = static_cast<size_t>(find(comm)->ranks);
     all_to_all("HcclAlltoAllV", comm, stream, send, uneven(send_counts, send_at, ranks, element_size(send_type)),
                receive, uneven(counts, at, ranks, element_size(type)), type);
+  });
+}
+
+SOFTNPU_C int HcclAlltoAllVC(const void* send, const void* matrix, int send_type, const void* receive, int type,
+                             Handle handle, Handle stream) {
+  SOFTNPU_ENTER();
+  return guarded([&] {
+    const auto comm = find(handle);
+    const auto ranks = static_cast<size_t>(comm->ranks), rank = static_cast<size_t>(comm->rank);
+    const auto* const counts = static_cast<const uint64_t*>(matrix);  // row i: what rank i sends, one behind the other
+    all_to_all("HcclAlltoAllVC", handle, stream, send, packed(counts + rank * ranks, 1, ranks, element_size(send_type)),
+               receive, packed(counts + rank, ranks, ranks, element_size(type)), type);
   });
 }
 

@@ -136,9 +136,12 @@ void Comm::wait(const std::vector<int>& peers, const std::function<bool()>& read
       std::this_thread::sleep_for(std::chrono::microseconds(turn < 256 ? 20 : 200));
     check_failed();
     if (turn % 1024 != 1023) continue;
-    for (const int peer : peers)
-      if (const std::string why = segment_->absence(peer); !why.empty() && !ready())
-        throw Fault(kRemoteError, "softnpu: " + why + "; waiting for " + what());
+    for (const int peer : peers) {
+      const std::string why = segment_->absence(peer);
+      if (why.empty()) continue;
+      if (ready()) return;  // and no second look: it would find a message taken now gone
+      throw Fault(kRemoteError, "softnpu: " + why + "; waiting for " + what());
+    }
     static const int limit = seconds("HCCL_EXEC_TIMEOUT", kExecSeconds);
     if (limit && since(start, limit))
       throw Fault(kTimeout, "softnpu: waited " + std::to_string(limit) + " s (HCCL_EXEC_TIMEOUT) for " + what());
@@ -240,19 +243,32 @@ void Comm::all_gather(const void* send, size_t bytes, const std::vector<Piece>& 
   exchange(std::vector<Piece>(static_cast<size_t>(ranks), Piece{data, bytes}), receive);
 }
 
-void Comm::reduce_scatter(const void* send, void* receive, size_t count, int dtype, int operation) {
-  const size_t width = element_size(dtype), step = kSlot / static_cast<size_t>(ranks) / width;
-  const auto* from = static_cast<const unsigned char*>(send);
-  for (size_t at = 0; at < count; at += step) {
-    const size_t now = std::min(step, count - at);
-    for (size_t peer = 0; peer < static_cast<size_t>(ranks); ++peer)
-      std::memcpy(slot(rank) + peer * step * width, from + (peer * count + at) * width, now * width);
+void Comm::reduce_scatter(const std::vector<Piece>& send, void* receive, int dtype, int operation) {
+  for (size_t peer = 0; peer < send.size(); ++peer) header_.counts[rank][peer] = send[peer].bytes;
+  barrier();
+  size_t largest = 0;
+  for (int other = 0; other < ranks; ++other)
+    for (size_t peer = 0; peer < send.size(); ++peer) {
+      largest = std::max(largest, send[peer].bytes);
+      if (header_.counts[other][peer] != send[peer].bytes)
+        throw Fault(kParameter, "softnpu: reduce-scatter: rank " + std::to_string(other) + " has " +
+                                    std::to_string(header_.counts[other][peer]) + " bytes for rank " +
+                                    std::to_string(peer) + ", rank " + std::to_string(rank) + " has " +
+                                    std::to_string(send[peer].bytes));
+    }
+  const size_t width = element_size(dtype), mine = static_cast<size_t>(rank);
+  const size_t step = kSlot / static_cast<size_t>(ranks) / width * width;
+  for (size_t at = 0; at < largest; at += step) {
+    const auto part = [&](size_t peer) { return at < send[peer].bytes ? std::min(step, send[peer].bytes - at) : 0; };
+    for (size_t peer = 0; peer < send.size(); ++peer)
+      if (part(peer)) std::memcpy(slot(rank) + peer * step, send[peer].data + at, part(peer));
     barrier();
     std::vector<const unsigned char*> parts;
-    for (int peer = 0; peer < ranks; ++peer) parts.push_back(slot(peer) + static_cast<size_t>(rank) * step * width);
-    reduce(parts, static_cast<unsigned char*>(receive) + at * width, now, dtype, operation);
+    for (int peer = 0; peer < ranks; ++peer) parts.push_back(slot(peer) + mine * step);
+    if (part(mine)) reduce(parts, static_cast<unsigned char*>(receive) + at, part(mine) / width, dtype, operation);
     barrier();
   }
+  barrier();
 }
 
 }  // namespace softnpu::hccl

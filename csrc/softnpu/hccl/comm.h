@@ -39,7 +39,7 @@ class Comm {
   void broadcast(void* data, size_t bytes, int root);
   void exchange(const std::vector<Piece>& send, const std::vector<Piece>& receive);  // all to all, uneven
   void all_gather(const void* send, size_t bytes, const std::vector<Piece>& receive);
-  void reduce_scatter(const void* send, void* receive, size_t count, int dtype, int operation);
+  void reduce_scatter(const std::vector<Piece>& send, void* receive, int dtype, int operation);
   void transfer(std::vector<Transfer> transfers);
 
   void leave();                   // in good order; not from a forked child

@@ -28,6 +28,7 @@ enum HcclType : int {
 enum HcclOperation : int { kHcclSum = 0, kHcclProd = 1, kHcclMax = 2, kHcclMin = 3 };
 
 size_t element_size(int dtype);
-void check_reduction(int dtype, int operation, Generation chip);  // throws what the chip's HCCL refuses
+// Throws what the chip's HCCL refuses; `uneven`: HcclReduceScatterV.
+void check_reduction(int dtype, int operation, Generation chip, bool uneven = false);
 
 }  // namespace softnpu::hccl

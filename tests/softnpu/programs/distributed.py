@@ -6,6 +6,7 @@ import math
 import torch
 import torch.distributed as dist
 import torch_npu  # noqa: F401
+import torch_npu.distributed as npu
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _coalescing_manager
 from torch.distributed.fsdp import fully_shard
@@ -70,6 +71,21 @@ def lists():
     out = full(-1)
     dist.scatter(out, [full(other) for other in everybody] if rank == 0 else None, 0)
     assert out[0].item() == rank
+
+
+def uneven():
+    """torch_npu's own calls."""
+    rows = [2 + owner for owner in everybody]
+    out = full(-1, sum(rows))
+    npu.all_gather_into_tensor_uneven(out, full(rank, rows[rank]), rows)
+    assert out.tolist() == [float(owner) for owner in everybody for _ in range(rows[owner])]
+    out = full(-1, rows[rank])
+    npu.reduce_scatter_tensor_uneven(out, torch.arange(float(sum(rows)), device="npu"), rows)
+    assert out.tolist() == [size * (sum(rows[:rank]) + i) for i in range(rows[rank])]
+    counts = [[1 + owner + 2 * other for other in everybody] for owner in everybody]
+    out = full(-1, sum(row[rank] for row in counts))
+    npu.all_to_all_vc(out, torch.cat([full(10 * rank + other, counts[rank][other]) for other in everybody]), counts)
+    assert out.tolist() == [10.0 * owner + rank for owner in everybody for _ in range(counts[owner][rank])]
 
 
 def batches():
@@ -162,7 +178,7 @@ def meshes():
         )
 
 
-for check in (coalesced, objects, lists, batches, odd_tensors, reductions, groups, training, meshes):
+for check in (coalesced, objects, lists, uneven, batches, odd_tensors, reductions, groups, training, meshes):
     try:
         check()
         torch.npu.synchronize()
