@@ -15,7 +15,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parent
 TARGET = SOURCE.parents[1] / "backend" / "dsv4_backend" / "softnpu" / "lib"
 # Names that torch_npu links or opens; everything they are asked for is in libascendcl, which they depend on.
-SHIMS = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "nnopbase", "hcomm")
+SHIMS = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "nnopbase")
 FLAGS = "-std=c++20 -O2 -g0 -fPIC -Wall -Wextra -fvisibility=hidden -fstack-protector-strong"
 LINK = "-shared -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--no-undefined -Wl,-rpath,$$ORIGIN"
 
@@ -57,6 +57,7 @@ def _rules(target: Path) -> str:
     library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} {torch}", str(runtime))
     for name in SHIMS:
         library(name, None, "", on_runtime, str(runtime))
+    library("hcomm", None, "", f"{on_runtime} -lhccl", str(target / "libhccl.so"))  # asked for HcclGroupStart
     return "\n".join(lines) + "\n"
 
 

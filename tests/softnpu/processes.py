@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,36 @@ BESIDE = HERE.parents[1] / ".venv" / "npu"
 long = pytest.mark.skipif(not os.environ.get("SOFTNPU_LONG"), reason="the longer tier: set SOFTNPU_LONG=1")
 
 
+def finishes(process, timeout):
+    """Whether it ends in time by itself; torchrun that is told to end takes its ranks along."""
+    try:
+        process.wait(timeout)
+        return True
+    except subprocess.TimeoutExpired:
+        process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return False
+
+
 def execute(command, env, timeout=280):
     """(exit code, output) of a Python process that finds torch_npu."""
     env = {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BESIDE)}
-    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=timeout)
-    return done.returncode, done.stdout + done.stderr
+    # Files, not pipes: a rank that outlives its launcher would keep a pipe open, and the reader waiting.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen([sys.executable, *command], env=env, stdout=out, stderr=err)
+        finished = finishes(process, timeout)
+        out.seek(0), err.seek(0)
+        output = (out.read() + err.read()).decode(errors="replace")
+    assert finished, f"{command}: not ended within {timeout} s\n{output}"
+    return process.returncode, output
 
 
 def run(program, *arguments, ranks=0, variables=None, timeout=280, **options):
     """Run a program of ./programs on the software device, on `ranks` processes when given."""
-    port = str(29500 + os.getpid() % 500)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]  # on a free port
     command = [*(launcher if ranks else []), str(HERE / "programs" / program), *map(str, arguments)]
     return execute(command, environment({**settings(**options), **(variables or {})}), timeout)

@@ -31,7 +31,7 @@ class Softnpu:
         """What has happened in this process.
 
         `calls` by function, `alive` objects, `launches` by operator, `idle_launches` (the kernel stored into none of
-        its outputs), `unlaunched` (phase 1 without phase 2), `fired` faults, `memory`.
+        its outputs), `unlaunched` (phase 1 without phase 2), `unreceived` messages, `fired` faults, `memory`.
         """
         room = 1 << 16
         while True:

@@ -17,8 +17,8 @@ from dsv4_backend.softnpu import Softnpu, current, start
 def softnpu() -> Iterator[Softnpu]:
     """The software device of this process, started when needed; planned faults and chaos end with the test.
 
-    A test fails that over-wrote memory, launched a kernel that did nothing, or prepared an operator and never
-    launched it.
+    A test fails that over-wrote memory, launched a kernel that did nothing, prepared an operator and never launched
+    it, or sent a message that nobody received.
     """
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("torch_npu is not installed (pip install torch-npu==2.13.0 in an environment of its own)")
@@ -34,6 +34,6 @@ def softnpu() -> Iterator[Softnpu]:
         device.chaos(0)
     device.check_red_zones()
     after = device.statistics()
-    for kind in ("idle_launches", "unlaunched"):
+    for kind in ("idle_launches", "unlaunched", "unreceived"):
         new = {name: count for name, count in after[kind].items() if count > before[kind].get(name, 0)}
         assert not new, f"softnpu: {kind.replace('_', ' ')} in this test: {new}"

@@ -43,7 +43,7 @@ struct Board {
   std::atomic<bool> armed{false};
   std::atomic<int64_t> alive[static_cast<int>(Alive::kCount)] = {};
   std::map<std::string, Totals> launches;
-  std::map<std::string, int64_t> idle, prepared;
+  std::map<std::string, int64_t> idle, prepared, unreceived;
   std::vector<LaunchRecord> records;
   std::vector<std::string> fired;
   std::map<std::string, std::string> trace_files;  // what this process was asked to write -> what it writes
@@ -266,6 +266,12 @@ void notice_idle_launch(const std::string& name) {
   if (b.idle[name]++ == 0) std::fprintf(stderr, "softnpu: launch of %s wrote none of its outputs\n", name.c_str());
 }
 
+void notice_unreceived(const std::string& message) {
+  Board& b = board();
+  std::lock_guard lock(b.mutex);
+  if (b.unreceived[message]++ == 0) std::fprintf(stderr, "softnpu: nobody has received %s\n", message.c_str());
+}
+
 void count_prepared(const std::string& name, int change) {
   Board& b = board();
   std::lock_guard lock(b.mutex);
@@ -386,6 +392,7 @@ std::string statistics() {
   write_counts(out, "calls", calls);
   write_counts(out, "idle_launches", b.idle);
   write_counts(out, "unlaunched", b.prepared);
+  write_counts(out, "unreceived", b.unreceived);
   out << ",\"fired\":[";
   separator = "";
   for (const auto& name : b.fired) out << separator << quoted(name), separator = ",";

@@ -86,6 +86,7 @@ SOFTNPU_CXX bool tracing();
 SOFTNPU_CXX void trace(LaunchRecord record);
 SOFTNPU_CXX void count_launch(const std::string& name, uint64_t host_ns);
 SOFTNPU_CXX void notice_idle_launch(const std::string& name);
+SOFTNPU_CXX void notice_unreceived(const std::string& message);
 // +1 when phase 1 has prepared a launch, -1 when phase 2 has been called for it.
 SOFTNPU_CXX void count_prepared(const std::string& name, int change);
 // What was prepared and never launched, one line; empty when nothing was.

@@ -7,10 +7,9 @@
 #include <cstring>
 #include <string>
 
-#include "comm.h"
 #include "softnpu/acl/report.h"
 
-namespace softnpu {
+namespace softnpu::hccl {
 namespace {
 
 struct BFloat16 {
@@ -63,45 +62,20 @@ void same(const std::vector<const unsigned char*>& parts, unsigned char* to, siz
 
 }  // namespace
 
-size_t element_size(int dtype) {
-  switch (dtype) {
-    case kHcclInt8:
-    case kHcclUint8:
-    case kHcclFp8E4M3:
-    case kHcclFp8E5M2:
-      return 1;
-    case kHcclInt16:
-    case kHcclUint16:
-    case kHcclFp16:
-    case kHcclBfp16:
-      return 2;
-    case kHcclInt32:
-    case kHcclUint32:
-    case kHcclFp32:
-      return 4;
-    case kHcclInt64:
-    case kHcclUint64:
-    case kHcclFp64:
-      return 8;
-    default:
-      throw Fault(kParameter, "softnpu: HCCL data type " + std::to_string(dtype) + " is not emulated");
-  }
-}
-
 void reduce(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int dtype, int operation) {
   if (operation < kHcclSum || operation > kHcclMin)
     throw Fault(kParameter, "softnpu: HCCL reduction " + std::to_string(operation));
   switch (dtype) {
     case kHcclInt8:
       return same<int8_t>(parts, to, count, operation);
-    case kHcclUint8:
-      return same<uint8_t>(parts, to, count, operation);
     case kHcclInt16:
       return same<int16_t>(parts, to, count, operation);
     case kHcclInt32:
       return same<int32_t>(parts, to, count, operation);
     case kHcclInt64:
       return same<int64_t>(parts, to, count, operation);
+    case kHcclUint64:
+      return same<uint64_t>(parts, to, count, operation);
     case kHcclFp32:
       return same<float>(parts, to, count, operation);
     case kHcclFp64:
@@ -116,4 +90,4 @@ void reduce(const std::vector<const unsigned char*>& parts, unsigned char* to, s
   }
 }
 
-}  // namespace softnpu
+}  // namespace softnpu::hccl

@@ -10,6 +10,7 @@ import torch_npu  # noqa: F401
 
 dist.init_process_group("hccl")
 torch.npu.set_device(dist.get_rank())
+group = dist.new_group([0, 1])  # its communicator is formed by the first call
 x = torch.ones(4, device="npu")
 dist.all_reduce(x)
 torch.npu.synchronize()
@@ -24,10 +25,12 @@ CALLS = {
     "reduce_scatter": lambda: dist.reduce_scatter_tensor(x, both),
     "all_to_all": lambda: dist.all_to_all_single(x, x.clone()),
     "barrier": dist.barrier,
+    "message": lambda: dist.send(x, 1),
+    "group": lambda: dist.all_reduce(x, group=group),
 }
 try:
     CALLS[sys.argv[1]]()
     print("lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True)  # no synchronise but the copies' own
-except RuntimeError:  # the text is on stderr: torch_npu does not pass it on from every synchronise
-    print("lost rank: noticed", flush=True)
+except RuntimeError as error:  # the text is on stderr too, unless the communicator could not be formed
+    print("lost rank: noticed", error, flush=True)
 os._exit(0)
