@@ -35,7 +35,6 @@ enum Code : int {
   kCaptureImplicit = 107031,
   kCaptureConflict = 107032,
   kCaptureUnmatched = 107036,
-  kModelRunning = 107037,
   kCaptureThread = 107038,
   kFeature = 207000,
   kOutOfMemory = 207001,

@@ -53,7 +53,8 @@ void set_current_device(int device) {
 }
 
 int require_device() {
-  if (current_device() < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread (aclrtSetDevice)");
+  if (current_device() < 0)
+    throw Fault(kNoContext, "softnpu: no device was set on this thread (aclrtSetDevice), or it was reset since");
   return thread_device;
 }
 

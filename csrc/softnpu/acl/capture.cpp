@@ -49,21 +49,15 @@ Graph::~Graph() { alive(Alive::kGraph, -1); }
 
 int exchange_capture_mode(int mode) { return std::exchange(thread_mode, mode); }
 
-void spoil_capture(Graph& graph) {
-  std::lock_guard lock(capture_lock());
-  graph.valid = false;
-}
-
 void refuse_in_capture(const char* who) {
   if (!capturing) return;
   std::lock_guard lock(capture_lock());
   for (Graph* graph : captures()) {
     if (graph->device != current_device() || !forbids(*graph)) continue;
-    graph->valid = false;
-    throw Fault(kCaptureMode, std::string("softnpu: ") + who + " while stream " +
-                                  std::to_string(graph->members[0]->id) + " is captured in mode " +
-                                  (graph->mode == kCaptureGlobal ? "GLOBAL" : "THREAD_LOCAL") +
-                                  ": this thread must be in mode RELAXED (aclmdlRICaptureThreadExchangeMode)");
+    graph->spoilt = std::string(who) + " while stream " + std::to_string(graph->members[0]->id) +
+                    " is captured in mode " + (graph->mode == kCaptureGlobal ? "GLOBAL" : "THREAD_LOCAL") +
+                    ": this thread must be in mode RELAXED (aclmdlRICaptureThreadExchangeMode)";
+    throw Fault(kCaptureMode, "softnpu: " + graph->spoilt);
   }
 }
 
@@ -80,9 +74,9 @@ void refuse_default_stream(int device) {
 
 void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock) {
   if (stream.capture_ && stream.capture_ != graph) {
-    stream.capture_->valid = graph->valid = false;
-    throw Fault(kCaptureConflict, "softnpu: stream " + std::to_string(stream.id) +
-                                      " of one capture waits for an event that was recorded in another");
+    stream.capture_->spoilt = graph->spoilt =
+        "stream " + std::to_string(stream.id) + " of one capture waits for an event that was recorded in another";
+    throw Fault(kCaptureConflict, "softnpu: " + graph->spoilt);
   }
   if (!stream.capture_) {
     stream.capture_ = graph;
@@ -118,7 +112,9 @@ int Stream::end_capture(std::shared_ptr<Graph>* graph) {
   const std::shared_ptr<Graph> ended = capture_;
   delist(ended.get());
   ended->ended = true;
-  int code = ended->valid ? kOk : fail(kCaptureInvalidated, "softnpu: the capture was invalidated");
+  int code = kOk;
+  if (!ended->spoilt.empty())
+    code = fail(kCaptureInvalidated, "softnpu: the capture was lost: %s", ended->spoilt.c_str());
   if (ended->mode != kCaptureRelaxed && ended->thread != std::this_thread::get_id())
     code = fail(kCaptureThread, "softnpu: the capture of stream %d began on another thread", id);
   Clock joined = ended->clocks[0];
@@ -138,16 +134,16 @@ int Stream::end_capture(std::shared_ptr<Graph>* graph) {
 void Stream::refuse_pageable(const char* who) {
   std::lock_guard lock(capture_lock());
   if (!capture_) return;
-  capture_->valid = false;
-  throw Fault(kStreamCaptured, std::string("softnpu: ") + who + ": stream " + std::to_string(id) +
-                                   " is being captured: host memory must be pinned (aclrtMallocHost)");
+  capture_->spoilt =
+      std::string(who) + " on captured stream " + std::to_string(id) + ": host memory must be pinned (aclrtMallocHost)";
+  throw Fault(kStreamCaptured, "softnpu: " + capture_->spoilt);
 }
 
 int Stream::capture_state(std::shared_ptr<Graph>* graph) {
   std::lock_guard lock(capture_lock());
   *graph = capture_;
   if (!capture_) return kCaptureNone;
-  return capture_->valid ? kCaptureActive : kCaptureInvalid;
+  return capture_->spoilt.empty() ? kCaptureActive : kCaptureInvalid;
 }
 
 namespace {

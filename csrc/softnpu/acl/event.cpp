@@ -35,8 +35,9 @@ std::shared_ptr<Graph> capture_of(Event& event) {
 
 int wait_event(Event& event, int timeout_ms) {
   if (const auto graph = capture_of(event)) {
-    spoil_capture(*graph);
-    return fail(kEventCaptured, "softnpu: the event was recorded in a capture: synchronising it invalidates that");
+    std::lock_guard lock(capture_lock());
+    graph->spoilt = "an event that was recorded in it was to be synchronised";
+    return fail(kEventCaptured, "softnpu: a capture goes on and %s", graph->spoilt.c_str());
   }
   const auto record = latest(event);
   if (!record) return kOk;

@@ -202,9 +202,8 @@ int Stream::synchronise(int timeout_ms) {
   {
     std::lock_guard lock(capture_lock());
     if (capture_) {
-      capture_->valid = false;
-      return fail(kStreamCaptured, "softnpu: stream %d is being captured: synchronising it invalidates the capture",
-                  id);
+      capture_->spoilt = "stream " + std::to_string(id) + " was to be synchronised while it is captured";
+      return fail(kStreamCaptured, "softnpu: %s", capture_->spoilt.c_str());
     }
   }
   std::unique_lock lock(mutex_);
@@ -282,7 +281,7 @@ Handle add_stream(int device, uint32_t flags) {
 }
 
 std::shared_ptr<Stream> find_stream(Handle handle, int device) {
-  if (device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread");
+  if (device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread, or it was reset since");
   if (!handle) refuse_default_stream(device);
   std::lock_guard lock(streams().mutex);
   if (!handle) {

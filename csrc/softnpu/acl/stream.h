@@ -73,7 +73,8 @@ struct Graph {
   std::vector<std::shared_ptr<Stream>> members;               // [0] is the stream on which the capture began
   std::vector<Clock> clocks;
   std::vector<GraphNode> nodes;
-  bool valid = true, ended = false;
+  std::string spoilt;  // why it ends with an error; empty: it is good
+  bool ended = false;
   Graph(int device, int mode);
   ~Graph();
 };
@@ -135,7 +136,6 @@ void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clo
 // CANN names unsafe: synchronous copies and fills, asynchronous copies of pageable host memory.
 void refuse_in_capture(const char* who);
 void refuse_default_stream(int device);  // throws while a stream of the device is captured
-void spoil_capture(Graph& graph);        // it ends with an error
 int exchange_capture_mode(int mode);     // of this thread; answers the mode before
 uint64_t mix(uint64_t value);
 uint64_t chaos_seed();
