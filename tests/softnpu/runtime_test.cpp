@@ -245,19 +245,45 @@ void captures_end_well() {
   CHECK(!aclrtDestroyStream(stream) && !aclrtDestroyEvent(event));
 }
 
-void threads_and_forks() {
+void other_threads() {
   void* stream;
   CHECK(!aclrtCreateStream(&stream));
   std::thread([] {
     void* p;
     CHECK(aclrtMalloc(&p, 8, 0) == softnpu::kNoContext && aclrtSynchronizeStream(nullptr) == softnpu::kNoContext);
   }).join();
-  void* p;
-  CHECK(!aclrtMalloc(&p, 8, 0) && !aclrtMemsetAsync(p, 8, 0, 8, stream));
-  const pid_t child = fork();  // it has no worker threads
-  if (child == 0) _exit(aclrtMemsetAsync(p, 8, 0, 8, stream) == 0);
-  int status = 0;
-  CHECK(child > 0 && waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 0);
+  CHECK(!aclrtDestroyStream(stream));
+}
+
+// In a forked child; it has no worker threads, and locks that other threads held stay locked for ever.
+bool everything_is_refused(void* stream, void* p) {
+  void* other;
+  return aclrtMemsetAsync(p, 8, 0, 8, stream) && aclrtSynchronizeStream(stream) && aclrtSynchronizeDevice() &&
+         aclrtMalloc(&other, 8, 0) && aclrtFree(p) && aclrtCreateStream(&other) && aclrtDestroyStream(stream) &&
+         aclrtMemset(p, 8, 0, 8) && aclFinalize() && !softnpu_statistics(nullptr, 0) && softnpu_check_red_zones();
+}
+
+void forks() {
+  void *stream, *p;
+  CHECK(!aclrtCreateStream(&stream) && !aclrtMalloc(&p, 8, 0));
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    CHECK(!aclrtSetDevice(0));
+    void *other, *memory;
+    while (!stop) {
+      CHECK(!aclrtCreateStream(&other) && !aclrtMalloc(&memory, 8, 0) && softnpu_statistics(nullptr, 0));
+      CHECK(!aclrtDestroyStream(other) && !aclrtFree(memory));
+    }
+  });
+  for (int i = 0; i < 50; ++i) {
+    CHECK(!aclrtMemsetAsync(p, 8, 0, 8, stream));
+    const pid_t child = fork();
+    if (child == 0) _exit(!everything_is_refused(stream, p));
+    int status = 0;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+  }
+  stop = true;
+  busy.join();
   CHECK(!aclrtDestroyStream(stream) && !aclrtFree(p));
 }
 
@@ -286,7 +312,8 @@ int main(int argc, char** argv) {
   refused_in_captures();
   refused_events();
   dead_handles();
-  threads_and_forks();
+  other_threads();
+  forks();
   CHECK(!aclrtSynchronizeDevice());
   devices_that_were_reset();
   std::puts("runtime good");

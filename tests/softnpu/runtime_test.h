@@ -52,6 +52,8 @@ int aclrtFreePhysical(void*);
 int aclrtMapMem(void*, size_t, size_t, void*, uint64_t);
 int aclrtUnmapMem(void*);
 int aclmdlRICaptureThreadExchangeMode(int*);
+size_t softnpu_statistics(char*, size_t);
+int softnpu_check_red_zones();
 aclTensor* aclCreateTensor(const int64_t*, uint64_t, int, const int64_t*, int64_t, int, const int64_t*, uint64_t,
                            void*);
 int aclDestroyTensor(const aclTensor*);

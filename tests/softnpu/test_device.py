@@ -58,6 +58,12 @@ def test_faulty_launch(case):
     assert ("launch of aclnnMul wrote none of its outputs" in output) == (case == "idle"), output
 
 
+@pytest.mark.parametrize("queue", ["0", "1"])
+def test_forked_child_is_refused(queue):
+    code, output = run("guards.py", "fork", variables={"TASK_QUEUE_ENABLE": queue}, timeout=120)
+    assert code == 0 and "caught" in output, output
+
+
 def test_dropped_launches_are_named_when_the_process_ends():
     _, output = run("guards.py", "unlaunched", variables={"TASK_QUEUE_ENABLE": "1"})
     assert "caught" in output and "never launched: " in output and "1 of aclnnAdd" in output, output

@@ -17,7 +17,10 @@ _started: dict[str, str] = {}
 
 
 class Softnpu:
-    """Handle on the runtime in this process. Every method works at any time and from any thread."""
+    """Handle on the runtime in this process. Every method works at any time and from any thread.
+
+    A process that was forked after the device was used has no device: EnvironmentFault.
+    """
 
     def __init__(self, runtime: ctypes.CDLL) -> None:
         self._runtime = runtime
@@ -34,6 +37,7 @@ class Softnpu:
         while True:
             text = ctypes.create_string_buffer(room)
             needed = self._runtime.softnpu_statistics(text, ctypes.c_size_t(room))
+            self._check(needed == 0)
             if needed < room:
                 return dict(json.loads(text.value))
             room = 2 * needed
@@ -67,7 +71,9 @@ class Softnpu:
 
     def raw_write(self, pointer: int, offset: int, value: int) -> None:
         """Write one byte as a faulty kernel would: `offset` is not checked. For tests of the guards."""
-        self._runtime.softnpu_raw_write(ctypes.c_void_p(pointer), ctypes.c_size_t(offset), ctypes.c_ubyte(value))
+        self._check(
+            self._runtime.softnpu_raw_write(ctypes.c_void_p(pointer), ctypes.c_size_t(offset), ctypes.c_ubyte(value))
+        )
 
     def _check(self, code: int) -> None:
         if code:

@@ -63,6 +63,7 @@ std::nullptr_t said_null() {
 
 template <class T>
 T* create(T value) {
+  if (refuse_fork(Kind<T>::name)) return said_null();
   T* const handle = handles<T>().create(std::move(value));
   if (!handle) {
     fail(kNnInner, "softnpu: %zu handles of %s are alive: are they never destroyed?", Handles<T>::kMost, Kind<T>::name);
@@ -75,6 +76,7 @@ T* create(T value) {
 template <class T>
 int destroy(const T* handle) {
   if (!handle) return kOk;
+  if (const int refused = refuse_fork(Kind<T>::name)) return refused;
   if (!handles<T>().destroy(handle)) {
     const int code = fail(kNnParameter, "softnpu: aclDestroy%s: %p is no live handle (destroyed twice?)",
                           Kind<T>::name + 3, static_cast<const void*>(handle));
@@ -228,6 +230,7 @@ SOFTNPU_C int aclGetRawTensorAddr(const aclTensor* tensor, void** address) {
 }
 
 SOFTNPU_C int aclDestroyAclOpExecutor(aclOpExecutor* executor) {
+  if (const int refused = refuse_fork(__func__)) return refused;
   if (!executor) return kOk;
   if (!take_executor(executor)) return fail(kNnParameter, "softnpu: aclDestroyAclOpExecutor: not a live executor");
   alive(Alive::kExecutor, -1);

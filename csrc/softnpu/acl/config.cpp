@@ -14,11 +14,6 @@ namespace {
 
 constexpr size_t kMostMemory = size_t{256} << 30;
 
-std::string text(const char* name, const char* otherwise) {
-  const char* value = std::getenv(name);
-  return value && *value ? value : otherwise;
-}
-
 bool starts(const std::string& name, const char* prefix) { return name.rfind(prefix, 0) == 0; }
 
 size_t default_memory() {
@@ -57,34 +52,53 @@ bool emulated(const std::string& soc) {
   return starts(soc, "Ascend910B") || starts(soc, "Ascend910_93") || starts(soc, "Ascend950");
 }
 
+struct Setting {
+  const char *name, *expected;
+  bool (*take)(Config& into, const std::string& value);
+};
+
+constexpr Setting kSettings[] = {
+    {"SOC", "Ascend910B*, Ascend910_93* or Ascend950*",
+     [](Config& into, const std::string& value) { return into.soc = value, emulated(value); }},
+    {"CANN", "a version such as 8.5.0 or 8.3.RC1",
+     [](Config& into, const std::string& value) { return into.cann = value, is_version(value); }},
+    {"DEVICES", "1 to 32",
+     [](Config& into, const std::string& value) {
+       return number(value, &into.devices) && into.devices >= 1 && into.devices <= 32;
+     }},
+    {"MEMORY", "a size such as 64M or 2G, 1 byte to 256G",
+     [](Config& into, const std::string& value) { return bytes(value, &into.memory); }},
+    {"WORKSPACE", "a size such as 4K, 1 byte to 256G",
+     [](Config& into, const std::string& value) { return bytes(value, &into.workspace); }},
+    {"CHAOS", "a seed, 0 to 2^64 - 1",
+     [](Config& into, const std::string& value) { return number(value, &into.chaos); }},
+    {"TRACE", "a file", [](Config& into, const std::string& value) { return into.trace = value, true; }},
+};
+
 Config read() {
-  Config result{text("SOFTNPU_SOC", "Ascend910B3"),
-                text("SOFTNPU_CANN", "8.5.0"),
-                8,
-                default_memory(),
-                0,
-                0,
-                text("SOFTNPU_TRACE", ""),
-                ""};
-  const auto expect = [&](bool good, const char* name, const std::string& found, const char* expected) {
-    if (!good && result.problem.empty()) result.problem = std::string(name) + "=" + found + ": expected " + expected;
-  };
-  const std::string devices = text("SOFTNPU_DEVICES", "8"), memory = text("SOFTNPU_MEMORY", "");
-  const std::string chaos = text("SOFTNPU_CHAOS", "0"), workspace = text("SOFTNPU_WORKSPACE", "");
-  const bool counted = number(devices, &result.devices) && result.devices >= 1 && result.devices <= 32;
-  if (!counted) result.devices = 8;
-  expect(emulated(result.soc), "SOFTNPU_SOC", result.soc, "Ascend910B*, Ascend910_93* or Ascend950*");
-  expect(is_version(result.cann), "SOFTNPU_CANN", result.cann, "a version such as 8.5.0 or 8.3.RC1");
-  expect(counted, "SOFTNPU_DEVICES", devices, "1 to 32");
-  expect(memory.empty() || bytes(memory, &result.memory), "SOFTNPU_MEMORY", memory,
-         "a size such as 64M or 2G, 1 byte to 256G");
-  expect(workspace.empty() || bytes(workspace, &result.workspace), "SOFTNPU_WORKSPACE", workspace,
-         "a size such as 4K, 1 byte to 256G");
-  expect(number(chaos, &result.chaos), "SOFTNPU_CHAOS", chaos, "a seed, 0 to 2^64 - 1");
+  Config result;
+  result.memory = default_memory();
+  for (const Setting& setting : kSettings) {
+    const std::string name = std::string("SOFTNPU_") + setting.name;
+    const char* const value = std::getenv(name.c_str());
+    if (!value || !*value) continue;
+    Config changed = result;
+    if (setting.take(changed, value))
+      result = changed;
+    else if (result.problem.empty())
+      result.problem = name + "=" + value + ": expected " + setting.expected;
+  }
   return result;
 }
 
 }  // namespace
+
+std::string expected_instead(const std::string& name, const std::string& value) {
+  Config ignored;
+  for (const Setting& setting : kSettings)
+    if (name == setting.name && !setting.take(ignored, value)) return setting.expected;
+  return "";
+}
 
 const Config& config() {
   static const Config* const settings = new Config(read());

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "config.h"
+#include "fork.h"
 #include "memory.h"
 #include "number.h"
 
@@ -38,7 +39,6 @@ struct Totals {
 
 struct Board {
   std::mutex mutex;
-  std::vector<Call*> calls;
   std::vector<Planned> planned;
   std::atomic<bool> armed{false};
   std::atomic<int64_t> alive[static_cast<int>(Alive::kCount)] = {};
@@ -149,14 +149,19 @@ const char* const kAliveNames[] = {"tensors",          "tensor_lists", "scalars"
                                    "executors",        "streams",      "events",  "device_allocations",
                                    "host_allocations", "graphs"};
 
+std::atomic<const Call*> newest_call{nullptr};
+
 }  // namespace
 
-Call::Call(std::string name) : name_(std::move(name)) {
-  std::lock_guard lock(board().mutex);
-  board().calls.push_back(this);
+Call::Call(std::string name) : name_(std::move(name)), next_(newest_call.load(std::memory_order_relaxed)) {
+  while (!newest_call.compare_exchange_weak(next_, this, std::memory_order_release, std::memory_order_relaxed)) {
+  }
 }
 
+const Call* Call::all() { return newest_call.load(std::memory_order_acquire); }
+
 int Call::enter() {
+  if (const int refused = refuse_fork(name_.c_str())) return refused;
   count_.fetch_add(1, std::memory_order_relaxed);
   const int code = use(name_);
   return code ? fail(code, "softnpu: injected fault %d in %s", code, name_.c_str()) : 0;
@@ -175,6 +180,11 @@ int fail(int code, const char* format, ...) {
 
 int fail(const Fault& fault) { return fail(fault.code, "%s", fault.what()); }
 
+int refuse_fork(const char* who) {
+  if (!forked()) return kOk;
+  return fail(kNnRuntime, "softnpu: %s: this process was forked from one that uses the device: spawn it", who);
+}
+
 const char* last_message() {
   std::memcpy(shown_message, thread_message, sizeof shown_message);
   return shown_message;
@@ -184,6 +194,11 @@ int last_code(bool clear) {
   const int code = thread_code;
   if (clear) thread_code = 0;
   return code;
+}
+
+std::string fault_problem(const std::string& specs) {
+  std::vector<Planned> ignored;
+  return parse_all(specs, &ignored);
 }
 
 bool inject(const std::string& specs, std::string* problem) {
@@ -200,6 +215,7 @@ bool inject(const std::string& specs, std::string* problem) {
 }
 
 void report_unfired() {
+  if (forked()) return;
   Board& b = board();
   std::lock_guard lock(b.mutex);
   for (Planned& plan : b.planned)
@@ -366,7 +382,7 @@ std::string statistics() {
   }
   out << "}";
   std::map<std::string, uint64_t> calls;
-  for (const Call* call : b.calls) calls[call->name()] += call->count();
+  for (const Call* call = Call::all(); call; call = call->next()) calls[call->name()] += call->count();
   write_counts(out, "calls", calls);
   write_counts(out, "idle_launches", b.idle);
   write_counts(out, "unlaunched", b.prepared);

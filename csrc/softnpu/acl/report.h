@@ -14,13 +14,16 @@ namespace softnpu {
 // One exported function. enter() counts the call and answers the code to fail with, or 0.
 class SOFTNPU_CXX Call {
  public:
-  explicit Call(std::string name);
+  explicit Call(std::string name);  // takes no lock: a forked child may be the first to come here
   int enter();
   const std::string& name() const { return name_; }
   uint64_t count() const { return count_.load(std::memory_order_relaxed); }
+  const Call* next() const { return next_; }
+  static const Call* all();
 
  private:
   std::string name_;
+  const Call* next_ = nullptr;
   std::atomic<uint64_t> count_{0};
 };
 
@@ -38,6 +41,8 @@ struct SOFTNPU_CXX Fault : std::runtime_error {
 // Stores the message as this thread's last error and returns the code.
 SOFTNPU_CXX int fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 SOFTNPU_CXX int fail(const Fault& fault);
+// Fails in a forked child, kOk elsewhere. Comes before the first lock.
+SOFTNPU_CXX int refuse_fork(const char* who);
 // This thread's last error, in a buffer that stays where it is and changes only here: callers keep the pointer.
 SOFTNPU_CXX const char* last_message();
 SOFTNPU_CXX int last_code(bool clear);
@@ -45,6 +50,8 @@ SOFTNPU_CXX int last_code(bool clear);
 // "CALL:N:CODE", comma separated: the n-th use of CALL from now on answers CODE. CALL@kernel fails on the stream
 // instead; CALL@idle is launched and does nothing.
 SOFTNPU_CXX bool inject(const std::string& specs, std::string* problem);
+// Why `specs` is refused; empty when it is taken.
+std::string fault_problem(const std::string& specs);
 // Names the planned faults that never fired on stderr, each one once.
 SOFTNPU_CXX void report_unfired();
 SOFTNPU_CXX int injected_kernel_fault(const std::string& name);

@@ -1,7 +1,5 @@
 #include "stream.h"
 
-#include <pthread.h>
-
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -9,6 +7,7 @@
 #include <unordered_map>
 
 #include "config.h"
+#include "fork.h"
 #include "report.h"
 
 namespace softnpu {
@@ -61,13 +60,6 @@ void notice_empty_wait(int stream) {
                  "softnpu: stream %d was told to wait for an event that is not recorded yet: it does not wait\n",
                  stream);
   });
-}
-
-// Worker threads do not exist in a forked child: work given to it would wait for ever.
-bool forked() {
-  static std::atomic<bool> child{false};
-  [[maybe_unused]] static const int watched = pthread_atfork(nullptr, nullptr, [] { child = true; });
-  return child.load(std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -144,9 +136,8 @@ void Stream::push(Task task) {
 void Stream::enqueue(Task task) {
   {
     std::lock_guard lock(mutex_);
-    if (forked()) throw Fault(kNnRuntime, "softnpu: this process was forked from one that uses the device: spawn it");
     if (closing_) throw Fault(kHandle, "softnpu: stream " + std::to_string(id) + " was destroyed");
-    if (!worker_.joinable()) worker_ = std::thread(&Stream::work, this);
+    if (!worker_.joinable()) watch_forks(), worker_ = std::thread(&Stream::work, this);
     queue_.push_back(std::move(task));
     pushed_++;
   }

@@ -13,6 +13,7 @@
 
 #include "softnpu/acl/config.h"
 #include "softnpu/acl/device.h"
+#include "softnpu/acl/fork.h"
 #include "softnpu/acl/memory.h"
 
 namespace softnpu {
@@ -258,6 +259,7 @@ void give_workspace(Launch& launch, void* workspace, uint64_t size) {
 
 int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) {
   const int code = call.enter();
+  if (forked()) return code;
   if (!executor) return fail(kNnNullptr, "softnpu: %s: the executor is null (phase 1 failed?)", call.name().c_str());
   if (!take_executor(executor))
     return fail(kNnParameter, "softnpu: %s: not a live executor (used twice?)", call.name().c_str());

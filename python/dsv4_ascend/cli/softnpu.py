@@ -17,6 +17,8 @@ def softnpu(
     soc: Annotated[str, typer.Option(help="Ascend910B3, Ascend910_9391, Ascend950PR_9599 ...")] = "Ascend910B3",
     devices: Annotated[int, typer.Option(help="How many NPUs the process sees.", min=1, max=32)] = 8,
     memory: Annotated[str | None, typer.Option(help="Of each device: 64M, 2G.")] = None,
+    cann: Annotated[str | None, typer.Option(help="The CANN version that torch_npu is told: 8.5.0, 9.1.0.")] = None,
+    workspace: Annotated[str | None, typer.Option(help="Of every operator, checked and overwritten: 4K.")] = None,
     chaos: Annotated[int | None, typer.Option(help="Seed: one stream at a time is delayed.")] = None,
     trace: Annotated[str | None, typer.Option(help="Chrome trace of all launches; %p = process id.")] = None,
     fail: Annotated[str | None, typer.Option(help="CALL:N:CODE,...: the n-th use of CALL answers CODE.")] = None,
@@ -26,7 +28,16 @@ def softnpu(
     `python`, `torchrun`, `pytest` are this environment's, active or not.
     """
     try:
-        variables = settings(soc=soc, devices=devices, memory=memory, chaos=chaos, trace=trace, fail=fail)
+        variables = settings(
+            soc=soc,
+            cann=cann,
+            devices=devices,
+            memory=memory,
+            workspace=workspace,
+            chaos=chaos,
+            trace=trace,
+            fail=fail,
+        )
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None
     full = environment(variables)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 
 import torch
@@ -138,6 +139,15 @@ elif case == "travel":  # a fault on a side stream reaches who waits for it
     event.record()
     expect(event.synchronize, "aclnnMul")
     assert (x * x)[3].item() == 9
+elif case == "fork":  # after the device was used: a child's calls are errors, never a wait for threads it does not have
+    loader = torch.utils.data.DataLoader(range(8), batch_size=4, num_workers=2, pin_memory=True)
+    assert sum(batch.npu().sum().item() for batch in loader) == 28
+    y = x * 2  # on its way
+    if (child := os.fork()) == 0:
+        expect(lambda: x * x, "was forked from one that uses the device")
+        expect(y.cpu, "was forked from one that uses the device")
+        os._exit(0) if os.environ["TASK_QUEUE_ENABLE"] == "1" else sys.exit(0)  # torch_npu's own exit runs too
+    assert os.waitpid(child, 0)[1] == 0 and y.sum().item() == 56
 elif case == "trace":
     (x * 3).sum().item()
     device.write_trace(sys.argv[2])
