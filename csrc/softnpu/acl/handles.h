@@ -48,7 +48,7 @@ class Handles {
     alignas(T) std::byte object[sizeof(T)];
     std::atomic<bool> live;  // starts as the zero of fresh pages
   };
-  static constexpr size_t kRest = 1024;  // destroyed handles that are not given out again, so that misuse shows
+  static constexpr size_t kRest = 64;  // destroyed handles that are not given out again, so that misuse shows
 
   static Slot* reserve() {
     void* const start =
