@@ -1,5 +1,7 @@
-// The runtime's own tests, without torch: streams, events, memory, capture from many threads at once. Built with
+// The runtime's own tests, without torch: streams, events, memory, graphs from many threads at once. Built with
 // ThreadSanitizer too; `runtime_test race` plants a data race (a missing event wait) that ThreadSanitizer must report.
+#include "runtime_test.h"
+
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,52 +18,7 @@
 #include "softnpu/acl/report.h"
 #include "softnpu/acl/stream.h"
 
-extern "C" {
-int aclInit(const char*);
-int aclFinalize();
-int aclrtSetDevice(int);
-int aclrtMalloc(void**, size_t, int);
-int aclrtFree(void*);
-int aclrtMemcpy(void*, size_t, const void*, size_t, int);
-int aclrtMemcpyAsync(void*, size_t, const void*, size_t, int, void*);
-int aclrtMemsetAsync(void*, size_t, int, size_t, void*);
-int aclrtCreateStream(void**);
-int aclrtDestroyStream(void*);
-int aclrtSynchronizeStream(void*);
-int aclrtSynchronizeStreamWithTimeout(void*, int);
-int aclrtSynchronizeDevice();
-int aclrtCreateEventWithFlag(void**, uint32_t);
-int aclrtDestroyEvent(void*);
-int aclrtRecordEvent(void*, void*);
-int aclrtStreamWaitEvent(void*, void*);
-int aclrtSynchronizeEvent(void*);
-int aclmdlRICaptureBegin(void*, int);
-int aclmdlRICaptureEnd(void*, void**);
-int aclmdlRIExecuteAsync(void*, void*);
-int aclmdlRIDestroy(void*);
-int aclmdlRICaptureGetInfo(void*, int*, void**);
-int aclrtMallocHost(void**, size_t);
-int aclrtFreeHost(void*);
-int aclrtMemset(void*, size_t, int, size_t);
-int aclrtReserveMemAddress(void**, size_t, size_t, void*, uint64_t);
-int aclrtReleaseMemAddress(void*);
-int aclrtMallocPhysical(void**, size_t, const void*, uint64_t);
-int aclrtFreePhysical(void*);
-int aclrtMapMem(void*, size_t, size_t, void*, uint64_t);
-int aclrtUnmapMem(void*);
-size_t softnpu_statistics(char*, size_t);
-int softnpu_check_red_zones();
-}
-
 using softnpu::find_stream;
-
-#define CHECK(condition)                                                                                 \
-  do {                                                                                                   \
-    if (!(condition)) {                                                                                  \
-      std::fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, softnpu::last_message()); \
-      std::exit(1);                                                                                      \
-    }                                                                                                    \
-  } while (0)
 
 namespace {
 
@@ -279,10 +236,13 @@ void captures_end_well() {
   void *stream, *event, *graph, *ignored;
   int status;
   CHECK(!aclrtCreateStream(&stream) && !aclrtCreateEventWithFlag(&event, 0) && !aclmdlRICaptureBegin(stream, 0));
-  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) && aclmdlRIExecuteAsync(graph, nullptr) != 0);
-  CHECK(!aclrtRecordEvent(event, stream) && aclrtSynchronizeEvent(event) == softnpu::kStreamCaptured);
-  CHECK(aclmdlRICaptureEnd(stream, &ignored) != 0 && !aclmdlRICaptureBegin(stream, 0));
-  CHECK(!aclrtDestroyStream(stream) && !aclrtDestroyEvent(event));  // while it captures: nothing leaks
+  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) && aclmdlRIExecuteAsync(graph, stream) != 0);
+  CHECK(!aclrtRecordEvent(event, stream) && aclrtSynchronizeEvent(event) == softnpu::kEventCaptured);
+  CHECK(aclmdlRICaptureEnd(stream, &ignored) == softnpu::kCaptureInvalidated && !aclmdlRICaptureBegin(stream, 0));
+  CHECK(aclrtDestroyStream(stream) == softnpu::kStreamCaptured);
+  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) && aclmdlRIDestroy(graph) == softnpu::kModelCaptured);
+  CHECK(!aclmdlRICaptureEnd(stream, &graph) && !aclmdlRIDestroy(graph) && aclmdlRIDestroy(graph) == softnpu::kHandle);
+  CHECK(!aclrtDestroyStream(stream) && !aclrtDestroyEvent(event));
 }
 
 void other_threads() {
@@ -330,9 +290,10 @@ void forks() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  setenv("SOFTNPU_DEVICES", "1", 1);
+  setenv("SOFTNPU_DEVICES", "2", 1);
   setenv("SOFTNPU_MEMORY", "64M", 1);
-  CHECK(!aclInit(nullptr) && aclInit(nullptr) != 0 && !aclrtSetDevice(0) && aclrtSetDevice(1) != 0);
+  before_initialisation();
+  CHECK(!aclInit(nullptr) && aclInit(nullptr) != 0 && !aclrtSetDevice(0) && aclrtSetDevice(2) != 0);
   if (argc > 1 && std::string(argv[1]) == "race") {
     planted_race();
     return 0;
@@ -348,8 +309,12 @@ int main(int argc, char** argv) {
   pinned_memory_outlives_its_copies();
   mapped_memory();
   captures_end_well();
+  refused_in_captures();
+  refused_events();
+  dead_handles();
   other_threads();
   forks();
-  CHECK(!aclrtSynchronizeDevice() && !aclFinalize());
+  CHECK(!aclrtSynchronizeDevice());
+  devices_that_were_reset();
   std::puts("runtime good");
 }

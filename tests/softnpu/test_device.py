@@ -51,6 +51,13 @@ def test_guard(case):
     assert code == 0 and "caught" in output, output
 
 
+@pytest.mark.parametrize("queue", ["0", "1"])
+@pytest.mark.parametrize("soc", SOCS)
+def test_the_rest_of_torch(soc, queue):
+    code, output = run("runtime.py", soc=soc, memory="256M", variables={"TASK_QUEUE_ENABLE": queue})
+    assert code == 0 and "runtime good" in output, output
+
+
 @pytest.mark.parametrize("case", ["idle", "storage"])
 def test_faulty_launch(case):
     code, output = run("guards.py", case, variables={"TASK_QUEUE_ENABLE": "0"})

@@ -14,7 +14,11 @@ def binary(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     path = tmp_path_factory.mktemp("softnpu") / "runtime_test"
-    sources = [HERE / "runtime_test.cpp", *sorted((ROOT / "csrc" / "softnpu" / "acl").glob("*.cpp"))]
+    sources = [
+        HERE / "runtime_test.cpp",
+        HERE / "runtime_refusals.cpp",
+        *sorted((ROOT / "csrc" / "softnpu" / "acl").glob("*.cpp")),
+    ]
     flags = [
         "-std=c++20",
         "-g",

@@ -1,6 +1,6 @@
 // Our own declarations of the part of CANN's C ABI that the software device answers: widths, values and opaque handles
 // only. Sources: integer widths and symbol names observed on the torch_npu wheel; error numbers from torch_npu's public
-// (BSD-3) error table.
+// (BSD-3) error table and CANN's published page "aclError".
 #pragma once
 
 #include <cstddef>
@@ -17,6 +17,7 @@ enum Code : int {
   kNotInitialised = 100001,
   kAlreadyInitialised = 100002,
   kUnsupportedApi = 100024,
+  kFinalisedAlready = 100037,
   kParameter = 107000,
   kDeviceId = 107001,
   kNoContext = 107002,
@@ -24,13 +25,23 @@ enum Code : int {
   kEventTimestamp = 107006,
   kHandle = 107017,
   kTimeout = 107019,
-  kStreamCaptured = 107024,  // unconfirmed number
+  kCaptureDependency = 107024,
+  kStreamUnjoined = 107025,
+  kModelCaptured = 107026,
+  kStreamCaptured = 107027,
+  kEventCaptured = 107028,
+  kStreamNotCaptured = 107029,
+  kCaptureMode = 107030,
+  kCaptureImplicit = 107031,
+  kCaptureConflict = 107032,
+  kCaptureUnmatched = 107036,
+  kCaptureThread = 107038,
   kFeature = 207000,
   kOutOfMemory = 207001,
-  kStreamUnjoined = 207019,  // unconfirmed number
   kKernelFault = 507015,
   kReadOutOfBounds = 507042,
   kWriteOutOfBounds = 507043,
+  kCaptureInvalidated = 507903,
   kNnNullptr = 161001,
   kNnParameter = 161002,
   kNnRuntime = 361001,
@@ -73,6 +84,7 @@ enum Format : int {
   kFormatNzC0Is8 = 54
 };
 enum CopyKind : int { kHostToHost = 0, kHostToDevice = 1, kDeviceToHost = 2, kDeviceToDevice = 3, kCopyDefault = 4 };
+enum CaptureMode : int { kCaptureGlobal = 0, kCaptureThreadLocal = 1, kCaptureRelaxed = 2 };
 enum CaptureStatus : int { kCaptureNone = 0, kCaptureActive = 1, kCaptureInvalid = 2 };
 
 using Handle = void*;

@@ -19,12 +19,15 @@ constexpr int kMaxDevices = 32;
 
 struct Context {
   std::atomic<bool> active{false};
+  std::atomic<uint64_t> life{0};  // a thread that chose the device in an earlier life has no device now
 };
 
 std::array<Context, kMaxDevices> contexts;
+Context& context_of(int device) { return contexts.at(static_cast<size_t>(device)); }
 std::atomic<bool> initialised{false};
 std::array<std::atomic<int64_t>, 64> options;  // aclrtSetSysParamOpt
 thread_local int thread_device = -1;
+thread_local uint64_t thread_life = 0;
 
 int known_device(int device) {
   if (device >= 0 && device < config().devices) return kOk;
@@ -39,14 +42,30 @@ int refuse_settings() {
 
 }  // namespace
 
-int current_device() { return thread_device; }
-void set_current_device(int device) { thread_device = device; }
-
-int require_device() {
-  if (thread_device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread (aclrtSetDevice)");
+int current_device() {
+  if (thread_device < 0 || context_of(thread_device).life != thread_life) return -1;
   return thread_device;
 }
 
+void set_current_device(int device) {
+  thread_device = device;
+  if (device >= 0) thread_life = context_of(device).life;
+}
+
+int require_device() {
+  if (current_device() < 0)
+    throw Fault(kNoContext, "softnpu: no device was set on this thread (aclrtSetDevice), or it was reset since");
+  return thread_device;
+}
+
+namespace {
+
+void end_life(Context& context) {
+  context.active = false;
+  context.life++;
+}
+
+}  // namespace
 }  // namespace softnpu
 
 using namespace softnpu;
@@ -68,7 +87,9 @@ SOFTNPU_C int aclFinalize() {
   if (const std::string dropped = unlaunched(); !dropped.empty()) std::fprintf(stderr, "%s\n", dropped.c_str());
   if (!config().trace.empty() && write_trace(config().trace) != kOk) std::fprintf(stderr, "%s\n", last_message());
   report_unfired();
-  return initialised.exchange(false) ? kOk : fail(kNotInitialised, "softnpu: aclFinalize before aclInit");
+  if (!initialised.exchange(false)) return fail(kFinalisedAlready, "softnpu: aclFinalize before aclInit, or twice");
+  for (Context& context : contexts) end_life(context);
+  return kOk;
 }
 
 SOFTNPU_C int aclrtGetDeviceCount(uint32_t* count) {
@@ -77,11 +98,13 @@ SOFTNPU_C int aclrtGetDeviceCount(uint32_t* count) {
   return kOk;
 }
 
+// Everything that needs a device needs aclInit through it; counts, versions and reserved addresses need neither.
 SOFTNPU_C int aclrtSetDevice(int32_t device) {
   SOFTNPU_ENTER();
+  if (!initialised) return fail(kNotInitialised, "softnpu: aclrtSetDevice before aclInit, or after aclFinalize");
   if (const int code = known_device(device)) return code;
   install_dereference_trap();
-  contexts[static_cast<size_t>(device)].active = true;
+  context_of(device).active = true;
   set_current_device(device);
   return kOk;
 }
@@ -97,22 +120,23 @@ SOFTNPU_C int aclrtResetDevice(int32_t device) {
   SOFTNPU_ENTER();
   if (const int code = known_device(device)) return code;
   const int code = synchronise_device(device, -1);
-  contexts[static_cast<size_t>(device)].active = false;
-  if (current_device() == device) set_current_device(-1);
+  end_life(context_of(device));
   return code;
 }
 
 SOFTNPU_C int aclrtGetCurrentContext(Handle* context) {
   SOFTNPU_ENTER();
   if (current_device() < 0) return fail(kNoContext, "softnpu: no context on this thread");
-  *context = &contexts[static_cast<size_t>(current_device())];
+  *context = &context_of(current_device());
   return kOk;
 }
 
 SOFTNPU_C int aclrtSetCurrentContext(Handle context) {
   SOFTNPU_ENTER();
+  if (!initialised)
+    return fail(kNotInitialised, "softnpu: aclrtSetCurrentContext before aclInit, or after aclFinalize");
   for (int device = 0; device < config().devices; ++device) {
-    if (&contexts[static_cast<size_t>(device)] == context) return set_current_device(device), kOk;
+    if (&context_of(device) == context) return set_current_device(device), kOk;
   }
   return fail(kHandle, "softnpu: not a context");
 }
@@ -121,7 +145,7 @@ SOFTNPU_C int aclrtGetPrimaryCtxState(int32_t device, uint32_t* flags, int32_t* 
   SOFTNPU_ENTER();
   if (const int code = known_device(device)) return code;
   if (flags) *flags = 0;
-  if (active) *active = contexts[static_cast<size_t>(device)].active;
+  if (active) *active = context_of(device).active;
   return kOk;
 }
 

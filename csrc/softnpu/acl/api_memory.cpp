@@ -106,6 +106,10 @@ int copy_later(void* to, size_t room, const void* from, size_t count, int kind, 
     std::shared_lock lock(host_blocks().mutex);
     pinned_to = host_blocks().holding(to), pinned_from = host_blocks().holding(from);
   }
+  if ((device_of(to) < 0 && !pinned_to) || (device_of(from) < 0 && !pinned_from)) {
+    refuse_in_capture((name + " of pageable host memory").c_str());
+    stream->refuse_pageable(who);
+  }
   const auto run = [=] {
     std::shared_lock lock(host_blocks().mutex);
     if (host_blocks().holding(to) != pinned_to || host_blocks().holding(from) != pinned_from)
@@ -175,6 +179,7 @@ SOFTNPU_C int aclrtGetMemInfo(int, size_t* free, size_t* total) {
 SOFTNPU_C int aclrtMemcpy(void* to, size_t room, const void* from, size_t count, int kind) {
   SOFTNPU_ENTER();
   return guarded([&] {
+    refuse_in_capture("aclrtMemcpy");
     const Copy copy = plan(to, room, from, count, kind, "aclrtMemcpy");
     if (count) std::memmove(copy.to, copy.from, count);
   });
@@ -194,7 +199,10 @@ SOFTNPU_C int aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* f
 SOFTNPU_C int aclrtMemset(void* pointer, size_t room, int32_t value, size_t count) {
   SOFTNPU_ENTER();
   if (count > room) return fail(kParameter, "softnpu: aclrtMemset: %zu bytes into %zu", count, room);
-  return guarded([&] { std::memset(resolve(pointer, count, -1, "aclrtMemset").alias, value, count); });
+  return guarded([&] {
+    refuse_in_capture("aclrtMemset");
+    std::memset(resolve(pointer, count, -1, "aclrtMemset").alias, value, count);
+  });
 }
 
 SOFTNPU_C int aclrtMemsetAsync(void* pointer, size_t room, int32_t value, size_t count, Handle handle) {

@@ -25,10 +25,14 @@ class Registry {
     if (found == all_.end()) throw Fault(kHandle, std::string("softnpu: not a live ") + what);
     return found->second;
   }
-  void remove(Handle handle, const char* what) {
-    std::shared_ptr<T> last = find(handle, what);
+  // The object itself may live on: a queue holds it.
+  std::shared_ptr<T> remove(Handle handle, const char* what) {
     std::lock_guard lock(mutex_);
-    all_.erase(handle);
+    const auto found = all_.find(handle);
+    if (found == all_.end()) throw Fault(kHandle, std::string("softnpu: not a live ") + what + " (destroyed twice?)");
+    std::shared_ptr<T> last = std::move(found->second);
+    all_.erase(found);
+    return last;
   }
 
  private:
@@ -58,13 +62,49 @@ int create_stream(Handle* stream, uint32_t flags) {
 }
 
 int destroy_stream(Handle stream) {
-  return remove_stream(stream) ? kOk : fail(kHandle, "softnpu: not a live stream (destroyed twice?)");
+  return guarded([&] { return remove_stream(stream), kOk; });
 }
 
-int create_event(Handle* event) {
-  alive(Alive::kEvent, 1);
-  *event = events().add(std::make_shared<Event>());
+int create_event(Handle* event, uint32_t flags, bool extended) {
+  *event = events().add(std::make_shared<Event>(flags, extended));
   return kOk;
+}
+
+// The pages of the two creators say which call wants which flag; 0 is what aclrtCreateEvent makes, good for all.
+std::shared_ptr<Event> event_with(Handle handle, EventFlag flag, int code, const char* who) {
+  auto event = events().find(handle, "event");
+  if (event->flags && !(event->flags & flag))
+    throw Fault(code, std::string("softnpu: ") + who + ": the event was created without " +
+                          (flag == kEventSync ? "ACL_EVENT_SYNC" : "ACL_EVENT_TIME_LINE") + " (enable_timing)");
+  return event;
+}
+
+std::shared_ptr<Event> plain_event(Handle handle, const char* who) {
+  auto event = events().find(handle, "event");
+  if (event->extended)
+    throw Fault(kFeature, std::string("softnpu: ") + who + ": not for events of aclrtCreateEventExWithFlag");
+  return event;
+}
+
+// With its task queue on, torch_npu destroys an event in the queue of the event's device, whatever another device's
+// queue has still to do with it.
+std::shared_ptr<Event> event_to_wait_for(Handle handle) try {
+  return event_with(handle, kEventSync, kFeature, "aclrtStreamWaitEvent");
+} catch (const Fault& fault) {
+  if (fault.code != kHandle) throw;
+  throw Fault(kHandle,
+              "softnpu: aclrtStreamWaitEvent: the event was destroyed before the wait arrived (between two "
+              "devices of one process torch_npu's task queues are not in order: TASK_QUEUE_ENABLE=0)");
+}
+
+bool goes_on(const Graph& graph) {
+  std::lock_guard lock(capture_lock());
+  return !graph.ended;
+}
+
+int known_mode(int mode) {
+  if (mode >= kCaptureGlobal && mode <= kCaptureRelaxed) return kOk;
+  return fail(kParameter, "softnpu: capture mode %d found, 0 to 2 expected", mode);
 }
 
 std::shared_ptr<Stream> stream_of(Handle handle) { return find_stream(handle, current_device()); }
@@ -121,13 +161,13 @@ SOFTNPU_C int aclrtStreamGetId(Handle stream, int32_t* id) {
   return guarded([&] { return *id = stream_of(stream)->id, kOk; });
 }
 
-SOFTNPU_C int aclrtCreateEventExWithFlag(Handle* event, uint32_t) {
+SOFTNPU_C int aclrtCreateEventExWithFlag(Handle* event, uint32_t flags) {
   SOFTNPU_ENTER();
-  return create_event(event);
+  return create_event(event, flags, true);
 }
-SOFTNPU_C int aclrtCreateEventWithFlag(Handle* event, uint32_t) {
+SOFTNPU_C int aclrtCreateEventWithFlag(Handle* event, uint32_t flags) {
   SOFTNPU_ENTER();
-  return create_event(event);
+  return create_event(event, flags, false);
 }
 
 SOFTNPU_C int aclrtDestroyEvent(Handle event) {
@@ -142,12 +182,12 @@ SOFTNPU_C int aclrtRecordEvent(Handle event, Handle stream) {
 
 SOFTNPU_C int aclrtStreamWaitEvent(Handle stream, Handle event) {
   SOFTNPU_ENTER();
-  return guarded([&] { return stream_of(stream)->wait(events().find(event, "event")), kOk; });
+  return guarded([&] { return stream_of(stream)->wait(event_to_wait_for(event)), kOk; });
 }
 
 SOFTNPU_C int aclrtResetEvent(Handle event, Handle) {
   SOFTNPU_ENTER();
-  return guarded([&] { return events().find(event, "event"), kOk; });
+  return guarded([&] { return plain_event(event, "aclrtResetEvent"), kOk; });
 }
 
 SOFTNPU_C int aclrtSynchronizeEvent(Handle event) {
@@ -162,13 +202,15 @@ SOFTNPU_C int aclrtQueryEventStatus(Handle event, int* status) {
 
 SOFTNPU_C int aclrtQueryEventWaitStatus(Handle event, int* status) {
   SOFTNPU_ENTER();
-  return guarded([&] { return *status = happened(*events().find(event, "event")) ? 0 : 1, kOk; });
+  return guarded([&] { return *status = happened(*plain_event(event, "aclrtQueryEventWaitStatus")) ? 0 : 1, kOk; });
 }
 
 SOFTNPU_C int aclrtEventGetTimestamp(Handle handle, uint64_t* microseconds) {
   SOFTNPU_ENTER();
-  return guarded([&] {
-    *microseconds = time_of(*events().find(handle, "event")) / 1000;
+  return guarded([&]() -> int {
+    const auto event = event_with(handle, kEventTimeLine, kEventTimestamp, "aclrtEventGetTimestamp");
+    if (!happened(*event)) return fail(kEventTimestamp, "softnpu: the event has not happened yet");
+    *microseconds = time_of(*event) / 1000;
     return kOk;
   });
 }
@@ -176,7 +218,8 @@ SOFTNPU_C int aclrtEventGetTimestamp(Handle handle, uint64_t* microseconds) {
 SOFTNPU_C int aclrtEventElapsedTime(float* ms, Handle start, Handle end) {
   SOFTNPU_ENTER();
   return guarded([&]() -> int {
-    const auto first = events().find(start, "event"), second = events().find(end, "event");
+    const auto first = event_with(start, kEventTimeLine, kEventTimestamp, "aclrtEventElapsedTime");
+    const auto second = event_with(end, kEventTimeLine, kEventTimestamp, "aclrtEventElapsedTime");
     if (!happened(*first) || !happened(*second)) return fail(kEventTimestamp, "softnpu: an event has not happened yet");
     *ms = static_cast<float>(static_cast<double>(static_cast<int64_t>(time_of(*second) - time_of(*first))) / 1e6);
     return kOk;
@@ -188,10 +231,12 @@ SOFTNPU_C int aclrtLaunchHostFunc(Handle stream, void (*function)(void*), void* 
   return guarded([&] { return stream_of(stream)->push({"aclrtLaunchHostFunc", [=] { function(arguments); }}), kOk; });
 }
 
-SOFTNPU_C int aclmdlRICaptureBegin(Handle stream, int) {
+SOFTNPU_C int aclmdlRICaptureBegin(Handle stream, int mode) {
   SOFTNPU_ENTER();
-  return guarded([&] {
-    const int code = stream_of(stream)->begin_capture();
+  if (const int code = known_mode(mode)) return code;
+  return guarded([&]() -> int {
+    if (!stream) return fail(kCaptureImplicit, "softnpu: the default stream cannot be captured");
+    const int code = stream_of(stream)->begin_capture(mode);
     std::shared_ptr<Graph> graph;
     if (code == kOk && stream_of(stream)->capture_state(&graph) != kCaptureNone)
       graphs().add(graph);  // has a handle while it grows
@@ -215,7 +260,7 @@ SOFTNPU_C int aclmdlRICaptureEnd(Handle stream, Handle* graph) {
     std::shared_ptr<Graph> growing, captured;
     stream_of(stream)->capture_state(&growing);
     const int code = stream_of(stream)->end_capture(&captured);
-    if (code && growing) graphs().remove(growing.get(), "graph");
+    if (code && growing && !goes_on(*growing)) graphs().remove(growing.get(), "graph");
     *graph = captured.get();
     return code;
   });
@@ -228,7 +273,11 @@ SOFTNPU_C int aclmdlRIExecuteAsync(Handle graph, Handle stream) {
 
 SOFTNPU_C int aclmdlRIDestroy(Handle graph) {
   SOFTNPU_ENTER();
-  return guarded([&] { return graphs().remove(graph, "graph"), kOk; });
+  return guarded([&]() -> int {
+    if (!graphs().find(graph, "graph")->ended)
+      return fail(kModelCaptured, "softnpu: the graph is still being captured");
+    return graphs().remove(graph, "graph"), kOk;
+  });
 }
 
 SOFTNPU_C int aclmdlRIGetId(Handle graph, uint32_t* id) {
@@ -236,7 +285,8 @@ SOFTNPU_C int aclmdlRIGetId(Handle graph, uint32_t* id) {
   return guarded([&] { return *id = graphs().find(graph, "graph")->id, kOk; });
 }
 
-SOFTNPU_C int aclmdlRICaptureThreadExchangeMode(int*) {
+SOFTNPU_C int aclmdlRICaptureThreadExchangeMode(int* mode) {
   SOFTNPU_ENTER();
-  return kOk;
+  if (const int code = known_mode(*mode)) return code;
+  return *mode = exchange_capture_mode(*mode), kOk;
 }

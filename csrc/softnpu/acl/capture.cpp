@@ -1,11 +1,41 @@
 // Graph capture and replay: a captured stream appends its tasks to a graph; events carry the order between streams.
 #include <algorithm>
+#include <atomic>
+#include <utility>
 
+#include "device.h"
 #include "report.h"
 #include "stream.h"
 
 namespace softnpu {
 namespace {
+
+std::atomic<uint32_t> next_graph{1};
+std::atomic<size_t> capturing{0};  // how many captures go on: most calls need not take the lock
+thread_local int thread_mode = kCaptureGlobal;
+
+// The captures that go on, under the capture lock.
+std::vector<Graph*>& captures() {
+  static auto* const all = new std::vector<Graph*>;
+  return *all;
+}
+
+void enlist(Graph* graph) {
+  captures().push_back(graph);
+  capturing = captures().size();
+}
+
+void delist(Graph* graph) {
+  std::erase(captures(), graph);
+  capturing = captures().size();
+}
+
+// The rules of aclmdlRICaptureThreadExchangeMode's page.
+bool forbids(const Graph& graph) {
+  const bool own = graph.thread == std::this_thread::get_id();
+  if (thread_mode == kCaptureRelaxed || graph.mode == kCaptureRelaxed) return false;
+  return own || (graph.mode == kCaptureGlobal && thread_mode == kCaptureGlobal);
+}
 
 void merge(Clock* into, const Clock& from) {
   if (into->size() < from.size()) into->resize(from.size());
@@ -14,7 +44,40 @@ void merge(Clock* into, const Clock& from) {
 
 }  // namespace
 
+Graph::Graph(int device, int mode) : id(next_graph++), device(device), mode(mode) { alive(Alive::kGraph, 1); }
+Graph::~Graph() { alive(Alive::kGraph, -1); }
+
+int exchange_capture_mode(int mode) { return std::exchange(thread_mode, mode); }
+
+void refuse_in_capture(const char* who) {
+  if (!capturing) return;
+  std::lock_guard lock(capture_lock());
+  for (Graph* graph : captures()) {
+    if (graph->device != current_device() || !forbids(*graph)) continue;
+    graph->spoilt = std::string(who) + " while stream " + std::to_string(graph->members[0]->id) +
+                    " is captured in mode " + (graph->mode == kCaptureGlobal ? "GLOBAL" : "THREAD_LOCAL") +
+                    ": this thread must be in mode RELAXED (aclmdlRICaptureThreadExchangeMode)";
+    throw Fault(kCaptureMode, "softnpu: " + graph->spoilt);
+  }
+}
+
+void refuse_default_stream(int device) {
+  if (!capturing) return;
+  std::lock_guard lock(capture_lock());
+  for (const Graph* graph : captures()) {
+    if (graph->device == device)
+      throw Fault(kCaptureImplicit, "softnpu: the default stream of device " + std::to_string(device) +
+                                        " is used while stream " + std::to_string(graph->members[0]->id) +
+                                        " is captured");
+  }
+}
+
 void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock) {
+  if (stream.capture_ && stream.capture_ != graph) {
+    stream.capture_->spoilt = graph->spoilt =
+        "stream " + std::to_string(stream.id) + " of one capture waits for an event that was recorded in another";
+    throw Fault(kCaptureConflict, "softnpu: " + graph->spoilt);
+  }
   if (!stream.capture_) {
     stream.capture_ = graph;
     graph->members.push_back(stream.shared_from_this());
@@ -30,22 +93,11 @@ size_t Stream::member_of(const Graph& graph) const {
   throw Fault(kNnInner, "softnpu: stream is no member of its capture");
 }
 
-void Stream::abandon_capture() {
-  std::lock_guard lock(capture_lock());
-  if (!capture_) return;
-  capture_->valid = false;
-  if (capture_->members[0].get() != this) return;  // the stream on which it began learns it when it ends
-  const std::shared_ptr<Graph> ended = capture_;
-  ended->ended = true;
-  const auto members = std::move(ended->members);
-  ended->members.clear();
-  for (const auto& member : members) member->capture_.reset();
-}
-
-int Stream::begin_capture() {
+int Stream::begin_capture(int mode) {
   std::lock_guard lock(capture_lock());
   if (capture_) return fail(kStreamCaptured, "softnpu: stream %d is captured already", id);
-  capture_ = std::make_shared<Graph>();
+  capture_ = std::make_shared<Graph>(device, mode);
+  enlist(capture_.get());
   capture_->members.push_back(shared_from_this());
   capture_->clocks.emplace_back();
   return kOk;
@@ -53,11 +105,18 @@ int Stream::begin_capture() {
 
 int Stream::end_capture(std::shared_ptr<Graph>* graph) {
   std::lock_guard lock(capture_lock());
-  if (!capture_ || capture_->members[0].get() != this)
-    return fail(kStreamCaptured, "softnpu: no capture began on stream %d", id);
+  if (!capture_) return fail(kStreamNotCaptured, "softnpu: stream %d is not captured", id);
+  if (capture_->members[0].get() != this)
+    return fail(kCaptureUnmatched, "softnpu: the capture began on stream %d, not on stream %d",
+                capture_->members[0]->id, id);
   const std::shared_ptr<Graph> ended = capture_;
+  delist(ended.get());
   ended->ended = true;
-  int code = ended->valid ? kOk : fail(kStreamCaptured, "softnpu: the capture was invalidated");
+  int code = kOk;
+  if (!ended->spoilt.empty())
+    code = fail(kCaptureInvalidated, "softnpu: the capture was lost: %s", ended->spoilt.c_str());
+  if (ended->mode != kCaptureRelaxed && ended->thread != std::this_thread::get_id())
+    code = fail(kCaptureThread, "softnpu: the capture of stream %d began on another thread", id);
   Clock joined = ended->clocks[0];
   joined.resize(ended->members.size());
   for (size_t i = 0; i < ended->members.size(); ++i) {
@@ -72,11 +131,19 @@ int Stream::end_capture(std::shared_ptr<Graph>* graph) {
   return code;
 }
 
+void Stream::refuse_pageable(const char* who) {
+  std::lock_guard lock(capture_lock());
+  if (!capture_) return;
+  capture_->spoilt =
+      std::string(who) + " on captured stream " + std::to_string(id) + ": host memory must be pinned (aclrtMallocHost)";
+  throw Fault(kStreamCaptured, "softnpu: " + capture_->spoilt);
+}
+
 int Stream::capture_state(std::shared_ptr<Graph>* graph) {
   std::lock_guard lock(capture_lock());
   *graph = capture_;
   if (!capture_) return kCaptureNone;
-  return capture_->valid ? kCaptureActive : kCaptureInvalid;
+  return capture_->spoilt.empty() ? kCaptureActive : kCaptureInvalid;
 }
 
 namespace {
@@ -110,7 +177,7 @@ std::vector<size_t> replay_order(const Graph& graph, uint64_t seed) {
 void Stream::replay(const std::shared_ptr<Graph>& graph) {
   {
     std::lock_guard lock(capture_lock());
-    if (!graph->ended) throw Fault(kStreamCaptured, "softnpu: the graph is still being captured");
+    if (!graph->ended) throw Fault(kModelCaptured, "softnpu: the graph is still being captured");
   }
   for (const size_t node : replay_order(*graph, chaos_seed())) {
     Task task = graph->nodes[node].task;

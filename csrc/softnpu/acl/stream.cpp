@@ -14,7 +14,6 @@ namespace softnpu {
 namespace {
 
 std::atomic<int> next_stream{0};
-std::atomic<uint32_t> next_graph{1};
 
 struct Streams {
   std::mutex mutex;
@@ -53,13 +52,14 @@ void delay(uint64_t worker) {
     std::this_thread::sleep_for(std::chrono::microseconds(200 + draw / 7 % 800));
 }
 
-bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms,
-                const std::function<bool()>& ready) {
-  if (timeout_ms < 0) {
-    changed.wait(lock, ready);
-    return true;
-  }
-  return changed.wait_for(lock, std::chrono::milliseconds(timeout_ms), ready);
+// Allowed, and nothing to wait for; but torch_npu only waits for events that it has recorded.
+void notice_empty_wait(int stream) {
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    std::fprintf(stderr,
+                 "softnpu: stream %d was told to wait for an event that is not recorded yet: it does not wait\n",
+                 stream);
+  });
 }
 
 }  // namespace
@@ -83,10 +83,6 @@ int Failure::report() {
   std::fprintf(stderr, "softnpu: %s\n", text.c_str());  // torch_npu does not pass the text on from every synchronise
   return fail(code, "%s", text.c_str());
 }
-
-Event::~Event() { alive(Alive::kEvent, -1); }
-Graph::Graph() : id(next_graph++) { alive(Alive::kGraph, 1); }
-Graph::~Graph() { alive(Alive::kGraph, -1); }
 
 void set_chaos(uint64_t seed) {
   chaos().seed = seed;
@@ -197,9 +193,8 @@ int Stream::synchronise(int timeout_ms) {
   {
     std::lock_guard lock(capture_lock());
     if (capture_) {
-      capture_->valid = false;
-      return fail(kStreamCaptured, "softnpu: stream %d is being captured: synchronising it invalidates the capture",
-                  id);
+      capture_->spoilt = "stream " + std::to_string(id) + " was to be synchronised while it is captured";
+      return fail(kStreamCaptured, "softnpu: %s", capture_->spoilt.c_str());
     }
   }
   std::unique_lock lock(mutex_);
@@ -212,6 +207,9 @@ int Stream::synchronise(int timeout_ms) {
 }
 
 bool Stream::idle() {
+  std::shared_ptr<Graph> graph;
+  if (capture_state(&graph) != kCaptureNone)
+    throw Fault(kStreamCaptured, "softnpu: stream " + std::to_string(id) + " is being captured: it cannot be asked");
   std::lock_guard lock(mutex_);
   return finished_ == pushed_;
 }
@@ -249,10 +247,12 @@ void Stream::wait(const std::shared_ptr<Event>& event) {
       capture_join(*this, graph, event->clock);
       return;
     }
-    if (capture_) return;  // an event from before the capture: replay starts after the launch point, which is later
     record = event->latest;
+    if (capture_ && record)
+      throw Fault(kCaptureDependency, "softnpu: captured stream " + std::to_string(id) +
+                                          " waits for an event that was recorded outside the capture");
   }
-  if (!record) return;
+  if (!record) return notice_empty_wait(id);
   enqueue({"wait_event",
            [this, record] {
              std::unique_lock lock(record->mutex);
@@ -264,50 +264,6 @@ void Stream::wait(const std::shared_ptr<Event>& event) {
            true});
 }
 
-namespace {
-
-std::shared_ptr<Record> latest(Event& event) {
-  std::lock_guard lock(event.mutex);
-  return event.latest;
-}
-
-// A captured event never happens by itself: asking for it breaks the capture.
-bool breaks_capture(Event& event) {
-  std::lock_guard lock(capture_lock());
-  std::lock_guard event_lock(event.mutex);
-  const auto graph = event.graph.lock();
-  if (!graph || graph->ended) return false;
-  graph->valid = false;
-  return true;
-}
-
-}  // namespace
-
-int wait_event(Event& event, int timeout_ms) {
-  if (breaks_capture(event))
-    return fail(kStreamCaptured, "softnpu: the event was recorded in a capture: synchronising it invalidates that");
-  const auto record = latest(event);
-  if (!record) return kOk;
-  std::unique_lock lock(record->mutex);
-  if (!wait_until(record->changed, lock, timeout_ms, [&] { return record->done; }))
-    return fail(kTimeout, "softnpu: the event did not happen within %d ms", timeout_ms);
-  return record->failure ? record->failure->report() : kOk;
-}
-
-bool happened(Event& event) {
-  const auto record = latest(event);
-  if (!record) return true;
-  std::lock_guard lock(record->mutex);
-  return record->done;
-}
-
-uint64_t time_of(Event& event) {
-  const auto record = latest(event);
-  if (!record) return 0;
-  std::lock_guard lock(record->mutex);
-  return record->time_ns;
-}
-
 Handle add_stream(int device, uint32_t flags) {
   auto stream = std::make_shared<Stream>(device, flags);
   std::lock_guard lock(streams().mutex);
@@ -316,7 +272,8 @@ Handle add_stream(int device, uint32_t flags) {
 }
 
 std::shared_ptr<Stream> find_stream(Handle handle, int device) {
-  if (device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread");
+  if (device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread, or it was reset since");
+  if (!handle) refuse_default_stream(device);
   std::lock_guard lock(streams().mutex);
   if (!handle) {
     auto& stream = streams().defaults[device];
@@ -332,21 +289,23 @@ std::shared_ptr<Stream> find_stream(Handle handle, int device) {
   return found->second;
 }
 
-bool remove_stream(Handle handle) {
+void remove_stream(Handle handle) {
   std::shared_ptr<Stream> stream;
   {
     std::lock_guard lock(streams().mutex);
     const auto found = streams().all.find(handle);
-    if (found == streams().all.end()) return false;
+    if (found == streams().all.end()) throw Fault(kHandle, "softnpu: not a live stream (destroyed twice?)");
+    std::shared_ptr<Graph> graph;
+    if (found->second->capture_state(&graph) != kCaptureNone)
+      throw Fault(kStreamCaptured, "softnpu: stream " + std::to_string(found->second->id) +
+                                       " is being captured: end that before it is destroyed");
     stream = found->second;
     streams().all.erase(found);
   }
-  stream->abandon_capture();
   if (auto orphan = stream->stop()) {
     std::lock_guard lock(streams().mutex);
     streams().orphans[stream->device].push_back(std::move(orphan));
   }
-  return true;
 }
 
 int synchronise_device(int device, int timeout_ms) {

@@ -47,11 +47,16 @@ struct Record {
   std::shared_ptr<Failure> failure;  // of the stream, when the record ran
 };
 
+enum EventFlag : uint32_t { kEventSync = 1, kEventProgress = 2, kEventTimeLine = 8 };
+
 struct Event {
+  const uint32_t flags;
+  const bool extended;  // by aclrtCreateEventExWithFlag
   std::mutex mutex;
   std::shared_ptr<Record> latest;  // null: never recorded
   std::weak_ptr<Graph> graph;      // recorded inside this capture ...
   Clock clock;                     // ... at this point
+  Event(uint32_t flags, bool extended);
   ~Event();
 };
 
@@ -62,12 +67,15 @@ struct GraphNode {
 };
 
 struct Graph {
-  uint32_t id = 0;
-  std::vector<std::shared_ptr<Stream>> members;  // [0] is the stream on which the capture began
+  const uint32_t id;
+  const int device, mode;
+  const std::thread::id thread = std::this_thread::get_id();  // where the capture began
+  std::vector<std::shared_ptr<Stream>> members;               // [0] is the stream on which the capture began
   std::vector<Clock> clocks;
   std::vector<GraphNode> nodes;
-  bool valid = true, ended = false;
-  Graph();
+  std::string spoilt;  // why it ends with an error; empty: it is good
+  bool ended = false;
+  Graph(int device, int mode);
   ~Graph();
 };
 
@@ -81,11 +89,11 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   bool idle();
   void record(const std::shared_ptr<Event>& event);
   void wait(const std::shared_ptr<Event>& event);
-  int begin_capture();
+  int begin_capture(int mode);
   int end_capture(std::shared_ptr<Graph>* graph);
   int capture_state(std::shared_ptr<Graph>* graph);
+  void refuse_pageable(const char* who);  // throws while it is captured: a graph copies pinned host memory only
   void replay(const std::shared_ptr<Graph>& graph);
-  void abandon_capture();           // the stream is going to be destroyed
   std::shared_ptr<Failure> stop();  // finishes the queue and joins the worker; a fault that nobody has heard of
 
   const int id, device;
@@ -113,14 +121,22 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
 SOFTNPU_CXX std::shared_ptr<Stream> find_stream(Handle handle,
                                                 int device);  // nullptr handle: the device's default stream
 SOFTNPU_CXX Handle add_stream(int device, uint32_t flags);
-bool remove_stream(Handle handle);
+void remove_stream(Handle handle);  // throws Fault
 int synchronise_device(int device, int timeout_ms);
 int wait_event(Event& event, int timeout_ms);
-bool happened(Event& event);
+// False: timeout_ms is over. timeout_ms < 0: for ever.
+bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms,
+                const std::function<bool()>& ready);
+bool happened(Event& event);  // throws Fault for a captured one
 uint64_t time_of(Event& event);
 
 std::mutex& capture_lock();  // guards every Graph and every Stream::capture_
 void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);  // under it
+// Throws, and spoils the capture, when the mode of a capture on this thread's device forbids this thread a call that
+// CANN names unsafe: synchronous copies and fills, asynchronous copies of pageable host memory.
+void refuse_in_capture(const char* who);
+void refuse_default_stream(int device);  // throws while a stream of the device is captured
+int exchange_capture_mode(int mode);     // of this thread; answers the mode before
 uint64_t mix(uint64_t value);
 uint64_t chaos_seed();
 // One stream at a time is delayed, chosen by the seed; 0 = off.

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "abi.h"
@@ -74,6 +75,20 @@ struct SOFTNPU_CXX Tiles {
 };
 SOFTNPU_CXX void retile(const Tiles& tiles, char* tiled, char* plain, bool to_tiles);
 SOFTNPU_CXX int enqueue(const std::shared_ptr<Launch>& launch, Handle stream);
+
+// Fault when argument number `index`, or a member of that list, is a handle that is not alive; null is for its reader
+// to judge.
+SOFTNPU_CXX void refuse_dead(const aclTensor* handle, int index);
+SOFTNPU_CXX void refuse_dead(const aclScalar* handle, int index);
+SOFTNPU_CXX void refuse_dead(const aclIntArray* handle, int index);
+SOFTNPU_CXX void refuse_dead(const aclBoolArray* handle, int index);
+SOFTNPU_CXX void refuse_dead(const aclFloatArray* handle, int index);
+SOFTNPU_CXX void refuse_dead(const aclTensorList* handle, int index);
+SOFTNPU_CXX void refuse_dead(const aclScalarList* handle, int index);
+inline void refuse_dead(const char*, int) {}
+template <class Number>
+  requires(!std::is_pointer_v<Number>)
+void refuse_dead(Number, int) {}
 
 }  // namespace softnpu
 

@@ -1,5 +1,6 @@
 // The same operator on every tensor of a list, as optimisers use it.
 
+#include <ATen/ops/_amp_update_scale.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcdiv.h>
@@ -8,6 +9,7 @@
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/exp.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/lerp.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/log.h>
@@ -15,6 +17,7 @@
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/neg.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/sigmoid.h>
@@ -78,6 +81,18 @@ OP(aclnnForeachAddcdivScalarV2,
 OP(aclnnForeachAddcdivScalarList, [](Ins x, Ins a, Ins b, In value, Outs o) {
   EACH(at::addcdiv(x[i], a[i], b[i], value.reshape({-1})[static_cast<int64_t>(i)].item()));
 })
+OP(aclnnForeachNonFiniteCheckAndUnscale, [](Outs gradients, Out found, In scale) {
+  for (const Out& gradient : gradients) {
+    if (!at::isfinite(*gradient).all().item().toBool()) found = at::ones_like(*found);
+    gradient = at::mul(*gradient, scale);
+  }
+})
+OP(aclnnAmpUpdateScale,
+   [](In scale, In tracker, In found, double growth, double backoff, int64_t interval, Out new_scale, Out new_tracker) {
+     at::Tensor updated = scale.clone(), steps = tracker.clone();
+     at::_amp_update_scale_(updated, steps, found, growth, backoff, interval);
+     new_scale = updated, new_tracker = steps;
+   })
 OP(aclnnForeachNorm, [](Ins a, Scalar p, Outs o) { EACH(at::linalg_vector_norm(a[i], p)); })
 OP(aclnnForeachPowScalarV2, [](Ins a, Scalar b, Outs o) { EACH(at::pow(a[i], b)); })
 OP(aclnnForeachCopy, [](Ins a, Outs o) { EACH(a[i]); })

@@ -177,6 +177,7 @@ using namespace softnpu;
 SOFTNPU_C int aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor* source, int format, int basis, int64_t** shape,
                                                        uint64_t* rank, int* actual) try {
   SOFTNPU_ENTER();
+  refuse_dead(source, 1);
   std::vector<int64_t> sizes = source->sizes;
   if (sizes.size() < 2 || sizes.size() > 6) refuse("srcTensor", describe(*source), "2 to 6 dimensions");
   if (format != kFormatNz && format != kFormatNd) refuse("dstFormat", std::to_string(format), "29 (NZ) or 2 (ND)");

@@ -268,6 +268,8 @@ struct Phase1<Op, void (Lambda::*)(Parameters...) const> {
     static constinit Call call{Op::name, "GetWorkspaceSize"};
     if (const int injected = call.enter()) return injected;
     try {
+      int index = 0;
+      (refuse_dead(raw, ++index), ...);
       Builder builder(Op::name, !std::is_same_v<decltype(Op::check), const NoCheck>);
       // Braces: converted from left to right, so that the trace lists arguments in order.
       std::tuple<typename Argument<Parameters>::Value...> values{Argument<Parameters>::take(builder, raw)...};

@@ -29,10 +29,9 @@
 #include <ATen/ops/triu.h>
 #include <ATen/ops/where.h>
 
-#include "op.h"
+#include "random.h"
 
 namespace softnpu {
-namespace {
 
 at::Generator generator(int64_t seed, int64_t offset) {
   return at::detail::createCPUGenerator(static_cast<uint64_t>(seed) * 0x9E3779B97F4A7C15ull +
@@ -51,7 +50,6 @@ at::Tensor uniform(const Out& like, int64_t seed, int64_t offset) {
   return at::rand(like->sizes(), generator(seed, offset), at::TensorOptions().dtype(at::kFloat));
 }
 
-// One bit per element, least significant first; set = kept.
 at::Tensor keep_bits(Ints shape, double p, int64_t seed, int64_t offset, int64_t bytes) {
   int64_t elements = 1;
   for (const int64_t size : shape) elements *= size;
@@ -66,8 +64,6 @@ at::Tensor bits_as_bool(In bytes, at::IntArrayRef sizes) {
           .ne(0);
   return bits.reshape({-1}).slice(0, 0, c10::multiply_integers(sizes)).view(sizes);
 }
-
-}  // namespace
 
 OP(aclnnInplaceCopy, [](Out x, In source) { x = source.expand(x->sizes()); })
 OP(aclnnInplaceOne, [](Out x) { x.touch(), x->fill_(1); })
@@ -140,7 +136,7 @@ OP(aclnnDropoutGenMaskV2, [](Ints shape, double p, int64_t seed, int64_t offset,
 })
 OP(aclnnDropoutDoMask,
    [](In x, In mask, double p, Out o) { o = at::where(bits_as_bool(mask, x.sizes()), at::div(x, 1 - p), 0); })
-OP(aclnnDropoutV3, [](In x, In, double p, int64_t seed, int64_t offset, Out o, Out mask) {
+OP(aclnnDropoutV3, [](In x, OptionalIn, double p, int64_t seed, int64_t offset, Out o, Out mask) {
   mask = keep_bits(x.sizes().vec(), p, seed, offset, mask->numel());
   o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);
 })
