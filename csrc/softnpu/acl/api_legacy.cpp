@@ -59,7 +59,12 @@ std::vector<GraphTensor> tensors(int count, Description* const descriptions[], B
   return result;
 }
 
-int execute_operator(GraphCall call) try {
+const Attributes& given(const Attributes* attributes) {  // null: the operator has none
+  static const Attributes none;
+  return attributes ? *attributes : none;
+}
+
+int execute_operator(const GraphCall& call) try {
   const auto found = table().find(call.type);
   return found == table().end() ? refuse_operator(call.type.c_str()) : found->second(call);
 } catch (const Fault& fault) {
@@ -76,14 +81,16 @@ SOFTNPU_C int aclopCompileAndExecute(const char* type, int inputs, Description* 
                                      int outputs, Description* const output[], Buffer* const to[],
                                      const Attributes* attributes, int, int, const char*, Handle stream) {
   SOFTNPU_ENTER();
-  return execute_operator({type, tensors(inputs, input, from), tensors(outputs, output, to), *attributes, stream});
+  return execute_operator(
+      {type, tensors(inputs, input, from), tensors(outputs, output, to), given(attributes), stream});
 }
 
 SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int inputs, Description* input[], Buffer* from[], int outputs,
                                        Description* output[], Buffer* to[], Attributes* attributes, int, int,
                                        const char*, Handle stream) {
   SOFTNPU_ENTER();
-  return execute_operator({type, tensors(inputs, input, from), tensors(outputs, output, to), *attributes, stream});
+  return execute_operator(
+      {type, tensors(inputs, input, from), tensors(outputs, output, to), given(attributes), stream});
 }
 
 SOFTNPU_C Attributes* aclopCreateAttr() { return new Attributes; }

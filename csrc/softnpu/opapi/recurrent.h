@@ -11,7 +11,7 @@ struct Weights {
 };
 
 // What runs along the sequence; `active` [time, batch, 1] is undefined when all steps are. Where a step is not active
-// the state is kept and the output is zero.
+// the state is kept and the output is zero: our reading, which gives torch's results.
 struct Sequence {
   at::Tensor x, active;
   bool reverse = false;
