@@ -37,6 +37,30 @@ def test_torch_nn_equals_the_cpu(program, soc):
     assert code == 0, output
 
 
+@pytest.mark.parametrize(
+    ("soc", "dtype", "share", "shares"),
+    [
+        (SOCS[0], "float32", 0, 2),
+        (SOCS[2], "float32", 1, 2),
+        *(
+            pytest.param(soc, dtype, 0, 1, marks=long)
+            for soc in SOCS
+            for dtype in ("float32", "bfloat16", "int64", "bool")
+        ),
+    ],
+)
+def test_samples_of_torch_equal_the_cpu(soc, dtype, share, shares):
+    """All of torch's operators, but for the table in samples_known.py."""
+    code, output = run("samples.py", dtype, share, shares, soc=soc, variables={"TASK_QUEUE_ENABLE": "0"})
+    assert code == 0 and " 0 problems" in output, output
+
+
+@pytest.mark.parametrize("soc", [SOCS[0], SOCS[2], pytest.param(SOCS[1], marks=long)])
+def test_popular_models_equal_the_cpu(soc):
+    code, output = run("popular.py", soc=soc)
+    assert code == 0, output
+
+
 @pytest.mark.parametrize("cann", [None, "9.2.0"])
 @pytest.mark.parametrize("soc", SOCS)
 def test_fused_operators_equal_their_documents(soc, cann):
@@ -98,10 +122,9 @@ def test_fixture(tmp_path):
     assert "idle launches in this test: {'aclnnMul': 1}" in output
 
 
-def test_unknown_operator_is_named():
-    code, output = run("guards.py", "unknown", "CTCLossV2", soc=SOCS[0], variables={"TASK_QUEUE_ENABLE": "0"})
-    assert code == 0 and "caught" in output, output
-    code, output = run("guards.py", "unknown", "aclnnCtcLoss", soc=SOCS[2], variables={"TASK_QUEUE_ENABLE": "0"})
+@pytest.mark.parametrize(("operator", "soc"), [("SoftmaxCrossEntropyWithLogits", SOCS[0]), ("aclStft", SOCS[2])])
+def test_unknown_operator_is_named(operator, soc):
+    code, output = run("guards.py", "unknown", operator, soc=soc, variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0 and "caught" in output, output
 
 

@@ -45,43 +45,76 @@ SOFTNPU_C int aclGetTensorDescDimV2(const Description* description, size_t index
   return *size = description->dims[index], kOk;
 }
 
+namespace softnpu {
 namespace {
 
-int execute_operator(const char* type, Description* const inputs[], Buffer* const from[], Description* const outputs[],
-                     Buffer* const to[], Handle stream) try {
-  if (std::string(type) != "Identity") return refuse_operator(type);
-  return format_cast(*inputs[0], *from[0], *outputs[0], *to[0], stream);
+std::map<std::string, GraphOperator>& table() {
+  static std::map<std::string, GraphOperator> operators{{"Identity", format_cast}};
+  return operators;
+}
+
+std::vector<GraphTensor> tensors(int count, Description* const descriptions[], Buffer* const buffers[]) {
+  std::vector<GraphTensor> result;
+  for (int i = 0; i < count; ++i) result.push_back({descriptions[i], buffers[i]});
+  return result;
+}
+
+const Attributes& given(const Attributes* attributes) {  // null: the operator has none
+  static const Attributes none;
+  return attributes ? *attributes : none;
+}
+
+int execute_operator(const GraphCall& call) try {
+  const auto found = table().find(call.type);
+  return found == table().end() ? refuse_operator(call.type.c_str()) : found->second(call);
 } catch (const Fault& fault) {
   return fail(fault);
 }
 
 }  // namespace
 
-SOFTNPU_C int aclopCompileAndExecute(const char* type, int, Description* const inputs[], Buffer* const from[], int,
-                                     Description* const outputs[], Buffer* const to[], const void*, int, int,
-                                     const char*, Handle stream) {
+void register_graph_operator(const std::string& type, GraphOperator run) { table()[type] = run; }
+
+}  // namespace softnpu
+
+SOFTNPU_C int aclopCompileAndExecute(const char* type, int inputs, Description* const input[], Buffer* const from[],
+                                     int outputs, Description* const output[], Buffer* const to[],
+                                     const Attributes* attributes, int, int, const char*, Handle stream) {
   SOFTNPU_ENTER();
-  return execute_operator(type, inputs, from, outputs, to, stream);
+  return execute_operator(
+      {type, tensors(inputs, input, from), tensors(outputs, output, to), given(attributes), stream});
 }
 
-SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int, Description* inputs[], Buffer* from[], int,
-                                       Description* outputs[], Buffer* to[], void*, int, int, const char*,
-                                       Handle stream) {
+SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int inputs, Description* input[], Buffer* from[], int outputs,
+                                       Description* output[], Buffer* to[], Attributes* attributes, int, int,
+                                       const char*, Handle stream) {
   SOFTNPU_ENTER();
-  return execute_operator(type, inputs, from, outputs, to, stream);
+  return execute_operator(
+      {type, tensors(inputs, input, from), tensors(outputs, output, to), given(attributes), stream});
 }
 
-SOFTNPU_C void* aclopCreateAttr() { return new char; }
-SOFTNPU_C void aclopDestroyAttr(const void* attributes) { delete static_cast<const char*>(attributes); }
-SOFTNPU_C int aclopSetAttrBool(void*, const char*, uint8_t) { return kOk; }
-SOFTNPU_C int aclopSetAttrDataType(void*, const char*, int) { return kOk; }
-SOFTNPU_C int aclopSetAttrFloat(void*, const char*, float) { return kOk; }
-SOFTNPU_C int aclopSetAttrInt(void*, const char*, int64_t) { return kOk; }
-SOFTNPU_C int aclopSetAttrListBool(void*, const char*, int, const uint8_t*) { return kOk; }
-SOFTNPU_C int aclopSetAttrListFloat(void*, const char*, int, const float*) { return kOk; }
-SOFTNPU_C int aclopSetAttrListInt(void*, const char*, int, const int64_t*) { return kOk; }
-SOFTNPU_C int aclopSetAttrListListInt(void*, const char*, int, const int*, const int64_t* const[]) { return kOk; }
-SOFTNPU_C int aclopSetAttrString(void*, const char*, const char*) { return kOk; }
+SOFTNPU_C Attributes* aclopCreateAttr() { return new Attributes; }
+SOFTNPU_C void aclopDestroyAttr(const Attributes* attributes) { delete attributes; }
+SOFTNPU_C int aclopSetAttrBool(Attributes* attributes, const char* name, uint8_t value) {
+  return (*attributes)[name] = int64_t{value}, kOk;
+}
+SOFTNPU_C int aclopSetAttrFloat(Attributes* attributes, const char* name, float value) {
+  return (*attributes)[name] = double{value}, kOk;
+}
+SOFTNPU_C int aclopSetAttrInt(Attributes* attributes, const char* name, int64_t value) {
+  return (*attributes)[name] = value, kOk;
+}
+SOFTNPU_C int aclopSetAttrListInt(Attributes* attributes, const char* name, int count, const int64_t* values) {
+  return (*attributes)[name] = std::vector<int64_t>(values, values + count), kOk;
+}
+SOFTNPU_C int aclopSetAttrString(Attributes* attributes, const char* name, const char* value) {
+  return (*attributes)[name] = std::string(value), kOk;
+}
+// No emulated operator reads these.
+SOFTNPU_C int aclopSetAttrDataType(Attributes*, const char*, int) { return kOk; }
+SOFTNPU_C int aclopSetAttrListBool(Attributes*, const char*, int, const uint8_t*) { return kOk; }
+SOFTNPU_C int aclopSetAttrListFloat(Attributes*, const char*, int, const float*) { return kOk; }
+SOFTNPU_C int aclopSetAttrListListInt(Attributes*, const char*, int, const int*, const int64_t* const[]) { return kOk; }
 
 #define SOFTNPU_REFUSE(name) \
   SOFTNPU_C int name() {     \

@@ -58,8 +58,9 @@ int64_t product(const std::vector<int64_t>& sizes, size_t end) {
 
 }  // namespace
 
-int format_cast(const Description& source, const Buffer& from, const Description& target, const Buffer& to,
-                Handle stream) {
+int format_cast(const GraphCall& call) {
+  const Description &source = *call.inputs.at(0).description, &target = *call.outputs.at(0).description;
+  const Buffer &from = *call.inputs[0].buffer, &to = *call.outputs[0].buffer;
   const bool to_tiles = target.format == kFormatNz, same = !to_tiles && source.format != kFormatNz;
   const Description& tiled = to_tiles ? target : source;
   const Description& plain = to_tiles ? source : target;
@@ -87,7 +88,7 @@ int format_cast(const Description& source, const Buffer& from, const Description
     else
       retile(tiles, in_tiles, in_rows, to_tiles);
   };
-  return enqueue(launch, stream);
+  return enqueue(launch, call.stream);
 }
 
 }  // namespace softnpu

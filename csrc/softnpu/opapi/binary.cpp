@@ -14,6 +14,7 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/floor_divide.h>
 #include <ATen/ops/fmod.h>
+#include <ATen/ops/gcd.h>
 #include <ATen/ops/ge.h>
 #include <ATen/ops/gt.h>
 #include <ATen/ops/isclose.h>
@@ -70,6 +71,7 @@ BOTH(RightShift, RightShifts, at::bitwise_right_shift)
 SCALAR(LessScalar, at::lt)
 BINARY(Maximum, at::maximum)
 BINARY(Minimum, at::minimum)
+BINARY(Gcd, at::gcd)
 BINARY(Atan2, at::atan2)
 BINARY_INPLACE(Atan2, at::atan2)
 BINARY(LogicalAnd, at::logical_and)

@@ -102,7 +102,7 @@ OP(aclnnInplaceScatterValue, [](Out x, int64_t dim, In index, Scalar value, int6
 })
 OP(aclnnScatterAdd, [](In x, int64_t dim, In index, In source, Out o) { o = at::scatter_add(x, dim, index, source); })
 OP(aclnnEmbedding, [](In weight, In indices, Out o) { o = at::embedding(weight, indices); })
-// torch_npu gives no room for offset2bag when the mode is a sum.
+// torch_npu gives no room for offset2bag when the mode is a sum, and room for one bag too many with last_offset.
 OP(aclnnEmbeddingBag,
    [](In weight, In indices, In offsets, bool by_frequency, int64_t mode, bool sparse, OptionalIn weights,
       bool last_offset, int64_t padding, Out o, Out bag_of, Out sizes, Out places) {
@@ -110,7 +110,9 @@ OP(aclnnEmbeddingBag,
          at::_embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights, last_offset, padding);
      o = std::get<0>(results);
      if (bag_of->numel()) bag_of = std::get<1>(results);
-     sizes = std::get<2>(results);
+     const at::Tensor& size = std::get<2>(results);
+     sizes->slice(0, 0, size.size(0)).copy_(size);
+     sizes.touch();
      if (places->sizes() == std::get<3>(results).sizes()) places = std::get<3>(results);
    })
 OP(aclnnEmbeddingDenseBackward, [](In gradient, In indices, int64_t rows, int64_t padding, bool by_frequency, Out o) {

@@ -1,6 +1,8 @@
 // Products and convolutions. The trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do
 // not exist here.
 
+#include <ATen/ops/_cdist_backward.h>
+#include <ATen/ops/_cdist_forward.h>
 #include <ATen/ops/addbmm.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/addmv.h>
@@ -11,9 +13,16 @@
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/dot.h>
 #include <ATen/ops/ger.h>
+#include <ATen/ops/linalg_cross.h>
+#include <ATen/ops/linalg_qr.h>
+#include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/ops/linalg_svd.h>
+#include <ATen/ops/linalg_svdvals.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mv.h>
+#include <ATen/ops/pdist.h>
+#include <ATen/ops/trace.h>
 
 #include "op.h"
 
@@ -50,6 +59,34 @@ OP(aclnnConvolutionBackward, [](In gradient, In x, In weight, OptionalInts bias,
   if (mask[0]) dx = gx;
   if (mask[1]) dweight = gw;
   if (mask[2]) dbias = gb;
+})
+
+OP(aclnnTrace, [](In x, Out o) { o = at::trace(x); })
+OP(aclnnLinalgCross, [](In a, In b, int64_t dim, Out o) { o = at::linalg_cross(a, b, dim); })
+OP(aclnnTriangularSolve, [](In b, In a, bool upper, bool transposed, bool unit, Out x, Out copy) {
+  const at::Tensor matrix = transposed ? a.mT() : a;
+  x = at::linalg_solve_triangular(matrix, b, upper != transposed, true, unit);
+  copy = a;
+})
+// The last output is V; torch's is its transpose.
+OP(aclnnSvd, [](In x, bool full, bool vectors, Out s, OptionalOut u, OptionalOut v) {
+  if (!vectors) {
+    s = at::linalg_svdvals(x);
+    return;
+  }
+  const auto [left, values, right] = at::linalg_svd(x, full);
+  u = left, s = values, v = right.mH();
+})
+OP(aclnnLinalgQr, [](In x, int64_t mode, OptionalOut q, Out r) {
+  const auto [left, right] = at::linalg_qr(x, mode == 0 ? "reduced" : mode == 1 ? "complete" : "r");
+  if (mode != 2) q = left;
+  r = right;
+})
+OP(aclnnPdist, [](In x, float p, Out o) { o = at::pdist(x, p); })
+OP(aclnnCdist, [](In a, In b, float p, int64_t mode, Out o) { o = at::_cdist_forward(a, b, p, mode); })
+// p = -1 stands for infinity.
+OP(aclnnCdistBackward, [](In gradient, In a, In b, In distance, float p, Out o) {
+  o = at::_cdist_backward(gradient, a, b, p == -1 ? std::numeric_limits<double>::infinity() : p, distance);
 })
 
 }  // namespace softnpu

@@ -1,4 +1,6 @@
 // Softmax, normalisations, losses, optimiser steps.
+#include <ATen/ops/_ctc_loss.h>
+#include <ATen/ops/_ctc_loss_backward.h>
 #include <ATen/ops/_log_softmax_backward_data.h>
 #include <ATen/ops/_softmax_backward_data.h>
 #include <ATen/ops/add.h>
@@ -21,6 +23,7 @@
 #include <ATen/ops/mse_loss.h>
 #include <ATen/ops/mse_loss_backward.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/multilabel_margin_loss_forward.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/native_group_norm.h>
@@ -36,12 +39,15 @@
 #include <ATen/ops/sign.h>
 #include <ATen/ops/smooth_l1_loss.h>
 #include <ATen/ops/smooth_l1_loss_backward.h>
+#include <ATen/ops/soft_margin_loss.h>
+#include <ATen/ops/soft_margin_loss_backward.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sqrt.h>
 #include <ATen/ops/sub.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "op.h"
@@ -53,6 +59,10 @@ namespace {
 at::Tensor reduced(In gradient, In x, int64_t reduction) {
   return reduction == 1 ? at::div(gradient, x.numel()) : gradient;
 }
+
+// The statistics of half-precision values are fp32, which ATen's kernels do not mix with them.
+at::Tensor wide(In x) { return at::isReducedFloatingType(x.scalar_type()) ? x.to(at::kFloat) : x; }
+std::optional<at::Tensor> wide(OptionalIn x) { return x ? std::optional(wide(*x)) : std::nullopt; }
 
 }  // namespace
 OP(aclnnSoftmax, [](In x, int64_t dim, Out o) { o = at::softmax(x, dim, o->scalar_type()); })
@@ -66,22 +76,22 @@ OP(aclnnGluBackward, [](In gradient, In x, int64_t dim, Out o) { o = at::glu_bac
 
 OP(aclnnLayerNorm,
    [](In x, Ints shape, OptionalIn weight, OptionalIn bias, double eps, Out o, OptionalOut mean, OptionalOut rstd) {
-     const auto [y, m, r] = at::native_layer_norm(x, shape, weight, bias, eps);
+     const auto [y, m, r] = at::native_layer_norm(wide(x), shape, wide(weight), wide(bias), eps);
      o = y;
-     if (mean) mean = m;
-     if (rstd) rstd = r;
+     if (mean && m.numel()) mean = m;
+     if (rstd && r.numel()) rstd = r;
    })
 OP(aclnnLayerNormBackward, [](In gradient, In x, Ints shape, In mean, In rstd, OptionalIn weight, OptionalIn bias,
                               Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
-  const auto [gx, gw, gb] =
-      at::native_layer_norm_backward(gradient, x, shape, mean, rstd, weight, bias, {mask[0], mask[1], mask[2]});
+  const auto [gx, gw, gb] = at::native_layer_norm_backward(wide(gradient), wide(x), shape, wide(mean), wide(rstd),
+                                                           wide(weight), wide(bias), {mask[0], mask[1], mask[2]});
   if (mask[0]) dx = gx;
   if (mask[1] && weight) dweight = gw;
   if (mask[2] && bias) dbias = gb;
 })
 OP(aclnnGroupNorm, [](In x, OptionalIn weight, OptionalIn bias, int64_t n, int64_t c, int64_t spatial, int64_t groups,
                       double eps, Out o, Out mean, Out rstd) {
-  const auto [y, m, r] = at::native_group_norm(x, weight, bias, n, c, spatial, groups, eps);
+  const auto [y, m, r] = at::native_group_norm(wide(x), wide(weight), wide(bias), n, c, spatial, groups, eps);
   o = y;
   mean = m;
   rstd = r;
@@ -96,8 +106,9 @@ OP(aclnnBatchNorm, [](In x, OptionalIn weight, OptionalIn bias, OptionalOut runn
 OP(aclnnGroupNormBackward,
    [](In gradient, In x, In mean, In rstd, OptionalIn weight, int64_t n, int64_t c, int64_t spatial, int64_t groups,
       Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
-     const auto [gx, gw, gb] = at::native_group_norm_backward(gradient, x, mean, rstd, weight, n, c, spatial, groups,
-                                                              {mask[0], mask[1], mask[2]});
+     const auto [gx, gw, gb] =
+         at::native_group_norm_backward(wide(gradient), wide(x), wide(mean), wide(rstd), wide(weight), n, c, spatial,
+                                        groups, {mask[0], mask[1], mask[2]});
      if (mask[0]) dx = gx;
      if (mask[1] && weight) dweight = gw;
      if (mask[2] && dbias) dbias = gb;
@@ -105,8 +116,9 @@ OP(aclnnGroupNormBackward,
 OP(aclnnBatchNormBackward,
    [](In gradient, In x, OptionalIn weight, OptionalIn running_mean, OptionalIn running_var, OptionalIn mean,
       OptionalIn rstd, bool training, double eps, Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
-     const auto [gx, gw, gb] = at::native_batch_norm_backward(gradient, x, weight, running_mean, running_var, mean,
-                                                              rstd, training, eps, {mask[0], mask[1], mask[2]});
+     const auto [gx, gw, gb] =
+         at::native_batch_norm_backward(wide(gradient), wide(x), wide(weight), wide(running_mean), wide(running_var),
+                                        wide(mean), wide(rstd), training, eps, {mask[0], mask[1], mask[2]});
      if (mask[0]) dx = gx;
      if (mask[1]) dweight = gw;
      if (mask[2]) dbias = gb;
@@ -191,6 +203,32 @@ OP(aclnnApplyAdamWV2, [](Out parameter, Out m, Out v, OptionalOut largest, In gr
       at::div(at::sqrt(amsgrad ? *largest : *v), std::sqrt(1 - std::pow(static_cast<double>(beta2), t)));
   const double rate = lr / (1 - std::pow(static_cast<double>(beta1), t));
   parameter = at::addcdiv(at::mul(*parameter, 1 - lr * decay), *m, at::add(root, eps), -rate);
+})
+
+OP(aclnnSoftMarginLoss,
+   [](In x, In target, int64_t reduction, Out o) { o = at::soft_margin_loss(x, target, reduction); })
+OP(aclnnSoftMarginLossBackward, [](In gradient, In x, In target, int64_t reduction, Out o) {
+  o = at::soft_margin_loss_backward(gradient, x, target, reduction);
+})
+OP(aclnnMultilabelMarginLoss, [](In x, In target, int64_t reduction, Out o, Out is_target) {
+  const auto [loss, chosen] = at::multilabel_margin_loss_forward(x, target.to(at::kLong), reduction);
+  o = loss, is_target = chosen;
+})
+// torch_npu rounds the last axis of log_alpha up on A2 and A3.
+OP(aclnnCtcLoss,
+   [](In x, In targets, Ints lengths, Ints target_lengths, int64_t blank, bool zero_infinity, Out o, Out log_alpha) {
+     const auto [loss, alpha] = at::_ctc_loss(x, targets.to(at::kLong), lengths, target_lengths, blank, zero_infinity);
+     o = loss;
+     const at::Tensor batched = x.dim() == 2 ? alpha.view({1, alpha.size(-2), alpha.size(-1)}) : alpha;
+     log_alpha->slice(2, 0, batched.size(2)).copy_(batched);
+     log_alpha.touch();
+   })
+OP(aclnnCtcLossBackward, [](In gradient, In x, In targets, Ints lengths, Ints target_lengths, In loss, In log_alpha,
+                            int64_t blank, bool zero_infinity, Out o) {
+  const int64_t longest = *std::max_element(target_lengths.begin(), target_lengths.end());
+  const at::Tensor alpha = log_alpha.slice(2, 0, 2 * longest + 1).contiguous();
+  o = at::_ctc_loss_backward(gradient, x, targets.to(at::kLong), lengths, target_lengths, loss, alpha, blank,
+                             zero_infinity);
 })
 
 }  // namespace softnpu

@@ -208,11 +208,15 @@ Out Builder::out(const aclTensor* raw) {
   return Out(std::move(result));
 }
 
-int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor) {
-  const std::string name = b.launch->name;
-  b.launch->kernel = [name, has_output = b.has_output, kernel = std::move(kernel)] {
+void set_kernel(Builder& b, std::function<void()> kernel) {
+  b.launch->kernel = [name = b.launch->name, has_output = b.has_output, kernel = std::move(kernel)] {
     run_kernel(name, has_output, kernel);
   };
+}
+
+int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor) {
+  const std::string name = b.launch->name;
+  set_kernel(b, std::move(kernel));
   if (!b.growing.empty()) {
     b.launch->resolve = [growing = b.growing] {
       for (const auto& [tensor, sizes] : growing) {

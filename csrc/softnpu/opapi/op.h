@@ -250,6 +250,7 @@ struct Argument<DType_> {
   static Value take(Builder& b, Raw raw) { return noted(b, static_cast<DType_>(raw)); }
 };
 
+void set_kernel(Builder& builder, std::function<void()> kernel);
 int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor);
 int report_exception(const char* name);  // inside a catch block
 int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream);

@@ -1,5 +1,6 @@
 // Reductions, scans, order.
 
+#include <ATen/ops/_unique.h>
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/all.h>
 #include <ATen/ops/amax.h>
@@ -22,6 +23,7 @@
 #include <ATen/ops/mean.h>
 #include <ATen/ops/median.h>
 #include <ATen/ops/min.h>
+#include <ATen/ops/nanmedian.h>
 #include <ATen/ops/nansum.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/norm.h>
@@ -33,6 +35,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/unique_consecutive.h>
+#include <ATen/ops/unique_dim.h>
 #include <ATen/ops/var.h>
 #include <ATen/ops/var_mean.h>
 
@@ -151,5 +154,21 @@ OP(aclnnUniqueConsecutive,
 OP(aclnnNonzero, [](In x, Growing o) { o = at::nonzero(x); })
 OP(aclnnNonzeroV2, [](In x, Growing o) { o = at::nonzero(x).t().contiguous(); })
 OP(aclnnMaskedSelect, [](In x, In mask, Growing o) { o = at::masked_select(x, mask.to(at::kBool)); })
+
+OP(aclnnUnique, [](In x, bool sorted, bool inverse, Growing values, Out inverses) {
+  const auto [v, i] = at::_unique(x, sorted, inverse);
+  values = v;
+  if (inverse) inverses = i;
+})
+OP(aclnnUniqueDim, [](In x, bool sorted, bool inverse, int64_t dim, Growing values, Out inverses, Growing count) {
+  const auto [v, i, c] = at::unique_dim(x, dim, sorted, true, true);
+  values = v, count = c;
+  if (inverse) inverses = i;
+})
+OP(aclnnNanMedian, [](In x, Out o) { o = at::nanmedian(x); })
+OP(aclnnNanMedianDim, [](In x, int64_t dim, bool keep, Out values, Out indices) {
+  const auto [v, i] = at::nanmedian(x, dim, keep);
+  values = v, indices = i;
+})
 
 }  // namespace softnpu

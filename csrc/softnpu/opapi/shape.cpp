@@ -9,13 +9,16 @@
 #include <ATen/ops/eye.h>
 #include <ATen/ops/flip.h>
 #include <ATen/ops/ge.h>
+#include <ATen/ops/index_add.h>
 #include <ATen/ops/linspace.h>
 #include <ATen/ops/log1p.h>
+#include <ATen/ops/logspace.h>
 #include <ATen/ops/lt.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/multinomial.h>
 #include <ATen/ops/neg.h>
 #include <ATen/ops/normal.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randperm.h>
@@ -28,6 +31,7 @@
 #include <ATen/ops/tril.h>
 #include <ATen/ops/triu.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "random.h"
 
@@ -65,7 +69,8 @@ at::Tensor bits_as_bool(In bytes, at::IntArrayRef sizes) {
   return bits.reshape({-1}).slice(0, 0, c10::multiply_integers(sizes)).view(sizes);
 }
 
-OP(aclnnInplaceCopy, [](Out x, In source) { x = source.expand(x->sizes()); })
+OP(aclnnInplaceCopy,
+   [](Out x, In source) { x = source.dim() > x->dim() ? source.reshape(x->sizes()) : source.expand(x->sizes()); })
 OP(aclnnInplaceOne, [](Out x) { x.touch(), x->fill_(1); })
 OP(aclnnInplaceZero, [](Out x) { x.touch(), x->fill_(0); })
 OP(aclnnInplaceFillScalar, [](Out x, Scalar value) { x.touch(), x->fill_(value); })
@@ -139,6 +144,34 @@ OP(aclnnDropoutDoMask,
 OP(aclnnDropoutV3, [](In x, OptionalIn, double p, int64_t seed, int64_t offset, Out o, Out mask) {
   mask = keep_bits(x.sizes().vec(), p, seed, offset, mask->numel());
   o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);
+})
+
+namespace {
+
+// `noise` gets the factor of each value: between low and high where x <= 0, else 1.
+at::Tensor rrelu(In x, Out noise, Scalar low, Scalar high, bool training, int64_t seed, int64_t offset) {
+  if (!training) {
+    noise.touch();
+    return at::where(x.gt(0), x, at::mul(x, (low.toDouble() + high.toDouble()) / 2));
+  }
+  const at::Tensor factor = at::add(at::mul(uniform(noise, seed, offset), high.toDouble() - low.toDouble()), low);
+  noise = at::where(x.gt(0), at::ones_like(factor), factor);
+  return at::mul(x, *noise);
+}
+
+}  // namespace
+
+OP(aclnnRReluWithNoise, [](In x, Out noise, Scalar low, Scalar high, bool training, int64_t seed, int64_t offset,
+                           Out o) { o = rrelu(x, noise, low, high, training, seed, offset); })
+OP(aclnnInplaceRReluWithNoise, [](Out x, Out noise, Scalar low, Scalar high, bool training, int64_t seed,
+                                  int64_t offset) { x = rrelu(*x, noise, low, high, training, seed, offset); })
+OP(aclnnLogSpace, [](Scalar start, Scalar end, int64_t steps, double base, Out o) {
+  o = at::logspace(start, end, steps, base, at::TensorOptions().dtype(o->scalar_type()));
+})
+// The gradient of each value is the sum over its copies.
+OP(aclnnRepeatInterleaveGrad, [](In gradient, In repeats, int64_t dim, Out o) {
+  const at::Tensor place = at::repeat_interleave(repeats.to(at::kLong));
+  o = at::index_add(at::zeros_like(*o), dim, place, gradient.to(o->scalar_type()));
 })
 
 }  // namespace softnpu

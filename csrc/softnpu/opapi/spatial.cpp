@@ -1,5 +1,7 @@
-// Pooling, resizing, padding and patches of images.
+// Pooling, padding and patches of images.
 #include <ATen/ops/_adaptive_avg_pool2d_backward.h>
+#include <ATen/ops/_adaptive_avg_pool3d.h>
+#include <ATen/ops/_adaptive_avg_pool3d_backward.h>
 #include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/adaptive_max_pool2d.h>
 #include <ATen/ops/adaptive_max_pool2d_backward.h>
@@ -7,12 +9,15 @@
 #include <ATen/ops/avg_pool2d_backward.h>
 #include <ATen/ops/avg_pool3d.h>
 #include <ATen/ops/avg_pool3d_backward.h>
+#include <ATen/ops/channel_shuffle.h>
 #include <ATen/ops/col2im.h>
 #include <ATen/ops/im2col.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
 #include <ATen/ops/max_pool2d_with_indices_backward.h>
 #include <ATen/ops/max_pool3d_with_indices.h>
 #include <ATen/ops/max_pool3d_with_indices_backward.h>
+#include <ATen/ops/max_unpool2d.h>
+#include <ATen/ops/max_unpool3d.h>
 #include <ATen/ops/reflection_pad1d.h>
 #include <ATen/ops/reflection_pad1d_backward.h>
 #include <ATen/ops/reflection_pad2d.h>
@@ -21,10 +26,6 @@
 #include <ATen/ops/replication_pad1d_backward.h>
 #include <ATen/ops/replication_pad2d.h>
 #include <ATen/ops/replication_pad2d_backward.h>
-#include <ATen/ops/upsample_bilinear2d.h>
-#include <ATen/ops/upsample_bilinear2d_backward.h>
-#include <ATen/ops/upsample_nearest2d.h>
-#include <ATen/ops/upsample_nearest2d_backward.h>
 
 #include "op.h"
 
@@ -32,11 +33,6 @@ namespace softnpu {
 namespace {
 
 std::optional<int64_t> divisor(int64_t value) { return value ? std::optional(value) : std::nullopt; }
-std::optional<double> scale(double value) { return value > 0 ? std::optional(value) : std::nullopt; }
-
-constexpr auto bilinear_backward = [](In gradient, Ints size, Ints input, bool corners, double h, double w, Out o) {
-  o = at::upsample_bilinear2d_backward(gradient, size, input, corners, scale(h), scale(w));
-};
 
 }  // namespace
 
@@ -94,17 +90,13 @@ OP(aclnnAdaptiveMaxPool2dBackward, [](In gradient, In x, In indices, Out o) {
   o = at::adaptive_max_pool2d_backward(gradient, x, indices.to(at::kLong));
 })
 
-OP(aclnnUpsampleNearest2d, [](In x, Ints size, Out o) { o = at::upsample_nearest2d(x, size); })
-OP(aclnnUpsampleNearest2dV2,
-   [](In x, Ints size, float h, float w, Out o) { o = at::upsample_nearest2d(x, size, scale(h), scale(w)); })
-OP(aclnnUpsampleNearest2dBackward, [](In gradient, Ints size, Ints input, double h, double w, Out o) {
-  o = at::upsample_nearest2d_backward(gradient, size, input, scale(h), scale(w));
+OP(aclnnAdaptiveAvgPool3d, [](In x, Ints size, Out o) { o = at::_adaptive_avg_pool3d(x, size); })
+OP(aclnnAdaptiveAvgPool3dBackward, [](In gradient, In x, Out o) { o = at::_adaptive_avg_pool3d_backward(gradient, x); })
+OP(aclnnMaxUnpool2d, [](In x, In indices, Ints size, Out o) { o = at::max_unpool2d(x, indices.to(at::kLong), size); })
+OP(aclnnMaxUnpool3d, [](In x, In indices, Ints size, Ints stride, Ints padding, Out o) {
+  o = at::max_unpool3d(x, indices.to(at::kLong), size, stride, padding);
 })
-OP(aclnnUpsampleBilinear2d, [](In x, Ints size, bool corners, double h, double w, Out o) {
-  o = at::upsample_bilinear2d(x, size, corners, scale(h), scale(w));
-})
-OP(aclnnUpsampleBilinear2dBackward, bilinear_backward)
-OP(aclnnUpsampleBilinear2dBackwardV2, bilinear_backward)
+OP(aclnnChannelShuffle, [](In x, int64_t groups, Out o) { o = at::channel_shuffle(x, groups); })
 
 OP(aclnnReflectionPad1d, [](In x, Ints padding, Out o) { o = at::reflection_pad1d(x, padding); })
 OP(aclnnReflectionPad1dBackward,

@@ -3,6 +3,7 @@
 #include <ATen/ops/abs.h>
 #include <ATen/ops/acos.h>
 #include <ATen/ops/acosh.h>
+#include <ATen/ops/angle.h>
 #include <ATen/ops/asin.h>
 #include <ATen/ops/asinh.h>
 #include <ATen/ops/atan.h>
@@ -13,6 +14,7 @@
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/clamp_max.h>
 #include <ATen/ops/clamp_min.h>
+#include <ATen/ops/complex.h>
 #include <ATen/ops/cos.h>
 #include <ATen/ops/cosh.h>
 #include <ATen/ops/elu.h>
@@ -55,14 +57,16 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/neg.h>
+#include <ATen/ops/polar.h>
 #include <ATen/ops/prelu.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/relu.h>
+#include <ATen/ops/renorm.h>
 #include <ATen/ops/round.h>
 #include <ATen/ops/rsqrt.h>
+#include <ATen/ops/sgn.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
-#include <ATen/ops/sign.h>
 #include <ATen/ops/signbit.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/silu_backward.h>
@@ -125,7 +129,7 @@ UNARY(Relu, at::relu)
 UNARY(Round, at::round)
 UNARY(Rsqrt, at::rsqrt)
 UNARY(Sigmoid, at::sigmoid)
-UNARY(Sign, at::sign)
+UNARY(Sign, at::sgn)
 UNARY(Silu, at::silu)
 UNARY(Sin, at::sin)
 UNARY(Sinc, at::sinc)
@@ -220,5 +224,11 @@ OP(aclnnEluBackward, [](In g, Scalar alpha, Scalar scale, Scalar input_scale, bo
   o = at::elu_backward(g, alpha, scale, input_scale, is_result, x);
 })
 OP(aclnnMishBackward, [](In g, In x, Out o) { o = at::mish_backward(g, x); })
+
+OP(aclnnComplex, [](In real, In imaginary, Out o) { o = at::complex(real, imaginary); })
+OP(aclnnPolar, [](In size, In angle, Out o) { o = at::polar(size, angle); })
+OP(aclnnAngleV2, [](In x, Out o) { o = at::angle(x); })
+OP(aclnnRenorm, [](In x, Scalar p, int64_t dim, Scalar largest, Out o) { o = at::renorm(x, p, dim, largest); })
+OP(aclnnInplaceRenorm, [](Out x, Scalar p, int64_t dim, Scalar largest) { x = at::renorm(*x, p, dim, largest); })
 
 }  // namespace softnpu

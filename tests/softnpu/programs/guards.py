@@ -6,7 +6,7 @@ import os
 import sys
 
 import torch
-import torch_npu  # noqa: F401
+import torch_npu
 
 from dsv4_backend.softnpu import current
 
@@ -56,11 +56,13 @@ elif case == "inject":
     expect(lambda: torch.empty(50 << 20, device="npu"), "out of memory")
     device.inject("")
 elif case == "unknown":
-    scores = torch.randn(5, 1, 3).log_softmax(2).npu()
-    expect(
-        lambda: torch.nn.functional.ctc_loss(scores, torch.tensor([[1]]).npu(), torch.tensor([5]), torch.tensor([1])),
-        sys.argv[2],
-    )
+    unknown = {
+        "SoftmaxCrossEntropyWithLogits": lambda: torch_npu.npu_softmax_cross_entropy_with_logits(
+            x.view(2, 4), x.view(2, 4)
+        ),
+        "aclStft": lambda: torch.stft(torch.ones(16).npu(), 4, window=torch.ones(4).npu(), return_complex=True),
+    }
+    expect(unknown[sys.argv[2]], sys.argv[2])
 elif case == "graph":
     static, graph = torch.ones(16, device="npu"), torch.npu.NPUGraph()
     side = torch.npu.Stream()

@@ -29,6 +29,45 @@ class SelfAttention(nn.MultiheadAttention):
         return super().forward(x, x, x)[0]
 
 
+class Ctc(nn.CTCLoss):
+    def forward(self, x):
+        return super().forward(x.log_softmax(-1), torch.tensor([[1, 2, 2], [3, 4, 0]]), (12, 9), (3, 2))
+
+
+class Recurrent(nn.Module):
+    """All outputs of a recurrent layer in one row, from states that are learnt."""
+
+    def __init__(self, layer, batch, dtype=torch.float32):
+        super().__init__()
+        self.layer, self.dtype = layer, dtype
+        shape = [layer.num_layers * (1 + layer.bidirectional), batch, layer.hidden_size]
+        self.states = nn.ParameterList(torch.randn(shape) for _ in range(1 + isinstance(layer, nn.LSTM)))
+        self.to(dtype)
+
+    def forward(self, x):
+        states = tuple(self.states)
+        y, last = self.layer(x.to(self.dtype), states if len(states) == 2 else states[0])
+        return torch.cat([part.flatten().float() for part in (y, *(last if isinstance(last, tuple) else [last]))])
+
+
+class Packed(nn.Module):
+    """Three sequences of 4, 2 and 1 steps. From learnt states; of the results, the outputs only: torch_npu's other gradients are wrong."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        shape = [layer.num_layers * (1 + layer.bidirectional), 3, layer.hidden_size]
+        self.states = nn.ParameterList(torch.randn(shape) for _ in range(2))
+
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(x.detach(), [4, 2, 1], batch_first=True)
+        return nn.utils.rnn.pad_packed_sequence(self.layer(packed, tuple(self.states))[0], batch_first=True)[0]
+
+
+FORMS = {
+    "": {}, "batch first": dict(batch_first=True), "bare": dict(bias=False), "of both directions": dict(bidirectional=True),
+    "of 3 layers": dict(num_layers=3), "of 2 layers in both directions": dict(num_layers=2, bidirectional=True, bias=False),
+}  # fmt: skip
 MODULES = {
     **{name: (getattr(nn, name), rows) for name in ["CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "PReLU", "ReLU", "ReLU6", "SELU", "Sigmoid", "SiLU", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink"]},
     "Threshold": (lambda: nn.Threshold(0.1, 1.0), rows),
@@ -66,7 +105,12 @@ MODULES = {
     "EmbeddingBag": (lambda: nn.EmbeddingBag(9, 5), below(9, 3, 4)),
     "GRUCell": (lambda: nn.GRUCell(6, 5), rows),
     "RNNCell": (lambda: nn.RNNCell(6, 5), rows),
-    "RNN": (lambda: nn.RNN(8, 5), sequence),
+    **{
+        f"{kind.__name__} {form}": (
+            lambda kind=kind, form=form: Recurrent(kind(8, 5, **FORMS[form]), 3 if form == "batch first" else 4), sequence)
+        for kind in (nn.RNN, nn.LSTM, nn.GRU) for form in FORMS
+    },
+    "LSTM packed": (lambda: Packed(nn.LSTM(8, 5, batch_first=True)), sequence),
     "MultiheadAttention": (lambda: SelfAttention(8, 2, batch_first=True), sequence),
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), sequence),
     "TransformerDecoderLayer": (lambda: nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0), sequence, floats(5, 4, 8)),
@@ -78,6 +122,10 @@ MODULES = {
     "ReflectionPad2d": (lambda: nn.ReflectionPad2d(1), image),
     "ReplicationPad2d": (lambda: nn.ReplicationPad2d(1), image),
     "ZeroPad2d": (lambda: nn.ZeroPad2d(1), image),
+    "CTCLoss": (lambda: Ctc(), floats(12, 2, 7)),
+    "SoftMarginLoss": (nn.SoftMarginLoss, rows, signs),
+    "Upsample bicubic": (lambda: nn.Upsample(scale_factor=2, mode="bicubic"), image),
+    "Upsample trilinear": (lambda: nn.Upsample(scale_factor=2, mode="trilinear"), volume),
     "CosineSimilarity": (nn.CosineSimilarity, rows, floats(4, 6)),
     "PairwiseDistance": (nn.PairwiseDistance, rows, floats(4, 6)),
     "CrossEntropyLoss": (lambda: nn.CrossEntropyLoss(label_smoothing=0.1), rows, below(6, 4)),
@@ -101,6 +149,12 @@ MODULES = {
 if A5:  # on A2 and A3 torch_npu drops `approximate`, and wants sizes that divide for the other
     MODULES["GELU tanh"] = (lambda: nn.GELU("tanh"), rows)
     MODULES["AdaptiveMaxPool2d"] = (lambda: nn.AdaptiveMaxPool2d(3), image)
+else:  # torch_npu has no such functions for A5
+    MODULES["LSTMCell"] = (lambda: nn.LSTMCell(6, 5), rows)
+    MODULES["LSTM packed of 2 layers"] = (
+        lambda: Packed(nn.LSTM(8, 5, 2, bidirectional=True, batch_first=True)),
+        sequence,
+    )
 
 
 def run(make, inputs, device):

@@ -27,6 +27,16 @@ class Recurrent(nn.Module):
         return self.head(hidden)
 
 
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(6, 8, 2, bidirectional=True), nn.GRU(16, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.gru(self.lstm(x)[0])[1][-1])
+
+
 class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
@@ -47,7 +57,8 @@ MODELS = {
             nn.GroupNorm(2, 6), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
         floats(5, 2, 8, 8),
     ),
-    "gru": (Recurrent, floats(4, 5, 6)),
+    "gru cell": (Recurrent, floats(4, 5, 6)),
+    "lstm and gru": (Layers, floats(4, 5, 6)),
     "transformer": (Tokens, torch.randint(0, 17, (3, 7), generator=generator)),
 }  # fmt: skip
 OPTIMISERS = {

@@ -1,0 +1,133 @@
+#include "graph.h"
+
+#include <ATen/ops/_cdist_backward.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "recurrent.h"
+
+namespace softnpu {
+namespace {
+
+aclTensor contiguous(const GraphTensor& tensor) {
+  const Description& d = *tensor.description;
+  std::vector<int64_t> strides(d.dims.size(), 1);
+  for (size_t i = strides.size(); i-- > 1;) strides[i - 1] = strides[i] * d.dims[i];
+  return {d.dims, strides, d.dims, 0, d.dtype, d.format, tensor.buffer->data};
+}
+
+}  // namespace
+
+int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArguments&)) try {
+  Builder builder(call.type.c_str(), true);
+  GraphArguments arguments{{}, {}, call.attributes};
+  for (const GraphTensor& input : call.inputs) {
+    const aclTensor raw = contiguous(input);
+    arguments.inputs.push_back(builder.tensor(raw.data ? &raw : nullptr));
+  }
+  for (const GraphTensor& output : call.outputs) {
+    const aclTensor raw = contiguous(output);
+    arguments.outputs.push_back(builder.out(&raw));
+  }
+  set_kernel(builder, [kernel, arguments = std::move(arguments)] { kernel(arguments); });
+  return enqueue(builder.launch, call.stream);
+} catch (const c10::Error& error) {
+  return fail(kNnParameter, "softnpu: %s: %s", call.type.c_str(), error.what_without_backtrace());
+}
+
+// A norm in two steps: sum of |x|^p, then the root.
+GRAPH_OP(LpNormReduceV2, [](const GraphArguments& a) {
+  const at::Tensor powers = at::pow(at::abs(a.in(0)), a.attribute<double>("p"));
+  a.out(0) = at::sum(powers, a.attribute<std::vector<int64_t>>("axes"), a.attribute<int64_t>("keepdim") != 0);
+})
+GRAPH_OP(LpNormUpdateV2, [](const GraphArguments& a) { a.out(0) = at::pow(a.in(0), 1 / a.attribute<double>("p")); })
+
+GRAPH_OP(Cast, [](const GraphArguments& a) { a.out(0) = a.in(0); })
+// Everything comes broadcast to [..., rows of a, rows of b, features]; p = -1 stands for infinity.
+GRAPH_OP(CdistGrad, [](const GraphArguments& a) {
+  if (a.in(0).numel() == 0) return void(a.out(0) = at::zeros_like(*a.out(0)));
+  const double p = a.attribute<double>("p");
+  const at::Tensor gradient = a.in(0).select(-1, 0).contiguous(), distance = a.in(3).select(-1, 0).contiguous();
+  const at::Tensor rows = a.in(1).select(-2, 0).contiguous(), others = a.in(2).select(-3, 0).contiguous();
+  a.out(0) =
+      at::_cdist_backward(gradient, rows, others, p == -1 ? std::numeric_limits<double>::infinity() : p, distance);
+})
+
+namespace {
+
+// A mask [time, batch, hidden] of the steps that are not padding; a scalar stands for none.
+at::Tensor active(In mask) {
+  if (!mask.defined() || mask.dim() < 3) return {};
+  return mask.slice(2, 0, 1).ne(0);
+}
+
+Sequence sequence(const GraphArguments& a, In mask) {
+  return {a.in(0), active(mask), a.attribute<std::string>("direction") == "REDIRECTIONAL"};
+}
+
+// Both weights lie in one matrix [inputs + hidden, 4 * hidden].
+Weights split(In joined, In bias, int64_t inputs) {
+  const at::Tensor w = joined.t();
+  return {w.slice(1, 0, inputs), w.slice(1, inputs), bias, {}};
+}
+
+at::Tensor batch_of(In state) { return state.reshape({-1, state.size(-1)}); }
+
+void store(const GraphArguments& a, const Sequence& s, const LstmSteps& k) {
+  a.out(0) = outputs(s, k.h), a.out(1) = k.h, a.out(2) = k.c;
+  const at::Tensor* const gates[] = {&k.gates.i, &k.gates.j, &k.gates.f, &k.gates.o, &k.gates.tanhc};
+  for (size_t i = 0; i < 5; ++i) a.out(3 + i) = *gates[i];
+}
+
+LstmSteps steps(const GraphArguments& a) {
+  const at::IntArrayRef all = a.in(11).sizes();  // an LSTM cell's states come without the axis of time
+  return {{a.in(11), a.in(12), a.in(13), a.in(14), a.in(15)}, a.in(6).reshape(all), a.in(7).reshape(all)};
+}
+
+void store_as(const Out& out, In value) { out = value.reshape(out->sizes()); }
+
+}  // namespace
+
+GRAPH_OP(DynamicRNN, [](const GraphArguments& a) {
+  const Sequence s = sequence(a, a.in(3));
+  store(a, s, lstm_forward(s, split(a.in(1), a.in(2), s.x.size(2)), batch_of(a.in(4)), batch_of(a.in(5))));
+})
+GRAPH_OP(DynamicRNNGrad, [](const GraphArguments& a) {
+  const Sequence s = sequence(a, a.in(16));
+  const auto g = lstm_backward(s, split(a.in(1), a.in(2), s.x.size(2)), batch_of(a.in(4)), batch_of(a.in(5)), steps(a),
+                               a.in(8), batch_of(a.in(9)), batch_of(a.in(10)));
+  a.out(0) = at::cat({g.weights.input, g.weights.hidden}, 1).t();
+  a.out(1) = g.weights.input_bias, a.out(2) = g.x;
+  store_as(a.out(3), g.h), store_as(a.out(4), g.c);
+})
+// One step of an LSTM cell, with a matrix for each weight.
+GRAPH_OP(DynamicRNNV2, [](const GraphArguments& a) {
+  const Sequence s = sequence(a, a.in(4));
+  store(a, s, lstm_forward(s, {a.in(1).t(), a.in(2).t(), a.in(3), {}}, batch_of(a.in(5)), batch_of(a.in(6))));
+})
+GRAPH_OP(DynamicRNNV2Grad, [](const GraphArguments& a) {
+  const at::Tensor x = a.in(0).reshape({1, -1, a.in(0).size(-1)});
+  const auto g = lstm_backward({x, {}, false}, {a.in(1).t(), a.in(2).t(), {}, {}}, batch_of(a.in(4)), batch_of(a.in(5)),
+                               steps(a), a.in(8), batch_of(a.in(9)), batch_of(a.in(10)));
+  a.out(0) = g.weights.input.t(), a.out(1) = g.weights.hidden.t(), a.out(2) = g.weights.input_bias;
+  store_as(a.out(3), g.x), store_as(a.out(4), g.h), store_as(a.out(5), g.c);
+})
+GRAPH_OP(DynamicGRUV2, [](const GraphArguments& a) {
+  const Sequence s{a.in(0), {}, false};
+  const GruSteps k = gru_forward(s, {a.in(1).t(), a.in(2).t(), a.in(3), a.in(4)}, batch_of(a.in(6)));
+  a.out(0) = k.h, a.out(1) = k.h, a.out(2) = k.z, a.out(3) = k.r, a.out(4) = k.n, a.out(5) = k.hidden_n;
+})
+GRAPH_OP(DynamicGRUV2Grad, [](const GraphArguments& a) {
+  const GruSteps k{a.in(9), a.in(8), a.in(10), a.in(11), a.in(5)};
+  const auto g = gru_backward({a.in(0), {}, false}, {a.in(1).t(), a.in(2).t(), {}, {}}, batch_of(a.in(4)), k, a.in(6),
+                              batch_of(a.in(7)));
+  a.out(0) = g.weights.input.t(), a.out(1) = g.weights.hidden.t();
+  a.out(2) = g.weights.input_bias, a.out(3) = g.weights.hidden_bias, a.out(4) = g.x;
+  store_as(a.out(5), g.h);
+})
+
+}  // namespace softnpu
