@@ -83,13 +83,15 @@ def check(name, call, formula, cases, faults, tolerance):
     print(f"{name}: {len(cases)} cases, worst {worst:.2g}, {len(faults) + len(OUTPUT_FAULTS)} faults")
 
 
-def refused(name, call, argument):
-    """The device must refuse this call, naming the argument."""
+def refused(name, call, argument, code=None):
+    """The device must refuse this call, naming the argument, and with this code when one is given."""
     try:
         call()
         torch.npu.synchronize()
     except RuntimeError as error:
         if argument not in str(error):
             problems.append(f"{name}: refused without naming {argument}: {error}")
+        if code and f"error code is {code}" not in str(error):
+            problems.append(f"{name}: bad {argument} refused without code {code}: {error}")
         return
     problems.append(f"{name}: bad {argument} was accepted")
