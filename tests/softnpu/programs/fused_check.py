@@ -60,7 +60,7 @@ def check(name, call, formula, cases, faults, tolerance):
     ]
     worst = max(
         distance(g, w)
-        for case, got in zip(cases, results, strict=False)
+        for case, got in zip(cases, results, strict=True)
         for g, w in zip(got, formula(case, None), strict=True)
     )
     if not worst <= tolerance:
@@ -69,7 +69,7 @@ def check(name, call, formula, cases, faults, tolerance):
     for fault in faults:
         if not any(
             distance(g, w) > tolerance
-            for case, got in zip(cases, results, strict=False)
+            for case, got in zip(cases, results, strict=True)
             for g, w in zip(got, formula(case, fault), strict=True)
         ):
             alive.append(fault)
