@@ -119,6 +119,7 @@ void check_places(In x, const at::Tensor& cache, bool tiles, const char* name, c
     return;
   }
   const int64_t last = 32 / size;
+  require(cache.dim() >= 4, argument, show(cache), "4 or 5 dimensions");
   require(width % last == 0, name, show(x), "a head size of whole 32 bytes with PA_NZ");
   require(cache.size(-1) == last && (cache.dim() == 4 ? cache.size(1) == heads * width / last
                                                       : cache.size(1) == heads && cache.size(2) == width / last),

@@ -259,7 +259,9 @@ CHECKED(aclnnMoeTokenPermute, check_permute, [](In tokens, In indices, int64_t, 
 CHECKED(aclnnMoeTokenUnpermute, check_unpermute, [](In rows, In sorted, In probs, bool, OptionalInts, Out o) {
   const int64_t k = probs.defined() ? probs.size(1) : 1;
   expect_values(sorted, 0, rows.size(0), "sorted_indices");
-  const at::Tensor back = rows.index_select(0, sorted.to(at::kLong)).to(kF32).view({-1, k, rows.size(1)});
+  const at::Tensor back = rows.index_select(0, sorted.to(at::kLong))
+                              .to(kF32)
+                              .view({probs.defined() ? probs.size(0) : rows.size(0), k, rows.size(1)});
   o = (probs.defined() ? back.mul(probs.to(kF32).unsqueeze(-1)) : back).sum(1);
 })
 CHECKED(aclnnMoeFinalizeRoutingV2, check_finalize,

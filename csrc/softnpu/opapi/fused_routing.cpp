@@ -201,6 +201,7 @@ void place(Out o, In rows, In places) {
   const bool bytes = o->element_size() == 1;
   const at::Tensor whole = bytes ? o->view(at::kByte) : *o;
   const at::Tensor source = bytes ? rows.contiguous().view(at::kByte) : rows.to(o->scalar_type());
+  if (source.numel() == 0) return;
   std::vector<int64_t> shape = source.sizes().vec();
   shape[0] = -1;
   whole.view(shape).index_copy_(0, places, source);

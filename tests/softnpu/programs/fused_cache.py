@@ -169,6 +169,7 @@ scatter_refused("slot_mapping", slot_mapping=slots(3, 8))
 scatter_refused("slot_mapping", slot_mapping=torch.tensor([0, 1, 2, 8], dtype=torch.int32))  # a kernel fault
 scatter_refused("cache_mode", mode="NZ")
 scatter_refused("key_cache", mode="PA_NZ")  # not in tiles
+scatter_refused("value_cache", mode="PA_NZ", key_cache=bf16(2, 2, 4, 16), value_cache=bf16())
 scatter_refused("key", mode="PA_NZ", key=bf16(4, 2, 8), key_cache=bf16(2, 1, 4, 16))
 scatter_refused("key_cache", mode="PA_NZ", key_cache=bf16(1, 2, 65535, 16))
 scatter_refused("compress_lens", compress_lens=slots(4, 8))

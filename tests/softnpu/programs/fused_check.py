@@ -58,6 +58,7 @@ def check(name, call, formula, cases, faults, tolerance):
     results = [
         [array(o) for o in call(*[a.npu() if isinstance(a, torch.Tensor) else a for a in case])] for case in cases
     ]
+    torch.npu.synchronize()  # the fault of a kernel whose results are empty
     worst = max(
         distance(g, w)
         for case, got in zip(cases, results, strict=True)

@@ -113,6 +113,7 @@ unpermute_cases = [
     (bf16(36, 4096), places(36), f32(6, 6)),
     (f32(12, 5).half(), places(12), f32(4, 3).half()),
     (f32(9, 5), places(9), None),
+    (f32(6, 0), places(6), f32(3, 2)),
 ]
 unpermute_faults = [
     "the next place",
