@@ -62,12 +62,13 @@ void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tenso
       if (rule.required) throw Fault(kNnNullptr, std::string("argument '") + rule.argument + "' is null");
       continue;
     }
-    if (std::find(rule.dtypes.begin(), rule.dtypes.end(), x.scalar_type()) == rule.dtypes.end()) {
-      refuse(rule.argument, show(x), show(rule.dtypes));
-    }
+    const std::string mark = rule.source == kReading ? " (our reading of the document)" : "";
+    if (std::find(rule.dtypes.begin(), rule.dtypes.end(), x.scalar_type()) == rule.dtypes.end())
+      refuse(rule.argument, show(x), show(rule.dtypes) + mark);
     refusing_with(rank_code, [&] {
       if (x.dim() < rule.lowest_rank || x.dim() > rule.highest_rank)
-        refuse(rule.argument, show(x), text(rule.lowest_rank) + " to " + text(rule.highest_rank) + " dimensions");
+        refuse(rule.argument, show(x),
+               text(rule.lowest_rank) + " to " + text(rule.highest_rank) + " dimensions" + mark);
     });
   }
 }
