@@ -110,6 +110,9 @@ void extent(const aclTensor& tensor, int64_t* first, size_t* bytes) {
   }
   if (!valid || last > INT64_MAX / 128)
     throw Fault(kNnParameter, "softnpu: " + describe(tensor) + ": sizes, strides or offset are negative or overflow");
+  if (tensor.offset * static_cast<int64_t>(bits) % 8)
+    throw Fault(kNnParameter, "softnpu: " + describe(tensor) + " begins inside a byte, at value " +
+                                  std::to_string(tensor.offset) + " of its storage");
   *first = tensor.offset * static_cast<int64_t>(bits) / 8;
   *bytes = empty ? 0 : (static_cast<size_t>(last - tensor.offset + 1) * bits + 7) / 8;
 }

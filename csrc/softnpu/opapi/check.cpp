@@ -30,6 +30,15 @@ void require(bool condition, const char* argument, const std::string& found, con
   if (!condition) refuse(argument, found, expected);
 }
 
+void expect_values(In x, int64_t first, int64_t end, const char* argument) {
+  const at::Tensor values = x.reshape({-1}).to(at::kLong);
+  const at::Tensor outside = values.masked_select(values.lt(first).logical_or(values.ge(end)));
+  if (outside.numel())
+    throw Fault(kKernelFault, std::string("argument '") + argument + "': found the value " +
+                                  text(outside[0].item<int64_t>()) + ", expected " + text(first) + " to " +
+                                  text(end - 1));
+}
+
 bool here(unsigned where) {
   const Generation chip = generation();
   return where & (chip == Generation::kA2 ? kOnA2 : chip == Generation::kA3 ? kOnA3 : kOnA5);
@@ -41,11 +50,11 @@ bool cann_from(int major, int minor) {
   return std::pair(told_major, told_minor) >= std::pair(major, minor);
 }
 
-void require_generation(unsigned where) {
-  if (!here(where)) throw Fault(kNnParameter, "the operator does not exist on " + config().soc);
+void require_generation(unsigned where, int code) {
+  if (!here(where)) throw Fault(code, "the operator does not exist on " + config().soc);
 }
 
-void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors) {
+void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors, int rank_code) {
   auto tensor = tensors.begin();
   for (const Rule& rule : rules) {
     const at::Tensor& x = *tensor++;
@@ -53,12 +62,14 @@ void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tenso
       if (rule.required) throw Fault(kNnNullptr, std::string("argument '") + rule.argument + "' is null");
       continue;
     }
-    if (std::find(rule.dtypes.begin(), rule.dtypes.end(), x.scalar_type()) == rule.dtypes.end()) {
-      refuse(rule.argument, show(x), show(rule.dtypes));
-    }
-    if (x.dim() < rule.lowest_rank || x.dim() > rule.highest_rank)
-      refuse(rule.argument, show(x),
-             std::to_string(rule.lowest_rank) + " to " + std::to_string(rule.highest_rank) + " dimensions");
+    const std::string mark = rule.source == kReading ? " (our reading of the document)" : "";
+    if (std::find(rule.dtypes.begin(), rule.dtypes.end(), x.scalar_type()) == rule.dtypes.end())
+      refuse(rule.argument, show(x), show(rule.dtypes) + mark);
+    refusing_with(rank_code, [&] {
+      if (x.dim() < rule.lowest_rank || x.dim() > rule.highest_rank)
+        refuse(rule.argument, show(x),
+               text(rule.lowest_rank) + " to " + text(rule.highest_rank) + " dimensions" + mark);
+    });
   }
 }
 

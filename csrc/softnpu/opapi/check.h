@@ -40,12 +40,29 @@ struct Rule {
   Source source;
 };
 
+// What CANN's documents answer for a shape or a value that does not fit, where it is not 161002.
+inline constexpr int kTilingRefuses = 561002, kShapeInferenceRefuses = 561103, kWrongPlatform = 361001;
+
 [[noreturn]] void refuse(const std::string& argument, const std::string& found, const std::string& expected);
 void require(bool condition, const char* argument, const std::string& found, const char* expected);
-bool here(unsigned where);                // on one of these chips
-bool cann_from(int major, int minor);     // the CANN version that torch_npu is told is this one or later
-void require_generation(unsigned where);  // refuses the operator on a chip that does not have it
-void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors);
+bool here(unsigned where);             // on one of these chips
+bool cann_from(int major, int minor);  // the CANN version that torch_npu is told is this one or later
+// Refuses the operator on a chip that does not have it.
+void require_generation(unsigned where, int code = kNnParameter);
+void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors,
+                 int rank_code = kNnParameter);
+
+// Runs checks whose refusals the document gives another code than 161002.
+template <class Check>
+void refusing_with(int code, const Check& check) {
+  try {
+    check();
+  } catch (const Fault& fault) {
+    throw Fault(fault.code == kNnParameter ? code : fault.code, fault.what());
+  }
+}
+// For values that only the kernel can read: one outside of [first, end) is a fault that names the argument.
+void expect_values(In x, int64_t first, int64_t end, const char* argument);
 std::string show(In x);
 std::string show(const Types& types);
 inline std::string text(int64_t value) { return std::to_string(value); }

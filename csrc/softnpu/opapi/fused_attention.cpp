@@ -13,6 +13,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace softnpu::attention {
@@ -204,8 +205,10 @@ Attention collect(const Arguments&... arguments) {
   }
   a.heads = std::get<n>(all);
   a.scale = std::get<n + 1>(all);
-  a.before = std::get<n + 2>(all);
-  a.after = std::get<n + 3>(all);
+  // No sequence is longer than 32 bits say; more would overflow in sums with positions.
+  const auto bounded = [](int64_t tokens) { return std::clamp<int64_t>(tokens, INT32_MIN, INT32_MAX); };
+  a.before = bounded(std::get<n + 2>(all));
+  a.after = bounded(std::get<n + 3>(all));
   a.layout = std::get<n + 4>(all);
   a.key_heads = std::get<n + 5>(all) ? std::get<n + 5>(all) : a.heads;
   a.sparse = std::get<n + 6>(all);

@@ -30,7 +30,7 @@ struct Slots {
   // -1 means "store nothing", as torch_npu's own test has it; the document only says 0 to slots - 1: kReading.
   bool skips(size_t i, int64_t count) const {
     const int64_t slot = values[i];
-    if (slot + count > limit)
+    if (slot > limit - count)
       throw Fault(kKernelFault, "argument 'slot_mapping': slot " + text(slot) +
                                     (count == 1 ? "" : " and the " + text(count) + " values from there") + " beyond " +
                                     text(limit) + " slots");
@@ -56,8 +56,8 @@ void store_tokens(In x, Out cache, In mapping, bool tiles) {
 // without offsets the last `length` values only.
 void store_compressed(In x, Out cache, In mapping, In lengths, In offsets, In sequences) {
   const int64_t heads = x.size(2);
-  const at::Tensor flat = cache->view({-1, cache->size(3)});
-  const Slots slots(mapping, flat.size(0)), length(lengths, INT64_MAX), sequence(sequences, INT64_MAX);
+  const int64_t block = cache->size(1);
+  const Slots slots(mapping, cache->size(0) * block), length(lengths, INT64_MAX), sequence(sequences, INT64_MAX);
   const Slots offset(offsets.defined() ? offsets : lengths, INT64_MAX);
   cache.touch();
   for (size_t i = 0; i < slots.values.size(); ++i) {
@@ -65,15 +65,14 @@ void store_compressed(In x, Out cache, In mapping, In lengths, In offsets, In se
     const at::Tensor values = x.select(0, row / heads).select(1, row % heads);  // [seq_len, D]
     const int64_t end = sequence.values[i / static_cast<size_t>(heads)], window = length.values[i];
     const int64_t start = offsets.defined() ? offset.values[i] : end - window;
-    if (start < 0 || window < 0 || start + window > end || end > values.size(0))
-      throw Fault(kKernelFault, "argument 'compress_lens': values " + text(start) + " to " + text(start + window) +
+    if (start < 0 || window < 0 || end > values.size(0) || window > end - start)
+      throw Fault(kKernelFault, "argument 'compress_lens': " + text(window) + " values from " + text(start) +
                                     " of a sequence of " + text(end) + " in " + text(values.size(0)));
     // The window takes one slot even when it is empty (its mean is then NaN): kReading.
     if (slots.skips(i, offsets.defined() ? end - window + 1 : window)) continue;
     int64_t at = slots.values[i];
     const auto put = [&](const at::Tensor& part) {
-      flat.slice(0, at, at + part.size(0)).copy_(part);
-      at += part.size(0);
+      for (int64_t t = 0; t < part.size(0); ++t, ++at) (*cache)[at / block][at % block][0].copy_(part[t]);
     };
     if (!offsets.defined()) {
       put(values.slice(0, start, end));
@@ -85,10 +84,17 @@ void store_compressed(In x, Out cache, In mapping, In lengths, In offsets, In se
   }
 }
 
-void check_index_dtypes(In mapping, std::initializer_list<at::Tensor> others, const char* argument) {
-  for (const at::Tensor& x : others)
+using Named = std::initializer_list<std::pair<const char*, const at::Tensor&>>;
+
+void check_index_dtypes(In mapping, Named others) {
+  for (const auto& [argument, x] : others)
     if (x.defined())
       require(x.scalar_type() == mapping.scalar_type(), argument, show(x), "the dtype of the other indices");
+}
+
+void check_not_compressed(Named arguments) {
+  for (const auto& [argument, x] : arguments)
+    require(!x.defined(), argument, show(x), "nothing with a key of three dimensions");
 }
 
 // The compressed scene's shapes: x [batch, seq_len, heads, D], cache [blocks, block_size, 1, D].
@@ -113,6 +119,7 @@ void check_places(In x, const at::Tensor& cache, bool tiles, const char* name, c
     return;
   }
   const int64_t last = 32 / size;
+  require(cache.dim() >= 4, argument, show(cache), "4 or 5 dimensions");
   require(width % last == 0, name, show(x), "a head size of whole 32 bytes with PA_NZ");
   require(cache.size(-1) == last && (cache.dim() == 4 ? cache.size(1) == heads * width / last
                                                       : cache.size(1) == heads && cache.size(2) == width / last),
@@ -137,9 +144,14 @@ constexpr auto check_scatter = [](In key, Out key_cache, In mapping, In value, O
               {key, *key_cache, mapping, value, *value_cache, lengths, offsets, sequences});
   require(tiles || cache_mode.empty() || cache_mode == "Norm", "cache_mode", cache_mode, "Norm or PA_NZ");
   require(mode.empty() || mode == "None", "scatter_mode", mode, "None (the others are not emulated)");
-  check_index_dtypes(mapping, {lengths, offsets, sequences}, "compress_lens");
-  for (const at::Tensor& x : {key, *key_cache, mapping, value, *value_cache})
-    require(x.numel() > 0, "key", show(x), "no empty tensors");
+  const Named compression = {{"compress_lens", lengths}, {"compress_seq_offsets", offsets}, {"seq_lens", sequences}};
+  check_index_dtypes(mapping, compression);
+  for (const auto& [argument, x] : Named{{"key", key},
+                                         {"key_cache", *key_cache},
+                                         {"slot_mapping", mapping},
+                                         {"value", value},
+                                         {"value_cache", *value_cache}})
+    require(x.numel() > 0, argument, show(x), "no empty tensor");
   require(key_cache->scalar_type() == key.scalar_type(), "key_cache", show(*key_cache), "the dtype of key");
   require(value_cache->scalar_type() == value.scalar_type(), "value_cache", show(*value_cache), "the dtype of value");
   require(tiles || value.scalar_type() == key.scalar_type(), "value", show(value), "the dtype of key");
@@ -153,8 +165,7 @@ constexpr auto check_scatter = [](In key, Out key_cache, In mapping, In value, O
     check_compressed(value, *value_cache, mapping, lengths, offsets, sequences, "value_cache");
     return;
   }
-  for (const at::Tensor& x : {lengths, offsets, sequences})
-    require(!x.defined(), "compress_lens", show(x), "nothing with a key of three dimensions and scatter_mode None");
+  check_not_compressed(compression);
   require(mapping.dim() == 1 && mapping.size(0) == key.size(0), "slot_mapping", show(mapping), "a slot for each token");
   check_places(key, *key_cache, tiles, "key", "key_cache");
   if (alone) {
@@ -177,17 +188,18 @@ constexpr auto check_scatter_one = [](In key, Out cache, In mapping, In lengths,
                {"compress_seq_offsets", false, kIndices, 1, 1, kDocument},
                {"seq_lens", false, kIndices, 1, 1, kDocument}},
               {key, *cache, mapping, lengths, offsets, sequences});
-  check_index_dtypes(mapping, {lengths, offsets, sequences}, "compress_lens");
+  const Named compression = {{"compress_lens", lengths}, {"compress_seq_offsets", offsets}, {"seq_lens", sequences}};
+  check_index_dtypes(mapping, compression);
   require(cache->scalar_type() == key.scalar_type(), "key_cache", show(*cache), "the dtype of key");
-  for (const at::Tensor& x : {key, *cache, mapping}) require(x.is_contiguous(), "key", show(x), "contiguous tensors");
+  for (const auto& [argument, x] : Named{{"key", key}, {"key_cache", *cache}, {"slot_mapping", mapping}})
+    require(x.is_contiguous(), argument, show(x) + " with gaps", "a contiguous tensor");
   if (key.dim() == 4) {
     require(c10::elementSize(key.scalar_type()) > 1 || !at::isFloatingType(key.scalar_type()), "key", show(key),
             "three dimensions with FP8 and FP4");
     check_compressed(key, *cache, mapping, lengths, offsets, sequences, "key_cache");
     return;
   }
-  for (const at::Tensor& x : {lengths, offsets, sequences})
-    require(!x.defined(), "compress_lens", show(x), "nothing with a key of three dimensions");
+  check_not_compressed(compression);
   require(mapping.dim() == 1 && mapping.size(0) == key.size(0), "slot_mapping", show(mapping), "a slot for each token");
   check_places(key, *cache, false, "key", "key_cache");
 };
@@ -206,13 +218,14 @@ constexpr auto check_gather = [](In key_cache, In value_cache, In table, In leng
                {"seq_offset", false, indices, 1, 1, kDocument}},
               {key_cache, value_cache, table, lengths, *key, *value, offsets});
   require(mode == "Norm", "cache_mode", mode, "Norm (PA_NZ is not emulated)");
-  check_index_dtypes(table, {lengths, offsets}, "seq_lens");
+  check_index_dtypes(table, {{"seq_lens", lengths}, {"seq_offset", offsets}});
   require(key_cache.scalar_type() == value_cache.scalar_type() ||
               (key_cache.scalar_type() == at::kFloat8_e4m3fn &&
                (value_cache.scalar_type() == kF16 || value_cache.scalar_type() == kBF16)),
           "value_cache", show(value_cache), "the dtype of key_cache");
   require(key_cache.size(0) == value_cache.size(0) && key_cache.size(1) == value_cache.size(1), "value_cache",
           show(value_cache), "blocks and block size of key_cache");
+  require(key_cache.size(1) > 0, "key_cache", show(key_cache), "a block size above 0");  // our reading
   require(table.numel() > 0 && table.is_contiguous(), "block_tables", show(table), "a contiguous tensor, not empty");
   require(lengths.is_contiguous() && lengths.size(0) == table.size(0) + sums, "seq_lens", show(lengths),
           "[batch], or [batch + 1] sums");
@@ -238,7 +251,7 @@ void gather(In key_cache, In value_cache, In table, In lengths, Out key, Out val
   value.touch();
   for (size_t b = 0; b < static_cast<size_t>(table.size(0)); ++b) {
     const int64_t count = sums ? length.values[b + 1] - length.values[b] : length.values[b];
-    if (count < 0 || to + count > tokens)
+    if (count < 0 || count > tokens - to)
       throw Fault(kKernelFault, "argument 'seq_lens': sequence " + text(static_cast<int64_t>(b)) + " of " +
                                     text(count) + " tokens in a result of " + text(tokens));
     const int64_t first = offsets.defined() ? offset.values[b] / block : 0;

@@ -19,10 +19,13 @@ std::vector<Group> read_groups(In list, int64_t type, int64_t length) {
   std::vector<Group> groups;
   int64_t end = 0;
   for (int64_t i = 0; i < values.size(0); ++i) {
-    const int64_t start = end, expert = type == 2 ? data[2 * i] : i;
-    end = type == 0 ? data[i] : start + data[type == 2 ? 2 * i + 1 : i];
-    if (end < start || end > length) throw Fault(kKernelFault, "group_list goes beyond the rows of x or falls");
-    if (expert < 0 || expert >= values.size(0)) throw Fault(kKernelFault, "group_list names a group that is not there");
+    const int64_t start = end, expert = type == 2 ? data[2 * i] : i, value = data[type == 2 ? 2 * i + 1 : i];
+    if (value < 0 || value > length - (type == 0 ? 0 : start) || (type == 0 && value < start))
+      throw Fault(kKernelFault, "argument 'group_list': " + text(value) + " for group " + text(i) +
+                                    " goes beyond the rows of x or falls");
+    if (expert < 0 || expert >= values.size(0))
+      throw Fault(kKernelFault, "argument 'group_list': there is no group " + text(expert));
+    end = type == 0 ? value : start + value;
     groups.push_back({expert, start, end});
   }
   return groups;

@@ -40,6 +40,11 @@ bool blockwise(const Grouped& c) {
 
 namespace {
 
+void require_same_dtype(const char* argument, Ins list, size_t i) {
+  require(list[i].defined() && list[i].scalar_type() == list[0].scalar_type(), argument, show(list[i]),
+          "one dtype for all");
+}
+
 void check_numbers(const Grouped& c) {
   require(c.split >= 0 && c.split <= 3, "split_item", text(c.split), "0 to 3");
   require(c.type == -1 || c.type == 0 || c.type == 2, "group_type", text(c.type), "-1, 0 or 2");
@@ -140,12 +145,12 @@ void check_each(const char* argument, Ins list, const Grouped& c, const std::vec
   if (!given(list)) return;
   require(list.size() == c.weight.size(), argument, text(static_cast<int64_t>(list.size())) + " tensors",
           "one for each weight");
-  for (const at::Tensor& one : list) {
-    require(one.defined() && one.scalar_type() == list[0].scalar_type(), argument, show(one), "one dtype for all");
+  for (size_t i = 0; i < list.size(); ++i) {
+    require_same_dtype(argument, list, i);
     Shapes allowed = shapes;
     if (c.weight[0].dim() == 3)
       for (auto& shape : allowed) shape.insert(shape.begin(), c.groups());
-    require_shape(argument, one, allowed);
+    require_shape(argument, list[i], allowed);
   }
 }
 
@@ -234,11 +239,17 @@ void check_int4(const Grouped& c) {
 void check_antiquant(const Grouped& c) {
   const at::ScalarType dtype = c.weight[0].dtype;
   const int64_t lead = c.weight[0].dim() == 3 ? 1 : 0;
-  require(c.antiquant_scale.size() == c.weight.size(), "antiquant_scale", "another number", "one for each weight");
+  const auto each = [&c](const char* argument, Ins list) {
+    require(list.size() == c.weight.size(), argument, text(static_cast<int64_t>(list.size())) + " tensors",
+            "one for each weight");
+  };
+  each("antiquant_scale", c.antiquant_scale);
+  if (given(c.antiquant_offset)) each("antiquant_offset", c.antiquant_offset);
   int64_t length = -1;
   for (size_t i = 0; i < c.weight.size(); ++i) {
     const Matrix& w = c.weight[i];
     const at::Tensor& scale = c.antiquant_scale[i];
+    require_same_dtype("antiquant_scale", c.antiquant_scale, i);
     const int64_t k = w.size(-2), n = w.size(-1), g = c.groups();
     if (dtype == kE2M1) {
       require(!w.transposed, "weight", "a transposed tensor", "not transposed");
@@ -262,6 +273,7 @@ void check_antiquant(const Grouped& c) {
       require(!w.transposed || length % 2 == 0, "antiquant_scale", show(scale), "parts of an even length");
     }
     if (given(c.antiquant_offset)) {
+      require_same_dtype("antiquant_offset", c.antiquant_offset, i);
       require(on_a5() || !parted, "antiquant_offset", show(c.antiquant_offset[i]), "nothing beside scales of groups");
       require_shape("antiquant_offset", c.antiquant_offset[i], {shape});
     }
@@ -309,6 +321,7 @@ void check_grouped(const Grouped& c) {
   for (size_t i = 0; i < c.weight.size() && given(c.bias); ++i) {
     require(c.bias.size() == c.weight.size(), "bias", text(static_cast<int64_t>(c.bias.size())) + " tensors",
             "one for each weight");
+    require_same_dtype("bias", c.bias, i);
     const int64_t n = c.weight[i].size(-1);
     require_shape("bias", c.bias[i], c.weight[0].dim() == 3 ? Shapes{{c.groups(), n}} : Shapes{{n}});
   }

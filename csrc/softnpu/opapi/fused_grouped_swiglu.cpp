@@ -141,6 +141,7 @@ void check_swiglu(const SwigluCall& c) {
               {c.x_scale, c.list});
   require(!c.bias.defined(), "bias", show(c.bias), "nothing (reserved)");
   require(c.x.dim() == 2, "x", show(c.x), "[M, K]");
+  require(c.weight[0].dim() >= 2, "weight", show(c.weight[0]), "[groups, K, N], or several of [K, N]");
   require(on_a5() || (c.rows() > 0 && c.columns() > 0), "x", show(c.x), "no empty tensor");
   const SwigluForm& form = swiglu_form(c);
   check_swiglu_modes(c);

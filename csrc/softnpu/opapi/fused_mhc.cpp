@@ -35,8 +35,9 @@ constexpr auto check_sinkhorn = [](In x, float, int64_t iterations, Out o, Out n
           "0 (the intermediate results are not emulated)");
 };
 
-// The limits of A2 and A3. For Ascend 950 the page gives none of its own: n by torch_npu's documentation, our reading.
-void check_post_sizes(In x) {
+// The limits of A2 and A3. For Ascend 950 the page of mhc_post gives none of its own: n by torch_npu's documentation,
+// our reading.
+void check_streams(In x) {
   const int64_t n = x.size(-2), width = x.size(-1);
   if (on_a5()) {
     require(is_streams(n), "x", show(x), "4, 6 or 8 streams");
@@ -56,7 +57,7 @@ constexpr auto check_mhc_post = [](In x, In res, In out, In post, Out) {
                {"h_out", true, kHalves, 2, 3, kDocument},
                {"h_post", true, kSingle, 2, 3, kDocument}},
               {x, res, out, post});
-  check_post_sizes(x);
+  refusing_with(kShapeInferenceRefuses, [&x] { check_streams(x); });
   require(x.numel() > 0, "x", show(x), "no empty tensor");  // our reading
   const auto rows = x.sizes().slice(0, static_cast<size_t>(x.dim() - 2));
   const int64_t n = x.size(-2);
@@ -71,12 +72,11 @@ constexpr auto check_mhc_post = [](In x, In res, In out, In post, Out) {
   if (res.defined()) require(is_each(res, {n, n}), "h_res", show(res), "[..., n, n]");
 };
 
-// mirror-cann/ops-transformer mhc/mhc_pre/docs/aclnnMhcPre.md. Two values in alpha (no h_res) are described by the
-// newest page only, after 9.1.0: taken as 9.2.0, our reading.
+// hicann/ops-transformer mhc/mhc_pre/docs/aclnnMhcPre.md. Two values in alpha (no h_res), and A2 and A3, are described
+// by the newest page only, after 9.1.0: taken as 9.2.0, our reading. Its form with n! + 2n rows is not emulated.
 constexpr auto check_mhc_pre = [](In x, In phi, In alpha, In bias, In gamma, double, double, Out in, Out post, Out,
                                   Out inverse, Out mix, Out pre) {
-  require_generation(kOnA5);
-  require_version(9, 0);
+  require_version(9, on_a5() ? 0 : 2);
   check_table({{"x", true, kHalves, 3, 4, kDocument},
                {"phi", true, kSingle, 2, 2, kDocument},
                {"alpha", true, kSingle, 1, 1, kDocument},
@@ -87,8 +87,9 @@ constexpr auto check_mhc_pre = [](In x, In phi, In alpha, In bias, In gamma, dou
               {x, phi, alpha, bias, gamma, *in, *post});
   const int64_t n = x.size(-2), width = x.size(-1);
   require(x.numel() > 0, "x", show(x), "no empty tensor");
-  require(is_streams(n), "x", show(x), "4, 6 or 8 streams");
-  require(width <= 16384 && width % 16 == 0, "x", show(x), "a last dimension of at most 16384, a multiple of 16");
+  check_streams(x);
+  require(!on_a5() || (width <= 16384 && width % 16 == 0), "x", show(x),
+          "a last dimension of at most 16384, a multiple of 16");
   const bool residual = alpha.size(0) == 3;
   require(residual || (alpha.size(0) == 2 && cann_from(9, 2)), "alpha", show(alpha),
           "3 values (from CANN 9.2.0 also 2)");
@@ -130,7 +131,8 @@ CHECKED(aclnnMhcPre, check_mhc_pre,
           const at::Tensor product = at::matmul(scaled, phi.t()), gates = product.mul(r);
           const at::Tensor h_pre =
               at::sigmoid(gates.narrow(-1, 0, n).mul(alpha[0]).add(bias.narrow(0, 0, n))).add(hc_eps);
-          post = at::sigmoid(gates.narrow(-1, n, n).mul(alpha[1]).add(bias.narrow(0, n, n))).mul(2);
+          const at::Tensor h_post = at::sigmoid(gates.narrow(-1, n, n).mul(alpha[1]).add(bias.narrow(0, n, n))).mul(2);
+          post = alpha.size(0) == 3 ? h_post : h_post.add(hc_eps);
           in = wide.mul(h_pre.unsqueeze(-1)).sum(-2);
           if (alpha.size(0) == 3)
             res = gates.narrow(-1, 2 * n, n * n).mul(alpha[2]).add(bias.narrow(0, 2 * n, n * n)).unflatten(-1, {n, n});

@@ -45,12 +45,14 @@ void check_modes(const Gating& g) {
 // mirror-cann/ops-transformer moe/moe_gating_top_k/docs/aclnnMoeGatingTopK.md; the dtype of bias by torch_npu's
 // documentation.
 void check_gating(const Gating& g, In x, In bias) {
-  check_table({{"x", true, kFloats, 2, 2, kDocument}, {"bias", false, kFloats, 1, 1, kDocument}}, {x, bias});
-  check_groups(g, x);
-  check_modes(g);
-  if (bias.defined())
-    require(bias.size(0) == x.size(1) && bias.scalar_type() == x.scalar_type(), "bias", show(bias),
-            "one value for each expert in x's dtype");
+  check_table({{"x", true, kFloats, 2, 2, kDocument}, {"bias", false, kFloats, 1, 1, kDocument}}, {x, bias},
+              kTilingRefuses);
+  if (bias.defined()) require(bias.scalar_type() == x.scalar_type(), "bias", show(bias), "the dtype of x");
+  refusing_with(kTilingRefuses, [&] {
+    check_groups(g, x);
+    check_modes(g);
+    if (bias.defined()) require(bias.size(0) == x.size(1), "bias", show(bias), "one value for each expert");
+  });
 }
 
 // mirror-cann/ops-transformer moe/moe_gating_top_k/docs/aclnnMoeGatingTopKV2.md: newer than CANN 9.1.0, taken as 9.2.0.
@@ -59,13 +61,15 @@ void check_hash(const Gating& g, In x, In bias, In input_ids, In table) {
   check_gating(g, x, bias);
   const Types ints = {at::kInt, at::kLong};
   check_table({{"input_ids", false, ints, 1, 1, kDocument}, {"tid2eid", false, ints, 2, 2, kDocument}},
-              {input_ids, table});
+              {input_ids, table}, kTilingRefuses);
   if (!input_ids.defined() || !table.defined()) return;
-  require(input_ids.size(0) == x.size(0), "input_ids", show(input_ids), "a value for each row of x");
-  require(table.size(1) == g.k, "tid2eid", show(table), "k experts in each row");
-  require(g.k <= 64, "k", text(g.k), "at most 64 with tid2eid");
-  require(g.k_group == g.groups || g.groups == x.size(1), "k_group", text(g.k_group),
-          "group_count, or a group_count of all experts, with tid2eid");
+  refusing_with(kTilingRefuses, [&] {
+    require(input_ids.size(0) == x.size(0), "input_ids", show(input_ids), "a value for each row of x");
+    require(table.size(1) == g.k, "tid2eid", show(table), "k experts in each row");
+    require(g.k <= 64, "k", text(g.k), "at most 64 with tid2eid");
+    require(g.k_group == g.groups || g.groups == x.size(1), "k_group", text(g.k_group),
+            "group_count, or a group_count of all experts, with tid2eid");
+  });
 }
 
 at::Tensor only_best_groups(In scores, int64_t groups, int64_t keep, int64_t select) {
@@ -91,9 +95,11 @@ void gate(const Gating& g, In x, In bias, In input_ids, In table, Out y, Out ids
   const at::Tensor p = g.norm == 0   ? at::softmax(wide, -1)
                        : g.norm == 1 ? at::sigmoid(wide)
                                      : at::softplus(wide).sqrt();
-  const at::Tensor chosen = input_ids.defined() && table.defined()
-                                ? table.to(at::kLong).index_select(0, input_ids.to(at::kLong))
-                                : best_experts(g, p, bias);
+  const bool by_table = input_ids.defined() && table.defined();
+  if (by_table) expect_values(input_ids, 0, table.size(0), "input_ids");
+  const at::Tensor chosen =
+      by_table ? table.to(at::kLong).index_select(0, input_ids.to(at::kLong)) : best_experts(g, p, bias);
+  if (by_table) expect_values(chosen, 0, x.size(1), "tid2eid");
   const at::Tensor weights = p.gather(1, chosen);
   const bool sum_to_one = g.norm != 0 || g.renorm == 1;
   y = (sum_to_one ? weights.div(weights.sum(-1, true).add(g.eps)) : weights).mul(g.factor);
@@ -117,25 +123,25 @@ int64_t permuted_rows(int64_t all, int64_t wanted) {
   return wanted > 0 ? std::min(all, wanted) : std::max<int64_t>(all + wanted, 0);
 }
 
-// mirror-cann/ops-transformer moe/moe_token_permute/docs/aclnnMoeTokenPermute.md. int8: newer than CANN 9.1.0, taken as
-// 9.2.0. 512 experts for a token: the page of 8.5.0.
+// hicann/ops-transformer moe/moe_token_permute/docs/aclnnMoeTokenPermute.md. int8: newer than CANN 9.1.0, taken as
+// 9.2.0 (an older state of that page limits the count of indices to 10240, the newest one their values). 512 experts
+// for a token: the page of 8.5.0.
 constexpr auto check_permute = [](In tokens, In indices, int64_t wanted, bool padded, Out permuted, Out sorted) {
   Types types = kFloats;
   if (on_a5() && cann_from(9, 2)) types.push_back(at::kChar);
-  check_table({{"tokens", true, types, 2, 8, kDocument},
+  const int64_t highest = tokens.defined() && tokens.scalar_type() == at::kChar ? 2 : 8;
+  check_table({{"tokens", true, types, 2, highest, kDocument},
                {"indices", true, {at::kLong, at::kInt}, 1, 2, kDocument},
                {"permuted_tokens", true, types, 2, 8, kDocument},
                {"sorted_indices", true, {at::kInt}, 1, 1, kDocument}},
-              {tokens, indices, *permuted, *sorted});
-  require(!padded, "padded_mode", "true", "false");
-  require(indices.size(0) == tokens.size(0), "indices", show(indices), "a row for each token");
+              {tokens, indices, *permuted, *sorted}, kTilingRefuses);
+  refusing_with(kTilingRefuses, [&] {
+    require(!padded, "padded_mode", "true", "false");
+    require(indices.size(0) == tokens.size(0), "indices", show(indices), "a row for each token");
+  });
   require(on_a5() || indices.dim() == 1 || indices.size(1) <= 512, "indices", show(indices),
           "at most 512 experts for a token");
   require(indices.numel() < 16777215, "indices", show(indices), "fewer than 16777215 values");
-  if (tokens.scalar_type() == at::kChar) {
-    require(indices.numel() <= 10240, "indices", show(indices), "at most 10240 values with int8 tokens");
-    require(wanted <= 10240, "num_out_tokens", text(wanted), "at most 10240 with int8 tokens");
-  }
   require(permuted->size(0) == permuted_rows(indices.numel(), wanted), "permuted_tokens", show(*permuted),
           "a row for each index, or as many as num_out_tokens says");
 };
@@ -209,7 +215,7 @@ constexpr auto check_finalize = [](In rows, In to_row, In skip1, In skip2, In bi
   require(!skip2.defined() || skip1.defined(), "skip2", show(skip2), "skip1 beside it");
   require(!bias.defined() || experts.defined(), "expert_for_source_row", "nothing", "the experts, as a bias is given");
   check_finalize_dtypes(f);
-  check_finalize_shapes(f, *o);
+  refusing_with(kShapeInferenceRefuses, [&] { check_finalize_shapes(f, *o); });
 };
 
 // What the experts give for each token and choice: [tokens, k, H]. A dropped choice (-1 in modes 1 and 3) gives
@@ -219,6 +225,8 @@ at::Tensor expert_results(const Finalize& f, int64_t count) {
   const at::Tensor flat = f.rows.reshape({-1, f.rows.size(-1)});
   const at::Tensor order =
       (f.mode < 2 ? f.to_row.view({k, count}).t() : f.to_row.view({count, k})).reshape({-1}).to(at::kLong);
+  expect_values(order, f.padded() ? -1 : 0, flat.size(0), "expanded_src_to_dst_row");
+  if (f.bias.defined()) expect_values(f.experts, 0, f.bias.size(0), "expert_for_source_row");
   const at::Tensor dropped = order.eq(-1);
   const at::Tensor index = f.padded() ? order.masked_fill(dropped, 0) : order;
   at::Tensor picked = flat.index_select(0, index).to(kF32);
@@ -241,6 +249,7 @@ CHECKED(aclnnMoeGatingTopKV2, check_gating_v2,
                normed);
         })
 CHECKED(aclnnMoeTokenPermute, check_permute, [](In tokens, In indices, int64_t, bool, Out permuted, Out sorted) {
+  expect_values(indices, 0, tokens.scalar_type() == at::kChar ? 10240 : 16777215, "indices");
   const at::Tensor order = at::argsort(indices.reshape({-1}), true, 0, false);
   const int64_t k = indices.dim() == 2 ? indices.size(1) : 1;
   sorted = at::argsort(order, true, 0, false);
@@ -249,7 +258,10 @@ CHECKED(aclnnMoeTokenPermute, check_permute, [](In tokens, In indices, int64_t, 
 })
 CHECKED(aclnnMoeTokenUnpermute, check_unpermute, [](In rows, In sorted, In probs, bool, OptionalInts, Out o) {
   const int64_t k = probs.defined() ? probs.size(1) : 1;
-  const at::Tensor back = rows.index_select(0, sorted.to(at::kLong)).to(kF32).view({-1, k, rows.size(1)});
+  expect_values(sorted, 0, rows.size(0), "sorted_indices");
+  const at::Tensor back = rows.index_select(0, sorted.to(at::kLong))
+                              .to(kF32)
+                              .view({probs.defined() ? probs.size(0) : rows.size(0), k, rows.size(1)});
   o = (probs.defined() ? back.mul(probs.to(kF32).unsqueeze(-1)) : back).sum(1);
 })
 CHECKED(aclnnMoeFinalizeRoutingV2, check_finalize,

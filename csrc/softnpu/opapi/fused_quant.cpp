@@ -113,7 +113,7 @@ constexpr auto check_v4 = [](In x, In smooth, In groups, DType_ type, bool symme
 // hicann/ops-nn quant/dynamic_mx_quant/docs/aclnnDynamicMxQuantV3.md. FLOAT4_E1M2 is not emulated.
 constexpr auto check_mx = [](In x, int64_t axis, Text round_mode, DType_, int64_t block, int64_t algorithm,
                              double dst_max, double low_bound, Out y, Out scale) {
-  require_generation(kOnA5);
+  require_generation(kOnA5, kWrongPlatform);
   check_table({{"x", true, kFloats, 1, 7, kDocument},
                {"y", true, {kE2M1, kE4M3, kE5M2}, 1, 7, kDocument},
                {"mxscale", true, {kE8M0}, 2, 8, kDocument}},

@@ -254,8 +254,10 @@ at::Tensor spread(In scale, int64_t count, int64_t axis, int64_t size) {
   return scale.repeat_interleave(count, axis).slice(axis, 0, size);
 }
 
+bool is_packed(In scale) { return scale.scalar_type() == at::kLong || scale.scalar_type() == at::kUInt64; }
+
 at::Tensor scale_values(In scale) {
-  if (scale.scalar_type() != at::kLong) return scale.to(kF32);
+  if (!is_packed(scale)) return scale.to(kF32);
   return scale.contiguous().view(kF32).slice(-1, 0, std::nullopt, 2);  // the low half; npu_trans_quant_param
 }
 
@@ -284,7 +286,7 @@ at::Tensor product(const Operands& c) {
   const bool int32 = c.bias.defined() && c.bias.scalar_type() == kI32;
   at::Tensor sum = at::matmul(values(c.x1), values(c.x2));
   // A fp32 bias of a static FLOAT8 product is added before the scale, as an INT32 one.
-  const bool before = int32 || (c.x2_scale.scalar_type() == at::kLong && c.bias.defined());
+  const bool before = int32 || (is_packed(c.x2_scale) && c.bias.defined());
   if (before) sum = sum.add(c.bias.to(at::kDouble));
   if (c.out->scalar_type() == kI32) return sum;
   at::Tensor y = sum.to(kF32).mul(scale_values(c.x2_scale));

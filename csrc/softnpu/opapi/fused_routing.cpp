@@ -45,6 +45,7 @@ bool has_shared_exponents(In x) {
 }
 
 void check_attributes(const Routing& r) {
+  require(r.experts.size(0) == r.x.size(0), "expert_idx", show(r.experts), "a row for each row of x");
   const int64_t most = r.tokens_type == 2 ? 5120 : 10240;
   require(r.drop_pad == 0 || r.drop_pad == 1, "drop_pad_mode", text(r.drop_pad), "0 or 1");
   require(r.tokens_type >= 0 && r.tokens_type <= (r.drop_pad ? 1 : 2) && r.tokens_type >= r.drop_pad,
@@ -73,20 +74,7 @@ void check_attributes(const Routing& r) {
           "-1 and no FLOAT8 or FLOAT4, as drop_pad_mode is 1");
 }
 
-void check_routing(const Routing& r, Out x_out, Out row_index, Out tokens, Out scale_out) {
-  // The dtypes of x that were added with Ascend 950 are read as its own.
-  check_table({{"x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 2, kReading},
-               {"expert_idx", true, {at::kInt}, 2, 2, kDocument},
-               {"scale", false, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument},
-               {"offset", false, {kF32}, 1, 1, kDocument}},
-              {r.x, r.experts, r.scale, r.offset});
-  require(r.experts.size(0) == r.x.size(0), "expert_idx", show(r.experts), "a row for each row of x");
-  check_attributes(r);
-  check_table({{"expanded_x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 3, kDocument},
-               {"expanded_row_idx", true, {at::kInt}, 1, 1, kDocument},
-               {"expert_tokens_count_or_cumsum", true, {at::kLong}, 1, 2, kDocument},
-               {"expanded_scale", true, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument}},
-              {*x_out, *row_index, *tokens, *scale_out});
+void check_scales(const Routing& r, Out tokens) {
   // torch_npu 2.13 sizes it by the expert_num of the process's first call without active_expert_range.
   require(r.tokens_type == 2 ? tokens->dim() == 2 && tokens->size(0) == r.count && tokens->size(1) == 2
                              : tokens->dim() == 1 && tokens->size(0) == r.last() - r.first(),
@@ -114,6 +102,22 @@ void check_routing(const Routing& r, Out x_out, Out row_index, Out tokens, Out s
   }
 }
 
+void check_routing(const Routing& r, Out x_out, Out row_index, Out tokens, Out scale_out) {
+  // The dtypes of x that were added with Ascend 950 are read as its own.
+  check_table({{"x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 2, kReading},
+               {"expert_idx", true, {at::kInt}, 2, 2, kDocument},
+               {"scale", false, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument},
+               {"offset", false, {kF32}, 1, 1, kDocument}},
+              {r.x, r.experts, r.scale, r.offset}, kTilingRefuses);
+  refusing_with(kTilingRefuses, [&] { check_attributes(r); });
+  check_table({{"expanded_x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 3, kDocument},
+               {"expanded_row_idx", true, {at::kInt}, 1, 1, kDocument},
+               {"expert_tokens_count_or_cumsum", true, {at::kLong}, 1, 2, kDocument},
+               {"expanded_scale", true, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument}},
+              {*x_out, *row_index, *tokens, *scale_out}, kTilingRefuses);
+  refusing_with(kTilingRefuses, [&] { check_scales(r, tokens); });
+}
+
 // Pairs of row and expert that are copied: in the order of the experts, with the place where each one goes.
 struct Plan {
   at::Tensor order;   // pairs of active experts, sorted by expert, equal ones in their order
@@ -123,8 +127,7 @@ struct Plan {
 
 Plan plan(const Routing& r) {
   const at::Tensor ids = r.experts.reshape({-1}).to(at::kLong);
-  if (ids.numel() && (ids.min().item<int64_t>() < 0 || ids.max().item<int64_t>() >= r.count))
-    throw Fault(kKernelFault, "expert_idx holds an id outside of [0, expert_num)");
+  expect_values(ids, 0, r.count, "expert_idx");
   const at::Tensor sorted = at::argsort(ids, true, 0, false);
   const at::Tensor of_sorted = ids.index_select(0, sorted);
   const at::Tensor mine = of_sorted.ge(r.first()).logical_and(of_sorted.lt(r.last()));
@@ -198,6 +201,7 @@ void place(Out o, In rows, In places) {
   const bool bytes = o->element_size() == 1;
   const at::Tensor whole = bytes ? o->view(at::kByte) : *o;
   const at::Tensor source = bytes ? rows.contiguous().view(at::kByte) : rows.to(o->scalar_type());
+  if (source.numel() == 0) return;
   std::vector<int64_t> shape = source.sizes().vec();
   shape[0] = -1;
   whole.view(shape).index_copy_(0, places, source);

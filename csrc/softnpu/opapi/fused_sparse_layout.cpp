@@ -71,7 +71,8 @@ void check_layout(const Layout& layout, In query, In key) {
   named(layout.key != "BSND" || key.size(0) == batch, "key", key, "query's batch size");
   if (!paged(layout)) return;
   named(layout.blocks.size(0) == batch, "block_table", layout.blocks, "a row for each sequence");
-  named(key.size(1) % 16 == 0 && key.size(1) <= 1024, "key", key, "a block size that is a multiple of 16, up to 1024");
+  named(key.size(1) > 0 && key.size(1) % 16 == 0 && key.size(1) <= 1024, "key", key,
+        "a block size that is a multiple of 16, up to 1024");
 }
 
 std::vector<Sequence> sequences(const Layout& layout, In query, In key) {

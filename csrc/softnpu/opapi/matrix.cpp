@@ -20,6 +20,19 @@ bool is_transposed(const aclTensor& raw) {
   return raw.strides[n - 2] == 1 && raw.strides[n - 1] == raw.sizes[n - 2];
 }
 
+// All of its values, in order, or with the last two dimensions exchanged.
+bool is_whole(const aclTensor& raw) {
+  const size_t n = raw.sizes.size();
+  const bool turned = is_transposed(raw);
+  int64_t step = 1;
+  for (size_t i = n; i-- > 0;) {
+    const size_t axis = turned && i + 2 >= n ? 2 * n - 3 - i : i;
+    if (raw.sizes[axis] != 1 && raw.strides[axis] != step) return false;
+    step *= raw.sizes[axis];
+  }
+  return raw.offset == 0;
+}
+
 // Behind the batch: [column tiles, row tiles, 16, C0].
 void append_tiles(std::vector<int64_t>& batch, int64_t rows, int64_t columns, int64_t width) {
   batch.insert(batch.end(), {ceil_div(columns, width), ceil_div(rows, 16), 16, width});
@@ -30,7 +43,7 @@ Matrix take_tiles(Builder& b, const aclTensor& raw, Matrix result, int64_t width
   result.nz = true;
   result.transposed = is_transposed(raw);
   const size_t rank = raw.sizes.size();
-  if (raw.offset != 0 || rank < 2) throw Fault(kNnParameter, "part of a tensor in the NZ format is not emulated");
+  if (rank < 2 || !is_whole(raw)) throw Fault(kNnParameter, "part of a tensor in the NZ format is not emulated");
   std::vector<int64_t> tiles(raw.sizes.begin(), raw.sizes.end() - 2);
   if (rank == 5) {  // the tiles themselves are the sizes
     tiles = raw.sizes;

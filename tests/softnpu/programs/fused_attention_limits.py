@@ -216,6 +216,18 @@ def results():
         )
 
 
+def unlimited():
+    """Tokens beyond 32 bits are as many as there are."""
+    query, key, value, options = grouped
+    for mode in ({"sparse": 4, "mask": TRIANGLE}, {"mask": torch.zeros(2, 3, 5, dtype=torch.bool)}):
+        results = [
+            CALLS[2](query.npu(), key.npu(), value.npu(), **arguments(options | mode | {"before": n, "after": n}, 2))[0]
+            for n in (2**31 - 1, 2**63 - 1)
+        ]
+        if not torch.equal(*(result.cpu() for result in results)):
+            problems.append("fused_infer_attention_score: preTokens and nextTokens of 2^63 - 1 change the result")
+
+
 def versions():
     """V2 to V4 do not exist on Ascend 950, V5 only there: torch_npu never asks, others may."""
     library = ctypes.CDLL("libopapi.so")
@@ -231,5 +243,6 @@ def versions():
 
 
 results()
+unlimited()
 versions()
 print("fused_infer_attention_score: limits checked")

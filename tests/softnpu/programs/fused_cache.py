@@ -18,6 +18,10 @@ def strided(*shape):  # [tokens, heads, width] with its axes exchanged in memory
     return bf16(shape[1], shape[0], shape[2]).transpose(0, 1)
 
 
+def strided_cache(blocks, size, width):  # [blocks, size, 1, width], places before blocks in memory
+    return bf16(size, blocks, 1, width).transpose(0, 1)
+
+
 def scatter(case, fault):
     key, value, key_cache, value_cache, mapping, mode = (array(c) if isinstance(c, torch.Tensor) else c for c in case)
     results = []
@@ -131,6 +135,13 @@ if A5:  # two 4-bit values to a byte
         SCATTER_FAULTS,
         1e-9,
     )
+    # torch_npu sends the offset of a view of 4-bit values in bytes, CANN counts values: an odd one is inside a byte.
+    odd = [x.npu() for x in (whole(torch.uint8, 4, 1, 7), whole(torch.uint8, 2, 4, 1, 7), slots(3, 8))]
+    refused(
+        "scatter_pa_kv_cache, 4 bits",
+        lambda: call_packed(odd[0][1:], odd[0][1:], odd[1], odd[1], odd[2], "Norm"),
+        "begins inside a byte",
+    )
 check("scatter_pa_kv_cache_functional", functional, scatter, cases[:1] + cases[4:5], SCATTER_FAULTS, 1e-9)
 
 
@@ -144,6 +155,8 @@ def scatter_refused(argument, mode="Norm", **changed):
 scatter_refused("key", key=f32(4, 2, 16).double())
 scatter_refused("key", key=bf16(4, 32))
 scatter_refused("key", key=bf16(0, 2, 16))
+scatter_refused("slot_mapping", slot_mapping=slots(0, 8))
+scatter_refused("value_cache", value_cache=bf16(0, 4, 2, 16))
 scatter_refused("key_cache", key_cache=f32(2, 4, 2, 16).half())
 scatter_refused("key_cache", key_cache=bf16(2, 4, 1, 16))
 scatter_refused("key_cache", key_cache=bf16(8, 2, 16))
@@ -156,10 +169,12 @@ scatter_refused("slot_mapping", slot_mapping=slots(3, 8))
 scatter_refused("slot_mapping", slot_mapping=torch.tensor([0, 1, 2, 8], dtype=torch.int32))  # a kernel fault
 scatter_refused("cache_mode", mode="NZ")
 scatter_refused("key_cache", mode="PA_NZ")  # not in tiles
+scatter_refused("value_cache", mode="PA_NZ", key_cache=bf16(2, 2, 4, 16), value_cache=bf16())
 scatter_refused("key", mode="PA_NZ", key=bf16(4, 2, 8), key_cache=bf16(2, 1, 4, 16))
 scatter_refused("key_cache", mode="PA_NZ", key_cache=bf16(1, 2, 65535, 16))
 scatter_refused("compress_lens", compress_lens=slots(4, 8))
 scatter_refused("compress_lens", compress_lens=slots(4, 8, torch.int64))
+scatter_refused("seq_lens", seq_lens=slots(4, 8))
 if A5:
     scatter_refused("value", value=bf16(), value_cache=bf16())  # the key alone: not here
 else:
@@ -240,6 +255,7 @@ if A5:
         pairs,
         [
             (bf16(3, 9, 2, 5), bf16(3, 9, 2, 7), bf16(13, 5, 1, 5), bf16(13, 5, 1, 7), *window(3, 2, 9)),
+            (bf16(3, 9, 2, 5), bf16(3, 9, 2, 7), strided_cache(13, 5, 5), strided_cache(13, 5, 7), *window(3, 2, 9)),
             (f32(2, 40, 4, 64), f32(2, 40, 4, 64), *(f32(3, 128, 1, 64) for _ in "kv"), *window(2, 4, 40, torch.int64)),
         ],
         COMPRESSED_FAULTS,
@@ -289,6 +305,9 @@ if A5:
             refused("scatter_pa_kv_cache", lambda both=both: call_pairs(*(x.npu() for x in both)), f"'{argument}'")
     both = [refuse[0], bf16(3, 9, 1, 5), refuse[1], refuse[1], *refuse[2:]]
     refused("scatter_pa_kv_cache", lambda: call_pairs(*(x.npu() for x in both)), "'value'")
+    starts, lengths, offsets, ends = window(3, 2, 9, torch.int64)
+    huge = [*refuse[:2], starts, torch.full_like(lengths, 2**63 - 1), offsets + 1, ends]  # their sum overflows
+    refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in huge)), "'compress_lens'")
     scatter_refused("cache_mode", mode="PA_NZ", key=bf16(2, 2, 2, 16))
     turned = [bf16(3, 2, 9, 5).transpose(1, 2), *refuse[1:]]
     refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in turned)), "'key'")

@@ -58,9 +58,10 @@ def check(name, call, formula, cases, faults, tolerance):
     results = [
         [array(o) for o in call(*[a.npu() if isinstance(a, torch.Tensor) else a for a in case])] for case in cases
     ]
+    torch.npu.synchronize()  # the fault of a kernel whose results are empty
     worst = max(
         distance(g, w)
-        for case, got in zip(cases, results, strict=False)
+        for case, got in zip(cases, results, strict=True)
         for g, w in zip(got, formula(case, None), strict=True)
     )
     if not worst <= tolerance:
@@ -69,7 +70,7 @@ def check(name, call, formula, cases, faults, tolerance):
     for fault in faults:
         if not any(
             distance(g, w) > tolerance
-            for case, got in zip(cases, results, strict=False)
+            for case, got in zip(cases, results, strict=True)
             for g, w in zip(got, formula(case, fault), strict=True)
         ):
             alive.append(fault)
@@ -83,13 +84,15 @@ def check(name, call, formula, cases, faults, tolerance):
     print(f"{name}: {len(cases)} cases, worst {worst:.2g}, {len(faults) + len(OUTPUT_FAULTS)} faults")
 
 
-def refused(name, call, argument):
-    """The device must refuse this call, naming the argument."""
+def refused(name, call, argument, code=None):
+    """The device must refuse this call, naming the argument, and with this code when one is given."""
     try:
         call()
         torch.npu.synchronize()
     except RuntimeError as error:
         if argument not in str(error):
             problems.append(f"{name}: refused without naming {argument}: {error}")
+        if code and f"error code is {code}" not in str(error):
+            problems.append(f"{name}: bad {argument} refused without code {code}: {error}")
         return
     problems.append(f"{name}: bad {argument} was accepted")

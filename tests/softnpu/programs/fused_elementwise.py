@@ -210,5 +210,13 @@ else:
     refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), many.npu(), -1, True), "'group_index'")
     refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), many[:2].int().npu(), -1, True), "'group_index'")
     refused("clipped_swiglu", lambda: torch_npu.npu_clipped_swiglu(f32(4, 6).npu(), limit=0.0), "'limit'")
+    for groups in ([-1, 3], [2, 3]):  # negative; more rows than there are
+        rows = torch.tensor(groups).npu()
+        refused(
+            "clipped_swiglu",
+            lambda g=rows: torch_npu.npu_clipped_swiglu(f32(4, 6).npu(), group_index=g),
+            "'group_index'",
+        )
+    assert torch_npu.npu_clipped_swiglu(f32(0, 6).npu()).cpu().shape == (0, 3)
     if A5:
         refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), many[:0].npu(), -1, True), "'group_index'")

@@ -113,8 +113,9 @@ refuse("'expert_for_source_row'", experts=(6, 1))
 refuse("'expert_for_source_row'", experts=chosen(6, 2, 4).long())
 refuse("'scales'", scales=f32(6, 2).double())
 refuse("'expert_for_source_row'", rows=(12, 5), skips=(None, None), bias=None, scales=None)
-refuse("507015", index=places(12, dropped=(3,)))  # -1 is for modes 1 and 3
-refuse("507015", rows=(3, 9, 5), bias=None, index=places(12) - 2, mode=3)
+refuse("'expanded_src_to_dst_row'", index=places(12, dropped=(3,)))  # -1 is for modes 1 and 3
+refuse("'expanded_src_to_dst_row'", rows=(3, 9, 5), bias=None, index=places(12) - 2, mode=3)
+refuse("'expert_for_source_row'", experts=chosen(6, 2, 4) + 4)
 other_scales = (f32(12, 5), None, None, None, bf16(6, 2), places(12), None, 0)
 if A5:
     check("moe_finalize_routing, other scales", call_finalize, finalize, [other_scales, *cases], faults, 1e-5)

@@ -100,6 +100,7 @@ gather_refused("key_cache", key_cache=f32(5, 4, 2, 6).double())
 gather_refused("key_cache", key_cache=bf16(5, 4, 12))
 gather_refused("value_cache", value_cache=f32(5, 4, 2, 3).half(), value=f32(17, 2, 3).half())
 gather_refused("value_cache", value_cache=bf16(4, 4, 2, 3))
+gather_refused("key_cache", key_cache=bf16(5, 0, 2, 6), value_cache=bf16(5, 0, 2, 3))
 gather_refused("block_tables", block_tables=ints([0, 1, 2]))
 gather_refused("block_tables", block_tables=ints([[0] * 3] * 4).t())
 gather_refused("block_tables", block_tables=torch.where(table == table[0, 0], 5, table).int())  # a kernel fault

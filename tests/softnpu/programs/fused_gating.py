@@ -154,6 +154,7 @@ else:
     refuse("'k'", *by_table(3, 128, 65, 20, SIGMOID))
     x, _, ids, table, *rest = by_table(3, 16, 4, 20, SIGMOID)
     refuse("'k_group'", x, None, ids, table, 4, 4, 2, 0, 0, SIGMOID)
-    refuse("507015", x, None, ids + 20, table, 4, 1, 1, 0, 0, SIGMOID)  # behind the table
+    refuse("'input_ids'", x, None, ids + 20, table, 4, 1, 1, 0, 0, SIGMOID)  # behind the table
+    refuse("'tid2eid'", x, None, ids, table + 16, 4, 1, 1, 0, 0, SIGMOID)  # no such experts
     if not A5:
         refuse("'norm_type'", x, None, ids, table, 4, 1, 1, 0, 0, ROOT)

@@ -328,8 +328,38 @@ for argument, call in [
     ("weight", quantised_with(w=nz(i8(3, 16, 4)))),
 ]:
     refused("grouped_matmul NZ", call, argument)
+
+
+def apart_with(dtype, **lists):
+    weights = [torch.ones(4, 4, dtype=dtype)] * 2
+    lists = {name: npu(tensors) for name, tensors in lists.items()}
+    return lambda: gmm(npu([bf16(3, 4)] * 2), npu(weights), split_item=0, group_type=-1, **lists)
+
+
+for argument, call in [
+    ("bias", apart_with(brain, bias=[f32(4), torch.ones(4, dtype=torch.int64)])),
+    ("antiquant_scale", apart_with(torch.int8, antiquant_scale=[bf16(4), f32(4)])),
+    ("antiquant_offset", apart_with(torch.int8, antiquant_scale=[bf16(4)] * 2, antiquant_offset=[bf16(4)])),
+    ("antiquant_offset", apart_with(torch.int8, antiquant_scale=[bf16(4)] * 2, antiquant_offset=[bf16(4), f32(4)])),
+    ("'group_list'", plain_with(g=longs(2, 2**63 - 1), kind=1)),  # a kernel fault: their sum overflows
+    ("'group_list'", plain_with(g=longs(-1, 5), kind=1)),
+]:
+    refused("grouped_matmul", call, argument)
 if A5:
     refused("grouped_matmul", plain_with(g=torch.tensor([[0, 1], [1, 3]]), kind=2), "group_list_type")
 else:
     refused("grouped_matmul", plain_with(x=torch.empty(4, 65536), w=torch.empty(2, 65536, 4)), "x")
     refused("grouped_matmul", quantised_with(b=f32(3, 4)), "bias")
+    for view in (bf16(2, 32, 64).npu()[:, ::2], bf16(2, 16, 128).npu()[..., ::2]):  # npu_format_cast keeps the strides
+        call = plain_with(x=bf16(4, 16), w=view, b=f32(2, 64))
+        refused(
+            "grouped_matmul NZ",
+            lambda call=call, view=view: gmm(
+                [bf16(4, 16).npu()],
+                [torch_npu.npu_format_cast(view, 29)],
+                group_list=longs(1, 4).npu(),
+                split_item=3,
+                group_type=0,
+            ),
+            "part of a tensor in the NZ format",
+        )

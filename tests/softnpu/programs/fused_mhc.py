@@ -61,6 +61,7 @@ def mhc_pre(case, fault):
     a = np.ones(3) if fault == "no alpha" else alpha
     pre = sigmoid(a[0] * pre + b[:n]) + (0 if fault == "no epsilon" else 0.25)
     post = sigmoid(a[1] * post + b[n : 2 * n]) * (1 if fault == "post not doubled" else 2)
+    post = post + (0.25 if (len(alpha) == 2) ^ (fault == "the other post") else 0)
     res = (a[2] * res + b[2 * n :]).reshape(*x.shape[:-2], n, n) if len(alpha) == 3 else np.zeros(1)
     if fault == "res transposed" and len(alpha) == 3:
         res = res.swapaxes(-1, -2)
@@ -179,18 +180,21 @@ def refuse_pre(argument, case, **replaced):
 
 def check_pre():
     cases = [
-        pre_case((5,), 4, 16),
-        pre_case((2, 3), 4, 32, flag=1),
-        pre_case((3,), 6, 16, gamma=False),
-        pre_case((3,), 8, 48, flag=1),
+        pre_case((5,), 4, 128),
+        pre_case((2, 3), 4, 256, flag=1),
         pre_case((2,), 4, 4096, gamma=False),
         pre_case((2,), 4, 7168, gamma=False),
         pre_case((1,), 4, 16384, gamma=False),
     ]
-    if CANN >= (9, 2):
-        cases += [pre_case((5,), 4, 16, alpha=2, flag=1)]
+    if A5:
+        cases += [pre_case((5,), 4, 16), pre_case((3,), 6, 16, gamma=False), pre_case((3,), 8, 48, flag=1)]
     else:
-        refuse_pre("'alpha'", pre_case((5,), 4, 16, alpha=2))
+        refuse_pre("'x'", pre_case((3,), 6, 128))
+        refuse_pre("'x'", pre_case((3,), 4, 64))
+    if CANN >= (9, 2):
+        cases += [pre_case((5,), 4, 128, alpha=2, flag=1)]
+    else:
+        refuse_pre("'alpha'", pre_case((5,), 4, 128, alpha=2))
     faults = [
         "sum instead of mean",
         "no norm epsilon",
@@ -201,29 +205,32 @@ def check_pre():
         "no alpha",
         "no epsilon",
         "post not doubled",
+        "the other post",
         "res transposed",
         "mix normalised",
     ]
     check("mhc_pre", call_pre, mhc_pre, cases, faults, 1.5e-2)
-    good = pre_case((5,), 4, 16)
+    good = pre_case((5,), 4, 128)
     refuse_pre("'x'", pre_case((5,), 4, 24))
-    refuse_pre("'x'", pre_case((1,), 4, 16400, gamma=False))
-    refuse_pre("'x'", pre_case((5,), 5, 16))
-    refuse_pre("'x'", good, x=f32(5, 4, 16))
-    refuse_pre("'phi'", good, phi=f32(24, 63))
-    refuse_pre("'phi'", good, phi=f32(23, 64))
-    refuse_pre("'phi'", good, phi=bf16(24, 64))
+    refuse_pre("'x'", pre_case((5,), 5, 128))
+    refuse_pre("'x'", good, x=f32(5, 4, 128))
+    if A5:
+        refuse_pre("'x'", pre_case((1,), 4, 16400, gamma=False))
+    refuse_pre("'phi'", good, phi=f32(24, 511))
+    refuse_pre("'phi'", good, phi=f32(23, 512))
+    refuse_pre("'phi'", good, phi=bf16(24, 512))
     refuse_pre("'alpha'", good, alpha=bf16(3))
     refuse_pre("'bias'", good, bias=f32(23))
-    refuse_pre("'gamma'", good, gamma=f32(4, 15))
-    refuse_pre("'gamma'", good, gamma=bf16(4, 16))
+    refuse_pre("'gamma'", good, gamma=f32(4, 127))
+    refuse_pre("'gamma'", good, gamma=bf16(4, 128))
 
 
 if A5 and CANN >= (9, 0):
     check_sinkhorn()
-    check_pre()
 else:
     refused("mhc_sinkhorn", lambda: call_sinkhorn(f32(5, 4, 4).npu(), 3), "does not exist")
+if CANN >= (9, 2) or (A5 and CANN >= (9, 0)):
+    check_pre()
 if CANN >= (9, 1) or (A5 and CANN >= (9, 0)):
     check_post()
 else:

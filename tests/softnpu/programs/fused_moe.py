@@ -70,11 +70,12 @@ refuse_permute(
     f32(4, 5), chosen(4, 2, 4), "'permuted_tokens'", wanted=-8
 )  # torch_npu makes it 0: all rows, and no room
 refuse_permute(f32(1, 1), torch.zeros(1, 16777215, dtype=torch.int32), "'indices'")
+refuse_permute(f32(4, 5), chosen(4, 2, 4) - 4, "'indices'")
 wide = (f32(2, 3), chosen(2, 513, 600), None)
 if A5:
     check("moe_token_permute of 513", call_permute, permute, [wide, *permute_cases], permute_faults, 1e-5)
     if CANN >= (9, 2):
-        refuse_permute(torch.ones(2, 1).char(), chosen(2, 5121, 9), "'indices'")
+        refuse_permute(torch.ones(2, 1).char(), chosen(2, 5, 9) + 10240, "'indices'")
 else:
     refuse_permute(*wide[:2], "'indices'")
 
@@ -112,6 +113,7 @@ unpermute_cases = [
     (bf16(36, 4096), places(36), f32(6, 6)),
     (f32(12, 5).half(), places(12), f32(4, 3).half()),
     (f32(9, 5), places(9), None),
+    (f32(6, 0), places(6), f32(3, 2)),
 ]
 unpermute_faults = [
     "the next place",
@@ -141,7 +143,8 @@ refuse_unpermute(f32(5, 4), places(6), f32(3, 2), "'sorted_indices'")
 refuse_unpermute(f32(6, 4), places(6), f32(2, 2), "'probs'")
 refuse_unpermute(f32(6, 4), places(6), f32(3, 2).double(), "'probs'")
 refuse_unpermute(f32(6, 4).int(), places(6), f32(3, 2), "'permuted_tokens'")
-refuse_unpermute(f32(6, 4), places(6) + 1, f32(3, 2), "507015")
+refuse_unpermute(f32(6, 4), places(6) + 1, f32(3, 2), "'sorted_indices'")
+refuse_unpermute(f32(6, 4), places(6) - 1, f32(3, 2), "'sorted_indices'")
 wide = (f32(1026, 3, scale=0.1), places(1026), f32(2, 513, scale=0.1))
 if A5:
     check("moe_token_unpermute of 513", call_unpermute, unpermute, [wide, *unpermute_cases], unpermute_faults, 1e-2)

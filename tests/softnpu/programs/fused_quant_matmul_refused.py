@@ -45,6 +45,12 @@ refuse("bias", plain, bias=f32(4))
 refuse("bias", loose[5], bias=integers(1, 1, 5, dtype=torch.int32))
 refuse("'out'", plain, out=torch.float64)
 refuse("group_sizes", plain, group=[1, 1, 32])
+parameter = torch_npu.npu_trans_quant_param(positive(5).npu())
+results = [
+    torch_npu.npu_quant_matmul(rows.npu(), integers(70, 5).npu() * 0 + 1, scale, output_dtype=torch.float16).cpu()
+    for scale in (parameter, parameter.cpu().view(torch.uint64).npu())
+]
+assert torch.equal(*results) and results[0].isfinite().all()
 int4_tensor = next(case for case in loose if case[8] == "vector" and case[0].dtype == torch.uint8)
 int4_group = next(case for case in loose if case[8] == "group")
 int8_block = next(case for case in loose if case[8] == "block")

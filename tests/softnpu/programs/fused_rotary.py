@@ -1,6 +1,7 @@
 """Rotary position embeddings (see fused_check.py)."""
 
 import numpy as np
+import torch
 import torch_npu
 from fused_check import A5, array, bf16, check, f32, refused
 
@@ -172,6 +173,8 @@ refuse_rope((1, 1, 64), (1, 1, 64), "'x'")
 refuse_rope((2, 3, 5, 64), (2, 3, 5, 64), "'cos'")
 refuse_rope((2, 3, 5, 64), (2, 1, 4, 64), "'cos'")
 refused("interleave_rope", lambda: call_interleave(*(bf16(1, 1, s, 64).npu() for s in (2, 2, 1))), "'sin'")
+whole = torch.zeros(1, 1, 2, 64, dtype=torch.int32).npu()  # what is not confirmed says so
+refused("interleave_rope", lambda: call_interleave(whole, whole, whole), "our reading")
 refused("interleave_rope", lambda: call_interleave(bf16(1, 1, 2, 64).npu(), *on_npu(1, 1, 2, 64)), "'cos'")
 if not A5:
     refuse_rope((1, 1, 1, 64), (1, 1, 1, 64), "'x'", make=f32)
