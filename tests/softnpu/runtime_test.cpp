@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "softnpu/acl/faults.h"
 #include "softnpu/acl/memory.h"
 #include "softnpu/acl/report.h"
 #include "softnpu/acl/stream.h"

@@ -27,6 +27,15 @@ def test_runs_a_command_of_this_environment(tmp_path):
     assert len(list(tmp_path.glob("*.json"))) == 1
 
 
+def test_variables_hold_where_no_option_is_given():
+    program = ["python", "-c", "import torch; print(torch.npu.get_device_name(), torch.npu.device_count())"]
+    variables = {**PLAIN, "SOFTNPU_SOC": "Ascend950PR_9599", "SOFTNPU_DEVICES": "3"}
+    code, output = execute([*CLI, "softnpu", "--devices", "2", "--", *program], variables)
+    assert code == 0 and "Ascend950PR_9599 2" in output, output
+    code, output = execute([*CLI, "softnpu", "--", *program], {**PLAIN, "SOFTNPU_SOC": "Bogus"})
+    assert code == 1 and "SOFTNPU_SOC=Bogus: expected Ascend910B*" in output, output
+
+
 def test_fault_of_the_command_line(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import torch\ntorch.ones(3, device='npu') * 2\n")

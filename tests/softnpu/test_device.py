@@ -115,12 +115,15 @@ def test_fixture(tmp_path):
         "    assert softnpu.launches()['aclnnReduceSum'] == 1\n\n\n"
         "def test_idle(softnpu):\n    softnpu.inject('aclnnMul@idle:1:1')\n    x = torch.ones(3, device='npu')\n"
         "    (x * x).cpu()\n\n\n"
+        "def test_unfired(softnpu):\n    softnpu.inject('aclnnAtan2:1:5,aclnnMuls@idle:2:1')\n"
+        "    (torch.ones(3, device='npu') * 2).cpu()\n\n\n"
         "def test_in_flight(softnpu):\n    x = torch.ones(9, device='npu')\n    for _ in range(50):\n        x = x * 2\n"
     )
     autoload_off = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     code, output = execute(["-m", "pytest", str(tmp_path), "-p", "no:cacheprovider"], autoload_off)
-    assert code == 1 and "3 passed, 1 error" in output, output
+    assert code == 1 and "4 passed, 2 errors" in output, output
     assert "idle launches in this test: {'aclnnMul': 1}" in output
+    assert "never fired in this test: ['aclnnAtan2:1:5', 'aclnnMuls@idle:2:1']" in output
 
 
 @pytest.mark.parametrize(("operator", "soc"), [("SoftmaxCrossEntropyWithLogits", SOCS[0]), ("aclStft", SOCS[2])])

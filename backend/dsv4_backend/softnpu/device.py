@@ -31,7 +31,8 @@ class Softnpu:
         """What has happened in this process.
 
         `calls` by function, `alive` objects, `launches` by operator, `idle_launches` (the kernel stored into none of
-        its outputs), `unlaunched` (phase 1 without phase 2), `unreceived` messages, `fired` faults, `memory`.
+        its outputs), `unlaunched` (phase 1 without phase 2), `unreceived` messages, faults that
+        `fired` and that are still `planned`, `memory`.
         """
         room = 1 << 16
         while True:

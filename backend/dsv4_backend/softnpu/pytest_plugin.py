@@ -18,7 +18,7 @@ def softnpu() -> Iterator[Softnpu]:
     """The software device of this process, started when needed; planned faults and chaos end with the test.
 
     A test fails that over-wrote memory, launched a kernel that did nothing, prepared an operator and never launched
-    it, or sent a message that nobody received.
+    it, sent a message that nobody received, or planned a fault that never fired.
     """
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("torch_npu is not installed (pip install torch-npu==2.13.0 in an environment of its own)")
@@ -30,6 +30,7 @@ def softnpu() -> Iterator[Softnpu]:
     try:
         torch_npu.npu.synchronize()  # what is still on its way, and its faults, belong to this test
     finally:
+        unfired = device.statistics()["planned"]
         device.inject("")
         device.chaos(0)
     device.check_red_zones()
@@ -37,3 +38,4 @@ def softnpu() -> Iterator[Softnpu]:
     for kind in ("idle_launches", "unlaunched", "unreceived"):
         new = {name: count for name, count in after[kind].items() if count > before[kind].get(name, 0)}
         assert not new, f"softnpu: {kind.replace('_', ' ')} in this test: {new}"
+    assert not unfired, f"softnpu: planned faults never fired in this test: {unfired}"

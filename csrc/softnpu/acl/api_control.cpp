@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "config.h"
+#include "faults.h"
 #include "memory.h"
 #include "report.h"
 #include "stream.h"

@@ -8,6 +8,7 @@
 
 #include "config.h"
 #include "device.h"
+#include "faults.h"
 #include "memory.h"
 #include "report.h"
 #include "stream.h"

@@ -1,6 +1,5 @@
 #include "report.h"
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,21 +16,12 @@
 #include <utility>
 
 #include "config.h"
+#include "faults.h"
 #include "fork.h"
 #include "memory.h"
-#include "number.h"
 
 namespace softnpu {
 namespace {
-
-constexpr int kUsage = 2;  // exit code of dsv4-ascend for it
-
-struct Planned {
-  std::string spec, call;
-  uint64_t left;  // uses before the failing one
-  int code;
-  bool named = false;  // as never fired
-};
 
 struct Totals {
   uint64_t launches = 0, host_ns = 0;
@@ -39,91 +29,16 @@ struct Totals {
 
 struct Board {
   std::mutex mutex;
-  std::vector<Planned> planned;
-  std::atomic<bool> armed{false};
   std::atomic<int64_t> alive[static_cast<int>(Alive::kCount)] = {};
   std::map<std::string, Totals> launches;
   std::map<std::string, int64_t> idle, prepared, unreceived;
   std::vector<LaunchRecord> records;
-  std::vector<std::string> fired;
   std::map<std::string, std::string> trace_files;  // what this process was asked to write -> what it writes
 };
 
-std::string parse(const std::string& spec, Planned* result) {
-  const size_t first = spec.find(':'), second = spec.find(':', first == std::string::npos ? first : first + 1);
-  if (second == std::string::npos || first == 0) return "fault '" + spec + "' is not CALL:N:CODE";
-  const std::string call = spec.substr(0, first), n = spec.substr(first + 1, second - first - 1);
-  const size_t at = std::min(call.find('@'), call.size());
-  if (at < call.size() && call.substr(at) != "@kernel" && call.substr(at) != "@idle")
-    return "fault '" + spec + "': '" + call.substr(at) + "' found, '@kernel' or '@idle' expected";
-  uint64_t use = 0;
-  if (!number(n, &use) || use < 1) return "fault '" + spec + "': N is '" + n + "', an integer >= 1 expected";
-  int32_t code = 0;
-  if (!number(spec.substr(second + 1), &code) || code == 0)
-    return "fault '" + spec + "': CODE is '" + spec.substr(second + 1) + "', an integer of 32 bits, not 0, expected";
-  *result = {spec, call, use - 1, code};
-  return "";
-}
-
-// acl* functions live in this library, so that a wrong name is known now; operators may be loaded later.
-void name_unknown(const std::vector<Planned>& planned) {
-  Dl_info self;
-  if (!dladdr(reinterpret_cast<void*>(&name_unknown), &self)) return;
-  void* const library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-  if (!library) return;
-  for (const Planned& plan : planned)
-    if (plan.call.rfind("acl", 0) == 0 && plan.call.rfind("aclnn", 0) != 0 && !dlsym(library, plan.call.c_str()) &&
-        plan.call.find('@') == std::string::npos)
-      std::fprintf(stderr, "softnpu: planned fault %s: there is no function %s\n", plan.spec.c_str(),
-                   plan.call.c_str());
-  dlclose(library);
-}
-
-std::string parse_all(const std::string& specs, std::vector<Planned>* result) {
-  std::istringstream stream(specs);
-  for (std::string spec; std::getline(stream, spec, ',');) {
-    Planned planned;
-    if (std::string problem = parse(spec, &planned); !problem.empty()) return problem;
-    result->push_back(planned);
-  }
-  return "";
-}
-
 Board& board() {
-  static Board* const instance = [] {
-    auto* result = new Board;
-    if (const char* specs = std::getenv("SOFTNPU_FAIL")) {
-      const std::string problem = parse_all(specs, &result->planned);
-      if (!problem.empty()) {
-        std::fprintf(stderr, "softnpu: SOFTNPU_FAIL: %s\n", problem.c_str());
-        std::_Exit(kUsage);  // no destructors: other threads may be inside the runtime
-      }
-      name_unknown(result->planned);
-      result->armed = !result->planned.empty();
-    }
-    std::atexit(report_unfired);
-    return result;
-  }();
+  static auto* const instance = new Board;
   return *instance;
-}
-
-// The code planned for this use of `name`, counting the use; 0 = none.
-int use(const std::string& name) {
-  Board& b = board();
-  if (!b.armed.load(std::memory_order_acquire)) return 0;
-  std::lock_guard lock(b.mutex);
-  int code = 0;
-  for (auto plan = b.planned.begin(); plan != b.planned.end();) {
-    if (plan->call == name && plan->left-- == 0) {
-      code = plan->code;
-      b.fired.push_back(name);
-      plan = b.planned.erase(plan);
-    } else {
-      ++plan;
-    }
-  }
-  b.armed = !b.planned.empty();
-  return code;
 }
 
 constexpr size_t kMessageRoom = 2048;
@@ -162,8 +77,8 @@ int Call::enter() {
     while (!newest_call.compare_exchange_weak(next_, this, std::memory_order_release, std::memory_order_relaxed)) {
     }
   }
-  if (!board().armed.load(std::memory_order_acquire)) return kOk;
-  const int code = use(name());
+  if (!faults_planned()) return kOk;
+  const int code = planned_fault(name());
   return code ? fail(code, "softnpu: injected fault %d in %s", code, name().c_str()) : kOk;
 }
 
@@ -194,41 +109,6 @@ int last_code(bool clear) {
   const int code = thread_code;
   if (clear) thread_code = 0;
   return code;
-}
-
-std::string fault_problem(const std::string& specs) {
-  std::vector<Planned> ignored;
-  return parse_all(specs, &ignored);
-}
-
-bool inject(const std::string& specs, std::string* problem) {
-  std::vector<Planned> planned;
-  *problem = parse_all(specs, &planned);
-  if (!problem->empty()) return false;
-  name_unknown(planned);
-  Board& b = board();
-  std::lock_guard lock(b.mutex);
-  b.planned = planned;
-  b.fired.clear();
-  b.armed = !b.planned.empty();
-  return true;
-}
-
-void report_unfired() {
-  if (forked()) return;
-  Board& b = board();
-  std::lock_guard lock(b.mutex);
-  for (Planned& plan : b.planned)
-    if (!std::exchange(plan.named, true))
-      std::fprintf(stderr, "softnpu: planned fault %s never fired\n", plan.spec.c_str());
-}
-
-int injected_kernel_fault(const std::string& name) {
-  return board().armed.load(std::memory_order_acquire) ? use(name + "@kernel") : 0;
-}
-
-bool injected_idleness(const std::string& name) {
-  return board().armed.load(std::memory_order_acquire) && use(name + "@idle");
 }
 
 void alive(Alive what, int change) {
@@ -332,6 +212,7 @@ std::string trace_obstacle(const std::string& path) {
 }
 
 int write_trace(const std::string& path) {
+  if (!tracing()) return fail(kAclParameter, "softnpu: nothing was traced: set SOFTNPU_TRACE before the device starts");
   Board& b = board();
   std::lock_guard lock(b.mutex);
   const std::string target = trace_file(b, path);
@@ -370,6 +251,13 @@ void write_counts(std::ostringstream& out, const char* key, const Counts& counts
   out << "}";
 }
 
+void write_names(std::ostringstream& out, const char* key, const std::vector<std::string>& names) {
+  const char* separator = "";
+  out << ",\"" << key << "\":[";
+  for (const auto& name : names) out << separator << quoted(name), separator = ",";
+  out << "]";
+}
+
 }  // namespace
 
 std::string statistics() {
@@ -393,10 +281,9 @@ std::string statistics() {
   write_counts(out, "idle_launches", b.idle);
   write_counts(out, "unlaunched", b.prepared);
   write_counts(out, "unreceived", b.unreceived);
-  out << ",\"fired\":[";
-  separator = "";
-  for (const auto& name : b.fired) out << separator << quoted(name), separator = ",";
-  out << "],\"memory\":" << memory_statistics() << "}";
+  write_names(out, "fired", fired_faults());
+  write_names(out, "planned", waiting_faults());
+  out << ",\"memory\":" << memory_statistics() << "}";
   return out.str();
 }
 

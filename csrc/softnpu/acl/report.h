@@ -49,16 +49,6 @@ SOFTNPU_CXX int refuse_fork(const char* who);
 SOFTNPU_CXX const char* last_message();
 SOFTNPU_CXX int last_code(bool clear);
 
-// "CALL:N:CODE", comma separated: the n-th use of CALL from now on answers CODE. CALL@kernel fails on the stream
-// instead; CALL@idle is launched and does nothing.
-SOFTNPU_CXX bool inject(const std::string& specs, std::string* problem);
-// Why `specs` is refused; empty when it is taken.
-std::string fault_problem(const std::string& specs);
-// Names the planned faults that never fired on stderr, each one once.
-SOFTNPU_CXX void report_unfired();
-SOFTNPU_CXX int injected_kernel_fault(const std::string& name);
-SOFTNPU_CXX bool injected_idleness(const std::string& name);
-
 // Things that must return to zero.
 enum class Alive {
   kTensor,

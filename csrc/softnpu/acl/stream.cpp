@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "config.h"
+#include "faults.h"
 #include "fork.h"
 #include "report.h"
 

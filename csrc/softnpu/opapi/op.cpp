@@ -13,6 +13,7 @@
 
 #include "softnpu/acl/config.h"
 #include "softnpu/acl/device.h"
+#include "softnpu/acl/faults.h"
 #include "softnpu/acl/fork.h"
 #include "softnpu/acl/memory.h"
 

@@ -14,8 +14,8 @@ from dsv4_backend.softnpu.settings import environment, settings
 
 def softnpu(
     command: Annotated[list[str], typer.Argument(help="What to run, after `--`.", metavar="-- COMMAND")],
-    soc: Annotated[str, typer.Option(help="Ascend910B3, Ascend910_9391, Ascend950PR_9599 ...")] = "Ascend910B3",
-    devices: Annotated[int, typer.Option(help="How many NPUs the process sees.", min=1, max=32)] = 8,
+    soc: Annotated[str | None, typer.Option(help="Ascend910B3 (default), Ascend910_9391, Ascend950PR_9599 ...")] = None,
+    devices: Annotated[int | None, typer.Option(help="How many NPUs the process sees (8).", min=1, max=32)] = None,
     memory: Annotated[str | None, typer.Option(help="Of each device: 64M, 2G.")] = None,
     cann: Annotated[str | None, typer.Option(help="The CANN version that torch_npu is told: 8.5.0, 9.1.0.")] = None,
     workspace: Annotated[str | None, typer.Option(help="Of every operator, checked and overwritten: 4K.")] = None,
@@ -25,7 +25,7 @@ def softnpu(
 ) -> None:
     """Run COMMAND with torch_npu on the software device. It proves launchers and order, not NPU arithmetic or speed.
 
-    `python`, `torchrun`, `pytest` are this environment's, active or not.
+    `python`, `torchrun`, `pytest` are this environment's, active or not. What is not given here is as SOFTNPU_* say.
     """
     try:
         variables = settings(
