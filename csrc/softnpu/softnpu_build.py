@@ -17,7 +17,7 @@ TARGET = SOURCE.parents[1] / "backend" / "dsv4_backend" / "softnpu" / "lib"
 # Names that torch_npu links or opens; everything they are asked for is in libascendcl, which they depend on.
 SHIMS = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "nnopbase")
 FLAGS = "-std=c++20 -O2 -g0 -fPIC -Wall -Wextra -fvisibility=hidden -fstack-protector-strong"
-LINK = "-shared -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--no-undefined -Wl,-rpath,$$ORIGIN"
+LINK = "-shared -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--no-undefined -Wl,-rpath,'$$ORIGIN'"
 
 
 def _torch_flags() -> tuple[str, str]:

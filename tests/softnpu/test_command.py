@@ -132,7 +132,7 @@ def test_refused_settings_reach_the_user_through_torch_npu():
 def test_error_text_keeps_its_address_until_it_is_asked_for_again():
     program = (
         "import ctypes\nruntime = ctypes.CDLL('libascendcl.so')\ntext = runtime.aclGetRecentErrMsg\n"
-        "text.restype = ctypes.c_void_p\nruntime.aclrtSetDevice(91)\nfirst = text()\nruntime.aclrtSetDevice(92)\n"
+        "text.restype = ctypes.c_void_p\nruntime.aclInit(None)\nruntime.aclrtSetDevice(91)\nfirst = text()\nruntime.aclrtSetDevice(92)\n"
         "assert ctypes.string_at(first) == b'softnpu: device 91 of 8'\n"
         "assert text() == first and ctypes.string_at(first) == b'softnpu: device 92 of 8'\n"
     )

@@ -11,7 +11,7 @@ from processes import HERE, long
 ROOT = HERE.parents[1]
 SOURCES = [
     HERE / "collectives_test.cpp",
-    *(ROOT / "csrc/softnpu/acl" / f"{name}.cpp" for name in ("report", "config", "memory")),
+    *(ROOT / "csrc/softnpu/acl" / f"{name}.cpp" for name in ("report", "faults", "fork", "config", "memory")),
     *(path for path in sorted((ROOT / "csrc/softnpu/hccl").glob("*.cpp")) if not path.name.startswith("api")),
 ]
 

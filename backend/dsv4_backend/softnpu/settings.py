@@ -14,7 +14,7 @@ SOCS = ("Ascend910B3", "Ascend910_9391", "Ascend950PR_9599")
 # In the order in which each one finds what it needs.
 LIBRARIES = (
     "libascendcl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so",
-    "libnnopbase.so", "libhcomm.so", "libhccl.so", "libopapi.so",
+    "libnnopbase.so", "libhccl.so", "libhcomm.so", "libopapi.so",
 )  # fmt: skip
 
 DEFAULTS = {"SOFTNPU_SOC": "Ascend910B3", "SOFTNPU_CANN": "8.5.0", "SOFTNPU_DEVICES": "8", "SOFTNPU_CHAOS": "0"}
