@@ -8,8 +8,13 @@
     )
     def rms_norm(x, weight, eps): ...   # the reference; its docstring is the specification
 
+and proved beside it, in `proofs/<family>.py`, which is loaded when somebody asks for a proof:
+
     @rms_norm.cases
     def _(draw): yield Case("3x7", "ideal", (draw.normal(3, 7), draw.normal(7), 1e-6))
+
+    @rms_norm.oracle
+    def _(x, weight, eps): ...          # the same result by another formula, in NumPy
 
     @rms_norm.fault("epsilon left out")
     def _(x, weight, eps): return rms_norm.reference(x, weight, 0.0)
@@ -19,10 +24,12 @@ Registration with torch, fake kernel, autograd, opcheck samples, fuzzing, parity
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Generic
 
 import torch
@@ -36,6 +43,7 @@ PROFILES = ("ideal", "official")
 """ideal: fp32, no quantise-dequantise. official: bf16 tensors and the rounding points of spec section 10."""
 
 Reference = Callable[..., Any]
+Oracle = Callable[..., Any]
 _Parameters = ParamSpec("_Parameters", default=...)
 _Result = TypeVar("_Result", default=Any)
 _P = ParamSpec("_P")  # mypy loses the link between the arguments of `operator` and its result when defaults are set
@@ -115,9 +123,11 @@ class Operator(Generic[_Parameters, _Result]):
     specs: Mapping[str, TensorSpec]
     tolerance: Tolerance
     make_cases: Cases | None = None
+    make_golden: Oracle | None = None
     check_shapes: Check | None = None
     check_contents: Check | None = None
-    faults: dict[str, Reference] = field(default_factory=dict)
+    _faults: dict[str, Reference] = field(default_factory=dict)
+    _equivalents: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.schema[: self.schema.index("(")]
@@ -141,13 +151,53 @@ class Operator(Generic[_Parameters, _Result]):
         self.make_cases = make
         return make
 
+    def oracle(self, golden: Oracle) -> Oracle:
+        """Decorator: a second formula of the result, in NumPy, from the specification and not from the reference.
+
+        It gets the arguments as arrays: bf16, FP8 and E8M0 tensors with ml_dtypes' types of the same bits, fp32 ones
+        widened to float64 (so that `ideal` results are exact), None and numbers as they are. It returns one array or
+        a tuple, float64 where the operator returns fp32, and writes the arguments that the operator writes.
+        """
+        self.make_golden = golden
+        return golden
+
+    def equivalent(self, mutant: str, why: str) -> None:
+        """Say why an automatic mutant of the reference computes what the reference computes (see parity/mutants.py)."""
+        self._equivalents[mutant] = why
+
+    @property
+    def faults(self) -> dict[str, Reference]:
+        """Named mutants that the cases must tell from the oracle."""
+        self.load_proof()
+        return self._faults
+
+    @property
+    def equivalents(self) -> dict[str, str]:
+        """Automatic mutants that no case can tell from the reference, each with its reason."""
+        self.load_proof()
+        return self._equivalents
+
+    @property
+    def golden(self) -> Oracle:
+        """The oracle; ValueError when the contract has none."""
+        self.load_proof()
+        if self.make_golden is None:
+            raise ValueError(f"dsv4::{self.name} has no oracle")
+        return self.make_golden
+
+    def load_proof(self) -> None:
+        """Import the family's module in `proofs/`, where cases, oracle and faults are."""
+        family = self.reference.__module__.replace(".ops.", ".proofs.")
+        if family != self.reference.__module__ and find_spec(family) is not None:
+            importlib.import_module(family)
+
     def fault(self, name: str) -> Callable[[Reference], Reference]:
         """Decorator: a named mutant of the reference that the cases must tell from the reference."""
 
         def add(mutant: Reference) -> Reference:
-            if name in self.faults:
+            if name in self._faults:
                 raise ValueError(f"dsv4::{self.name}: fault {name!r} is defined twice")
-            self.faults[name] = mutant
+            self._faults[name] = mutant
             return mutant
 
         return add
@@ -191,6 +241,7 @@ class Operator(Generic[_Parameters, _Result]):
 
     def iterate_cases(self) -> Iterator[Case]:
         """The parity cases, the same every time."""
+        self.load_proof()
         if self.make_cases is None:
             raise ValueError(f"dsv4::{self.name} has no cases")
         seed = int.from_bytes(self.name.encode()[:7].ljust(7, b"\0"), "little")

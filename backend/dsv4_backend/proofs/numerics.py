@@ -1,0 +1,49 @@
+"""Number formats for oracles, by ml_dtypes and NumPy alone: nothing here is shared with the references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
+
+
+def wide(x: Array) -> Array:
+    """`x` in float64; exact for every format here."""
+    return x.astype(np.float64)
+
+
+def round_to(dtype: Any, x: Array) -> Array:
+    """`x` rounded to nearest even in a type, back in float64. float64 itself rounds nothing (profile `ideal`)."""
+    if np.dtype(dtype) == np.float64:
+        return wide(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(np.float32).astype(dtype).astype(np.float64)
+
+
+def cast(dtype: Any, x: Array) -> Array:
+    """`x` as an array of a type, rounded once, by way of fp32 as the operators do; float64 stays as it is."""
+    return round_to(dtype, x).astype(dtype)
+
+
+def power_of_two_scale(amax: Array, largest: float, floor: float) -> Array:
+    """Smallest 2^e with max(amax, floor) / 2^e <= largest, NaN where amax is not finite; float64 (spec 6.1, 6.2)."""
+    bounded = np.maximum(wide(amax), floor)
+    mantissa, exponent = np.frexp(bounded / largest)
+    power = np.where(mantissa == 0.5, exponent - 1, exponent)
+    return np.where(np.isfinite(wide(amax)), np.ldexp(1.0, power), np.nan)
+
+
+def fp4_values(packed: Array) -> Array:
+    """int8 [..., K/2] -> float64 e2m1 values [..., K], low nibble first (spec 6.3)."""
+    codes = packed.view(np.uint8)
+    both = np.stack([codes & 15, codes >> 4], -1).reshape(*packed.shape[:-1], -1)
+    return both.astype(np.uint8).view(E2M1).astype(np.float64)
