@@ -46,4 +46,4 @@ def fp4_values(packed: Array) -> Array:
     """int8 [..., K/2] -> float64 e2m1 values [..., K], low nibble first (spec 6.3)."""
     codes = packed.view(np.uint8)
     both = np.stack([codes & 15, codes >> 4], -1).reshape(*packed.shape[:-1], -1)
-    return both.astype(np.uint8).view(E2M1).astype(np.float64)
+    return wide(both.astype(np.uint8).view(E2M1))

@@ -1,4 +1,4 @@
-"""Mutation testing of the cases: named faults and automatic mutants of a contract must be caught by one of its cases."""
+"""Mutation testing of the cases: they must catch named faults and automatic mutants of a contract."""
 
 from __future__ import annotations
 

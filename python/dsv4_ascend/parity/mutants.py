@@ -142,19 +142,24 @@ def _reached(reference: Function) -> list[types.FunctionType]:
     """The reference and the plain functions of the package that it reaches, callees first."""
     order: list[types.FunctionType] = []
 
-    def visit(function: types.FunctionType) -> None:
+    def visit(function: Any) -> None:
         if function in order:
             return
         for value in _mentioned(function):
-            if isinstance(value, types.FunctionType) and value.__module__.startswith(PACKAGE):
-                if "<" not in value.__qualname__ and "." not in value.__qualname__:
-                    visit(value)
+            if _is_plain(value):
+                visit(value)
         if function not in order:
             order.append(function)
 
     assert isinstance(reference, types.FunctionType)
     visit(reference)
     return order
+
+
+def _is_plain(value: object) -> bool:
+    """A function of the package at the top level of its module."""
+    ours = isinstance(value, types.FunctionType) and value.__module__.startswith(PACKAGE)
+    return ours and value.__qualname__ == value.__name__ != "<lambda>"  # type: ignore[attr-defined]
 
 
 def _mentioned(function: types.FunctionType) -> Iterator[object]:
@@ -260,9 +265,7 @@ def _call_edits(node: ast.Call) -> Iterator[Edit]:
         if function.attr in _RENAMED:
             renamed = ast.Attribute(function.value, _RENAMED[function.attr], function.ctx)
             yield lambda: ast.Call(renamed, node.args, node.keywords)
-        if function.attr in _DROPPED_CALLS and not isinstance(function.value, ast.Name | ast.Attribute):
-            yield lambda: function.value
-        elif function.attr in _DROPPED_CALLS and not _is_module(function.value):
+        if function.attr in _DROPPED_CALLS and not _is_module(function.value):
             yield lambda: function.value
     elif isinstance(function, ast.Name) and node.args and any(part in function.id for part in _ROUNDING):
         yield lambda: node.args[0]
