@@ -35,8 +35,8 @@ from typing import Any, Generic
 import torch
 from typing_extensions import ParamSpec, TypeVar
 
-from dsv4_backend import argspec
-from dsv4_backend.argspec import Sizes, TensorSpec
+from dsv4_backend import _C, argspec
+from dsv4_backend.argspec import Spec
 from dsv4_backend.errors import argument_error
 
 PROFILES = ("ideal", "official")
@@ -120,7 +120,7 @@ class Operator(Generic[_Parameters, _Result]):
     schema: str
     rows: tuple[int, ...]
     reference: Callable[_Parameters, _Result]
-    specs: Mapping[str, TensorSpec]
+    specs: Mapping[str, Spec]
     tolerance: Tolerance
     make_cases: Cases | None = None
     make_golden: Oracle | None = None
@@ -212,28 +212,25 @@ class Operator(Generic[_Parameters, _Result]):
         self.check_contents = check
         return check
 
-    def validate(self, *args: Any) -> Sizes:
-        """Raise ArgumentError unless the arguments fit the contract. Nothing has been written before it returns."""
-        arguments = dict(zip(self._parameters, args, strict=True))
-        sizes = argspec.check_tensors(self.name, self.specs, arguments, self._optional)
-        if self.check_shapes is not None:
-            self.check_shapes(*args)
-        if _readable(args):
-            argspec.check_aliasing(self.name, self._written, arguments)
-            argspec.check_values(self.name, self.specs, arguments, sizes)
-            if self.check_contents is not None:
-                self.check_contents(*args)
-        return sizes
+    def define(self) -> None:
+        """Hand schema, argument rules and checks to the dispatcher."""
+        integers = re.findall(r"\bint (\w+)", self.schema)
+        rules = argspec.rules(self.specs, self._parameters, integers, self._optional, self._written)
+        _C.define(self.schema, *rules, self.check_shapes, self.check_contents)
 
-    def guarded_reference(self, *args: Any) -> Any:
-        """The reference behind its checks: what runs where no native kernel does. Its results are contiguous.
+    def plain_reference(self, *args: Any) -> Any:
+        """The reference with contiguous results: what runs, behind the checks, where no kernel does.
 
         torch leaves out trailing arguments that equal the schema's defaults; the reference repeats those defaults.
         """
-        args = (*args, *self._defaults[len(args) :])
-        self.validate(*args)
         reference: Reference = self.reference
-        return _contiguous(reference(*args))
+        return _contiguous(reference(*args, *self._defaults[len(args) :]))
+
+    def fake(self, *args: Any) -> Any:
+        """Shapes and dtypes of the results for tensors without values, after the checks that need none."""
+        args = (*args, *self._defaults[len(args) :])
+        _C.check(self.name, *args)
+        return self.plain_reference(*args)
 
     def reject(self, argument: str, found: object, expected: object) -> Exception:
         """ArgumentError of this operator, for use in `shapes` and `contents` checks."""
@@ -255,11 +252,6 @@ def _contiguous(result: Any) -> Any:
     return result.contiguous() if isinstance(result, torch.Tensor) else result
 
 
-def _readable(args: tuple[Any, ...]) -> bool:
-    tensors = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, torch.Tensor)]
-    return all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
-
-
 OPERATORS: dict[str, Operator] = {}
 
 
@@ -269,11 +261,11 @@ def operator(
     """Declare an operator over its reference.
 
     schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of spec/v4.md section 17.
-    arguments: a specification line (see `argspec`) for every tensor argument.
+    arguments: a specification line (see `argspec`) for every tensor argument, and for numbers with a range.
     """
 
     def declare(reference: Callable[_P, _R]) -> Operator[_P, _R]:
-        specs = {name: TensorSpec.parse(text) for name, text in arguments.items()}
+        specs = argspec.parse(arguments, re.findall(r"Tensor\S* (\w+)", schema.partition("->")[0]))
         contract = Operator(schema, rows, reference, specs, tolerance)
         if contract.name in OPERATORS:
             raise ValueError(f"operator dsv4::{contract.name} is declared twice")

@@ -10,7 +10,7 @@ from dsv4_backend.contract import Tolerance, compute, operator
 @operator(
     "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
     rows=(5,),
-    arguments={"x": "float [..., d]", "weight": "float [d]"},
+    arguments={"x": "float [..., d]", "weight": "float [d]", "eps": "a number >= 0"},
     tolerance=Tolerance(
         reason="fp32 sums of up to 7168 squares in any order stay within 4e-6 relative; "
         "the one cast to bf16 may then land on the other neighbour (2^-8)",
@@ -31,16 +31,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (scaled * weight.to(wide.dtype)).to(x.dtype)
 
 
-@rms_norm.shapes
-def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
-    if not eps >= 0:
-        raise rms_norm.reject("eps", eps, "a number >= 0")
-
-
 @operator(
     "head_rms_norm(Tensor x, float eps) -> Tensor",
     rows=(5,),
-    arguments={"x": "float [..., d]"},
+    arguments={"x": "float [..., d]", "eps": "a number >= 0"},
     tolerance=Tolerance(
         reason="fp32 as rms_norm; in bf16 a sum in another order may tip the rounded mean, then the root, then the "
         "product by one neighbour each: half a step, one step and one step of 2^-7",
@@ -59,9 +53,3 @@ def head_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """
     mean = compute(x.square()).mean(-1, keepdim=True).to(x.dtype)
     return x * torch.rsqrt(mean + eps)
-
-
-@head_rms_norm.shapes
-def _(x: torch.Tensor, eps: float) -> None:
-    if not eps >= 0:
-        raise head_rms_norm.reject("eps", eps, "a number >= 0")

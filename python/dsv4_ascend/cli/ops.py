@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -45,20 +46,24 @@ def ops(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fals
 def implementation(operator: Operator, device: str) -> Implementation:
     """Which implementation of `operator` the dispatcher picks on `device`, as far as can be said without arguments."""
     fault = npu_fault() if device == "npu" else None
-    kernel = dispatch.native_kernels().get((operator.name, device))
+    kernels = dispatch.native_kernels().get((operator.name, device))
     if fault is not None:
         return Implementation("none", fault)
-    if kernel is None:
+    if kernels is None:
         return Implementation("reference", "no kernel for this device in this build")
-    return Implementation(kernel, _coverage(operator, device))
+    return Implementation(*_coverage(operator, device))
 
 
-def _coverage(operator: Operator, device: str) -> str:
+def _coverage(operator: Operator, device: str) -> tuple[str, str]:
+    """The candidate that runs most of the operator's cases, and how many of them run natively."""
     answers = [dispatch.support(operator.name, *c.arguments, device=device) for c in operator.iterate_cases()]
     refusals = [answer.reason for answer in answers if not answer]
+    names = Counter(answer.reason for answer in answers if answer)
+    name = names.most_common(1)[0][0] if names else "reference"
     if not refusals:
-        return "runs all of its cases"
-    return f"runs {len(answers) - len(refusals)} of {len(answers)} cases; else the reference: {refusals[0]}"
+        return name, "runs all of its cases"
+    native = len(answers) - len(refusals)
+    return name, f"runs {native} of {len(answers)} cases; else the reference: {refusals[0]}"
 
 
 def _as_json(operator: Operator, answers: dict[str, Implementation]) -> dict[str, object]:

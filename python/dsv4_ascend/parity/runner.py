@@ -100,17 +100,21 @@ def samples(operator: Operator, profile: str | None = None, pattern: str = "") -
             yield Sample(operator, case)
 
 
-def implementations(operator: Operator, device: str) -> dict[str, Function]:
-    """What can run an operator on a device: the dispatcher's own choice and, beside a native kernel, the reference."""
-    kernel = dispatch.native_kernels().get((operator.name, device))
-    if kernel is None:
-        return {"reference": operator}
-    return {kernel: operator, "reference": _forced_reference(operator)}
+def implementations(sample: Sample, device: str) -> dict[str, Function]:
+    """Every implementation of a device that takes the sample's arguments: candidates best first, then the reference."""
+    operator, arguments = sample.operator, sample.case.arguments
+    admitted = [
+        candidate.name
+        for candidate in dispatch.candidates(operator.name, *arguments, device=device)
+        if candidate.reason is None
+    ]
+    forced = {name: _forced(operator, "strict", name) for name in admitted}
+    return forced | {"reference": _forced(operator, "reference")}
 
 
-def _forced_reference(operator: Operator) -> Function:
+def _forced(operator: Operator, policy: str, only: str = "") -> Function:
     def call(*args: Any) -> Any:
-        with dispatch.use("reference"):
+        with dispatch.use(policy, only=only):
             return operator(*args)
 
     return call
@@ -119,7 +123,7 @@ def _forced_reference(operator: Operator) -> Function:
 def run_cases(found: Sequence[Sample], device: str = "cpu") -> Iterator[CaseResult]:
     """Run each sample on each implementation of the device."""
     for sample in found:
-        for name, function in implementations(sample.operator, device).items():
+        for name, function in implementations(sample, device).items():
             start = time.perf_counter()
             comparison = _attempt(sample, function, device)
             seconds = time.perf_counter() - start
