@@ -82,36 +82,6 @@ class Format:
         """Bytes of a page of `block_size` entries."""
         return -(-block_size * self.entry_bytes // self.page_multiple) * self.page_multiple
 
-    def columns(self, offset: torch.Tensor, block_size: int) -> torch.Tensor:
-        """Page byte of every data byte of the entries at int64 `offset` [M]: int64 [M, B], in `fields` order."""
-        base: list[int] = []
-        stride: list[int] = []
-        start = 0
-        for section in self.sections:
-            width, place = section_width(section), start
-            for field in section:
-                if field.name != "pad":
-                    base += range(place, place + field.width)
-                    stride += [width] * field.width
-                place += field.width
-            start += block_size * width
-        return torch.tensor(base, device=offset.device) + offset[:, None] * torch.tensor(stride, device=offset.device)
-
-    def to_bytes(self, rows: torch.Tensor) -> torch.Tensor:
-        """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
-        parts = self.codec.encode(rows.detach().float())
-        # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
-        dense = (parts[field.name].clone(memory_format=torch.contiguous_format) for field in self.fields)
-        return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
-
-    def from_bytes(self, data: torch.Tensor) -> torch.Tensor:
-        """Rows fp32 [M, channels] of data bytes uint8 [M, B]."""
-        pieces = data.split([field.width for field in self.fields], dim=1)
-        # clone: a view as a wider dtype needs an aligned start
-        copies = [piece.clone(memory_format=torch.contiguous_format) for piece in pieces]
-        fields = zip(self.fields, copies, strict=True)
-        return self.codec.decode({field.name: copy.view(field.dtype) for field, copy in fields})
-
     def describe(self) -> str:
         """The layout in words, for docstrings."""
         sections = ", then ".join(f"block_size x ({_describe_section(section)})" for section in self.sections)
@@ -122,6 +92,39 @@ class Format:
 def section_width(section: Section) -> int:
     """Bytes of one entry in a section."""
     return sum(field.width for field in section)
+
+
+def data_columns(form: Format, offset: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Page byte of every data byte of the entries at int64 `offset` [M]: int64 [M, B], in `fields` order."""
+    base: list[int] = []
+    stride: list[int] = []
+    start = 0
+    for section in form.sections:
+        width, place = section_width(section), start
+        for field in section:
+            if field.name != "pad":
+                base += range(place, place + field.width)
+                stride += [width] * field.width
+            place += field.width
+        start += block_size * width
+    return torch.tensor(base, device=offset.device) + offset[:, None] * torch.tensor(stride, device=offset.device)
+
+
+def to_bytes(form: Format, rows: torch.Tensor) -> torch.Tensor:
+    """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
+    parts = form.codec.encode(rows.detach().float())
+    # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
+    dense = (parts[field.name].clone(memory_format=torch.contiguous_format) for field in form.fields)
+    return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
+
+
+def from_bytes(form: Format, data: torch.Tensor) -> torch.Tensor:
+    """Rows fp32 [M, channels] of data bytes uint8 [M, B]."""
+    pieces = data.split([field.width for field in form.fields], dim=1)
+    # clone: a view as a wider dtype needs an aligned start
+    copies = [piece.clone(memory_format=torch.contiguous_format) for piece in pieces]
+    fields = zip(form.fields, copies, strict=True)
+    return form.codec.decode({field.name: copy.view(field.dtype) for field, copy in fields})
 
 
 def _describe_section(section: Section) -> str:
@@ -140,7 +143,8 @@ def _decode_latent(parts: Parts) -> torch.Tensor:
 
 def _encode_fp8(rows: torch.Tensor) -> Parts:
     values, scale = quant.act_quant.reference(rows, INDEXER)
-    return {"values": values, "scale": scale_values(scale)}
+    wide = scale_values(scale)
+    return {"values": values, "scale": wide.masked_fill(wide.isnan(), torch.nan)}  # one NaN of many
 
 
 def _encode_int8(rows: torch.Tensor) -> Parts:
@@ -172,7 +176,8 @@ LATENT = Codec(
 )
 FP8 = Codec(
     INDEXER,
-    "act_quant with block 128 (6.1), its power-of-two scale stored as fp32. UNCONFIRMED: 6.5 gives the layout only",
+    "act_quant with block 128 (6.1), its power-of-two scale stored as fp32, NaN as 0x7FC00000. UNCONFIRMED: 6.5 gives "
+    "the layout only",
     _encode_fp8,
     _decode_scaled,
 )

@@ -13,7 +13,7 @@ import inspect
 import random
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -163,16 +163,35 @@ def _is_plain(value: object) -> bool:
 
 
 def _mentioned(function: types.FunctionType) -> Iterator[object]:
-    """What the names and the attributes of modules in a function's source stand for."""
+    """What the names and the attributes of modules in a function's source stand for, records with their functions."""
+    space = {**function.__globals__, **_closure(function)}
     for node in ast.walk(_source(function)):
         if isinstance(node, ast.Name) and node.id != "_":
-            yield function.__globals__.get(node.id)
+            value = space.get(node.id)
+            yield from _values_of(value) if _is_record(value) else (value,)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = function.__globals__.get(node.value.id)
             if isinstance(owner, Operator):
                 yield owner.reference
             elif isinstance(owner, types.ModuleType) and owner.__name__.startswith(PACKAGE):
                 yield getattr(owner, node.attr, None)
+
+
+def _closure(function: types.FunctionType) -> dict[str, Any]:
+    """Variables that a function inside another takes from there."""
+    cells = function.__closure__ or ()
+    return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, cells, strict=True)}
+
+
+def _is_record(value: object) -> bool:
+    return is_dataclass(value) and not isinstance(value, Operator | type)
+
+
+def _values_of(record: Any) -> Iterator[object]:
+    """What the fields of a dataclass hold, and those of the dataclasses among them."""
+    for item in fields(record):
+        value = getattr(record, item.name)
+        yield from _values_of(value) if _is_record(value) else (value,)
 
 
 @cache
@@ -282,30 +301,32 @@ def _rebuilt(
 
     Made when it is called first: most mutants of a long list are never run.
     """
+    assert isinstance(reference, types.FunctionType)
 
     @cache
     def make() -> Function:
-        spaces = {f.__module__: dict(f.__globals__) for f in reached}
+        names = {f.__module__: dict(f.__globals__) for f in reached}
+        names[reference.__module__] |= _closure(reference)
+        spaces = {module: dict(known) for module, known in names.items()}
         made: dict[types.FunctionType, Function] = {}
         for function in reached:
             space = spaces[function.__module__]
-            _link(space, made)
+            _link(space, names[function.__module__], made)
             definition = tree if function is edited else _source(function)
             future = ast.ImportFrom("__future__", [ast.alias("annotations")], 0)
             code = ast.fix_missing_locations(ast.Module([future, definition], []))
             exec(compile(code, f"<mutant of {function.__name__}>", "exec"), space)
             made[function] = space[function.__name__]
-        for space in spaces.values():
-            _link(space, made)
-        assert isinstance(reference, types.FunctionType)
+        for module, space in spaces.items():
+            _link(space, names[module], made)
         return made[reference]
 
     return lambda *arguments: make()(*arguments)
 
 
-def _link(space: dict[str, Any], made: dict[types.FunctionType, Function]) -> None:
-    """Let the names of a namespace, and modules named in it, stand for re-made functions."""
-    for name, value in list(space.items()):
+def _link(space: dict[str, Any], known: dict[str, Any], made: dict[types.FunctionType, Function]) -> None:
+    """Let names of a namespace that stand for functions in `known`, or for what holds them, mean re-made ones."""
+    for name, value in known.items():
         if isinstance(value, types.FunctionType) and value in made:
             space[name] = made[value]
         elif isinstance(value, Operator) and value.reference in made:
@@ -313,3 +334,17 @@ def _link(space: dict[str, Any], made: dict[types.FunctionType, Function]) -> No
         elif isinstance(value, types.ModuleType) and value.__name__.startswith(PACKAGE):
             ours = {f.__name__: g for f, g in made.items() if f.__module__ == value.__name__}
             space[name] = types.SimpleNamespace(**{**vars(value), **ours})
+        elif _is_record(value):
+            space[name] = _relinked(value, made)
+
+
+def _relinked(record: Any, made: dict[types.FunctionType, Function]) -> Any:
+    """A dataclass of re-made functions in the places of those that it holds."""
+    changed: dict[str, Any] = {}
+    for item in fields(record):
+        value = getattr(record, item.name)
+        if _is_record(value):
+            changed[item.name] = _relinked(value, made)
+        elif isinstance(value, types.FunctionType) and value in made:
+            changed[item.name] = made[value]
+    return replace(record, **changed) if changed else record
