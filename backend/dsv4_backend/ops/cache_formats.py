@@ -131,9 +131,14 @@ def _describe_section(section: Section) -> str:
     return ", ".join(f"{field.count} {_DTYPE_NAMES[field.dtype]} {field.name}" for field in section)
 
 
+def _one_nan(x: torch.Tensor) -> torch.Tensor:
+    """`x` with one pattern of bits for NaN: torch's casts leave several, by sign and by the length of the tensor."""
+    return x.masked_fill(x.isnan(), torch.nan)
+
+
 def _encode_latent(rows: torch.Tensor) -> Parts:
     nope, scale = quant.act_quant.reference(rows[:, :NOPE], TILE)
-    return {"nope": nope, "scale": scale, "rope": rows[:, NOPE:].bfloat16()}
+    return {"nope": nope, "scale": scale, "rope": _one_nan(rows[:, NOPE:].bfloat16())}
 
 
 def _decode_latent(parts: Parts) -> torch.Tensor:
@@ -143,14 +148,14 @@ def _decode_latent(parts: Parts) -> torch.Tensor:
 
 def _encode_fp8(rows: torch.Tensor) -> Parts:
     values, scale = quant.act_quant.reference(rows, INDEXER)
-    wide = scale_values(scale)
-    return {"values": values, "scale": wide.masked_fill(wide.isnan(), torch.nan)}  # one NaN of many
+    return {"values": values, "scale": _one_nan(scale_values(scale))}
 
 
 def _encode_int8(rows: torch.Tensor) -> Parts:
     amax = rows.abs().amax(1, keepdim=True)
     scale = torch.where(amax.isfinite(), amax / 127, torch.nan)
-    steps = torch.where(scale > 0, rows / scale, 0.0).round()
+    # a subnormal s is too coarse to keep x / s within 127
+    steps = torch.where(scale > 0, rows / scale, 0.0).round().clamp(-127, 127)
     return {"values": steps.to(torch.int8), "scale": scale.clamp(max=torch.finfo(torch.float16).max).half()}
 
 
@@ -170,7 +175,7 @@ def _decode_mxfp4(parts: Parts) -> torch.Tensor:
 LATENT = Codec(
     NOPE + ROPE,
     "act_quant with block 64 on channels 0..447 (6.1: power-of-two scales, amax floored at 1e-4), channels 448..511 "
-    "rounded to bf16",
+    "rounded to bf16, NaN as 0x7FC0",
     _encode_latent,
     _decode_latent,
 )
@@ -190,9 +195,9 @@ MXFP4 = Codec(
 )
 INT8 = Codec(
     INDEXER,
-    "s = fp32(amax / 127), value = x / s rounded to nearest even, s stored as fp16 (at most 65504); a row of zeros has "
-    "s = 0; NaN or infinity anywhere in a row: s = NaN, values 0. UNCONFIRMED: 6.5 gives the layout only, and scales "
-    "may live in a tensor of their own",
+    "s = fp32(amax / 127), value = x / s rounded to nearest even and clamped to +-127, s stored as fp16 (at most "
+    "65504); values are 0 where s is 0, as in a row of zeros; NaN or infinity anywhere in a row: s = NaN (0x7E00), "
+    "values 0. UNCONFIRMED: 6.5 gives the layout only, and scales may live in a tensor of their own",
     _encode_int8,
     _decode_scaled,
 )

@@ -83,7 +83,7 @@ def _encode_fp8(row: Array) -> Pieces:
 
 def _decode_fp8(pieces: Pieces) -> Array:
     codes, scale = pieces
-    return np.multiply(codes.view(E4M3).astype(np.float32), scale.view(np.float32))
+    return np.asarray(codes.view(E4M3).astype(np.float32) * scale.view(np.float32))
 
 
 def _e2m1_block(block: Array) -> tuple[Array, int | None]:
@@ -103,7 +103,8 @@ def _encode_mxfp4(row: Array) -> Pieces:
 
 def _decode_mxfp4(pieces: Pieces) -> Array:
     packed, scales = pieces
-    return fp4_values(packed).astype(np.float32) * np.repeat(scales.view(E8M0).astype(np.float32), 32)
+    scale = np.repeat(scales.view(E8M0).astype(np.float32), 32)
+    return np.asarray(fp4_values(packed).astype(np.float32) * scale)
 
 
 def _encode_int8(row: Array) -> Pieces:
@@ -111,14 +112,14 @@ def _encode_int8(row: Array) -> Pieces:
     if not np.isfinite(row).all():
         return np.zeros(128, np.uint8), np.array([np.nan], np.float16).view(np.uint8)
     scale = np.float32(np.abs(row).max() / np.float32(127))
-    steps = np.rint(row / scale) if scale else np.zeros(128)
+    steps = np.clip(np.rint(row / scale), -127, 127) if scale else np.zeros(128)
     stored = np.array([min(scale, np.float32(65504))], np.float16)
     return steps.astype(np.int8).view(np.uint8), stored.view(np.uint8)
 
 
 def _decode_int8(pieces: Pieces) -> Array:
     steps, scale = pieces
-    return np.multiply(steps.view(np.int8).astype(np.float32), scale.view(np.float16).astype(np.float32))
+    return np.asarray(steps.view(np.int8).astype(np.float32) * scale.view(np.float16).astype(np.float32))
 
 
 ENTRIES = {

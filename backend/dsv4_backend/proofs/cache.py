@@ -43,6 +43,9 @@ def _(draw: Draw) -> Iterator[Case]:
         special = draw.normal(10, 16, dtype=dtype)[::2]
         special[0, 0], special[1, 1], special[2, 2] = float("nan"), float("inf"), -0.0
         yield Case("strided, NaN, infinity, -0", profile, (pages, special, torch.tensor([11, 0, 5, -1, 4])))
+    for name, dtype in (("fp16", torch.float16), ("fp64", torch.float64)):
+        cache = draw.normal(2, 3, 8, dtype=dtype)
+        yield Case(name, "official", (cache, draw.spread(4, 8, dtype=dtype), draw_slots(draw, 4, 6, 1)))
 
 
 def _with_slots(change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., None]:
@@ -100,3 +103,9 @@ def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
 @write_cache.fault("nothing written")
 def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
     pass
+
+
+write_cache.equivalent("write_targets: 1 -> 2 (2)", "every negative slot is a skipped one")
+write_cache.equivalent("write_targets: True -> False", "a pivot without its dimension broadcasts the same")
+write_cache.equivalent("write_cache: 1 -> 2", "a row behind those that slots choose from is never chosen")
+write_cache.equivalent("write_cache: source == own -> source != own", "decides gradients only, which tests check")

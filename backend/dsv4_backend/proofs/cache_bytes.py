@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dsv4_backend.contract import Case, Draw
+from dsv4_backend.contract import Case, Draw, Operator
 from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops import quant
 from dsv4_backend.ops.cache_bytes import READS, WRITES, read_bytes, write_bytes
@@ -95,6 +95,49 @@ def _write_cases(draw: Draw, form: Format) -> Iterator[Case]:
         pages = draw.bytes(2, form.page_bytes(64) + 100)[:, 50:-50]
         strided = _draw_rows(draw, 40, form, dtype)[::2]
         yield Case("block 64, strided", profile, (pages, strided, draw_slots(draw, 20, 128, 3), 64))
+    more = {
+        "fp64 rows round to fp32 first": _ties(draw, form) * (1 + 1e-12),
+        "fp16 rows": draw.normal(4, form.codec.channels, dtype=torch.float16),
+        "ties in bf16": _ties(draw, form).bfloat16(),
+        "subnormal rows": _subnormal(draw, form),
+        "large rows": _large(draw, form),
+        "maxima beside a power of two": _beside_powers(draw, form),
+    }
+    for name, rows in more.items():
+        cache, slots = draw.bytes(2, form.page_bytes(3)), draw_slots(draw, len(rows), 6, 0)
+        yield Case(name, "official", (cache, rows, slots, 3))
+
+
+def _ties(draw: Draw, form: Format) -> torch.Tensor:
+    """fp64 rows of values half way between two neighbours in every format, whatever it scales by."""
+    rows = draw.integers(4, form.codec.channels, low=-508, high=509, dtype=torch.float64) * 0.25
+    rows[:, ::2] = draw.integers(4, form.codec.channels // 2, low=-15, high=16, dtype=torch.float64) * 8
+    rows[:, ::32] = 127.0
+    return rows
+
+
+def _subnormal(draw: Draw, form: Format) -> torch.Tensor:
+    """fp32 rows of a few smallest subnormals each: scales round to one of them, or to 0."""
+    largest = torch.tensor([[7.0], [100.0], [190.0], [2000.0]])
+    rows = (draw.uniform(4, form.codec.channels, low=-1.0) * largest).round()
+    rows[:, :2] = torch.cat((largest, -largest), 1)
+    return rows * 2.0**-149
+
+
+def _large(draw: Draw, form: Format) -> torch.Tensor:
+    """fp32 rows up to the largest number, with special values where RoPE channels are."""
+    rows = draw.uniform(4, form.codec.channels, low=-1.0) * torch.tensor([[1e6], [2e7], [1e20], [3.4e38]])
+    if form.codec is LATENT:
+        rows[0, -4:] = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0])
+    return rows
+
+
+def _beside_powers(draw: Draw, form: Format) -> torch.Tensor:
+    """fp32 rows whose largest value is one step above or below what a power of two scales to the largest code."""
+    rows = draw.normal(4, form.codec.channels)
+    largest = torch.tensor([448.0, 448.0, 6.0, 6.0])
+    rows[:, ::32] = torch.nextafter(largest, torch.tensor([500.0, 0.0, 500.0, 0.0]))[:, None]
+    return rows
 
 
 def _read_cases(draw: Draw, form: Format) -> Iterator[Case]:
@@ -109,6 +152,7 @@ def _read_cases(draw: Draw, form: Format) -> Iterator[Case]:
     one_row_blocks = _filled(draw, form, _draw_rows(draw, 9, form, torch.bfloat16), 1)
     yield Case("blocks of one row, all in reverse", "official", (one_row_blocks, torch.arange(8, -1, -1), 1))
     yield Case("nothing but skips", "official", (pages, torch.full((5,), -1), 64))
+    yield Case("any bytes", "official", (draw.bytes(5, form.page_bytes(7)), torch.arange(35), 7))
 
 
 def _filled(draw: Draw, form: Format, rows: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -233,6 +277,46 @@ def _cut_steps(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
     return parts | {"values": steps.trunc().to(torch.int8)}
 
 
+_EQUIVALENT_WRITES = {
+    "write_targets: 1 -> 2 (2)": "every negative slot is a skipped one",
+    "write_targets: True -> False": "a pivot without its dimension broadcasts the same",
+    "write_bytes: 1 -> 2 (3)": "only the first page is gathered from",
+}
+_EQUIVALENT_READS = {
+    "read_bytes: slots.clamp(min=0) -> slots": "rows of skipped slots are 0 whatever was read",
+    "from_bytes: True -> False": "the lengths agree anyway",
+}
+_ROUNDS = "to_bytes: rows.detach().float() -> rows.detach()"
+_ONE_SECTION = {
+    f"data_columns: block_size * width -> {after}": "no section follows the only one"
+    for after in ("block_size", "block_size / width")
+}
+_ROPE = {"_decode_latent: parts['rope'].float() -> parts['rope']": "cat widens bf16 beside fp32"}
+_SCALE = "_decode_scaled: parts['scale'].float() -> parts['scale']"
+_BY_FP32 = {_ROUNDS: "act_quant and the cast to bf16 take fp64 by way of fp32 themselves"}
+_EQUIVALENT = {
+    "write_cache_fp8_ds_mla": _BY_FP32,
+    "write_cache_a5": _BY_FP32 | _ONE_SECTION,
+    "write_cache_indexer_fp8": _BY_FP32,
+    "write_cache_indexer_int8": {"_encode_int8: 0.0 -> 0.01": "0.01 rounds to 0"},
+    "read_cache_fp8_ds_mla": _ROPE,
+    "read_cache_a5": _ROPE | _ONE_SECTION,
+    "read_cache_indexer_fp8": {_SCALE: "the scale is fp32"},
+    "read_cache_indexer_int8": {
+        _SCALE: "a product with an fp32 factor is fp32 without the cast too",
+        "_decode_scaled: parts['values'].float() -> parts['values']": "int8 times fp32 is fp32",
+    },
+}
+"""What only some formats have, beside `_EQUIVALENT_WRITES` and `_EQUIVALENT_READS`."""
+
+
+def _explain(contract: Operator, shared: dict[str, str]) -> None:
+    for mutant, why in (shared | _EQUIVALENT.get(contract.name, {})).items():
+        contract.equivalent(mutant, why)
+
+
 for _form in FORMATS:
     _prove_write(_form)
     _prove_read(_form)
+    _explain(WRITES[_form.name], _EQUIVALENT_WRITES)
+    _explain(READS[_form.name], _EQUIVALENT_READS)

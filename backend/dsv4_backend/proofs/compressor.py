@@ -182,6 +182,11 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("CSA indexer", profile, _call(draw, indexer, [(0, 21), (130, 1)], dtype))
         main = _Geometry(ratio=128, groups=1, hd=512, d=64, frequencies=32, block_size=64)
         yield Case("HCA", profile, _call(draw, main, [(127, 1), (200, 60)], dtype))
+    for kind, g in (("overlap", _CSA), ("plain", _HCA)):
+        call = _call(draw, g, _MIXED, torch.bfloat16)
+        yield Case(f"{kind}, wide gates", "official", call._replace(wgate=call.wgate * 64))
+        call = _call(draw, g, _MIXED, torch.float16)
+        yield Case(f"{kind}, fp16, squares beyond its range", "official", call._replace(wkv=call.wkv * 400))
 
 
 add_output_faults(compress, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
@@ -257,3 +262,22 @@ def _(*arguments: Any) -> torch.Tensor:
 def _(*arguments: Any) -> torch.Tensor:
     call = Call(*arguments)
     return compress_by_steps(call._replace(seq_lens=call.query_start_loc.diff()))
+
+
+for _mutant, _why in {
+    "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
+    "slots: 1 -> 2 (2)": "any negative row is an absent one",
+    "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they are",
+    "gather_rows: flat.clamp(min=0) -> flat": "rows of absent slots are masked whatever they hold",
+    "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
+    "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows are 0 at any angle",
+    "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 without the cast too",
+    "rope: -angles -> angles": "entries are never rotated back",
+    "_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded alike",
+    "_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
+    "_rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
+    "_rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",
+    "_rotate_tail: 1 -> 2 (4)": "entries have no dimension between the first and the last",
+    "_rotate_tail: 1 -> 2 (5)": "entries have no dimension between the first and the last",
+}.items():
+    compress.equivalent(_mutant, _why)

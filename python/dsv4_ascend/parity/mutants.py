@@ -12,7 +12,7 @@ import copy
 import inspect
 import random
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -139,7 +139,10 @@ def _with_argument(reference: Function, position: int, edit: Callable[[Any], Any
 
 
 def _reached(reference: Function) -> list[types.FunctionType]:
-    """The reference and the plain functions of the package that it reaches, callees first."""
+    """The reference and the plain functions of the package that it reaches, callees first.
+
+    A function in a field of a dataclass that the reference is made for counts if a reached function names the field.
+    """
     order: list[types.FunctionType] = []
 
     def visit(function: Any) -> None:
@@ -153,6 +156,10 @@ def _reached(reference: Function) -> list[types.FunctionType]:
 
     assert isinstance(reference, types.FunctionType)
     visit(reference)
+    used = set[str]().union(*map(_attributes, order))
+    for name, value in _held(_closure(reference).values()):
+        if name in used and _is_plain(value):
+            visit(value)
     return order
 
 
@@ -163,12 +170,10 @@ def _is_plain(value: object) -> bool:
 
 
 def _mentioned(function: types.FunctionType) -> Iterator[object]:
-    """What the names and the attributes of modules in a function's source stand for, records with their functions."""
-    space = {**function.__globals__, **_closure(function)}
+    """What the names and the attributes of modules in a function's source stand for."""
     for node in ast.walk(_source(function)):
         if isinstance(node, ast.Name) and node.id != "_":
-            value = space.get(node.id)
-            yield from _values_of(value) if _is_record(value) else (value,)
+            yield function.__globals__.get(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = function.__globals__.get(node.value.id)
             if isinstance(owner, Operator):
@@ -187,11 +192,16 @@ def _is_record(value: object) -> bool:
     return is_dataclass(value) and not isinstance(value, Operator | type)
 
 
-def _values_of(record: Any) -> Iterator[object]:
-    """What the fields of a dataclass hold, and those of the dataclasses among them."""
-    for item in fields(record):
-        value = getattr(record, item.name)
-        yield from _values_of(value) if _is_record(value) else (value,)
+def _held(values: Iterable[Any]) -> Iterator[tuple[str, object]]:
+    """(name of the field, what it holds) of the dataclasses among `values`, and of those inside them."""
+    for record in filter(_is_record, values):
+        inside = {item.name: getattr(record, item.name) for item in fields(record)}
+        yield from inside.items()
+        yield from _held(inside.values())
+
+
+def _attributes(function: types.FunctionType) -> set[str]:
+    return {node.attr for node in ast.walk(_source(function)) if isinstance(node, ast.Attribute)}
 
 
 @cache
