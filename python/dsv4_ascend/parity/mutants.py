@@ -12,8 +12,8 @@ import copy
 import inspect
 import random
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -139,7 +139,10 @@ def _with_argument(reference: Function, position: int, edit: Callable[[Any], Any
 
 
 def _reached(reference: Function) -> list[types.FunctionType]:
-    """The reference and the plain functions of the package that it reaches, callees first."""
+    """The reference and the plain functions of the package that it reaches, callees first.
+
+    A function in a field of a dataclass that the reference is made for counts if a reached function names the field.
+    """
     order: list[types.FunctionType] = []
 
     def visit(function: Any) -> None:
@@ -153,6 +156,10 @@ def _reached(reference: Function) -> list[types.FunctionType]:
 
     assert isinstance(reference, types.FunctionType)
     visit(reference)
+    used = set[str]().union(*map(_attributes, order))
+    for name, value in _held(_closure(reference).values()):
+        if name in used and _is_plain(value):
+            visit(value)
     return order
 
 
@@ -173,6 +180,28 @@ def _mentioned(function: types.FunctionType) -> Iterator[object]:
                 yield owner.reference
             elif isinstance(owner, types.ModuleType) and owner.__name__.startswith(PACKAGE):
                 yield getattr(owner, node.attr, None)
+
+
+def _closure(function: types.FunctionType) -> dict[str, Any]:
+    """Variables that a function inside another takes from there."""
+    cells = function.__closure__ or ()
+    return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, cells, strict=True)}
+
+
+def _is_record(value: object) -> bool:
+    return is_dataclass(value) and not isinstance(value, Operator | type)
+
+
+def _held(values: Iterable[Any]) -> Iterator[tuple[str, object]]:
+    """(name of the field, what it holds) of the dataclasses among `values`, and of those inside them."""
+    for record in filter(_is_record, values):
+        inside = {item.name: getattr(record, item.name) for item in fields(record)}
+        yield from inside.items()
+        yield from _held(inside.values())
+
+
+def _attributes(function: types.FunctionType) -> set[str]:
+    return {node.attr for node in ast.walk(_source(function)) if isinstance(node, ast.Attribute)}
 
 
 @cache
@@ -282,30 +311,32 @@ def _rebuilt(
 
     Made when it is called first: most mutants of a long list are never run.
     """
+    assert isinstance(reference, types.FunctionType)
 
     @cache
     def make() -> Function:
-        spaces = {f.__module__: dict(f.__globals__) for f in reached}
+        names = {f.__module__: dict(f.__globals__) for f in reached}
+        names[reference.__module__] |= _closure(reference)
+        spaces = {module: dict(known) for module, known in names.items()}
         made: dict[types.FunctionType, Function] = {}
         for function in reached:
             space = spaces[function.__module__]
-            _link(space, made)
+            _link(space, names[function.__module__], made)
             definition = tree if function is edited else _source(function)
             future = ast.ImportFrom("__future__", [ast.alias("annotations")], 0)
             code = ast.fix_missing_locations(ast.Module([future, definition], []))
             exec(compile(code, f"<mutant of {function.__name__}>", "exec"), space)
             made[function] = space[function.__name__]
-        for space in spaces.values():
-            _link(space, made)
-        assert isinstance(reference, types.FunctionType)
+        for module, space in spaces.items():
+            _link(space, names[module], made)
         return made[reference]
 
     return lambda *arguments: make()(*arguments)
 
 
-def _link(space: dict[str, Any], made: dict[types.FunctionType, Function]) -> None:
-    """Let the names of a namespace, and modules named in it, stand for re-made functions."""
-    for name, value in list(space.items()):
+def _link(space: dict[str, Any], known: dict[str, Any], made: dict[types.FunctionType, Function]) -> None:
+    """Let names of a namespace that stand for functions in `known`, or for what holds them, mean re-made ones."""
+    for name, value in known.items():
         if isinstance(value, types.FunctionType) and value in made:
             space[name] = made[value]
         elif isinstance(value, Operator) and value.reference in made:
@@ -313,3 +344,17 @@ def _link(space: dict[str, Any], made: dict[types.FunctionType, Function]) -> No
         elif isinstance(value, types.ModuleType) and value.__name__.startswith(PACKAGE):
             ours = {f.__name__: g for f, g in made.items() if f.__module__ == value.__name__}
             space[name] = types.SimpleNamespace(**{**vars(value), **ours})
+        elif _is_record(value):
+            space[name] = _relinked(value, made)
+
+
+def _relinked(record: Any, made: dict[types.FunctionType, Function]) -> Any:
+    """A dataclass of re-made functions in the places of those that it holds."""
+    changed: dict[str, Any] = {}
+    for item in fields(record):
+        value = getattr(record, item.name)
+        if _is_record(value):
+            changed[item.name] = _relinked(value, made)
+        elif isinstance(value, types.FunctionType) and value in made:
+            changed[item.name] = made[value]
+    return replace(record, **changed) if changed else record
