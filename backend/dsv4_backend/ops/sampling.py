@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.contract import Tolerance, operator
 
 MIN_TEMPERATURE = 1e-5
 
@@ -40,7 +40,7 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(compute(logits) / max(temperature, MIN_TEMPERATURE), -1)
+    probabilities = torch.softmax(logits / max(temperature, MIN_TEMPERATURE), -1)
     if top_p < 1:
         probabilities = nucleus(probabilities, top_p)
     return (probabilities / noise).argmax(-1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Operator, Tolerance, compute, operator
-from dsv4_backend.ops import quant
+from dsv4_backend.ops.quant import act_quant
 
 BLOCK = 128
 """Channels per FP8 scale of a GEMM input (spec 6.1)."""
@@ -60,7 +60,7 @@ def swiglu_quant(
     is taken, as official inference does; quantising straight from fp32 (MegaMoE) is another operator.
     Zero rows give an empty result. Source: spec/v4.md 5.2, 6.1.
     """
-    q, scale = quant.act_quant.reference(swiglu.reference(gate, up, weights, limit), BLOCK)
+    q, scale = act_quant.reference(swiglu.reference(gate, up, weights, limit), BLOCK)
     return q, scale
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,6 +27,17 @@ def _(x: Array) -> Array:
 
 @hadamard.cases
 def _(draw: Draw) -> Iterator[Case]:
+    for case in _drawn_cases(draw):
+        (x,) = case.arguments
+        yield case if case.profile == "ideal" else replace(case, arguments=(_on_grid(x),))
+
+
+def _on_grid(x: torch.Tensor) -> torch.Tensor:
+    """The nearest multiples of 2^-8, with the same strides: fp32 sums of 2^9 such numbers below 2^7 are exact."""
+    return x.mul_(256).round_().div_(256)
+
+
+def _drawn_cases(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for shape in ((0, 128), (1, 1), (3, 2), (5, 16), (7, 128), (2, 64, 128), (2, 512)):
             yield Case("x".join(map(str, shape)), profile, (draw.normal(*shape, dtype=dtype),))
@@ -90,3 +102,6 @@ def _(x: torch.Tensor) -> torch.Tensor:
         y = torch.stack([pair[:, :, 0] + pair[:, :, 1], pair[:, :, 0] - pair[:, :, 1]], 2)
         width *= 2
     return (y.reshape(x.shape).float() * scale).to(x.dtype)
+
+
+hadamard.equivalent("sylvester: 0 -> 1", "the matrix is square")

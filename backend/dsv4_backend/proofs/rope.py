@@ -20,7 +20,8 @@ _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 def _(x: Array, positions: Array, inv_freq: Array, inverse: bool = False) -> Array:
     """Pairs as complex numbers, turned by exp(i a); `a` is the one product in fp32 (spec 3.3)."""
     angles = wide(positions.astype(np.float32)[:, None] * inv_freq.astype(np.float32))
-    turns = np.exp((-1j if inverse else 1j) * angles).reshape(len(x), *[1] * (x.ndim - 2), -1)
+    turns = np.exp((-1j if inverse else 1j) * angles)
+    turns = np.expand_dims(turns, tuple(range(1, x.ndim - 1)))
     first = x.shape[-1] - 2 * inv_freq.shape[0]
     turned = (wide(x[..., first::2]) + 1j * wide(x[..., first + 1 :: 2])) * turns
     y = x.copy()
@@ -110,3 +111,8 @@ def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse:
     kept = x.shape[-1] - 2 * inv_freq.shape[0]
     y = rope.reference(x, positions, inv_freq, inverse)
     return torch.cat((y[..., :kept], y[..., kept:] * (0.1 * math.log(16.0) + 1)), -1)
+
+
+rope.equivalent("rotation_angles: inv_freq.float() -> inv_freq", "the table is fp32 already")
+rope.equivalent("rotation_angles: positions.float() -> positions", "integers times fp32 are rounded to fp32 first")
+rope.equivalent("rotate_tail: angles.to(wide.dtype) -> angles", "angles and the widened channels are fp32 already")

@@ -23,12 +23,14 @@ def _(logits: Array, noise: Array, temperature: float, top_p: float) -> Array:
 def _pick(logits: Array, noise: Array, temperature: float, top_p: float) -> int:
     """The token of one row: candidates are ranked, smaller id first, while better ones leave more than 1 - top_p."""
     if temperature == 0:
-        return min(range(len(logits)), key=lambda token: (-logits[token], token))
+        return int(np.argmax(logits))
     weights = np.exp((logits - logits.max()) / max(temperature, 1e-5))
-    ranked = sorted(range(len(logits)), key=lambda token: (-weights[token], token))
+    ranked = np.argsort(-weights, kind="stable")
     left = np.cumsum(weights[ranked[::-1]])[::-1]  # what a token and all behind it hold: small terms first
-    candidates = [token for token, rest in zip(ranked, left, strict=True) if rest > (1 - top_p) * left[0]]
-    return min(candidates, key=lambda token: (-weights[token] / noise[token], token))
+    outside = ranked[left <= (1 - top_p) * left[0]]
+    scores = weights / noise
+    scores[outside] = -np.inf
+    return int(np.argmax(scores))
 
 
 def _exponential(draw: Draw, *shape: int) -> torch.Tensor:
@@ -62,6 +64,9 @@ def _tie_cases(draw: Draw) -> Iterator[Case]:
     yield Case(
         "temperature below its floor", "ideal", (cold, torch.tensor([[9.0, 0.1, 0.1], [0.1, 9.0, 0.1]]), 1e-30, 0.5)
     )
+    rare = torch.tensor([[0.0, -20.0], [-20.0, 0.0], [0.0, -20.0]])
+    noise = torch.tensor([[1.0, 1e-12], [1e-12, 1.0], [1.0, 1e-6]])
+    yield Case("rare ids at top_p 1", "ideal", (rare, noise, 1.0, 1.0))
 
 
 add_output_faults(sample, "last token zero", "tokens shifted by one")
@@ -126,3 +131,6 @@ def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: floa
 def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     last = torch.arange(logits.shape[1]) == max(1, logits.shape[1] - 1)
     return sample.reference(logits.masked_fill(last, -math.inf), noise, temperature, top_p)
+
+
+sample.equivalent("nucleus: True -> False (2)", "torch sorts stably on the CPU whether asked to or not")

@@ -11,27 +11,27 @@ import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, compute
 from dsv4_backend.mutants import add_output_faults
-from dsv4_backend.ops import quant
 from dsv4_backend.ops.formats import E4M3_MAX, block_scale, divide_blocks, round_e4m3, split_blocks
+from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.ops.swiglu import BLOCK, clamped_swiglu, swiglu, swiglu_quant
 from dsv4_backend.proofs.numerics import BF16, E8M0, Array, cast, quantise_fp8, wide
 
 
-def _product(gate: Array, up: Array, weights: Array | None, limit: float) -> Array:
+def _golden_product(gate: Array, up: Array, weights: Array | None, limit: float) -> Array:
     """float64 [M, m]: `weights * silu(gate) * up`, the gate clamped above, up on both sides (spec 5.2)."""
     g, u = np.minimum(wide(gate), limit), np.clip(wide(up), -limit, limit)
-    h = g / (1 + np.exp(-g)) * u
-    return h if weights is None else weights[:, None] * h
+    h: Array = g / (1 + np.exp(-g)) * u
+    return h if weights is None else wide(weights[:, None]) * h
 
 
 @swiglu.oracle
 def _(gate: Array, up: Array, weights: Array | None, limit: float) -> Array:
-    return cast(gate.dtype, _product(gate, up, weights, limit))
+    return cast(gate.dtype, _golden_product(gate, up, weights, limit))
 
 
 @swiglu_quant.oracle
 def _(gate: Array, up: Array, weights: Array | None, limit: float) -> tuple[Array, Array]:
-    codes, scales = quantise_fp8(cast(BF16, _product(gate, up, weights, limit)), 128)
+    codes, scales = quantise_fp8(cast(BF16, _golden_product(gate, up, weights, limit)), 128)
     return codes, cast(E8M0, scales)
 
 
@@ -48,9 +48,11 @@ def _gate_up(draw: Draw, rows: int, m: int, dtype: torch.dtype) -> tuple[torch.T
 
 def _decided(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> tuple[object, ...]:
     """Arguments with both factors zeroed where bf16 rounding of the product hangs on the last bits of fp32."""
-    wide = swiglu.reference(gate.double(), up.double(), None if weights is None else weights.double(), limit)
-    low, high = (wide * (1 - _TIE_MARGIN)).bfloat16(), (wide * (1 + _TIE_MARGIN)).bfloat16()
-    open_ = wide.isfinite() & ((low != high) | (wide.abs() < 2.0**-100))
+    weight = None if weights is None else weights.numpy()
+    with np.errstate(all="ignore"):
+        exact = _golden_product(gate.double().numpy(), up.double().numpy(), weight, limit)
+    low, high = (cast(BF16, exact * (1 + margin)) for margin in (-_TIE_MARGIN, _TIE_MARGIN))
+    open_ = torch.from_numpy(np.isfinite(exact) & ((low != high) | (np.abs(exact) < 2.0**-100)))
     return gate.masked_fill(open_, 0), up.masked_fill(open_, 0), weights, limit
 
 
@@ -68,15 +70,25 @@ def _swiglu_cases(draw: Draw, profile: str, dtype: torch.dtype) -> Iterator[Case
     yield Case("NaN, infinity, zero row", profile, decided(gate, up, torch.tensor([1.0, 0.5, 2.0, 0.0]), 10.0))
 
 
+def _fine_limit(draw: Draw, profile: str, dtype: torch.dtype) -> Case:
+    """A limit that bf16 does not hold: clamped values are fp32."""
+    decided = _decided if profile == "official" else (lambda *arguments: arguments)
+    gate, up = _gate_up(draw, 4, 256, dtype)
+    return Case("limit 0.3017", profile, decided(gate, up, draw.uniform(4, low=0.5), 0.3017))
+
+
 @swiglu.cases
 def _(draw: Draw) -> Iterator[Case]:
     yield from _swiglu_cases(draw, "ideal", torch.float32)
     yield from _swiglu_cases(draw, "official", torch.bfloat16)
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        yield _fine_limit(draw, profile, dtype)
 
 
 @swiglu_quant.cases
 def _(draw: Draw) -> Iterator[Case]:
     yield from _swiglu_cases(draw, "official", torch.bfloat16)
+    yield _fine_limit(draw, "official", torch.bfloat16)
 
 
 SwiGLU = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
@@ -118,7 +130,7 @@ _WRONG_SWIGLU: dict[str, SwiGLU] = {
 
 
 def _then_quantise(product: SwiGLU) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    return lambda *arguments: quant.act_quant.reference(product(*arguments), BLOCK)
+    return lambda *arguments: act_quant.reference(product(*arguments), BLOCK)
 
 
 for _name, _product in _WRONG_SWIGLU.items():
@@ -132,7 +144,7 @@ add_output_faults(swiglu_quant, "tokens shifted by one", output=1)
 def _(
     gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    q, scale = quant.act_quant.reference(swiglu.reference(gate.float(), up.float(), weights, limit), BLOCK)
+    q, scale = act_quant.reference(swiglu.reference(gate.float(), up.float(), weights, limit), BLOCK)
     return q, scale
 
 
@@ -149,7 +161,7 @@ def _(
     gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     h = swiglu.reference(gate, up, weights, limit)
-    q, scale = quant.act_quant.reference(h, max(1, h.shape[1]))
+    q, scale = act_quant.reference(h, max(1, h.shape[1]))
     return q, scale.view(torch.uint8).repeat(1, -(-h.shape[1] // BLOCK)).view(scale.dtype)
 
 
@@ -161,3 +173,6 @@ def _(
     scale = block_scale(blocks, E4M3_MAX, 2.0**-100)
     q = round_e4m3(divide_blocks(blocks, scale)).flatten(1)[:, : gate.shape[1]]
     return q.contiguous(), scale.view(torch.float8_e8m0fnu)
+
+
+swiglu.equivalent("swiglu: weights.to(h.dtype) -> weights", "the weights are fp32, as the product is")
