@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw, Operator, Reference
-from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.mutants import add_output_faults, explain
 from dsv4_backend.ops import quant
 from dsv4_backend.ops.formats import E2M1_MAX, E2M1_MIDPOINTS, E4M3_MAX, block_scale, round_e2m1, round_e4m3
 from dsv4_backend.ops.quant import ACT_FLOOR, FP4_FLOOR, act_qdq, act_quant, fp4_qdq, fp4_quant
@@ -224,21 +224,18 @@ _SAME_BYTES = {
         "divide_blocks casts the scale to fp32"
     ),
 }
+_EXACT_RATIOS = "ratios to powers of two from 2^-22 on are exact in bf16 and fp16 too, or far below e4m3"
 _SAME_E4M3 = {
     "round_e4m3: x.float() -> x": "a divided block is fp32 already",
     "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the scale keeps every ratio within 448",
     "block_scale: blocks.abs().amax(-1).float() -> blocks.abs().amax(-1)": (
         "bf16 and fp16 round the floor 1e-4 to numbers of the same scale 2^-22"
     ),
-    **dict.fromkeys(
-        (
-            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
-            "compute: x.float() -> x",
-            "divide_blocks: compute(blocks) -> blocks",
-        ),
-        "ratios to powers of two from 2^-22 on are exact in bf16 and fp16 too, or far below e4m3",
-    ),
+    "divide_blocks: compute(blocks) -> blocks": _EXACT_RATIOS,
 }
+_SAME_RATIOS = dict.fromkeys(
+    ("compute: x.dtype == torch.float64 -> x.dtype != torch.float64", "compute: x.float() -> x"), _EXACT_RATIOS
+)
 _SAME_E2M1 = {
     "round_e2m1: 0.0 -> 0.01": "0.01 has code 0",
     "round_e2m1: (magnitude > midpoint if i % 2 == 0 else magnitude >= midpoint).to(torch.uint8)"
@@ -259,16 +256,10 @@ _SAME_ZEROS = dict.fromkeys(
     "below the floor scales differ for blocks only whose codes are all 0",
 )
 
-
-def explain(op: Operator, *tables: dict[str, str]) -> None:
-    """Give an operator's equivalent mutants, from tables of mutant and reason."""
-    for table in tables:
-        for mutant, why in table.items():
-            op.equivalent(mutant, why)
-
-
-explain(act_quant, _SAME_SCALE, _SAME_BYTES, _SAME_E4M3)
-explain(act_qdq, _SAME_SCALE, _SAME_E4M3, _SAME_VALUES)
+ACT_QUANT_EQUIVALENTS = {**_SAME_SCALE, **_SAME_BYTES, **_SAME_E4M3}
+"""Automatic mutants that change nothing in `act_quant`, whichever operator calls it."""
+explain(act_quant, ACT_QUANT_EQUIVALENTS, _SAME_RATIOS)
+explain(act_qdq, _SAME_SCALE, _SAME_E4M3, _SAME_RATIOS, _SAME_VALUES)
 explain(fp4_quant, _SAME_SCALE, _SAME_BYTES, _SAME_E2M1)
 explain(fp4_qdq, _SAME_SCALE, _SAME_E2M1, _SAME_VALUES, _SAME_ZEROS)
 act_qdq.equivalent("e4m3_values: 256 -> 257", "no code looks up a 257th value")

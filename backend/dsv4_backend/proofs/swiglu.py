@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.mutants import add_output_faults, explain
 from dsv4_backend.ops.formats import E4M3_MAX, block_scale, divide_blocks, round_e4m3, split_blocks
 from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.ops.swiglu import BLOCK, clamped_swiglu, swiglu, swiglu_quant
 from dsv4_backend.proofs.numerics import BF16, E8M0, Array, cast, quantise_fp8, wide
+from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
 
 
 def _golden_product(gate: Array, up: Array, weights: Array | None, limit: float) -> Array:
@@ -175,4 +176,6 @@ def _(
     return q.contiguous(), scale.view(torch.float8_e8m0fnu)
 
 
-swiglu.equivalent("swiglu: weights.to(h.dtype) -> weights", "the weights are fp32, as the product is")
+_SAME_WEIGHTS = {"swiglu: weights.to(h.dtype) -> weights": "the weights are fp32, as the product is"}
+explain(swiglu, _SAME_WEIGHTS)
+explain(swiglu_quant, _SAME_WEIGHTS, ACT_QUANT_EQUIVALENTS)
