@@ -12,8 +12,9 @@ from dsv4_backend.contract import Tolerance, compute, operator
     rows=(11,),
     arguments={"x": "float [..., n]"},
     tolerance=Tolerance(
-        reason="fp32 sums of up to 512 terms of size 4 in any order stay within 4e-6; the official cases lie on a grid "
-        "where such sums are exact, so the one product by the root and the one cast to bf16 decide every bit",
+        reason="fp32 sums of up to 512 terms of size 4 in any order stay within 4e-6; the official "
+        "cases lie on a grid where such sums are exact, so the one product by the root and the one "
+        "cast to bf16 decide every bit",
         ideal=(4e-6, 1e-6),
     ),
 )

@@ -62,7 +62,7 @@ def _straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 def quantise_fp8(
     x: torch.Tensor, block_size: int, scale_of: Rule = _act_scale, round_to: Rule = round_e4m3
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """FP8 codes [..., K] and E8M0 scales of x; `scale_of` and `round_to` are steps that a fault replaces."""
+    """FP8 codes [..., K] and E8M0 scales of x; a fault replaces `scale_of` or `round_to`."""
     q, scale = _quantise(x, block_size, scale_of, round_to)
     return _merge(q, x.shape[-1]), scale.view(torch.float8_e8m0fnu)
 

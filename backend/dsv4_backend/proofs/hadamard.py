@@ -33,7 +33,7 @@ def _(draw: Draw) -> Iterator[Case]:
 
 
 def _on_grid(x: torch.Tensor) -> torch.Tensor:
-    """The nearest multiples of 2^-8, with the same strides: fp32 sums of 2^9 such numbers below 2^7 are exact."""
+    """The nearest multiples of 2^-8, in place: fp32 sums of 2^9 of them below 2^7 are exact."""
     return x.mul_(256).round_().div_(256)
 
 

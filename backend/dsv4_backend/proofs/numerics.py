@@ -44,12 +44,13 @@ def power_of_two_scale(amax: Array, largest: float, floor: float) -> Array:
 
 
 def quantise(dtype: Any, x: Array, block_size: int, floor: float) -> tuple[Array, Array]:
-    """(codes of E4M3 or E2M1 [..., K], float64 scales [..., ceil(K / block_size)]) of consecutive blocks of channels.
+    """(codes of E4M3 or E2M1 [..., K], float64 scales [..., ceil(K / block_size)]) (spec 6.1, 6.2).
 
-    A block with NaN or infinity has a NaN scale and codes cast from +NaN (spec 6.1 and 6.2, last block may be short).
+    A block with NaN or infinity has a NaN scale and codes cast from +NaN; the last may be short.
     """
     largest = _LARGEST[np.dtype(dtype)]
-    codes, scales = np.empty(x.shape, dtype), np.empty((*x.shape[:-1], -(-x.shape[-1] // block_size)))
+    codes = np.empty(x.shape, dtype)
+    scales = np.empty((*x.shape[:-1], -(-x.shape[-1] // block_size)))
     for number in range(scales.shape[-1]):
         channels = slice(number * block_size, (number + 1) * block_size)
         block = wide(x[..., channels])
@@ -70,16 +71,17 @@ def quantise_fp8(x: Array, block_size: int) -> tuple[Array, Array]:
 
 
 def quantise_fp4(x: Array, block_size: int) -> tuple[Array, Array]:
-    """(e2m1 codes [..., K], float64 scales) of activations; codes under a NaN scale are +0 (spec 6.2)."""
+    """(e2m1 codes [..., K], float64 scales); codes under a NaN scale are +0 (spec 6.2)."""
     codes, scales = quantise(E2M1, x, block_size, 6 * 2.0**-126)
     unknown = np.isnan(per_channel(scales, block_size, x.shape[-1]))
     return np.where(unknown, np.zeros_like(codes), codes), scales
 
 
 def dequantise(codes: Array, scales: Array, block_size: int) -> Array:
-    """Codes times the scales of their blocks, rounded to fp32 (too large becomes infinite), in float64."""
+    """Codes times the scales of their blocks in fp32 (too large is infinite), as float64."""
     with np.errstate(over="ignore"):
-        return wide((wide(codes) * per_channel(scales, block_size, codes.shape[-1])).astype(np.float32))
+        values = wide(codes) * per_channel(scales, block_size, codes.shape[-1])
+        return wide(values.astype(np.float32))
 
 
 def fp4_values(packed: Array) -> Array:

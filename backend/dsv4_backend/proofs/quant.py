@@ -1,4 +1,4 @@
-"""Proof of FP8 and FP4 activation quantisation (spec/v4.md 6.1, 6.2): cases, oracles, named faults."""
+"""Proof of FP8 and FP4 quantisation (spec/v4.md 6.1, 6.2): cases, oracles, named faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import torch
 from dsv4_backend.contract import Case, Draw, Operator, Reference
 from dsv4_backend.mutants import add_output_faults, explain
 from dsv4_backend.ops import quant
-from dsv4_backend.ops.formats import E2M1_MAX, E2M1_MIDPOINTS, E4M3_MAX, block_scale, round_e2m1, round_e4m3
+from dsv4_backend.ops.formats import (
+    E2M1_MAX,
+    E2M1_MIDPOINTS,
+    E4M3_MAX,
+    block_scale,
+    round_e2m1,
+    round_e4m3,
+)
 from dsv4_backend.ops.quant import ACT_FLOOR, FP4_FLOOR, act_qdq, act_quant, fp4_qdq, fp4_quant
 from dsv4_backend.proofs.numerics import E8M0, Array, cast, dequantise, quantise_fp4, quantise_fp8
 
@@ -28,7 +35,8 @@ def _(x: Array, block_size: int) -> tuple[Array, Array]:
 @act_qdq.oracle
 def _(x: Array, block_size: int, channels: int) -> Array:
     y = x.copy()
-    y[..., :channels] = cast(x.dtype, dequantise(*quantise_fp8(x[..., :channels], block_size), block_size))
+    codes, scales = quantise_fp8(x[..., :channels], block_size)
+    y[..., :channels] = cast(x.dtype, dequantise(codes, scales, block_size))
     return y
 
 
@@ -86,7 +94,7 @@ def _every_bf16() -> torch.Tensor:
 
 
 def _every_fp16() -> torch.Tensor:
-    """Each row holds its exponent alone (2^-24 to 65504, special values last); then zeros of both signs."""
+    """Both signs of a magnitude side by side, 0 to NaN upwards; a row of zeros last."""
     values = torch.arange(2**15, dtype=torch.int16).view(torch.float16)
     signed = torch.stack([values, -values], -1).view(256, 256)
     return torch.cat([signed, torch.tensor([0.0, -0.0], dtype=torch.float16).repeat(1, 128)])
@@ -215,7 +223,7 @@ def _(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 _SAME_SCALE = {
-    "divide_blocks: scale_values(scale).to(wide.dtype) -> scale_values(scale)": "the scale is fp32 already",
+    "divide_blocks: scale_values(scale).to(wide.dtype) -> scale_values(scale)": "it is fp32",
     "split_blocks: 1 -> 2": "zeros fill a block that is wider than the channels",
     "scale_bytes: amax.float() -> amax": "block_scale has made it fp32",
 }
@@ -224,10 +232,10 @@ _SAME_BYTES = {
         "divide_blocks casts the scale to fp32"
     ),
 }
-_EXACT_RATIOS = "ratios to powers of two from 2^-22 on are exact in bf16 and fp16 too, or far below e4m3"
+_EXACT_RATIOS = "ratios to 2^-22 and more are exact in bf16 and fp16 too, or far below e4m3"
 _SAME_E4M3 = {
     "round_e4m3: x.float() -> x": "a divided block is fp32 already",
-    "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the scale keeps every ratio within 448",
+    "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "no ratio is above 448",
     "block_scale: blocks.abs().amax(-1).float() -> blocks.abs().amax(-1)": (
         "bf16 and fp16 round the floor 1e-4 to numbers of the same scale 2^-22"
     ),
@@ -263,6 +271,4 @@ explain(act_qdq, _SAME_SCALE, _SAME_E4M3, _SAME_RATIOS, _SAME_VALUES)
 explain(fp4_quant, _SAME_SCALE, _SAME_BYTES, _SAME_E2M1)
 explain(fp4_qdq, _SAME_SCALE, _SAME_E2M1, _SAME_VALUES, _SAME_ZEROS)
 act_qdq.equivalent("e4m3_values: 256 -> 257", "no code looks up a 257th value")
-fp4_qdq.equivalent(
-    "round_e2m1: finite.signbit().to(torch.uint8) -> finite.signbit()", "codes may be of any integer type"
-)
+fp4_qdq.equivalent("round_e2m1: finite.signbit().to(torch.uint8) -> finite.signbit()", "any integer type will do")

@@ -1,4 +1,4 @@
-"""Proof of the partial interleaved rotary embedding (spec/v4.md 3.3): cases, oracle, named faults."""
+"""Proof of partial interleaved RoPE (spec/v4.md 3.3): cases, oracle, named faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import torch
 
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.mutants import add_output_faults
-from dsv4_backend.ops.rope import rope, rope_frequencies, rotate_tail, rotation_angles, yarn_frequencies
+from dsv4_backend.ops.rope import (
+    rope,
+    rope_frequencies,
+    rotate_tail,
+    rotation_angles,
+    yarn_frequencies,
+)
 from dsv4_backend.proofs.numerics import Array, cast, wide
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
@@ -25,7 +31,8 @@ def _(x: Array, positions: Array, inv_freq: Array, inverse: bool = False) -> Arr
     first = x.shape[-1] - 2 * inv_freq.shape[0]
     turned = (wide(x[..., first::2]) + 1j * wide(x[..., first + 1 :: 2])) * turns
     y = x.copy()
-    y[..., first::2], y[..., first + 1 :: 2] = cast(x.dtype, turned.real), cast(x.dtype, turned.imag)
+    y[..., first::2] = cast(x.dtype, turned.real)
+    y[..., first + 1 :: 2] = cast(x.dtype, turned.imag)
     return y
 
 
@@ -113,6 +120,6 @@ def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse:
     return torch.cat((y[..., :kept], y[..., kept:] * (0.1 * math.log(16.0) + 1)), -1)
 
 
-rope.equivalent("rotation_angles: inv_freq.float() -> inv_freq", "the table is fp32 already")
-rope.equivalent("rotation_angles: positions.float() -> positions", "integers times fp32 are rounded to fp32 first")
-rope.equivalent("rotate_tail: angles.to(wide.dtype) -> angles", "angles and the widened channels are fp32 already")
+rope.equivalent("rotation_angles: inv_freq.float() -> inv_freq", "the table is fp32")
+rope.equivalent("rotation_angles: positions.float() -> positions", "the product rounds them to fp32")
+rope.equivalent("rotate_tail: angles.to(wide.dtype) -> angles", "both are fp32")

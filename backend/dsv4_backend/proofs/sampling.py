@@ -21,12 +21,12 @@ def _(logits: Array, noise: Array, temperature: float, top_p: float) -> Array:
 
 
 def _pick(logits: Array, noise: Array, temperature: float, top_p: float) -> int:
-    """The token of one row: candidates are ranked, smaller id first, while better ones leave more than 1 - top_p."""
+    """The token of one row; a candidate and all ranked behind it hold more than 1 - top_p."""
     if temperature == 0:
         return int(np.argmax(logits))
     weights = np.exp((logits - logits.max()) / max(temperature, 1e-5))
     ranked = np.argsort(-weights, kind="stable")
-    left = np.cumsum(weights[ranked[::-1]])[::-1]  # what a token and all behind it hold: small terms first
+    left = np.cumsum(weights[ranked[::-1]])[::-1]  # a token and all behind it
     outside = ranked[left <= (1 - top_p) * left[0]]
     scores = weights / noise
     scores[outside] = -np.inf
@@ -133,4 +133,4 @@ def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: floa
     return sample.reference(logits.masked_fill(last, -math.inf), noise, temperature, top_p)
 
 
-sample.equivalent("nucleus: True -> False (2)", "torch sorts stably on the CPU whether asked to or not")
+sample.equivalent("nucleus: True -> False (2)", "torch sorts stably on a CPU anyway")

@@ -19,7 +19,7 @@ from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
 
 
 def _golden_product(gate: Array, up: Array, weights: Array | None, limit: float) -> Array:
-    """float64 [M, m]: `weights * silu(gate) * up`, the gate clamped above, up on both sides (spec 5.2)."""
+    """float64 [M, m]: `weights * silu(gate) * up`, gate clamped above, up both ways (spec 5.2)."""
     g, u = np.minimum(wide(gate), limit), np.clip(wide(up), -limit, limit)
     h: Array = g / (1 + np.exp(-g)) * u
     return h if weights is None else wide(weights[:, None]) * h
@@ -176,6 +176,6 @@ def _(
     return q.contiguous(), scale.view(torch.float8_e8m0fnu)
 
 
-_SAME_WEIGHTS = {"swiglu: weights.to(h.dtype) -> weights": "the weights are fp32, as the product is"}
+_SAME_WEIGHTS = {"swiglu: weights.to(h.dtype) -> weights": "both factors are fp32"}
 explain(swiglu, _SAME_WEIGHTS)
 explain(swiglu_quant, _SAME_WEIGHTS, ACT_QUANT_EQUIVALENTS)
