@@ -40,6 +40,8 @@ _DROPPED_CALLS = frozenset(
     ("float", "to", "clamp", "abs", "square", "sqrt", "relu", "type_as", "masked_fill", "flip", "roll", "bfloat16")
 )
 """Methods that give a tensor of the same shape: without the call, a rounding point or a step is missing."""
+_PRODUCTS = frozenset(("linear", "matmul"))
+"""Functions of two operands that exchange them."""
 _ROUNDING = ("round", "quant", "qdq", "compute")
 
 
@@ -296,6 +298,8 @@ def _call_edits(node: ast.Call) -> Iterator[Edit]:
             yield lambda: ast.Call(renamed, node.args, node.keywords)
         if function.attr in _DROPPED_CALLS and not _is_module(function.value):
             yield lambda: function.value
+        if function.attr in _PRODUCTS and len(node.args) == 2:
+            yield lambda: ast.Call(function, node.args[::-1], node.keywords)
     elif isinstance(function, ast.Name) and node.args and any(part in function.id for part in _ROUNDING):
         yield lambda: node.args[0]
 
