@@ -47,3 +47,22 @@ def fp4_values(packed: Array) -> Array:
     codes = packed.view(np.uint8)
     both = np.stack([codes & 15, codes >> 4], -1).reshape(*packed.shape[:-1], -1)
     return wide(both.astype(np.uint8).view(E2M1))
+
+
+def tile_values(values: Array, scale: Array, tile: tuple[int, int]) -> Array:
+    """Matrix [N, K] times the scale [ceil(N/tile[0]), ceil(K/tile[1])] of each element's tile; float64 (spec 6.3)."""
+    product = wide(values)
+    for n, k in np.ndindex(*scale.shape):
+        rows, columns = (slice(i * size, (i + 1) * size) for i, size in zip((n, k), tile, strict=True))
+        product[rows, columns] *= wide(scale[n, k])
+    return product
+
+
+def fp8_quantised(x: Array, block: int) -> Array:
+    """`x` [..., K] through e4m3 in blocks of channels and back; float64, NaN in a block that is not finite (6.1)."""
+    values = wide(x)
+    for start in range(0, x.shape[-1], block):
+        part = values[..., start : start + block]
+        scale = power_of_two_scale(np.abs(part).max(-1, keepdims=True), 448.0, 1e-4)
+        part[...] = round_to(E4M3, np.clip(part / scale, -448, 448)) * scale
+    return values
