@@ -1,4 +1,4 @@
-"""Grouped products under tracing, where expert offsets have no values: the traced program computes the same."""
+"""Grouped products while torch traces, where expert offsets have no values."""
 
 import pytest
 import torch

@@ -20,8 +20,9 @@ def _scores(x: Array, weight: Array) -> Array:
 
 
 def _weights(scores: Array, ids: Array, route_scale: float) -> Array:
-    chosen = np.take_along_axis(scores, ids, 1)
-    return chosen / chosen.sum(1, keepdims=True) * route_scale
+    chosen: Array = np.take_along_axis(scores, ids, 1)
+    shares: Array = chosen / chosen.sum(1, keepdims=True)
+    return shares * route_scale
 
 
 @gate_topk.oracle
@@ -35,8 +36,8 @@ def _(x: Array, weight: Array, bias: Array, k: int, route_scale: float) -> tuple
 
 
 @gate_hash.oracle
-def _(x: Array, weight: Array, input_ids: Array, tid2eid: Array, route_scale: float) -> tuple[Array, Array]:
-    ids = tid2eid[input_ids].astype(np.int32)
+def _(x: Array, weight: Array, token: Array, tid2eid: Array, route_scale: float) -> tuple[Array, Array]:
+    ids = tid2eid[token].astype(np.int32)
     return _weights(_scores(x, weight), ids, route_scale), ids
 
 
@@ -51,7 +52,7 @@ def _router(draw: Draw, tokens: int, d: int, experts: int, dtype: torch.dtype) -
 
 
 def _far_logits(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """X and weight: a token whose scores are all 0 in fp32, one with large scores, one with a single score above 0."""
+    """X and weight: a token whose scores are all 0 in fp32, one of large scores, one with a single score."""
     x = torch.tensor([[1.0, 0.0], [-0.5, 0.0], [0.0, 1.0]], dtype=dtype)
     return x, torch.tensor([[-200.0, -1.0], [-300.0, -200.0], [-150.0, -160.0]], dtype=dtype)
 
@@ -97,7 +98,8 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("NaN token", profile, (special, weight, draw.integers(3, high=3), repeated, 2.5))
     table = torch.tensor([[2, 0], [1, 2]])
     for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
-        yield Case("scores of 0", profile, (*_far_logits(dtype), torch.tensor([0, 1, 1]), table, 1.5))
+        router = _far_logits(dtype)
+        yield Case("scores of 0", profile, (*router, torch.tensor([0, 1, 1]), table, 1.5))
 
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
@@ -222,5 +224,6 @@ def _(
 
 
 gate_topk.equivalent(
-    "select_largest: True -> False (2)", "torch's sort on the CPU keeps the order of equals either way"
+    "select_largest: True -> False (2)",
+    "torch's sort on the CPU keeps the order of equals either way",
 )

@@ -1,4 +1,4 @@
-"""Proof of block-scaled and grouped matrix products (spec/v4.md 6.3): cases, oracles, named faults."""
+"""Proof of block-scaled and grouped products (spec/v4.md 6.3): cases, oracles, named faults."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ from dsv4_backend.ops.gemm import (
     grouped_gemm,
 )
 from dsv4_backend.ops.quant import act_quant, dequantize_fp8, quantize_weight_fp4, quantize_weight_fp8
-from dsv4_backend.proofs.fp8_rows import NO_257TH_CODE
 from dsv4_backend.proofs.numerics import BF16, Array, cast, fp4_values, wide
+from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 
+Arrays = list[Array]
 Expert = Callable[[int, slice], Array]
 
 
-def _sum_of_blocks(x: Array, x_scale: Array | None, weight: Array, row_scale: Array, block: int) -> Array:
-    """[T, N]: block after block of K, a dot product times the scales of its row and its column (spec 6.3).
+def _sum_of_blocks(
+    x: Array,
+    x_scale: Array | None,
+    weight: Array,
+    row_scale: Array,
+    block: int,
+) -> Array:
+    """[T, N]: block after block of K, a dot product times the scales of both rows (spec 6.3).
 
     row_scale: [N, ceil(K/block)]; x_scale: [T, ceil(K/128)], or None where x is not quantised.
     """
@@ -52,7 +59,7 @@ def _fp4_product(x: Array, x_scale: Array | None, weight: Array, weight_scale: A
 
 
 def _by_expert(offsets: Array, expert: Expert) -> Array:
-    """The results of expert(e, rows of e), one after the other: offsets fall nowhere and cover every row."""
+    """The results of expert(e, rows of e), one after the other; offsets cover every row."""
     bounds = offsets.tolist()
     return np.concatenate([expert(e, slice(*bounds[e : e + 2])) for e in range(len(bounds) - 1)])
 
@@ -61,13 +68,19 @@ fp8_gemm.oracle(_fp8_product)
 
 
 @fp8_grouped_gemm.oracle
-def _(x: Array, x_scale: Array | None, weight: list[Array], scale: list[Array], offsets: Array) -> Array:
-    return _by_expert(offsets, lambda e, rows: _fp8_product(x[rows], _part(x_scale, rows), weight[e], scale[e]))
+def _(x: Array, x_scale: Array | None, weight: Arrays, scale: Arrays, offsets: Array) -> Array:
+    def expert(e: int, rows: slice) -> Array:
+        return _fp8_product(x[rows], _part(x_scale, rows), weight[e], scale[e])
+
+    return _by_expert(offsets, expert)
 
 
 @fp4_grouped_gemm.oracle
-def _(x: Array, x_scale: Array | None, weight: list[Array], scale: list[Array], offsets: Array) -> Array:
-    return _by_expert(offsets, lambda e, rows: _fp4_product(x[rows], _part(x_scale, rows), weight[e], scale[e]))
+def _(x: Array, x_scale: Array | None, weight: Arrays, scale: Arrays, offsets: Array) -> Array:
+    def expert(e: int, rows: slice) -> Array:
+        return _fp4_product(x[rows], _part(x_scale, rows), weight[e], scale[e])
+
+    return _by_expert(offsets, expert)
 
 
 @grouped_gemm.oracle
@@ -159,7 +172,8 @@ def _grouped_cases(draw: Draw, quantise: Quantise) -> Iterator[Case]:
         broken = [scale[0], torch.full_like(scale[1], torch.nan)]
         yield Case("NaN scale of one expert", profile, (x, x_scale, weight, broken, _offsets(5, 3)))
     weight, scale = _quantised(draw, quantise, (2, 9, 192))
-    yield Case("fp64 rows", "ideal", (draw.normal(3, 192).double(), None, weight, scale, _offsets(1, 2)))
+    x = draw.normal(3, 192).double()
+    yield Case("fp64 rows", "ideal", (x, None, weight, scale, _offsets(1, 2)))
 
 
 @grouped_gemm.cases
@@ -263,19 +277,20 @@ TRACED_ONLY = (
     "grouped_product: expert == e -> expert != e",
     "grouped_product: rows @ matrix(e).T -> matrix(e).T @ rows",
     "grouped_product: True -> False",
-    "grouped_product: 0 -> 1 (4)",
     "grouped_product: 0 -> 1 (5)",
     "grouped_product: 0 -> 1 (6)",
     "grouped_product: 1 -> 2",
     "grouped_product: 1 -> 2 (2)",
 )
-"""Mutants of the branch that runs while torch traces, where offsets have no values and no case can come."""
+"""Mutants of the branch for tracing, where offsets have no values; no case reaches it."""
+_TOLD_BY = "only tracing runs it; tests/backend/test_traced_gemm.py tells them apart"
 for _contract in (fp8_grouped_gemm, fp4_grouped_gemm, grouped_gemm):
     for _name in TRACED_ONLY:
-        _contract.equivalent(_name, "only tracing runs it; tests/backend/test_traced_gemm.py tells them apart")
+        _contract.equivalent(_name, _TOLD_BY)
+    _contract.equivalent("grouped_product: 0 -> 1 (4)", "an expert without rows is widened in vain, for no rows")
     _contract.equivalent(
         "_has_values: tensor.device.type != 'meta' -> tensor.device.type == 'meta'",
         "the branch for tracing, on real offsets: the same product by another way",
     )
-for _contract in (fp8_gemm, fp8_grouped_gemm, fp4_grouped_gemm):
-    _contract.equivalent(*NO_257TH_CODE)
+for _quantised_contract in (fp8_gemm, fp8_grouped_gemm, fp4_grouped_gemm):
+    _quantised_contract.equivalent(*NO_257TH_CODE)

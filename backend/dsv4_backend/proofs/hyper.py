@@ -18,15 +18,17 @@ _NORM_EPS, _HC_EPS = 1e-6, 1e-6
 
 
 def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
+    result: Array = 1 / (1 + np.exp(-x))
+    return result
 
 
 def _mix(x: Array, fn: Array, norm_eps: float) -> Array:
-    """Fn times each token's streams laid end to end, over their common length: [T, m] (spec 2.2, steps 1 to 3)."""
+    """Fn times each token's streams end to end, over their common length: [T, m] (spec 2.2, 1 to 3)."""
     tokens, streams, channels = x.shape
     flat = wide(x).reshape(tokens, streams * channels)
     length = np.sqrt((flat**2).mean(1) + norm_eps)
-    return flat @ wide(fn).T / length[:, None]
+    mix: Array = flat @ wide(fn).T / length[:, None]
+    return mix
 
 
 def _weighted_streams(x: Array, pre: Array) -> Array:
@@ -35,8 +37,8 @@ def _weighted_streams(x: Array, pre: Array) -> Array:
 
 def _doubly_stochastic(logits: Array, rounds: int, eps: float) -> Array:
     """One token's [n, n] matrix, by the passes of spec 2.3 in their order."""
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    matrix = powers / powers.sum(1, keepdims=True) + eps
+    powers: Array = np.exp(logits - logits.max(1, keepdims=True))
+    matrix: Array = powers / powers.sum(1, keepdims=True) + eps
     matrix = matrix / (matrix.sum(0) + eps)
     for _ in range(rounds - 1):
         matrix = matrix / (matrix.sum(1, keepdims=True) + eps)
@@ -312,13 +314,12 @@ def _(x: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor
     return _collapse(x, torch.softmax(_mixes(x, fn, eps[0]) * scale + base, -1) + eps[1])
 
 
+_WIDENS = "beside a wider factor or term it widens without the cast too"
 for _contract in (hc_pre, hc_head):
-    _contract.equivalent("_collapse: compute(x) -> x", "a product with an fp32 factor is fp32 without the cast too")
+    _contract.equivalent("_collapse: compute(x) -> x", _WIDENS)
 for _name in ("scale", "base"):
-    hc_pre.equivalent(f"_mixing_weights: {_name}.to(mix.dtype) -> {_name}", "fp32 widens by itself beside fp64")
-    hc_head.equivalent(f"hc_head: {_name}.to(mix.dtype) -> {_name}", "fp32 widens by itself beside fp64")
+    hc_pre.equivalent(f"_mixing_weights: {_name}.to(mix.dtype) -> {_name}", _WIDENS)
+    hc_head.equivalent(f"hc_head: {_name}.to(mix.dtype) -> {_name}", _WIDENS)
 for _name in ("post", "z"):
-    hc_post.equivalent(
-        f"hc_post: {_name}.to(wide.dtype) -> {_name}", "a product with an fp32 factor is fp32 without the cast too"
-    )
+    hc_post.equivalent(f"hc_post: {_name}.to(wide.dtype) -> {_name}", _WIDENS)
 hc_head.equivalent("scale shifted", "there is one scale")

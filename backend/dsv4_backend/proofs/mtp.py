@@ -1,4 +1,4 @@
-"""Proof of the input of the multi-token-prediction block (spec/v4.md 8.1): cases, oracles, named faults."""
+"""Proof of the input of the MTP block (spec/v4.md 8.1): cases, oracles, named faults."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from dsv4_backend.contract import Case, Draw
 from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.mtp import mtp_combine
 from dsv4_backend.ops.quant import dequantize_fp8
-from dsv4_backend.proofs.fp8_rows import (
+from dsv4_backend.proofs.numerics import Array, cast, fp8_quantised, round_to, tile_values, wide
+from dsv4_backend.proofs.rounding_rows import (
+    alternating_rows,
     broken_rows,
     explain_quantisation,
+    fp32_weight,
     rows_with_outliers,
     tiny_rows,
     weight_of_small_channels,
 )
-from dsv4_backend.proofs.numerics import Array, cast, fp8_quantised, round_to, tile_values, wide
 
 _BLOCK = 128
 
@@ -77,17 +79,17 @@ def _(draw: Draw) -> Iterator[Case]:
         e[0, 3], x[1, 1, 2], e[2], x[2] = float("nan"), float("inf"), 0.0, 0.0
         e_proj, h_proj = (draw.uniform(16, 16, low=0.01, high=0.1, dtype=dtype) for _ in range(2))
         yield Case("NaN, infinity, zero row", profile, (e, x, e_proj, None, h_proj, None))
-    for name, rows, exponent in (
+    for name, make, exponent in (
         ("activation scales decide", rows_with_outliers, 2),
         ("activations below the floor", tiny_rows, 26),
         ("FP8 NaN, infinity", broken_rows, -4),
     ):
         projections = (weight_of_small_channels(draw, 256, 256, exponent) for _ in range(2))
-        streams = rows(draw, 4, 256), rows(draw, 12, 256).unflatten(0, (4, 3))
+        streams = make(draw, 4, 256), make(draw, 12, 256).unflatten(0, (4, 3))
         yield Case(name, "official", (*streams, *(part for pair in projections for part in pair)))
-    e, x = draw.normal(3, 64, dtype=torch.bfloat16), draw.normal(3, 2, 64, dtype=torch.bfloat16)
-    e_proj, h_proj = (draw.normal(64, 64, scale=0.1) for _ in range(2))
-    yield Case("bf16 rows, fp32 weights", "official", (e, x, e_proj, None, h_proj, None))
+    rows = alternating_rows(draw, 3, 64), alternating_rows(draw, 6, 64).unflatten(0, (3, 2))
+    e_proj, h_proj = (fp32_weight(draw, 64, 64) for _ in range(2))
+    yield Case("bf16 rows, fp32 weights", "official", (*rows, e_proj, None, h_proj, None))
     wide = draw.normal(3, 64).double(), draw.normal(3, 2, 64).double()
     yield Case("fp64", "ideal", (*wide, e_proj, None, h_proj, None))
     fp8 = *_fp8_weight(draw, 64), *_fp8_weight(draw, 64)

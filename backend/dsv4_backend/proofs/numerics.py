@@ -50,16 +50,16 @@ def fp4_values(packed: Array) -> Array:
 
 
 def tile_values(values: Array, scale: Array, tile: tuple[int, int]) -> Array:
-    """Matrix [N, K] times the scale [ceil(N/tile[0]), ceil(K/tile[1])] of each element's tile; float64 (spec 6.3)."""
-    product = wide(values)
+    """Matrix [N, K] times the scale of each element's tile; float64 (spec 6.3)."""
+    product, (height, width) = wide(values), tile
     for n, k in np.ndindex(*scale.shape):
-        rows, columns = (slice(i * size, (i + 1) * size) for i, size in zip((n, k), tile, strict=True))
+        rows, columns = slice(n * height, (n + 1) * height), slice(k * width, (k + 1) * width)
         product[rows, columns] *= wide(scale[n, k])
     return product
 
 
 def fp8_quantised(x: Array, block: int) -> Array:
-    """`x` [..., K] through e4m3 in blocks of channels and back; float64, NaN in a block that is not finite (6.1)."""
+    """`x` [..., K] through e4m3 and back, float64; a block with a NaN or infinity is NaN (6.1)."""
     values = wide(x)
     for start in range(0, x.shape[-1], block):
         part = values[..., start : start + block]

@@ -19,14 +19,16 @@ from dsv4_backend.ops.output_projection import (
     grouped_output_projection,
 )
 from dsv4_backend.ops.quant import act_qdq, dequantize_fp8, quantize_weight_fp8
-from dsv4_backend.proofs.fp8_rows import (
+from dsv4_backend.proofs.numerics import Array, cast, fp8_quantised, round_to, tile_values, wide
+from dsv4_backend.proofs.rounding_rows import (
+    alternating_rows,
     broken_rows,
     explain_quantisation,
+    fp32_weight,
     rows_with_outliers,
     tiny_rows,
     weight_of_small_channels,
 )
-from dsv4_backend.proofs.numerics import Array, cast, fp8_quantised, round_to, tile_values, wide
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _BLOCK = 128
@@ -95,8 +97,11 @@ def _(draw: Draw) -> Iterator[Case]:
         same = torch.eye(256, dtype=torch.bfloat16)
         wo_b = weight_of_small_channels(draw, 130, 256, exponent)
         yield Case(name, "official", _Call(rows(draw, 4, 256).unsqueeze(1), same, None, *wo_b, 1))
-    fp32 = _call(draw, torch.float32, 4, 4, 12, 2, 5, 9)
-    yield Case("bf16 heads, fp32 weights", "official", fp32._replace(o=fp32.o.bfloat16()))
+    o, same = alternating_rows(draw, 4, 64).unsqueeze(1), torch.eye(64)
+    fp32 = _Call(o, same, None, fp32_weight(draw, 9, 64), None, 1)
+    yield Case("bf16 heads, fp32 wo_b", "official", fp32)
+    wo_a = fp32_weight(draw, 64, 64)
+    yield Case("bf16 heads, fp32 wo_a", "official", fp32._replace(wo_a=wo_a, wo_b=same))
     for fp8 in ("", "ab"):
         fp32 = _call(draw, torch.float32, 3, 4, 12, 2, 5, 9, fp8=fp8)
         yield Case(f"fp64 heads{', FP8' if fp8 else ''}", "ideal", fp32._replace(o=fp32.o.double()))

@@ -1,4 +1,4 @@
-"""Activations and weights whose product tells one FP8 quantisation of the activations from another (spec/v4.md 6.1)."""
+"""Activations and weights whose product tells one rounding from another (spec/v4.md 6.1, 6.3)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import torch
 from dsv4_backend.contract import Draw, Operator
 
 _BLOCK = 128
+Weight = tuple[torch.Tensor, torch.Tensor]
 _LARGEST = (448.0, 450.0, 446.0, 224.0)
 """Of a block: at a power of two times 448, on either side of it, and at the next one."""
 
 
 def rows_with_outliers(draw: Draw, rows: int, k: int) -> torch.Tensor:
-    """bf16 [rows, k]: the first channel of a block decides the scale, the others are about e4m3's smallest normals."""
+    """bf16 [rows, k]: a block's first channel decides its scale, the rest are near e4m3's subnormals."""
     x = draw.uniform(rows, k, low=2**-7, high=2**-4)
     x[:, ::_BLOCK] = torch.tensor(_LARGEST)[torch.arange(rows) % len(_LARGEST)].unsqueeze(1)
     return x.bfloat16()
@@ -32,12 +33,23 @@ def broken_rows(draw: Draw, rows: int, k: int) -> torch.Tensor:
     return x
 
 
-def weight_of_small_channels(draw: Draw, n: int, k: int, exponent: int) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_of_small_channels(draw: Draw, n: int, k: int, exponent: int) -> Weight:
     """(e4m3 [n, k], E8M0 scales of 2^exponent): the channels of the outliers count nothing."""
     weight = draw.normal(n, k)
     weight[:, ::_BLOCK] = 0.0
     scale = torch.full((-(-n // _BLOCK), -(-k // _BLOCK)), 127 + exponent, dtype=torch.uint8)
     return weight.to(torch.float8_e4m3fn), scale.view(torch.float8_e8m0fnu)
+
+
+def alternating_rows(draw: Draw, rows: int, k: int) -> torch.Tensor:
+    """bf16 [rows, k] of +1 and -1, as many of each, in an order of every row's own."""
+    signs = torch.tensor([1.0, -1.0]).repeat(k // 2)
+    return torch.stack([signs[draw.permutation(k)] for _ in range(rows)]).bfloat16()
+
+
+def fp32_weight(draw: Draw, n: int, k: int) -> torch.Tensor:
+    """fp32 [n, k] about 100: times `alternating_rows` only what bf16 cannot hold is left."""
+    return draw.normal(n, k, scale=0.1) + 100
 
 
 _SAME_PRODUCT = {
@@ -61,7 +73,7 @@ NO_257TH_CODE = "e4m3_values: 256 -> 257", "no byte looks the 257th value up"
 
 
 def explain_quantisation(contract: Operator) -> None:
-    """Equivalent mutants of act_quant as one step of an operator that returns a product, no scales."""
+    """Equivalent mutants of act_quant as a step of an operator that returns a product."""
     for why, names in _SAME_PRODUCT.items():
         for name in names:
             contract.equivalent(name, why)
