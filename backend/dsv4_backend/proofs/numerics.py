@@ -89,3 +89,22 @@ def fp4_values(packed: Array) -> Array:
     codes = packed.view(np.uint8)
     both = np.stack([codes & 15, codes >> 4], -1).reshape(*packed.shape[:-1], -1)
     return wide(both.astype(np.uint8).view(E2M1))
+
+
+def tile_values(values: Array, scale: Array, tile: tuple[int, int]) -> Array:
+    """Matrix [N, K] times the scale of each element's tile; float64 (spec 6.3)."""
+    product, (height, width) = wide(values), tile
+    for n, k in np.ndindex(*scale.shape):
+        rows, columns = slice(n * height, (n + 1) * height), slice(k * width, (k + 1) * width)
+        product[rows, columns] *= wide(scale[n, k])
+    return product
+
+
+def fp8_quantised(x: Array, block: int) -> Array:
+    """`x` [..., K] through e4m3 and back, float64; a block with a NaN or infinity is NaN (6.1)."""
+    values = wide(x)
+    for start in range(0, x.shape[-1], block):
+        part = values[..., start : start + block]
+        scale = power_of_two_scale(np.abs(part).max(-1, keepdims=True), 448.0, 1e-4)
+        part[...] = round_to(E4M3, np.clip(part / scale, -448, 448)) * scale
+    return values
