@@ -212,7 +212,7 @@ def rules(
                 spec.any_leading,
                 names.bound_term(spec.low, spec.text),
                 names.bound_term(spec.high, spec.text),
-            )  # fmt: skip
+            )
         )
     scalar_rules = [
         _C.ScalarRule(
@@ -224,7 +224,7 @@ def rules(
             names.bound_term(spec.high, spec.text),
             False,
             spec.finite,
-        )  # fmt: skip
+        )
         for name, spec in specs.items()
         if isinstance(spec, ScalarSpec)
     ]

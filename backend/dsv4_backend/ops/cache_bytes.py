@@ -42,8 +42,6 @@ def read_bytes(form: Format, cache: torch.Tensor, slots: torch.Tensor, block_siz
 
 
 def _check_page(contract: Operator, form: Format, cache: torch.Tensor, block_size: int) -> None:
-    if block_size < 1:
-        raise contract.reject("block_size", block_size, "at least 1")
     expected = form.page_bytes(block_size)
     if cache.shape[0] < 1 or cache.shape[1] != expected:
         wanted = f"[num_blocks >= 1, {expected}] for {block_size} entries of {form.name} per page"
@@ -69,7 +67,12 @@ def _declare_write(form: Format) -> Operator:
     contract = operator(
         f"write_cache_{form.name}(Tensor(a!) cache, Tensor rows, Tensor slots, int block_size) -> ()",
         rows=(21,),
-        arguments={"cache": "u8 [num_blocks, page]", "rows": f"float [M, {form.codec.channels}]", "slots": "i64 [M]"},
+        arguments={
+            "cache": "u8 [num_blocks, page]",
+            "rows": f"float [M, {form.codec.channels}]",
+            "slots": "i64 [M]",
+            "block_size": "at least 1",
+        },
         tolerance=Tolerance(reason="one rounding rule per format and no sums: every bit of the page is decided"),
     )(reference)
 
@@ -92,7 +95,7 @@ def _declare_read(form: Format) -> Operator:
     contract = operator(
         f"read_cache_{form.name}(Tensor cache, Tensor slots, int block_size) -> Tensor",
         rows=(21,),
-        arguments={"cache": "u8 [num_blocks, page]", "slots": "i64 [M]"},
+        arguments={"cache": "u8 [num_blocks, page]", "slots": "i64 [M]", "block_size": "at least 1"},
         tolerance=Tolerance(reason="one fp32 product per element, rounded at most once: bit equality"),
     )(reference)
 

@@ -120,6 +120,7 @@ def compress_by_steps(
         "state_block_table": "i32 [R, columns]",
         "query_start_loc": "i32 [S]",
         "seq_lens": "i32 [R]",
+        "eps": "a number > 0",
     },
     tolerance=Tolerance(
         reason="fp32 projections in any order are off by 1e-6 of their terms, and the softmax turns an absolute error "
@@ -170,8 +171,6 @@ def _(*arguments: Any) -> None:
         raise compress.reject("norm_weight", f"{hd} channels", f"{width} or half of it, the rows of wkv")
     if not 2 <= 2 * call.inv_freq.shape[0] <= hd:
         raise compress.reject("inv_freq", f"{call.inv_freq.shape[0]} frequencies", f"1 to {hd // 2}, half of the entry")
-    if not call.eps > 0:
-        raise compress.reject("eps", call.eps, "a number > 0")
     ragged.check_layout("compress", "state_cache", call.state_cache, call.state_block_table, call.query_start_loc)
 
 

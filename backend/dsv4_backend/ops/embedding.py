@@ -13,7 +13,11 @@ _MAX_STREAMS = 1024  # V4 has 4
 @operator(
     "embed_streams(Tensor input_ids, Tensor weight, int hc_mult) -> Tensor",
     rows=(1,),
-    arguments={"input_ids": "int [T] in [0, V)", "weight": "float [V, d]"},
+    arguments={
+        "input_ids": "int [T] in [0, V)",
+        "weight": "float [V, d]",
+        "hc_mult": f"1 to {_MAX_STREAMS}",
+    },
     tolerance=Tolerance(reason="rows are copied, so every bit must agree"),
 )
 def embed_streams(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
@@ -24,12 +28,6 @@ def embed_streams(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -
     Source: spec/v4.md 2.1 step 1 [OFF-M].
     """
     return F.embedding(input_ids, weight).unsqueeze(1).repeat(1, hc_mult, 1)
-
-
-@embed_streams.shapes
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> None:
-    if not 1 <= hc_mult <= _MAX_STREAMS:
-        raise embed_streams.reject("hc_mult", hc_mult, f"1 to {_MAX_STREAMS} streams")
 
 
 @operator(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import pad
 
-from dsv4_backend.contract import Operator, Tolerance, operator
+from dsv4_backend.contract import Tolerance, operator
 from dsv4_backend.errors import argument_error
 from dsv4_backend.ops.formats import (
     E2M1_MAX,
@@ -96,7 +96,7 @@ def round_trip_fp4(
 @operator(
     "act_quant(Tensor x, int block_size) -> (Tensor q, Tensor scale)",
     rows=(7,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1"},
     tolerance=_EXACT,
 )
 def act_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +114,7 @@ def act_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
 @operator(
     "act_qdq(Tensor x, int block_size, int channels) -> Tensor",
     rows=(7,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1", "channels": "0 to K"},
     tolerance=_EXACT,
 )
 def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
@@ -131,7 +131,7 @@ def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
 @operator(
     "fp4_quant(Tensor x, int block_size) -> (Tensor packed, Tensor scale)",
     rows=(8,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1"},
     tolerance=_EXACT,
 )
 def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,7 +150,7 @@ def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
 @operator(
     "fp4_qdq(Tensor x, int block_size) -> Tensor",
     rows=(8,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1"},
     tolerance=_EXACT,
 )
 def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -163,33 +163,10 @@ def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
     return round_trip_fp4(x, block_size)
 
 
-def _check_block_size(op: Operator, block_size: int) -> None:
-    if block_size < 1:
-        raise op.reject("block_size", block_size, "at least 1")
-
-
-@act_quant.shapes
-def _(x: torch.Tensor, block_size: int) -> None:
-    _check_block_size(act_quant, block_size)
-
-
-@act_qdq.shapes
-def _(x: torch.Tensor, block_size: int, channels: int) -> None:
-    _check_block_size(act_qdq, block_size)
-    if not 0 <= channels <= x.shape[-1]:
-        raise act_qdq.reject("channels", channels, f"0 to the {x.shape[-1]} channels of x")
-
-
 @fp4_quant.shapes
 def _(x: torch.Tensor, block_size: int) -> None:
-    _check_block_size(fp4_quant, block_size)
     if x.shape[-1] % 2:
         raise fp4_quant.reject("x", f"{x.shape[-1]} channels", "an even number, two codes per byte")
-
-
-@fp4_qdq.shapes
-def _(x: torch.Tensor, block_size: int) -> None:
-    _check_block_size(fp4_qdq, block_size)
 
 
 def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

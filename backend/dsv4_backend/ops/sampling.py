@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from dsv4_backend.contract import Tolerance, operator
@@ -22,7 +20,12 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 @operator(
     "sample(Tensor logits, Tensor noise, float temperature, float top_p) -> Tensor",
     rows=(23,),
-    arguments={"logits": "f32 [T, V]", "noise": "f32 [T, V]"},
+    arguments={
+        "logits": "f32 [T, V]",
+        "noise": "f32 [T, V]",
+        "temperature": "a finite number >= 0",
+        "top_p": "a number in (0, 1]",
+    },
     tolerance=Tolerance(
         reason="token ids are exact; apart from exact ties, no winner of a case changes when top_p moves by 1e-5 or "
         "a probability by 1e-4 of itself"
@@ -50,10 +53,6 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p:
 def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> None:
     if logits.shape[1] == 0:
         raise sample.reject("logits", f"shape {tuple(logits.shape)}", "at least one token id")
-    if not 0 <= temperature < math.inf:
-        raise sample.reject("temperature", temperature, "a finite number >= 0")
-    if not 0 < top_p <= 1:
-        raise sample.reject("top_p", top_p, "a number in (0, 1]")
 
 
 @sample.contents
