@@ -273,11 +273,11 @@ for _mutant, _why in {
     "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows are 0 at any angle",
     "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 without the cast too",
     "rope: -angles -> angles": "entries are never rotated back",
-    "_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded alike",
-    "_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
-    "_rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
-    "_rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",
-    "_rotate_tail: 1 -> 2 (4)": "entries have no dimension between the first and the last",
-    "_rotate_tail: 1 -> 2 (5)": "entries have no dimension between the first and the last",
+    "rotation_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded alike",
+    "rotation_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
+    "rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
+    "rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",
+    "rotate_tail: 1 -> 2 (4)": "entries have no dimension between the first and the last",
+    "rotate_tail: 1 -> 2 (5)": "entries have no dimension between the first and the last",
 }.items():
     compress.equivalent(_mutant, _why)
