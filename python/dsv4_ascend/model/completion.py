@@ -12,7 +12,7 @@ from dsv4_backend.errors import ArgumentError, Dsv4Error
 _CALLS = f"\n\n<{DSML}tool_calls>\n"
 _END_CALLS = f"</{DSML}tool_calls>"
 _END_CALL = f"</{DSML}invoke>"
-_END_PARAMETER = f"</{DSML}parameter>"
+_END_PARAMETER = f"</{DSML}parameter"
 _NO_DSML = f"(?:(?!{DSML}).)*"
 _CALL = re.compile(rf'<{DSML}invoke name="({_NO_DSML})">\n(?:\n(?={_END_CALL}))?', re.DOTALL)
 _PARAMETER = re.compile(rf'<{DSML}parameter name="({_NO_DSML}?)" string="(true|false)">', re.DOTALL)
@@ -75,7 +75,7 @@ def _arguments(call: str, text: str, at: int) -> tuple[str, int]:
             raise CompletionError(f"completion: call {call!r:.40} has parameter {name!r:.40} twice")
         value = text[match.end() : end]
         fields[name] = to_json(value) if is_string == "true" else _literal(where, value)
-        at = _after(text, end + len(_END_PARAMETER), "\n", f"{where}: expected a newline after its first closing tag")
+        at = _after(text, end + len(_END_PARAMETER), ">\n", f"{where}: expected '>' and a newline after {_END_PARAMETER}")
     return "{" + ", ".join(f"{to_json(name)}: {value}" for name, value in fields.items()) + "}", at
 
 
