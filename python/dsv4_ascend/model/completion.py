@@ -75,7 +75,9 @@ def _arguments(call: str, text: str, at: int) -> tuple[str, int]:
             raise CompletionError(f"completion: call {call!r:.40} has parameter {name!r:.40} twice")
         value = text[match.end() : end]
         fields[name] = to_json(value) if is_string == "true" else _literal(where, value)
-        at = _after(text, end + len(_END_PARAMETER), ">\n", f"{where}: expected '>' and a newline after {_END_PARAMETER}")
+        at = _after(
+            text, end + len(_END_PARAMETER), ">\n", f"{where}: expected '>' and a newline after {_END_PARAMETER}"
+        )
     return "{" + ", ".join(f"{to_json(name)}: {value}" for name, value in fields.items()) + "}", at
 
 

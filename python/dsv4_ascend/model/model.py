@@ -15,6 +15,7 @@ from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.checkpoint import open_checkpoint
 from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.generation import Generator, Sampling
+from dsv4_ascend.model.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.model.tokenizer import Tokenizer
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
@@ -55,6 +56,11 @@ class Model:
                 raise ArgumentError("this model was not loaded from a folder, so it has no tokenizer")
             self._tokenizer = Tokenizer.from_folder(self.folder, self.config.bos_token_id)
         return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the checkpoint's folder has a tokenizer; without one the model takes and gives token ids."""
+        return self._tokenizer is not None or (self.folder is not None and (self.folder / TOKENIZER).is_file())
 
     def new_cache(
         self, *, max_sequences: int, max_tokens: int, max_step_tokens: int, block_size: int = 64

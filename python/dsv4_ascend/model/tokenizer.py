@@ -71,7 +71,9 @@ class Tokenizer:
         ids = self._ids(self._without_added, piece)
         if not self._added.isdisjoint(ids):
             token = self._backend.id_to_token(next(i for i in ids if i in self._added))
-            raise ArgumentError(f"text: this tokenizer's merges spell the control token {token}; encode with control=True")
+            raise ArgumentError(
+                f"text: this tokenizer's merges spell the control token {token}; encode with control=True"
+            )
         return ids
 
     @staticmethod
