@@ -1,7 +1,7 @@
 """DeepSeek V4 on Huawei Ascend, provable on any laptop: the model, parity runs and the command line.
 
-`load` opens a checkpoint; `Model.forward` gives logits and `Model.generate` tokens. Both names, and torch with them, are
-loaded at their first use: importing the package does nothing.
+`load` opens a checkpoint; `Model.forward` gives logits and `Model.generate` tokens. Both names, and torch with them,
+are loaded at their first use: importing the package does nothing.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _interrupts_end_the_process() -> Iterator[None]:
-    """Ctrl-C leaves at once while modules are imported: an exception there may be printed, or swallowed by their code."""
+    """Ctrl-C leaves at once while modules are imported: their code might swallow an exception, or print it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -23,12 +23,12 @@ class ChatMode:
     revision: whose rules hold. `preview` is the script in the releases' encoding folder, `recipe` DeepSeek's later
     request library. What `recipe` does differently:
 
-    - every assistant turn opens itself, and after the last message a new one opens, also behind an assistant's answer,
-      a reminder or a system text; an answer with `prefix` (or `wo_eos`) at the end is left open to be continued;
+    - every assistant turn opens itself, and after the last message a new one opens, also behind an answer, a reminder
+      or a system text; an answer with `prefix` (or `wo_eos`) at the end is left open to be continued;
     - system texts move to the front, joined by an empty line; tools of any message and a response format follow them;
     - empty texts in a run of user messages or system texts are left out; a tool result always opens a user turn;
-    - reasoning is kept if there are tools (in both modes) or the answer has `prefix`, and dropped otherwise; a reasoning
-      of None gives `</think>` alone, an empty one `<think></think>`;
+    - reasoning is kept if there are tools (in both modes) or the answer has `prefix`, and dropped otherwise; None
+      gives `</think>` alone, an empty reasoning `<think></think>`;
     - no effort given means "high"; "xhigh" is "high";
     - there are no tasks, no developer messages and no `earlier` messages.
     """

@@ -136,8 +136,8 @@ def _block(block: Message) -> str:
 
 
 def _answer(turn: Message, mode: _Mode, *, keep: bool) -> Pieces:
-    pieces: Pieces = [turn.get("reasoning_content") or "", END_THINK] if mode.thinking and keep else []
-    pieces.append(turn.get("content") or "")
+    pieces: Pieces = [str(turn.get("reasoning_content") or ""), END_THINK] if mode.thinking and keep else []
+    pieces.append(str(turn.get("content") or ""))
     if calls := turn.get("tool_calls"):
         pieces += tool_calls(calls, empty_line=True)
     return pieces if turn.get("wo_eos") else [*pieces, EOS]

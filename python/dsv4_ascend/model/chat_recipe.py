@@ -23,7 +23,7 @@ def render(messages: Sequence[Message], thinking: bool, effort: str | None, text
     turns = [message for message in messages if message["role"] != "system"]
     for i, turn in enumerate(turns):
         if turn["role"] == "latest_reminder":
-            pieces += [REMINDER, turn["content"]]
+            pieces += [REMINDER, str(turn["content"])]
         elif turn["role"] == "assistant":
             pieces += _answer(turn, thinking, has_tools=bool(tools), last=i + 1 == len(turns))
         elif turn["role"] == "tool" and not _continues(turns, i, "tool"):
@@ -48,7 +48,7 @@ def _check(i: int, message: Message) -> None:
 
 
 def _joined(texts: Iterable[str | None]) -> str:
-    return "\n\n".join(text for text in texts if text)
+    return "\n\n".join(str(text) for text in texts if text)
 
 
 def _run(turns: Sequence[Message], start: int) -> list[Message]:
@@ -80,10 +80,10 @@ def _answer(turn: Message, thinking: bool, *, has_tools: bool, last: bool) -> Pi
     reasoning = turn.get("reasoning_content") if has_tools or prefix else None
     pieces: Pieces = [ASSISTANT]
     if reasoning is not None:
-        pieces += [THINK, reasoning]
+        pieces += [THINK, str(reasoning)]
     if not (prefix and thinking and not content):  # such an answer is continued inside its reasoning
         pieces.append(END_THINK)
-    pieces.append(content)
+    pieces.append(str(content))
     if calls := turn.get("tool_calls"):
         pieces += tool_calls(calls, empty_line=False)
     return pieces if prefix and last else [*pieces, EOS]

@@ -14,13 +14,14 @@ class Marker(str):
 class PromptText(str):
     """A string with the ranges of its markers: only they become control tokens when a tokenizer encodes it.
 
-    markers: half-open (start, end) ranges of characters, ascending and disjoint. Everything between them is plain text,
-    whatever it spells. Joining with `+` keeps the ranges; every other string operation gives plain text without markers.
+    markers: half-open (start, end) ranges of characters, ascending and disjoint. Everything between them is plain
+    text, whatever it spells. `+` keeps the ranges; every other string operation gives plain text without markers.
     """
 
     markers: tuple[Range, ...]
 
     def __new__(cls, text: str = "", markers: Iterable[Range] = ()) -> PromptText:
+        """The text with its markers as given."""
         self = super().__new__(cls, text)
         self.markers = tuple(markers)
         return self

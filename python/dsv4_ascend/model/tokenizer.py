@@ -71,9 +71,8 @@ class Tokenizer:
         ids = self._ids(self._without_added, piece)
         if not self._added.isdisjoint(ids):
             token = self._backend.id_to_token(next(i for i in ids if i in self._added))
-            raise ArgumentError(
-                f"text: this tokenizer's merges spell the control token {token}; encode with control=True"
-            )
+            problem = f"text: found {token}, which merges spell, expected no control token; see control=True"
+            raise ArgumentError(problem)
         return ids
 
     @staticmethod
@@ -83,6 +82,11 @@ class Tokenizer:
     @cached_property
     def _added(self) -> frozenset[int]:
         return frozenset(self._backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Ids that decoding leaves out."""
+        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
     def _without_added(self) -> tokenizers.Tokenizer:
@@ -106,12 +110,14 @@ class Tokenizer:
         """Text piece by piece as ids arrive, in time linear in their number; joined, it is the text of all of them.
 
         A character split over tokens comes out whole: tokens are held while the text ends in the middle of one. Those
-        that stand for one byte each (`<0xE2>`) are held until another token comes, because decoders judge them together.
+        that stand for one byte each (`<0xE2>`) are held until another token comes: decoders judge them together.
         """
         shown: list[int] = []  # the last tokens shown: what the next ones look like may depend on them
         held: list[int] = []
         due = 1
         for token in ids:
+            if token in self._special:
+                continue
             held.append(token)
             if len(held) < due or _ONE_BYTE.fullmatch(self._backend.id_to_token(token) or ""):
                 continue
@@ -120,7 +126,7 @@ class Tokenizer:
                 due = len(held) + 1 if len(held) < _PATIENCE else 2 * len(held)
                 continue
             yield text[len(before) :]
-            shown, held, due = (held if text != before else shown), [], 1
+            shown, held, due = (held if text != before else shown + held), [], 1
         if held:
             yield self.decode(shown + held)[len(self.decode(shown)) :]
 

@@ -258,7 +258,7 @@ def test_maximal_effort_is_a_preamble_of_the_release(texts: ReleaseTexts) -> Non
     assert "Think hard" not in encode_messages([user("hi")], ChatMode(effort="max"), texts)
 
 
-@pytest.mark.parametrize("effort", [None, "low", "high"])
+@pytest.mark.parametrize("effort", [None, "high"])
 def test_lesser_effort_inserts_nothing_unless_the_release_has_a_text(texts: ReleaseTexts, effort: str | None) -> None:
     mode = ChatMode(thinking=True, effort=effort)
     assert encode_messages([user("hi")], mode, texts) == f"{BOS}<｜User｜>hi<｜Assistant｜><think>"
@@ -351,5 +351,5 @@ def test_a_bad_message_is_named(texts: ReleaseTexts, message: dict, words: str) 
 
 
 def test_a_bad_effort_is_named() -> None:
-    with pytest.raises(ArgumentError, match="effort 'huge', expected low, high or max"):
+    with pytest.raises(ArgumentError, match="effort 'huge', expected high or max"):
         encode_messages([user("hi")], ChatMode(effort="huge"))
