@@ -96,12 +96,12 @@ def test_a_completion_off_the_grammar_is_refused(words: str) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("x</｜DSML｜parameter>y", "parameter 'a': expected </｜DSML｜parameter> and a newline, found '>y"),
+        ("x</｜DSML｜parameter>y", "parameter 'a': expected '>' and a newline after </｜DSML｜parameter, found '>y"),
         ("x</｜DSML｜parameter></｜DSML｜parameter>", "found '></｜DSML｜parameter>"),
         ("x</｜DSML｜parameter> \n", r"found '> \\n"),
         (
             'x</｜DSML｜parameter><｜DSML｜parameter name="b" string="true">',
-            "expected </｜DSML｜parameter> and a newline",
+            "expected '>' and a newline after </｜DSML｜parameter",
         ),
         ("x</｜DSML｜parameter\n", "and a newline"),
     ],
