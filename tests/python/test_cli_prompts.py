@@ -133,10 +133,10 @@ def test_what_the_terminal_lacks_is_escaped(encoding: str) -> None:
     assert done.stdout == "é日本 😀 ok\n".encode(encoding, "backslashreplace")
 
 
-TABLE = """
+TABLE = r"""
 import sys
 from dsv4_ascend.cli import console, main, ops
-ops.ops = lambda: console().print("日本 → 😀")
+ops.ops = lambda: console().print("\u65e5\u672c \u2192 \U0001f600")
 main.main(["ops"])
 """
 
