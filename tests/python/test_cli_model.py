@@ -122,7 +122,7 @@ def test_drafting_changes_no_text(generate) -> None:
 def test_chat_encodes_the_prompt(generate, checkpoint: Path, options: list[str], opening: str) -> None:
     found = generate("--chat", "--prompt", "def", "--temperature", 0, *options)
     model = load(checkpoint)
-    ids = model.tokenizer.encode(f"<｜begin▁of▁sentence｜><｜User｜>def<｜Assistant｜>{opening}")
+    ids = model.tokenizer.encode(f"<｜begin▁of▁sentence｜><｜User｜>def<｜Assistant｜>{opening}", control=True)
     want = model.generate([ids], max_new_tokens=6)[0]
     assert found.out == model.tokenizer.decode(want) + "\n"
     assert f"prefill {len(ids)} tokens" in found.err
@@ -143,8 +143,8 @@ def test_the_profile_reaches_the_model(generate, checkpoint: Path) -> None:
     [
         (["--thinking"], 1, "--thinking: only with --chat"),
         (["--draft-tokens", "1"], 1, "temperature 0"),
-        (["--top-p", "0"], 1, "'top_p': found 0.0"),
-        (["--temperature", "inf"], 1, "'temperature': found inf"),
+        (["--top-p", "0"], 1, "top_p: found 0.0, expected a finite number in (0, 1]"),
+        (["--temperature", "inf"], 1, "temperature: found inf, expected a finite number >= 0"),
         (["--profile", "fast"], 1, "--profile: found 'fast', expected ideal or official"),
         (["--device", "gpu"], 1, "--device: found 'gpu', expected cpu or npu"),
         (["--device", "meta"], 1, "--device: found 'meta', expected cpu or npu"),

@@ -57,8 +57,6 @@ class Generator:
         stop_ids: frozenset[int],
         draft_tokens: int = 0,
     ) -> None:
-        if max_new_tokens < 0 or draft_tokens < 0:
-            raise ArgumentError(f"max_new_tokens {max_new_tokens} and draft_tokens {draft_tokens}: expected at least 0")
         if draft_tokens and not len(network.mtp):
             raise ArgumentError("draft_tokens: this checkpoint has no MTP block to draft with")
         if draft_tokens and sampling.temperature > 0:
@@ -117,7 +115,7 @@ class Generator:
             if ended:
                 sampled = self._sample([chunk[i] for i in ended], self.network.logits(streams[batch.last_rows[ended]]))
                 first.update({chunk[i].index: token for i, token in zip(ended, sampled, strict=True)})
-            follow = [[*r.prompt, first.get(r.index, -1)][start + 1 :][:step] for r in chunk]
+            follow = [[*r.prompt[start + 1 : start + 1 + step], first.get(r.index, -1)][:step] for r in chunk]
             self._draft(chunk, batch, streams, follow, batch.last_rows.tolist())
         return [[first[r.index]] for r in requests]
 
