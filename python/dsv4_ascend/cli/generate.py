@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dsv4_ascend.cli.loading import load_model
+from dsv4_ascend.cli.loading import AllowUnknown, load_model
 from dsv4_ascend.model.chat import ChatMode, encode_messages
 from dsv4_ascend.model.release_texts import ReleaseTexts
 from dsv4_backend.errors import ArgumentError
@@ -57,11 +57,12 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Encode the prompt as a chat message.")] = False,
     thinking: Annotated[bool, typer.Option("--thinking", help="With --chat: let the model reason first.")] = False,
     draft_tokens: Annotated[int, typer.Option(min=0, help="Draft with the MTP block; needs --temperature 0.")] = 0,
+    allow_unknown: AllowUnknown = None,
 ) -> None:
     """Generate text from a prompt and stream it."""
     if thinking and not chat:
         raise ArgumentError("--thinking: only with --chat")
-    model = load_model(checkpoint, device, profile)
+    model = load_model(checkpoint, device, profile, allow_unknown)
     ids = model.tokenizer.encode(prompt, bos=True)
     if chat:
         texts = ReleaseTexts.from_folder(model.folder) if model.folder else None

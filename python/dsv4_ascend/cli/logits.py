@@ -12,7 +12,7 @@ import typer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dsv4_ascend.cli.loading import load_model
+from dsv4_ascend.cli.loading import AllowUnknown, load_model
 from dsv4_ascend.model.strict_json import FileProblem, parse
 from dsv4_backend.errors import ArgumentError
 
@@ -59,12 +59,13 @@ def logits(
     chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens.")] = None,
     decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
+    allow_unknown: AllowUnknown = None,
 ) -> None:
     """Compute the logits of every position of one sequence."""
     if os.path.isdir(output) or not os.path.isdir(output.parent):
         raise ArgumentError(f"--output: found {output}, expected a file in an existing folder")
     ids = read_ids(input_ids)
-    model = load_model(checkpoint, device, profile)
+    model = load_model(checkpoint, device, profile, allow_unknown)
     limit = model.config.vocab_size
     for position, token in enumerate(ids):
         if not 0 <= token < limit:

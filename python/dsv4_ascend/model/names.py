@@ -63,6 +63,8 @@ _TO_MODULE_TOP = {official: module for module, official in _TOP.items()}
 _TO_MODULE_BLOCK = {official: module for module, official in _BLOCK.items()}
 _PREFIX = re.compile(r"((?:layers|mtp)\.\d+\.)?(.*)", re.DOTALL)
 _STACKED_NAME = re.compile(r"(.*\.ffn\.experts)\.(w13|w2)\.(weight|scale)")
+_SCALE = re.compile(r"\.weight_scale(_inv)?\Z")
+"""What FP8 quantisers call a `.scale`; both multiply, despite "inv"."""
 _EXPERT_NAME = re.compile(r"(.*)\.ffn\.experts\.\d+\.(w1|w2|w3)\.(weight|scale)")
 
 
@@ -75,7 +77,7 @@ def to_official(stored: str) -> str:
     prefix, rest = _split(stored.removeprefix("model."))
     if prefix and rest in STACKED:
         return prefix + STACKED[rest]
-    rest = rest.removesuffix(".weight_scale_inv") + ".scale" if rest.endswith(".weight_scale_inv") else rest
+    rest = _SCALE.sub(".scale", rest)
     stem, suffix = _suffix(rest)
     table = _TO_OFFICIAL_BLOCK if prefix else _TOP
     return prefix + table.get(rest, table.get(stem, stem) + suffix)
