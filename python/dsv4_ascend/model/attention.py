@@ -186,5 +186,6 @@ class Attention(nn.Module):
         # The same in steps: wo_a rounds to o's dtype, sums are fp32, wo_b is a linear as any other.
         weight = self.wo_a.values().to(o.dtype).float().unflatten(0, (self.groups, -1))
         grouped = o.flatten(1).unflatten(1, (self.groups, -1)).float()
-        joined: torch.Tensor = self.wo_b(torch.einsum("tgk,grk->tgr", grouped, weight).flatten(1).to(o.dtype))
+        z = (grouped.transpose(0, 1) @ weight.transpose(1, 2)).transpose(0, 1)
+        joined: torch.Tensor = self.wo_b(z.flatten(1).to(o.dtype))
         return joined

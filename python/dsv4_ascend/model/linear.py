@@ -1,7 +1,7 @@
 """Weights as the checkpoint stores them: float, FP8 with 128x128 scales, or packed FP4 with 32-wide scales.
 
-Scales are E8M0, for which there are products, or fp32 of any value ("float-scaled"): such a weight is widened to fp32 for
-each call, and multiplied with the activations that the other product would take.
+Scales are E8M0, for which there are products, or fp32 of any value ("float-scaled"): such a weight is widened to fp32
+for each call, and multiplied with the activations that the other product would take.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 
 
 class Linear(nn.Module):
-    """`y = x Wᵀ` with W `[N, K]` float, or e4m3 with `scale` e8m0 or fp32 `[ceil(N/128), ceil(K/128)]` (spec/v4.md 6.3).
+    """`y = x Wᵀ` with W `[N, K]` float, or e4m3 with `scale` e8m0 or fp32 of 128x128 tiles (spec/v4.md 6.3).
 
     bf16 activations are quantised before an FP8 product (profile official); fp32 activations are not (ideal).
     """

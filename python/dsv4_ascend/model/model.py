@@ -234,8 +234,9 @@ def load(
 
     device: where it runs. dtype: torch.bfloat16 for profile `official`, torch.float32 for `ideal`.
     progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration to ignore though
-    they may change what the model computes. The model's `notes` say what was ignored. CheckpointError and ConfigError list everything that does
-    not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process does not have.
+    they may change what the model computes. The model's `notes` say what was ignored. CheckpointError and ConfigError
+    list everything that does not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process
+    does not have.
     """
     _check_dtype(dtype)
     where = usable_device(device)

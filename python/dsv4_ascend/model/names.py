@@ -74,6 +74,8 @@ def to_official(stored: str) -> str:
     Stacked experts become `...ffn.experts.w13.weight` and `...w2.weight` (see `expert_parts`). A name that no
     table knows comes back without the `model.` prefix.
     """
+    if stored.startswith(("layers.", "mtp.")) and ".ffn.experts." in stored and stored.endswith((".weight", ".scale")):
+        return stored  # nearly all names of a release
     prefix, rest = _split(stored.removeprefix("model."))
     if prefix and rest in STACKED:
         return prefix + STACKED[rest]
@@ -102,7 +104,7 @@ def to_transformers(official: str) -> str:
 
 def expert_parts(name: str) -> tuple[str, tuple[str, ...], str] | None:
     """(`...ffn.experts`, the parts in row order, "weight" or "scale") of a stacked name, None for any other."""
-    match = _STACKED_NAME.fullmatch(name)
+    match = _STACKED_NAME.fullmatch(name) if ".experts.w" in name else None
     if match is None:
         return None
     prefix, stack, suffix = match.groups()

@@ -23,6 +23,7 @@ from dsv4_backend.errors import CheckpointError
 MAX_TENSORS = 200_000
 MAX_HEADER = 32 * 2**20
 MAX_RANK = 8
+_MAX_COUNT = 2**63
 NAME = re.compile(r"[A-Za-z0-9_\-]{1,64}(\.[A-Za-z0-9_\-]{1,64}){0,15}", re.ASCII)
 
 DTYPES: dict[str, tuple[int, torch.dtype]] = {
@@ -96,7 +97,7 @@ def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]
     start = os.pread(descriptor, 64, 0)
     other = not_the_file(start)
     if other or not start:
-        raise FileProblem(f"found {other or 'an empty file: the download was interrupted; fetch it again'}")
+        raise FileProblem(f"{f'found {other}' if other else 'truncated: found an empty file; fetch it again'}")
     start = start[:8]
     length = int.from_bytes(start, "little")
     # Only a length that cannot be one is taken for a pickle's first bytes: 0x80 is also a fine low byte of a length.
@@ -159,7 +160,7 @@ def _entry(entry: object, data: int) -> TensorInfo | str:
 
 
 def _counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return isinstance(value, list) and not any(type(item) is not int or not 0 <= item < _MAX_COUNT for item in value)
 
 
 def _range_problems(file: str, tensors: dict[str, TensorInfo], data: int, size: int) -> list[str]:

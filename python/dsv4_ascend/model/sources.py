@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from itertools import product
 from math import prod
@@ -14,7 +13,7 @@ from dsv4_ascend.model.safetensors_file import DTYPES, SafetensorsFile
 
 Format = Literal["official", "transformers"]
 
-_VISION = re.compile(r"vision\..*|aligner\..*|image_\w+|.*\.ffn\.gate\.bias_vl", re.ASCII)
+_VISION_START, _VISION_END = ("vision.", "aligner.", "image_"), ".ffn.gate.bias_vl"
 """What Vision-Exp adds to the language model (spec/v41.md 4)."""
 
 
@@ -63,7 +62,7 @@ def collect(files: Iterable[SafetensorsFile]) -> tuple[Sources, Format, list[str
 
 def set_aside(sources: Sources, hash_layers: int) -> tuple[Sources, list[str]]:
     """The sources without those that a text-only main model does not use, and a note for each kind of them."""
-    vision = {name for name in sources if _VISION.fullmatch(name)}
+    vision = {name for name in sources if name.startswith(_VISION_START) or name.endswith(_VISION_END)}
     biases = {f"layers.{layer}.ffn.gate.bias" for layer in range(hash_layers)} & sources.keys()
     notes = []
     if vision:

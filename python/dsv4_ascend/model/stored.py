@@ -31,7 +31,7 @@ def as_stored(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
 def _stored_drafts(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
     stages: dict[str, list[str]] = {}
     for name in sources:
-        match = _STAGE.fullmatch(name)
+        match = _STAGE.fullmatch(name) if name.startswith("mtp.") else None
         if match:
             stages.setdefault(match.group(1), []).append(match.group(2))
     promised, count = config.num_nextn_predict_layers, len(stages)

@@ -16,10 +16,15 @@ _FLOATS = ("norm.weight", *FP32_NAMES)
 
 
 class Rule(NamedTuple):
-    """What a tensor may hold: a test per element, and how a message says it."""
+    """What a tensor may hold: an interval as a test per element (E8M0: per byte), and how a message says it."""
 
     good: Callable[[torch.Tensor], torch.Tensor]
     expected: str
+
+
+FINITE = Rule(torch.isfinite, "a finite number")
+FLOAT_SCALE = Rule(lambda scale: (scale > 0) & (scale < torch.inf), "a positive finite scale")
+E8M0 = Rule(lambda byte: byte != 0xFF, "a positive finite scale")
 
 
 def value_problems(sources: Sources, as_stored: Callable[[str], torch.Tensor], experts: int) -> Iterator[str]:
@@ -34,30 +39,25 @@ def value_problems(sources: Sources, as_stored: Callable[[str], torch.Tensor], e
     scales = {name for name in sources if ".ffn.experts." in name and name.endswith(".scale")}
     skipped = scales if sum(sources[name].nbytes for name in scales) > EXPERT_SCALE_BUDGET else set()
     for name, source in sources.items():
-        rule = _rule(name, experts)
+        rule = _rule(name, source.dtype, experts)
         if rule is not None and name not in skipped:
             yield from (f"{source.describe(name)}: {told}" for told in _broken(as_stored(name), rule))
 
 
-def _rule(name: str, experts: int) -> Rule | None:
+def _rule(name: str, dtype: str, experts: int) -> Rule | None:
     if name.endswith(".scale"):
-        return Rule(_is_scale, "a positive finite scale")
+        return E8M0 if dtype == "F8_E8M0" else FLOAT_SCALE
     if name.endswith("tid2eid"):
         return Rule(lambda ids: (ids >= 0) & (ids < experts), f"an expert id in [0, {experts}); rows are token ids")
-    return Rule(torch.isfinite, "a finite number") if name.endswith(_FLOATS) else None
-
-
-def _is_scale(scale: torch.Tensor) -> torch.Tensor:
-    if scale.dtype == torch.float8_e8m0fnu:
-        return scale.view(torch.uint8) != 0xFF
-    return (scale > 0) & (scale < torch.inf)
+    return FINITE if name.endswith(_FLOATS) else None
 
 
 def _broken(tensor: torch.Tensor, rule: Rule) -> Iterator[str]:
-    good = rule.good(tensor)
-    if bool(good.all()):
+    wide = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e8m0fnu else tensor
+    # Good values are an interval, and NaN comes out as both extremes: they decide without a temporary.
+    if tensor.numel() == 0 or bool(rule.good(torch.stack(torch.aminmax(wide))).all()):
         return
-    bad = (~good).nonzero()
+    bad = (~rule.good(wide)).nonzero()
     first = bad[0].tolist()
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
     yield f"found {tensor[tuple(first)].item():g} at {first}{more}, expected {rule.expected}"
