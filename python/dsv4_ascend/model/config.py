@@ -45,10 +45,10 @@ class DSpark:
 class V4Config:
     """One model. Construction raises ConfigError listing every contradiction by field name.
 
-    `compress_ratios` and `layer_kinds` have one entry per layer, then one per draft layer, which is always "swa": an MTP
-    block, or one of DSpark's stages if `dspark` is there. `swiglu_limit` infinity means no clamp. `rope_scaling` None
-    means plain RoPE everywhere. `quantized` False means that every weight is BF16 or F32; `expert_dtype` None leaves
-    FP4 or FP8 experts to the checkpoint. Ids may be absent (None, ()).
+    `compress_ratios` and `layer_kinds` have one entry per layer, then one per draft layer, which is always "swa": an
+    MTP block, or one of DSpark's stages if `dspark` is there. `swiglu_limit` infinity means no clamp. `rope_scaling`
+    None means plain RoPE everywhere. `quantized` False means that every weight is BF16 or F32; `expert_dtype` None
+    leaves FP4 or FP8 experts to the checkpoint. Ids may be absent (None, ()).
     """
 
     vocab_size: int

@@ -126,11 +126,13 @@ class _Reader:
         """Sort the fields that nobody took: silent, informative or null, allowed, and else a problem."""
         for name in sorted(fields):
             shown = prefix + ascii(name)[1:-1][:100]  # from outside: shortened, and without control characters
+            if prefix + name in SILENT:
+                continue
             if shown in self.allowed:
                 self.notes.append(f"unknown configuration field {shown}: ignored, as allowed")
-            elif is_informative(name) or (fields[name] is None and prefix + name not in SILENT):
+            elif is_informative(name) or fields[name] is None:
                 self.ignored.append(shown)
-            elif prefix + name not in SILENT:
+            else:
                 hint = f"if it does not, --allow-unknown {shown} or load(..., allow_unknown=[...])"
                 self.problems.append(f"{shown}: unknown field, which may change what the model computes; {hint}")
 
