@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dsv4_ascend.cli.inputs import STDIN, check_ids, read_ids, read_messages, read_text
-from dsv4_ascend.cli.loading import load_model
+from dsv4_ascend.cli.loading import AllowUnknown, load_model
 from dsv4_ascend.model.arguments import MAX_SEED
 from dsv4_ascend.model.chat import ChatMode, encode_messages
 from dsv4_ascend.model.generation import Sampling
@@ -92,6 +92,7 @@ def generate(
         bool, typer.Option("--control-tokens", help="What spells a control token in the text becomes that token.")
     ] = False,
     draft_tokens: Annotated[int, typer.Option(min=0, help="Draft with the MTP block; needs --temperature 0.")] = 0,
+    allow_unknown: AllowUnknown = None,
 ) -> None:
     """Generate text from a prompt and stream it.
 
@@ -117,7 +118,7 @@ def generate(
     found = _read(prompt, prompt_file, input_ids, messages)
     if chat and found.messages is None:
         found = replace(found, messages=[{"role": "user", "content": found.text}])
-    model = load_model(checkpoint, device, profile)
+    model = load_model(checkpoint, device, profile, allow_unknown)
     options = Sampling(temperature, top_p, seed)
     _run(model, replace(found, mode=mode, control=control_tokens), options, max_new_tokens, draft_tokens)
 

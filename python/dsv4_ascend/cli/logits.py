@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dsv4_ascend.cli.inputs import check_ids, read_ids
-from dsv4_ascend.cli.loading import load_model
+from dsv4_ascend.cli.loading import AllowUnknown, load_model
 from dsv4_backend.errors import ArgumentError
 
 
@@ -27,12 +27,13 @@ def logits(
     chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens.")] = None,
     decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
+    allow_unknown: AllowUnknown = None,
 ) -> None:
     """Compute the logits of every position of one sequence."""
     if os.path.isdir(output) or not os.path.isdir(output.parent):
         raise ArgumentError(f"--output: found {output}, expected a file in an existing folder")
     ids = read_ids(input_ids)
-    model = load_model(checkpoint, device, profile)
+    model = load_model(checkpoint, device, profile, allow_unknown)
     check_ids(ids, model.config.vocab_size)
     result = model.forward(ids, chunk=chunk or max(1, len(ids)), decode_from=decode_from)
     _write(output, result.cpu().contiguous())

@@ -10,7 +10,7 @@ import torch
 from dsv4_ascend.model.batch import Batch, make_batch
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
 from dsv4_ascend.model.transformer import Transformer
-from dsv4_backend.errors import ArgumentError
+from dsv4_backend.errors import ArgumentError, UnsupportedError
 from dsv4_backend.ops.sampling import sample
 
 
@@ -57,6 +57,8 @@ class Generator:
         stop_ids: frozenset[int],
         draft_tokens: int = 0,
     ) -> None:
+        if draft_tokens and network.config.dspark is not None:
+            raise UnsupportedError("draft_tokens: drafting with DSpark is not implemented; use draft_tokens 0")
         if draft_tokens and not len(network.mtp):
             raise ArgumentError("draft_tokens: this checkpoint has no MTP block to draft with")
         if draft_tokens and sampling.temperature > 0:

@@ -33,6 +33,7 @@ class Model:
     """A loaded DeepSeek V4.
 
     dtype decides the conformance profile (spec/v4.md 0.4): torch.bfloat16 is `official`, torch.float32 is `ideal`.
+    `notes`: what was ignored, set aside or corrected when the checkpoint was opened, one line each.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Model:
     ) -> None:
         _check_dtype(dtype)
         self.network, self.device, self.dtype, self.folder = network, device, dtype, folder
+        self.notes: tuple[str, ...] = ()
         self._tokenizer: Tokenizer | None = None
         self.draft_acceptance: float | None = None
 
@@ -217,15 +219,22 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     progress: Progress | None = None,
+    allow_unknown: Collection[str] = (),
 ) -> Model:
     """Open a checkpoint folder (official or transformers layout) without copying its weights.
 
     device: where it runs. dtype: torch.bfloat16 for profile `official`, torch.float32 for `ideal`.
-    progress(bytes done, bytes in all) is called per tensor. CheckpointError and ConfigError list everything that does
-    not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process does not have.
+    progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration to ignore though
+    they may change what the model computes. The model's `notes` say what was ignored. CheckpointError and ConfigError
+    list everything that does not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process
+    does not have.
     """
     _check_dtype(dtype)
     where = usable_device(device)
-    checkpoint = open_checkpoint(path)
-    network = assign_all(Transformer(checkpoint.config), checkpoint.tensors(progress), where)
-    return Model(network, device=where, dtype=dtype, folder=Path(path))
+    checkpoint = open_checkpoint(path, allow_unknown=allow_unknown)
+    tensors = checkpoint.tensors(progress, drafts=checkpoint.config.dspark is None)
+    model = Model(
+        assign_all(Transformer(checkpoint.config), tensors, where), device=where, dtype=dtype, folder=Path(path)
+    )
+    model.notes = checkpoint.notes
+    return model
