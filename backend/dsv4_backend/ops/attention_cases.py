@@ -21,6 +21,7 @@ from dsv4_backend.ops.attention import (
     keys_share,
     near_positions,
     run_steps,
+    running_peaks,
     score_keys,
     sparse_attention,
     visible_entries,
@@ -187,7 +188,7 @@ def _fault_choice(name: str, edit: Callable[[torch.Tensor], torch.Tensor | None]
     def edited(call: AttentionCall) -> AttentionCall:
         return call if call.cmp_indices is None else call._replace(cmp_indices=edit(call.cmp_indices))
 
-    _fault(name, compressed_keys=lambda call: compressed_keys(edited(call)))
+    _fault(name, compressed_keys=lambda call, tokens: compressed_keys(edited(call), tokens))
 
 
 def _fault_attend(name: str, **steps: Any) -> None:
@@ -211,9 +212,10 @@ _fault_near("window one key long", lambda t, window: near_positions(t, window + 
 _fault_near("current token not seen", lambda t, window: near_positions(t - 1, window))
 _fault_near("next token seen", lambda t, window: near_positions(t + 1, window))
 _fault(
-    "window left out", window_keys=lambda call: window_keys(call, lambda t, window: near_positions(t, window) * 0 - 1)
+    "window left out",
+    window_keys=lambda call, tokens: window_keys(call, tokens, lambda t, window: near_positions(t, window) * 0 - 1),
 )
-_fault("compressed entries left out", compressed_keys=lambda call: None)
+_fault("compressed entries left out", compressed_keys=lambda call, tokens: None)
 _fault_visible("entry seen before its block closes", lambda t, ratio: visible_entries(t + 1, ratio))
 _fault_visible("newest entry one token late", lambda t, ratio: visible_entries(t - 1, ratio))
 _fault_choice("-1 taken for entry 0", lambda choice: choice.clamp(min=0))
@@ -226,7 +228,7 @@ _fault_attend("sink left out", share=lambda peak, total, sink: torch.ones_like(t
 _fault_attend("sink counted twice", share=lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)))
 _fault_attend("sink not relative to the maximum", share=lambda peak, total, sink: keys_share(peak * 0, total, sink))
 _fault_attend("sink of the next head", share=lambda peak, total, sink: keys_share(peak, total, sink.roll(1)))
-_fault_attend("softmax without maximum", peak=lambda scores: torch.zeros_like(scores[..., :1]))
+_fault_attend("softmax without maximum", peaks=lambda scores, tile: running_peaks(scores * 0, tile))
 _fault("two separate softmaxes", attend=_apart)
 
 
