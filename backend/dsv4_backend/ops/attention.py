@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -120,8 +121,8 @@ def compressed_keys(call: AttentionCall, tokens: Tokens, visible: Step = visible
 
 def score_keys(q: torch.Tensor, keys: Keys) -> torch.Tensor:
     """Scaled dot products [T, H, n], -inf where there is no key."""
-    scaled = torch.bmm(q, keys.rows.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    return scaled.masked_fill(~keys.valid[:, None], -torch.inf)
+    dot = torch.bmm(q, keys.rows.transpose(-1, -2))
+    return (dot / math.sqrt(q.shape[-1])).masked_fill(~keys.valid[:, None], -torch.inf)
 
 
 def running_peaks(scores: torch.Tensor, tile: int = TILE) -> torch.Tensor:
@@ -166,7 +167,7 @@ def attend(
     total = (p * rescale).sum(-1, keepdim=True)
     total = total.masked_fill(total == 0, 1)
     weights = (rounded(p, q.dtype) * rescale).split([keys.valid.shape[1] for keys in parts], -1)
-    mixed: torch.Tensor = sum(torch.bmm(w, keys.values()) for w, keys in zip(weights, parts, strict=True))
+    mixed = torch.stack([torch.bmm(w, keys.values()) for w, keys in zip(weights, parts, strict=True)]).sum(0)
     return (mixed / total * share(last, total, sink.to(wide.dtype))).to(q.dtype)
 
 
@@ -204,10 +205,11 @@ def run_steps(
         "seq_lens": "i32 [R]",
     },
     tolerance=Tolerance(
-        reason="fp32 sums in any order; bf16 probabilities are rounded relative to a running maximum that depends on "
-        "the tiling (2^-9 of each), and the result once (2^-8)",
+        reason="fp32 sums in any order; a bf16 probability next to a midpoint may tip, 2^-8 of it: seen up to 0.82 of "
+        "the limit with noise of 4e-6 on the scores, where rounding against another maximum uses 2.3 or more; the "
+        "result may land on the other neighbour (2^-7)",
         ideal=(4e-6, 2e-5),
-        official=(2**-7, 2**-7),
+        official=(2**-9, 2**-7),
     ),
 )
 def sparse_attention(
@@ -231,14 +233,15 @@ def sparse_attention(
     cmp_indices (int32 [T, N], each < (t + 1) // ratio, -1 = none, a repeated one counts twice), or all
     i < (t + 1) // ratio when cmp_indices is None. ratio 0: the three cmp_ arguments are None. window 0 means no window
     keys and needs ratio > 0.
-    The keys of a token form a list: window rows from position max(t - window + 1, 0) on, padded with "no key" to window
-    columns, then compressed entries, in the order of cmp_indices or ascending. An online softmax takes it in tiles of 64:
-    a = (q . k) * D^-0.5 in fp32; p = exp(a - m), m the largest a up to the end of p's tile, the sink outside; p is cast
-    to q's dtype for the product with the values only; with M the largest a of all, o = sum p exp(m - M) k /
-    (sum p exp(m - M) + exp(sink - M)), fp32, one cast. So the order of the list matters, to the rounding of p, and it is
-    the same for any chunking. Returns [T, H, D] in q's dtype. Work is done in tiles of tokens, with temporaries of
-    tiles.BUDGET, whatever T is. A row with no key is 0. T = 0 gives an empty result. NaN in hidden rows does not matter. ArgumentError for dtypes,
-    offsets, lengths, blocks, or indices that do not fit. Source: spec/v4.md 4.2, 4.6 [OFF-K sparse_attn].
+    The keys of a token form a list: window rows from position max(t - window + 1, 0) on, padded with "no key" to
+    window columns, then compressed entries, in the order of cmp_indices or ascending. An online softmax takes it in
+    tiles of 64: a = (q . k) * D^-0.5 in fp32; p = exp(a - m), m the largest a up to the end of p's tile, the sink not
+    among them; p is cast to q's dtype for the product with the values only. With M the largest a of all and
+    w = p exp(m - M), o = sum w k / (sum w + exp(sink - M)), fp32, one cast. So the order of the list matters to
+    roundings of p; it does not depend on the chunk. Returns [T, H, D] in q's dtype. Tokens are done in tiles, with
+    temporaries of tiles.BUDGET. A row with no key is 0. T = 0 gives an empty result. NaN in hidden rows does not
+    matter. ArgumentError for dtypes, offsets, lengths, blocks, or indices that do not fit.
+    Source: spec/v4.md 4.2, 4.6 [OFF-K sparse_attn].
     """
     caches = (window_cache, window_block_table, cmp_cache, cmp_block_table, cmp_indices)
     return run_steps(AttentionCall(q, sink, *caches, query_start_loc, seq_lens, window, ratio))
