@@ -1,4 +1,4 @@
-"""Where sparse attention rounds in bf16: tiles of 64 keys in list order, as the official kernel does (spec/v4.md 4.6)."""
+"""Where sparse attention rounds in bf16: 64-key tiles in list order, as the official kernel does (spec/v4.md 4.6)."""
 
 import math
 
@@ -16,15 +16,15 @@ LIMITS = sparse_attention.tolerance.limits("official")
 
 
 def key_list(call, owner, t):
-    """Rows of one token's list and whether there is a key: written from the specification, one key after the other."""
+    """Rows of one token's list and whether there is a key, one after the other, as the specification says."""
     first = max(t - call.window + 1, 0)
-    keys = [
-        (call.window_cache, call.window_block_table, j if j <= t else -1) for j in range(first, first + call.window)
-    ]
+    near = range(first, first + call.window)
+    keys = [(call.window_cache, call.window_block_table, j if j <= t else -1) for j in near]
     entries = range((t + 1) // call.ratio) if call.ratio else ()
     if call.cmp_indices is not None:
         entries = call.cmp_indices[owner[1]].tolist()
     keys += [(call.cmp_cache, call.cmp_block_table, i) for i in entries]
+    keys = keys or [(None, None, -1)]
     rows = torch.zeros(len(keys), call.q.shape[-1], dtype=torch.float64)
     for row, (cache, table, index) in zip(rows, keys, strict=True):
         if index >= 0:
@@ -82,20 +82,18 @@ def test_other_tiles_are_told_apart(tile):
     assert max(compare(oracle(s.case.arguments, tile), s.golden[0], LIMITS).limit_use for s in steps) > 1.4
 
 
-@pytest.mark.parametrize("keys", [2, 64])
+@pytest.mark.parametrize("keys", [12, 20, 64])
 def test_the_sum_takes_probabilities_before_they_are_rounded(keys):
-    """Equal values show it: the result is the value times (rounded / unrounded sum), which a rounded sum would cancel."""
-    score = -math.log(1.7 * (1 + 2**-8))  # halfway between bf16 neighbours, and a little: all but one round up
-    cache = torch.ones(1, keys, 2)
-    cache[0, :-1, 0], cache[0, -1, 0] = score, 0
-    cache = cache.bfloat16()
-    q = torch.tensor([[[math.sqrt(2), 0.0]]]).bfloat16()
-    p = torch.tensor([(q[0, 0].double() @ row.double() / math.sqrt(2)).exp() for row in cache[0]], dtype=torch.float64)
+    """Equal values show it: the result is rounded / unrounded sum of them, where a rounded sum would cancel."""
+    cache = torch.tensor([-0.6875, -0.00205, 0, 1]).repeat(1, keys, 1)  # all but one round down to 0.5, by 0.9 of 2^-8
+    cache[0, -1, :2] = 0
+    cache, q = cache.bfloat16(), torch.tensor([[[2.0, 2.0, 0, 0]]]).bfloat16()
+    p = (q[0].double() @ cache[0].double().T / 2).exp()
     want = (p.float().bfloat16().double().sum() / p.sum()).bfloat16()
     batch = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([keys], dtype=torch.int32)
     none = torch.tensor([-math.inf])
     got = sparse_attention(q, none, cache, torch.zeros(1, 1, dtype=torch.int32), None, None, None, *batch, keys, 0)
-    assert got[0, 0, 1] == want
+    assert got[0, 0, 3] == want
     assert want != 1
 
 

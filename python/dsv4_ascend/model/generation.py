@@ -18,8 +18,8 @@ from dsv4_backend.ops.sampling import sample
 class Sampling:
     """temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
 
-    seed fixes the noise of every prompt, whatever else is in the batch. Only the noise: logits depend on the shapes of a
-    batch by roundings, which in bf16 turn a close choice, so equal prompts get equal texts in equal batches.
+    seed fixes the noise of every prompt, whatever else is in the batch. Only the noise: logits depend on the shapes of
+    a batch by roundings, which in bf16 turn close choices. So equal prompts get equal texts in equal batches.
     """
 
     temperature: float = 0.0
