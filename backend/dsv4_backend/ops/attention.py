@@ -139,7 +139,9 @@ def running_peaks(scores: torch.Tensor, tile: int = TILE) -> torch.Tensor:
 
 def keys_share(peak: torch.Tensor, total: torch.Tensor, sink: torch.Tensor) -> torch.Tensor:
     """Total / (total + exp(sink - peak)), without overflow."""
-    return torch.sigmoid(peak + total.log() - sink[:, None])
+    x = peak + total.log() - sink[:, None]
+    small = torch.where(x >= 0, -x, x).exp()  # torch.sigmoid has other bits where vectors end
+    return torch.where(x >= 0, 1, small) / (1 + small)
 
 
 def round_probabilities(p: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
