@@ -24,7 +24,7 @@ def logits(
     ],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
     profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
-    chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens.")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")] = None,
     decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     allow_unknown: AllowUnknown = None,
@@ -35,7 +35,7 @@ def logits(
     ids = read_ids(input_ids)
     model = load_model(checkpoint, device, profile, allow_unknown)
     check_ids(ids, model.config.vocab_size)
-    result = model.forward(ids, chunk=chunk or max(1, len(ids)), decode_from=decode_from)
+    result = model.forward(ids, chunk=chunk, decode_from=decode_from)
     _write(output, result.cpu().contiguous())
 
 

@@ -138,8 +138,9 @@ class Model:
 
         prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
         draft_tokens: drafted per step by the MTP block (greedy only; the tokens are the same, `draft_acceptance` says
-        how well it went). seed, of 64 bits, fixes the noise of each prompt, whatever its mates. stop_ids default to the
-        config's eos tokens. ArgumentError at once names a value that is none of these.
+        how well it went). seed, of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still
+        move with the shapes of a batch, by roundings, and a text with them. stop_ids default to the config's eos
+        tokens. ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
         sampling = Sampling(
