@@ -52,9 +52,9 @@ def _from_safetensors(path: Path) -> list[int]:
 
 
 def logits(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")],
     input_ids: Annotated[Path, typer.Option(help="JSON list, or a safetensors file with one tensor.")],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder; the shipped small model if absent.")] = None,
     profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
     chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens.")] = None,
     decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
