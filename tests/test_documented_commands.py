@@ -51,7 +51,9 @@ ELSEWHERE = {
         "it installs", "ci/setup", '--no-deps --target .venv/npu "${npu[@]}"'
     ),
     "python csrc/softnpu/softnpu_build.py": Elsewhere("it builds", "setup.py", "from softnpu_build import build"),
-    "dsv4-ascend train-tiny": Elsewhere("52 minutes", "tests/python/tiny/test_tiny.py", 'main(["train-tiny", *options])'),
+    "dsv4-ascend train-tiny": Elsewhere(
+        "52 minutes", "tests/python/tiny/test_tiny.py", 'main(["train-tiny", *options])'
+    ),
     "dsv4-ascend parity --faults": Elsewhere("minutes", "ci/demo", ".venv/bin/dsv4-ascend parity --faults"),
 }
 
