@@ -54,7 +54,6 @@ ELSEWHERE = {
     "dsv4-ascend train-tiny": Elsewhere(
         "52 minutes", "tests/python/tiny/test_tiny.py", 'main(["train-tiny", *options])'
     ),
-    "dsv4-ascend parity --faults": Elsewhere("minutes", "ci/demo", ".venv/bin/dsv4-ascend parity --faults"),
 }
 
 
