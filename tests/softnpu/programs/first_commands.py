@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import dsv4_ascend
 from dsv4_ascend.cli.main import main
 from dsv4_ascend.tiny.release import SHIPPED
+from dsv4_backend import dispatch
 
 folder = Path(sys.argv[1])
 ids, output = folder / "ids.json", folder / "logits.safetensors"
@@ -74,6 +75,7 @@ if sys.argv[2:]:
     same("ragged batch", *(model.generate(ragged, max_new_tokens=3) for model in (npu, cpu)))
     found = npu.forward(torch.tensor([0, 5, 9]))
     same("device of forward", (found.device.type, found.device.index, found.dtype), ("npu", 1, torch.float32))
+    same("native on npu", dispatch.support("rms_norm", found, found[0], 1e-6).native, False)
 for problem in problems:
     print("PROBLEM", problem)
 print(f"first commands: {len(problems)} problems")
