@@ -14,7 +14,7 @@ import torch
 
 from dsv4_backend import _C
 from dsv4_backend.contract import OPERATORS, Operator
-from dsv4_backend.support import Support
+from dsv4_backend.support import Support, npu_fault
 
 POLICIES = tuple(_C.Policy.__members__)
 """auto: native, else reference. reference: always the reference. strict: native, else UnsupportedError."""
@@ -53,7 +53,8 @@ def support(name: str, *args: Any, device: str | None = None, **kwargs: Any) -> 
     if device is None:
         tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
         device = next((tensor.device.type for tensor in tensors), "cpu")
-    reason = _C.why_not(name, device, *args, **kwargs)
+    fault = npu_fault() if device == "npu" else None
+    reason = fault or _C.why_not(name, device, *args, **kwargs)
     return Support(reason is None, reason or "native kernel")
 
 
