@@ -14,7 +14,7 @@ import torch
 
 from dsv4_backend import _C
 from dsv4_backend.contract import OPERATORS, Operator
-from dsv4_backend.support import Support
+from dsv4_backend.support import Support, npu_fault
 
 POLICIES = tuple(_C.Policy.__members__)
 """auto: native, else reference. reference: always the reference. strict: native, else UnsupportedError."""
@@ -43,11 +43,18 @@ def use(policy: str) -> Iterator[None]:
         _C.set_policy(before)
 
 
-def support(name: str, *args: Any, device: str = "cpu", **kwargs: Any) -> Support:
-    """Would a native kernel of `device` run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?"""
+def support(name: str, *args: Any, device: str | None = None, **kwargs: Any) -> Support:
+    """Would a native kernel run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?
+
+    device: "cpu" or "npu" asks for that one whatever the arguments are on; None for the first tensor's.
+    """
     if name not in OPERATORS:
         raise KeyError(f"dsv4::{name} is not an operator; `dsv4-ascend ops` lists them")
-    reason = _C.why_not(name, device, *args, **kwargs)
+    if device is None:
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        device = next((tensor.device.type for tensor in tensors), "cpu")
+    fault = npu_fault() if device == "npu" else None
+    reason = fault or _C.why_not(name, device, *args, **kwargs)
     return Support(reason is None, reason or "native kernel")
 
 

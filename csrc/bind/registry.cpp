@@ -60,17 +60,21 @@ c10::DeviceType device_of(const OperatorHandle& op, const Stack& stack) {
   return c10::DeviceType::CPU;
 }
 
+// Once per operator; once for all of them on a device for which this build has no kernel.
 void announce_reference(const std::string& op, c10::DeviceType device, const std::string& reason) {
   static std::mutex mutex;
   static std::unordered_set<std::string> announced;
+  const bool any = std::any_of(table().begin(), table().end(), [&](const Kernel& k) { return k.device == device; });
+  const std::string what = any ? "dsv4::" + op : "every operator of dsv4";
   const std::lock_guard lock(mutex);
-  if (announced.insert(op).second) {
-    TORCH_WARN("dsv4::", op, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ", reason,
+  if (announced.insert(what).second) {
+    TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ",
+               any ? reason : "no kernel for this device in this build",
                ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
   }
 }
 
-// Lets the reference run where no native kernel does: an error under policy strict, said once per operator on an NPU.
+// Lets the reference run where no native kernel does: an error under policy strict, announced on an NPU.
 void fall_back(const std::string& op, c10::DeviceType device, const std::string& reason) {
   if (active_policy == Policy::strict) {
     throw UnsupportedError("dsv4::" + op + " has no native implementation for these arguments on " +

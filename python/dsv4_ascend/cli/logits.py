@@ -18,11 +18,11 @@ from dsv4_backend.errors import ArgumentError
 
 
 def logits(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")],
     input_ids: Annotated[
         Path, typer.Option(help="JSON list, plain numbers, or .safetensors with one tensor; - is stdin.")
     ],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder; the shipped small model if absent.")] = None,
     profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
     chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")] = None,
     decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
