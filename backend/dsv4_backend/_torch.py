@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
@@ -41,7 +41,8 @@ def import_torch() -> None:
     if os.environ.get(_AUTOLOAD) == "0":
         return
     try:
-        with _autoload_kept():
+        # torch_npu prints a warning while it loads: standard output belongs to whoever imports us.
+        with _autoload_kept(), redirect_stdout(sys.stderr):
             torch._import_device_backends()
     except RuntimeError as error:
         backend_fault = error.__cause__ or error

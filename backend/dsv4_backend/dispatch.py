@@ -7,7 +7,7 @@ its Python face.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from dsv4_backend import _C
 from dsv4_backend.contract import OPERATORS, Operator
-from dsv4_backend.support import Support
+from dsv4_backend.support import Support, npu_fault
 
 POLICIES = tuple(_C.Policy.__members__)
 """auto: native, else reference. reference: always the reference. strict: native, else UnsupportedError."""
@@ -73,22 +73,39 @@ def use(policy: str, *, only: str = "", check_on_device: bool = False) -> Iterat
 
 
 def candidates(
-    name: str, *args: Any, device: str = "cpu", context: Context | None = None, **kwargs: Any
+    name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any
 ) -> list[Candidate]:
-    """Every candidate of `torch.ops.dsv4.<name>` on a device, best first, with what it says of these arguments."""
+    """Every candidate of `torch.ops.dsv4.<name>` on a device, best first, with what it says of these arguments.
+
+    device: "cpu" or "npu" asks for that one whatever the arguments are on; None for the first tensor's.
+    """
     if name not in OPERATORS:
         raise KeyError(f"dsv4::{name} is not an operator; `dsv4-ascend ops` lists them")
+    device = device or device_of((*args, *kwargs.values()))
     where = None
     if context is not None:
         where = _C.Context(context.isa, context.chip, context.cann, list(context.libraries))
     return [Candidate(*answer) for answer in _C.answers(name, device, where, *args, **kwargs)]
 
 
-def support(name: str, *args: Any, device: str = "cpu", context: Context | None = None, **kwargs: Any) -> Support:
-    """Would a native kernel of `device` run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?
+def device_of(arguments: Iterable[Any]) -> str:
+    """Device type of the first tensor among the arguments of a call, "cpu" without one."""
+    tensors = (value for value in arguments if isinstance(value, torch.Tensor))
+    return next((tensor.device.type for tensor in tensors), "cpu")
 
-    The reason names the candidate that would run, or what the last candidate, which asks for least, misses.
+
+def support(
+    name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any
+) -> Support:
+    """Would a native kernel run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?
+
+    device, context: as in `candidates`; without a context the device must be there. The reason names the candidate
+    that would run, or what the last candidate, which asks for least, misses.
     """
+    device = device or device_of((*args, *kwargs.values()))
+    fault = npu_fault() if device == "npu" and context is None else None
+    if fault is not None:
+        return Support(False, fault)
     answers = candidates(name, *args, device=device, context=context, **kwargs)
     chosen = next((answer for answer in answers if answer.reason is None), None)
     if chosen is not None:

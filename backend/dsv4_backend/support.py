@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -63,6 +63,9 @@ class Probes:
     backend_fault: str | None
     autoload: str | None
     npus: int
+    npu_name: str | None
+    npu_cann: str | None
+    npu_is_software: bool
     cann: tuple[Cann, ...]
     ascend_home_fault: str | None
     ascendcl_fault: str | None
@@ -81,7 +84,8 @@ class Finding:
 
 
 def probe(environ: Mapping[str, str] = os.environ) -> Probes:
-    """Look at the machine. Opens libascendcl.so if the loader finds one, and no device."""
+    """Look at the machine. Opens libascendcl.so if the loader finds one; torch_npu is asked about its devices."""
+    npus, npu = npu_count(), _torch_npu()
     return Probes(
         python=platform.python_version(),
         machine=platform.machine(),
@@ -91,7 +95,10 @@ def probe(environ: Mapping[str, str] = os.environ) -> Probes:
         backends=tuple(sorted({e.name for e in metadata.entry_points(group="torch.backends")})),
         backend_fault=None if _torch.backend_fault is None else _first_line(_torch.backend_fault),
         autoload=environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD"),
-        npus=npu_count(),
+        npus=npus,
+        npu_name=npu.get_device_name() if npus else None,
+        npu_cann=npu.utils.get_cann_version() if npus else None,
+        npu_is_software=npus > 0 and npu_is_software(),
         cann=tuple(find_cann(environ)),
         ascend_home_fault=_ascend_home_fault(environ.get("ASCEND_HOME_PATH")),
         ascendcl_fault=_load_fault("libascendcl.so"),
@@ -102,8 +109,21 @@ def probe(environ: Mapping[str, str] = os.environ) -> Probes:
 
 def npu_count() -> int:
     """Number of NPUs that the loaded torch sees; 0 without torch_npu."""
-    npu = getattr(torch, "npu", None)
+    npu = _torch_npu()
     return int(npu.device_count()) if npu is not None else 0
+
+
+def _torch_npu() -> Any:
+    """torch.npu, None when no torch_npu is loaded."""
+    return getattr(torch, "npu", None)
+
+
+def npu_is_software() -> bool:
+    """Whether the CANN runtime that the loader finds is softnpu's."""
+    try:
+        return hasattr(ctypes.CDLL("libascendcl.so"), "softnpu_statistics")
+    except OSError:
+        return False
 
 
 def npu_fault() -> str | None:
@@ -112,7 +132,11 @@ def npu_fault() -> str | None:
         return None
     if _torch.backend_fault is not None:
         return f"torch_npu fails to load: {_first_line(_torch.backend_fault)}"
-    return "torch_npu is not loaded" if not hasattr(torch, "npu") else "torch_npu sees no device"
+    if _torch_npu() is not None:
+        return "torch_npu sees no device"
+    if _installed("torch-npu") is None:
+        return "torch_npu is not installed (without an NPU: `dsv4-ascend softnpu -- COMMAND`)"
+    return "torch_npu is not loaded"
 
 
 def _first_line(error: BaseException) -> str:
@@ -202,9 +226,10 @@ def diagnose(probes: Probes) -> tuple[Finding, ...]:
     )
 
 
-def verdict(findings: tuple[Finding, ...], npus: int) -> str:
-    """One sentence over all findings."""
-    ready = f"ready for CPU and {npus} NPU(s)" if npus else "ready for CPU"
+def verdict(findings: tuple[Finding, ...], npus: int, software: bool = False) -> str:
+    """One sentence over all findings; software: the NPUs are softnpu's."""
+    kind = "software NPU(s)" if software else "NPU(s)"
+    ready = f"ready for CPU and {npus} {kind}" if npus else "ready for CPU"
     counts = {state: sum(f.state == state for f in findings) for state in ("problem", "warning")}
     parts = [f"{count} {state}{'s' * (count > 1)}" for state, count in counts.items() if count]
     return "; ".join([ready, ", ".join(parts)] if parts else [ready])
@@ -218,10 +243,11 @@ def _judge_host(p: Probes) -> Iterator[Finding]:
 
 def _judge_torch_npu(p: Probes) -> Iterator[Finding]:
     if p.torch_npu is None:
-        yield Finding("torch_npu", "note", "not installed: CPU only", f"for an Ascend NPU: {_install_torch_npu(p)}")
+        advice = f"for an Ascend NPU: {install_torch_npu(p.torch)}; without one: dsv4-ascend softnpu -- COMMAND"
+        yield Finding("torch_npu", "note", "not installed: CPU only", advice)
     elif _release(p.torch_npu) != _release(p.torch):
         found = f"{p.torch_npu} is built for torch {_release(p.torch_npu)}, but torch is {p.torch}"
-        yield Finding("torch_npu", "problem", found, _install_torch_npu(p))
+        yield Finding("torch_npu", "problem", found, install_torch_npu(p.torch))
     elif p.backend_fault is None:
         yield Finding("torch_npu", "ok", p.torch_npu)
     if p.backend_fault is not None:
@@ -229,8 +255,9 @@ def _judge_torch_npu(p: Probes) -> Iterator[Finding]:
         yield Finding(subject, "problem", f"import fails: {p.backend_fault}", _backend_advice(p, p.backend_fault))
 
 
-def _install_torch_npu(p: Probes) -> str:
-    return f"pip install torch-npu=={_release(p.torch)}"
+def install_torch_npu(torch_version: str, options: str = "") -> str:
+    """The command that installs the torch_npu of a torch."""
+    return " ".join(filter(None, ["pip install", options, f"torch-npu=={_release(torch_version)}"]))
 
 
 def _backend_advice(p: Probes, fault: str) -> str:
@@ -241,7 +268,7 @@ def _backend_advice(p: Probes, fault: str) -> str:
         )
     if p.torch_npu is None:
         return f"pip uninstall the package that registers {' '.join(p.backends)}, or repair it"
-    return f"reinstall it for this torch: {_install_torch_npu(p)} --force-reinstall"
+    return f"reinstall it for this torch: {install_torch_npu(p.torch)} --force-reinstall"
 
 
 def _release(version: str) -> str:
@@ -278,7 +305,8 @@ def _judge_cann(p: Probes) -> Iterator[Finding]:
 
 def _judge_npus(p: Probes) -> Iterator[Finding]:
     if p.npus:
-        yield Finding("NPU", "ok", f"{p.npus} device(s)")
+        kind = "software device(s) of softnpu, no hardware" if p.npu_is_software else "device(s)"
+        yield Finding("NPU", "ok", f"{p.npus} {kind}: {p.npu_name}, CANN {p.npu_cann}")
     elif p.torch_npu is not None and p.backend_fault is None and p.autoload != "0":
         yield Finding("NPU", "warning", "torch_npu sees no device", "check `npu-smi info` and /dev/davinci*")
 

@@ -55,6 +55,15 @@ void check_call(const std::string& op, const py::args& args) {
   dsv4::bind::check_call(op, stack);
 }
 
+// "npu" is torch's private device type, also where torch_npu has not named it.
+c10::DeviceType device_type(const std::string& name) {
+  return name == "npu" ? c10::DeviceType::PrivateUse1 : c10::Device(name).type();
+}
+
+std::string device_name(c10::DeviceType type) {
+  return type == c10::DeviceType::PrivateUse1 ? "npu" : c10::DeviceTypeName(type, true);
+}
+
 using Answers = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
 // What every candidate's predicate says of a call: (name, reason against or None), best first.
@@ -62,7 +71,7 @@ Answers candidates(const std::string& op, const std::string& device, const std::
                    const py::args& args, const py::kwargs& kwargs) {
   const auto stack = stack_of(op, args, kwargs);
   Answers answers;
-  for (const Candidate* candidate : dsv4::bind::candidates_of(op, c10::Device(device).type())) {
+  for (const Candidate* candidate : dsv4::bind::candidates_of(op, device_type(device))) {
     answers.emplace_back(candidate->name, candidate->why_not(context.value_or(dsv4::bind::context()), stack));
   }
   return answers;
@@ -71,7 +80,7 @@ Answers candidates(const std::string& op, const std::string& device, const std::
 std::vector<std::tuple<std::string, std::string, std::string>> list_candidates() {
   std::vector<std::tuple<std::string, std::string, std::string>> rows;
   for (const Candidate* candidate : dsv4::bind::all_candidates()) {
-    rows.emplace_back(candidate->op, c10::DeviceTypeName(candidate->device, true), candidate->name);
+    rows.emplace_back(candidate->op, device_name(candidate->device), candidate->name);
   }
   return rows;
 }
@@ -79,7 +88,7 @@ std::vector<std::tuple<std::string, std::string, std::string>> list_candidates()
 std::vector<std::tuple<std::string, std::string, std::string, uint64_t>> list_ran() {
   std::vector<std::tuple<std::string, std::string, std::string, uint64_t>> rows;
   for (const auto& row : dsv4::bind::ran()) {
-    rows.emplace_back(row.op, c10::DeviceTypeName(row.device, true), row.implementation, row.times);
+    rows.emplace_back(row.op, device_name(row.device), row.implementation, row.times);
   }
   return rows;
 }

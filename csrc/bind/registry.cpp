@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 
 #include "common/error.h"
 #include "words.h"
@@ -31,6 +32,8 @@ std::deque<Candidate>& table() {
 }
 
 thread_local Choice active_choice;
+
+constexpr const char* kNoKernel = "no kernel for this device in this build";
 
 std::mutex npu_mutex;
 Context& npu_context() {
@@ -98,16 +101,15 @@ class Operator {
     reference_.callBoxed(&stack);
   }
 
-  // Lets the reference run where no candidate does: an error under policy strict, said once per operator on an NPU.
+  // Lets the reference run where no candidate does: an error under policy strict, announced on an NPU.
   void fall_back(c10::DeviceType device, const std::string& reason) const {
     if (active_choice.policy == Policy::strict) {
       throw UnsupportedError("dsv4::" + name() + " has no native implementation for these arguments on " +
                              c10::DeviceTypeName(device, true) + ": " + reason +
                              ". Use dispatch.use(\"auto\") to run the reference on the same device.");
     }
-    if (device != c10::DeviceType::CPU && device != c10::DeviceType::Meta && !announced_.exchange(true)) {
-      TORCH_WARN("dsv4::", name(), " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ",
-                 reason, ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
+    if (device != c10::DeviceType::CPU && device != c10::DeviceType::Meta) {
+      announce(device, reason);
     }
   }
 
@@ -152,7 +154,7 @@ class Operator {
   const Candidate* choose(c10::DeviceType device, Arguments arguments, std::string& reason) const {
     const auto found = candidates_.find(device);
     if (found == candidates_.end() || found->second.empty()) {
-      reason = "no kernel for this device in this build";
+      reason = kNoKernel;
       return nullptr;
     }
     const Context here = device == c10::DeviceType::CPU ? Context(isa()) : context();
@@ -217,6 +219,21 @@ class Operator {
     }
   }
 
+  // Once per operator; once for all of them on a device for which this build has no kernel.
+  void announce(c10::DeviceType device, const std::string& reason) const {
+    static std::mutex mutex;
+    static std::set<std::string> announced;
+    const bool any =
+        std::any_of(table().begin(), table().end(), [&](const Candidate& c) { return c.device == device; });
+    const std::string what = any ? "dsv4::" + name() : "every operator of dsv4";
+    const std::lock_guard lock(mutex);
+    if (announced.insert(what).second) {
+      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ",
+                 any ? reason : kNoKernel,
+                 ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
+    }
+  }
+
   void count(c10::DeviceType device) const {
     const std::lock_guard lock(mutex_);
     ++reference_runs_[device];
@@ -228,7 +245,6 @@ class Operator {
   OperatorHandle reference_;
   size_t arity_;
   std::map<c10::DeviceType, std::vector<const Candidate*>> candidates_;
-  mutable std::atomic<bool> announced_{false};
   mutable std::mutex mutex_;
   mutable std::map<c10::DeviceType, uint64_t> reference_runs_;
 };

@@ -124,6 +124,15 @@ def test_unknown_policy_is_named():
         pass
 
 
+def test_support_asks_for_the_device_of_the_tensors():
+    x, weight = torch.ones(2, 8), torch.ones(8)
+    assert dispatch.support("rms_norm", x, weight, 1e-6)
+    elsewhere = x.to("meta"), weight.to("meta"), 1e-6  # stands for npu: no kernel there either
+    assert not dispatch.support("rms_norm", *elsewhere)
+    assert not dispatch.support("rms_norm", x=elsewhere[0], weight=elsewhere[1], eps=1e-6)
+    assert dispatch.support("rms_norm", x, weight, 1e-6, device="npu").reason  # with torch_npu or without
+
+
 def test_unknown_operator_is_named():
     with pytest.raises(KeyError, match="dsv4::softmax"):
         dispatch.support("softmax", X)

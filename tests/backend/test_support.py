@@ -16,6 +16,9 @@ HEALTHY = Probes(
     backend_fault=None,
     autoload=None,
     npus=8,
+    npu_name="Ascend910B3",
+    npu_cann="9.1.0",
+    npu_is_software=False,
     cann=(Cann("/usr/local/Ascend/cann", "default location", "9.1.0"),),
     ascend_home_fault=None,
     ascendcl_fault=None,
@@ -36,10 +39,20 @@ def test_a_healthy_machine_has_nothing_to_do():
 
 
 def test_a_laptop_has_no_problem():
-    laptop = replace(HEALTHY, torch_npu=None, backends=(), npus=0, cann=(), ascendcl_fault="OSError: not found")
+    no_npu = {"npus": 0, "npu_name": None, "npu_cann": None}
+    laptop = replace(HEALTHY, **no_npu, torch_npu=None, backends=(), cann=(), ascendcl_fault="OSError: not found")
     findings = diagnose(laptop)
     assert {f.state for f in findings} == {"ok", "note"}
     assert verdict(findings, 0) == "ready for CPU"
+
+
+@pytest.mark.parametrize("software", [False, True])
+def test_a_device_is_named_and_a_software_one_is_no_hardware(software):
+    probes = replace(HEALTHY, npu_is_software=software)
+    (npu,) = [f.found for f in diagnose(probes) if f.subject == "NPU"]
+    assert npu.endswith(": Ascend910B3, CANN 9.1.0")
+    assert ("softnpu, no hardware" in npu) == software
+    assert ("8 software NPU(s)" in verdict((), probes.npus, probes.npu_is_software)) == software
 
 
 @pytest.mark.parametrize(

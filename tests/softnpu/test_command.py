@@ -2,14 +2,17 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from processes import execute
 
-from dsv4_backend.errors import ArgumentError
+from dsv4_ascend.cli.softnpu import softnpu
+from dsv4_backend.errors import ArgumentError, EnvironmentFault
 from dsv4_backend.softnpu import environment, library_folder
+from dsv4_backend.softnpu import settings as settings_module
 from dsv4_backend.softnpu.settings import settings
 
 PLAIN = {key: value for key, value in os.environ.items() if key not in ("PATH", "TORCH_DEVICE_BACKEND_AUTOLOAD")}
@@ -58,7 +61,40 @@ def test_autoload_trap_is_explained_and_the_cpu_stays_usable():
 def test_doctor_on_the_device():
     code, output = execute([*CLI, "softnpu", "--", "python", *CLI, "doctor"], {**PLAIN, "COLUMNS": "300"})
     assert code == 0 and f"softnpu, the software device, in {library_folder().parent}" in output, output
-    assert "ready for CPU and 8 NPU(s)" in output
+    assert "8 software device(s) of softnpu, no hardware: Ascend910B3, CANN 8.5.0" in output
+    assert "on npu 0 with native kernels" in output and "ready for CPU and 8 software NPU(s)" in output, output
+
+
+def test_doctor_tells_the_chosen_chip_in_json_alone():
+    options = ["--soc", "Ascend950PR_9599", "--cann", "9.1.0", "--devices", "2"]
+    command = [*CLI, "softnpu", *options, "--", "python", *CLI, "doctor", "--json"]
+    done = subprocess.run(command, env=PLAIN, capture_output=True, text=True, check=True, timeout=120)
+    probes = json.loads(done.stdout)["probes"]
+    found = [probes[name] for name in ("npus", "npu_name", "npu_cann", "npu_is_software")]
+    assert found == [2, "Ascend950PR_9599", "9.1.0", True], found
+
+
+def test_torch_npu_is_found_beside_the_environment(tmp_path, monkeypatch):
+    """As installed, else beside it; a user's own Python path stays behind it; nowhere is said."""
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setattr(settings_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert settings_module.torch_npu_path() is None and environment()["PYTHONPATH"] == "/mine"
+    (tmp_path / "npu" / "torch_npu").mkdir(parents=True)
+    assert environment()["PYTHONPATH"] == f"{tmp_path}/npu{os.pathsep}/mine"
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment()["PYTHONPATH"] == f"{tmp_path}/npu"
+    monkeypatch.setattr(settings_module.importlib.util, "find_spec", lambda name: object())
+    assert "PYTHONPATH" not in environment()
+
+
+def test_a_missing_torch_npu_is_said_with_what_to_do(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(settings_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault, match="command not found: no-such-command"):
+        softnpu(["no-such-command"])
+    wanted = f"pip install --no-deps --target {tmp_path}/npu torch-npu==2.13.0"
+    assert "torch_npu is not installed here" in (err := capfd.readouterr().err) and wanted in err
 
 
 def on_device(program, **variables):

@@ -16,6 +16,13 @@ def test_models_equal_the_cpu(soc):
     assert code == 0 and "models good" in output, output
 
 
+@pytest.mark.parametrize(("soc", "more"), [(SOCS[0], ["more"]), (SOCS[1], []), (SOCS[2], [])])
+def test_first_commands_give_the_tokens_of_the_cpu(soc, more, tmp_path):
+    code, output = run("first_commands.py", tmp_path, *more, soc=soc)
+    assert code == 0 and "first commands: 0 problems" in output, output
+    assert output.count("runs as its PyTorch reference on npu") == 1, output
+
+
 @pytest.mark.parametrize(
     ("soc", "calls", "seed"), [*((soc, 2100, 7) for soc in SOCS), pytest.param(SOCS[0], 12000, 8, marks=long)]
 )

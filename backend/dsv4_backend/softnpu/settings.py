@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
@@ -75,10 +77,30 @@ def _refusal(name: str, value: str) -> str:
     return str(runtime.softnpu_refusal(name.encode(), value.encode()).decode())
 
 
+def beside() -> Path:
+    """Where ci/setup puts torch_npu: beside the environment, in which it would break every `import torch`."""
+    return Path(sys.prefix) / "npu"
+
+
+def torch_npu_path() -> str | None:
+    """What the Python path of a process needs to find torch_npu: nothing ("") where it is installed; None: nowhere."""
+    if importlib.util.find_spec("torch_npu") is not None:
+        return ""
+    return str(beside()) if (beside() / "torch_npu").is_dir() else None
+
+
 def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
-    """Environment of a process whose torch_npu is to use the software device; `variables` come from `settings`."""
+    """Environment of a process whose torch_npu is to use the software device; `variables` come from `settings`.
+
+    A torch_npu that lies `beside` this environment is put on the Python path of that process.
+    """
     result = {**os.environ, **(variables or {})}
     result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch_npu leaves "0" behind when its import has failed
-    previous = result.get("LD_LIBRARY_PATH")
-    result["LD_LIBRARY_PATH"] = os.pathsep.join([str(library_folder()), *([previous] if previous else [])])
+    _prepend(result, "LD_LIBRARY_PATH", str(library_folder()))
+    _prepend(result, "PYTHONPATH", torch_npu_path())
     return result
+
+
+def _prepend(variables: dict[str, str], name: str, folder: str | None) -> None:
+    if folder:
+        variables[name] = os.pathsep.join(filter(None, [folder, variables.get(name)]))

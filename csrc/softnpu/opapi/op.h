@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/Scalar.h>
 
 #include <charconv>
@@ -82,6 +83,8 @@ struct Builder {
   void refuse_null(const aclTensor* raw) const;
   bool checked_;
   int tensors_ = 0;  // seen so far
+  // A stream's thread writes in place what is made here, and it may not into an inference tensor of the caller's mode.
+  c10::InferenceMode outside_{false};
 };
 
 at::Scalar scalar_value(const aclScalar* raw);

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 GOOD, FINDINGS, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
@@ -16,6 +17,8 @@ _PIPED_WIDTH = 160
 
 def console(stderr: bool = False) -> Console:
     """A console that colours on a terminal only and does not squeeze tables into 80 columns when piped."""
+    from rich.console import Console
+
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, highlight=False, width=None if terminal else _PIPED_WIDTH)
 

@@ -1,22 +1,27 @@
-"""`dsv4-ascend generate`: the text alone on standard output, speed on standard error."""
+"""`dsv4-ascend generate`: the text (or the ids) alone on standard output, speed on standard error."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dsv4_ascend.cli.loading import load_model
+from dsv4_ascend.cli.inputs import STDIN, check_ids, read_ids, read_messages, read_text
+from dsv4_ascend.cli.loading import AllowUnknown, load_model
+from dsv4_ascend.model.arguments import MAX_SEED
 from dsv4_ascend.model.chat import ChatMode, encode_messages
+from dsv4_ascend.model.generation import Sampling
+from dsv4_ascend.model.messages import Message
+from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.release_texts import ReleaseTexts
 from dsv4_backend.errors import ArgumentError
 
 DEFAULT_PROMPT = "def "
-MAX_SEED = 2**64 - 1
 
 
 class _Clock:
@@ -45,37 +50,105 @@ class _Clock:
         return line
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """The one source that was given, and how it is to be read."""
+
+    text: str = ""
+    ids: list[int] | None = None
+    messages: list[Message] | None = None
+    mode: ChatMode | None = None
+    control: bool = False
+
+    def encode(self, model: Model) -> list[int]:
+        """The token ids for `model`. ArgumentError for ids that it does not have."""
+        if self.ids is not None:
+            check_ids(self.ids, model.config.vocab_size)
+            return self.ids
+        text = self.text
+        if self.messages is not None:
+            texts = ReleaseTexts.from_folder(model.folder) if model.folder else None
+            text = encode_messages(self.messages, self.mode, texts)
+        return model.tokenizer.encode(text, bos=True, control=self.control)
+
+
 def generate(
     checkpoint: Annotated[Path | None, typer.Option(help="Folder; the shipped small model if absent.")] = None,
-    prompt: Annotated[str, typer.Option(help="Text to continue, or the user's message with --chat.")] = DEFAULT_PROMPT,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue, or - for standard input.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="File with the text, or -.")] = None,
+    input_ids: Annotated[Path | None, typer.Option(help="File with token ids, as of logits, or -.")] = None,
+    messages: Annotated[Path | None, typer.Option(help="JSON file with a chat's messages, or -.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(help="Keep the most likely tokens up to this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling noise.")] = 33377335,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
-    chat: Annotated[bool, typer.Option("--chat", help="Encode the prompt as a chat message.")] = False,
-    thinking: Annotated[bool, typer.Option("--thinking", help="With --chat: let the model reason first.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Encode the text as a user's message.")] = False,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Chat: let the model reason first.")] = False,
+    effort: Annotated[str | None, typer.Option(help="Chat: low, high or max, as the release knows them.")] = None,
+    encoding: Annotated[str, typer.Option(help="Chat: preview (the release's script) or recipe.")] = "preview",
+    control_tokens: Annotated[
+        bool, typer.Option("--control-tokens", help="What spells a control token in the text becomes that token.")
+    ] = False,
     draft_tokens: Annotated[int, typer.Option(min=0, help="Draft with the MTP block; needs --temperature 0.")] = 0,
+    allow_unknown: AllowUnknown = None,
 ) -> None:
-    """Generate text from a prompt and stream it."""
-    if thinking and not chat:
-        raise ArgumentError("--thinking: only with --chat")
-    model = load_model(checkpoint, device, profile)
-    ids = model.tokenizer.encode(prompt, bos=True)
-    if chat:
-        texts = ReleaseTexts.from_folder(model.folder) if model.folder else None
-        ids = model.tokenizer.encode(encode_messages([{"role": "user", "content": prompt}], ChatMode(thinking), texts))
+    """Generate text from a prompt and stream it.
+
+    One of --prompt, --prompt-file, --input-ids, --messages; else the prompt is 'def '. Text is text: <think> in it is
+    seven characters, not a control token, unless --control-tokens is given. --input-ids on a checkpoint without
+    tokenizer.json prints token ids.
+    """
+    sources = {"--prompt": prompt, "--prompt-file": prompt_file, "--input-ids": input_ids, "--messages": messages}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter("give one source of the prompt", param_hint=" and ".join(given))
+    if input_ids is not None and (chat or control_tokens):
+        raise typer.BadParameter("ids need no encoding", param_hint="--input-ids")
+    chatting = chat or messages is not None
+    for name, used in (
+        ("--thinking", thinking),
+        ("--effort", effort is not None),
+        ("--encoding", encoding != "preview"),
+    ):
+        if used and not chatting:
+            raise ArgumentError(f"{name}: only with --chat or --messages")
+    mode = ChatMode(thinking, effort, revision=encoding)
+    found = _read(prompt, prompt_file, input_ids, messages)
+    if chat and found.messages is None:
+        found = replace(found, messages=[{"role": "user", "content": found.text}])
+    model = load_model(checkpoint, device, profile, allow_unknown)
+    options = Sampling(temperature, top_p, seed)
+    _run(model, replace(found, mode=mode, control=control_tokens), options, max_new_tokens, draft_tokens)
+
+
+def _read(prompt: str | None, prompt_file: Path | None, input_ids: Path | None, messages: Path | None) -> _Prompt:
+    if messages is not None:
+        return _Prompt(messages=read_messages(messages))
+    if input_ids is not None:
+        return _Prompt(ids=read_ids(input_ids))
+    if prompt == STDIN:
+        return _Prompt(read_text(Path(STDIN), "--prompt"))
+    if prompt_file is not None:
+        return _Prompt(read_text(prompt_file, "--prompt-file"))
+    return _Prompt(DEFAULT_PROMPT if prompt is None else prompt)
+
+
+def _run(model: Model, prompt: _Prompt, sampling: Sampling, max_new_tokens: int, draft_tokens: int) -> None:
+    ids = prompt.encode(model)
     clock = _Clock()
     tokens = model.stream(
         [ids],
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
         draft_tokens=draft_tokens,
     )
-    for piece in model.tokenizer.stream(clock.watch(tokens)):
+    watched = clock.watch(tokens)
+    as_ids = prompt.ids is not None and not model.has_tokenizer
+    for piece in (f"{token} " for token in watched) if as_ids else model.tokenizer.stream(watched):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dsv4_ascend.cli import console
@@ -13,9 +15,17 @@ from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load, usable_device
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.errors import ArgumentError, CheckpointError
 
+AllowUnknown = Annotated[
+    list[str] | None,
+    typer.Option(help="A field of config.json to ignore though it is unknown; repeatable.", metavar="FIELD"),
+]
 
-def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
-    """The checkpoint (the shipped small one if None) on `device`, with a progress bar on a terminal."""
+
+def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown: list[str] | None = None) -> Model:
+    """The checkpoint (the shipped small one if None) on `device`, with a progress bar on a terminal.
+
+    What was ignored or set aside in it is told on standard error.
+    """
     if profile not in PROFILE_DTYPES:
         raise ArgumentError(f"--profile: found {profile!r}, expected {' or '.join(PROFILE_DTYPES)}")
     where = usable_device(device, "--device")
@@ -29,4 +39,8 @@ def load_model(checkpoint: Path | None, device: str, profile: str) -> Model:
         def report(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return load(folder, device=where, dtype=PROFILE_DTYPES[profile], progress=report)
+        dtype = PROFILE_DTYPES[profile]
+        model = load(folder, device=where, dtype=dtype, progress=report, allow_unknown=allow_unknown or ())
+    for note in model.notes:
+        print(f"dsv4-ascend: note: {note}", file=sys.stderr)
+    return model

@@ -6,12 +6,14 @@ Exit codes: 0 good, 1 findings, 2 usage, 3 environment, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from typing import Annotated, Any
-
-import typer
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED
 
@@ -29,26 +31,45 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is escaped
     try:
         sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
+@contextmanager
+def _interrupts_end_the_process() -> Iterator[None]:
+    """Ctrl-C leaves at once while modules are imported: their code might swallow an exception, or print it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _run(arguments: Sequence[str]) -> int:
     name = next((a for a in arguments if not a.startswith("-")), "")
     if name not in COMMANDS:
-        return _call(_app({}), arguments)
+        with _interrupts_end_the_process():
+            from dsv4_ascend.cli import app
+        return app.call(COMMANDS, {}, arguments)
     target, _ = COMMANDS[name]
     try:
-        function = _load(target)
+        with _interrupts_end_the_process():
+            function = _load(target)
+            from dsv4_ascend.cli import app
+            from dsv4_backend.errors import Dsv4Error, EnvironmentFault
     except (ImportError, OSError) as error:
         advice = "reinstall it for this Python: pip install --force-reinstall dsv4-ascend"
         return _complain(f"{name} does not load: {error}; {advice}", ENVIRONMENT)
-    from dsv4_backend.errors import Dsv4Error, EnvironmentFault
-
     try:
-        return _call(_app({name: function}), arguments)
+        return app.call(COMMANDS, {name: function}, arguments)
     except EnvironmentFault as error:
         return _complain(f"{error}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT)
     except Dsv4Error as error:
@@ -59,45 +80,6 @@ def _load(target: str) -> Callable[..., Any]:
     importlib.import_module("dsv4_backend")  # before any module that imports torch: see dsv4_backend._torch
     module, function = target.split(":")
     return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
-
-
-def _app(loaded: dict[str, Callable[..., Any]]) -> typer.Typer:
-    """The command group, with functions for the loaded commands and a line of help for the others."""
-    app = typer.Typer(
-        name="dsv4-ascend",
-        help="DeepSeek V4 on Huawei Ascend, provable on any laptop.",
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-    )
-    app.callback()(_options)
-    for name, (_, line) in COMMANDS.items():
-        app.command(name, short_help=line)(loaded.get(name, _unloaded))
-    return app
-
-
-def _unloaded() -> None:
-    """Stand in the list of commands for one that this run does not need."""
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(metadata.version("dsv4-ascend"))
-        raise typer.Exit
-
-
-_Version = Annotated[
-    bool, typer.Option("--version", help="Show the version and leave.", callback=_show_version, is_eager=True)
-]
-
-
-def _options(version: _Version = False) -> None:
-    pass
-
-
-def _call(app: typer.Typer, arguments: Sequence[str]) -> int:
-    app(args=list(arguments), prog_name="dsv4-ascend")
-    return 0
 
 
 def _complain(message: str, code: int) -> int:

@@ -6,10 +6,12 @@ import os
 import sys
 from typing import Annotated
 
+import torch
 import typer
 
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
-from dsv4_backend.softnpu.settings import environment, settings
+from dsv4_backend.softnpu.settings import beside, environment, settings, torch_npu_path
+from dsv4_backend.support import install_torch_npu
 
 
 def softnpu(
@@ -40,6 +42,8 @@ def softnpu(
         )
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None
+    if torch_npu_path() is None:
+        print(_absent(), file=sys.stderr)
     full = environment(variables)
     full["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), full.get("PATH", os.defpath)])
     try:
@@ -48,3 +52,9 @@ def softnpu(
         raise EnvironmentFault(f"command not found: {command[0]}") from None
     except OSError as error:  # a folder, a file that may not be executed or is of no known format
         raise EnvironmentFault(f"cannot execute {command[0]}: {error.strerror}") from None
+
+
+def _absent() -> str:
+    """Said before a COMMAND that finds torch_npu only if it runs in an environment of its own."""
+    advice = install_torch_npu(torch.__version__, f"--no-deps --target {beside()}")
+    return f"dsv4-ascend softnpu: torch_npu is not installed here; without it COMMAND sees no NPU: {advice}"

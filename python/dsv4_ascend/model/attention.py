@@ -175,6 +175,17 @@ class Attention(nn.Module):
             self.ratio,
         )
         o = rope(o, batch.positions, self.inv_freq, True)
-        return grouped_output_projection(
-            o, self.wo_a.weight, self.wo_a.scale, self.wo_b.weight, self.wo_b.scale, self.groups
-        )
+        return self._project(o)
+
+    def _project(self, o: torch.Tensor) -> torch.Tensor:
+        """Heads o [T, H, D] -> [T, d] (4.7)."""
+        if not (self.wo_a.float_scaled or self.wo_b.float_scaled):
+            return grouped_output_projection(
+                o, self.wo_a.weight, self.wo_a.scale, self.wo_b.weight, self.wo_b.scale, self.groups
+            )
+        # The same in steps: wo_a rounds to o's dtype, sums are fp32, wo_b is a linear as any other.
+        weight = self.wo_a.values().to(o.dtype).float().unflatten(0, (self.groups, -1))
+        grouped = o.flatten(1).unflatten(1, (self.groups, -1)).float()
+        z = (grouped.transpose(0, 1) @ weight.transpose(1, 2)).transpose(0, 1)
+        joined: torch.Tensor = self.wo_b(z.flatten(1).to(o.dtype))
+        return joined

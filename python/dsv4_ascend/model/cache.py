@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dsv4_ascend.model.arguments import integer
 from dsv4_ascend.model.config import V4Config
 from dsv4_backend.errors import ArgumentError
 
@@ -81,8 +82,9 @@ class PagedCache:
         block_size: int = 64,
         free_order: int | None = None,
     ) -> None:
-        if min(block_size, max_step_tokens) < 1:
-            raise ArgumentError(f"block_size {block_size} and max_step_tokens {max_step_tokens}: expected at least 1")
+        block_size = integer("block_size", block_size, 1)
+        max_step_tokens = integer("max_step_tokens", max_step_tokens, 1)
+        max_sequences, max_tokens = integer("max_sequences", max_sequences, 0), integer("max_tokens", max_tokens, 0)
         self.block_size, self.max_tokens, self.max_step_tokens = block_size, max_tokens, max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)

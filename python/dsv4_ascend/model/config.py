@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from dsv4_ascend.model.problems import listed
 from dsv4_backend.errors import ConfigError
 
 LayerKind = Literal["swa", "csa", "hca"]
@@ -25,13 +26,29 @@ class RopeScaling:
     beta_slow: float = 1.0
 
 
+@dataclass(frozen=True)
+class DSpark:
+    """The drafter of the releases since June 2026 (spec/v41.md 1.1), which replaces the MTP blocks.
+
+    Its stages are the `mtp.N` blocks, `num_nextn_predict_layers` of them. markov_rank: R of `markov_head`; targets: how
+    many layers' streams `main_proj` reads. The rest is None where only the tensors tell of a drafter.
+    """
+
+    markov_rank: int
+    targets: int
+    target_layer_ids: tuple[int, ...] | None = None
+    block_size: int | None = None
+    noise_token_id: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class V4Config:
     """One model. Construction raises ConfigError listing every contradiction by field name.
 
-    `compress_ratios` and `layer_kinds` have one entry per layer, then one per MTP layer (which is always "swa").
-    `rope_scaling` None means plain RoPE everywhere. `quantized` False means that every weight is BF16 or F32;
-    `expert_dtype` None leaves FP4 or FP8 experts to the checkpoint. Ids may be absent (None, ()).
+    `compress_ratios` and `layer_kinds` have one entry per layer, then one per draft layer, which is always "swa": an
+    MTP block, or one of DSpark's stages if `dspark` is there. `swiglu_limit` infinity means no clamp. `rope_scaling`
+    None means plain RoPE everywhere. `quantized` False means that every weight is BF16 or F32; `expert_dtype` None
+    leaves FP4 or FP8 experts to the checkpoint. Ids may be absent (None, ()).
     """
 
     vocab_size: int
@@ -68,6 +85,7 @@ class V4Config:
     eos_token_ids: tuple[int, ...] = (1,)
     quantized: bool = False
     expert_dtype: str | None = field(default=None)
+    dspark: DSpark | None = None
 
     def __post_init__(self) -> None:
         problems = contradictions({f.name: getattr(self, f.name) for f in fields(self)})
@@ -109,15 +127,21 @@ class V4Config:
         """Whether experts come from the token-id table; never for MTP layers (spec 1.2)."""
         return layer < self.num_hash_layers
 
-    def without_mtp(self) -> V4Config:
-        """The same model without its MTP layers."""
+    def with_drafts(self, count: int, dspark: DSpark | None = None) -> V4Config:
+        """The same model with `count` draft layers: DSpark's stages, or MTP blocks if `dspark` is None."""
         kept = self.num_hidden_layers
+        windows: list[LayerKind] = ["swa"] * count
         return replace(
             self,
-            num_nextn_predict_layers=0,
-            compress_ratios=self.compress_ratios[:kept],
-            layer_kinds=self.layer_kinds[:kept],
+            num_nextn_predict_layers=count,
+            compress_ratios=self.compress_ratios[:kept] + (0,) * count,
+            layer_kinds=(*self.layer_kinds[:kept], *windows),
+            dspark=dspark,
         )
+
+    def without_mtp(self) -> V4Config:
+        """The same model without its draft layers."""
+        return self.with_drafts(0)
 
 
 def kinds_of_ratios(ratios: Sequence[int]) -> tuple[LayerKind, ...]:
@@ -140,10 +164,7 @@ _FAMILY: dict[str, Any] = {
 
 def config_error(where: str, problems: Sequence[str]) -> ConfigError:
     """One ConfigError for all problems of one configuration."""
-    lines = [f"  - {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  - and {len(problems) - _SHOWN} more")
-    return ConfigError(f"{where}: {len(problems)} problem(s)\n" + "\n".join(lines))
+    return ConfigError(listed(where, problems))
 
 
 def found(name: str, value: object, expected: str) -> str:
@@ -159,12 +180,11 @@ _POSITIVE_INTS = (
     "max_position_embeddings",
 )  # fmt: skip
 _COUNTS = ("num_hash_layers", "num_nextn_predict_layers")
-_POSITIVE_NUMBERS = ("routed_scaling_factor", "swiglu_limit", "rope_theta", "compress_rope_theta")
+_POSITIVE_NUMBERS = ("routed_scaling_factor", "rope_theta", "compress_rope_theta")
 _EPSILONS = ("hc_eps", "rms_norm_eps")
 _MAX_INT = 2**31 - 1
 _MAX_LAYERS = 4096
 _MAX_TENSORS = 200_000
-_SHOWN = 50
 
 
 def is_int(value: object) -> bool:
@@ -190,18 +210,26 @@ def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
         (_POSITIVE_INTS, lambda v: is_int(v) and v > 0, "a positive integer"),
         (_COUNTS, lambda v: is_int(v) and v >= 0, "an integer >= 0"),
         (_POSITIVE_NUMBERS, lambda v: is_number(v) and v > 0, "a positive number"),
+        (("swiglu_limit",), lambda v: v == math.inf or (is_number(v) and v > 0), "a positive number or infinity"),
         (_EPSILONS, lambda v: is_number(v) and v >= 0, "a number >= 0"),
         (("quantized",), lambda v: type(v) is bool, "True or False"),
         (("expert_dtype",), lambda v: v is None or v in EXPERT_DTYPES, f"None or one of {EXPERT_DTYPES}"),
         (("compress_ratios",), lambda v: isinstance(v, tuple) and all(map(is_int, v)), "a tuple of integers"),
         (("layer_kinds",), lambda v: isinstance(v, tuple) and set(v) <= {"swa", "csa", "hca"}, "swa, csa or hca"),
         (("rope_scaling",), lambda v: v is None or isinstance(v, RopeScaling), "None or RopeScaling"),
+        (("dspark",), lambda v: v is None or (isinstance(v, DSpark) and _is_drafter(v)), "None or counts and ids"),
         (("bos_token_id",), lambda v: v is None or is_int(v), "None or an integer"),
         (("eos_token_ids",), lambda v: isinstance(v, tuple) and all(map(is_int, v)), "a tuple of integers"),
     )
     for names, accepts, expected in checks:
         present = (name for name in names if name in values)
         yield from (found(name, values[name], expected) for name in present if not accepts(values[name]))
+
+
+def _is_drafter(dspark: DSpark) -> bool:
+    sizes = (dspark.markov_rank, dspark.targets, 1 if dspark.block_size is None else dspark.block_size)
+    ids = (*(dspark.target_layer_ids or ()), dspark.noise_token_id or 0)
+    return all(is_int(size) and size > 0 for size in sizes) and all(is_int(id_) and id_ >= 0 for id_ in ids)
 
 
 def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dsv4_ascend.model.config import (
-    LayerKind,
+    DSpark,
     RopeScaling,
     V4Config,
     config_error,
@@ -18,102 +20,40 @@ from dsv4_ascend.model.config import (
     is_number,
     kinds_of_ratios,
 )  # fmt: skip
+from dsv4_ascend.model.config_fields import (
+    CONSTANTS,
+    DEFAULTS,
+    DSPARK_NAMES,
+    FLOAT_EXPERTS,
+    KINDS,
+    LAYER_TYPES,
+    OFFICIAL_NAMES,
+    QUANTISATION,
+    ROPE_FIXED,
+    ROPE_SILENT,
+    SILENT,
+    WRITTEN_CONSTANTS,
+    is_informative,
+)  # fmt: skip
 from dsv4_ascend.model.strict_json import FileProblem, read_object
 
 CONFIG = "config.json"
 _MAX_BYTES = 2**20
-
-_OFFICIAL_NAMES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "head_dim": "head_dim",
-    "qk_rope_head_dim": "rope_head_dim",
-    "q_lora_rank": "q_lora_rank",
-    "o_groups": "o_groups",
-    "o_lora_rank": "o_lora_rank",
-    "sliding_window": "window_size",
-    "index_n_heads": "index_n_heads",
-    "index_head_dim": "index_head_dim",
-    "index_topk": "index_topk",
-    "n_routed_experts": "n_routed_experts",
-    "num_experts_per_tok": "n_activated_experts",
-    "moe_intermediate_size": "moe_inter_dim",
-    "num_hash_layers": "n_hash_layers",
-    "routed_scaling_factor": "route_scale",
-    "swiglu_limit": "swiglu_limit",
-    "rope_theta": "rope_theta",
-    "compress_rope_theta": "compress_rope_theta",
-    "hc_mult": "hc_mult",
-    "hc_sinkhorn_iters": "hc_sinkhorn_iters",
-    "hc_eps": "hc_eps",
-    "rms_norm_eps": "norm_eps",
-    "num_nextn_predict_layers": "n_mtp_layers",
-}
-"""Our field (= hub name) -> name in the official inference/config.json."""
-
-_DEFAULTS: dict[str, Any] = {"hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6}
-"""Equal in every release and in the official ModelArgs; anything else must be written."""
-
-_KINDS: dict[str, LayerKind] = {
-    "sliding_attention": "swa",
-    "compressed_sparse_attention": "csa",
-    "heavily_compressed_attention": "hca",
-}
-_LAYER_TYPES = {kind: name for name, kind in _KINDS.items()}
-
-_CONSTANTS: dict[str, tuple[object, ...]] = {
-    "model_type": ("deepseek_v4",),
-    "num_key_value_heads": (1,),
-    "n_shared_experts": (1,),
-    "scoring_func": ("sqrtsoftplus",),
-    "score_func": ("sqrtsoftplus",),
-    "topk_method": ("noaux_tc",),
-    "norm_topk_prob": (True,),
-    "hidden_act": ("silu",),
-    "tie_word_embeddings": (False,),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "n_group": (1, None),
-    "topk_group": (1, None),
-    "first_k_dense_replace": (0, None),
-    "moe_layer_freq": (1, None),
-    "scale_fmt": ("ue8m0",),
-    "scale_dtype": ("fp8",),
-}
-"""Fields with one meaning in V4; another value is a model that this code is not."""
-
-_WRITTEN_CONSTANTS = (
-    "num_key_value_heads", "n_shared_experts", "scoring_func", "topk_method", "norm_topk_prob", "hidden_act",
-    "tie_word_embeddings", "attention_bias",
-)  # fmt: skip
-
-_QUANTISATION: dict[str, tuple[object, ...]] = {
-    "quant_method": ("fp8",),
-    "fmt": ("e4m3",),
-    "scale_fmt": ("ue8m0",),
-    "activation_scheme": ("dynamic",),
-    "weight_block_size": ([128, 128],),
-}
-
-_HARMLESS = frozenset((
-    "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range",
-    "attention_dropout", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "pad_token_id",
-    "_name_or_path", "max_batch_size", "max_seq_len", "auto_map", "ep_size", "pretraining_tp",
-    "aux_loss_alpha", "seq_aux",
-))  # fmt: skip
-"""Known and without effect here (`auto_map` names remote code, which is never run)."""
-
-_ROPE_HARMLESS = frozenset(("type", "rope_type", "rope_theta", "partial_rotary_factor"))
-_ROPE_ONE = ("mscale", "mscale_all_dim", "attention_factor")
+_FRACTIONS = ("routed_scaling_factor", "swiglu_limit", "rope_theta", "compress_rope_theta", "hc_eps", "rms_norm_eps")
+Noted = tuple[V4Config, tuple[str, ...]]
+"""A configuration and what its reader noticed, one line each."""
 
 
-def read_config(folder: Path) -> V4Config:
+def read_config(folder: Path, allow_unknown: Collection[str] = ()) -> V4Config:
     """The configuration of a checkpoint folder: `config.json`, else the official `inference/config.json`.
 
     ConfigError when there is none, when it is no unambiguous JSON object, or as `config_from_dict` says.
     """
+    return read_noted_config(folder, allow_unknown)[0]
+
+
+def read_noted_config(folder: Path, allow_unknown: Collection[str] = ()) -> Noted:
+    """As `read_config`, with the notes of `noted_config`."""
     path = folder / CONFIG
     if not path.exists() and (folder / "inference" / CONFIG).exists():
         path = folder / "inference" / CONFIG
@@ -121,20 +61,34 @@ def read_config(folder: Path) -> V4Config:
         raw = read_object(path, _MAX_BYTES)
     except FileProblem as problem:
         raise config_error(str(path), [str(problem)]) from None
-    return config_from_dict(raw, str(path))
+    return noted_config(raw, str(path), allow_unknown)
 
 
-def config_from_dict(raw: Mapping[str, Any], where: str = "config") -> V4Config:
+def config_from_dict(raw: Mapping[str, Any], where: str = "config", allow_unknown: Collection[str] = ()) -> V4Config:
     """The configuration in a parsed config.json of either naming.
 
     One ConfigError names every missing, unknown, unsupported and contradictory field. A hub configuration needs
     `compress_ratios` or `layer_types`: without them it is ambiguous (spec 1.2).
+
+    Draft layers: `num_nextn_predict_layers` (official `n_mtp_layers`) says how many, but with `dspark_*` fields, where
+    the hub's is out of date, it is the number of `compress_ratios` behind those of the layers. The list may be longer
+    than layers and drafts: what stands behind the layers belongs to drafts, which only have a window, and is not read.
+    A list that is shorter is an error. The tensors of a checkpoint have the last word (stored.py).
+
+    An unknown field is an error, unless its name cannot belong to a part of the model (`is_informative`), its value is
+    null, or `allow_unknown` has its name (as the error shows it).
     """
-    reader = _Reader(raw)
+    return noted_config(raw, where, allow_unknown)[0]
+
+
+def noted_config(raw: Mapping[str, Any], where: str = "config", allow_unknown: Collection[str] = ()) -> Noted:
+    """As `config_from_dict`, with one note for the fields that were ignored and one for each other surprise."""
+    reader = _Reader(json.loads(json.dumps(raw, default=str)), allow_unknown)
     official = any(name in raw for name in ("dim", "n_layers", "n_heads"))
-    values = reader.sizes(_OFFICIAL_NAMES if official else {name: name for name in _OFFICIAL_NAMES})
-    for name, allowed in _CONSTANTS.items():
+    values = reader.sizes(OFFICIAL_NAMES if official else {name: name for name in OFFICIAL_NAMES}, official)
+    for name, allowed in CONSTANTS.items():
         reader.constant(reader.left, name, allowed)
+    reader.drafter(values)
     reader.schedule(values)
     reader.tokens(values)
     if official:
@@ -143,34 +97,53 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config") -> V4Config:
         reader.hub_only(values)
     reader.problems += [f"{name}: missing" for name, value in values.items() if value is _MISSING]
     values = {name: value for name, value in values.items() if value is not _MISSING}
-    reader.problems += _unknown("", set(reader.left) - _HARMLESS)
+    reader.unknown("", reader.left)
     reader.problems += contradictions(values)
     if reader.problems:
         raise config_error(where, reader.problems)
-    return V4Config(**values)
+    return V4Config(**values), reader.all_notes()
 
 
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
 class _Reader:
-    """Takes known fields out of a raw configuration; what is left is unknown. Collects problems."""
+    """Takes known fields out of a raw configuration; what is left is unknown. Collects problems and notes."""
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.left = dict(raw)
+    def __init__(self, raw: dict[str, Any], allow_unknown: Collection[str]) -> None:
+        self.left = raw
+        self.allowed = allow_unknown
         self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.ignored: list[str] = []
 
-    def sizes(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """The fields of `_OFFICIAL_NAMES`; numbers that may be fractional become floats."""
-        values = {ours: self.left.pop(theirs, _DEFAULTS.get(ours, _MISSING)) for ours, theirs in names.items()}
-        for name in (
-            "routed_scaling_factor",
-            "swiglu_limit",
-            "rope_theta",
-            "compress_rope_theta",
-            "hc_eps",
-            "rms_norm_eps",
-        ):
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, with the ignored fields in one of them."""
+        names = ", ".join(sorted(self.ignored))
+        return (*self.notes, f"configuration fields without effect here: {names}") if names else tuple(self.notes)
+
+    def unknown(self, prefix: str, fields: Mapping[str, Any]) -> None:
+        """Sort the fields that nobody took: silent, informative or null, allowed, and else a problem."""
+        for name in sorted(fields):
+            shown = prefix + ascii(name)[1:-1][:100]  # from outside: shortened, and without control characters
+            if prefix + name in SILENT:
+                continue
+            if shown in self.allowed:
+                self.notes.append(f"unknown configuration field {shown}: ignored, as allowed")
+            elif is_informative(name) or fields[name] is None:
+                self.ignored.append(shown)
+            else:
+                hint = f"if it does not, --allow-unknown {shown} or load(..., allow_unknown=[...])"
+                self.problems.append(f"{shown}: unknown field, which may change what the model computes; {hint}")
+
+    def sizes(self, names: Mapping[str, str], official: bool) -> dict[str, Any]:
+        """The fields of `OFFICIAL_NAMES`; numbers that may be fractional become floats."""
+        # The official code has no clamp unless a limit is given.
+        defaults = DEFAULTS | ({"swiglu_limit": 0} if official else {})
+        values = {ours: self.left.pop(theirs, defaults.get(ours, _MISSING)) for ours, theirs in names.items()}
+        if values["swiglu_limit"] is None or (is_number(values["swiglu_limit"]) and values["swiglu_limit"] == 0):
+            values["swiglu_limit"] = math.inf
+        for name in _FRACTIONS:
             values[name] = float(values[name]) if is_number(values[name]) else values[name]
         return values
 
@@ -187,9 +160,19 @@ class _Reader:
         values["eos_token_ids"] = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
         values["max_position_embeddings"] = self.left.pop("max_position_embeddings", 1048576)
 
+    def drafter(self, values: dict[str, Any]) -> None:
+        """DSpark, if its fields say enough to know its tensors."""
+        given = {ours: self.left.pop(theirs) for ours, theirs in DSPARK_NAMES.items() if theirs in self.left}
+        ids = given.get("target_layer_ids")
+        values["dspark"] = None
+        if given.get("markov_rank") is not None and isinstance(ids, list) and ids:
+            values["dspark"] = DSpark(**(given | {"target_layer_ids": tuple(ids), "targets": len(ids)}))
+        elif given:
+            self.ignored += [DSPARK_NAMES[name] for name in given]
+
     def schedule(self, values: dict[str, Any]) -> None:
         """Layer kinds and ratios from `compress_ratios`, or from transformers' `layer_types` and `compress_rates`."""
-        layers, mtp = values["num_hidden_layers"], values["num_nextn_predict_layers"]
+        layers = values["num_hidden_layers"]
         ratios = self.left.pop("compress_ratios", None)
         types = self.left.pop("layer_types", None)
         rates = self.left.pop("compress_rates", {})
@@ -198,13 +181,15 @@ class _Reader:
                 "compress_ratios: missing, and no layer_types either: the layers' attention is ambiguous"
             )
             return
-        listed = ratios if ratios is not None else types
-        if mtp is _MISSING and isinstance(listed, list) and is_int(layers):
-            mtp = max(0, len(listed) - layers) if ratios is not None else 0
-            values["num_nextn_predict_layers"] = mtp
+        behind = max(0, len(ratios) - layers) if isinstance(ratios, list) and is_int(layers) else 0
+        if values["num_nextn_predict_layers"] is _MISSING or (values["dspark"] and ratios is not None):
+            values["num_nextn_predict_layers"] = behind
+        drafts = values["num_nextn_predict_layers"]
+        drafts = drafts if is_int(drafts) and 0 <= drafts < 100 else 0
         if types is not None:
-            self._types(values, types, rates, mtp if is_int(mtp) and 0 <= mtp < 100 else 0)
+            self._types(values, types, rates, drafts)
         if ratios is not None:
+            ratios = _cut(ratios, layers, drafts) if behind >= drafts else ratios
             ratios = tuple(ratios) if isinstance(ratios, list) else ratios
             if types is not None and ratios != values["compress_ratios"]:
                 self.problems.append(
@@ -213,37 +198,46 @@ class _Reader:
             values["compress_ratios"] = ratios
             if types is None:
                 values["layer_kinds"] = kinds_of_ratios(ratios) if isinstance(ratios, tuple) else ()
+        if not drafts:
+            values["dspark"] = None
 
-    def _types(self, values: dict[str, Any], types: object, rates: object, mtp: int) -> None:
-        if not isinstance(types, list) or not all(isinstance(name, str) and name in _KINDS for name in types):
-            self.problems.append(found("layer_types", types, f"a list of {', '.join(_KINDS)}"))
+    def _types(self, values: dict[str, Any], types: object, rates: object, drafts: int) -> None:
+        if not isinstance(types, list) or not all(isinstance(name, str) and name in KINDS for name in types):
+            self.problems.append(found("layer_types", types, f"a list of {', '.join(KINDS)}"))
             types = []
         elif len(types) != values["num_hidden_layers"]:
             self.problems.append(found("layer_types", f"{len(types)} entries", "num_hidden_layers entries"))
-        if not isinstance(rates, dict) or not set(rates) <= set(_KINDS):
-            self.problems.append(found("compress_rates", rates, f"an object with {', '.join(_KINDS)}"))
+        if not isinstance(rates, dict) or not set(rates) <= set(KINDS):
+            self.problems.append(found("compress_rates", rates, f"an object with {', '.join(KINDS)}"))
             rates = {}
-        kinds = [_KINDS[name] for name in types]
-        rate = {"swa": 0, "csa": rates.get(_LAYER_TYPES["csa"], 4), "hca": rates.get(_LAYER_TYPES["hca"], 128)}
-        values["layer_kinds"] = tuple(kinds + ["swa"] * mtp)
-        values["compress_ratios"] = tuple([rate[kind] for kind in kinds] + [0] * mtp)
+        kinds = [KINDS[name] for name in types]
+        rate = {"swa": 0, "csa": rates.get(LAYER_TYPES["csa"], 4), "hca": rates.get(LAYER_TYPES["hca"], 128)}
+        values["layer_kinds"] = tuple(kinds + ["swa"] * drafts)
+        values["compress_ratios"] = tuple([rate[kind] for kind in kinds] + [0] * drafts)
 
     def hub_only(self, values: dict[str, Any]) -> None:
         """Fields that only the hub and transformers write."""
         self._hash_layers(values)
         quantisation = self.left.pop("quantization_config", None)
         expert_dtype = self.left.pop("expert_dtype", None)
-        values["quantized"], values["expert_dtype"] = quantisation is not None, expert_dtype
+        values["quantized"] = quantisation is not None
         if isinstance(quantisation, dict):
-            quantisation = dict(quantisation)
-            values["expert_dtype"] = quantisation.pop("expert_dtype", expert_dtype)
-            for name, allowed in _QUANTISATION.items():
+            expert_dtype = quantisation.pop("expert_dtype", expert_dtype)
+            for name, allowed in QUANTISATION.items():
                 self.constant(quantisation, name, allowed, "quantization_config.")
-            quantisation.pop("modules_to_not_convert", None)
-            self.problems += _unknown("quantization_config.", quantisation)
+            self.unknown("quantization_config.", quantisation)
         elif quantisation is not None:
             self.problems.append(found("quantization_config", quantisation, "an object"))
+        self._expert_dtype(values, expert_dtype)
         self._rope(values)
+
+    def _expert_dtype(self, values: dict[str, Any], expert_dtype: object) -> None:
+        """What is stored decides (stored.py): a format without quantisation, or a float one, is only noted."""
+        floats = expert_dtype in FLOAT_EXPERTS
+        if floats or (expert_dtype in ("fp4", "fp8") and not values["quantized"]):
+            self.notes.append(f"expert_dtype {expert_dtype!r}: what is stored decides")
+            expert_dtype = None
+        values["expert_dtype"] = expert_dtype
 
     def _hash_layers(self, values: dict[str, Any]) -> None:
         types = self.left.pop("mlp_layer_types", None)
@@ -285,13 +279,14 @@ class _Reader:
             self.problems.append(found(name, values[name], f"{nested} as in the nested RoPE parameters"))
 
     def _rope_object(self, where: str, rope: dict[str, Any]) -> RopeScaling | None:
-        left = {name: value for name, value in rope.items() if name not in _ROPE_HARMLESS}
-        for name in _ROPE_ONE:
-            if not (is_number(left.get(name, 1)) and left.pop(name, 1) == 1):
-                self.problems.append(found(f"{where}.{name}", rope[name], "1: V4 scales no magnitudes"))
+        left = {name: value for name, value in rope.items() if name not in ROPE_SILENT}
+        for name, allowed in ROPE_FIXED.items():
+            value = left.pop(name, 1)
+            if isinstance(value, bool) or value not in allowed:
+                self.problems.append(found(f"{where}.{name}", value, "1: V4 scales no magnitudes"))
         kinds = {str(rope[name]) for name in ("type", "rope_type") if name in rope} or {"default"}
         taken = {name: left.pop(name) for name in RopeScaling.__dataclass_fields__ if name in left}
-        self.problems += _unknown(f"{where}.", left)
+        self.unknown(f"{where}.", left)
         if kinds == {"yarn"}:
             missing = {"factor", "original_max_position_embeddings"} - taken.keys()
             self.problems += [f"{where}.{name}: missing" for name in sorted(missing)]
@@ -311,13 +306,13 @@ class _Reader:
         dtype, expert_dtype = self.left.pop("dtype", "fp8"), self.left.pop("expert_dtype", None)
         if dtype not in ("fp8", "bf16"):
             self.problems.append(found("dtype", dtype, "fp8 or bf16"))
-        values["quantized"] = dtype == "fp8" or expert_dtype is not None
-        values["expert_dtype"] = expert_dtype or ("fp8" if dtype == "fp8" else None)
+        values["quantized"] = dtype == "fp8" or expert_dtype in ("fp4", "fp8")
+        self._expert_dtype(values, expert_dtype or ("fp8" if dtype == "fp8" else None))
 
 
-def _unknown(prefix: str, names: Iterable[str]) -> list[str]:
-    """Unknown names come from outside: shortened, and without control characters."""
-    return [f"{prefix}{ascii(name)[1:-1][:100]}: unknown field" for name in sorted(names)]
+def _cut(ratios: list[Any], layers: int, drafts: int) -> list[Any]:
+    """The entries of the layers and a window-only one per draft; a list with anything but integers as it is."""
+    return ratios[:layers] + [0] * drafts if all(map(is_int, ratios)) else ratios
 
 
 def config_to_dict(config: V4Config) -> dict[str, Any]:
@@ -327,18 +322,26 @@ def config_to_dict(config: V4Config) -> dict[str, Any]:
     ConfigError when neither can say it (several CSA ratios other than 4).
     """
     raw: dict[str, Any] = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"}
-    raw |= {name: getattr(config, name) for name in _OFFICIAL_NAMES}
-    raw |= {name: _CONSTANTS[name][0] for name in _WRITTEN_CONSTANTS}
+    raw |= {name: getattr(config, name) for name in OFFICIAL_NAMES}
+    raw |= {name: CONSTANTS[name][0] for name in WRITTEN_CONSTANTS}
     raw |= {"max_position_embeddings": config.max_position_embeddings, "bos_token_id": config.bos_token_id}
     eos = config.eos_token_ids
     raw["eos_token_id"] = list(eos) if len(eos) > 1 else config.eos_token_id
     raw["rope_scaling"] = None if config.rope_scaling is None else {"type": "yarn", **asdict(config.rope_scaling)}
+    raw["swiglu_limit"] = config.swiglu_limit if math.isfinite(config.swiglu_limit) else 0.0
     raw["torch_dtype"] = "bfloat16"
     raw |= _schedule_to_dict(config)
     if config.quantized:
-        raw["quantization_config"] = {name: allowed[0] for name, allowed in _QUANTISATION.items()}
+        raw["quantization_config"] = {name: allowed[0] for name, allowed in QUANTISATION.items()}
         raw["expert_dtype"] = config.expert_dtype
-    return raw
+    return raw | _drafter_to_dict(config.dspark)
+
+
+def _drafter_to_dict(dspark: DSpark | None) -> dict[str, Any]:
+    """Nothing unless the target layers are known: then only the tensors can tell of the drafter."""
+    if dspark is None or dspark.target_layer_ids is None:
+        return {}
+    return {theirs: getattr(dspark, ours) for ours, theirs in DSPARK_NAMES.items()}
 
 
 def _schedule_to_dict(config: V4Config) -> dict[str, Any]:
@@ -352,5 +355,5 @@ def _schedule_to_dict(config: V4Config) -> dict[str, Any]:
     if several:
         line = found("compress_ratios", config.compress_ratios, f"one ratio for all {' and '.join(several)} layers")
         raise config_error("config.json", [line])
-    rates = {_LAYER_TYPES["csa"]: min(ratios.get("csa", {4})), _LAYER_TYPES["hca"]: min(ratios.get("hca", {128}))}
-    return {"layer_types": [_LAYER_TYPES[kind] for kind in config.layer_kinds[:kept]], "compress_rates": rates}
+    rates = {LAYER_TYPES["csa"]: min(ratios.get("csa", {4})), LAYER_TYPES["hca"]: min(ratios.get("hca", {128}))}
+    return {"layer_types": [LAYER_TYPES[kind] for kind in config.layer_kinds[:kept]], "compress_rates": rates}

@@ -10,7 +10,7 @@ import torch
 from dsv4_ascend.model.batch import Batch, make_batch
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
 from dsv4_ascend.model.transformer import Transformer
-from dsv4_backend.errors import ArgumentError
+from dsv4_backend.errors import ArgumentError, UnsupportedError
 from dsv4_backend.ops.sampling import sample
 
 
@@ -18,7 +18,8 @@ from dsv4_backend.ops.sampling import sample
 class Sampling:
     """temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
 
-    seed fixes the noise of every prompt, whatever else is in the batch: equal prompts get equal texts.
+    seed fixes the noise of every prompt, whatever else is in the batch. Only the noise: logits depend on the shapes of
+    a batch by roundings, which in bf16 turn close choices. So equal prompts get equal texts in equal batches.
     """
 
     temperature: float = 0.0
@@ -57,8 +58,8 @@ class Generator:
         stop_ids: frozenset[int],
         draft_tokens: int = 0,
     ) -> None:
-        if max_new_tokens < 0 or draft_tokens < 0:
-            raise ArgumentError(f"max_new_tokens {max_new_tokens} and draft_tokens {draft_tokens}: expected at least 0")
+        if draft_tokens and network.config.dspark is not None:
+            raise UnsupportedError("draft_tokens: drafting with DSpark is not implemented; use draft_tokens 0")
         if draft_tokens and not len(network.mtp):
             raise ArgumentError("draft_tokens: this checkpoint has no MTP block to draft with")
         if draft_tokens and sampling.temperature > 0:
@@ -95,7 +96,7 @@ class Generator:
                 yield request.index, token
 
     def _sample(self, requests: list[_Request], logits: torch.Tensor) -> list[int]:
-        """One token per row; a request draws from its own noise, so that its text does not depend on its mates."""
+        """One token per row; each request draws from its own noise, whatever its mates draw."""
         noise = torch.ones(logits.shape)
         if self.sampling.temperature > 0:
             for row, request in zip(noise, requests, strict=True):
@@ -117,7 +118,7 @@ class Generator:
             if ended:
                 sampled = self._sample([chunk[i] for i in ended], self.network.logits(streams[batch.last_rows[ended]]))
                 first.update({chunk[i].index: token for i, token in zip(ended, sampled, strict=True)})
-            follow = [[*r.prompt, first.get(r.index, -1)][start + 1 :][:step] for r in chunk]
+            follow = [[*r.prompt[start + 1 : start + 1 + step], first.get(r.index, -1)][:step] for r in chunk]
             self._draft(chunk, batch, streams, follow, batch.last_rows.tolist())
         return [[first[r.index]] for r in requests]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from dsv4_ascend.model.config import V4Config
+from dsv4_ascend.model.config import DSpark, V4Config
 
 FLOAT = ("BF16", "F32")
 INTEGER = ("I64", "I32")
@@ -66,11 +66,31 @@ def _all(config: V4Config) -> Iterator[tuple[str, Entry]]:
     yield from _head_collapse(config, "")
     yield "head.weight", Entry((config.vocab_size, d))
     for index in range(config.num_nextn_predict_layers):
-        prefix = f"mtp.{index}"
-        yield from _block(config, prefix, config.num_hidden_layers + index)
-        yield from (_linear(config, f"{prefix}.{name}", d, d) for name in ("e_proj", "h_proj"))
-        yield from ((f"{prefix}.{name}.weight", Entry((d,))) for name in ("enorm", "hnorm", "norm"))
-        yield from _head_collapse(config, f"{prefix}.")
+        yield from _block(config, f"mtp.{index}", config.num_hidden_layers + index)
+        if config.dspark is None:
+            yield from _mtp_parts(config, f"mtp.{index}.")
+        else:
+            yield from _dspark_parts(config, config.dspark, index)
+
+
+def _mtp_parts(config: V4Config, prefix: str) -> Iterator[tuple[str, Entry]]:
+    d = config.hidden_size
+    yield from (_linear(config, f"{prefix}{name}", d, d) for name in ("e_proj", "h_proj"))
+    yield from ((f"{prefix}{name}.weight", Entry((d,))) for name in ("enorm", "hnorm", "norm"))
+    yield from _head_collapse(config, prefix)
+
+
+def _dspark_parts(config: V4Config, dspark: DSpark, stage: int) -> Iterator[tuple[str, Entry]]:
+    """What a drafter adds to the blocks of its first and of its last stage (spec/v41.md 1.1)."""
+    d, vocab, rank, prefix = config.hidden_size, config.vocab_size, dspark.markov_rank, f"mtp.{stage}."
+    if stage == 0:
+        yield _linear(config, f"{prefix}main_proj", d, dspark.targets * d)
+        yield f"{prefix}main_norm.weight", Entry((d,))
+    if stage == config.num_nextn_predict_layers - 1:
+        yield f"{prefix}norm.weight", Entry((d,))
+        yield from _head_collapse(config, prefix)
+        yield from ((f"{prefix}markov_head.markov_{w}.weight", Entry((vocab, rank))) for w in ("w1", "w2"))
+        yield f"{prefix}confidence_head.proj.weight", Entry((1, d + rank))
 
 
 def _block(config: V4Config, prefix: str, layer: int) -> Iterator[tuple[str, Entry]]:

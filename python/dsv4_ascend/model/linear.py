@@ -1,11 +1,17 @@
-"""Weights as the checkpoint stores them: float, FP8 with 128x128 scales, or packed FP4 with 32-wide scales."""
+"""Weights as the checkpoint stores them: float, FP8 with 128x128 scales, or packed FP4 with 32-wide scales.
+
+Scales are E8M0, for which there are products, or fp32 of any value ("float-scaled"): such a weight is widened to fp32
+for each call, and multiplied with the activations that the other product would take.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from dsv4_backend.ops.gemm import fp4_grouped_gemm, fp8_gemm, fp8_grouped_gemm, grouped_gemm
+from dsv4_ascend.model.layout import FP4_BLOCK, FP8_TILE
+from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
+from dsv4_backend.ops.gemm import dequantize_rows, fp4_grouped_gemm, fp8_gemm, fp8_grouped_gemm, grouped_gemm
 from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.ops.swiglu import swiglu, swiglu_quant
 
@@ -18,7 +24,7 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 
 
 class Linear(nn.Module):
-    """`y = x Wᵀ` with W `[N, K]` float, or e4m3 with `scale` e8m0 `[ceil(N/128), ceil(K/128)]` (spec/v4.md 6.3).
+    """`y = x Wᵀ` with W `[N, K]` float, or e4m3 with `scale` e8m0 or fp32 of 128x128 tiles (spec/v4.md 6.3).
 
     bf16 activations are quantised before an FP8 product (profile official); fp32 activations are not (ideal).
     """
@@ -34,10 +40,31 @@ class Linear(nn.Module):
         """X [T, K] -> [T, N] in x's dtype."""
         if self.scale is None:
             return nn.functional.linear(x, self.weight.to(x.dtype))
-        if x.dtype == torch.bfloat16:
-            q, scale = act_quant(x, ACTIVATION_BLOCK)
-            return fp8_gemm(q, scale, self.weight, self.scale)
-        return fp8_gemm(x, None, self.weight, self.scale)
+        q, scale = act_quant(x, ACTIVATION_BLOCK) if x.dtype == torch.bfloat16 else (x, None)
+        if self.float_scaled:
+            return nn.functional.linear(dequantize_rows(q, scale), self.values()).to(x.dtype)
+        return fp8_gemm(q, scale, self.weight, self.scale)
+
+    @property
+    def float_scaled(self) -> bool:
+        """Whether the scales are fp32 values of any kind, which no operator takes."""
+        return self.scale is not None and self.scale.dtype == torch.float32
+
+    def values(self) -> torch.Tensor:
+        """W as fp32 [N, K], whatever it is stored as; a value times a scale that is no power of two rounds once."""
+        return self.weight.float() if self.scale is None else widened(self.weight, self.scale)
+
+
+def widened(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """fp32 [N, K] of e4m3 [N, K] with tiles of 128x128, or of packed e2m1 int8 [N, K/2] with blocks of 32 inputs.
+
+    scale: e8m0 or fp32.
+    """
+    wide = scale if scale.dtype == torch.float32 else scale_values(scale)
+    if weight.dtype != torch.float8_e4m3fn:
+        return unpack_e2m1(weight) * wide.repeat_interleave(FP4_BLOCK, 1)
+    rows = wide.repeat_interleave(FP8_TILE, 0)[: weight.shape[0]]
+    return e4m3_values(weight) * rows.repeat_interleave(FP8_TILE, 1)[:, : weight.shape[1]]
 
 
 class RMSNormWeight(nn.Module):
@@ -69,15 +96,29 @@ class GroupedLinear:
         scales = [linear.scale for linear in linears]
         self.scales = [scale for scale in scales if scale is not None]
         self.quantised = len(self.scales) > 0
+        self.float_scaled = any(linear.float_scaled for linear in linears)
         self.product = fp8_grouped_gemm if self.weights[0].dtype == torch.float8_e4m3fn else fp4_grouped_gemm
 
     def __call__(self, x: torch.Tensor, x_scale: torch.Tensor | None, expert_offsets: torch.Tensor) -> torch.Tensor:
         """X [M, K] sorted by expert (e4m3 with `x_scale`, or float) -> [M, N]."""
+        if self.float_scaled:
+            return self._widen(x, x_scale, expert_offsets)
         if self.quantised:
             return self.product(x, x_scale, self.weights, self.scales, expert_offsets)
         # Narrower weights are widened by the operator, for the experts that have rows only.
         weights = [w if w.itemsize <= x.itemsize else w.to(x.dtype) for w in self.weights]
         return grouped_gemm(x, weights, expert_offsets)
+
+    def _widen(self, x: torch.Tensor, x_scale: torch.Tensor | None, expert_offsets: torch.Tensor) -> torch.Tensor:
+        # One expert at a time: all of a layer in fp32 would take eight times their stored bytes.
+        rows = dequantize_rows(x, x_scale).split(expert_offsets.diff().tolist())
+        product = [
+            nn.functional.linear(part, widened(self.weights[e], self.scales[e]))
+            for e, part in enumerate(rows)
+            if part.shape[0]
+        ]
+        empty = torch.zeros(0, self.weights[0].shape[0], device=x.device)
+        return torch.cat([empty, *product]).to(x.dtype if x_scale is None else torch.bfloat16)
 
 
 def run_experts(

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dsv4_ascend.model.markers import TASKS
 from dsv4_backend.errors import ArgumentError
 
 Message = dict[str, Any]
 
-TASKS = ("action", "query", "authority", "domain", "title", "read_url")
 ROLES = ("system", "developer", "user", "tool", "assistant", "latest_reminder")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
     """ArgumentError for the first message that the encoding could not read, with its number, field and content."""
+    _expect(isinstance(messages, list | tuple), "messages", messages, "a list of dicts")
     for i, message in enumerate(messages):
         where = f"message {i}"
         _expect(isinstance(message, dict), where, message, "a dict")
@@ -56,10 +57,17 @@ def _check_tools(where: str, message: Message) -> None:
             _expect(isinstance(function, dict), f"{where}: {field}[{j}]", entry, "a dict with the dict 'function'")
     for j, call in enumerate(message.get("tool_calls") or ()):
         at = f"{where}: tool_calls[{j}]"
-        _expect(isinstance(call.get("id"), str | None), f"{at}: id", call.get("id"), "a string")
+        for holder, name in ((call, "id"), (call["function"], "function id")):
+            _expect(isinstance(holder.get("id"), str | None), f"{at}: {name}", holder.get("id"), "a string")
         for field in ("name", "arguments"):
             value = call["function"].get(field)
             _expect(isinstance(value, str), f"{at}: function {field}", value, "a string")
+
+
+def call_order(answer: Message) -> dict[str, int]:
+    """Number of every tool call of an assistant's answer by its id, which stands beside the function or in it."""
+    ids = (call.get("id") or call["function"].get("id") for call in answer["tool_calls"])
+    return {identity: number for number, identity in enumerate(ids) if identity}
 
 
 def _expect(good: bool, where: str, found: object, expected: str) -> None:

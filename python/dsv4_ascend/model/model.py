@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from dsv4_ascend.model.arguments import MAX_SEED, MIN_SEED, as_list, ids_of, integer, number, sequences_of
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.checkpoint import open_checkpoint
 from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.generation import Generator, Sampling
+from dsv4_ascend.model.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.model.tokenizer import Tokenizer
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
@@ -32,6 +33,7 @@ class Model:
     """A loaded DeepSeek V4.
 
     dtype decides the conformance profile (spec/v4.md 0.4): torch.bfloat16 is `official`, torch.float32 is `ideal`.
+    `notes`: what was ignored, set aside or corrected when the checkpoint was opened, one line each.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Model:
     ) -> None:
         _check_dtype(dtype)
         self.network, self.device, self.dtype, self.folder = network, device, dtype, folder
+        self.notes: tuple[str, ...] = ()
         self._tokenizer: Tokenizer | None = None
         self.draft_acceptance: float | None = None
 
@@ -55,6 +58,11 @@ class Model:
                 raise ArgumentError("this model was not loaded from a folder, so it has no tokenizer")
             self._tokenizer = Tokenizer.from_folder(self.folder, self.config.bos_token_id)
         return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the checkpoint's folder has a tokenizer; without one the model takes and gives token ids."""
+        return self._tokenizer is not None or (self.folder is not None and (self.folder / TOKENIZER).is_file())
 
     def new_cache(
         self, *, max_sequences: int, max_tokens: int, max_step_tokens: int, block_size: int = 64
@@ -90,12 +98,10 @@ class Model:
         decode_from: from that position on, one token at a time. The result does not depend on these beyond rounding.
         ArgumentError for what is no id in [0, vocab_size), and for options out of range.
         """
-        prompts = _as_sequences(input_ids, self.config.vocab_size)
+        prompts = sequences_of("input_ids", input_ids, self.config.vocab_size)
         longest = max((len(p) for p in prompts), default=0)
-        if chunk is not None and chunk < 1:
-            raise ArgumentError(f"chunk: found {chunk}, expected at least 1")
-        if decode_from is not None and decode_from < 0:
-            raise ArgumentError(f"decode_from: found {decode_from}, expected at least 0")
+        chunk = None if chunk is None else integer("chunk", chunk, 1)
+        decode_from = None if decode_from is None else integer("decode_from", decode_from, 0)
         self._check_length(longest)
         step = max(1, min(chunk or PREFILL_CHUNK, longest))
         cache = self.new_cache(
@@ -117,7 +123,6 @@ class Model:
         empty = torch.zeros(0, self.config.vocab_size, device=self.device)
         return torch.cat([empty, *(part for kept in pieces for part in kept)])
 
-    @torch.inference_mode()
     def stream(
         self,
         prompts: TokenIds,
@@ -127,16 +132,31 @@ class Model:
         top_p: float = 1.0,
         seed: int = 0,
         draft_tokens: int = 0,
-        stop_ids: frozenset[int] | None = None,
+        stop_ids: Collection[int] | None = None,
     ) -> Iterator[tuple[int, int]]:
         """Yield (prompt number, token id) as they are decided; the last one of a prompt is its stop token, if any.
 
         prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
         draft_tokens: drafted per step by the MTP block (greedy only; the tokens are the same, `draft_acceptance` says
-        how well it went). seed fixes the noise of each prompt, whatever its mates. stop_ids default to the config's eos
-        tokens.
+        how well it went). seed, of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still
+        move with the shapes of a batch, by roundings, and a text with them. stop_ids default to the config's eos
+        tokens. ArgumentError at once names a value that is none of these.
         """
-        ids = _as_sequences(prompts, self.config.vocab_size)
+        ids = sequences_of("input_ids", prompts, self.config.vocab_size)
+        sampling = Sampling(
+            number("temperature", temperature),
+            number("top_p", top_p, above=0, high=1),
+            integer("seed", seed, MIN_SEED, MAX_SEED),
+        )
+        max_new_tokens = integer("max_new_tokens", max_new_tokens, 0)
+        draft_tokens = integer("draft_tokens", draft_tokens, 0)
+        stops = self.config.eos_token_ids if stop_ids is None else ids_of("stop_ids", stop_ids, self.config.vocab_size)
+        return self._stream(ids, sampling, max_new_tokens, draft_tokens, frozenset(stops))
+
+    @torch.inference_mode()
+    def _stream(
+        self, ids: list[list[int]], sampling: Sampling, max_new_tokens: int, draft_tokens: int, stops: frozenset[int]
+    ) -> Iterator[tuple[int, int]]:
         self.draft_acceptance = None
         longest = max((len(p) for p in ids), default=0)
         self._check_length(longest + max_new_tokens)
@@ -149,9 +169,9 @@ class Model:
             self.network,
             cache,
             self.dtype,
-            Sampling(temperature, top_p, seed),
+            sampling,
             max_new_tokens=max_new_tokens,
-            stop_ids=frozenset(self.config.eos_token_ids) if stop_ids is None else stop_ids,
+            stop_ids=stops,
             draft_tokens=draft_tokens,
         )
         yield from generator.run(ids)
@@ -159,45 +179,19 @@ class Model:
             self.draft_acceptance = generator.accepted / generator.drafted
 
     def generate(self, prompts: TokenIds | Sequence[str] | str, **options: Any) -> list[list[int]]:
-        """New token ids per prompt (texts are tokenised with a leading bos); options as in `stream`."""
-        listed = [prompts] if isinstance(prompts, str) else _listed(prompts)
+        """New token ids per prompt; options as in `stream`.
+
+        Texts are tokenised with a leading bos, and what they spell is text: give `encode_messages`' result, or ids from
+        `tokenizer.encode(text, control=True)`, where control tokens are wanted.
+        """
+        listed = [prompts] if isinstance(prompts, str) else as_list(prompts)
         if isinstance(listed, list):
             listed = [self.tokenizer.encode(p, bos=True) if isinstance(p, str) else p for p in listed]
-        ids = _as_sequences(listed, self.config.vocab_size)
+        ids = sequences_of("input_ids", listed, self.config.vocab_size)
         results: list[list[int]] = [[] for _ in ids]
         for i, token in self.stream(ids, **options):
             results[i].append(token)
         return results
-
-
-def _as_sequences(input_ids: object, vocab_size: int) -> list[list[int]]:
-    rows = _listed(input_ids)
-    if not isinstance(rows, list):
-        raise ArgumentError(f"input_ids: found {rows!r:.40}, expected token ids")
-    rows = [_listed(row) for row in rows]
-    if rows and not any(isinstance(row, list) for row in rows):
-        rows = [rows]
-    for number, row in enumerate(rows):
-        if not isinstance(row, list):
-            raise ArgumentError(f"input_ids: found {row!r:.40} as sequence {number}, expected a list of token ids")
-    return [[_token(id_, number, at, vocab_size) for at, id_ in enumerate(row)] for number, row in enumerate(rows)]
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return value.tolist()
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
-
-
-def _token(value: Any, sequence: int, position: int, vocab_size: int) -> int:
-    try:
-        token = operator.index(value)
-    except TypeError:
-        token = -1
-    if isinstance(value, bool) or not 0 <= token < vocab_size:
-        where = f"in sequence {sequence} at {position}"
-        raise ArgumentError(f"input_ids: found {value!r:.40} {where}, expected an id in [0, {vocab_size})")
-    return token
 
 
 def _check_dtype(dtype: object) -> None:
@@ -226,15 +220,22 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     progress: Progress | None = None,
+    allow_unknown: Collection[str] = (),
 ) -> Model:
     """Open a checkpoint folder (official or transformers layout) without copying its weights.
 
     device: where it runs. dtype: torch.bfloat16 for profile `official`, torch.float32 for `ideal`.
-    progress(bytes done, bytes in all) is called per tensor. CheckpointError and ConfigError list everything that does
-    not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process does not have.
+    progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration to ignore though
+    they may change what the model computes. The model's `notes` say what was ignored. CheckpointError and ConfigError
+    list everything that does not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process
+    does not have.
     """
     _check_dtype(dtype)
     where = usable_device(device)
-    checkpoint = open_checkpoint(path)
-    network = assign_all(Transformer(checkpoint.config), checkpoint.tensors(progress), where)
-    return Model(network, device=where, dtype=dtype, folder=Path(path))
+    checkpoint = open_checkpoint(path, allow_unknown=allow_unknown)
+    tensors = checkpoint.tensors(progress, drafts=checkpoint.config.dspark is None)
+    model = Model(
+        assign_all(Transformer(checkpoint.config), tensors, where), device=where, dtype=dtype, folder=Path(path)
+    )
+    model.notes = checkpoint.notes
+    return model

@@ -63,6 +63,8 @@ _TO_MODULE_TOP = {official: module for module, official in _TOP.items()}
 _TO_MODULE_BLOCK = {official: module for module, official in _BLOCK.items()}
 _PREFIX = re.compile(r"((?:layers|mtp)\.\d+\.)?(.*)", re.DOTALL)
 _STACKED_NAME = re.compile(r"(.*\.ffn\.experts)\.(w13|w2)\.(weight|scale)")
+_SCALE = re.compile(r"\.weight_scale(_inv)?\Z")
+"""What FP8 quantisers call a `.scale`; both multiply, despite "inv"."""
 _EXPERT_NAME = re.compile(r"(.*)\.ffn\.experts\.\d+\.(w1|w2|w3)\.(weight|scale)")
 
 
@@ -72,10 +74,12 @@ def to_official(stored: str) -> str:
     Stacked experts become `...ffn.experts.w13.weight` and `...w2.weight` (see `expert_parts`). A name that no
     table knows comes back without the `model.` prefix.
     """
+    if stored.startswith(("layers.", "mtp.")) and ".ffn.experts." in stored and stored.endswith((".weight", ".scale")):
+        return stored  # nearly all names of a release
     prefix, rest = _split(stored.removeprefix("model."))
     if prefix and rest in STACKED:
         return prefix + STACKED[rest]
-    rest = rest.removesuffix(".weight_scale_inv") + ".scale" if rest.endswith(".weight_scale_inv") else rest
+    rest = _SCALE.sub(".scale", rest)
     stem, suffix = _suffix(rest)
     table = _TO_OFFICIAL_BLOCK if prefix else _TOP
     return prefix + table.get(rest, table.get(stem, stem) + suffix)
@@ -100,7 +104,7 @@ def to_transformers(official: str) -> str:
 
 def expert_parts(name: str) -> tuple[str, tuple[str, ...], str] | None:
     """(`...ffn.experts`, the parts in row order, "weight" or "scale") of a stacked name, None for any other."""
-    match = _STACKED_NAME.fullmatch(name)
+    match = _STACKED_NAME.fullmatch(name) if ".experts.w" in name else None
     if match is None:
         return None
     prefix, stack, suffix = match.groups()

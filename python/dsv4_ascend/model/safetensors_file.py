@@ -16,19 +16,21 @@ from typing import NamedTuple
 
 import torch
 
-from dsv4_ascend.model.strict_json import FileProblem, open_regular, parse
+from dsv4_ascend.model.problems import listed
+from dsv4_ascend.model.strict_json import FileProblem, not_the_file, open_regular, parse
 from dsv4_backend.errors import CheckpointError
 
 MAX_TENSORS = 200_000
 MAX_HEADER = 32 * 2**20
 MAX_RANK = 8
+_MAX_COUNT = 2**63
 NAME = re.compile(r"[A-Za-z0-9_\-]{1,64}(\.[A-Za-z0-9_\-]{1,64}){0,15}", re.ASCII)
-_SHOWN = 50
 
 DTYPES: dict[str, tuple[int, torch.dtype]] = {
     "BOOL": (8, torch.bool), "U8": (8, torch.uint8), "I8": (8, torch.int8), "F4": (4, torch.int8),
     "F8_E4M3": (8, torch.float8_e4m3fn), "F8_E5M2": (8, torch.float8_e5m2), "F8_E8M0": (8, torch.float8_e8m0fnu),
     "I16": (16, torch.int16), "F16": (16, torch.float16), "BF16": (16, torch.bfloat16),
+    "U16": (16, torch.uint16), "U32": (32, torch.uint32), "U64": (64, torch.uint64),
     "I32": (32, torch.int32), "F32": (32, torch.float32), "I64": (64, torch.int64), "F64": (64, torch.float64),
 }  # fmt: skip
 """safetensors dtype -> (bits, torch dtype of the view). F4 comes out packed: int8 with half the last dimension."""
@@ -44,11 +46,8 @@ class TensorInfo(NamedTuple):
 
 
 def checkpoint_error(where: object, problems: Sequence[str]) -> CheckpointError:
-    """One CheckpointError for all problems of one checkpoint; `.problems` has every line, the message the first 50."""
-    lines = [f"  - {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  - and {len(problems) - _SHOWN} more")
-    error = CheckpointError(f"{where}: {len(problems)} problem(s)\n" + "\n".join(lines))
+    """One CheckpointError for all problems of one checkpoint; `.problems` has every line, the message 50."""
+    error = CheckpointError(listed(where, problems))
     error.problems = tuple(problems)
     return error
 
@@ -95,7 +94,11 @@ def _map(descriptor: int, size: int) -> torch.Tensor:
 
 
 def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]:
-    start = os.pread(descriptor, 8, 0)
+    start = os.pread(descriptor, 64, 0)
+    other = not_the_file(start)
+    if other or not start:
+        raise FileProblem(f"{f'found {other}' if other else 'truncated: found an empty file; fetch it again'}")
+    start = start[:8]
     length = int.from_bytes(start, "little")
     # Only a length that cannot be one is taken for a pickle's first bytes: 0x80 is also a fine low byte of a length.
     if 8 + length > size and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
@@ -157,7 +160,7 @@ def _entry(entry: object, data: int) -> TensorInfo | str:
 
 
 def _counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return isinstance(value, list) and not any(type(item) is not int or not 0 <= item < _MAX_COUNT for item in value)
 
 
 def _range_problems(file: str, tensors: dict[str, TensorInfo], data: int, size: int) -> list[str]:

@@ -48,7 +48,7 @@ def save_checkpoint(
         raise checkpoint_error(target, [f"cannot be written ({error})"]) from None
     try:
         _write_folder(scratch, config, tensors, files or {}, shard_bytes)
-        open_checkpoint(scratch)
+        _same_model(target, open_checkpoint(scratch).config, config)
         os.chmod(scratch, 0o755)
         os.rename(scratch, target)
         _sync(target.parent)
@@ -56,6 +56,15 @@ def save_checkpoint(
         raise checkpoint_error(target, [f"cannot be written ({error})"]) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _same_model(target: Path, written: V4Config, wanted: V4Config) -> None:
+    """What the tensors decide on (drafts, formats) must be what the configuration says."""
+    pairs = {name: (getattr(written, name), value) for name, value in vars(wanted).items()}
+    lines = [f"{name}: found {found} by the tensors, expected {value} as configured"
+             for name, (found, value) in pairs.items() if found != value]  # fmt: skip
+    if lines:
+        raise checkpoint_error(target, lines)
 
 
 def _write_folder(

@@ -18,9 +18,10 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,200}\.safetensors", r
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def open_shards(folder: Path) -> tuple[list[SafetensorsFile], list[str]]:
-    """All shards that can be read, in name order, and every problem found on the way.
+def open_shards(folder: Path) -> tuple[list[SafetensorsFile], list[str], list[str]]:
+    """All shards that can be read, in name order, every problem found on the way, and notes.
 
+    Without an index, `model.safetensors` is the checkpoint whatever lies beside it, or else the only such file.
     CheckpointError at once if the folder holds no checkpoint or its index is unusable.
     """
     try:
@@ -30,19 +31,22 @@ def open_shards(folder: Path) -> tuple[list[SafetensorsFile], list[str]]:
     stored = [name for name in present if name.endswith(".safetensors")]
     weight_map = _read_index(folder / INDEX) if INDEX in present else None
     if weight_map is None:
-        return _open_all(folder, [_only_file(folder, stored, present)])
+        single = _only_file(folder, stored, present)
+        others = [name for name in stored if name != single]
+        notes = [f"opened {single}; not read: {', '.join(others[:5])}"] if others else []
+        return *_open_all(folder, [single]), notes
     wanted = sorted(set(weight_map.values()))
     problems = [
         f"{INDEX}: found shard '{name}', expected a file in the folder" for name in wanted if name not in stored
     ]
     problems += [f"{name}: found a file that {INDEX} does not list" for name in stored if name not in wanted]
     files, more = _open_all(folder, [name for name in wanted if name in stored])
-    return files, problems + more + _against_index(files, weight_map)
+    return files, problems + more + _against_index(files, weight_map), []
 
 
 def _only_file(folder: Path, stored: list[str], present: list[str]) -> str:
-    if len(stored) == 1:
-        return stored[0]
+    if len(stored) == 1 or SINGLE in stored:
+        return SINGLE if SINGLE in stored else stored[0]
     if stored:
         raise checkpoint_error(folder, [f"found {len(stored)} safetensors files and no {INDEX}, expected an index"])
     pickles = [name for name in present if name.endswith(_PICKLES)]

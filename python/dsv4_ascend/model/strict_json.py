@@ -12,6 +12,22 @@ class FileProblem(ValueError):
     """Why a text is refused; the caller adds the file name."""
 
 
+_DOWNLOADS = {
+    b"version https://git-lfs": "a Git LFS pointer instead of the file: fetch the data with `git lfs pull`",
+    b"<!doctype html": "an HTML page instead of the file: the download was refused or redirected; fetch it again",
+    b"<html": "an HTML page instead of the file: the download was refused or redirected; fetch it again",
+    b"<?xml": "an XML answer instead of the file: the download was refused; fetch it again",
+    b"GGUF": "a GGUF file: not read here, expected the official safetensors",
+}
+"""How files begin that are not what their names say -> what they are."""
+
+
+def not_the_file(start: bytes) -> str | None:
+    """What a file is that begins so, if it is known for standing in another's place; None for anything else."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((told for sign, told in _DOWNLOADS.items() if text.startswith(sign.lower())), None)
+
+
 def parse(raw: bytes) -> object:
     """The value of a UTF-8 JSON text; FileProblem when it is malformed or ambiguous."""
     try:
@@ -29,6 +45,9 @@ def parse(raw: bytes) -> object:
 def read_object(path: Path, limit: int) -> dict[str, object]:
     """The JSON object in a regular file of at most `limit` bytes; FileProblem otherwise."""
     raw = read_regular(path, limit)
+    other = not_the_file(raw[:100])
+    if other:
+        raise FileProblem(f"found {other}")
     value = parse(raw)
     if not isinstance(value, dict):
         raise FileProblem(f"found a JSON {type(value).__name__}, expected an object")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
+from dsv4_ascend.model.arguments import as_list, integer
+from dsv4_ascend.model.prompt_text import Marker, PromptText
 from dsv4_backend.errors import ArgumentError, CheckpointError
 
 FILE = "tokenizer.json"
+_MAX_ID = 2**32 - 1
+_INCOMPLETE = "\ufffd"
+_ONE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+_PATIENCE = 4
+"""A character has at most 4 bytes; held tokens in excess of that are no character, and are looked at less often."""
 
 
 class Tokenizer:
@@ -23,7 +32,7 @@ class Tokenizer:
         """Read `tokenizer.json`; the bos id is the configuration's. CheckpointError when missing or malformed."""
         path = folder / FILE
         if not path.is_file():
-            raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text")
+            raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text (command line: --input-ids)")
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the only class that tokenizers raises
@@ -40,34 +49,92 @@ class Tokenizer:
         found = self._backend.token_to_id(token)
         return None if found is None else int(found)
 
-    def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        """Token ids of `text`; special strings inside it become their tokens. bos: start with the bos token.
+    def encode(self, text: str, *, bos: bool = False, control: bool = False) -> list[int]:
+        """Token ids of `text`, of which only a `PromptText`'s markers become control tokens: the safe mode.
 
-        ArgumentError for a lone surrogate, which is how Python reads an argument that is not UTF-8.
+        control: every spelling of a control token (the tokenizer's added vocabulary) becomes that token, whoever wrote
+        it. bos: start with the bos token, unless the text does so itself. ArgumentError for a lone surrogate, which is
+        how Python reads an argument that is not UTF-8, and for what is no string.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ArgumentError(f"text: found {text[error.start]!r} at {error.start}, expected Unicode") from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        bos_id = self.token_id(self.bos) if bos and self.bos is not None else None
-        return ids if bos_id is None else [bos_id, *ids]
+        _check_text(text)
+        if control:
+            ids = self._ids(self._backend, text)
+        else:
+            pieces = text.segments() if isinstance(text, PromptText) else iter([text])
+            ids = [id_ for piece in pieces for id_ in self._piece(piece)]
+        first = self.token_id(self.bos) if bos and self.bos is not None else None
+        return ids if first is None or ids[:1] == [first] else [first, *ids]
+
+    def _piece(self, piece: str) -> list[int]:
+        if isinstance(piece, Marker):
+            return self._ids(self._backend, piece)
+        ids = self._ids(self._without_added, piece)
+        if not self._added.isdisjoint(ids):
+            token = self._backend.id_to_token(next(i for i in ids if i in self._added))
+            problem = f"text: found {token}, which merges spell, expected no control token; see control=True"
+            raise ArgumentError(problem)
+        return ids
+
+    @staticmethod
+    def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+        return list(backend.encode(str(text), add_special_tokens=False).ids)
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Ids that decoding leaves out."""
+        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _without_added(self) -> tokenizers.Tokenizer:
+        """The same model, which this shares, before any token was added to its vocabulary."""
+        plain = tokenizers.Tokenizer(self._backend.model)
+        if self._backend.normalizer is not None:
+            plain.normalizer = self._backend.normalizer
+        if self._backend.pre_tokenizer is not None:
+            plain.pre_tokenizer = self._backend.pre_tokenizer
+        return plain
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of `ids`; incomplete UTF-8 at either end becomes U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+        """Text of `ids`; incomplete UTF-8 at either end becomes U+FFFD. ArgumentError for what is no id."""
+        listed = as_list(ids) if not isinstance(ids, str | bytes) else None
+        if not isinstance(listed, Iterable):
+            raise ArgumentError(f"ids: found {ids!r:.40}, expected token ids")
+        checked = [integer("ids", id_, 0, _MAX_ID) for id_ in listed]
+        return str(self._backend.decode(checked, skip_special_tokens=skip_special))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text piece by piece as ids arrive; a character split over tokens comes out whole."""
+        """Text piece by piece as ids arrive, in time linear in their number; joined, it is the text of all of them.
+
+        A character split over tokens comes out whole: tokens are held while the text ends in the middle of one. Those
+        that stand for one byte each (`<0xE2>`) are held until another token comes: decoders judge them together.
+        """
+        shown: list[int] = []  # the last tokens shown: what the next ones look like may depend on them
         held: list[int] = []
-        done = ""
+        due = 1
         for token in ids:
+            if token in self._special:
+                continue
             held.append(token)
-            text = self.decode(held)
-            if not text.endswith("\ufffd"):
-                yield text[len(done) :]
-                done = text
-                if text.endswith("\n"):
-                    held, done = [], ""
+            if len(held) < due or _ONE_BYTE.fullmatch(self._backend.id_to_token(token) or ""):
+                continue
+            before, text = self.decode(shown), self.decode(shown + held)
+            if text.endswith(_INCOMPLETE):
+                due = len(held) + 1 if len(held) < _PATIENCE else 2 * len(held)
+                continue
+            yield text[len(before) :]
+            shown, held, due = (held if text != before else shown + held), [], 1
         if held:
-            yield self.decode(held)[len(done) :]
+            yield self.decode(shown + held)[len(self.decode(shown)) :]
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise ArgumentError(f"text: found {text!r:.40}, expected a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"text: found {text[error.start]!r} at {error.start}, expected Unicode") from None

@@ -127,6 +127,9 @@ class MTPBlock(Block, HeadOwner):
         """Embedded [T, d] of the next tokens, streams x [T, n, d] -> the block's input streams [T, n, d]."""
         e = rms_norm(embedded, self.enorm.weight, self.norm_eps)
         h = rms_norm(x, self.hnorm.weight, self.norm_eps)
+        if self.e_proj.float_scaled or self.h_proj.float_scaled:
+            hidden: torch.Tensor = self.h_proj(h.flatten(0, 1)).view(h.shape)
+            return self.e_proj(e).unsqueeze(1) + hidden  # type: ignore[no-any-return]
         return mtp_combine(e, h, self.e_proj.weight, self.e_proj.scale, self.h_proj.weight, self.h_proj.scale)
 
 
@@ -144,7 +147,8 @@ class Transformer(HeadOwner):
             Block(config, kind, ratio, hashed=i < config.num_hash_layers)
             for i, (kind, ratio) in enumerate(shapes[:n_layers])
         )
-        self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio) for kind, ratio in shapes[n_layers:])
+        blocks = shapes[n_layers:] if config.dspark is None else []  # DSpark's stages are not run yet
+        self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio) for kind, ratio in blocks)
 
     def run_layers(self, batch: Batch, cache: PagedCache, dtype: torch.dtype) -> torch.Tensor:
         """Tokens of `batch` -> streams [T, n, d] after the last layer, in `dtype`; updates `cache`."""

@@ -79,6 +79,14 @@ def test_tool_results_follow_the_order_of_the_calls() -> None:
     )
 
 
+def test_a_call_may_carry_its_id_in_the_function() -> None:
+    calls = [call("f", "{}"), call("g", "{}")]
+    for entry, identity in zip(calls, "ab", strict=True):
+        entry["function"]["id"] = identity
+    text = encode_messages([assistant("", calls=calls), tool("B", "b"), tool("A", "a")])
+    assert text.endswith("<tool_result>A</tool_result>\n\n<tool_result>B</tool_result><｜Assistant｜></think>")
+
+
 # Rule 2: BOS.
 
 
@@ -258,12 +266,37 @@ def test_maximal_effort_is_a_preamble_of_the_release(texts: ReleaseTexts) -> Non
     assert "Think hard" not in encode_messages([user("hi")], ChatMode(effort="max"), texts)
 
 
-@pytest.mark.parametrize("effort", [None, "low", "high"])
+@pytest.mark.parametrize("effort", [None, "high"])
 def test_lesser_effort_inserts_nothing_unless_the_release_has_a_text(texts: ReleaseTexts, effort: str | None) -> None:
     mode = ChatMode(thinking=True, effort=effort)
     assert encode_messages([user("hi")], mode, texts) == f"{BOS}<｜User｜>hi<｜Assistant｜><think>"
     both = ReleaseTexts({"REASONING_EFFORT_HIGH": "Think.", "REASONING_EFFORT_MAX": "Think hard."})
     assert ("Think." in encode_messages([user("hi")], mode, both)) == (effort == "high")
+
+
+TABLE = """
+REASONING_EFFORT_PROMPTS: dict[str, str] = {"low": "", "high": "[HIGH]", "max": ("[MA" "X]")}
+DEFAULT_REASONING_EFFORT = "high"
+"""
+
+
+@pytest.mark.parametrize(("effort", "text"), [(None, "[HIGH]"), ("low", ""), ("high", "[HIGH]"), ("max", "[MAX]")])
+def test_a_folder_with_a_table_of_efforts(tmp_path: Path, effort: str | None, text: str) -> None:
+    mode = ChatMode(thinking=True, effort=effort)
+    found = encode_messages([user("hi")], mode, _texts(tmp_path, TABLE))
+    assert found == f"{BOS}{text}<｜User｜>hi<｜Assistant｜><think>"
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize(
+    ("source", "effort", "expected"),
+    [(RELEASE, "low", "high or max"), (TABLE, "medium", "low, high or max"), ("x = 1", "low", "high or max")],
+)
+def test_an_effort_that_the_folder_does_not_know(
+    tmp_path: Path, source: str, effort: str, expected: str, thinking: bool
+) -> None:
+    with pytest.raises(ArgumentError, match=f"effort '{effort}', expected {expected} \\({tmp_path}"):
+        encode_messages([user("hi")], ChatMode(thinking, effort), _texts(tmp_path, source))
 
 
 # Texts come from the checkpoint.
@@ -312,6 +345,7 @@ def test_values_are_not_searched_for_placeholders(texts: ReleaseTexts) -> None:
     ("message", "words"),
     [
         ("hi", "message 0: found 'hi', expected a dict"),
+        (assistant("x", calls=[{"function": {"id": 3, "name": "f", "arguments": "{}"}}]), "function id: found 3"),
         ({"content": "x"}, "role: found None"),
         ({"role": ["user"], "content": "x"}, "role"),
         ({"role": "robot", "content": "x"}, "role: found 'robot', expected one of system"),
@@ -351,5 +385,5 @@ def test_a_bad_message_is_named(texts: ReleaseTexts, message: dict, words: str) 
 
 
 def test_a_bad_effort_is_named() -> None:
-    with pytest.raises(ArgumentError, match="effort 'huge', expected low, high or max"):
+    with pytest.raises(ArgumentError, match="effort 'huge', expected high or max"):
         encode_messages([user("hi")], ChatMode(effort="huge"))

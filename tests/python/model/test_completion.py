@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dsv4_ascend.model.chat import ChatMode, encode_messages
 from dsv4_ascend.model.completion import CompletionError, parse_completion
+from dsv4_backend.errors import ArgumentError
 
 EOS = "<｜end▁of▁sentence｜>"
 
@@ -75,8 +76,8 @@ BAD = {
     "not JSON: '1111": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "1" * 5000)),
     r"not JSON: '\[\[": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "[" * 100000)),
     "'a' twice": "</think>" + INVOKE.format(2 * PARAMETER.format("a", "true", "x")),
-    "expected a parameter, found ' ": "</think>" + INVOKE.format(" " + PARAMETER.format("a", "true", "x")),
-    "expected a parameter, found '<": "</think>" + INVOKE.format(PARAMETER.format("a", "maybe", "x")),
+    "expected a parameter or .*found ' ": "</think>" + INVOKE.format(" " + PARAMETER.format("a", "true", "x")),
+    "expected a parameter or .*found '<": "</think>" + INVOKE.format(PARAMETER.format("a", "maybe", "x")),
     "expected a call or .*found 'x'": "</think>" + INVOKE.format("").removesuffix("</｜DSML｜tool_calls>") + "x",
     "expected a call or .*found ''": "</think>\n\n<｜DSML｜tool_calls>\n",
     "found '</｜DSML｜tool_calls>more'": "</think>" + INVOKE.format("") + "more",
@@ -90,6 +91,52 @@ BAD = {
 def test_a_completion_off_the_grammar_is_refused(words: str) -> None:
     with pytest.raises(CompletionError, match=words):
         parse_completion(BAD[words], thinking=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("x</｜DSML｜parameter>y", "parameter 'a': expected '>' and a newline after </｜DSML｜parameter, found '>y"),
+        ("x</｜DSML｜parameter></｜DSML｜parameter>", "found '></｜DSML｜parameter>"),
+        ("x</｜DSML｜parameter> \n", r"found '> \\n"),
+        (
+            'x</｜DSML｜parameter><｜DSML｜parameter name="b" string="true">',
+            "expected '>' and a newline after </｜DSML｜parameter",
+        ),
+        ("x</｜DSML｜parameter\n", "and a newline"),
+    ],
+)
+def test_a_value_ends_at_its_first_closing_tag(value: str, words: str) -> None:
+    with pytest.raises(CompletionError, match=words):
+        parse_completion(INVOKE.format(PARAMETER.format("a", "true", value)))
+
+
+@pytest.mark.parametrize("value", ["</｜DSML｜invoke>\n", "<｜DSML｜invoke", "</｜DSML｜tool_calls>", "\n", ""])
+def test_a_value_may_hold_other_tags(value: str) -> None:
+    fields = PARAMETER.format("a", "true", value) + PARAMETER.format("b", "true", "y")
+    (found,) = parse_completion(INVOKE.format(fields))["tool_calls"]
+    assert json.loads(found["function"]["arguments"]) == {"a": value, "b": "y"}
+
+
+@pytest.mark.parametrize("revision", ["preview", "recipe"])
+@pytest.mark.parametrize("name", ['a"b', "a\nb", 'f">\n', '"', "\n", 'x" y="z'])
+def test_odd_names_round_trip(name: str, revision: str) -> None:
+    mode = ChatMode(revision=revision)
+    answer = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [call(name, json.dumps({name: name})), call(name, "{}")],
+    }
+    whole = encode_messages([user("hi"), answer], mode)
+    completion = whole[whole.index("\n\n<") : whole.index(EOS) + len(EOS)]
+    found = [c["function"] for c in parse_completion(completion)["tool_calls"]]
+    assert [(c["name"], json.loads(c["arguments"])) for c in found] == [(name, {name: name}), (name, {})]
+
+
+@pytest.mark.parametrize("text", [None, b"x", 3])
+def test_what_is_no_text_is_named(text: object) -> None:
+    with pytest.raises(ArgumentError, match="completion: found"):
+        parse_completion(text)
 
 
 PIECES = ["</think>", "<think>", EOS, "\n\n<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>", "</｜DSML｜invoke>\n"]

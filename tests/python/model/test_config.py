@@ -110,13 +110,13 @@ def test_a_file_without_schedule_is_ambiguous():
 WRONG = {
     "hidden_size": -1,
     "vocab_size": 1.5,
-    "num_hidden_layers": 42,
+    "num_hidden_layers": 45,
     "o_groups": 7,
     "num_experts_per_tok": 257,
     "qk_rope_head_dim": 63,
     "num_hash_layers": 44,
     "n_routed_experts": 10**9,
-    "swiglu_limit": 0,
+    "swiglu_limit": -1,
     "rms_norm_eps": "small",
     "num_key_value_heads": 8,
     "n_shared_experts": 2,
@@ -137,7 +137,7 @@ WRONG = {
     "partial_rotary_factor": 0.5,
     "rope_scaling": {"type": "linear", "factor": 2},
     "hc_mult": True,
-    "dspark_block_size": 5,
+    "engram_layers": [1],
 }
 
 

@@ -1,6 +1,7 @@
 """Sample inputs of torch's own operator database (OpInfo) on npu and on the CPU: results, arguments, gradients.
 
 Usage: samples.py DTYPE SHARE SHARES [NAME...]: the SHARE-th of every SHARES operators, or those named.
+The first sample of each operator is also called on inference tensors.
 """
 
 import os
@@ -72,8 +73,16 @@ def gradients(inputs, result):
     return torch.autograd.grad(outputs, leaves, weights, allow_unused=True) if outputs else []
 
 
-def problem_of(name, operator, sample, differentiable):
+def problem_of(name, operator, sample, differentiable, inference):
     """None when the sample agrees or is none on the CPU either."""
+    found = calls_differ(name, operator, sample, differentiable)
+    if found or not inference:
+        return found
+    with torch.inference_mode():
+        return (found := calls_differ(name, operator, sample, False)) and f"under inference mode: {found}"
+
+
+def calls_differ(name, operator, sample, differentiable):
     try:
         inputs, want = call(operator, sample, "cpu")
         random = "empty" in name or "resize" in name or difference(want, call(operator, sample, "cpu", seed=1)[1])
@@ -106,12 +115,12 @@ for place, info in enumerate(database.op_db):
     known = samples_known.rows(name, sys.argv[1], CHIP)
     counts["operators"] += 1
     met = set()
-    for sample in islice(info.sample_inputs("cpu", DTYPE, requires_grad=differentiable), SAMPLES):
+    for nth, sample in enumerate(islice(info.sample_inputs("cpu", DTYPE, requires_grad=differentiable), SAMPLES)):
         sample = (sample.input, sample.args, sample.kwargs)
         if any(t.layout != torch.strided for t in tensors(sample)):
             continue
         counts["samples"] += 1
-        problem = problem_of(name, info.op, sample, differentiable)
+        problem = problem_of(name, info.op, sample, differentiable, inference=nth == 0)
         excuse = next((row for row in known if problem and row.text in problem), None)
         if excuse:
             met.add(excuse)

@@ -1,0 +1,69 @@
+"""What the stored tensors say about the configuration: they decide on drafts and on formats."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from dsv4_ascend.model.config import DSpark, V4Config
+from dsv4_ascend.model.layout import FP4, FP8
+from dsv4_ascend.model.sources import Sources
+
+_STAGE = re.compile(r"mtp\.(\d{1,4})\.(.*)", re.ASCII | re.DOTALL)
+_DSPARK_PARTS = ("main_proj.", "main_norm.", "markov_head.", "confidence_head.")
+_MARKOV = "markov_head.markov_w1.weight"
+_MAIN = "mtp.0.main_proj.weight"
+_FORMATS = {FP8: "fp8"} | dict.fromkeys(FP4, "fp4")
+
+
+def as_stored(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
+    """The configuration corrected by the names, dtypes and shapes of the tensors, and notes on what was corrected.
+
+    Draft layers are the `mtp.N` blocks that are there, whatever a field promises; they are DSpark's if one of its own
+    parts is among them. Weights are quantised if one of them is stored so. The expert format of the configuration
+    holds while any expert is stored in it or all are floats. ConfigError if the result is no V4 model.
+    """
+    config, drafts = _stored_drafts(config, sources)
+    config, formats = _stored_formats(config, sources)
+    return config, drafts + formats
+
+
+def _stored_drafts(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
+    stages: dict[str, list[str]] = {}
+    for name in sources:
+        match = _STAGE.fullmatch(name) if name.startswith("mtp.") else None
+        if match:
+            stages.setdefault(match.group(1), []).append(match.group(2))
+    promised, count = config.num_nextn_predict_layers, len(stages)
+    parts = [part for names in stages.values() for part in names]
+    dspark = None
+    if any(part.startswith(_DSPARK_PARTS) for part in parts):
+        dspark = config.dspark or _stored_drafter(config, sources)
+    notes = []
+    if dspark is not None:
+        notes.append(f"{count} DSpark draft stages (mtp.*) are not run: drafting with DSpark is not implemented")
+    elif promised and not count:
+        notes.append(f"{promised} draft layers promised, no mtp.* tensors found: opened without drafts")
+    if (count, dspark) == (promised, config.dspark):
+        return config, notes
+    return config.with_drafts(count, dspark), notes
+
+
+def _stored_drafter(config: V4Config, sources: Sources) -> DSpark:
+    """The sizes of a drafter that the configuration does not mention; 1 where a tensor is missing or has no sizes."""
+    ranks = [source.shape[-1] for name, source in sources.items() if name.endswith(_MARKOV) and source.shape]
+    width = sources[_MAIN].shape[-1] if _MAIN in sources and sources[_MAIN].shape else 0
+    return DSpark(markov_rank=max([1, *ranks]), targets=max(1, width // config.hidden_size))
+
+
+def _stored_formats(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
+    weights = {name: source.dtype for name, source in sources.items() if source.dtype in _FORMATS}
+    experts = {_FORMATS[dtype] for name, dtype in weights.items() if ".ffn.experts." in name}
+    changes: dict[str, object] = {}
+    if weights and not config.quantized:
+        changes["quantized"] = True
+    if experts and config.expert_dtype is not None and config.expert_dtype not in experts:
+        changes["expert_dtype"] = min(experts)
+    notes = [f"the configuration says {name} {getattr(config, name)!r}, what is stored {value!r}"
+             for name, value in changes.items()]  # fmt: skip
+    return replace(config, **changes) if changes else config, notes  # type: ignore[arg-type]

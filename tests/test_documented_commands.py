@@ -1,0 +1,153 @@
+"""Every command line that README.md and docs/ show works as it stands; model commands on cpu and on npu."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dsv4_backend.softnpu.settings import torch_npu_path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(r"(?:dsv4-ascend|python3?|pip|torchrun|pytest) .+|(?:\./)?ci/\w+(?: .+)?")
+SHELL = {"sh", "bash", "shell", "console"}
+IN_A_COMMENT = re.compile(r"\((\./ci/[^)]+)\)")
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+FILES = {
+    "your_script.py": "import torch\nprint((torch.ones(3, device='npu') + 1).sum().item())\n",
+    "ids.json": "[0, 259, 17, 4]",
+}
+"""What the folder holds in which a user types the lines."""
+
+PLACEHOLDERS = {"COMMAND": "python your_script.py"}
+MODEL_COMMANDS = {"generate": "", "logits": "", "parity": "-k rms_norm"}
+"""Commands with --device, and what makes their run on npu a short one."""
+
+
+class Elsewhere(NamedTuple):
+    """Why a line is not run here, and the file that runs it, with the text that shows it."""
+
+    reason: str
+    file: str
+    text: str
+
+
+ELSEWHERE = {
+    "./ci/demo": Elsewhere("it makes an environment", "ci/demo", ".venv/bin/dsv4-ascend generate"),
+    "./ci/test": Elsewhere("it runs this test", ".ci/run", "/../ci/test"),
+    "./ci/test -k rope": Elsewhere("it runs this test", "ci/test", '-m pytest -n 2 --dist worksteal "$@"'),
+    "./ci/test tests/softnpu": Elsewhere("it runs this test", "ci/test", '-m pytest -n 2 --dist worksteal "$@"'),
+    "./ci/setup test": Elsewhere("it makes this environment", "ci/test", "ci/setup test"),
+    "pip install torch==2.13.0": Elsewhere("it installs", "pyproject.toml", '"torch==2.13.0"'),
+    "pip install --no-build-isolation .": Elsewhere("it installs", "ci/setup", "--no-build-isolation --editable"),
+    'pip install --no-deps --target "$VIRTUAL_ENV/npu" torch-npu==2.13.0': Elsewhere(
+        "it installs", "ci/setup", '--no-deps --target .venv/npu "${npu[@]}"'
+    ),
+    "python csrc/softnpu/softnpu_build.py": Elsewhere("it builds", "setup.py", "from softnpu_build import build"),
+    "dsv4-ascend train-tiny": Elsewhere(
+        "52 minutes", "tests/python/tiny/test_tiny.py", 'main(["train-tiny", *options])'
+    ),
+}
+
+
+def shown_by(page: str) -> list[str]:
+    """Command lines of a page: in fenced shell blocks, in the comments there, and in backticks."""
+    blocks = [(language in SHELL, block) for language, block in FENCE.findall(page) if language in SHELL | {""}]
+    found = [line for shell, block in blocks for line in lines_of(block, shell)]
+    return found + [text for text in re.findall(r"`([^`\n]+)`", FENCE.sub("", page)) if COMMAND.fullmatch(text)]
+
+
+def lines_of(block: str, shell: bool) -> list[str]:
+    """What a block tells to type; in a block that names no language only what looks like a command."""
+    found = []
+    for line in block.replace("\\\n", " ").splitlines():
+        text, _, comment = line.strip().removeprefix("$ ").partition(" #")
+        if text and (shell or COMMAND.fullmatch(text.strip())):
+            found.append(text.strip())
+        found += IN_A_COMMENT.findall(comment)
+    return found
+
+
+def documented() -> dict[str, list[str]]:
+    """Every command line with the pages that show it."""
+    lines: dict[str, list[str]] = {}
+    for page in PAGES:
+        for line in shown_by(page.read_text(encoding="utf-8")):
+            lines.setdefault(line, []).append(page.name)
+    return lines
+
+
+DOCUMENTED = documented()
+HERE = sorted(set(DOCUMENTED) - set(ELSEWHERE))
+MODEL_LINES = [line for line in DOCUMENTED if line.split()[0] == "dsv4-ascend" and line.split()[1] in MODEL_COMMANDS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@functools.cache
+def type_in(line: str, folder: Path) -> str:
+    """What a line prints in a shell whose PATH leads to this environment; it must succeed."""
+    if "softnpu" in line and torch_npu_path() is None:
+        pytest.skip("torch_npu is not installed: ci/setup test puts it into .venv/npu")
+    unset = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORCH_DEVICE_BACKEND_AUTOLOAD")
+    environ = {name: value for name, value in os.environ.items() if name not in unset}
+    environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ["PATH"]])
+    command = ["bash", "-c", line]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("line", HERE)
+def test_a_documented_line_works(line: str, folder: Path) -> None:
+    for placeholder, text in PLACEHOLDERS.items():
+        line = line.replace(placeholder, text)
+    printed = type_in(line, folder)
+    assert printed or "--output" in line, line
+
+
+@pytest.mark.parametrize("line", MODEL_LINES)
+def test_a_model_command_works_on_npu(line: str, folder: Path) -> None:
+    short = MODEL_COMMANDS[line.split()[1]]
+    printed = type_in(f"dsv4-ascend softnpu -- {line} --device npu {short}".strip(), folder)
+    assert printed or "--output" in line, line
+
+
+def test_every_line_that_runs_elsewhere_does() -> None:
+    assert set(ELSEWHERE) <= set(DOCUMENTED), set(ELSEWHERE) - set(DOCUMENTED)
+    for line, (reason, file, text) in ELSEWHERE.items():
+        assert reason
+        assert text in (ROOT / file).read_text(encoding="utf-8"), f"{line}: {file} no longer shows {text}"
+
+
+def test_model_commands_are_documented() -> None:
+    assert {line.split()[1] for line in MODEL_LINES} == set(MODEL_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("page", "lines"),
+    [
+        ("```\ndsv4-ascend a  # does b\nfile.txt\n```", ["dsv4-ascend a"]),
+        ("```\n./ci/test    # or more (./ci/test -k x)\n```", ["./ci/test", "./ci/test -k x"]),
+        ("```bash\n$ nonsense \\\n  --option\n```", ["nonsense    --option"]),
+        ("```python\nprint('dsv4-ascend x')\n```", []),
+        ("| `dsv4-ascend x --y` | says `python` |\nand `pip install z`", ["dsv4-ascend x --y", "pip install z"]),
+        ("`dsv4_ascend.load` of `ci/setup`", ["ci/setup"]),
+    ],
+)
+def test_lines_are_found(page: str, lines: list[str]) -> None:
+    assert shown_by(page) == lines
