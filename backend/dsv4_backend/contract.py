@@ -162,8 +162,15 @@ class Operator(Generic[_Parameters, _Result]):
         return golden
 
     def equivalent(self, mutant: str, why: str) -> None:
-        """Say why an automatic mutant of the reference computes what the reference computes (see parity/mutants.py)."""
+        """Say why an automatic mutant of the reference computes what the reference computes (see parity/mutants.py).
+
+        mutant: its name, or "FUNCTION: *" for all edits of a function that decides no value.
+        """
         self._equivalents[mutant] = why
+
+    def explains(self, mutant: str) -> bool:
+        """Whether a mutant is explained as equivalent, by its name or by its function."""
+        return bool({mutant, f"{mutant.partition(':')[0]}: *"} & set(self.equivalents))
 
     @property
     def faults(self) -> dict[str, Reference]:

@@ -94,9 +94,7 @@ def device_of(arguments: Iterable[Any]) -> str:
     return next((tensor.device.type for tensor in tensors), "cpu")
 
 
-def support(
-    name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any
-) -> Support:
+def support(name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any) -> Support:
     """Would a native kernel run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?
 
     device, context: as in `candidates`; without a context the device must be there. The reason names the candidate

@@ -11,8 +11,8 @@ from dsv4_backend import tiles
 from dsv4_backend.contract import Draw
 from dsv4_backend.ops import indexer
 from dsv4_backend.ops.attention import sparse_attention
-from dsv4_backend.ops.attention_cases import random_call
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
+from dsv4_backend.proofs.attention import random_call
 
 SEQUENCES = {"one": [(0, 90)], "continued": [(120, 61)], "many": [(0, 33), (97, 1), (0, 0), (40, 25), (3, 1)]}
 TYPES = [torch.float32, torch.bfloat16]

@@ -179,9 +179,13 @@ def test_a_mutant_with_a_python_mistake_is_not_taken_for_a_fault(monkeypatch):
 @pytest.mark.parametrize(
     ("operator", "mutant"),
     [
-        ("compress", "closed_blocks: first[sequence] + row - before -> first[sequence] + row"),  # of another module
+        # of another module
+        ("compress", "closed_blocks: first[sequence] + row - before -> first[sequence] + row"),
         ("write_cache_indexer_int8", "_encode_int8: amax / 127 -> amax"),  # in a record of a closure
-        ("read_cache_indexer_mxfp4", "data_columns: block_size * width -> block_size"),  # called by what a closure calls
+        (
+            "read_cache_indexer_mxfp4",
+            "data_columns: block_size * width -> block_size",
+        ),  # called by what a closure calls
     ],
 )
 def test_an_edit_takes_effect_wherever_the_reference_reaches_it(operator, mutant):

@@ -2,7 +2,6 @@
 
 from dsv4_backend.ops import (
     attention,
-    attention_cases,
     cache,
     cache_bytes,
     compressor,
@@ -24,7 +23,6 @@ from dsv4_backend.ops import (
 
 __all__ = [
     "attention",
-    "attention_cases",
     "cache",
     "cache_bytes",
     "compressor",
