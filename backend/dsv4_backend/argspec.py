@@ -51,6 +51,7 @@ _SCALAR = re.compile(
 )
 _TOKEN = re.compile(r"\d+|[A-Za-z_]\w*|[()+*/^]")
 _PRECEDENCE = {"+": 1, "*": 2, "/": 2, "^": 2}
+_MOST_OPERANDS = 8
 _INDEX_DTYPES = {torch.int32, torch.int64}
 
 
@@ -153,8 +154,10 @@ def _postfix(text: str) -> list[str]:
         if token == "(":
             waiting.append(token)
         elif token == ")":
-            while waiting[-1] != "(":
+            while waiting and waiting[-1] != "(":
                 output.append(waiting.pop())
+            if not waiting:
+                raise ValueError(f"argument specification: {text!r} is no dimension")
             waiting.pop()
         elif token in _PRECEDENCE:
             while waiting and _PRECEDENCE.get(waiting[-1], 0) >= _PRECEDENCE[token]:
@@ -163,9 +166,19 @@ def _postfix(text: str) -> list[str]:
         else:
             output.append(token)
     output += reversed(waiting)
-    if not output or "".join(_TOKEN.findall(text)) != text.replace(" ", ""):
+    if "".join(_TOKEN.findall(text)) != text.replace(" ", "") or not _is_program(output):
         raise ValueError(f"argument specification: {text!r} is no dimension")
     return output
+
+
+def _is_program(postfix: Sequence[str]) -> bool:
+    """Whether every operator finds two operands, one value is left, and the checker's stack is deep enough."""
+    depth = 0
+    for token in postfix:
+        depth += -1 if token in _PRECEDENCE else 1
+        if token in ("(", ")") or not 1 <= depth <= _MOST_OPERANDS:
+            return False
+    return depth == 1
 
 
 def parse(arguments: Mapping[str, str], tensors: Sequence[str]) -> dict[str, Spec]:
