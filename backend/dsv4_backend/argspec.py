@@ -20,10 +20,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-
-from dsv4_backend import _C
 
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "f64": (torch.float64,),
@@ -109,6 +108,53 @@ class ScalarSpec:
 Spec = TensorSpec | ScalarSpec
 
 
+class Term(NamedTuple):
+    """A dimension or bound, and its program: ("n", number), ("v", number of a name) or (operator, 0) per step."""
+
+    text: str
+    program: list[tuple[str, int]]
+
+
+class TensorRule(NamedTuple):
+    """One tensor line as the checker takes it; see csrc/bind/specification.h."""
+
+    name: str
+    text: str
+    position: int
+    optional: bool
+    written: bool
+    list_length: int
+    dtypes: list[torch.dtype]
+    dtype_of: int
+    dtype_of_name: str
+    dims: list[Term]
+    any_leading: bool
+    low: Term | None
+    high: Term | None
+
+
+class ScalarRule(NamedTuple):
+    """One scalar line as the checker takes it."""
+
+    name: str
+    position: int
+    expected: str
+    low: Term | None
+    low_open: bool
+    high: Term | None
+    high_open: bool
+    finite: bool
+
+
+class Rules(NamedTuple):
+    """All lines of an operator: how many names, (name, position) of its integers, and the rules."""
+
+    names: int
+    integers: list[tuple[int, int]]
+    tensors: list[TensorRule]
+    scalars: list[ScalarRule]
+
+
 class Names:
     """Numbers for the names of one operator's terms, in order of appearance."""
 
@@ -121,11 +167,11 @@ class Names:
         """The number of a name; a new one at its first appearance."""
         return self.numbers.setdefault(name, len(self.numbers))
 
-    def term(self, text: str) -> _C.Term:
+    def term(self, text: str) -> Term:
         """A term whose names may be new."""
-        return _C.Term(text, [self._step(token) for token in _postfix(text)])
+        return Term(text, [self._step(token) for token in _postfix(text)])
 
-    def bound_term(self, text: str | None, line: str) -> _C.Term | None:
+    def bound_term(self, text: str | None, line: str) -> Term | None:
         """A bound, whose names must be bound by a dimension: ValueError if one is not."""
         if text is None or text == "inf":
             return None
@@ -187,9 +233,6 @@ def parse(arguments: Mapping[str, str], tensors: Sequence[str]) -> dict[str, Spe
     return {name: kinds[name in tensors].parse(text) for name, text in arguments.items()}
 
 
-Rules = tuple[int, list[tuple[int, int]], list[_C.TensorRule], list[_C.ScalarRule]]
-
-
 def rules(
     specs: Mapping[str, Spec],
     parameters: Sequence[str],
@@ -197,7 +240,7 @@ def rules(
     optional: frozenset[str],
     written: Sequence[str],
 ) -> Rules:
-    """The lines as the C++ checker takes them: number of names, (name, place) of integers, tensors, scalars.
+    """The lines as the C++ checker takes them.
 
     ValueError for a bound that names no dimension, and for `like` an argument that is not there.
     """
@@ -211,7 +254,7 @@ def rules(
         if spec.like is not None and spec.like not in tensors:
             raise ValueError(f"argument specification {spec.text!r}: no tensor is named {spec.like!r}")
         tensor_rules.append(
-            _C.TensorRule(
+            TensorRule(
                 name,
                 spec.text,
                 place[name],
@@ -228,7 +271,7 @@ def rules(
             )
         )
     scalar_rules = [
-        _C.ScalarRule(
+        ScalarRule(
             name,
             place[name],
             spec.text,
@@ -242,4 +285,4 @@ def rules(
         if isinstance(spec, ScalarSpec)
     ]
     bound = [(names.numbers[name], place[name]) for name in integers]
-    return len(names.numbers), bound, tensor_rules, scalar_rules
+    return Rules(len(names.numbers), bound, tensor_rules, scalar_rules)

@@ -35,7 +35,7 @@ from typing import Any, Generic
 import torch
 from typing_extensions import ParamSpec, TypeVar
 
-from dsv4_backend import _C, argspec
+from dsv4_backend import argspec
 from dsv4_backend.argspec import Spec
 from dsv4_backend.errors import argument_error
 
@@ -219,25 +219,19 @@ class Operator(Generic[_Parameters, _Result]):
         self.check_contents = check
         return check
 
-    def define(self) -> None:
-        """Hand schema, argument rules and checks to the dispatcher."""
+    def rules(self) -> argspec.Rules:
+        """The argument lines as the checker takes them; ValueError for a line that names what is not there."""
         integers = re.findall(r"\bint (\w+)", self.schema)
-        rules = argspec.rules(self.specs, self._parameters, integers, self._optional, self._written)
-        _C.define(self.schema, *rules, self.check_shapes, self.check_contents)
+        return argspec.rules(self.specs, self._parameters, integers, self._optional, self._written)
 
     def plain_reference(self, *args: Any) -> Any:
-        """The reference with contiguous results: what runs, behind the checks, where no kernel does.
-
-        torch leaves out trailing arguments that equal the schema's defaults; the reference repeats those defaults.
-        """
+        """The reference with contiguous results: what runs, behind the checks, where no kernel does."""
         reference: Reference = self.reference
-        return _contiguous(reference(*args, *self._defaults[len(args) :]))
+        return _contiguous(reference(*self.with_defaults(args)))
 
-    def fake(self, *args: Any) -> Any:
-        """Shapes and dtypes of the results for tensors without values, after the checks that need none."""
-        args = (*args, *self._defaults[len(args) :])
-        _C.check(self.name, *args)
-        return self.plain_reference(*args)
+    def with_defaults(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """All arguments of a call: torch leaves out trailing ones that equal the schema's defaults."""
+        return (*args, *self._defaults[len(args) :])
 
     def reject(self, argument: str, found: object, expected: object) -> Exception:
         """ArgumentError of this operator, for use in `shapes` and `contents` checks."""

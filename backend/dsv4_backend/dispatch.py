@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from dsv4_backend import _C
+from dsv4_backend.argspec import Term
 from dsv4_backend.contract import OPERATORS, Operator
 from dsv4_backend.support import Support, npu_fault
 
@@ -47,9 +49,25 @@ class Candidate:
 
 def register(contract: Operator) -> None:
     """Define `torch.ops.dsv4.<name>` with its checks, reference, fake kernel and autograd."""
-    contract.define()
+    rules = contract.rules()
+    tensors = [_C.TensorRule(*map(_in_cpp, rule)) for rule in rules.tensors]
+    scalars = [_C.ScalarRule(*map(_in_cpp, rule)) for rule in rules.scalars]
+    checks = contract.check_shapes, contract.check_contents
+    _C.define(contract.schema, rules.names, rules.integers, tensors, scalars, *checks)
     _reference_library.impl(contract.name, contract.plain_reference, "CompositeImplicitAutograd")
-    torch.library.register_fake(f"dsv4::{contract.name}", contract.fake)
+    torch.library.register_fake(f"dsv4::{contract.name}", partial(_fake, contract))
+
+
+def _in_cpp(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_in_cpp(item) for item in value]
+    return _C.Term(*value) if isinstance(value, Term) else value
+
+
+def _fake(contract: Operator, *args: Any) -> Any:
+    """Shapes and dtypes of the results for tensors without values, after the checks that need none."""
+    _C.check(contract.name, *contract.with_defaults(args))
+    return contract.plain_reference(*args)
 
 
 _reference_library = torch.library.Library("dsv4_reference", "IMPL")
