@@ -67,13 +67,12 @@ def gather_rows(cache: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     return cache[flat // block_size, flat % block_size]
 
 
-def table_rows(cache: torch.Tensor, block_table: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The first lengths[s] rows of every sequence, in order, 0 behind them: [R, columns * block_size, D]."""
-    block_size = cache.shape[1]
-    index = torch.arange(block_table.shape[1] * block_size, device=cache.device)
-    sequence = torch.arange(block_table.shape[0], device=cache.device)[:, None]
-    behind = index >= lengths[:, None]  # the table may hold anything there
-    flat = slots(block_table, sequence, index, block_size).masked_fill(behind, -1)
+def entry_rows(
+    cache: torch.Tensor, block_table: torch.Tensor, sequence: torch.Tensor, index: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Rows `index` [n] of every named sequence [S], 0 from lengths[s] (of all R sequences) on: [S, n, D]."""
+    behind = index >= lengths[sequence][:, None]  # the table may hold anything there
+    flat = slots(block_table, sequence[:, None], index, cache.shape[1]).masked_fill(behind, -1)
     return gather_rows(cache, flat).masked_fill(behind[..., None], 0)
 
 

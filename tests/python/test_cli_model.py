@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny_networks import CONFIG, random_model
 
 from dsv4_ascend.cli.main import main
+from dsv4_ascend.model import model as model_module
+from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.model import load
 from dsv4_ascend.model.save import save_checkpoint
 from dsv4_ascend.tiny.corpus import train_tokenizer
@@ -214,6 +216,30 @@ def test_chunks_and_decoding_give_the_same(logits, tmp_path: Path, whole: torch.
 def test_official_is_the_default_profile(logits, checkpoint: Path, tmp_path: Path) -> None:
     assert logits(IDS[:9]).code == 0
     assert torch.equal(written(tmp_path), load(checkpoint).forward(IDS[:9], chunk=9))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ([], [16, 16, 8]),
+        (["--chunk", 30], [30, 10]),
+        (["--decode-from", 38], [16, 16, 6, 1, 1]),
+        (["--chunk", 64], [40]),
+    ],
+)
+def test_logits_are_prefilled_in_chunks(logits, monkeypatch: pytest.MonkeyPatch, options: list, steps: list) -> None:
+    """The default bounds the memory of a long prompt: 512 tokens, 16 here."""
+    assert model_module.PREFILL_CHUNK == 512
+    found = []
+
+    def seen(cache, sequences, parts):
+        found.append(len(parts[0]))
+        return make_batch(cache, sequences, parts)
+
+    monkeypatch.setattr(model_module, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(model_module, "make_batch", seen)
+    assert logits(IDS, *options).code == 0
+    assert found == steps
 
 
 def test_no_ids_give_an_empty_result(logits, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from dsv4_backend.ops.attention import (
     keys_share,
     near_positions,
     run_steps,
+    running_peaks,
     score_keys,
     sparse_attention,
     visible_entries,
@@ -75,12 +76,50 @@ def random_call(
     return call._replace(cmp_indices=_choice(draw, call, 3)) if kind == "chosen" else call
 
 
+def _shuffled(draw: Draw, call: AttentionCall, least: int = 0) -> torch.Tensor:
+    """All visible entries of every token in random order, then -1: int64 [T, at least `least`]."""
+    visible = visible_entries(call.positions(), call.ratio)[:, None]
+    order = draw.uniform(visible.shape[0], max(least, int(visible.max()) if len(visible) else 0))
+    order = order.masked_fill(torch.arange(order.shape[1]) >= visible, 2.0).argsort(1)
+    return torch.where(order < visible, order, -1)
+
+
 def _choice(draw: Draw, call: AttentionCall, k: int) -> torch.Tensor:
     """K random visible entries per token in random order, -1 where there are fewer: int32 [T, k]."""
-    visible = visible_entries(call.positions(), call.ratio)[:, None]
-    order = draw.uniform(visible.shape[0], max(k, int(visible.max()) if len(visible) else 0))
-    order = order.masked_fill(torch.arange(order.shape[1]) >= visible, 2.0).argsort(1)
-    return torch.where(order < visible, order, -1)[:, torch.tensor([1, 0, 2])[:k]].int()
+    return _shuffled(draw, call, k)[:, torch.tensor([1, 0, 2])[:k]].int()
+
+
+_STAIRS = [(259, 1), (40, 1), (130, 1)]
+_STEP, _VALUES = 16, 64
+
+
+def _staircase(draw: Draw, kind: str, dtype: torch.dtype, window: int) -> AttentionCall:
+    """One token per sequence, whose scores move by 0.2 every 16 keys of its list, by another factor per head; large
+    values of both signs. So the probabilities of neighbours are rounded by the same amount, and that shows.
+    """
+    call = random_call(draw, kind, _STAIRS, dtype, dim=24, window=window)
+    owners = call.owners()[:, None]
+    flat = ragged.slots(
+        call.window_block_table, owners, near_positions(call.positions(), window), call.window_cache.shape[1]
+    )
+    _score_in_order(call.window_cache, flat, 0)
+    if call.cmp_cache is not None and call.cmp_block_table is not None:
+        chosen = _shuffled(draw, call) if kind == "chosen" else torch.arange(65).expand(3, -1)
+        flat = ragged.slots(call.cmp_block_table, owners, chosen, call.cmp_cache.shape[1])
+        _score_in_order(call.cmp_cache, flat, window)
+        call = call._replace(cmp_indices=chosen.int() if kind == "chosen" else None)
+    q = torch.zeros_like(call.q)
+    q[..., 0] = torch.tensor([1.0, 0.37, -0.6]) * q.shape[-1] ** 0.5
+    return call._replace(q=q, sink=call.sink * 0)
+
+
+def _score_in_order(cache: torch.Tensor, flat: torch.Tensor, before: int) -> None:
+    """Channel 0 of the rows `flat` [T, n] says which step of the staircase they are, `before` keys into the list."""
+    rows = cache.view(-1, cache.shape[-1])
+    rows[:, 1:] *= _VALUES
+    for token in flat:
+        present = token >= 0
+        rows[token[present], 0] = ((present.nonzero()[:, 0] + before) // _STEP * 0.2).to(cache.dtype)
 
 
 def aim_at_edges(call: AttentionCall) -> AttentionCall:
@@ -159,6 +198,8 @@ def _(draw: Draw) -> Iterator[Case]:
             yield Case(f"{kind}, large scores", profile, call._replace(q=call.q * 40, sink=call.sink * 40))
             sink = torch.tensor([-torch.inf, 6.0, torch.inf])
             yield Case(f"{kind}, extreme sinks", profile, call._replace(sink=sink))
+            for window in (70, 130):
+                yield Case(f"{kind}, staircase, window {window}", profile, _staircase(draw, kind, dtype, window))
         yield Case("no window", profile, random_call(draw, "all", _EDGES, dtype, window=0))
         call = random_call(draw, "chosen", [(0, 13)], dtype)
         repeated = torch.where(visible_entries(call.positions(), _RATIO)[:, None] > 0, 0, -1).expand(-1, 2).int()
@@ -187,7 +228,7 @@ def _fault_choice(name: str, edit: Callable[[torch.Tensor], torch.Tensor | None]
     def edited(call: AttentionCall) -> AttentionCall:
         return call if call.cmp_indices is None else call._replace(cmp_indices=edit(call.cmp_indices))
 
-    _fault(name, compressed_keys=lambda call: compressed_keys(edited(call)))
+    _fault(name, compressed_keys=lambda call, tokens: compressed_keys(edited(call), tokens))
 
 
 def _fault_attend(name: str, **steps: Any) -> None:
@@ -202,6 +243,28 @@ def _scored_zero(q: torch.Tensor, keys: Keys) -> torch.Tensor:
     return score_keys(q, keys).masked_fill(~keys.valid[:, None], 0)
 
 
+def _row_peaks(scores: torch.Tensor, tile: int) -> torch.Tensor:
+    peaks = running_peaks(scores, tile)
+    return peaks[..., -1:].expand_as(peaks)
+
+
+def _packed(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
+    """Every key list without the gaps between its parts."""
+    rows, valid = torch.cat([keys.rows for keys in parts], 1), torch.cat([keys.valid for keys in parts], 1)
+    order = (~valid).int().argsort(dim=1, stable=True)
+    token = torch.arange(len(rows))[:, None]
+    return attend(q, sink, [Keys(rows[token, order], valid.gather(1, order), True)])
+
+
+def _padded_in_front(t: torch.Tensor, window: int) -> torch.Tensor:
+    return t[:, None] + torch.arange(1 - window, 1)
+
+
+def _ascending(choice: torch.Tensor) -> torch.Tensor:
+    rows = choice.masked_fill(choice < 0, torch.iinfo(torch.int32).max).sort(1).values
+    return rows.masked_fill(rows == torch.iinfo(torch.int32).max, -1)
+
+
 def _unordered(table: torch.Tensor | None) -> torch.Tensor | None:
     return None if table is None else table.sort(1).values
 
@@ -211,9 +274,10 @@ _fault_near("window one key long", lambda t, window: near_positions(t, window + 
 _fault_near("current token not seen", lambda t, window: near_positions(t - 1, window))
 _fault_near("next token seen", lambda t, window: near_positions(t + 1, window))
 _fault(
-    "window left out", window_keys=lambda call: window_keys(call, lambda t, window: near_positions(t, window) * 0 - 1)
+    "window left out",
+    window_keys=lambda call, tokens: window_keys(call, tokens, lambda t, window: near_positions(t, window) * 0 - 1),
 )
-_fault("compressed entries left out", compressed_keys=lambda call: None)
+_fault("compressed entries left out", compressed_keys=lambda call, tokens: None)
 _fault_visible("entry seen before its block closes", lambda t, ratio: visible_entries(t + 1, ratio))
 _fault_visible("newest entry one token late", lambda t, ratio: visible_entries(t - 1, ratio))
 _fault_choice("-1 taken for entry 0", lambda choice: choice.clamp(min=0))
@@ -226,8 +290,17 @@ _fault_attend("sink left out", share=lambda peak, total, sink: torch.ones_like(t
 _fault_attend("sink counted twice", share=lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)))
 _fault_attend("sink not relative to the maximum", share=lambda peak, total, sink: keys_share(peak * 0, total, sink))
 _fault_attend("sink of the next head", share=lambda peak, total, sink: keys_share(peak, total, sink.roll(1)))
-_fault_attend("softmax without maximum", peak=lambda scores: torch.zeros_like(scores[..., :1]))
+_fault_attend("softmax without maximum", peaks=lambda scores, tile: running_peaks(scores * 0, tile))
 _fault("two separate softmaxes", attend=_apart)
+_fault_attend("probabilities rounded against the row's maximum", peaks=_row_peaks)
+_fault_attend("probabilities not rounded", rounded=lambda p, dtype: p)
+_fault_attend("tiles of 32 keys", tile=32)
+_fault_attend("tiles of 128 keys", tile=128)
+_fault("compressed entries before the window", attend=lambda q, sink, parts: attend(q, sink, parts[::-1]))
+_fault("window not padded", attend=_packed)
+_fault_near("window padded in front", _padded_in_front)
+_fault_near("newest window key first", lambda t, window: near_positions(t, window).flip(1))
+_fault_choice("chosen entries in index order", _ascending)
 
 
 @sparse_attention.fault("window table not followed")

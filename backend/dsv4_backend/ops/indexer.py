@@ -10,8 +10,11 @@ import torch
 from dsv4_backend import ragged, ragged_cases
 from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
 from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.tiles import by_tokens, spans
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
+_ENTRIES = 1 << 14  # scored at a time
+_SORT_BYTES = 32  # of one score: its copies, its index
 Step = Callable[..., torch.Tensor]
 
 
@@ -27,17 +30,17 @@ class _Call(NamedTuple):
     ratio: int
 
 
-def _rows(call: _Call) -> torch.Tensor:
-    """Compressed entries of every sequence, 0 behind the last: [R, n, DI]."""
+def _rows(call: _Call, sequence: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+    """Compressed entries [n] of every token's sequence [T], 0 behind the last: [T, n, DI]."""
     lengths = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-    return ragged.table_rows(call.k_cache, call.block_table, lengths)
+    owners = sequence[:1] if len(call.seq_lens) == 1 else sequence  # one sequence: no copy of the rows per token
+    rows = ragged.entry_rows(call.k_cache, call.block_table, owners, entries, lengths)
+    return compute(rows).expand(len(sequence), -1, -1)
 
 
-def _dot(q: torch.Tensor, rows: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
-    """Q [T, HI, DI] with the rows [R, n, DI] of each token's sequence: [T, HI, n] in the accumulation dtype."""
-    if rows.shape[0] == 1:  # one sequence: one product, and no copy of the rows per token
-        return compute(q) @ compute(rows[0]).T
-    return compute(q) @ compute(rows)[sequence].transpose(1, 2)
+def _dot(q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Q [T, HI, DI] with each token's rows [T, n, DI]: [T, HI, n] in the accumulation dtype."""
+    return torch.bmm(compute(q), rows.transpose(1, 2))
 
 
 def _combine(dot: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -55,6 +58,13 @@ def _hide(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     return scores.masked_fill(entry >= visible[:, None], -torch.inf)
 
 
+def _token_bytes(call: _Call, entries: int) -> int:
+    """Temporaries of one token in `_indexer_scores`, of which `_ENTRIES` bounds the large ones."""
+    wide = 8 if call.q.dtype == torch.float64 else 4
+    key = 0 if len(call.seq_lens) == 1 else 3 * wide * call.q.shape[2]
+    return min(entries, _ENTRIES) * (4 * wide * call.q.shape[1] + key) + 2 * wide * entries
+
+
 def _indexer_scores(
     call: _Call,
     rows: Step = _rows,
@@ -64,11 +74,17 @@ def _indexer_scores(
     hide: Step = _hide,
 ) -> torch.Tensor:
     """`indexer_scores` with steps that faults replace."""
-    tokens = call.q.shape[0]
+    tokens, entries = call.q.shape[0], call.block_table.shape[1] * call.k_cache.shape[1]
     sequence = ragged.token_sequences(call.query_start_loc, tokens)
     positions = ragged.token_positions(call.query_start_loc, call.seq_lens, tokens)
-    scores = combine(dot(call.q, rows(call), sequence), call.weights)
-    return hide(scores, visible(positions, call.ratio))
+    index = torch.arange(entries, device=call.q.device)
+
+    def score(part: slice) -> torch.Tensor:
+        q, weights, owners = call.q[part], call.weights[part], sequence[part]
+        pieces = [combine(dot(q, rows(call, owners, index[span])), weights) for span in spans(entries, _ENTRIES)]
+        return hide(torch.cat(pieces, 1), visible(positions[part], call.ratio))
+
+    return by_tokens(score, tokens, _token_bytes(call, entries))
 
 
 @operator(
@@ -147,8 +163,12 @@ def topk_indices(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.T
     Source: spec/v4.md 4.5 items 6 to 8, 15.1 (tie rule).
     """
     width = min(k, scores.shape[1])
-    order = _hide(scores, visible).sort(dim=1, descending=True, stable=True).indices[:, :width]
-    return _pad(order, visible)
+
+    def best(part: slice) -> torch.Tensor:
+        order = _hide(scores[part], visible[part]).sort(dim=1, descending=True, stable=True).indices[:, :width]
+        return _pad(order, visible[part])
+
+    return by_tokens(best, scores.shape[0], _SORT_BYTES * scores.shape[1])
 
 
 def _pad(order: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -170,9 +190,13 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> None:
         raise topk_indices.reject(
             "visible", f"{int(visible[t])} at {t}", f"0 to {scores.shape[1]}, the scores of a row"
         )
-    nan = _hide(scores, visible).isnan().nonzero()
-    if len(nan):
-        raise topk_indices.reject("scores", f"NaN at {nan[0].tolist()}", "numbers or infinities where visible")
+    has_nan = by_tokens(
+        lambda part: _hide(scores[part], visible[part]).isnan().any(1), scores.shape[0], _SORT_BYTES * scores.shape[1]
+    )
+    if has_nan.any():
+        t = int(has_nan.nonzero()[0])
+        j = int(scores[t].isnan().nonzero()[0])
+        raise topk_indices.reject("scores", f"NaN at [{t}, {j}]", "numbers or infinities where visible")
 
 
 _BATCHES: dict[str, list[ragged_cases.Sequence]] = {
@@ -261,14 +285,19 @@ _fault("negative weights cut", combine=lambda dot, w: _combine(dot, w.relu()))
 _fault("weights left out", combine=lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)))
 _fault("last head left out", combine=lambda dot, w: _combine(dot[:, :-1], w[:, :-1]))
 _fault("mean over heads", combine=lambda dot, w: _combine(dot, w) / w.shape[1])
-_fault("scaled twice", dot=lambda q, rows, sequence: _dot(q, rows, sequence) * q.shape[2] ** -0.5)
-_fault("last channel left out", dot=lambda q, rows, sequence: _dot(q[..., :-1], rows[..., :-1], sequence))
-_fault("keys of the first sequence", dot=lambda q, rows, sequence: _dot(q, rows, sequence * 0))
-_fault("block table not followed", rows=lambda call: _rows(call._replace(block_table=call.block_table.sort(1).values)))
+_fault("scaled twice", dot=lambda q, rows: _dot(q, rows) * q.shape[2] ** -0.5)
+_fault("last channel left out", dot=lambda q, rows: _dot(q[..., :-1], rows[..., :-1]))
+_fault("keys of the first sequence", rows=lambda call, sequence, entries: _rows(call, sequence * 0, entries))
 _fault("entry seen before its block closes", visible=lambda positions, ratio: _visible(positions + 1, ratio))
 _fault("newest entry one token late", visible=lambda positions, ratio: _visible(positions - 1, ratio))
 _fault("token's own entry too", visible=lambda positions, ratio: positions // ratio + 1)
 _fault("hidden entries are 0", hide=lambda scores, visible: _hide(scores, visible).nan_to_num(neginf=0))
+
+
+@indexer_scores.fault("block table not followed")
+def _(*arguments: Any) -> torch.Tensor:
+    call = _Call(*arguments)
+    return _indexer_scores(call._replace(block_table=call.block_table.sort(1).values))
 
 
 @indexer_scores.fault("positions counted from the call")

@@ -52,4 +52,5 @@ def head_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     Source: spec/v4.md 3.1 [OFF-M].
     """
     mean = compute(x.square()).mean(-1, keepdim=True).to(x.dtype)
-    return x * torch.rsqrt(mean + eps)
+    root = torch.rsqrt(compute(mean + eps)).to(x.dtype)  # torch's own in bf16 rounds twice where vectors end
+    return x * root

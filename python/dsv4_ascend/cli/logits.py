@@ -56,7 +56,7 @@ def logits(
     input_ids: Annotated[Path, typer.Option(help="JSON list, or a safetensors file with one tensor.")],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
     profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
-    chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens.")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")] = None,
     decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
 ) -> None:
@@ -69,7 +69,7 @@ def logits(
     for position, token in enumerate(ids):
         if not 0 <= token < limit:
             raise ArgumentError(f"--input-ids: {token} at position {position}, expected ids in [0, {limit})")
-    result = model.forward(ids, chunk=chunk or max(1, len(ids)), decode_from=decode_from)
+    result = model.forward(ids, chunk=chunk, decode_from=decode_from)
     _write(output, result.cpu().contiguous())
 
 

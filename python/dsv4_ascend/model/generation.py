@@ -18,7 +18,8 @@ from dsv4_backend.ops.sampling import sample
 class Sampling:
     """temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
 
-    seed fixes the noise of every prompt, whatever else is in the batch: equal prompts get equal texts.
+    seed fixes the noise of every prompt, whatever else is in the batch. Only the noise: logits depend on the shapes of
+    a batch by roundings, which in bf16 turn close choices. So equal prompts get equal texts in equal batches.
     """
 
     temperature: float = 0.0
@@ -95,7 +96,7 @@ class Generator:
                 yield request.index, token
 
     def _sample(self, requests: list[_Request], logits: torch.Tensor) -> list[int]:
-        """One token per row; a request draws from its own noise, so that its text does not depend on its mates."""
+        """One token per row; each request draws from its own noise, whatever its mates draw."""
         noise = torch.ones(logits.shape)
         if self.sampling.temperature > 0:
             for row, request in zip(noise, requests, strict=True):

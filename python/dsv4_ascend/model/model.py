@@ -133,8 +133,8 @@ class Model:
 
         prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
         draft_tokens: drafted per step by the MTP block (greedy only; the tokens are the same, `draft_acceptance` says
-        how well it went). seed fixes the noise of each prompt, whatever its mates. stop_ids default to the config's eos
-        tokens.
+        how well it went). seed fixes the noise of each prompt, whatever its mates; in bf16 logits still move with the
+        shapes of a batch, by roundings, and a text with them. stop_ids default to the config's eos tokens.
         """
         ids = _as_sequences(prompts, self.config.vocab_size)
         self.draft_acceptance = None
