@@ -18,13 +18,15 @@ from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED
 COMMANDS = {
     "generate": ("dsv4_ascend.cli.generate:generate", "Continue a prompt, with the shipped small model by default."),
     "logits": ("dsv4_ascend.cli.logits:logits", "Logits of a list of token ids, written as safetensors."),
-    "ops": ("dsv4_ascend.cli.ops:ops", "The operators and which implementation runs on each device, with the reason."),
+    "ops": ("dsv4_ascend.cli.ops:app", "The operators and what runs them, and why; a new one."),
     "parity": ("dsv4_ascend.cli.parity:parity", "Compare every operator with its reference; hunt its named faults."),
     "doctor": ("dsv4_ascend.cli.doctor:doctor", "Versions, devices, torch_npu and CANN: what is missing, what to do."),
     "softnpu": ("dsv4_ascend.cli.softnpu:softnpu", "Run a command on the software Ascend device, with no NPU or CANN."),
     "train-tiny": ("dsv4_ascend.cli.train_tiny:train_tiny", "Train and quantise the small model that is shipped."),
 }
-"""Name -> (module:function, one line of help). The function is written as a typer command."""
+"""Name -> (module:object, one line of help). The object is a command's function or a typer app."""
+
+Command = Callable[..., Any] | typer.Typer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,14 +57,14 @@ def _run(arguments: Sequence[str]) -> int:
         return _complain(str(error), FINDINGS)
 
 
-def _load(target: str) -> Callable[..., Any]:
+def _load(target: str) -> Command:
     importlib.import_module("dsv4_backend")  # before any module that imports torch: see dsv4_backend._torch
-    module, function = target.split(":")
-    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
-def _app(loaded: dict[str, Callable[..., Any]]) -> typer.Typer:
-    """The command group, with functions for the loaded commands and a line of help for the others."""
+def _app(loaded: dict[str, Command]) -> typer.Typer:
+    """The command group, with the loaded commands and a line of help for the others."""
     app = typer.Typer(
         name="dsv4-ascend",
         help="DeepSeek V4 on Huawei Ascend, provable on any laptop.",
@@ -72,7 +74,11 @@ def _app(loaded: dict[str, Callable[..., Any]]) -> typer.Typer:
     )
     app.callback()(_options)
     for name, (_, line) in COMMANDS.items():
-        app.command(name, short_help=line)(loaded.get(name, _unloaded))
+        command = loaded.get(name, _unloaded)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, short_help=line)
+        else:
+            app.command(name, short_help=line)(command)
     return app
 
 
