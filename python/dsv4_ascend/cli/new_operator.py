@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 import textwrap
@@ -145,8 +146,11 @@ def _fill(parsed: Any, schema: str, family: str) -> tuple[str, str]:
 
 def _typed(argument: Any) -> str:
     """Type and default of a parameter: the reference repeats the schema's defaults."""
-    default = f" = {argument.default_value!r}" if argument.has_default_value() else ""
-    return _KINDS[str(argument.type)].reference + default
+    kind = _KINDS[str(argument.type)].reference
+    if not argument.has_default_value():
+        return kind
+    value = argument.default_value
+    return f"{kind} = {json.dumps(value) if isinstance(value, str) else repr(value)}"
 
 
 def _quoted(schema: str) -> str:

@@ -67,7 +67,7 @@ def _index(operators: list[Operator]) -> Iterator[str]:
     yield from (_MARK, "", "# Operators", "")
     counts = f"{sum(cases.values())} parity cases, {faults} named faults"
     yield f"{len(operators)} operators, {counts}. Rows are those of the inventory in"
-    yield "[spec/v4.md](../spec/v4.md) section 17. How to add one: [here](../adding-an-operator.md)."
+    yield "[spec/v4.md](../spec/v4.md) section 17. Adding one: [here](../adding-an-operator.md)."
     yield from _table("operator", "rows", "family", "cases", "faults", "kernels")
     for op in operators:
         link, kernels = f"[{op.name}]({op.name}.md)", ", ".join(_kernels(op)) or "-"
