@@ -135,7 +135,7 @@ def _fill(parsed: Any, schema: str, family: str) -> tuple[str, str]:
         "arrays": _indented(4, (f"{a}: {k.oracle}," for a, k in kinds.items())),
         "meanings": _indented(4, (f"{a}: {_MEANING[bool(k.line)]}" for a, k in kinds.items())),
         "values": _indented(16, (f"{k.case},  # {a}" for a, k in kinds.items())),
-        "names": ", ".join(kinds),
+        "names": _indented(8, (f"{a}," for a in kinds)),
         "result": _joined([kind.reference for kind in returns]),
         "array": _joined([kind.oracle for kind in returns]),
     }

@@ -69,7 +69,9 @@ def _(draw: Draw) -> Iterator[Case]:
 def _(
 {parameters}
 ) -> {result}:
-    return {name}.reference({names})
+    return {name}.reference(
+{names}
+    )
 '''
 
 FAULTS_OF_OUTPUTS = {
