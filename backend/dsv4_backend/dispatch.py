@@ -29,7 +29,7 @@ NO_KERNEL = "no kernel for this device in this build"
 class Context:
     """A machine that predicates are asked about, this one or another.
 
-    isa: one of `_C.available_isas()`; chip: "Ascend910B3", "" without an NPU; cann: "9.1.0"; libraries: the operator
+    isa: "portable", "avx2" or "avx512"; chip: "Ascend910B3", "" without an NPU; cann: "9.1.0"; libraries: the operator
     packages whose symbols were found.
     """
 

@@ -1,5 +1,6 @@
 """The RMSNorm kernel: every instruction set that this machine runs, against the contract."""
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -242,3 +243,20 @@ def test_one_candidate_can_be_forced():
 def test_another_machine_can_be_asked_about():
     portable = dispatch.Context(isa="portable")
     assert dispatch.support("rms_norm", *ARGUMENTS, context=portable).reason == "rms_norm/portable"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="avx candidates are built for x86 only")
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_a_machine_with_another_instruction_set_can_be_asked_about(isa):
+    """Whatever this one runs: answers do not depend on it."""
+    answers = dispatch.candidates("rms_norm", *ARGUMENTS, context=dispatch.Context(isa=isa))
+    refusals = [f"needs {better}, and this process uses {isa}" for better in ("avx512", "avx2")]
+    reasons = [answer.reason for answer in answers if answer.reason]
+    assert reasons == refusals[: len(reasons)]
+    assert next(answer.name for answer in answers if answer.reason is None) == f"rms_norm/{isa}"
+
+
+@pytest.mark.parametrize("isa", ["neon", "AVX512", ""])
+def test_an_unknown_instruction_set_is_named(isa):
+    with pytest.raises(ValueError, match=f"ISA '{isa}' is not portable, avx2 or avx512"):
+        dispatch.candidates("rms_norm", *ARGUMENTS, context=dispatch.Context(isa=isa))

@@ -23,7 +23,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _mix(x: Array, fn: Array, norm_eps: float) -> Array:
-    """Fn times each token's streams end to end, over their common length: [T, m] (spec 2.2, 1 to 3)."""
+    """Fn times each token's streams end to end, over their common length: [T, m] (spec 2.2 items 1 to 3)."""
     tokens, streams, channels = x.shape
     flat = wide(x).reshape(tokens, streams * channels)
     length = np.sqrt((flat**2).mean(1) + norm_eps)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +20,13 @@ from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED
 COMMANDS = {
     "generate": ("dsv4_ascend.cli.generate:generate", "Continue a prompt, with the shipped small model by default."),
     "logits": ("dsv4_ascend.cli.logits:logits", "Logits of a list of token ids, written as safetensors."),
-    "ops": ("dsv4_ascend.cli.ops:ops", "The operators and which implementation runs on each device, with the reason."),
+    "ops": ("dsv4_ascend.cli.ops:app", "The operators and what runs them, and why; a new one."),
     "parity": ("dsv4_ascend.cli.parity:parity", "Compare every operator with its reference; hunt its named faults."),
     "doctor": ("dsv4_ascend.cli.doctor:doctor", "Versions, devices, torch_npu and CANN: what is missing, what to do."),
     "softnpu": ("dsv4_ascend.cli.softnpu:softnpu", "Run a command on the software Ascend device, with no NPU or CANN."),
     "train-tiny": ("dsv4_ascend.cli.train_tiny:train_tiny", "Train and quantise the small model that is shipped."),
 }
-"""Name -> (module:function, one line of help). The function is written as a typer command."""
+"""Name -> (module:object, one line of help). The object is a command's function or a typer app."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,10 +76,10 @@ def _run(arguments: Sequence[str]) -> int:
         return _complain(str(error), FINDINGS)
 
 
-def _load(target: str) -> Callable[..., Any]:
+def _load(target: str) -> Any:
     importlib.import_module("dsv4_backend")  # before any module that imports torch: see dsv4_backend._torch
-    module, function = target.split(":")
-    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _complain(message: str, code: int) -> int:

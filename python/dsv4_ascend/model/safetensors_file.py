@@ -1,7 +1,7 @@
 """Strict reader of one safetensors file: checked whole before it is mapped, tensors are views of it.
 
 Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing in them, and more than
-200,000 tensors are refused (spec/reliability.md section 4). Nothing executes, nothing is written, no byte is copied.
+200,000 tensors are refused. Nothing executes, nothing is written, no byte is copied.
 """
 
 from __future__ import annotations
