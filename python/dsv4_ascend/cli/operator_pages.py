@@ -133,9 +133,7 @@ def _proof(op: Operator) -> Iterator[str]:
 
 
 def _oracle(op: Operator) -> str:
-    if op.make_golden is None:
-        return "no oracle yet"
-    module = op.make_golden.__module__.rpartition(".")[2]
+    module = op.golden.__module__.rpartition(".")[2]
     return f"the oracle in `{_SOURCES}/proofs/{module}.py`"
 
 
