@@ -29,7 +29,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Generic
 
 import torch
@@ -132,6 +131,7 @@ class Operator(Generic[_Parameters, _Result]):
     def __post_init__(self) -> None:
         self.name = self.schema[: self.schema.index("(")]
         self.__doc__ = self.reference.__doc__
+        self._proof = self.reference.__module__.replace(".ops.", ".proofs.")
         parameters = inspect.signature(self.reference).parameters
         self._parameters = tuple(parameters)
         self._optional = frozenset(re.findall(r"Tensor(?:\[\])?\? (\w+)", self.schema))
@@ -194,9 +194,8 @@ class Operator(Generic[_Parameters, _Result]):
 
     def load_proof(self) -> None:
         """Import the family's module in `proofs/`, where cases, oracle and faults are."""
-        family = self.reference.__module__.replace(".ops.", ".proofs.")
-        if family != self.reference.__module__ and find_spec(family) is not None:
-            importlib.import_module(family)
+        if ".proofs." in self._proof:
+            importlib.import_module(self._proof)
 
     def fault(self, name: str) -> Callable[[Reference], Reference]:
         """Decorator: a named mutant of the reference that the cases must tell from the reference."""

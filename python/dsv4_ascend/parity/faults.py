@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv4_ascend.parity.mutants import mutants
 from dsv4_ascend.parity.runner import RAISED, Function, Sample, samples
@@ -24,6 +24,7 @@ class FaultResult:
     caught_by: str | None
     how: str
     raised: bool = False
+    automatic: bool = False
 
     @property
     def killed(self) -> bool:
@@ -61,7 +62,7 @@ def run_mutants(operator: Operator, pattern: str = "", count: int | None = MUTAN
         result = _hunt(operator.name, mutant.name, mutant.run, found, _EDITED_CODE_RAISES)
         if not result.raised:
             count = None if count is None else count - 1
-            yield result
+            yield replace(result, automatic=True)
 
 
 def _hunt(
