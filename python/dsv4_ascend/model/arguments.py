@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -61,6 +61,14 @@ def ids_of(name: str, values: object, vocab_size: int) -> frozenset[int]:
     if not isinstance(listed, list):
         raise ArgumentError(f"{name}: found {values!r:.40}, expected a collection of token ids")
     return frozenset(integer(name, value, 0, vocab_size - 1) for value in listed)
+
+
+def names_of(name: str, values: object) -> frozenset[str]:
+    """A set of names from a list, tuple or set of strings; ArgumentError for anything else, one string too."""
+    listed = list(values) if isinstance(values, Sequence | Set) and not isinstance(values, str | bytes) else [None]
+    if not all(isinstance(value, str) for value in listed):
+        raise ArgumentError(f"{name}: found {values!r:.40}, expected a list of strings")
+    return frozenset(map(str, listed))
 
 
 def sequences_of(name: str, values: object, vocab_size: int) -> list[list[int]]:

@@ -11,9 +11,11 @@ import tokenizers
 
 from dsv4_ascend.model.arguments import as_list, integer
 from dsv4_ascend.model.prompt_text import Marker, PromptText
+from dsv4_ascend.model.strict_json import FileProblem, read_text
 from dsv4_backend.errors import ArgumentError, CheckpointError
 
 FILE = "tokenizer.json"
+_MAX_BYTES = 2**28
 _MAX_ID = 2**32 - 1
 _INCOMPLETE = "\ufffd"
 _ONE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -34,7 +36,9 @@ class Tokenizer:
         if not path.is_file():
             raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text (command line: --input-ids)")
         try:
-            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            backend = tokenizers.Tokenizer.from_str(read_text(path, _MAX_BYTES).decode("utf-8"))
+        except FileProblem as problem:
+            raise CheckpointError(f"{path}: {problem}") from None
         except Exception as error:  # the only class that tokenizers raises
             raise CheckpointError(f"{path}: not a tokenizer file: {error}") from error
         return cls(backend, None if bos_token_id is None else backend.id_to_token(bos_token_id))
