@@ -205,7 +205,7 @@ def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 
 def _cann_version(home: Path) -> str | None:
     if home.resolve() == Path(__file__).resolve().parent / "softnpu":
-        return "softnpu, the software device,"
+        return "softnpu, the software device"
     patterns = ("ascend_toolkit_install.info", "*/ascend_toolkit_install.info", "version.info", "*/version.info")
     for path in (p for pattern in (*patterns, "share/info/*/version.info") for p in sorted(home.glob(pattern))):
         try:
@@ -290,7 +290,7 @@ def _judge_cann(p: Probes) -> Iterator[Finding]:
         advice = "source the set_env.sh of an installed CANN, or unset ASCEND_HOME_PATH"
         yield Finding("CANN", "problem", p.ascend_home_fault, advice)
     for cann in p.cann:
-        yield Finding("CANN", "ok", f"{cann.version or 'unknown version'} in {cann.home} ({cann.named_by})")
+        yield Finding("CANN", "ok", f"{cann.version or 'unknown version'}, in {cann.home} ({cann.named_by})")
     if len(p.cann) > 1:
         first = next((c for c in p.cann if c.named_by == "LD_LIBRARY_PATH"), p.cann[0])
         found = f"{len(p.cann)} installations; the loader picks {first.version or first.home}"

@@ -1,4 +1,4 @@
-"""Rules for values that users hand to the Python interface: whole numbers, numbers, token ids."""
+"""Rules for values that users hand to the Python interface: flags, whole numbers, numbers, token ids."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from dsv4_backend.errors import ArgumentError
 
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """What torch.Generator.manual_seed takes: any number of 64 bits, with or without a sign."""
+
+
+def flag(name: str, value: object) -> bool:
+    """The bool that `value` is; ArgumentError for anything else, whatever its truth value."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name}: found {value!r:.40}, expected True or False")
+    return value
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
