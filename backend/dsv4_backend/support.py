@@ -139,6 +139,20 @@ def npu_fault() -> str | None:
     return "torch_npu is not loaded"
 
 
+_HOST_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "Cannot allocate memory")
+
+
+def memory_fault(error: BaseException) -> str | None:
+    """What an error says about exhausted memory, and what to do; None for another error."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    advice = "use a shorter prompt, fewer new tokens or a smaller checkpoint"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{text.split('.If ')[0]}; {advice}, or --device cpu"
+    if isinstance(error, MemoryError) or any(sign in text for sign in _HOST_MEMORY):
+        return f"out of memory ({text}); {advice}"
+    return None
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

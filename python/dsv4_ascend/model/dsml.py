@@ -89,7 +89,10 @@ def instructions(tools: Sequence[Message], schema: object, texts: ReleaseTexts) 
 
 
 def read_json(text: str) -> object:
-    """The value of a JSON text. ValueError if it is none: NaN, what is infinite as a number (1e999), and nesting beyond Python's, count."""
+    """The value of a JSON text. ValueError if it is none.
+
+    NaN, what no number holds (1e999) and nesting beyond Python's are none.
+    """
     try:
         return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:

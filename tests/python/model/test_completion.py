@@ -200,5 +200,5 @@ def test_a_parameter_that_no_number_holds_is_refused(value: str) -> None:
 
 @pytest.mark.parametrize("thinking", ["yes", None, 1, 0, []])
 def test_thinking_is_true_or_false(thinking: object) -> None:
-    with pytest.raises(ArgumentError, match="thinking: found .*expected True or False"):
+    with pytest.raises(ArgumentError, match=r"thinking: found .*expected True or False"):
         parse_completion("</think>text", thinking=thinking)

@@ -200,5 +200,5 @@ def test_flags_are_true_or_false(tokenizer: Tokenizer, value: object) -> None:
     for name in ("bos", "control"):
         with pytest.raises(ArgumentError, match=f"^{name}: found"):
             tokenizer.encode("a", **{name: value})
-    with pytest.raises(ArgumentError, match="^skip_special: found"):
+    with pytest.raises(ArgumentError, match=r"^skip_special: found"):
         tokenizer.decode([1], skip_special=value)
