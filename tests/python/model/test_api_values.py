@@ -33,7 +33,7 @@ GENERATE = {
 FORWARD = {
     "chunk": [*NO_INTEGER[1:], 0, -1],
     "decode_from": [*NO_INTEGER[1:], -1],
-    "block_size": [*NO_INTEGER, 0],
+    "block_size": [*NO_INTEGER, 0, 2**31, 2**70],
 }
 
 
@@ -54,7 +54,7 @@ def test_forward_names_a_bad_value(model: Model, name: str) -> None:
 @pytest.mark.parametrize("name", ["max_sequences", "max_tokens", "max_step_tokens", "block_size"])
 def test_a_cache_names_a_bad_value(model: Model, name: str) -> None:
     sizes = {"max_sequences": 1, "max_tokens": 4, "max_step_tokens": 4, "block_size": 4}
-    for value in (*NO_INTEGER, -1):
+    for value in (*NO_INTEGER, -1, 2**31, 2**70):
         with pytest.raises(ArgumentError, match=f"^{name}: found .*expected"):
             model.new_cache(**{**sizes, name: value})
 
