@@ -7,13 +7,17 @@ import torch
 from dsv4_backend.contract import Tolerance, operator
 
 MIN_TEMPERATURE = 1e-5
+MIN_TOP_P = torch.finfo(torch.float32).tiny
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities with 0 outside the nucleus: a token stays while the better ones hold less than top_p together."""
+    """Probabilities with 0 outside the nucleus: a token stays while the better ones hold less than top_p together.
+
+    The best one always stays: what fp32 would take for a top_p of 0 counts as the smallest normal number.
+    """
     best_first, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
     better = best_first.cumsum(-1) - best_first
-    kept = best_first.masked_fill(better >= top_p, 0)
+    kept = best_first.masked_fill(better >= max(top_p, MIN_TOP_P), 0)
     return torch.zeros_like(probabilities).scatter(-1, order, kept)
 
 
@@ -37,7 +41,8 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p:
     logits: fp32 [T, V], V >= 1; -inf forbids a token; NaN, +inf and rows of nothing but -inf are errors.
     noise: fp32 [T, V] of Exp(1) values > 0, drawn by the caller, who thereby owns the seed.
     temperature: >= 0; 0 is plain argmax, anything else counts as at least 1e-5.
-    top_p: in (0, 1]; a token is a candidate while the tokens ranked before it hold less than top_p of the probability.
+    top_p: in (0, 1]; a token is a candidate while the tokens ranked before it hold less than top_p of the probability;
+    the first in rank always is one, however small top_p is.
     Returns int64 [T] ids in [0, V). Ties, in rank and in the final argmax: the smaller id. T = 0 gives an empty result.
     Source: spec/v4.md 8.2 [OFF-GEN]; top_p is the published sampling parameter.
     """

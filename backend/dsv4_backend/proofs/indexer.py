@@ -40,7 +40,7 @@ _BATCHES: dict[str, list[ragged_cases.Sequence]] = {
 }
 
 
-def _call(
+def random_call(
     draw: Draw,
     sequences: list[ragged_cases.Sequence],
     dtype: torch.dtype,
@@ -88,14 +88,14 @@ def _strided(draw: Draw, call: _Call) -> _Call:
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for name, sequences in _BATCHES.items():
-            yield Case(name, profile, _call(draw, sequences, dtype))
-        yield Case("ratio 3, one head", profile, _call(draw, _BATCHES["mixed"], dtype, ratio=3, heads=1, dim=7))
-        yield Case("large blocks", profile, _call(draw, _BATCHES["mixed"], dtype, block_size=16))
-        yield Case("stale NaN", profile, _stale(_call(draw, _BATCHES["mixed"], dtype)))
-        yield Case("NaN, infinity, zero", profile, _special(_call(draw, [(0, 19)], dtype)))
-        yield Case("strided", profile, _strided(draw, _call(draw, _BATCHES["mixed"], dtype)))
+            yield Case(name, profile, random_call(draw, sequences, dtype))
+        yield Case("ratio 3, one head", profile, random_call(draw, _BATCHES["mixed"], dtype, ratio=3, heads=1, dim=7))
+        yield Case("large blocks", profile, random_call(draw, _BATCHES["mixed"], dtype, block_size=16))
+        yield Case("stale NaN", profile, _stale(random_call(draw, _BATCHES["mixed"], dtype)))
+        yield Case("NaN, infinity, zero", profile, _special(random_call(draw, [(0, 19)], dtype)))
+        yield Case("strided", profile, _strided(draw, random_call(draw, _BATCHES["mixed"], dtype)))
         sequences = [(0, 6), (259, 4)]
-        yield Case("64 heads of 128", profile, _call(draw, sequences, dtype, heads=64, dim=128, block_size=16))
+        yield Case("64 heads of 128", profile, random_call(draw, sequences, dtype, heads=64, dim=128, block_size=16))
 
 
 add_output_faults(indexer_scores, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")

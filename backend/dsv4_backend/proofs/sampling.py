@@ -21,13 +21,13 @@ def _(logits: Array, noise: Array, temperature: float, top_p: float) -> Array:
 
 
 def _pick(logits: Array, noise: Array, temperature: float, top_p: float) -> int:
-    """The token of one row; a candidate and all ranked behind it hold more than 1 - top_p."""
+    """The token of one row; the first in rank is a candidate, others if they and all behind hold > 1 - top_p."""
     if temperature == 0:
         return int(np.argmax(logits))
     weights = np.exp((logits - logits.max()) / max(temperature, 1e-5))
     ranked = np.argsort(-weights, kind="stable")
     left = np.cumsum(weights[ranked[::-1]])[::-1]  # a token and all behind it
-    outside = ranked[left <= (1 - top_p) * left[0]]
+    outside = ranked[1:][left[1:] <= (1 - top_p) * left[0]]
     scores = weights / noise
     scores[outside] = -np.inf
     return int(np.argmax(scores))
@@ -67,6 +67,9 @@ def _tie_cases(draw: Draw) -> Iterator[Case]:
     rare = torch.tensor([[0.0, -20.0], [-20.0, 0.0], [0.0, -20.0]])
     noise = torch.tensor([[1.0, 1e-12], [1e-12, 1.0], [1.0, 1e-6]])
     yield Case("rare ids at top_p 1", "ideal", (rare, noise, 1.0, 1.0))
+    logits, noise = draw.normal(12, 9, scale=2.0), _exponential(draw, 12, 9)
+    for top_p in (1e-46, 1e-39, 1e-20):  # 0 in fp32, subnormal there, nothing beside 1 in fp64
+        yield Case(f"top_p {top_p} leaves the best", "ideal", (logits, noise, 1.0, top_p))
 
 
 add_output_faults(sample, "last token zero", "tokens shifted by one")

@@ -6,7 +6,6 @@ Exit codes: 0 good, 1 findings, 2 usage, 3 environment, 130 interrupted.
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED
+from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED, USAGE, streams
 
 COMMANDS = {
     "generate": ("dsv4_ascend.cli.generate:generate", "Continue a prompt, with the shipped small model by default."),
@@ -31,13 +30,21 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is escaped
+    streams.prepare()
     try:
-        sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        code = FINDINGS
+    except OSError as error:
+        what = "" if error.filename else "a standard stream cannot be used: "
+        code = _complain(f"{what}{error}", ENVIRONMENT)
+    streams.drop_unwritable()
+    sys.exit(code)
 
 
 @contextmanager
@@ -64,7 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
         with _interrupts_end_the_process():
             function = _load(target)
             from dsv4_ascend.cli import app
-            from dsv4_backend.errors import Dsv4Error, EnvironmentFault
+            from dsv4_backend.errors import ArgumentError, Dsv4Error, EnvironmentFault
+            from dsv4_backend.support import memory_fault
     except (ImportError, OSError) as error:
         advice = "reinstall it for this Python: pip install --force-reinstall dsv4-ascend"
         return _complain(f"{name} does not load: {error}; {advice}", ENVIRONMENT)
@@ -73,7 +81,14 @@ def _run(arguments: Sequence[str]) -> int:
     except EnvironmentFault as error:
         return _complain(f"{error}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT)
     except Dsv4Error as error:
-        return _complain(str(error), FINDINGS)
+        by_operator = str(error).startswith("dsv4::")  # what a checkpoint led to; all other arguments are options
+        usage = isinstance(error, ArgumentError) and not by_operator
+        return _complain(str(error), USAGE if usage else FINDINGS)
+    except (MemoryError, RuntimeError) as error:
+        fault = memory_fault(error)
+        if fault is None:
+            raise
+        return _complain(f"{name}: {fault}", ENVIRONMENT)
 
 
 def _load(target: str) -> Any:
@@ -83,5 +98,5 @@ def _load(target: str) -> Any:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"dsv4-ascend: {message}", file=sys.stderr)
+    streams.complain(message)
     return code

@@ -1,10 +1,12 @@
-"""Rules for values that users hand to the Python interface: whole numbers, numbers, token ids."""
+"""Rules for values that users hand to the Python interface: flags, whole numbers, numbers, token ids."""
 
 from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Sequence, Set
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -14,6 +16,15 @@ from dsv4_backend.errors import ArgumentError
 
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """What torch.Generator.manual_seed takes: any number of 64 bits, with or without a sign."""
+MAX_SIZE = 2**31 - 1
+"""Of what is counted in tokens or blocks: kernels index them with 32 bits."""
+
+
+def flag(name: str, value: object) -> bool:
+    """The bool that `value` is; ArgumentError for anything else, whatever its truth value."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name}: found {value!r:.40}, expected True or False")
+    return value
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -53,6 +64,14 @@ def _real(value: object) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
+
+
+def folder_of(name: str, value: object) -> Path:
+    """The path that a string or a path object names; ArgumentError for another type, or a null character in it."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or "\0" in path:
+        raise ArgumentError(f"{name}: found {value!r:.40}, expected the path of a folder, as str or Path")
+    return Path(path)
 
 
 def ids_of(name: str, values: object, vocab_size: int) -> frozenset[int]:
