@@ -49,6 +49,7 @@ def random_call(
     dim: int = 12,
     block_size: int = 3,
 ) -> _Call:
+    """A call over random caches and shuffled block tables."""
     tokens = ragged_cases.tokens_of(sequences)
     entries = max((before + new for before, new in sequences), default=0) // ratio
     table = ragged_cases.shuffled_table(draw, sequences, entries, block_size)
