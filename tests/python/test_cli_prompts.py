@@ -147,9 +147,14 @@ def test_tables_too() -> None:
     assert (done.returncode, done.stdout) == (0, b"\\u65e5\\u672c \\u2192 \\U0001f600\n")
 
 
-START = (
-    "from dsv4_ascend.cli.main import main; print('begin', flush=True); main(['generate', '--max-new-tokens', '9999'])"
-)
+START = """
+import sys
+sys.argv[0] = "dsv4-ascend"
+from dsv4_ascend.cli.main import main
+assert "torch" not in sys.modules
+print("begin", flush=True)
+main(["generate", "--max-new-tokens", "9999"])
+"""
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, None])
