@@ -93,8 +93,17 @@ def test_functions_are_short():
     assert not long
 
 
+# What it compiles is the project's own source with one edit, never data.
+MAY_COMPILE = {"python/dsv4_ascend/parity/mutants.py": {"exec", "compile"}}
+
+
 def test_nothing_that_executes_data_is_called():
-    found = [f"{relative(path)}:{line} {name}" for path in CODE for line, name in banned(parse(path))]
+    found = [
+        f"{relative(path)}:{line} {name}"
+        for path in CODE
+        for line, name in banned(parse(path))
+        if name not in MAY_COMPILE.get(relative(path), ())
+    ]
     assert not found
 
 

@@ -1,13 +1,19 @@
-"""The README's tour runs as printed, and every command it names exists."""
+"""The README's tour runs as printed, every command it names exists, and its counts are the right ones."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import pytest
+
 from dsv4_ascend.cli.main import COMMANDS
+from dsv4_ascend.tiny.release import SHIPPED
+from dsv4_backend import OPERATORS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -26,3 +32,50 @@ def test_named_commands_exist() -> None:
     named = set(re.findall(r"`dsv4-ascend ([a-z-]+)", README))
     assert named
     assert named <= set(COMMANDS)
+
+
+@cache
+def counts():
+    """Words of the README with `#` for their number -> the right number, as the README writes it."""
+    perplexity = json.loads((Path(SHIPPED) / "perplexity.json").read_text())
+    rows = {row for op in OPERATORS.values() for row in op.rows}
+    cases = sum(len(list(op.iterate_cases())) for op in OPERATORS.values())
+    return {
+        "# contracts": f"{len(OPERATORS):,}",
+        "rows 1 to # of the inventory": f"{len(rows):,}" if rows == set(range(1, len(rows) + 1)) else "a gap",
+        "# parity cases": f"{cases:,}",
+        "# named faults, every one caught": f"{sum(len(op.faults) for op in OPERATORS.values()):,}",
+        "per token over # tokens": f"{perplexity['tokens']:,}",
+        "# trained in fp32": f"{perplexity['trained_fp32']:.2f}",
+        "# quantised (`ideal`)": f"{perplexity['quantised_ideal']:.2f}",
+        "# quantised (`official`)": f"{perplexity['quantised_official']:.2f}",
+        "unigram #": f"{perplexity['unigram']:.0f}",
+        "bigram #": f"{perplexity['bigram']:.1f}",
+    }
+
+
+def wrong_counts(readme):
+    """What to correct in a README, in words; every count must stand there at least once."""
+    problems = []
+    for words, right in counts().items():
+        pattern = re.escape(words).replace(r"\#", r"(\d[\d,.]*\d|\d)")
+        found = re.findall(pattern, readme)
+        if not found:
+            problems.append(f"write {words.replace('#', right)!r} somewhere")
+        problems += [f"{words.replace('#', n)!r} is now {words.replace('#', right)!r}" for n in found if n != right]
+    return problems
+
+
+def test_counts_are_right():
+    problems = wrong_counts(README)
+    assert not problems, f"README.md: {'; '.join(problems)}"
+
+
+@pytest.mark.parametrize("words", counts())
+def test_a_wrong_count_is_seen(words):
+    right = counts()[words]
+    wrong = README.replace(words.replace("#", right), words.replace("#", "7"))
+    (problem,) = wrong_counts(wrong)
+    assert problem == f"{words.replace('#', '7')!r} is now {words.replace('#', right)!r}"
+    missing = README.replace(words.replace("#", right), "")
+    assert wrong_counts(missing) == [f"write {words.replace('#', right)!r} somewhere"]

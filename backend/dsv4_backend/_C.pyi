@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+import torch
+
 class Policy:
     """What runs an operator; see `dispatch.POLICIES`."""
 
@@ -12,11 +14,55 @@ class Policy:
     @property
     def name(self) -> str: ...
 
-def policy() -> Policy: ...
-def set_policy(value: Policy) -> None: ...
-def define(schema: str) -> None: ...
-def kernels() -> list[tuple[str, str, str]]: ...
-def why_not(op: str, device: str, *args: Any, **kwargs: Any) -> str | None: ...
+class Choice:
+    """What `dispatch.use` sets for a thread."""
+
+    def __init__(self, policy: Policy, only: str, check_on_device: bool) -> None: ...
+    policy: Policy
+    only: str
+    check_on_device: bool
+
+class Context:
+    """What predicates know; see `dispatch.Context`."""
+
+    def __init__(self, isa: str, chip: str, cann: str, libraries: list[str]) -> None: ...
+
+class Term:
+    """A dimension or bound; see `argspec`."""
+
+    def __init__(self, text: str, program: list[tuple[str, int]]) -> None: ...
+
+class TensorRule:
+    """The rule of one tensor argument."""
+
+    def __init__(
+        self, name: str, text: str, position: int, optional: bool, written: bool, list_length: int,
+        dtypes: list[torch.dtype], dtype_of: int, dtype_of_name: str, dims: list[Term], any_leading: bool,
+        low: Term | None, high: Term | None,
+    ) -> None: ...  # fmt: skip
+
+class ScalarRule:
+    """The rule of one number."""
+
+    def __init__(
+        self, name: str, position: int, expected: str, low: Term | None, low_open: bool, high: Term | None,
+        high_open: bool, finite: bool,
+    ) -> None: ...  # fmt: skip
+
+def choice() -> Choice: ...
+def set_choice(value: Choice) -> None: ...
+def set_npu_context(value: Context) -> None: ...
+def define(
+    schema: str, names: int, integers: list[tuple[int, int]], tensors: list[TensorRule],
+    scalars: list[ScalarRule], shapes: Any, contents: Any,
+) -> None: ...  # fmt: skip
+def check(op: str, *args: Any) -> None: ...
+def candidates() -> list[tuple[str, str, str]]: ...
+def answers(
+    op: str, device: str, context: Context | None, *args: Any, **kwargs: Any
+) -> list[tuple[str, str | None]]: ...
+def ran() -> list[tuple[str, str, str, int]]: ...
+def forget_ran() -> None: ...
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...

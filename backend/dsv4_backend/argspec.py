@@ -1,28 +1,32 @@
-"""Argument specifications: one line per tensor that says its dtypes, its shape and the range of its values.
+"""Argument specifications: one line per argument, the only place where argument rules stand.
 
-Grammar: ``[list(NAME)] DTYPES [DIM, DIM, ...] [in [LOW, HIGH)]``
+Tensors: ``[list(NAME)] DTYPES [like ARGUMENT] [DIM, DIM, ...] [in [LOW, HIGH)]``
 
 * list(NAME): the argument is a list of such tensors, and NAME its length.
-* DTYPES: names joined by ``|``, from `DTYPES` (``float`` and ``int`` are groups).
-* DIM: an integer, a name (bound by its first use, then checked), or a product such as ``n*d``, ``d/2`` (exact half)
-  or ``K^32`` (ceiling division). A leading ``...`` stands for any number of dimensions.
-* LOW, HIGH: integers or names bound by any argument.
+* DTYPES: names joined by ``|``, from `DTYPES` (``float`` and ``int`` are groups); like: the very dtype of ARGUMENT.
+* DIM: an integer, a name (bound by its first use, then checked), or a term of them such as ``n*(n+2)``, ``d/2``
+  (exact half) or ``K^32`` (ceiling division). A leading ``...`` stands for any number of dimensions.
+* LOW, HIGH: integers, names that a dimension binds, ``inf``. Names of integer arguments stand for their values, here
+  and in dimensions.
+
+Scalars: ``[a finite number | a number] BOUND`` with ``>= LOW``, ``> LOW``, ``in (LOW, HIGH]``, or in words ``at least
+LOW`` and ``LOW to HIGH``; LOW and HIGH are terms as above. The line itself is what an error says was expected.
+
+Lines are parsed once, here, and handed to the checker in csrc/bind/specification.cpp, which every call passes.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from dsv4_backend.errors import argument_error
-
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "f64": (torch.float64,),
-    "f32": (torch.float32, torch.float64),  # f64 is how parity computes its golden values
+    "f32": (torch.float32, torch.float64),  # f64 for gradients checked by differences
     "bf16": (torch.bfloat16,),
     "f16": (torch.float16,),
     "float": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -35,11 +39,19 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "int": (torch.int32, torch.int64),
 }
 
-_SPEC = re.compile(
-    r"^(?:list\((?P<length>\w+)\) )?(?P<dtypes>[\w|]+) \[(?P<shape>[^\]]*)\]"
+_TENSOR = re.compile(
+    r"^(?:list\((?P<length>\w+)\) )?(?P<dtypes>[\w|]+)(?: like (?P<like>\w+))? \[(?P<shape>[^\]]*)\]"
     r"(?: in \[(?P<low>-?\w+), ?(?P<high>\w+)\))?$"
 )
-_TERM = re.compile(r"([*/^]?)(\w+)")
+_SCALAR = re.compile(
+    r"^(?:a (?P<finite>finite )?number )?"
+    r"(?:(?P<sign>>=|>) (?P<bound>\S+)|at least (?P<least>\S+)|(?P<low>\S+) to (?P<high>\S+)"
+    r"|in \((?P<open>\S+), (?P<closed>\S+)\])$"
+)
+_TOKEN = re.compile(r"\d+|[A-Za-z_]\w*|[()+*/^]")
+_PRECEDENCE = {"+": 1, "*": 2, "/": 2, "^": 2}
+_MOST_OPERANDS = 8
+_INDEX_DTYPES = {torch.int32, torch.int64}
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class TensorSpec:
     text: str
     length: str | None
     dtypes: tuple[torch.dtype, ...]
+    like: str | None
     shape: tuple[str, ...]
     any_leading: bool
     low: str | None
@@ -56,164 +69,220 @@ class TensorSpec:
 
     @classmethod
     def parse(cls, text: str) -> TensorSpec:
-        """Parse one specification line; ValueError names the line when it does not follow the grammar."""
-        match = _SPEC.match(text)
+        """Parse one line; ValueError names the line when it does not follow the grammar."""
+        match = _TENSOR.match(text)
         if match is None:
-            raise ValueError(
-                f"argument specification {text!r} is not 'DTYPES [DIMS]' or 'DTYPES [DIMS] in [LOW, HIGH)'"
-            )
+            expected = "'DTYPES [DIMS]' or 'DTYPES [DIMS] in [LOW, HIGH)'"
+            raise ValueError(f"argument specification {text!r} is not {expected}")
         dims = tuple(d.strip() for d in match["shape"].split(",") if d.strip())
         any_leading = bool(dims) and dims[0] == "..."
         dtypes = tuple(dict.fromkeys(t for name in match["dtypes"].split("|") for t in DTYPES[name]))
-        return cls(
-            text, match["length"], dtypes, dims[1:] if any_leading else dims, any_leading, match["low"], match["high"]
-        )
+        if match["low"] is not None and not set(dtypes) <= _INDEX_DTYPES:
+            raise ValueError(f"argument specification {text!r}: only i32 and i64 values have a range")
+        shape = dims[1:] if any_leading else dims
+        return cls(text, match["length"], dtypes, match["like"], shape, any_leading, match["low"], match["high"])
 
 
-Sizes = dict[str, int]
+@dataclass(frozen=True)
+class ScalarSpec:
+    """What the value of one number must be: between `low` and `high` (terms, None for none)."""
+
+    text: str
+    low: str | None
+    low_open: bool
+    high: str | None
+    finite: bool
+
+    @classmethod
+    def parse(cls, text: str) -> ScalarSpec:
+        """Parse one line; ValueError names the line when it does not follow the grammar."""
+        match = _SCALAR.match(text)
+        if match is None:
+            expected = "'at least LOW', 'LOW to HIGH', 'a number >= LOW' or 'a number in (LOW, HIGH]'"
+            raise ValueError(f"argument specification {text!r} is not {expected}")
+        low = match["bound"] or match["least"] or match["low"] or match["open"]
+        low_open = match["sign"] == ">" or match["open"] is not None
+        return cls(text, low, low_open, match["high"] or match["closed"], match["finite"] is not None)
 
 
-def _evaluate(term: str, sizes: Mapping[str, int]) -> int | None:
-    """Value of a dimension term, or None while a name in it is unbound."""
-    value = 1
-    for operator, word in _TERM.findall(term):
-        factor = int(word) if word.isdigit() else sizes.get(word)
-        if factor is None:
+Spec = TensorSpec | ScalarSpec
+
+
+class Term(NamedTuple):
+    """A dimension or bound, and its program: ("n", number), ("v", number of a name) or (operator, 0) per step."""
+
+    text: str
+    program: list[tuple[str, int]]
+
+
+class TensorRule(NamedTuple):
+    """One tensor line as the checker takes it; see csrc/bind/specification.h."""
+
+    name: str
+    text: str
+    position: int
+    optional: bool
+    written: bool
+    list_length: int
+    dtypes: list[torch.dtype]
+    dtype_of: int
+    dtype_of_name: str
+    dims: list[Term]
+    any_leading: bool
+    low: Term | None
+    high: Term | None
+
+
+class ScalarRule(NamedTuple):
+    """One scalar line as the checker takes it."""
+
+    name: str
+    position: int
+    expected: str
+    low: Term | None
+    low_open: bool
+    high: Term | None
+    high_open: bool
+    finite: bool
+
+
+class Rules(NamedTuple):
+    """All lines of an operator: how many names, (name, position) of its integers, and the rules."""
+
+    names: int
+    integers: list[tuple[int, int]]
+    tensors: list[TensorRule]
+    scalars: list[ScalarRule]
+
+
+class Names:
+    """Numbers for the names of one operator's terms, in order of appearance."""
+
+    def __init__(self, integers: Sequence[str] = ()) -> None:
+        self.numbers: dict[str, int] = {}
+        for name in integers:
+            self.bind(name)
+
+    def bind(self, name: str) -> int:
+        """The number of a name; a new one at its first appearance."""
+        return self.numbers.setdefault(name, len(self.numbers))
+
+    def term(self, text: str) -> Term:
+        """A term whose names may be new."""
+        return Term(text, [self._step(token) for token in _postfix(text)])
+
+    def bound_term(self, text: str | None, line: str) -> Term | None:
+        """A bound, whose names must be bound by a dimension: ValueError if one is not."""
+        if text is None or text == "inf":
             return None
-        if operator == "^":
-            value = (value + factor - 1) // factor
-        elif operator == "/":
-            value = value // factor
+        unknown = [t for t in _postfix(text) if t[0].isalpha() and t not in self.numbers]
+        if unknown:
+            raise ValueError(
+                f"argument specification {line!r}: no dimension and no integer argument is named {unknown[0]!r}"
+            )
+        return self.term(text)
+
+    def _step(self, token: str) -> tuple[str, int]:
+        if token in _PRECEDENCE:
+            return token, 0
+        if token.lstrip("-").isdigit():
+            return "n", int(token)
+        return "v", self.bind(token)
+
+
+def _postfix(text: str) -> list[str]:
+    """The tokens of a term with operators behind their operands; ValueError for what is no term."""
+    if text.startswith("-") and text[1:].isdigit():
+        return [text]
+    output: list[str] = []
+    waiting: list[str] = []
+    for token in _TOKEN.findall(text):
+        if token == "(":
+            waiting.append(token)
+        elif token == ")":
+            while waiting and waiting[-1] != "(":
+                output.append(waiting.pop())
+            if not waiting:
+                raise ValueError(f"argument specification: {text!r} is no dimension")
+            waiting.pop()
+        elif token in _PRECEDENCE:
+            while waiting and _PRECEDENCE.get(waiting[-1], 0) >= _PRECEDENCE[token]:
+                output.append(waiting.pop())
+            waiting.append(token)
         else:
-            value = value * factor
-    return value
+            output.append(token)
+    output += reversed(waiting)
+    if "".join(_TOKEN.findall(text)) != text.replace(" ", "") or not _is_program(output):
+        raise ValueError(f"argument specification: {text!r} is no dimension")
+    return output
 
 
-class _Checker:
-    """State of one check: the sizes bound so far, the device of the first tensor, terms that wait for a name."""
-
-    def __init__(self, operator: str) -> None:
-        self.operator = operator
-        self.sizes: Sizes = {}
-        self.device: torch.device | None = None
-        self.pending: list[tuple[str, TensorSpec, torch.Tensor, str, int]] = []
-
-    def tensor(self, name: str, spec: TensorSpec, tensor: object) -> None:
-        if not isinstance(tensor, torch.Tensor):
-            raise argument_error(self.operator, name, type(tensor).__name__, f"a tensor {spec.text}")
-        if tensor.layout != torch.strided:
-            raise argument_error(self.operator, name, f"layout {tensor.layout}", "a strided tensor")
-        if tensor.dtype not in spec.dtypes:
-            raise argument_error(self.operator, name, str(tensor.dtype), spec.text)
-        rank_fits = tensor.dim() >= len(spec.shape) if spec.any_leading else tensor.dim() == len(spec.shape)
-        if not rank_fits:
-            raise argument_error(self.operator, name, f"shape {tuple(tensor.shape)}", spec.text)
-        if self.device is None:
-            self.device = tensor.device
-        elif tensor.device != self.device:
-            raise argument_error(self.operator, name, f"device {tensor.device}", f"{self.device} like the first tensor")
-        for axis, term in enumerate(spec.shape, start=tensor.dim() - len(spec.shape)):
-            self.dimension(name, spec, tensor, term, tensor.shape[axis])
-
-    def dimension(self, name: str, spec: TensorSpec, tensor: torch.Tensor, term: str, size: int) -> None:
-        expected = _evaluate(term, self.sizes)
-        if expected is None and term.isidentifier():
-            self.sizes[term] = size
-        elif expected is None:
-            self.pending.append((name, spec, tensor, term, size))
-        elif size != expected:
-            found = f"shape {tuple(tensor.shape)}"
-            raise argument_error(self.operator, name, found, f"{spec.text} with {term} = {expected}")
-
-    def finish(self) -> Sizes:
-        pending, self.pending = self.pending, []
-        for item in pending:
-            self.dimension(*item)
-        return self.sizes
+def _is_program(postfix: Sequence[str]) -> bool:
+    """Whether every operator finds two operands, one value is left, and the checker's stack is deep enough."""
+    depth = 0
+    for token in postfix:
+        depth += -1 if token in _PRECEDENCE else 1
+        if token in ("(", ")") or not 1 <= depth <= _MOST_OPERANDS:
+            return False
+    return depth == 1
 
 
-def check_tensors(
-    operator: str, specs: Mapping[str, TensorSpec], arguments: Mapping[str, object], optional: Collection[str]
-) -> Sizes:
-    """Check dtype, rank, shape and device of every specified argument; return the sizes that the names stand for.
+def parse(arguments: Mapping[str, str], tensors: Sequence[str]) -> dict[str, Spec]:
+    """The parsed lines of an operator; `tensors` names its arguments that are tensors or lists of them."""
+    kinds: dict[bool, type[TensorSpec] | type[ScalarSpec]] = {True: TensorSpec, False: ScalarSpec}
+    return {name: kinds[name in tensors].parse(text) for name, text in arguments.items()}
 
-    Works on fake and meta tensors too. An argument in `optional` may be None. Raises ArgumentError at the first that
-    does not fit.
+
+def rules(
+    specs: Mapping[str, Spec],
+    parameters: Sequence[str],
+    integers: Sequence[str],
+    optional: frozenset[str],
+    written: Sequence[str],
+) -> Rules:
+    """The lines as the C++ checker takes them.
+
+    ValueError for a bound that names no dimension, and for `like` an argument that is not there.
     """
-    checker = _Checker(operator)
-    for name, spec in specs.items():
-        value = arguments[name]
-        if value is None and name in optional:
-            continue
-        if spec.length is None:
-            checker.tensor(name, spec, value)
-            continue
-        if not isinstance(value, list | tuple):
-            raise argument_error(operator, name, type(value).__name__, f"a list of tensors {spec.text}")
-        if checker.sizes.setdefault(spec.length, len(value)) != len(value):
-            expected = f"{spec.text} with {spec.length} = {checker.sizes[spec.length]}"
-            raise argument_error(operator, name, f"{len(value)} tensors", expected)
-        for i, tensor in enumerate(value):
-            checker.tensor(f"{name}[{i}]", spec, tensor)
-    return checker.finish()
-
-
-def check_aliasing(operator: str, written: Collection[str], arguments: Mapping[str, object]) -> None:
-    """Check that no element of a written argument is in memory twice, in itself or in another argument.
-
-    Conservative: memory from a tensor's first to its last element counts as its own.
-    """
-    if not written:
-        return
-    spans = {name: _span(value) for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-    for name in written:
-        tensor = arguments[name]
-        assert isinstance(tensor, torch.Tensor)
-        if _overlaps_itself(tensor):
-            found = f"strides {tensor.stride()} of shape {tuple(tensor.shape)}"
-            raise argument_error(operator, name, found, "elements that share no memory, because they are written")
-        start, end = spans[name]
-        for other, (other_start, other_end) in spans.items():
-            if other != name and max(start, other_start) < min(end, other_end):
-                raise argument_error(operator, other, f"memory of '{name}'", "its own, because the other is written")
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """First byte of a tensor and the byte after its last; equal when it is empty."""
-    start = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return start, start
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
-
-
-def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and tensor.numel():
-            if stride <= reach:
-                return True
-            reach += stride * (size - 1)
-    return False
-
-
-def check_values(
-    operator: str, specs: Mapping[str, TensorSpec], arguments: Mapping[str, object], sizes: Mapping[str, int]
-) -> None:
-    """Check that every index argument lies in its range. Reads values: call it on real host tensors only."""
-    for name, spec in specs.items():
-        tensor = arguments[name]
-        if spec.low is None or spec.high is None or not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
-            continue
-        low, high = (_bound(bound, sizes) for bound in (spec.low, spec.high))
-        smallest, largest = tensor.min().item(), tensor.max().item()
-        if smallest < low or largest >= high:
-            bad = ((tensor < low) | (tensor >= high)).nonzero()[0].tolist()
-            value = tensor[tuple(bad)].item()
-            raise argument_error(operator, name, f"{value} at {bad}", f"values in [{low}, {high})")
-
-
-def _bound(bound: str, sizes: Mapping[str, int]) -> float:
-    if bound.lstrip("-").isdigit():
-        return int(bound)
-    return sizes.get(bound, math.inf)
+    names = Names(integers)
+    tensors = {name: spec for name, spec in specs.items() if isinstance(spec, TensorSpec)}
+    dims = {name: [names.term(dim) for dim in spec.shape] for name, spec in tensors.items()}
+    lengths = {name: -1 if s.length is None else names.bind(s.length) for name, s in tensors.items()}
+    place = {name: position for position, name in enumerate(parameters)}
+    tensor_rules = []
+    for name, spec in tensors.items():
+        if spec.like is not None and spec.like not in tensors:
+            raise ValueError(f"argument specification {spec.text!r}: no tensor is named {spec.like!r}")
+        tensor_rules.append(
+            TensorRule(
+                name,
+                spec.text,
+                place[name],
+                name in optional,
+                name in written,
+                lengths[name],
+                list(spec.dtypes),
+                -1 if spec.like is None else place[spec.like],
+                spec.like or "",
+                dims[name],
+                spec.any_leading,
+                names.bound_term(spec.low, spec.text),
+                names.bound_term(spec.high, spec.text),
+            )
+        )
+    scalar_rules = [
+        ScalarRule(
+            name,
+            place[name],
+            spec.text,
+            names.bound_term(spec.low, spec.text),
+            spec.low_open,
+            names.bound_term(spec.high, spec.text),
+            False,
+            spec.finite,
+        )
+        for name, spec in specs.items()
+        if isinstance(spec, ScalarSpec)
+    ]
+    bound = [(names.numbers[name], place[name]) for name in integers]
+    return Rules(len(names.numbers), bound, tensor_rules, scalar_rules)

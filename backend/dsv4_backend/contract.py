@@ -8,8 +8,13 @@
     )
     def rms_norm(x, weight, eps): ...   # the reference; its docstring is the specification
 
+and proved beside it, in `proofs/<family>.py`, which is loaded when somebody asks for a proof:
+
     @rms_norm.cases
     def _(draw): yield Case("3x7", "ideal", (draw.normal(3, 7), draw.normal(7), 1e-6))
+
+    @rms_norm.oracle
+    def _(x, weight, eps): ...          # the same result by another formula, in NumPy
 
     @rms_norm.fault("epsilon left out")
     def _(x, weight, eps): return rms_norm.reference(x, weight, 0.0)
@@ -19,6 +24,7 @@ Registration with torch, fake kernel, autograd, opcheck samples, fuzzing, parity
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +35,14 @@ import torch
 from typing_extensions import ParamSpec, TypeVar
 
 from dsv4_backend import argspec
-from dsv4_backend.argspec import Sizes, TensorSpec
+from dsv4_backend.argspec import Spec
 from dsv4_backend.errors import argument_error
 
 PROFILES = ("ideal", "official")
 """ideal: fp32, no quantise-dequantise. official: bf16 tensors and the rounding points of spec section 10."""
 
 Reference = Callable[..., Any]
+Oracle = Callable[..., Any]
 _Parameters = ParamSpec("_Parameters", default=...)
 _Result = TypeVar("_Result", default=Any)
 _P = ParamSpec("_P")  # mypy loses the link between the arguments of `operator` and its result when defaults are set
@@ -112,16 +119,19 @@ class Operator(Generic[_Parameters, _Result]):
     schema: str
     rows: tuple[int, ...]
     reference: Callable[_Parameters, _Result]
-    specs: Mapping[str, TensorSpec]
+    specs: Mapping[str, Spec]
     tolerance: Tolerance
     make_cases: Cases | None = None
+    make_golden: Oracle | None = None
     check_shapes: Check | None = None
     check_contents: Check | None = None
-    faults: dict[str, Reference] = field(default_factory=dict)
+    _faults: dict[str, Reference] = field(default_factory=dict)
+    _equivalents: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.schema[: self.schema.index("(")]
         self.__doc__ = self.reference.__doc__
+        self._proof = self.reference.__module__.replace(".ops.", ".proofs.")
         parameters = inspect.signature(self.reference).parameters
         self._parameters = tuple(parameters)
         self._optional = frozenset(re.findall(r"Tensor(?:\[\])?\? (\w+)", self.schema))
@@ -141,13 +151,59 @@ class Operator(Generic[_Parameters, _Result]):
         self.make_cases = make
         return make
 
+    def oracle(self, golden: Oracle) -> Oracle:
+        """Decorator: a second formula of the result, in NumPy, from the specification and not from the reference.
+
+        It gets the arguments as arrays: bf16, FP8 and E8M0 tensors with ml_dtypes' types of the same bits, fp32 ones
+        widened to float64 (so that `ideal` results are exact), None and numbers as they are. It returns one array or
+        a tuple, float64 where the operator returns fp32, and writes the arguments that the operator writes.
+        """
+        self.make_golden = golden
+        return golden
+
+    def equivalent(self, mutant: str, why: str) -> None:
+        """Say why an automatic mutant of the reference computes what the reference computes (see parity/mutants.py).
+
+        mutant: its name, or "FUNCTION: *" for all edits of a function that decides no value.
+        """
+        self._equivalents[mutant] = why
+
+    def explains(self, mutant: str) -> bool:
+        """Whether a mutant is explained as equivalent, by its name or by its function."""
+        return bool({mutant, f"{mutant.partition(':')[0]}: *"} & set(self.equivalents))
+
+    @property
+    def faults(self) -> dict[str, Reference]:
+        """Named mutants that the cases must tell from the oracle."""
+        self.load_proof()
+        return self._faults
+
+    @property
+    def equivalents(self) -> dict[str, str]:
+        """Automatic mutants that no case can tell from the reference, each with its reason."""
+        self.load_proof()
+        return self._equivalents
+
+    @property
+    def golden(self) -> Oracle:
+        """The oracle; ValueError when the contract has none."""
+        self.load_proof()
+        if self.make_golden is None:
+            raise ValueError(f"dsv4::{self.name} has no oracle")
+        return self.make_golden
+
+    def load_proof(self) -> None:
+        """Import the family's module in `proofs/`, where cases, oracle and faults are."""
+        if ".proofs." in self._proof:
+            importlib.import_module(self._proof)
+
     def fault(self, name: str) -> Callable[[Reference], Reference]:
         """Decorator: a named mutant of the reference that the cases must tell from the reference."""
 
         def add(mutant: Reference) -> Reference:
-            if name in self.faults:
+            if name in self._faults:
                 raise ValueError(f"dsv4::{self.name}: fault {name!r} is defined twice")
-            self.faults[name] = mutant
+            self._faults[name] = mutant
             return mutant
 
         return add
@@ -162,28 +218,19 @@ class Operator(Generic[_Parameters, _Result]):
         self.check_contents = check
         return check
 
-    def validate(self, *args: Any) -> Sizes:
-        """Raise ArgumentError unless the arguments fit the contract. Nothing has been written before it returns."""
-        arguments = dict(zip(self._parameters, args, strict=True))
-        sizes = argspec.check_tensors(self.name, self.specs, arguments, self._optional)
-        if self.check_shapes is not None:
-            self.check_shapes(*args)
-        if _readable(args):
-            argspec.check_aliasing(self.name, self._written, arguments)
-            argspec.check_values(self.name, self.specs, arguments, sizes)
-            if self.check_contents is not None:
-                self.check_contents(*args)
-        return sizes
+    def rules(self) -> argspec.Rules:
+        """The argument lines as the checker takes them; ValueError for a line that names what is not there."""
+        integers = re.findall(r"\bint (\w+)", self.schema)
+        return argspec.rules(self.specs, self._parameters, integers, self._optional, self._written)
 
-    def guarded_reference(self, *args: Any) -> Any:
-        """The reference behind its checks: what runs where no native kernel does. Its results are contiguous.
-
-        torch leaves out trailing arguments that equal the schema's defaults; the reference repeats those defaults.
-        """
-        args = (*args, *self._defaults[len(args) :])
-        self.validate(*args)
+    def plain_reference(self, *args: Any) -> Any:
+        """The reference with contiguous results: what runs, behind the checks, where no kernel does."""
         reference: Reference = self.reference
-        return _contiguous(reference(*args))
+        return _contiguous(reference(*self.with_defaults(args)))
+
+    def with_defaults(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """All arguments of a call: torch leaves out trailing ones that equal the schema's defaults."""
+        return (*args, *self._defaults[len(args) :])
 
     def reject(self, argument: str, found: object, expected: object) -> Exception:
         """ArgumentError of this operator, for use in `shapes` and `contents` checks."""
@@ -191,6 +238,7 @@ class Operator(Generic[_Parameters, _Result]):
 
     def iterate_cases(self) -> Iterator[Case]:
         """The parity cases, the same every time."""
+        self.load_proof()
         if self.make_cases is None:
             raise ValueError(f"dsv4::{self.name} has no cases")
         seed = int.from_bytes(self.name.encode()[:7].ljust(7, b"\0"), "little")
@@ -204,11 +252,6 @@ def _contiguous(result: Any) -> Any:
     return result.contiguous() if isinstance(result, torch.Tensor) else result
 
 
-def _readable(args: tuple[Any, ...]) -> bool:
-    tensors = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, torch.Tensor)]
-    return all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
-
-
 OPERATORS: dict[str, Operator] = {}
 
 
@@ -218,11 +261,11 @@ def operator(
     """Declare an operator over its reference.
 
     schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of spec/v4.md section 17.
-    arguments: a specification line (see `argspec`) for every tensor argument.
+    arguments: a specification line (see `argspec`) for every tensor argument, and for numbers with a range.
     """
 
     def declare(reference: Callable[_P, _R]) -> Operator[_P, _R]:
-        specs = {name: TensorSpec.parse(text) for name, text in arguments.items()}
+        specs = argspec.parse(arguments, re.findall(r"Tensor\S* (\w+)", schema.partition("->")[0]))
         contract = Operator(schema, rows, reference, specs, tolerance)
         if contract.name in OPERATORS:
             raise ValueError(f"operator dsv4::{contract.name} is declared twice")

@@ -1,63 +1,150 @@
-"""Which implementation runs where, why, and how to force another.
+"""Which implementation runs where, why, what ran, and how to force another.
 
-`torch.ops.dsv4.<name>` chooses per call: the native kernel of the device if it supports these arguments, else the
-reference on the same device. The choice is made in C++ (csrc/bind/registry.cpp); this module is its Python face.
+`torch.ops.dsv4.<name>` chooses per call: the first candidate of the device whose predicate agrees with these
+arguments, else the reference on the same device. The choice is made in C++ (csrc/bind/registry.cpp); this module is
+its Python face.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from dsv4_backend import _C
+from dsv4_backend.argspec import Term
 from dsv4_backend.contract import OPERATORS, Operator
 from dsv4_backend.support import Support, npu_fault
 
 POLICIES = tuple(_C.Policy.__members__)
 """auto: native, else reference. reference: always the reference. strict: native, else UnsupportedError."""
+NO_KERNEL = "no kernel for this device in this build"
+
+
+@dataclass(frozen=True)
+class Context:
+    """A machine that predicates are asked about, this one or another.
+
+    isa: "portable", "avx2" or "avx512"; chip: "Ascend910B3", "" without an NPU; cann: "9.1.0"; libraries: the operator
+    packages whose symbols were found.
+    """
+
+    isa: str
+    chip: str = ""
+    cann: str = ""
+    libraries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One implementation and what its predicate says of a call: `reason` against it, None when it would run."""
+
+    name: str
+    reason: str | None
 
 
 def register(contract: Operator) -> None:
-    """Define `torch.ops.dsv4.<name>` with its reference, fake kernel and autograd."""
-    _C.define(contract.schema)
-    _reference_library.impl(contract.name, contract.guarded_reference, "CompositeImplicitAutograd")
-    torch.library.register_fake(f"dsv4::{contract.name}", contract.guarded_reference)
+    """Define `torch.ops.dsv4.<name>` with its checks, reference, fake kernel and autograd."""
+    rules = contract.rules()
+    tensors = [_C.TensorRule(*map(_in_cpp, rule)) for rule in rules.tensors]
+    scalars = [_C.ScalarRule(*map(_in_cpp, rule)) for rule in rules.scalars]
+    checks = contract.check_shapes, contract.check_contents
+    _C.define(contract.schema, rules.names, rules.integers, tensors, scalars, *checks)
+    _reference_library.impl(contract.name, contract.plain_reference, "CompositeImplicitAutograd")
+    torch.library.register_fake(f"dsv4::{contract.name}", partial(_fake, contract))
+
+
+def _in_cpp(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_in_cpp(item) for item in value]
+    return _C.Term(*value) if isinstance(value, Term) else value
+
+
+def _fake(contract: Operator, *args: Any) -> Any:
+    """Shapes and dtypes of the results for tensors without values, after the checks that need none."""
+    _C.check(contract.name, *contract.with_defaults(args))
+    return contract.plain_reference(*args)
 
 
 _reference_library = torch.library.Library("dsv4_reference", "IMPL")
 
 
 @contextmanager
-def use(policy: str) -> Iterator[None]:
-    """Force a policy for this thread: one of `POLICIES`."""
+def use(policy: str, *, only: str = "", check_on_device: bool = False) -> Iterator[None]:
+    """Force a policy for this thread: one of `POLICIES`.
+
+    only: the name of the one candidate that may run. check_on_device: ranges of ids and indices are checked on device
+    tensors too, at the cost of one synchronisation per call; on the CPU they always are.
+    """
     if policy not in POLICIES:
         raise ValueError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
-    before = _C.policy()
-    _C.set_policy(getattr(_C.Policy, policy))
+    before = _C.choice()
+    _C.set_choice(_C.Choice(getattr(_C.Policy, policy), only, check_on_device))
     try:
         yield
     finally:
-        _C.set_policy(before)
+        _C.set_choice(before)
 
 
-def support(name: str, *args: Any, device: str | None = None, **kwargs: Any) -> Support:
-    """Would a native kernel run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?
+def candidates(
+    name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any
+) -> list[Candidate]:
+    """Every candidate of `torch.ops.dsv4.<name>` on a device, best first, with what it says of these arguments.
 
     device: "cpu" or "npu" asks for that one whatever the arguments are on; None for the first tensor's.
     """
     if name not in OPERATORS:
         raise KeyError(f"dsv4::{name} is not an operator; `dsv4-ascend ops` lists them")
-    if device is None:
-        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        device = next((tensor.device.type for tensor in tensors), "cpu")
-    fault = npu_fault() if device == "npu" else None
-    reason = fault or _C.why_not(name, device, *args, **kwargs)
-    return Support(reason is None, reason or "native kernel")
+    device = device or device_of((*args, *kwargs.values()))
+    where = None
+    if context is not None:
+        where = _C.Context(context.isa, context.chip, context.cann, list(context.libraries))
+    return [Candidate(*answer) for answer in _C.answers(name, device, where, *args, **kwargs)]
 
 
-def native_kernels() -> dict[tuple[str, str], str]:
-    """(operator, device type) -> kernel name, for every native kernel in this build."""
-    return {(op, device): kernel for op, device, kernel in _C.kernels()}
+def device_of(arguments: Iterable[Any]) -> str:
+    """Device type of the first tensor among the arguments of a call, "cpu" without one."""
+    tensors = (value for value in arguments if isinstance(value, torch.Tensor))
+    return next((tensor.device.type for tensor in tensors), "cpu")
+
+
+def support(name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any) -> Support:
+    """Would a native kernel run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?
+
+    device, context: as in `candidates`; without a context the device must be there. The reason names the candidate
+    that would run, or what the last candidate, which asks for least, misses.
+    """
+    device = device or device_of((*args, *kwargs.values()))
+    fault = npu_fault() if device == "npu" and context is None else None
+    if fault is not None:
+        return Support(False, fault)
+    answers = candidates(name, *args, device=device, context=context, **kwargs)
+    chosen = next((answer for answer in answers if answer.reason is None), None)
+    if chosen is not None:
+        return Support(True, chosen.name)
+    return Support(False, answers[-1].reason or "" if answers else NO_KERNEL)
+
+
+def native_kernels() -> dict[tuple[str, str], tuple[str, ...]]:
+    """(operator, device type) -> names of its candidates, best first, in this build."""
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for op, device, name in _C.candidates():
+        found[op, device] = (*found.get((op, device), ()), name)
+    return found
+
+
+def ran() -> dict[tuple[str, str], dict[str, int]]:
+    """(operator, device type) -> implementation -> how often it ran in this process since `forget_ran`."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for op, device, implementation, times in _C.ran():
+        counts.setdefault((op, device), {})[implementation] = times
+    return counts
+
+
+def forget_ran() -> None:
+    """Set the counts of `ran` to zero."""
+    _C.forget_ran()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,3 +57,10 @@ def _edited(contract: Operator, edit: Edit, output: int) -> Callable[..., Any]:
         return tuple(outputs)
 
     return mutant
+
+
+def explain(contract: Operator, *tables: Mapping[str, str]) -> None:
+    """Say which automatic mutants of `contract` are equivalent, by tables of mutant and reason."""
+    for table in tables:
+        for mutant, why in table.items():
+            contract.equivalent(mutant, why)

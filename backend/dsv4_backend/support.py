@@ -139,6 +139,20 @@ def npu_fault() -> str | None:
     return "torch_npu is not loaded"
 
 
+_HOST_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "Cannot allocate memory")
+
+
+def memory_fault(error: BaseException) -> str | None:
+    """What an error says about exhausted memory, and what to do; None for another error."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    advice = "use a shorter prompt, fewer new tokens or a smaller checkpoint"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{text.split('.If ')[0]}; {advice}, or --device cpu"
+    if isinstance(error, MemoryError) or any(sign in text for sign in _HOST_MEMORY):
+        return f"out of memory ({text}); {advice}"
+    return None
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
@@ -205,7 +219,7 @@ def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 
 def _cann_version(home: Path) -> str | None:
     if home.resolve() == Path(__file__).resolve().parent / "softnpu":
-        return "softnpu, the software device,"
+        return "softnpu, the software device"
     patterns = ("ascend_toolkit_install.info", "*/ascend_toolkit_install.info", "version.info", "*/version.info")
     for path in (p for pattern in (*patterns, "share/info/*/version.info") for p in sorted(home.glob(pattern))):
         try:
@@ -290,7 +304,7 @@ def _judge_cann(p: Probes) -> Iterator[Finding]:
         advice = "source the set_env.sh of an installed CANN, or unset ASCEND_HOME_PATH"
         yield Finding("CANN", "problem", p.ascend_home_fault, advice)
     for cann in p.cann:
-        yield Finding("CANN", "ok", f"{cann.version or 'unknown version'} in {cann.home} ({cann.named_by})")
+        yield Finding("CANN", "ok", f"{cann.version or 'unknown version'}, in {cann.home} ({cann.named_by})")
     if len(p.cann) > 1:
         first = next((c for c in p.cann if c.named_by == "LD_LIBRARY_PATH"), p.cann[0])
         found = f"{len(p.cann)} installations; the loader picks {first.version or first.home}"

@@ -1,36 +1,106 @@
-// The Python face of the extension: operator definition, policy and support queries.
+// The Python face of the extension: operator definition, policy, support queries and counts.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "common/error.h"
 #include "common/isa.h"
 #include "registry.h"
 
 namespace py = pybind11;
-using dsv4::bind::Kernel;
+using dsv4::bind::Arguments;
+using dsv4::bind::Candidate;
+using dsv4::bind::Choice;
+using dsv4::bind::Context;
 using dsv4::bind::Policy;
+using dsv4::bind::Relation;
+using dsv4::bind::ScalarRule;
+using dsv4::bind::Specification;
+using dsv4::bind::TensorRule;
+using dsv4::bind::Term;
 
 namespace {
 
-std::vector<std::tuple<std::string, std::string, std::string>> list_kernels() {
+Term make_term(const std::string& text, const std::vector<std::pair<std::string, int64_t>>& program) {
+  std::vector<Term::Step> steps;
+  for (const auto& [operation, value] : program) {
+    steps.push_back({operation.at(0), value});
+  }
+  return {text, std::move(steps)};
+}
+
+// A Python check as a function of the boxed arguments. Operators live as long as the process, so it is never freed.
+Relation make_relation(const py::object& check) {
+  if (check.is_none()) {
+    return nullptr;
+  }
+  return [function = py::object(check).release()](Arguments arguments) {
+    const py::gil_scoped_acquire gil;
+    py::tuple values(arguments.size());
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      values[i] = torch::jit::toPyObject(arguments[i]);
+    }
+    function(*values);
+  };
+}
+
+torch::jit::Stack stack_of(const std::string& op, const py::args& args, const py::kwargs& kwargs) {
+  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(("dsv4::" + op).c_str(), "");
+  return torch::jit::createStackForSchema(handle.schema(), args, kwargs, std::nullopt);
+}
+
+void check_call(const std::string& op, const py::args& args) {
+  const auto stack = stack_of(op, args, {});
+  dsv4::bind::check_call(op, stack);
+}
+
+// "npu" is torch's private device type, also where torch_npu has not named it.
+c10::DeviceType device_type(const std::string& name) {
+  return name == "npu" ? c10::DeviceType::PrivateUse1 : c10::Device(name).type();
+}
+
+std::string device_name(c10::DeviceType type) {
+  return type == c10::DeviceType::PrivateUse1 ? "npu" : c10::DeviceTypeName(type, true);
+}
+
+using Answers = std::vector<std::pair<std::string, std::optional<std::string>>>;
+
+// What every candidate's predicate says of a call: (name, reason against or None), best first.
+Answers candidates(const std::string& op, const std::string& device, const std::optional<Context>& context,
+                   const py::args& args, const py::kwargs& kwargs) {
+  const auto stack = stack_of(op, args, kwargs);
+  Answers answers;
+  for (const Candidate* candidate : dsv4::bind::candidates_of(op, device_type(device))) {
+    answers.emplace_back(candidate->name, candidate->why_not(context.value_or(dsv4::bind::context()), stack));
+  }
+  return answers;
+}
+
+std::vector<std::tuple<std::string, std::string, std::string>> list_candidates() {
   std::vector<std::tuple<std::string, std::string, std::string>> rows;
-  for (const Kernel& kernel : dsv4::bind::kernels()) {
-    rows.emplace_back(kernel.op, c10::DeviceTypeName(kernel.device, true), kernel.name);
+  for (const Candidate* candidate : dsv4::bind::all_candidates()) {
+    rows.emplace_back(candidate->op, device_name(candidate->device), candidate->name);
   }
   return rows;
 }
 
-// Asks the predicate that also guards the call. None means the kernel runs these arguments.
-dsv4::bind::WhyNot why_not(const std::string& op, const std::string& device, const py::args& args,
-                           const py::kwargs& kwargs) {
-  const Kernel* kernel = dsv4::bind::find_kernel(op, c10::Device(device).type());
-  if (kernel == nullptr) {
-    return "no kernel for this device in this build";
+std::vector<std::tuple<std::string, std::string, std::string, uint64_t>> list_ran() {
+  std::vector<std::tuple<std::string, std::string, std::string, uint64_t>> rows;
+  for (const auto& row : dsv4::bind::ran()) {
+    rows.emplace_back(row.op, device_name(row.device), row.implementation, row.times);
   }
-  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(("dsv4::" + op).c_str(), "");
-  const auto stack = torch::jit::createStackForSchema(handle.schema(), args, kwargs, std::nullopt);
-  return kernel->why_not(stack);
+  return rows;
+}
+
+// Any instruction set that the code knows: predicates are asked about machines that are not here, too.
+dsv4::Isa known_isa(const std::string& name) {
+  for (const dsv4::Isa value : {dsv4::Isa::portable, dsv4::Isa::avx2, dsv4::Isa::avx512}) {
+    if (name == dsv4::isa_name(value)) {
+      return value;
+    }
+  }
+  throw std::invalid_argument("ISA '" + name + "' is not portable, avx2 or avx512");
 }
 
 std::vector<std::string> list_isas() {
@@ -39,6 +109,22 @@ std::vector<std::string> list_isas() {
     names.emplace_back(dsv4::isa_name(value));
   }
   return names;
+}
+
+void bind_rules(py::module_& m) {
+  py::class_<Term>(m, "Term").def(py::init(&make_term));
+  py::class_<TensorRule>(m, "TensorRule")
+      .def(py::init<std::string, std::string, size_t, bool, bool, int64_t, std::vector<c10::ScalarType>, int64_t,
+                    std::string, std::vector<Term>, bool, std::optional<Term>, std::optional<Term>>());
+  py::class_<ScalarRule>(m, "ScalarRule")
+      .def(py::init<std::string, size_t, std::string, std::optional<Term>, bool, std::optional<Term>, bool, bool>());
+  m.def("define", [](const std::string& schema, size_t names, std::vector<std::pair<size_t, size_t>> integers,
+                     std::vector<TensorRule> tensors, std::vector<ScalarRule> scalars, const py::object& shapes,
+                     const py::object& contents) {
+    Specification specification{schema.substr(0, schema.find('(')), names, std::move(integers), std::move(tensors),
+                                std::move(scalars)};
+    dsv4::bind::define(schema, std::move(specification), make_relation(shapes), make_relation(contents));
+  });
 }
 
 }  // namespace
@@ -63,11 +149,24 @@ PYBIND11_MODULE(_C, m) {
       .value("auto", Policy::automatic)
       .value("reference", Policy::reference)
       .value("strict", Policy::strict);
-  m.def("policy", &dsv4::bind::policy);
-  m.def("set_policy", &dsv4::bind::set_policy);
-  m.def("define", &dsv4::bind::define);
-  m.def("kernels", &list_kernels);
-  m.def("why_not", &why_not);
+  py::class_<Choice>(m, "Choice")
+      .def(py::init<Policy, std::string, bool>())
+      .def_readonly("policy", &Choice::policy)
+      .def_readonly("only", &Choice::only)
+      .def_readonly("check_on_device", &Choice::check_on_device);
+  py::class_<Context>(m, "Context")
+      .def(py::init([](const std::string& isa, std::string chip, std::string cann, std::vector<std::string> libraries) {
+        return Context(known_isa(isa), std::move(chip), std::move(cann), std::move(libraries));
+      }));
+  m.def("choice", [] { return dsv4::bind::choice(); });
+  m.def("set_choice", &dsv4::bind::set_choice);
+  m.def("set_npu_context", &dsv4::bind::set_npu_context);
+  bind_rules(m);
+  m.def("check", &check_call);
+  m.def("candidates", &list_candidates);
+  m.def("answers", &candidates);
+  m.def("ran", &list_ran);
+  m.def("forget_ran", &dsv4::bind::forget_ran);
   m.def("available_isas", &list_isas);
   m.def("isa", [] { return dsv4::isa_name(dsv4::isa()); });
   m.def("set_isa", [](const std::string& name) { dsv4::set_isa(dsv4::parse_isa(name)); });

@@ -1,15 +1,22 @@
 #include "registry.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/boxing/BoxedKernel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/stack.h>
 #include <c10/core/GradMode.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <deque>
+#include <map>
+#include <memory>
 #include <mutex>
-#include <unordered_set>
+#include <set>
 
 #include "common/error.h"
+#include "words.h"
 
 namespace dsv4::bind {
 namespace {
@@ -18,12 +25,21 @@ using c10::DispatchKey;
 using c10::OperatorHandle;
 using torch::jit::Stack;
 
-std::vector<Kernel>& table() {
-  static std::vector<Kernel> kernels;
-  return kernels;
+// Addresses stay valid as candidates are added.
+std::deque<Candidate>& table() {
+  static std::deque<Candidate> candidates;
+  return candidates;
 }
 
-thread_local Policy active_policy = Policy::automatic;
+thread_local Choice active_choice;
+
+constexpr const char* kNoKernel = "no kernel for this device in this build";
+
+std::mutex npu_mutex;
+Context& npu_context() {
+  static Context value;
+  return value;
+}
 
 // Library objects own their registrations: they live as long as the process.
 torch::Library& library(const char* name) {
@@ -32,140 +48,326 @@ torch::Library& library(const char* name) {
   return std::string_view(name) == "dsv4" ? dsv4 : reference;
 }
 
-std::string short_name(const OperatorHandle& op) {
-  return op.operator_name().name.substr(std::string_view("dsv4::").size());
-}
-
-OperatorHandle reference_of(const std::string& op) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(("dsv4_reference::" + op).c_str(), "");
-}
-
-// torch passes None for a tensor as an undefined one, which kernels and predicates must never see.
-void require_tensors(const OperatorHandle& op, const Stack& stack) {
-  const auto values = torch::jit::last(stack, op.schema().arguments().size());
-  for (size_t i = 0; i < values.size(); ++i) {
-    const auto& argument = op.schema().arguments()[i];
-    if (argument.type()->kind() == c10::TypeKind::TensorType && !values[i].toTensor().defined()) {
-      throw ArgumentError(short_name(op), argument.name(), "None", "a tensor");
+// A defined operator: its rules, its candidates by device, and what to do with a call.
+class Operator {
+ public:
+  Operator(const std::string& name, Specification specification, Relation shapes, Relation contents)
+      : specification_(std::move(specification)),
+        shapes_(std::move(shapes)),
+        contents_(std::move(contents)),
+        reference_(c10::Dispatcher::singleton().findSchemaOrThrow(("dsv4_reference::" + name).c_str(), "")),
+        arity_(reference_.schema().arguments().size()) {
+    for (const auto device : {c10::DeviceType::CPU, c10::DeviceType::PrivateUse1}) {
+      candidates_[device] = candidates_of(name, device);
     }
   }
-}
 
-c10::DeviceType device_of(const OperatorHandle& op, const Stack& stack) {
-  for (const auto& value : torch::jit::last(stack, op.schema().arguments().size())) {
-    if (value.isTensor() && value.toTensor().defined()) {
-      return value.toTensor().device().type();
+  const std::string& name() const { return specification_.op; }
+  size_t arity() const { return arity_; }
+
+  void check(Arguments arguments) const {
+    const auto sizes = check_arguments(specification_, arguments);
+    if (shapes_) {
+      shapes_(arguments);
+    }
+    if (on_host(specification_, arguments)) {
+      check_memory(specification_, arguments);
+      check_values(specification_, arguments, sizes);
+      if (contents_) {
+        contents_(arguments);
+      }
+    } else if (active_choice.check_on_device) {
+      check_device_values(arguments, sizes);
     }
   }
-  return c10::DeviceType::CPU;
-}
 
-// Once per operator; once for all of them on a device for which this build has no kernel.
-void announce_reference(const std::string& op, c10::DeviceType device, const std::string& reason) {
-  static std::mutex mutex;
-  static std::unordered_set<std::string> announced;
-  const bool any = std::any_of(table().begin(), table().end(), [&](const Kernel& k) { return k.device == device; });
-  const std::string what = any ? "dsv4::" + op : "every operator of dsv4";
-  const std::lock_guard lock(mutex);
-  if (announced.insert(what).second) {
-    TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ",
-               any ? reason : "no kernel for this device in this build",
-               ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
+  // Runs the first candidate that agrees, else the reference, on arguments that were checked.
+  void run(Stack& stack) const {
+    const Arguments arguments = torch::jit::last(stack, arity_);
+    const auto device = device_of(arguments);
+    if (active_choice.policy != Policy::reference) {
+      std::string reason;
+      if (const Candidate* chosen = choose(device, arguments, reason)) {
+        run_candidate(*chosen, stack);
+        return;
+      }
+      fall_back(device, reason);
+    }
+    run_reference(device, stack);
   }
-}
 
-// Lets the reference run where no native kernel does: an error under policy strict, announced on an NPU.
-void fall_back(const std::string& op, c10::DeviceType device, const std::string& reason) {
-  if (active_policy == Policy::strict) {
-    throw UnsupportedError("dsv4::" + op + " has no native implementation for these arguments on " +
-                           c10::DeviceTypeName(device, true) + ": " + reason +
-                           ". Use dispatch.use(\"auto\") to run the reference on the same device.");
+  void run_reference(c10::DeviceType device, Stack& stack) const {
+    count(device);
+    reference_.callBoxed(&stack);
   }
-  if (device != c10::DeviceType::CPU && device != c10::DeviceType::Meta) {
-    announce_reference(op, device, reason);
-  }
-}
 
-// The version counter tells autograd that a kernel wrote through a raw pointer.
-void bump_mutated_arguments(const OperatorHandle& op, const Stack& arguments) {
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const auto* alias = op.schema().arguments()[i].alias_info();
-    if (alias != nullptr && alias->isWrite() && arguments[i].isTensor() && !arguments[i].toTensor().is_inference()) {
-      arguments[i].toTensor().unsafeGetTensorImpl()->bump_version();
+  // Lets the reference run where no candidate does: an error under policy strict, announced on an NPU.
+  void fall_back(c10::DeviceType device, const std::string& reason) const {
+    if (active_choice.policy == Policy::strict) {
+      throw UnsupportedError("dsv4::" + name() + " has no native implementation for these arguments on " +
+                             c10::DeviceTypeName(device, true) + ": " + reason +
+                             ". Use dispatch.use(\"auto\") to run the reference on the same device.");
+    }
+    if (device != c10::DeviceType::CPU && device != c10::DeviceType::Meta) {
+      announce(device, reason);
     }
   }
-}
 
-void run(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  require_tensors(op, *stack);
-  const auto name = short_name(op);
-  const auto device = device_of(op, *stack);
-  if (active_policy != Policy::reference) {
-    const auto values = torch::jit::last(*stack, op.schema().arguments().size());
-    const Stack arguments(values.begin(), values.end());
-    const Kernel* kernel = find_kernel(name, device);
-    const WhyNot why_not = kernel != nullptr ? kernel->why_not(arguments) : "no kernel for this device in this build";
-    if (!why_not) {
-      kernel->run.callBoxed(op, keys, stack);
-      bump_mutated_arguments(op, arguments);
+  c10::DeviceType device_of(Arguments arguments) const {
+    for (const auto& value : arguments) {
+      if (value.isTensor() && value.toTensor().defined()) {
+        return value.toTensor().device().type();
+      }
+      if (value.isTensorList() && !value.toTensorList().empty()) {
+        return value.toTensorList().get(0).device().type();
+      }
+    }
+    return c10::DeviceType::CPU;
+  }
+
+  bool needs_gradient(Arguments arguments) const {
+    if (!c10::GradMode::is_enabled()) {
+      return false;
+    }
+    return std::any_of(arguments.begin(), arguments.end(), [](const c10::IValue& value) {
+      if (value.isTensorList()) {
+        const auto list = value.toTensorVector();
+        return std::any_of(list.begin(), list.end(), [](const at::Tensor& t) { return t.requires_grad(); });
+      }
+      return value.isTensor() && value.toTensor().requires_grad();
+    });
+  }
+
+  void collect(std::vector<Ran>& rows) const {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [device, times] : reference_runs_) {
+      rows.push_back({name(), device, "reference", times});
+    }
+  }
+
+  void forget() const {
+    const std::lock_guard lock(mutex_);
+    reference_runs_.clear();
+  }
+
+ private:
+  const Candidate* choose(c10::DeviceType device, Arguments arguments, std::string& reason) const {
+    const auto found = candidates_.find(device);
+    if (found == candidates_.end() || found->second.empty()) {
+      reason = kNoKernel;
+      return nullptr;
+    }
+    const Context here = device == c10::DeviceType::CPU ? Context(isa()) : context();
+    for (const Candidate* candidate : found->second) {
+      if (!active_choice.only.empty() && candidate->name != active_choice.only) {
+        continue;
+      }
+      const WhyNot why_not = candidate->why_not(here, arguments);
+      if (!why_not) {
+        return candidate;
+      }
+      reason = *why_not;  // the last candidate asks for least: its reason is the one that counts
+    }
+    if (reason.empty()) {
+      reason = "no implementation is named " + active_choice.only;
+    }
+    return nullptr;
+  }
+
+  void run_candidate(const Candidate& candidate, Stack& stack) const {
+    candidate.runs.fetch_add(1, std::memory_order_relaxed);
+    std::vector<at::Tensor> written;
+    for (const TensorRule& rule : specification_.tensors) {
+      if (rule.written) {
+        written.push_back(torch::jit::last(stack, arity_)[rule.position].toTensor());
+      }
+    }
+    candidate.run(stack);
+    // The version counter tells autograd that a kernel wrote through a raw pointer.
+    for (const at::Tensor& tensor : written) {
+      if (!tensor.is_inference()) {
+        tensor.unsafeGetTensorImpl()->bump_version();
+      }
+    }
+  }
+
+  // Smallest and largest value of every ranged argument, computed on the device and fetched at once.
+  void check_device_values(Arguments arguments, const std::vector<int64_t>& sizes) const {
+    std::vector<const TensorRule*> rules;
+    std::vector<at::Tensor> extremes;
+    for (const TensorRule& rule : specification_.tensors) {
+      const c10::IValue& value = arguments[rule.position];
+      if (rule.low && value.isTensor() && value.toTensor().numel() > 0) {
+        const auto [smallest, largest] = at::aminmax(value.toTensor());
+        extremes.push_back(smallest.to(at::kLong));
+        extremes.push_back(largest.to(at::kLong));
+        rules.push_back(&rule);
+      }
+    }
+    if (rules.empty()) {
       return;
     }
-    fall_back(name, device, *why_not);
+    const at::Tensor fetched = at::stack(extremes).cpu();
+    const int64_t* value = fetched.const_data_ptr<int64_t>();
+    for (size_t i = 0; i < rules.size(); ++i) {
+      const int64_t low = rules[i]->low->value(sizes).value();
+      const int64_t high = rules[i]->high ? rules[i]->high->value(sizes).value() : INT64_MAX;
+      if (value[2 * i] < low || value[2 * i + 1] >= high) {
+        throw ArgumentError(name(), rules[i]->name, c10::str("values from ", value[2 * i], " to ", value[2 * i + 1]),
+                            c10::str("values in [", low, ", ", high, ")"));
+      }
+    }
   }
-  reference_of(name).callBoxed(stack);
+
+  // Once per operator; once for all of them on a device for which this build has no kernel.
+  void announce(c10::DeviceType device, const std::string& reason) const {
+    static std::mutex mutex;
+    static std::set<std::string> announced;
+    const bool any =
+        std::any_of(table().begin(), table().end(), [&](const Candidate& c) { return c.device == device; });
+    const std::string what = any ? "dsv4::" + name() : "every operator of dsv4";
+    const std::lock_guard lock(mutex);
+    if (announced.insert(what).second) {
+      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ",
+                 any ? reason : kNoKernel,
+                 ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
+    }
+  }
+
+  void count(c10::DeviceType device) const {
+    const std::lock_guard lock(mutex_);
+    ++reference_runs_[device];
+  }
+
+  Specification specification_;
+  Relation shapes_;
+  Relation contents_;
+  OperatorHandle reference_;
+  size_t arity_;
+  std::map<c10::DeviceType, std::vector<const Candidate*>> candidates_;
+  mutable std::mutex mutex_;
+  mutable std::map<c10::DeviceType, uint64_t> reference_runs_;
+};
+
+std::map<std::string, std::shared_ptr<Operator>>& operators() {
+  static std::map<std::string, std::shared_ptr<Operator>> defined;
+  return defined;
 }
 
-bool needs_gradient(const OperatorHandle& op, const Stack& stack) {
-  if (!c10::GradMode::is_enabled()) {
-    return false;
+struct Run final : c10::OperatorKernel {
+  explicit Run(std::shared_ptr<Operator> of) : op(std::move(of)) {}
+
+  void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) const {
+    op->check(torch::jit::last(*stack, op->arity()));
+    op->run(*stack);
   }
-  const auto arguments = torch::jit::last(stack, op.schema().arguments().size());
-  return std::any_of(arguments.begin(), arguments.end(), [](const c10::IValue& value) {
-    if (value.isTensorList()) {
-      const auto list = value.toTensorVector();
-      return std::any_of(list.begin(), list.end(), [](const at::Tensor& t) { return t.requires_grad(); });
-    }
-    return value.isTensor() && value.toTensor().requires_grad();
-  });
-}
+
+  std::shared_ptr<Operator> op;
+};
 
 // The gradient of an operator is the gradient of its reference.
-void run_autograd(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  if (needs_gradient(op, *stack)) {
-    const auto name = short_name(op);
-    if (active_policy != Policy::reference) {
-      fall_back(name, device_of(op, *stack), "a gradient is needed, and it is the reference that is differentiated");
+struct RunAutograd final : c10::OperatorKernel {
+  explicit RunAutograd(std::shared_ptr<Operator> of) : op(std::move(of)) {}
+
+  void operator()(const OperatorHandle& handle, c10::DispatchKeySet keys, Stack* stack) const {
+    const Arguments arguments = torch::jit::last(*stack, op->arity());
+    if (op->needs_gradient(arguments)) {
+      op->check(arguments);
+      const auto device = op->device_of(arguments);
+      if (active_choice.policy != Policy::reference) {
+        op->fall_back(device, "a gradient is needed, and it is the reference that is differentiated");
+      }
+      op->run_reference(device, *stack);
+      return;
     }
-    reference_of(name).callBoxed(stack);
-    return;
+    const at::AutoDispatchBelowAutograd guard;
+    handle.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
   }
-  const at::AutoDispatchBelowAutograd guard;
-  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+
+  std::shared_ptr<Operator> op;
+};
+
+template <class Kernel>
+torch::CppFunction boxed(const std::shared_ptr<Operator>& op) {
+  return torch::CppFunction::makeFromBoxedKernel(c10::BoxedKernel::makeFromFunctor(std::make_unique<Kernel>(op)));
 }
 
 }  // namespace
 
-void add_kernel(Kernel kernel) { table().push_back(std::move(kernel)); }
-
-const std::vector<Kernel>& kernels() { return table(); }
-
-const Kernel* find_kernel(const std::string& op, c10::DeviceType device) {
-  const auto found =
-      std::find_if(table().begin(), table().end(), [&](const Kernel& k) { return k.op == op && k.device == device; });
-  return found == table().end() ? nullptr : &*found;
+void add_candidate(std::string op, c10::DeviceType device, std::string name,
+                   std::function<WhyNot(const Context&, Arguments)> why_not,
+                   std::function<void(torch::jit::Stack&)> run) {
+  table().emplace_back(std::move(op), device, std::move(name), std::move(why_not), std::move(run));
 }
 
-Policy policy() { return active_policy; }
-void set_policy(Policy value) { active_policy = value; }
+std::vector<const Candidate*> candidates_of(const std::string& op, c10::DeviceType device) {
+  std::vector<const Candidate*> found;
+  for (const Candidate& candidate : table()) {
+    if (candidate.op == op && candidate.device == device) {
+      found.push_back(&candidate);
+    }
+  }
+  return found;
+}
 
-void define(const std::string& schema) {
+std::vector<const Candidate*> all_candidates() {
+  std::vector<const Candidate*> found;
+  for (const Candidate& candidate : table()) {
+    found.push_back(&candidate);
+  }
+  return found;
+}
+
+Context context() {
+  Context here;
+  {
+    const std::lock_guard lock(npu_mutex);
+    here = npu_context();
+  }
+  here.isa = isa();
+  return here;
+}
+
+void set_npu_context(Context value) {
+  const std::lock_guard lock(npu_mutex);
+  npu_context() = std::move(value);
+}
+
+const Choice& choice() { return active_choice; }
+void set_choice(Choice value) { active_choice = std::move(value); }
+
+void define(const std::string& schema, Specification specification, Relation shapes, Relation contents) {
   const auto name = schema.substr(0, schema.find('('));
   library("dsv4_reference").def(schema.c_str(), {at::Tag::pt2_compliant_tag});
   library("dsv4").def(schema.c_str(), {at::Tag::pt2_compliant_tag});
-  library("dsv4").impl(name.c_str(), torch::dispatch(DispatchKey::CompositeExplicitAutograd,
-                                                     torch::CppFunction::makeFromBoxedFunction<&run>()));
-  library("dsv4").impl(
-      name.c_str(), torch::dispatch(DispatchKey::Autograd, torch::CppFunction::makeFromBoxedFunction<&run_autograd>()));
+  const auto op = std::make_shared<Operator>(name, std::move(specification), std::move(shapes), std::move(contents));
+  operators()[name] = op;
+  library("dsv4").impl(name.c_str(), torch::dispatch(DispatchKey::CompositeExplicitAutograd, boxed<Run>(op)));
+  library("dsv4").impl(name.c_str(), torch::dispatch(DispatchKey::Autograd, boxed<RunAutograd>(op)));
+}
+
+void check_call(const std::string& op, Arguments arguments) { operators().at(op)->check(arguments); }
+
+std::vector<Ran> ran() {
+  std::vector<Ran> rows;
+  for (const Candidate& candidate : table()) {
+    if (const auto times = candidate.runs.load(std::memory_order_relaxed)) {
+      rows.push_back({candidate.op, candidate.device, candidate.name, times});
+    }
+  }
+  for (const auto& [name, op] : operators()) {
+    op->collect(rows);
+  }
+  return rows;
+}
+
+void forget_ran() {
+  for (const Candidate& candidate : table()) {
+    candidate.runs.store(0, std::memory_order_relaxed);
+  }
+  for (const auto& [name, op] : operators()) {
+    op->forget();
+  }
 }
 
 }  // namespace dsv4::bind

@@ -1,46 +1,87 @@
-// Which implementation of an operator runs where: the table behind torch.ops.dsv4.
+// Which implementation of an operator runs where: ordered candidates per device behind torch.ops.dsv4.
 #pragma once
 
-#include <ATen/core/boxing/KernelFunction.h>
+#include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 #include <c10/core/DeviceType.h>
 
+#include <atomic>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "common/isa.h"
+#include "specification.h"
+
 namespace dsv4::bind {
 
-// Says why these arguments cannot run on this kernel, or nothing when they can.
+// Says why these arguments cannot run, or nothing when they can.
 using WhyNot = std::optional<std::string>;
 
-struct Kernel {
+// What a predicate may know beside the arguments. A made-up one answers for a machine that is not here.
+struct Context {
+  explicit Context(Isa isa = Isa::portable, std::string chip = {}, std::string cann = {},
+                   std::vector<std::string> libraries = {})
+      : isa(isa), chip(std::move(chip)), cann(std::move(cann)), libraries(std::move(libraries)) {}
+
+  Isa isa;
+  std::string chip;                    // "Ascend910B3", empty without an NPU
+  std::string cann;                    // "9.1.0"
+  std::vector<std::string> libraries;  // operator packages whose symbols were found
+};
+
+// One implementation for one device type. The first whose predicate agrees runs.
+struct Candidate {
   std::string op;
   c10::DeviceType device;
-  std::string name;  // what `dsv4-ascend ops` prints, for example "rms_norm/avx512"
-  c10::KernelFunction run;
-  WhyNot (*why_not)(const torch::jit::Stack& arguments);
+  std::string name;  // for example "rms_norm/avx512"
+  std::function<WhyNot(const Context&, Arguments)> why_not;
+  std::function<void(torch::jit::Stack&)> run;  // takes the arguments off the stack and leaves the results
+  mutable std::atomic<uint64_t> runs{0};
+
+  Candidate(std::string op, c10::DeviceType device, std::string name,
+            std::function<WhyNot(const Context&, Arguments)> why_not, std::function<void(torch::jit::Stack&)> run)
+      : op(std::move(op)), device(device), name(std::move(name)), why_not(std::move(why_not)), run(std::move(run)) {}
 };
 
-// Kernels register themselves while the extension loads, before any operator can run.
-void add_kernel(Kernel kernel);
-const Kernel* find_kernel(const std::string& op, c10::DeviceType device);
-const std::vector<Kernel>& kernels();
+// Candidates register themselves while the extension loads, best first, before any operator is defined.
+void add_candidate(std::string op, c10::DeviceType device, std::string name,
+                   std::function<WhyNot(const Context&, Arguments)> why_not,
+                   std::function<void(torch::jit::Stack&)> run);
+std::vector<const Candidate*> candidates_of(const std::string& op, c10::DeviceType device);
+std::vector<const Candidate*> all_candidates();
+
+Context context();                    // of this process: the ISA in force, the NPU side as set
+void set_npu_context(Context value);  // its chip, CANN and libraries
 
 enum class Policy { automatic, reference, strict };
-Policy policy();
-void set_policy(Policy value);  // of the calling thread
-
-// Defines dsv4::<schema> and dsv4_reference::<schema> and routes the first to a kernel or to the second.
-void define(const std::string& schema);
-
-template <auto function, auto predicate>
-struct Registration {
-  Registration(std::string op, c10::DeviceType device, std::string name) {
-    add_kernel({std::move(op), device, std::move(name), c10::KernelFunction::makeFromUnboxedRuntimeFunction(function),
-                predicate});
-  }
+struct Choice {
+  Policy policy = Policy::automatic;
+  std::string only;              // no other candidate than this one; empty: any
+  bool check_on_device = false;  // read values (ids, block tables) of device tensors too: one synchronisation a call
 };
+const Choice& choice();
+void set_choice(Choice value);  // of the calling thread
+
+// Checks that a contract keeps in Python because its lines cannot say them.
+using Relation = std::function<void(Arguments)>;
+
+// Defines dsv4::<schema> and dsv4_reference::<schema> and routes the first to a candidate or to the second.
+void define(const std::string& schema, Specification specification, Relation shapes, Relation contents);
+
+// Everything that is checked before a call of a defined operator, for fake tensors and for queries.
+void check_call(const std::string& op, Arguments arguments);
+
+// (operator, device, implementation) -> how often it ran in this process.
+struct Ran {
+  std::string op;
+  c10::DeviceType device;
+  std::string implementation;
+  uint64_t times;
+};
+std::vector<Ran> ran();
+void forget_ran();
 
 }  // namespace dsv4::bind

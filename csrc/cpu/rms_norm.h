@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/isa.h"
 #include "common/row_layout.h"
 
 namespace dsv4::cpu {
@@ -19,11 +20,6 @@ struct RmsNorm {
   RowLayout y_rows;
 };
 
-void rms_norm(const RmsNorm& call);
-
-// One instruction set each, rows begin..end-1.
-void rms_norm_portable(const RmsNorm& call, int64_t begin, int64_t end);
-void rms_norm_avx2(const RmsNorm& call, int64_t begin, int64_t end);
-void rms_norm_avx512(const RmsNorm& call, int64_t begin, int64_t end);
+void rms_norm(const RmsNorm& call, Isa isa);
 
 }  // namespace dsv4::cpu

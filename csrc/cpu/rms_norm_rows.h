@@ -1,7 +1,5 @@
 // The rows of RMSNorm over the vector type `Vec` of the including file.
-#pragma once
-
-namespace {
+// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
 // The last elements of a row, fewer than a vector; the lanes beyond are 0.
 template <class T>
@@ -68,7 +66,7 @@ void with_weight_type(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end
   }
 }
 
-void with_types(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
+void rms_norm_rows(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
   switch (call.dtype) {
     case dsv4::DType::f32:
       return with_weight_type<float>(call, begin, end);
@@ -78,5 +76,3 @@ void with_types(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
       return with_weight_type<dsv4::Half>(call, begin, end);
   }
 }
-
-}  // namespace

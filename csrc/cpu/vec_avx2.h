@@ -1,18 +1,5 @@
-// Eight fp32 lanes with AVX2, FMA and F16C. Include it last, once per file, and vec_end.h at the end of that file:
-// everything between may use these instructions, so nothing between may be visible outside of the file.
-#pragma once
-
-#include <immintrin.h>
-
-#include "common/dtype.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,f16c")
-#endif
-
-namespace {
+// Eight fp32 lanes with AVX2, FMA and F16C.
+// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
 struct Vec {
   static constexpr int lanes = 8;
@@ -52,5 +39,3 @@ struct Vec {
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.value, b.value)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.value, b.value)}; }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
-
-}  // namespace

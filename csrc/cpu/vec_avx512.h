@@ -1,21 +1,5 @@
-// Sixteen fp32 lanes with AVX-512 (F, BW, DQ, VL). Include it last, once per file, and vec_end.h at the end of that
-// file: everything between may use these instructions, so nothing between may be visible outside of the file.
-#pragma once
-
-#include <immintrin.h>
-
-#include "common/dtype.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc bug 105593: its own headers' "undefined" operands
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#endif
-
-namespace {
+// Sixteen fp32 lanes with AVX-512 (F, BW, DQ, VL).
+// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
 struct Vec {
   static constexpr int lanes = 16;
@@ -50,5 +34,3 @@ struct Vec {
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.value, b.value)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
-
-}  // namespace

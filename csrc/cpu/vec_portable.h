@@ -1,9 +1,5 @@
 // Eight fp32 lanes in plain C++: what runs where no other vector type does (Arm hosts: the compiler makes NEON of it).
-#pragma once
-
-#include "common/dtype.h"
-
-namespace {
+// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
 struct Vec {
   static constexpr int lanes = 8;
@@ -44,5 +40,3 @@ inline Vec operator+(Vec a, Vec b) {
 
 // a * b + c; whether the product is rounded is left to the compiler.
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
-
-}  // namespace

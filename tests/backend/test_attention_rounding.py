@@ -9,7 +9,7 @@ from dsv4_ascend.parity.compare import compare
 from dsv4_ascend.parity.runner import samples
 from dsv4_backend.contract import Draw
 from dsv4_backend.ops.attention import AttentionCall, sparse_attention
-from dsv4_backend.ops.attention_cases import random_call
+from dsv4_backend.proofs.attention import random_call
 
 SAMPLES = list(samples(sparse_attention, "official"))
 LIMITS = sparse_attention.tolerance.limits("official")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dsv4_ascend.parity.faults import run_faults
+from dsv4_ascend.parity.faults import MUTANTS, run_faults, run_mutants
+from dsv4_ascend.parity.mutants import mutants
 from dsv4_ascend.parity.report import reproduce
 from dsv4_backend import OPERATORS
 from dsv4_backend.mutants import EDITS
@@ -22,6 +23,23 @@ def test_every_fault_is_caught(operator):
 @every_operator
 def test_faults_know_the_operator(operator):
     assert len(set(operator.faults) - set(EDITS)) >= 4
+
+
+@every_operator
+def test_automatic_mutants_of_the_reference_are_caught(operator):
+    results = list(run_mutants(operator))
+    assert len(results) >= 10
+    survivors = [f.fault for f in results if not f.killed]
+    assert not survivors, "\n".join(survivors)
+    assert len(results) <= MUTANTS
+
+
+@every_operator
+def test_explained_mutants_exist(operator):
+    names = {mutant.name for mutant in mutants(operator)}
+    functions = {f"{name.partition(':')[0]}: *" for name in names}
+    assert set(operator.equivalents) <= names | functions
+    assert all(operator.equivalents.values())
 
 
 def test_number_of_faults():

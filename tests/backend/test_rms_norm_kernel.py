@@ -1,5 +1,6 @@
 """The RMSNorm kernel: every instruction set that this machine runs, against the contract."""
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 
 from dsv4_ascend.parity.runner import samples
 from dsv4_backend import _C, OPERATORS, dispatch
-from dsv4_backend.errors import ArgumentError
+from dsv4_backend.errors import ArgumentError, UnsupportedError
 
 CSRC = Path(__file__).parents[2] / "csrc"
-ISA_FILES = (CSRC / "cpu" / "rms_norm_avx2.cpp", CSRC / "cpu" / "rms_norm_avx512.cpp")
 RMS_NORM = OPERATORS["rms_norm"]
 RELATIVE = {torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 DTYPES = tuple(RELATIVE)
+ARGUMENTS = (torch.ones(3, 64), torch.ones(64), 1e-6)
 WIDTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 130)
 
 
@@ -150,11 +151,11 @@ def test_a_row_depends_on_itself_alone(isa, dtype):
     ],
     ids=str,
 )
-def test_wrong_arguments_get_the_words_of_the_contract(arguments):
+def test_wrong_arguments_get_the_same_words_from_every_implementation(arguments):
     with dispatch.use("strict"), pytest.raises(ArgumentError) as native:
         RMS_NORM(*arguments)
-    with pytest.raises(ArgumentError) as contract:
-        RMS_NORM.guarded_reference(*arguments)
+    with dispatch.use("reference"), pytest.raises(ArgumentError) as contract:
+        RMS_NORM(*arguments)
     assert str(native.value) == str(contract.value)
 
 
@@ -200,10 +201,62 @@ def test_special_instructions_stay_in_their_functions(tmp_path):
     """What the linker may share between files must run on every machine."""
     if "avx2" not in _C.available_isas() or shutil.which("nm") is None:
         pytest.skip("needs an x86-64 machine and nm")
-    compile_kernels("g++", tmp_path, ISA_FILES)
-    for source in ISA_FILES:
+    sources = [path for path in (CSRC / "cpu").glob("*.cpp") if "foreach_isa.h" in path.read_text()]
+    compile_kernels("g++", tmp_path, sources)
+    for source in sources:
         command = ["nm", "-C", tmp_path / f"{source.stem}.o"]
         symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        shared = [line for line in symbols if line[17:18] in "TWVu"]
-        assert len(shared) == 1, shared
-        assert "dsv4::cpu::rms_norm_avx" in shared[0]
+        assert any("::avx512::" in line for line in symbols)
+        shared = [line for line in symbols if line[17:18] in "TWVu" and "cpu::avx" in line]
+        assert not shared, shared
+
+
+def test_a_candidate_of_another_isa_says_so(isa):
+    answers = {c.name: c.reason for c in dispatch.candidates("rms_norm", *ARGUMENTS)}
+    order = ["rms_norm/avx512", "rms_norm/avx2", "rms_norm/portable"]
+    assert list(answers) == order
+    first = order.index(f"rms_norm/{isa}")
+    assert all(f"this process uses {isa}" in answers[name] for name in order[:first])
+    assert all(answers[name] is None for name in order[first:])
+
+
+def test_what_ran_is_counted(isa):
+    dispatch.forget_ran()
+    RMS_NORM(*ARGUMENTS)
+    with dispatch.use("reference"):
+        RMS_NORM(*ARGUMENTS)
+        RMS_NORM(*ARGUMENTS)
+    assert dispatch.ran()["rms_norm", "cpu"] == {f"rms_norm/{isa}": 1, "reference": 2}
+    dispatch.forget_ran()
+    assert dispatch.ran() == {}
+
+
+def test_one_candidate_can_be_forced():
+    with dispatch.use("strict", only="rms_norm/portable"):
+        dispatch.forget_ran()
+        RMS_NORM(*ARGUMENTS)
+        assert dispatch.ran()["rms_norm", "cpu"] == {"rms_norm/portable": 1}
+    with dispatch.use("strict", only="rms_norm/amx"), pytest.raises(UnsupportedError, match="rms_norm/amx"):
+        RMS_NORM(*ARGUMENTS)
+
+
+def test_another_machine_can_be_asked_about():
+    portable = dispatch.Context(isa="portable")
+    assert dispatch.support("rms_norm", *ARGUMENTS, context=portable).reason == "rms_norm/portable"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="avx candidates are built for x86 only")
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_a_machine_with_another_instruction_set_can_be_asked_about(isa):
+    """Whatever this one runs: answers do not depend on it."""
+    answers = dispatch.candidates("rms_norm", *ARGUMENTS, context=dispatch.Context(isa=isa))
+    refusals = [f"needs {better}, and this process uses {isa}" for better in ("avx512", "avx2")]
+    reasons = [answer.reason for answer in answers if answer.reason]
+    assert reasons == refusals[: len(reasons)]
+    assert next(answer.name for answer in answers if answer.reason is None) == f"rms_norm/{isa}"
+
+
+@pytest.mark.parametrize("isa", ["neon", "AVX512", ""])
+def test_an_unknown_instruction_set_is_named(isa):
+    with pytest.raises(ValueError, match=f"ISA '{isa}' is not portable, avx2 or avx512"):
+        dispatch.candidates("rms_norm", *ARGUMENTS, context=dispatch.Context(isa=isa))

@@ -1,9 +1,11 @@
 """Diagnosis of made-up machines."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from dsv4_backend import support
 from dsv4_backend.support import Cann, Probes, diagnose, find_cann, verdict
 
 HEALTHY = Probes(
@@ -105,3 +107,11 @@ def test_the_same_cann_by_library_path_and_home_is_one(tmp_path):
     (tmp_path / "cann" / "lib64").symlink_to(libraries)
     home = str(tmp_path / "cann")
     assert len(list(find_cann({"LD_LIBRARY_PATH": f"{home}/lib64", "ASCEND_HOME_PATH": home}))) == 1
+
+
+def test_softnpu_is_named_in_whole_words():
+    library = Path(support.__file__).parent / "softnpu" / "lib64"
+    (cann, *_) = find_cann({"ASCEND_HOME_PATH": str(library.parent)})
+    assert cann.version == "softnpu, the software device"
+    (line,) = [f.found for f in diagnose(replace(HEALTHY, cann=(cann,))) if f.subject == "CANN"]
+    assert line == f"softnpu, the software device, in {library.parent} (ASCEND_HOME_PATH)"

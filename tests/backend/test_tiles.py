@@ -11,8 +11,9 @@ from dsv4_backend import tiles
 from dsv4_backend.contract import Draw
 from dsv4_backend.ops import indexer
 from dsv4_backend.ops.attention import sparse_attention
-from dsv4_backend.ops.attention_cases import random_call
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
+from dsv4_backend.proofs.attention import random_call
+from dsv4_backend.proofs.indexer import random_call as random_index_call
 
 SEQUENCES = {"one": [(0, 90)], "continued": [(120, 61)], "many": [(0, 33), (97, 1), (0, 0), (40, 25), (3, 1)]}
 TYPES = [torch.float32, torch.bfloat16]
@@ -42,7 +43,7 @@ def test_attention_has_the_same_bits(monkeypatch, kind, sequences, dtype, budget
 @every_batch
 @pytest.mark.parametrize("heads", [1, 5, 64])
 def test_index_scores_have_the_same_bits(monkeypatch, heads, sequences, dtype, budget):
-    call = indexer._call(Draw(4), sequences, dtype, heads=heads, dim=32)
+    call = random_index_call(Draw(4), sequences, dtype, heads=heads, dim=32)
     same_bits(monkeypatch, budget, lambda: indexer_scores(*call))
 
 
@@ -66,7 +67,7 @@ def test_nan_is_found_in_a_later_tile(monkeypatch):
 
 @pytest.mark.parametrize("entries", [5, 16, 17, 40])
 def test_entries_in_pieces_give_the_same_scores(monkeypatch, entries):
-    call = indexer._call(Draw(8), [(4 * entries - 9, 9)], torch.float32, heads=16, dim=32)
+    call = random_index_call(Draw(8), [(4 * entries - 9, 9)], torch.float32, heads=16, dim=32)
     want = indexer_scores(*call)
     monkeypatch.setattr(indexer, "_ENTRIES", 16)
     torch.testing.assert_close(indexer_scores(*call), want, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Broken environments (spec/reliability.md R17): importing works, the CPU works, and doctor names the fault."""
+"""Broken environments: importing works, the CPU works, and doctor names the fault."""
 
 import importlib.machinery
 import importlib.util

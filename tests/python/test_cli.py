@@ -35,10 +35,10 @@ def run(capsys):
 
 @pytest.fixture
 def wrong_norm(monkeypatch):
-    """rms_norm as if its reference and its kernel disagreed, and as if one fault were no fault."""
+    """rms_norm as if its reference were wrong, and as if one fault were no fault."""
     original = rms_norm.reference
     monkeypatch.setattr(rms_norm, "reference", lambda x, weight, eps: 2 * original(x, weight, eps))
-    monkeypatch.setitem(rms_norm.faults, "none at all", rms_norm.reference)
+    monkeypatch.setitem(rms_norm.faults, "none at all", original)
 
 
 def test_help_lists_every_command(run):
@@ -177,6 +177,15 @@ def test_findings_in_json(run, wrong_norm):
     assert report["totals"]["failed"] > 0
     assert report["totals"]["faults_survived"] >= 1
     assert report["totals"]["mutation_score"] < 1
+
+
+def test_mutants_of_the_reference_are_reported(run):
+    code, out, _ = run("parity", "-k", "rms_norm/eps", "--mutants", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["totals"]["mutants"] >= 1
+    assert report["totals"]["reference_mutation_score"] == 1
+    assert all(m["killed"] and "eps" in m["fault"] for op in report["operators"] for m in op["mutant_results"])
 
 
 def test_interrupt_is_130_with_a_valid_partial_report(run, monkeypatch):

@@ -143,14 +143,14 @@ def test_the_profile_reaches_the_model(generate, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--thinking"], 1, "--thinking: only with --chat"),
-        (["--draft-tokens", "1"], 1, "temperature 0"),
-        (["--top-p", "0"], 1, "top_p: found 0.0, expected a finite number in (0, 1]"),
-        (["--temperature", "inf"], 1, "temperature: found inf, expected a finite number >= 0"),
-        (["--profile", "fast"], 1, "--profile: found 'fast', expected ideal or official"),
-        (["--device", "gpu"], 1, "--device: found 'gpu', expected cpu or npu"),
-        (["--device", "meta"], 1, "--device: found 'meta', expected cpu or npu"),
-        (["--prompt", "a\udcff"], 1, r"text: found '\udcff' at 1, expected Unicode"),
+        (["--thinking"], 2, "--thinking: only with --chat"),
+        (["--draft-tokens", "1"], 2, "temperature 0"),
+        (["--top-p", "0"], 2, "top_p: found 0.0, expected a finite number in (0, 1]"),
+        (["--temperature", "inf"], 2, "temperature: found inf, expected a finite number >= 0"),
+        (["--profile", "fast"], 2, "--profile: found 'fast', expected ideal or official"),
+        (["--device", "gpu"], 2, "--device: found 'gpu', expected cpu or npu"),
+        (["--device", "meta"], 2, "--device: found 'meta', expected cpu or npu"),
+        (["--prompt", "a\udcff"], 2, r"text: found '\udcff' at 1, expected Unicode"),
         (["--temperature", "-1"], 2, "--temperature"),
         (["--temperature", "nan"], 2, "--temperature"),
         (["--max-new-tokens", "-1"], 2, "--max-new-tokens"),
@@ -279,7 +279,7 @@ def test_logits_as_a_process(checkpoint: Path, tmp_path: Path, whole: torch.Tens
 )
 def test_bad_json_is_named(logits, tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "ids.txt").write_text(text)
-    assert_refused(logits(tmp_path / "ids.txt"), 1, words)
+    assert_refused(logits(tmp_path / "ids.txt"), 2, words)
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -296,24 +296,26 @@ def test_bad_json_is_named(logits, tmp_path: Path, text: str, words: str) -> Non
 )
 def test_bad_safetensors_are_named(logits, tmp_path: Path, tensors: dict, words: str) -> None:
     save_file(tensors, tmp_path / "ids.safetensors")
-    assert_refused(logits(tmp_path / "ids.safetensors"), 1, words)
+    assert_refused(logits(tmp_path / "ids.safetensors"), 2, words)
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_bad_files_are_named(logits, tmp_path: Path) -> None:
     (tmp_path / "ids.safetensors").write_bytes(b"no")
-    assert_refused(logits(tmp_path / "ids.safetensors"), 1, "is not a safetensors file")
-    assert_refused(logits(tmp_path / "gone.json"), 1, f"--input-ids: no file {tmp_path}/gone.json")
+    assert_refused(logits(tmp_path / "ids.safetensors"), 2, "is not a safetensors file")
+    assert_refused(logits(tmp_path / "gone.json"), 2, f"--input-ids: no file {tmp_path}/gone.json")
     (tmp_path / "latin.json").write_bytes(b"\xff")
-    assert_refused(logits(tmp_path / "latin.json"), 1, "not UTF-8")
+    assert_refused(logits(tmp_path / "latin.json"), 2, "not UTF-8")
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("place", ["none/out", "", "x" * 300])
-def test_a_bad_output_is_named_and_nothing_is_left(run, checkpoint: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(("place", "code"), [("none/out", 2), ("", 2), ("x" * 300, 3)])
+def test_a_bad_output_is_named_and_nothing_is_left(
+    run, checkpoint: Path, tmp_path: Path, place: str, code: int
+) -> None:
     (tmp_path / "ids.json").write_text("[1]")
     files = ["--input-ids", tmp_path / "ids.json", "--output", tmp_path / place]
-    assert_refused(run("logits", "--checkpoint", checkpoint, *files), 1, "--output: ")
+    assert_refused(run("logits", "--checkpoint", checkpoint, *files), code, "--output: ")
     assert [p.name for p in tmp_path.iterdir()] == ["ids.json"]
 
 

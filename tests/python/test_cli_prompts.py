@@ -97,16 +97,16 @@ def test_literals_are_text_unless_control_is_asked_for(generate, checkpoint: Pat
         (["--prompt", "-", "--messages", "-"], 2, "give one source"),
         (["--input-ids", "a", "--chat"], 2, "ids need no encoding"),
         (["--input-ids", "a", "--control-tokens"], 2, "ids need no encoding"),
-        (["--prompt-file", "/none"], 1, "--prompt-file: no file /none"),
-        (["--prompt-file", "/"], 1, "--prompt-file: / cannot be read"),
-        (["--messages", "/none"], 1, "--messages: no file /none"),
-        (["--effort", "high"], 1, "--effort: only with --chat"),
-        (["--encoding", "recipe"], 1, "--encoding: only with --chat"),
-        (["--chat", "--encoding", "final"], 1, "expected preview or recipe"),
-        (["--chat", "--effort", "huge"], 1, "effort 'huge', expected high or max"),
-        (["--prompt", "-"], 1, "--prompt: standard input holds the byte 0xff at 1, expected UTF-8"),
-        (["--input-ids", "-"], 1, "standard input is neither JSON"),
-        (["--messages", "-"], 1, "--messages: standard input"),
+        (["--prompt-file", "/none"], 2, "--prompt-file: no file /none"),
+        (["--prompt-file", "/"], 2, "--prompt-file: / cannot be read"),
+        (["--messages", "/none"], 2, "--messages: no file /none"),
+        (["--effort", "high"], 2, "--effort: only with --chat"),
+        (["--encoding", "recipe"], 2, "--encoding: only with --chat"),
+        (["--chat", "--encoding", "final"], 2, "expected preview or recipe"),
+        (["--chat", "--effort", "huge"], 2, "effort 'huge', expected high or max"),
+        (["--prompt", "-"], 2, "--prompt: standard input holds the byte 0xff at 1, expected UTF-8"),
+        (["--input-ids", "-"], 2, "standard input is neither JSON"),
+        (["--messages", "-"], 2, "--messages: standard input"),
     ],
 )
 def test_a_bad_source_is_named(generate, typed, options: list, code: int, words: str) -> None:  # noqa: F811
@@ -135,9 +135,9 @@ def test_what_the_terminal_lacks_is_escaped(encoding: str) -> None:
 
 TABLE = r"""
 import sys
-from dsv4_ascend.cli import console, main, ops
-ops.ops = lambda: console().print("\u65e5\u672c \u2192 \U0001f600")
-main.main(["ops"])
+from dsv4_ascend.cli import console, doctor, main
+doctor.doctor = lambda: console().print("\u65e5\u672c \u2192 \U0001f600")
+main.main(["doctor"])
 """
 
 
@@ -147,9 +147,14 @@ def test_tables_too() -> None:
     assert (done.returncode, done.stdout) == (0, b"\\u65e5\\u672c \\u2192 \\U0001f600\n")
 
 
-START = (
-    "from dsv4_ascend.cli.main import main; print('begin', flush=True); main(['generate', '--max-new-tokens', '9999'])"
-)
+START = """
+import sys
+sys.argv[0] = "dsv4-ascend"
+from dsv4_ascend.cli.main import main
+assert "torch" not in sys.modules
+print("begin", flush=True)
+main(["generate", "--max-new-tokens", "9999"])
+"""
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, None])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dsv4_ascend.parity.compare import compare
-from dsv4_ascend.parity.faults import run_faults
+from dsv4_ascend.parity.faults import run_faults, run_mutants
+from dsv4_ascend.parity.mutants import mutants
 from dsv4_ascend.parity.runner import Sample, mutated_arguments, run_cases, samples
 from dsv4_backend import OPERATORS
 from dsv4_backend.contract import Case
@@ -147,7 +148,7 @@ def test_an_implementation_that_raises_is_a_failure():
 
 
 def faults(monkeypatch, mutant):
-    monkeypatch.setattr(rms_norm, "faults", {"mutant": mutant})
+    monkeypatch.setattr(type(rms_norm), "faults", {"mutant": mutant})
     return next(run_faults(rms_norm))
 
 
@@ -173,3 +174,27 @@ def test_a_mutant_that_crashes_is_killed_and_told_apart(monkeypatch):
 def test_a_mutant_with_a_python_mistake_is_not_taken_for_a_fault(monkeypatch):
     with pytest.raises(TypeError):
         faults(monkeypatch, lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("operator", "mutant"),
+    [
+        # of another module
+        ("compress", "closed_blocks: first[sequence] + row - before -> first[sequence] + row"),
+        ("write_cache_indexer_int8", "_encode_int8: amax / 127 -> amax"),  # in a record of a closure
+        (
+            "read_cache_indexer_mxfp4",
+            "data_columns: block_size * width -> block_size",
+        ),  # called by what a closure calls
+    ],
+)
+def test_an_edit_takes_effect_wherever_the_reference_reaches_it(operator, mutant):
+    contract = OPERATORS[operator]
+    assert mutant in [m.name for m in mutants(contract)]
+    (result,) = [f for f in run_mutants(contract, mutant, count=None) if f.fault == mutant]
+    assert result.killed
+
+
+def test_a_function_of_a_record_that_nobody_calls_is_not_edited():
+    assert not [m.name for m in mutants(OPERATORS["read_cache_indexer_int8"]) if "_encode" in m.name]
+    assert not [m.name for m in mutants(OPERATORS["write_cache_indexer_int8"]) if "_decode" in m.name]

@@ -1,45 +1,7 @@
-"""One module per operator family; importing this package declares every contract."""
+"""One module per operator family; importing this package declares every contract, family after family by name."""
 
-from dsv4_backend.ops import (
-    attention,
-    attention_cases,
-    cache,
-    cache_bytes,
-    compressor,
-    embedding,
-    gate,
-    gemm,
-    hadamard,
-    hyper,
-    indexer,
-    moe,
-    mtp,
-    norm,
-    output_projection,
-    quant,
-    rope,
-    sampling,
-    swiglu,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "attention",
-    "attention_cases",
-    "cache",
-    "cache_bytes",
-    "compressor",
-    "embedding",
-    "gate",
-    "gemm",
-    "hadamard",
-    "hyper",
-    "indexer",
-    "moe",
-    "mtp",
-    "norm",
-    "output_projection",
-    "quant",
-    "rope",
-    "sampling",
-    "swiglu",
-]
+for _family in sorted(found.name for found in iter_modules(__path__)):
+    import_module(f"{__name__}.{_family}")

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-
 import torch
 
-from dsv4_backend.contract import Case, Draw, Operator, Tolerance, operator
-from dsv4_backend.mutants import add_output_faults
-from dsv4_backend.ops import quant
-from dsv4_backend.ops.cache import PAGES, SLOT_FAULTS, check_slots, draw_slots, write_targets
-from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts
-from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3, scale_values
+from dsv4_backend.contract import Operator, Tolerance, operator
+from dsv4_backend.ops.cache import check_slots, write_targets
+from dsv4_backend.ops.cache_formats import FORMATS, Format, data_columns, from_bytes, to_bytes
 
 _WRITE_DOC = """Quantise rows and write their bytes into a paged cache in the format {name}.
 
@@ -35,21 +29,19 @@ _READ_DOC = """Rows of a paged cache in the format {name}, as they were quantise
 def write_bytes(form: Format, cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
     """Reference of every write: cache uint8 [num_blocks, page], rows [M, channels] float, slots int64 [M]."""
     target, source = write_targets(slots)
-    present = cache[:1].gather(1, form.columns(target.new_zeros(1), block_size))
-    data = torch.cat([form.to_bytes(rows), present])[source]
-    cache.index_put_(((target // block_size).unsqueeze(-1), form.columns(target % block_size, block_size)), data)
+    present = cache[:1].gather(1, data_columns(form, target.new_zeros(1), block_size))
+    data = torch.cat([to_bytes(form, rows), present])[source]
+    cache.index_put_(((target // block_size).unsqueeze(-1), data_columns(form, target % block_size, block_size)), data)
 
 
 def read_bytes(form: Format, cache: torch.Tensor, slots: torch.Tensor, block_size: int) -> torch.Tensor:
     """Reference of every read: cache uint8 [num_blocks, page], slots int64 [M] -> fp32 [M, channels]."""
     entry = slots.clamp(min=0)
-    data = cache[(entry // block_size).unsqueeze(-1), form.columns(entry % block_size, block_size)]
-    return torch.where((slots >= 0).unsqueeze(-1), form.from_bytes(data), 0.0)
+    data = cache[(entry // block_size).unsqueeze(-1), data_columns(form, entry % block_size, block_size)]
+    return torch.where((slots >= 0).unsqueeze(-1), from_bytes(form, data), 0.0)
 
 
 def _check_page(contract: Operator, form: Format, cache: torch.Tensor, block_size: int) -> None:
-    if block_size < 1:
-        raise contract.reject("block_size", block_size, "at least 1")
     expected = form.page_bytes(block_size)
     if cache.shape[0] < 1 or cache.shape[1] != expected:
         wanted = f"[num_blocks >= 1, {expected}] for {block_size} entries of {form.name} per page"
@@ -75,7 +67,12 @@ def _declare_write(form: Format) -> Operator:
     contract = operator(
         f"write_cache_{form.name}(Tensor(a!) cache, Tensor rows, Tensor slots, int block_size) -> ()",
         rows=(21,),
-        arguments={"cache": "u8 [num_blocks, page]", "rows": f"float [M, {form.codec.channels}]", "slots": "i64 [M]"},
+        arguments={
+            "cache": "u8 [num_blocks, page]",
+            "rows": f"float [M, {form.codec.channels}]",
+            "slots": "i64 [M]",
+            "block_size": "at least 1",
+        },
         tolerance=Tolerance(reason="one rounding rule per format and no sums: every bit of the page is decided"),
     )(reference)
 
@@ -87,15 +84,6 @@ def _declare_write(form: Format) -> Operator:
     def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
         check_slots(contract, slots, cache.shape[0] * block_size, unique=True)
 
-    @contract.cases
-    def _(draw: Draw) -> Iterator[Case]:
-        return _write_cases(draw, form)
-
-    for name, change in SLOT_FAULTS.items():
-        contract.fault(name)(_write_with_slots(form, change))
-    for name, mutant in _wrong_formats(form):
-        contract.fault(name)(_write_as(mutant))
-    contract.fault("page cleared first")(_write_on_zeros(form))
     return contract
 
 
@@ -107,7 +95,7 @@ def _declare_read(form: Format) -> Operator:
     contract = operator(
         f"read_cache_{form.name}(Tensor cache, Tensor slots, int block_size) -> Tensor",
         rows=(21,),
-        arguments={"cache": "u8 [num_blocks, page]", "slots": "i64 [M]"},
+        arguments={"cache": "u8 [num_blocks, page]", "slots": "i64 [M]", "block_size": "at least 1"},
         tolerance=Tolerance(reason="one fp32 product per element, rounded at most once: bit equality"),
     )(reference)
 
@@ -119,188 +107,7 @@ def _declare_read(form: Format) -> Operator:
     def _(cache: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
         check_slots(contract, slots, cache.shape[0] * block_size, unique=False)
 
-    @contract.cases
-    def _(draw: Draw) -> Iterator[Case]:
-        return _read_cases(draw, form)
-
-    add_output_faults(contract, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-    for name in ("skipped rows land in slot 0", "skipped rows wrap to the last slot", "slots shifted by one"):
-        contract.fault(name.replace("skipped rows land in", "skipped rows read"))(
-            _read_with_slots(form, SLOT_FAULTS[name])
-        )
-    for name, mutant in _wrong_readers(form):
-        contract.fault(name)(_read_as(mutant))
     return contract
-
-
-def _draw_rows(draw: Draw, count: int, form: Format, dtype: torch.dtype) -> torch.Tensor:
-    return draw.spread(count, form.codec.channels, dtype=dtype)
-
-
-def _edge_rows(draw: Draw, form: Format, dtype: torch.dtype) -> torch.Tensor:
-    """Rows at the edges of rounding: zero, below the floors, ties, block maxima at and above a power of two."""
-    rows = draw.normal(8, form.codec.channels, dtype=dtype)
-    rows[0] = 0.0
-    rows[1] *= 1e-6
-    rows[2] = (draw.integers(form.codec.channels, low=-12, high=13) * 0.25).to(dtype)
-    rows[3] = draw.integers(form.codec.channels, low=-28, high=29).to(dtype)
-    rows[3, ::32] = 448.0
-    rows[4, ::32] = 450.0
-    rows[5] = (draw.integers(form.codec.channels, low=-127, high=128) * 0.5).to(dtype)
-    rows[5, ::32] = 63.5
-    rows[6, 5] = float("nan")
-    rows[7, 7] = float("inf")
-    return rows
-
-
-def _write_cases(draw: Draw, form: Format) -> Iterator[Case]:
-    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
-        for blocks, size, count, skipped in PAGES:
-            slots = draw_slots(draw, count, blocks * size, skipped)
-            cache = draw.bytes(blocks, form.page_bytes(size))
-            name = f"{count} rows to {blocks}x{size}, {skipped} skipped"
-            yield Case(name, profile, (cache, _draw_rows(draw, count, form, dtype), slots, size))
-        edges, slots = _edge_rows(draw, form, dtype), draw_slots(draw, 8, 12, 0)
-        yield Case("edges of rounding", profile, (draw.bytes(2, form.page_bytes(6)), edges, slots, 6))
-        pages = draw.bytes(2, form.page_bytes(64) + 100)[:, 50:-50]
-        strided = _draw_rows(draw, 40, form, dtype)[::2]
-        yield Case("block 64, strided", profile, (pages, strided, draw_slots(draw, 20, 128, 3), 64))
-
-
-def _read_cases(draw: Draw, form: Format) -> Iterator[Case]:
-    for blocks, size, count, skipped in PAGES:
-        cache = _filled(draw, form, _draw_rows(draw, blocks * size, form, torch.float32), size)
-        slots = draw_slots(draw, count, blocks * size, skipped)
-        yield Case(f"{count} rows of {blocks}x{size}, {skipped} skipped", "official", (cache, slots, size))
-    edges = _filled(draw, form, _edge_rows(draw, form, torch.bfloat16), 4)
-    yield Case("edges of rounding, repeated", "official", (edges, torch.tensor([7, 0, 1, 2, 3, 4, 5, 6, 6, -1, 2]), 4))
-    pages = _filled(draw, form, _draw_rows(draw, 128, form, torch.bfloat16), 64)
-    yield Case("block 64, strided slots", "official", (pages, draw.permutation(128)[::3], 64))
-    one_row_blocks = _filled(draw, form, _draw_rows(draw, 9, form, torch.bfloat16), 1)
-    yield Case("blocks of one row, all in reverse", "official", (one_row_blocks, torch.arange(8, -1, -1), 1))
-    yield Case("nothing but skips", "official", (pages, torch.full((5,), -1), 64))
-
-
-def _filled(draw: Draw, form: Format, rows: torch.Tensor, block_size: int) -> torch.Tensor:
-    cache = draw.bytes(rows.shape[0] // block_size, form.page_bytes(block_size))
-    write_bytes(form, cache, rows, torch.arange(rows.shape[0]), block_size)
-    return cache
-
-
-def _write_as(form: Format) -> Callable[..., None]:
-    return lambda cache, rows, slots, block_size: write_bytes(form, cache, rows, slots, block_size)
-
-
-def _read_as(form: Format) -> Callable[..., torch.Tensor]:
-    return lambda cache, slots, block_size: read_bytes(form, cache, slots, block_size)
-
-
-def _write_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., None]:
-    def mutant(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
-        write_bytes(form, cache, rows, change(slots, cache.shape[0] * block_size), block_size)
-
-    return mutant
-
-
-def _read_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def mutant(cache: torch.Tensor, slots: torch.Tensor, block_size: int) -> torch.Tensor:
-        return read_bytes(form, cache, change(slots, cache.shape[0] * block_size), block_size)
-
-    return mutant
-
-
-def _write_on_zeros(form: Format) -> Callable[..., None]:
-    return lambda cache, rows, slots, block_size: write_bytes(form, cache.zero_(), rows, slots, block_size)
-
-
-def _encoding(form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]) -> Format:
-    """`form` whose parts pass through `change(rows, parts)` before they are stored."""
-    codec = form.codec
-    return replace(form, codec=replace(codec, encode=lambda rows: change(rows, dict(codec.encode(rows)))))
-
-
-def _decoding(form: Format, change: Callable[[dict[str, torch.Tensor]], Parts]) -> Format:
-    codec: Codec = form.codec
-    return replace(form, codec=replace(codec, decode=lambda parts: codec.decode(change(dict(parts)))))
-
-
-def _wrong_layouts(form: Format) -> Iterator[tuple[str, Format]]:
-    merged = tuple(field for section in form.sections for field in section)
-    yield "fields in reverse order", replace(form, sections=tuple(section[::-1] for section in form.sections[::-1]))
-    if len(form.sections) > 1:
-        yield "scales beside their entry", replace(form, sections=(merged,))
-    else:
-        data, scales, pad = merged[:-2], merged[-2], merged[-1]
-        yield "scales after all entries", replace(form, sections=(data, (scales, pad)))
-    if merged[-1].name == "pad":
-        yield "no padding after the scales", replace(form, sections=(*form.sections[:-1], form.sections[-1][:-1]))
-
-
-def _scale_bits(parts: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Parts:
-    scale = parts["scale"]
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[scale.dtype.itemsize]
-    return parts | {"scale": change(scale.view(integers)).view(scale.dtype)}
-
-
-def _halve_step(scale: torch.Tensor) -> torch.Tensor:
-    """Bits of half the scale: one less in the exponent."""
-    return scale - {torch.uint8: 1, torch.int16: 1 << 10, torch.int32: 1 << 23}[scale.dtype]
-
-
-def _wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
-    """Named wrong writers of a format."""
-    yield from _wrong_layouts(form)
-    yield "scale one exponent too small", _encoding(form, lambda _, parts: _scale_bits(parts, _halve_step))
-    yield "scale of the row before", _encoding(form, lambda _, parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
-    yield "low precision input", _encoding(form, lambda rows, _: form.codec.encode(rows.to(torch.float8_e5m2).float()))
-    if form.codec is LATENT:
-        yield "scale floored instead of amax", _encoding(form, _floor_scale)
-        yield "scales cast as numbers", _encoding(form, _cast_scale)
-        yield "RoPE channels taken from the front", _encoding(form, lambda rows, _: form.codec.encode(rows.roll(64, 1)))
-    elif form.name == "indexer_fp8":
-        yield "scale not rounded to a power of two", _encoding(form, _exact_scale)
-    elif form.name == "indexer_mxfp4":
-        yield (
-            "nibbles swapped",
-            _encoding(form, lambda rows, _: form.codec.encode(rows.unflatten(1, (-1, 2)).flip(2).flatten(1))),
-        )
-    else:
-        yield "range 128 instead of 127", _encoding(form, _range_128)
-        yield "values cut instead of rounded", _encoding(form, _cut_steps)
-
-
-def _wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
-    """Named wrong readers of a format."""
-    yield from _wrong_layouts(form)
-    yield "scale one exponent too small", _decoding(form, lambda parts: _scale_bits(parts, _halve_step))
-    yield "scale of the row before", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
-    if form.codec is LATENT:
-        yield "tile scales in reverse", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.flip(1)))
-
-
-def _floor_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    return _scale_bits(parts, lambda bits: bits.clamp(min=127 - 13))
-
-
-def _cast_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    numbers = scale_values(parts["scale"]).nan_to_num(0).clamp(max=255).to(torch.uint8)
-    return parts | {"scale": numbers.view(torch.float8_e8m0fnu)}
-
-
-def _exact_scale(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    scale = rows.abs().amax(1, keepdim=True).clamp(min=quant.ACT_FLOOR) / E4M3_MAX
-    return parts | {"values": round_e4m3(rows / scale), "scale": scale}
-
-
-def _range_128(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    scale = rows.abs().amax(1, keepdim=True) / 128
-    steps = (rows / scale).nan_to_num(0).round().clamp(-128, 127)
-    return parts | {"values": steps.to(torch.int8), "scale": scale.half()}
-
-
-def _cut_steps(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    steps = (rows / (rows.abs().amax(1, keepdim=True) / 127)).nan_to_num(0).clamp(-127, 127)
-    return parts | {"values": steps.trunc().to(torch.int8)}
 
 
 WRITES = {form.name: _declare_write(form) for form in FORMATS}

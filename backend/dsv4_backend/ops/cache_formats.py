@@ -82,36 +82,6 @@ class Format:
         """Bytes of a page of `block_size` entries."""
         return -(-block_size * self.entry_bytes // self.page_multiple) * self.page_multiple
 
-    def columns(self, offset: torch.Tensor, block_size: int) -> torch.Tensor:
-        """Page byte of every data byte of the entries at int64 `offset` [M]: int64 [M, B], in `fields` order."""
-        base: list[int] = []
-        stride: list[int] = []
-        start = 0
-        for section in self.sections:
-            width, place = section_width(section), start
-            for field in section:
-                if field.name != "pad":
-                    base += range(place, place + field.width)
-                    stride += [width] * field.width
-                place += field.width
-            start += block_size * width
-        return torch.tensor(base, device=offset.device) + offset[:, None] * torch.tensor(stride, device=offset.device)
-
-    def to_bytes(self, rows: torch.Tensor) -> torch.Tensor:
-        """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
-        parts = self.codec.encode(rows.detach().float())
-        # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
-        dense = (parts[field.name].clone(memory_format=torch.contiguous_format) for field in self.fields)
-        return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
-
-    def from_bytes(self, data: torch.Tensor) -> torch.Tensor:
-        """Rows fp32 [M, channels] of data bytes uint8 [M, B]."""
-        pieces = data.split([field.width for field in self.fields], dim=1)
-        # clone: a view as a wider dtype needs an aligned start
-        copies = [piece.clone(memory_format=torch.contiguous_format) for piece in pieces]
-        fields = zip(self.fields, copies, strict=True)
-        return self.codec.decode({field.name: copy.view(field.dtype) for field, copy in fields})
-
     def describe(self) -> str:
         """The layout in words, for docstrings."""
         sections = ", then ".join(f"block_size x ({_describe_section(section)})" for section in self.sections)
@@ -124,13 +94,51 @@ def section_width(section: Section) -> int:
     return sum(field.width for field in section)
 
 
+def data_columns(form: Format, offset: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Page byte of every data byte of the entries at int64 `offset` [M]: int64 [M, B], in `fields` order."""
+    base: list[int] = []
+    stride: list[int] = []
+    start = 0
+    for section in form.sections:
+        width, place = section_width(section), start
+        for field in section:
+            if field.name != "pad":
+                base += range(place, place + field.width)
+                stride += [width] * field.width
+            place += field.width
+        start += block_size * width
+    return torch.tensor(base, device=offset.device) + offset[:, None] * torch.tensor(stride, device=offset.device)
+
+
+def to_bytes(form: Format, rows: torch.Tensor) -> torch.Tensor:
+    """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
+    parts = form.codec.encode(rows.detach().float())
+    # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
+    dense = (parts[field.name].clone(memory_format=torch.contiguous_format) for field in form.fields)
+    return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
+
+
+def from_bytes(form: Format, data: torch.Tensor) -> torch.Tensor:
+    """Rows fp32 [M, channels] of data bytes uint8 [M, B]."""
+    pieces = data.split([field.width for field in form.fields], dim=1)
+    # clone: a view as a wider dtype needs an aligned start
+    copies = [piece.clone(memory_format=torch.contiguous_format) for piece in pieces]
+    fields = zip(form.fields, copies, strict=True)
+    return form.codec.decode({field.name: copy.view(field.dtype) for field, copy in fields})
+
+
 def _describe_section(section: Section) -> str:
     return ", ".join(f"{field.count} {_DTYPE_NAMES[field.dtype]} {field.name}" for field in section)
 
 
+def _one_nan(x: torch.Tensor) -> torch.Tensor:
+    """`x` with one pattern of bits for NaN: torch's casts leave several, by sign and by the length of the tensor."""
+    return x.masked_fill(x.isnan(), torch.nan)
+
+
 def _encode_latent(rows: torch.Tensor) -> Parts:
     nope, scale = quant.act_quant.reference(rows[:, :NOPE], TILE)
-    return {"nope": nope, "scale": scale, "rope": rows[:, NOPE:].bfloat16()}
+    return {"nope": nope, "scale": scale, "rope": _one_nan(rows[:, NOPE:].bfloat16())}
 
 
 def _decode_latent(parts: Parts) -> torch.Tensor:
@@ -140,13 +148,14 @@ def _decode_latent(parts: Parts) -> torch.Tensor:
 
 def _encode_fp8(rows: torch.Tensor) -> Parts:
     values, scale = quant.act_quant.reference(rows, INDEXER)
-    return {"values": values, "scale": scale_values(scale)}
+    return {"values": values, "scale": _one_nan(scale_values(scale))}
 
 
 def _encode_int8(rows: torch.Tensor) -> Parts:
     amax = rows.abs().amax(1, keepdim=True)
     scale = torch.where(amax.isfinite(), amax / 127, torch.nan)
-    steps = torch.where(scale > 0, rows / scale, 0.0).round()
+    # a subnormal s is too coarse to keep x / s within 127
+    steps = torch.where(scale > 0, rows / scale, 0.0).round().clamp(-127, 127)
     return {"values": steps.to(torch.int8), "scale": scale.clamp(max=torch.finfo(torch.float16).max).half()}
 
 
@@ -166,13 +175,14 @@ def _decode_mxfp4(parts: Parts) -> torch.Tensor:
 LATENT = Codec(
     NOPE + ROPE,
     "act_quant with block 64 on channels 0..447 (6.1: power-of-two scales, amax floored at 1e-4), channels 448..511 "
-    "rounded to bf16",
+    "rounded to bf16, NaN as 0x7FC0",
     _encode_latent,
     _decode_latent,
 )
 FP8 = Codec(
     INDEXER,
-    "act_quant with block 128 (6.1), its power-of-two scale stored as fp32. UNCONFIRMED: 6.5 gives the layout only",
+    "act_quant with block 128 (6.1), its power-of-two scale stored as fp32, NaN as 0x7FC00000. UNCONFIRMED: 6.5 gives "
+    "the layout only",
     _encode_fp8,
     _decode_scaled,
 )
@@ -185,9 +195,9 @@ MXFP4 = Codec(
 )
 INT8 = Codec(
     INDEXER,
-    "s = fp32(amax / 127), value = x / s rounded to nearest even, s stored as fp16 (at most 65504); a row of zeros has "
-    "s = 0; NaN or infinity anywhere in a row: s = NaN, values 0. UNCONFIRMED: 6.5 gives the layout only, and scales "
-    "may live in a tensor of their own",
+    "s = fp32(amax / 127), value = x / s rounded to nearest even and clamped to +-127, s stored as fp16 (at most "
+    "65504); values are 0 where s is 0, as in a row of zeros; NaN or infinity anywhere in a row: s = NaN (0x7E00), "
+    "values 0. UNCONFIRMED: 6.5 gives the layout only, and scales may live in a tensor of their own",
     _encode_int8,
     _decode_scaled,
 )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import pad
 
-from dsv4_backend.contract import Case, Draw, Operator, Reference, Tolerance, operator
+from dsv4_backend.contract import Tolerance, operator
 from dsv4_backend.errors import argument_error
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.formats import (
     E2M1_MAX,
-    E2M1_MIDPOINTS,
     E4M3_MAX,
     block_scale,
     divide_blocks,
@@ -33,7 +30,6 @@ FP4_FLOOR = E2M1_MAX * 2.0**-126
 FP8_WEIGHT_FLOOR = E4M3_MAX * 2.0**-126
 FP8_TILE = 128
 FP4_BLOCK = 32
-_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _EXACT = Tolerance(reason="quantisation rounds once, by rule: every bit is decided")
 
 Rule = Callable[[torch.Tensor], torch.Tensor]
@@ -63,32 +59,36 @@ def _straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     return rounded.to(x.dtype) - (x.detach() - x)
 
 
-def _fp8_quant(
+def quantise_fp8(
     x: torch.Tensor, block_size: int, scale_of: Rule = _act_scale, round_to: Rule = round_e4m3
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """FP8 codes [..., K] and E8M0 scales of x; a fault replaces `scale_of` or `round_to`."""
     q, scale = _quantise(x, block_size, scale_of, round_to)
     return _merge(q, x.shape[-1]), scale.view(torch.float8_e8m0fnu)
 
 
-def _fp8_qdq(
+def round_trip_fp8(
     x: torch.Tensor, block_size: int, channels: int, scale_of: Rule = _act_scale, round_to: Rule = round_e4m3
 ) -> torch.Tensor:
+    """The first channels of x quantised to FP8 and back, by replaceable steps."""
     head = x[..., :channels]
     q, scale = _quantise(head, block_size, scale_of, round_to)
     value = _merge(e4m3_values(q) * scale_values(scale).unsqueeze(-1), channels)
     return torch.cat([_straight_through(head, value), x[..., channels:]], -1)
 
 
-def _fp4_quant(
+def quantise_fp4(
     x: torch.Tensor, block_size: int, scale_of: Rule = _fp4_scale, round_to: Rule = round_e2m1
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packed FP4 codes [..., K/2] and E8M0 scales of x, by replaceable steps."""
     codes, scale = _quantise(x, block_size, scale_of, round_to)
     return pack_e2m1(_merge(codes, x.shape[-1])), scale.view(torch.float8_e8m0fnu)
 
 
-def _fp4_qdq(
+def round_trip_fp4(
     x: torch.Tensor, block_size: int, scale_of: Rule = _fp4_scale, round_to: Rule = round_e2m1
 ) -> torch.Tensor:
+    """All of x quantised to FP4 and back, by replaceable steps."""
     codes, scale = _quantise(x, block_size, scale_of, round_to)
     return _straight_through(x, _merge(e2m1_values(codes) * scale_values(scale).unsqueeze(-1), x.shape[-1]))
 
@@ -96,7 +96,7 @@ def _fp4_qdq(
 @operator(
     "act_quant(Tensor x, int block_size) -> (Tensor q, Tensor scale)",
     rows=(7,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1"},
     tolerance=_EXACT,
 )
 def act_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,13 +108,13 @@ def act_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     rounded to nearest even. NaN or infinity in a block: its scale is byte 0xFF and its q bytes are 0x7F. Zero rows
     give empty results. No gradient. Source: spec/v4.md 6.1 [OFF-K].
     """
-    return _fp8_quant(x, block_size)
+    return quantise_fp8(x, block_size)
 
 
 @operator(
     "act_qdq(Tensor x, int block_size, int channels) -> Tensor",
     rows=(7,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1", "channels": "0 to K"},
     tolerance=_EXACT,
 )
 def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
@@ -125,13 +125,13 @@ def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
     NaN or infinity becomes NaN. Zero rows give an empty result. Gradient: straight-through, that of x.
     Source: spec/v4.md 6.1 step 5 [OFF-K].
     """
-    return _fp8_qdq(x, block_size, channels)
+    return round_trip_fp8(x, block_size, channels)
 
 
 @operator(
     "fp4_quant(Tensor x, int block_size) -> (Tensor packed, Tensor scale)",
     rows=(8,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1"},
     tolerance=_EXACT,
 )
 def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,13 +144,13 @@ def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     NaN or infinity in a block: its scale is byte 0xFF and its codes are 0. Zero rows give empty results. No gradient.
     Source: spec/v4.md 6.2 [OFF-K].
     """
-    return _fp4_quant(x, block_size)
+    return quantise_fp4(x, block_size)
 
 
 @operator(
     "fp4_qdq(Tensor x, int block_size) -> Tensor",
     rows=(8,),
-    arguments={"x": "float [..., K]"},
+    arguments={"x": "float [..., K]", "block_size": "at least 1"},
     tolerance=_EXACT,
 )
 def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -160,36 +160,13 @@ def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
     Returns [..., K] in x's dtype, one cast of fp32(value * scale). A block with NaN or infinity becomes NaN. Zero rows
     give an empty result. Gradient: straight-through, that of x. Source: spec/v4.md 6.2 [OFF-K].
     """
-    return _fp4_qdq(x, block_size)
-
-
-def _check_block_size(op: Operator, block_size: int) -> None:
-    if block_size < 1:
-        raise op.reject("block_size", block_size, "at least 1")
-
-
-@act_quant.shapes
-def _(x: torch.Tensor, block_size: int) -> None:
-    _check_block_size(act_quant, block_size)
-
-
-@act_qdq.shapes
-def _(x: torch.Tensor, block_size: int, channels: int) -> None:
-    _check_block_size(act_qdq, block_size)
-    if not 0 <= channels <= x.shape[-1]:
-        raise act_qdq.reject("channels", channels, f"0 to the {x.shape[-1]} channels of x")
+    return round_trip_fp4(x, block_size)
 
 
 @fp4_quant.shapes
 def _(x: torch.Tensor, block_size: int) -> None:
-    _check_block_size(fp4_quant, block_size)
     if x.shape[-1] % 2:
         raise fp4_quant.reject("x", f"{x.shape[-1]} channels", "an even number, two codes per byte")
-
-
-@fp4_qdq.shapes
-def _(x: torch.Tensor, block_size: int) -> None:
-    _check_block_size(fp4_qdq, block_size)
 
 
 def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,7 +190,7 @@ def quantize_weight_fp4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if w.shape[1] % FP4_BLOCK:
         expected = f"a multiple of {FP4_BLOCK}"
         raise argument_error("quantize_weight_fp4", "w", f"{w.shape[1]} columns", expected)
-    return _fp4_quant(w, FP4_BLOCK)
+    return quantise_fp4(w, FP4_BLOCK)
 
 
 def dequantize_fp8(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -230,161 +207,3 @@ def expand_tiles(scale: torch.Tensor, n: int, k: int) -> torch.Tensor:
     """fp32 [n, k] scale of every element, from one E8M0 scale per 128x128 tile."""
     rows = scale_values(scale).repeat_interleave(FP8_TILE, 0)[:n]
     return rows.repeat_interleave(FP8_TILE, 1)[:, :k]
-
-
-Inputs = Iterator[tuple[str, torch.Tensor, int]]
-
-
-def _inputs(draw: Draw, dtype: torch.dtype, block: int, largest: float, midpoints: torch.Tensor) -> Inputs:
-    """Named inputs [..., K] with K even, and their block size; midpoints: ties of the value format."""
-    for rows, k in ((0, block), (1, 2), (3, 6), (5, 5 * block // 2), (2, 4 * block)):
-        yield f"{rows}x{k}", draw.spread(rows, k, dtype=dtype), block
-    yield "other block", draw.spread(3, 4, block + 6, dtype=dtype), block // 2
-    yield "strided rows and channels", draw.spread(2 * block, 6, dtype=dtype).T[::2], block
-    tiny = torch.tensor([0.0, 1e-40, 1e-38, 1e-7, 1e-6, 1e-5, 9.9e-5, 1e-4])
-    yield "zero and tiny blocks", draw.uniform(8, block, low=-1).mul(tiny.unsqueeze(-1)).to(dtype), block
-    amax = (largest * torch.exp2(torch.arange(-20.0, 21.0))).to(dtype)
-    amax = torch.stack([amax, torch.nextafter(amax, 2 * amax), -torch.nextafter(amax, 0 * amax)], -1)
-    near = draw.uniform(41, 2 * block, 3, low=-1).to(dtype) * amax.unsqueeze(1)
-    near[:, 1], near[:, block] = amax, -amax
-    yield "largest * 2^k and one ulp off", near.transpose(1, 2), block
-    ties = torch.cat([torch.tensor([largest, -largest]), midpoints, -midpoints])
-    yield "ties", (ties * torch.tensor([[2.0**-10], [1.0], [32.0]])).to(dtype), len(ties)
-    special = draw.normal(4, 2 * block, dtype=dtype)
-    special[0, 3], special[1, block], special[2, 5], special[3] = torch.nan, torch.inf, -torch.inf, -0.0
-    yield "NaN, infinities, negative zeros", special, block
-
-
-def _e4m3_midpoints() -> torch.Tensor:
-    values = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    return (values[1:] + values[:-1]) / 2
-
-
-def _fp8_inputs(draw: Draw, dtype: torch.dtype) -> Inputs:
-    return _inputs(draw, dtype, 128, E4M3_MAX, _e4m3_midpoints())
-
-
-def _fp4_inputs(draw: Draw, dtype: torch.dtype) -> Inputs:
-    return _inputs(draw, dtype, 32, E2M1_MAX, torch.tensor(E2M1_MIDPOINTS))
-
-
-def _every_bf16() -> torch.Tensor:
-    return torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).view(512, 128)
-
-
-@act_quant.cases
-def _(draw: Draw) -> Iterator[Case]:
-    for profile, dtype in _DTYPES.items():
-        for name, x, block in _fp8_inputs(draw, dtype):
-            yield Case(name, profile, (x, block))
-    yield Case("every bf16", "official", (_every_bf16(), 128))
-
-
-@act_qdq.cases
-def _(draw: Draw) -> Iterator[Case]:
-    for profile, dtype in _DTYPES.items():
-        for name, x, block in _fp8_inputs(draw, dtype):
-            yield Case(name, profile, (x, block, x.shape[-1]))
-        for channels in (0, 1, 448):
-            yield Case(f"{channels} of 512", profile, (draw.spread(5, 512, dtype=dtype), 64, channels))
-    yield Case("every bf16", "official", (_every_bf16(), 64, 128))
-
-
-@fp4_quant.cases
-def _(draw: Draw) -> Iterator[Case]:
-    for profile, dtype in _DTYPES.items():
-        for name, x, block in _fp4_inputs(draw, dtype):
-            yield Case(name, profile, (x, block))
-    yield Case("every bf16", "official", (_every_bf16(), 32))
-
-
-@fp4_qdq.cases
-def _(draw: Draw) -> Iterator[Case]:
-    for profile, dtype in _DTYPES.items():
-        for name, x, block in _fp4_inputs(draw, dtype):
-            yield Case(name, profile, (x, block))
-        yield Case("odd", profile, (draw.spread(3, 33, dtype=dtype), 32))
-    yield Case("every bf16", "official", (_every_bf16(), 32))
-
-
-def _field(blocks: torch.Tensor, factor: float, floor: float) -> torch.Tensor:
-    v = blocks.abs().amax(-1).float().clamp(min=floor) * factor
-    return v.view(torch.int32) >> 23 & 255
-
-
-def _coarse(x: torch.Tensor, bits: int, smallest: int, rounding: Rule) -> torch.Tensor:
-    """Round x by `rounding` to `bits` mantissa bits, exponents not below `smallest`."""
-    exponent = (torch.frexp(x.double()).exponent - 1).clamp(min=smallest, max=99)
-    quantum = torch.exp2((exponent - bits).double())
-    return rounding(x.double() / quantum) * quantum
-
-
-def _half_away(x: torch.Tensor) -> torch.Tensor:
-    return x.sign() * (x.abs() + 0.5).floor()
-
-
-def _half_down(x: torch.Tensor) -> torch.Tensor:
-    return x.sign() * (x.abs() - 0.5).ceil()
-
-
-def _scale_faults(largest: float, floor: float) -> dict[str, Rule]:
-    return {
-        "exponent rounded down": lambda b: _field(b, 1 / largest, floor).to(torch.uint8),
-        "exponent rounded to nearest": lambda b: _field(b, 2**0.5 / largest, floor).to(torch.uint8),
-        "exponent one up at powers of two": lambda b: (
-            (_field(b, 1 / largest, floor) + 1).clamp(max=255).to(torch.uint8)
-        ),
-        "largest value instead of magnitude": lambda b: block_scale(b.clamp(min=0), largest, floor),
-        "scale floored at 1e-4": lambda b: block_scale(b, largest, 1e-4 * largest),
-        "floor of the other format": lambda b: block_scale(b, largest, FP4_FLOOR if floor == ACT_FLOOR else ACT_FLOOR),
-        "one scale per token": lambda b: block_scale(b.flatten(-2), largest, floor).unsqueeze(-1).expand(b.shape[:-1]),
-        "scale of the next block": lambda b: block_scale(b, largest, floor).roll(-1, -1),
-        "quarter of the range unused": lambda b: block_scale(b, largest * 0.75, floor),
-    }
-
-
-_E4M3_FAULTS: dict[str, Rule] = {
-    "rounded toward zero": lambda x: round_e4m3(_coarse(x, 3, -6, torch.trunc)),
-    "ties away from zero": lambda x: round_e4m3(_coarse(x, 3, -6, _half_away)),
-    "subnormals flushed": lambda x: round_e4m3(torch.where(x.abs() < 2.0**-6, 0 * x, x)),
-    "sign of zero lost": lambda x: round_e4m3(round_e4m3(x).float() + 0.0),
-}
-_E2M1_FAULTS: dict[str, Rule] = {
-    "rounded toward zero": lambda x: round_e2m1(_coarse(x, 1, 0, torch.trunc)),
-    "ties away from zero": lambda x: round_e2m1(_coarse(x, 1, 0, _half_away)),
-    "ties toward zero": lambda x: round_e2m1(_coarse(x, 1, 0, _half_down)),
-    "code 7 never used": lambda x: round_e2m1(x.clamp(-4, 4)),
-    "int4 levels": lambda x: x.nan_to_num(0.0).abs().round().to(torch.uint8) + x.signbit().to(torch.uint8) * 8,
-    "sign of zero lost": lambda x: torch.where(round_e2m1(x) == 8, 0, round_e2m1(x)),
-}
-
-
-def _add_rule_faults(op: Operator, variant: Reference, scale_faults: dict[str, Rule], faults: dict[str, Rule]) -> None:
-    for name, rule in scale_faults.items():
-        op.fault(name)(partial(variant, scale_of=rule))
-    for name, rule in faults.items():
-        op.fault(name)(partial(variant, round_to=rule))
-
-
-_add_rule_faults(act_quant, _fp8_quant, _scale_faults(E4M3_MAX, ACT_FLOOR), _E4M3_FAULTS)
-_add_rule_faults(act_qdq, _fp8_qdq, _scale_faults(E4M3_MAX, ACT_FLOOR), _E4M3_FAULTS)
-_add_rule_faults(fp4_quant, _fp4_quant, _scale_faults(E2M1_MAX, FP4_FLOOR), _E2M1_FAULTS)
-_add_rule_faults(fp4_qdq, _fp4_qdq, _scale_faults(E2M1_MAX, FP4_FLOOR), _E2M1_FAULTS)
-for _op in (act_quant, act_qdq, fp4_quant, fp4_qdq):
-    add_output_faults(_op, "last token zero", "stale tail of channels", "tokens shifted by one")
-
-
-@act_qdq.fault("all channels quantised")
-def _(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
-    return _fp8_qdq(x, block_size, x.shape[-1])
-
-
-@act_qdq.fault("last channels quantised")
-def _(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
-    return _fp8_qdq(x.flip(-1), block_size, channels).flip(-1)
-
-
-@fp4_quant.fault("nibbles swapped")
-def _(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    packed, scale = _fp4_quant(x, block_size)
-    return (packed << 4 | packed >> 4 & 15), scale

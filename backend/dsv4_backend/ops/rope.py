@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 
-from dsv4_backend.contract import Case, Draw, Tolerance, compute, operator
+from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.errors import argument_error
-from dsv4_backend.mutants import add_output_faults
-
-_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 
 
 def rope_frequencies(rope_head_dim: int, theta: float) -> torch.Tensor:
@@ -66,12 +62,12 @@ def yarn_frequencies(
     return frequencies / factor * ramp + frequencies * (1 - ramp)
 
 
-def _angles(positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+def rotation_angles(positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
     """One fp32 product per pair, even for fp64 golden values: the model was trained with it. fp32 [T, F]."""
     return positions.float().unsqueeze(-1) * inv_freq.float()
 
 
-def _rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotate the adjacent pairs of the last 2F channels by angles [T, F]; the other channels are copied."""
     wide = compute(x)
     pairs = angles.shape[-1]
@@ -102,8 +98,8 @@ def rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inver
     Returns a new tensor of x's shape and dtype; the first D - 2F channels are copied bit for bit. No magnitude
     scaling. T = 0 gives an empty result. Source: spec/v4.md 3.3 [OFF-M].
     """
-    angles = _angles(positions, inv_freq)
-    return _rotate_tail(x, -angles if inverse else angles)
+    angles = rotation_angles(positions, inv_freq)
+    return rotate_tail(x, -angles if inverse else angles)
 
 
 @rope.shapes
@@ -112,87 +108,3 @@ def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse:
         raise rope.reject("x", f"shape {tuple(x.shape)}", f"[T, ..., D] with T = {positions.shape[0]}")
     if not 2 <= 2 * inv_freq.shape[0] <= x.shape[-1]:
         raise rope.reject("inv_freq", f"{inv_freq.shape[0]} frequencies", f"1 to D/2 of them, D = {x.shape[-1]}")
-
-
-@rope.cases
-def _(draw: Draw) -> Iterator[Case]:
-    plain, yarn = rope_frequencies(64, 10000.0), yarn_frequencies(64, 160000.0, 16.0, 65536, 32.0, 1.0)
-    for profile, dtype in _DTYPES.items():
-        for shape, frequencies in (
-            ((0, 2, 128), plain),
-            ((1, 2), plain[:1]),
-            ((5, 64), plain),
-            ((3, 3, 512), yarn),
-            ((7, 2, 3, 13), yarn[16:21]),
-        ):
-            for inverse in (False, True):
-                positions = draw.integers(shape[0], high=4096, dtype=torch.int64)
-                name = f"{'x'.join(map(str, shape))}{' inverse' if inverse else ''}"
-                yield Case(name, profile, (draw.normal(*shape, dtype=dtype), positions, frequencies, inverse))
-        far = torch.tensor([0, 1, 2, 65535, 65536, 999_983, 1_048_575], dtype=torch.int32)
-        yield Case("long context", profile, (draw.normal(7, 2, 70, dtype=dtype), far, yarn, False))
-        x, positions = draw.normal(8, 2, 160, dtype=dtype)[::2, :, ::2], draw.integers(8, high=300)[::2]
-        yield Case("strided", profile, (x, positions, yarn, True))
-        special = draw.normal(3, 8, dtype=dtype)
-        special[0, 7], special[1, 0], special[2] = float("nan"), float("inf"), 0.0
-        yield Case("NaN, infinity, zero row", profile, (special, draw.integers(3, high=9), plain[:2], False))
-
-
-add_output_faults(rope, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-@rope.fault("halves instead of adjacent pairs")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    kept, pairs = x.shape[-1] - 2 * inv_freq.shape[0], inv_freq.shape[0]
-    pair_of = torch.arange(2 * pairs).view(2, pairs).mT.flatten()
-    order = torch.cat((torch.arange(kept), kept + pair_of))
-    return rope.reference(x[..., order], positions, inv_freq, inverse)[..., order.argsort()]
-
-
-@rope.fault("first channels rotated")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    kept = x.shape[-1] - 2 * inv_freq.shape[0]
-    return rope.reference(x.roll(kept, -1), positions, inv_freq, inverse).roll(-kept, -1)
-
-
-@rope.fault("direction ignored")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions, inv_freq, False)
-
-
-@rope.fault("angle in fp64")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    angles = positions.double().unsqueeze(-1) * inv_freq.double() * (-1 if inverse else 1)
-    return _rotate_tail(x.double(), angles).to(x.dtype)
-
-
-@rope.fault("cos and sin rounded to bf16")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    pairs = inv_freq.shape[0]
-    angles = _angles(positions, inv_freq).view(x.shape[0], *(1 for _ in x.shape[1:-1]), pairs)
-    cos, sin = angles.cos().bfloat16().float(), angles.sin().bfloat16().float() * (-1 if inverse else 1)
-    even, odd = x[..., x.shape[-1] - 2 * pairs :].float().unflatten(-1, (pairs, 2)).unbind(-1)
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
-    return torch.cat((x[..., : x.shape[-1] - 2 * pairs], rotated), -1)
-
-
-@rope.fault("position off by one")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions + 1, inv_freq, inverse)
-
-
-@rope.fault("position of the first token for all")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions[:1].expand_as(positions), inv_freq, inverse)
-
-
-@rope.fault("frequencies inverted")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions, 1 / inv_freq, inverse)
-
-
-@rope.fault("YaRN magnitude applied")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    kept = x.shape[-1] - 2 * inv_freq.shape[0]
-    y = rope.reference(x, positions, inv_freq, inverse)
-    return torch.cat((y[..., :kept], y[..., kept:] * (0.1 * math.log(16.0) + 1)), -1)

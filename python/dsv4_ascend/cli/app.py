@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+Command = Callable[..., Any] | typer.Typer
 
-def call(commands: Mapping[str, tuple[str, str]], loaded: Mapping[str, Callable[..., Any]], args: Sequence[str]) -> int:
-    """Run a command line over functions for the loaded commands and a line of help for the others."""
+
+def call(commands: Mapping[str, tuple[str, str]], loaded: Mapping[str, Command], args: Sequence[str]) -> int:
+    """Run a command line over the loaded commands and a line of help for the others."""
     app = typer.Typer(
         name="dsv4-ascend",
         help="DeepSeek V4 on Huawei Ascend, provable on any laptop.",
@@ -20,7 +22,11 @@ def call(commands: Mapping[str, tuple[str, str]], loaded: Mapping[str, Callable[
     )
     app.callback()(_options)
     for name, (_, line) in commands.items():
-        app.command(name, short_help=line)(loaded.get(name, _unloaded))
+        command = loaded.get(name, _unloaded)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, short_help=line)
+        else:
+            app.command(name, short_help=line)(command)
     app(args=list(args), prog_name="dsv4-ascend")
     return 0
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from dsv4_ascend.model.messages import Message
 from dsv4_ascend.model.strict_json import FileProblem, parse
-from dsv4_backend.errors import ArgumentError
+from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 STDIN = "-"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -80,13 +80,22 @@ def check_ids(ids: list[int], vocab_size: int, option: str = "--input-ids") -> N
 
 def _read(source: Path, option: str) -> bytes:
     if str(source) == STDIN:
-        return sys.stdin.buffer.read()
+        return _read_standard_input(option)
     if not os.path.exists(source):
         raise ArgumentError(f"{option}: no file {source}")
     try:
         return source.read_bytes()
     except OSError as error:
         raise ArgumentError(f"{option}: {source} cannot be read: {error.strerror}") from error
+
+
+def _read_standard_input(option: str) -> bytes:
+    if sys.stdin is None:
+        raise EnvironmentFault(f"{option}: standard input is closed; give a file, or send something into it")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise EnvironmentFault(f"{option}: standard input cannot be read: {error.strerror}") from error
 
 
 def _name(source: Path) -> str:

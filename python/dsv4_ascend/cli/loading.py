@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dsv4_ascend.cli import console
+from dsv4_ascend.model.foreign import foreign_format
 from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load, usable_device
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.errors import ArgumentError, CheckpointError
@@ -31,7 +32,7 @@ def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown
     where = usable_device(device, "--device")
     folder = checkpoint or SHIPPED
     if not os.path.isdir(folder):
-        raise CheckpointError(f"--checkpoint: no folder {folder}")
+        raise CheckpointError(f"--checkpoint: {_no_folder(folder)}")
     columns = TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("loading", total=None)
@@ -44,3 +45,11 @@ def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown
     for note in model.notes:
         print(f"dsv4-ascend: note: {note}", file=sys.stderr)
     return model
+
+
+def _no_folder(path: Path) -> str:
+    """What is in the place of a checkpoint folder, and what to give instead."""
+    if not os.path.exists(path):
+        return f"no folder {path}"
+    advice = "give the folder that holds it, config.json and model.safetensors"
+    return f"{path}: {foreign_format(path) or f'found a file, expected a folder: {advice}'}"

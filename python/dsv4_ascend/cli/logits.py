@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from dsv4_ascend.cli.inputs import check_ids, read_ids
 from dsv4_ascend.cli.loading import AllowUnknown, load_model
-from dsv4_backend.errors import ArgumentError
+from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 
 def logits(
@@ -46,7 +46,7 @@ def _write(output: Path, result: torch.Tensor) -> None:
         save_file({"logits": result}, unfinished)
         unfinished.replace(output)
     except (OSError, SafetensorError) as error:
-        raise ArgumentError(f"--output: {output} cannot be written: {error}") from error
+        raise EnvironmentFault(f"--output: {output} cannot be written: {error}") from error
     finally:
         with suppress(OSError):
             unfinished.unlink()

@@ -6,38 +6,45 @@ Exit codes: 0 good, 1 findings, 2 usage, 3 environment, 130 interrupted.
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED
+from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED, USAGE, streams
 
 COMMANDS = {
     "generate": ("dsv4_ascend.cli.generate:generate", "Continue a prompt, with the shipped small model by default."),
     "logits": ("dsv4_ascend.cli.logits:logits", "Logits of a list of token ids, written as safetensors."),
-    "ops": ("dsv4_ascend.cli.ops:ops", "The operators and which implementation runs on each device, with the reason."),
+    "ops": ("dsv4_ascend.cli.ops:app", "The operators and what runs them, and why; a new one."),
     "parity": ("dsv4_ascend.cli.parity:parity", "Compare every operator with its reference; hunt its named faults."),
     "doctor": ("dsv4_ascend.cli.doctor:doctor", "Versions, devices, torch_npu and CANN: what is missing, what to do."),
     "softnpu": ("dsv4_ascend.cli.softnpu:softnpu", "Run a command on the software Ascend device, with no NPU or CANN."),
     "train-tiny": ("dsv4_ascend.cli.train_tiny:train_tiny", "Train and quantise the small model that is shipped."),
 }
-"""Name -> (module:function, one line of help). The function is written as a typer command."""
+"""Name -> (module:object, one line of help). The object is a command's function or a typer app."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is escaped
+    streams.prepare()
     try:
-        sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        code = FINDINGS
+    except OSError as error:
+        what = "" if error.filename else "a standard stream cannot be used: "
+        code = _complain(f"{what}{error}", ENVIRONMENT)
+    streams.drop_unwritable()
+    sys.exit(code)
 
 
 @contextmanager
@@ -64,7 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
         with _interrupts_end_the_process():
             function = _load(target)
             from dsv4_ascend.cli import app
-            from dsv4_backend.errors import Dsv4Error, EnvironmentFault
+            from dsv4_backend.errors import ArgumentError, Dsv4Error, EnvironmentFault
+            from dsv4_backend.support import memory_fault
     except (ImportError, OSError) as error:
         advice = "reinstall it for this Python: pip install --force-reinstall dsv4-ascend"
         return _complain(f"{name} does not load: {error}; {advice}", ENVIRONMENT)
@@ -73,15 +81,22 @@ def _run(arguments: Sequence[str]) -> int:
     except EnvironmentFault as error:
         return _complain(f"{error}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT)
     except Dsv4Error as error:
-        return _complain(str(error), FINDINGS)
+        by_operator = str(error).startswith("dsv4::")  # what a checkpoint led to; all other arguments are options
+        usage = isinstance(error, ArgumentError) and not by_operator
+        return _complain(str(error), USAGE if usage else FINDINGS)
+    except (MemoryError, RuntimeError) as error:
+        fault = memory_fault(error)
+        if fault is None:
+            raise
+        return _complain(f"{name}: {fault}", ENVIRONMENT)
 
 
-def _load(target: str) -> Callable[..., Any]:
+def _load(target: str) -> Any:
     importlib.import_module("dsv4_backend")  # before any module that imports torch: see dsv4_backend._torch
-    module, function = target.split(":")
-    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"dsv4-ascend: {message}", file=sys.stderr)
+    streams.complain(message)
     return code

@@ -1,8 +1,10 @@
-"""`dsv4-ascend ops`: the operators and which implementation runs on each device."""
+"""`dsv4-ascend ops`: the operators and what runs them, their pages, a new one's skeleton."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dsv4_ascend.cli import console, print_json
+from dsv4_ascend.cli.new_operator import new
+from dsv4_ascend.cli.operator_pages import write_pages
 from dsv4_backend import OPERATORS, dispatch
 from dsv4_backend.contract import Operator
 from dsv4_backend.support import npu_fault
@@ -25,11 +29,28 @@ class Implementation:
     reason: str
 
 
-def ops(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+app = typer.Typer()
+app.command("new")(new)
+
+
+@app.callback(invoke_without_command=True)
+def ops(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    docs: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Write a page for each operator."),
+    ] = None,
+) -> None:
     """List every operator with the implementation that runs it on each device, and the reason.
 
     A native kernel is asked about the operator's own parity cases; the others of its calls run the reference.
     """
+    if context.invoked_subcommand is not None:
+        return
+    if docs is not None:
+        _write(docs)
+        return
     found = sorted(OPERATORS.values(), key=lambda op: (op.rows, op.name))
     rows = [(op, {device: implementation(op, device) for device in DEVICES}) for op in found]
     if json:
@@ -42,23 +63,35 @@ def ops(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fals
     console().print(table)
 
 
+def _write(folder: Path) -> None:
+    try:
+        changed = write_pages(folder)
+    except OSError as error:
+        raise typer.BadParameter(str(error), param_hint="--docs") from error
+    print(f"{len(OPERATORS)} operators: {len(changed)} pages changed in {folder}")
+
+
 def implementation(operator: Operator, device: str) -> Implementation:
     """Which implementation of `operator` the dispatcher picks on `device`, as far as can be said without arguments."""
     fault = npu_fault() if device == "npu" else None
-    kernel = dispatch.native_kernels().get((operator.name, device))
+    kernels = dispatch.native_kernels().get((operator.name, device))
     if fault is not None:
         return Implementation("none", fault)
-    if kernel is None:
+    if kernels is None:
         return Implementation("reference", "no kernel for this device in this build")
-    return Implementation(kernel, _coverage(operator, device))
+    return Implementation(*_coverage(operator, device))
 
 
-def _coverage(operator: Operator, device: str) -> str:
+def _coverage(operator: Operator, device: str) -> tuple[str, str]:
+    """The candidate that runs most of the operator's cases, and how many of them run natively."""
     answers = [dispatch.support(operator.name, *c.arguments, device=device) for c in operator.iterate_cases()]
     refusals = [answer.reason for answer in answers if not answer]
+    names = Counter(answer.reason for answer in answers if answer)
+    name = names.most_common(1)[0][0] if names else "reference"
     if not refusals:
-        return "runs all of its cases"
-    return f"runs {len(answers) - len(refusals)} of {len(answers)} cases; else the reference: {refusals[0]}"
+        return name, "runs all of its cases"
+    native = len(answers) - len(refusals)
+    return name, f"runs {native} of {len(answers)} cases; else the reference: {refusals[0]}"
 
 
 def _as_json(operator: Operator, answers: dict[str, Implementation]) -> dict[str, object]:

@@ -15,7 +15,15 @@ from rich.table import Table
 
 from dsv4_ascend.cli import FINDINGS, INTERRUPTED, console, print_json
 from dsv4_ascend.parity.faults import FaultResult
-from dsv4_ascend.parity.report import OperatorReport, Selection, measure, mutation_score, reproduce, totals
+from dsv4_ascend.parity.report import (
+    OperatorReport,
+    Selection,
+    measure,
+    mutation_score,
+    reference_mutation_score,
+    reproduce,
+    totals,
+)
 from dsv4_ascend.parity.runner import CaseResult
 from dsv4_backend.contract import PROFILES
 from dsv4_backend.errors import EnvironmentFault
@@ -24,16 +32,17 @@ from dsv4_backend.support import npu_fault
 
 def parity(
     faults: Annotated[bool, typer.Option("--faults", help="Also run every named fault through the cases.")] = False,
+    mutants: Annotated[bool, typer.Option("--mutants", help="Also run automatic mutants of the references.")] = False,
     pattern: Annotated[str, typer.Option("-k", help="OPERATOR, OPERATOR/PROFILE/CASE, OPERATOR/FAULT.")] = "",
     profile: Annotated[str | None, typer.Option(help=f"One of {', '.join(PROFILES)}; default: all.")] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run every parity case on every implementation of a device, and compare with the reference's golden values.
+    """Run every parity case on every implementation of a device, and compare with the oracle's values.
 
     Limit use is error / limit: 0 is exact, above 1 fails. Exit code 1 if a case fails or a fault survives.
     """
-    selection = Selection(pattern, _checked_profile(profile), _checked_device(device), faults)
+    selection = Selection(pattern, _checked_profile(profile), _checked_device(device), faults, mutants)
     reports: list[OperatorReport] = []
     interrupted = False
     try:
@@ -78,7 +87,7 @@ def _with_progress(selection: Selection) -> Iterator[OperatorReport]:
             bar.update(task, description=operator.name)
             report = measure(operator, selection)
             bar.advance(task)
-            if report.cases or report.faults:
+            if report.cases or report.faults or report.mutants:
                 yield report
 
 
@@ -94,7 +103,7 @@ def _as_json(selection: Selection, reports: Sequence[OperatorReport], interrupte
 
 def _show(reports: Sequence[OperatorReport]) -> None:
     table = Table("operator", box=None)
-    for heading in ("cases", "mean use", "max use", "faults killed", "time"):
+    for heading in ("cases", "mean use", "max use", "faults killed", "mutants killed", "time"):
         table.add_column(heading, justify="right")
     for report in reports:
         table.add_row(*_cells(report))
@@ -113,16 +122,22 @@ def _fail(out: Console, result: CaseResult | FaultResult, why: str) -> None:
 
 
 def _cells(report: OperatorReport) -> tuple[str, ...]:
-    bad, alive = len(report.failures), len(report.survivors)
-    killed = f"{len(report.faults) - alive}/{len(report.faults)}" if report.faults else "-"
+    bad = len(report.failures)
     return (
         f"[bold]{report.operator}[/]",
         f"[red]{len(report.cases) - bad}/{len(report.cases)}[/]" if bad else f"[green]{len(report.cases)}[/]",
         f"{report.mean_use:.3f}",
         f"[red]{report.max_use:.3g}[/]" if report.max_use > 1 else f"{report.max_use:.3f}",
-        f"[red]{killed}[/]" if alive else f"[green]{killed}[/]",
+        _killed(report.faults),
+        _killed(report.mutants),
         f"{report.seconds:.2f} s",
     )
+
+
+def _killed(results: Sequence[FaultResult]) -> str:
+    killed = sum(result.killed for result in results)
+    colour = "green" if killed == len(results) else "red"
+    return f"[{colour}]{killed}/{len(results)}[/]" if results else "-"
 
 
 def _summary(reports: Sequence[OperatorReport]) -> str:
@@ -131,4 +146,7 @@ def _summary(reports: Sequence[OperatorReport]) -> str:
     if sums["faults"]:
         killed = sums["faults"] - sums["faults_survived"]
         text += f"; {killed} of {sums['faults']} faults killed, mutation score {100 * mutation_score(reports):.1f} %"
+    if sums["mutants"]:
+        killed, score = sums["mutants"] - sums["mutants_survived"], 100 * reference_mutation_score(reports)
+        text += f"; {killed} of {sums['mutants']} automatic mutants killed, reference mutation score {score:.1f} %"
     return f"{text}; {sums['seconds']:.1f} s"

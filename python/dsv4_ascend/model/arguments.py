@@ -1,10 +1,12 @@
-"""Rules for values that users hand to the Python interface: whole numbers, numbers, token ids."""
+"""Rules for values that users hand to the Python interface: flags, whole numbers, numbers, token ids."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Sequence, Set
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -14,6 +16,15 @@ from dsv4_backend.errors import ArgumentError
 
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """What torch.Generator.manual_seed takes: any number of 64 bits, with or without a sign."""
+MAX_SIZE = 2**31 - 1
+"""Of what is counted in tokens or blocks: kernels index them with 32 bits."""
+
+
+def flag(name: str, value: object) -> bool:
+    """The bool that `value` is; ArgumentError for anything else, whatever its truth value."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name}: found {value!r:.40}, expected True or False")
+    return value
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -55,12 +66,28 @@ def _real(value: object) -> float | None:
         return None
 
 
+def folder_of(name: str, value: object) -> Path:
+    """The path that a string or a path object names; ArgumentError for another type, or a null character in it."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or "\0" in path:
+        raise ArgumentError(f"{name}: found {value!r:.40}, expected the path of a folder, as str or Path")
+    return Path(path)
+
+
 def ids_of(name: str, values: object, vocab_size: int) -> frozenset[int]:
     """A set of token ids from any collection of them; ArgumentError for anything else."""
     listed = as_list(values) if not isinstance(values, set | frozenset) else list(values)
     if not isinstance(listed, list):
         raise ArgumentError(f"{name}: found {values!r:.40}, expected a collection of token ids")
     return frozenset(integer(name, value, 0, vocab_size - 1) for value in listed)
+
+
+def names_of(name: str, values: object) -> frozenset[str]:
+    """A set of names from a list, tuple or set of strings; ArgumentError for anything else, one string too."""
+    listed = list(values) if isinstance(values, Sequence | Set) and not isinstance(values, str | bytes) else [None]
+    if not all(isinstance(value, str) for value in listed):
+        raise ArgumentError(f"{name}: found {values!r:.40}, expected a list of strings")
+    return frozenset(map(str, listed))
 
 
 def sequences_of(name: str, values: object, vocab_size: int) -> list[list[int]]:

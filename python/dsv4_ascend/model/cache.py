@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dsv4_ascend.model.arguments import integer
+from dsv4_ascend.model.arguments import MAX_SIZE, integer
 from dsv4_ascend.model.config import V4Config
 from dsv4_backend.errors import ArgumentError
 
@@ -82,9 +82,10 @@ class PagedCache:
         block_size: int = 64,
         free_order: int | None = None,
     ) -> None:
-        block_size = integer("block_size", block_size, 1)
-        max_step_tokens = integer("max_step_tokens", max_step_tokens, 1)
-        max_sequences, max_tokens = integer("max_sequences", max_sequences, 0), integer("max_tokens", max_tokens, 0)
+        block_size = integer("block_size", block_size, 1, MAX_SIZE)
+        max_step_tokens = integer("max_step_tokens", max_step_tokens, 1, MAX_SIZE)
+        max_sequences = integer("max_sequences", max_sequences, 0, MAX_SIZE)
+        max_tokens = integer("max_tokens", max_tokens, 0, MAX_SIZE)
         self.block_size, self.max_tokens, self.max_step_tokens = block_size, max_tokens, max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)

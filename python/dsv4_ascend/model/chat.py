@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsv4_ascend.model import chat_preview, chat_recipe
+from dsv4_ascend.model.arguments import flag
 from dsv4_ascend.model.markers import BOS
 from dsv4_ascend.model.messages import Message, check_messages
 from dsv4_ascend.model.prompt_text import PromptText
@@ -40,9 +41,7 @@ class ChatMode:
 
     def __post_init__(self) -> None:
         for name in ("thinking", "drop_thinking"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ArgumentError(f"chat: {name}: found {value!r:.40}, expected True or False")
+            flag(f"chat: {name}", getattr(self, name))
         if self.revision not in REVISIONS:
             raise ArgumentError(f"chat: revision: found {self.revision!r:.40}, expected {' or '.join(REVISIONS)}")
 

@@ -13,7 +13,7 @@ from dsv4_ascend.model.config_file import read_noted_config
 from dsv4_ascend.model.fit import misfits
 from dsv4_ascend.model.foreign import foreign_format
 from dsv4_ascend.model.layout import Layout, layout
-from dsv4_ascend.model.problems import summary
+from dsv4_ascend.model.problems import counted
 from dsv4_ascend.model.safetensors_file import checkpoint_error
 from dsv4_ascend.model.shards import open_shards
 from dsv4_ascend.model.sources import Format, Sources, collect, set_aside, unstack
@@ -113,7 +113,7 @@ def open_checkpoint(path: str | Path, *, allow_unknown: Collection[str] = ()) ->
         if foreign is None:
             raise
         problems = getattr(error, "problems", ())
-        more = f"\n  as a V4 checkpoint it has {len(problems)} problem(s): {summary(problems)}" if problems else ""
+        more = f"\n  as a V4 checkpoint it has {counted(problems)}" if problems else ""
         told = CheckpointError(f"{folder}: {foreign}{more}")
         told.problems = (foreign, *problems)
         raise told from None
@@ -131,7 +131,7 @@ def _open(folder: Path, allow_unknown: Collection[str]) -> Checkpoint:
     sources, more = unstack(sources, entries, config.n_routed_experts)
     problems += more + list(misfits(sources, entries, complete))
     if problems:
-        raise checkpoint_error(folder, list(dict.fromkeys(problems)))
+        raise checkpoint_error(folder, [*more_notes, *dict.fromkeys(problems)])
     all_notes = (*notes, *more_notes, *aside, *corrected)
     checkpoint = Checkpoint(folder, config, naming, entries, all_notes, _ordered(sources, entries))
     bad = checkpoint.value_problems()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from dsv4_ascend.model.arguments import flag
 from dsv4_ascend.model.dsml import read_json, to_json
 from dsv4_ascend.model.markers import BOS, DSML, END_THINK, EOS, THINK
 from dsv4_ascend.model.messages import Message
@@ -27,13 +28,13 @@ def parse_completion(text: str, *, thinking: bool = False) -> Message:
 
     A call's name ends at the last quote before its parameters, a parameter's at the first quote that its `string`
     follows, a value at its first closing tag, whatever stands between. thinking: the prompt ended with `<think>`.
-    CompletionError names what was expected and what stands there.
+    CompletionError names what was expected and what stands there; ArgumentError for arguments of another type.
     """
     if not isinstance(text, str):
         raise ArgumentError(f"completion: found {text!r:.40}, expected a string")
     text = text.removesuffix(EOS)
     reasoning = ""
-    if thinking:
+    if flag("completion: thinking", thinking):
         reasoning, found, text = text.partition(END_THINK)
         if not found:
             raise CompletionError(f"completion: no {END_THINK} after the reasoning {_excerpt(reasoning)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -169,7 +170,10 @@ def config_error(where: str, problems: Sequence[str]) -> ConfigError:
 
 def found(name: str, value: object, expected: str) -> str:
     """The standard line of a problem; long values are cut."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = "a huge integer"
     return f"{name}: found {text if len(text) <= 80 else text[:77] + '...'}, expected {expected}"
 
 
@@ -193,8 +197,36 @@ def is_int(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float; True and False are not numbers."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    """A finite int or float, which a float can hold; True and False are not numbers."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def _is_size(value: object) -> bool:
+    return is_int(value) and value > 0  # type: ignore[operator]
+
+
+def _is_id(value: object) -> bool:
+    return is_int(value) and value >= 0  # type: ignore[operator]
+
+
+def _are_layers(value: object) -> bool:
+    return value is None or (isinstance(value, tuple) and all(map(_is_id, value)))
+
+
+_DRAFTER: dict[str, tuple[Callable[[object], bool], str]] = {
+    "markov_rank": (_is_size, "a positive integer"),
+    "targets": (_is_size, "a positive integer"),
+    "target_layer_ids": (_are_layers, "layer numbers >= 0"),
+    "block_size": (lambda v: v is None or _is_size(v), "a positive integer"),
+    "noise_token_id": (lambda v: v is None or _is_id(v), "a token id >= 0"),
+}
+"""Field of DSpark -> what it accepts, and how a message says it."""
+
+
+def wrong_drafter(values: Mapping[str, object]) -> dict[str, str]:
+    """The fields of DSpark among `values` that cannot be, each with what is expected of it."""
+    rules = ((name, *_DRAFTER[name]) for name in values)
+    return {name: expected for name, accepts, expected in rules if not accepts(values[name])}
 
 
 def contradictions(values: dict[str, Any]) -> list[str]:
@@ -217,19 +249,17 @@ def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
         (("compress_ratios",), lambda v: isinstance(v, tuple) and all(map(is_int, v)), "a tuple of integers"),
         (("layer_kinds",), lambda v: isinstance(v, tuple) and set(v) <= {"swa", "csa", "hca"}, "swa, csa or hca"),
         (("rope_scaling",), lambda v: v is None or isinstance(v, RopeScaling), "None or RopeScaling"),
-        (("dspark",), lambda v: v is None or (isinstance(v, DSpark) and _is_drafter(v)), "None or counts and ids"),
+        (("dspark",), lambda v: v is None or isinstance(v, DSpark), "None or DSpark"),
         (("bos_token_id",), lambda v: v is None or is_int(v), "None or an integer"),
         (("eos_token_ids",), lambda v: isinstance(v, tuple) and all(map(is_int, v)), "a tuple of integers"),
     )
     for names, accepts, expected in checks:
         present = (name for name in names if name in values)
         yield from (found(name, values[name], expected) for name in present if not accepts(values[name]))
-
-
-def _is_drafter(dspark: DSpark) -> bool:
-    sizes = (dspark.markov_rank, dspark.targets, 1 if dspark.block_size is None else dspark.block_size)
-    ids = (*(dspark.target_layer_ids or ()), dspark.noise_token_id or 0)
-    return all(is_int(size) and size > 0 for size in sizes) and all(is_int(id_) and id_ >= 0 for id_ in ids)
+    dspark = values.get("dspark")
+    drafter = vars(dspark) if isinstance(dspark, DSpark) else {}
+    wrong = wrong_drafter(drafter).items()
+    yield from (found(f"dspark.{name}", drafter[name], expected) for name, expected in wrong)
 
 
 def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:

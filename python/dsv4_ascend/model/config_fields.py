@@ -112,13 +112,20 @@ INFORMATIVE = frozenset((
     "reap_pruning", "pruning_config", "merge_method", "merged_from", "base_model", "model_name", "license",
     "library_name", "tags", "language", "author", "description", "created_at", "converted_by", "quantized_by",
     "conversion_info", "export_info", "transformers.js_config", "use_mtp", "model_max_length", "chat_template",
+    "name_or_path", "use_return_dict", "transformers_weights", "trust_remote_code",
 ))  # fmt: skip
 """Describe the folder, its training head or its sampling, never the layers: one note names those that were found."""
 
-INFORMATIVE_START = ("_", "unsloth", "mergekit", "axolotl", "llamafactory", "vision_", "image_", "aligner_", "dspark_")
-INFORMATIVE_END = ("_pruning", "_dropout", "_git_hash", "_commit", "_url")
+INFORMATIVE_START = (
+    "_", "unsloth", "mergekit", "axolotl", "llamafactory", "vision_", "image_", "aligner_", "dspark_",
+    "gradient_checkpointing",
+)  # fmt: skip
+INFORMATIVE_END = (
+    "_pruning", "_dropout", "_git_hash", "_commit", "_url", "_loss_coef", "_loss_weight", "_loss_alpha",
+    "_loss_scaling_factor",
+)  # fmt: skip
 """Private attributes; fields that begin with a tool's name; those of parts that a text-only main model does not run;
-and provenance. Any other name may belong to a part of the model, and stops the load."""
+training only; and provenance. Any other name may belong to a part of the model, and stops the load."""
 
 ROPE_SILENT = frozenset(("type", "rope_type", "rope_theta", "partial_rotary_factor"))
 ROPE_FIXED: dict[str, tuple[object, ...]] = {

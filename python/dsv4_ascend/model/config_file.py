@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dsv4_ascend.model.arguments import names_of
 from dsv4_ascend.model.config import (
     DSpark,
     RopeScaling,
@@ -19,6 +20,7 @@ from dsv4_ascend.model.config import (
     is_int,
     is_number,
     kinds_of_ratios,
+    wrong_drafter,
 )  # fmt: skip
 from dsv4_ascend.model.config_fields import (
     CONSTANTS,
@@ -71,23 +73,29 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config", allow_unknow
     `compress_ratios` or `layer_types`: without them it is ambiguous (spec 1.2).
 
     Draft layers: `num_nextn_predict_layers` (official `n_mtp_layers`) says how many, but with `dspark_*` fields, where
-    the hub's is out of date, it is the number of `compress_ratios` behind those of the layers. The list may be longer
-    than layers and drafts: what stands behind the layers belongs to drafts, which only have a window, and is not read.
-    A list that is shorter is an error. The tensors of a checkpoint have the last word (stored.py).
+    the hub's is out of date, it is the number of `compress_ratios` behind those of the layers. What stands in it behind
+    the layers belongs to drafts, which only have a window, and is not read; fewer entries than layers are an error.
+    `layer_types` and `mlp_layer_types` may be longer than the layers too, and `num_hash_layers` larger, as in a folder
+    of the first layers only. The tensors of a checkpoint have the last word on drafts (stored.py).
 
     An unknown field is an error, unless its name cannot belong to a part of the model (`is_informative`), its value is
-    null, or `allow_unknown` has its name (as the error shows it).
+    null, or `allow_unknown`, a collection of names, has its name (as the error shows it; else ArgumentError).
     """
     return noted_config(raw, where, allow_unknown)[0]
 
 
 def noted_config(raw: Mapping[str, Any], where: str = "config", allow_unknown: Collection[str] = ()) -> Noted:
     """As `config_from_dict`, with one note for the fields that were ignored and one for each other surprise."""
-    reader = _Reader(json.loads(json.dumps(raw, default=str)), allow_unknown)
+    try:
+        copy = json.loads(json.dumps(raw, default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise config_error(where, [f"found what is no JSON ({error}), expected a parsed config.json"]) from None
+    reader = _Reader(copy, names_of("allow_unknown", allow_unknown))
     official = any(name in raw for name in ("dim", "n_layers", "n_heads"))
     values = reader.sizes(OFFICIAL_NAMES if official else {name: name for name in OFFICIAL_NAMES}, official)
     for name, allowed in CONSTANTS.items():
         reader.constant(reader.left, name, allowed)
+    reader.hash_layers(values)
     reader.drafter(values)
     reader.schedule(values)
     reader.tokens(values)
@@ -110,9 +118,10 @@ _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 class _Reader:
     """Takes known fields out of a raw configuration; what is left is unknown. Collects problems and notes."""
 
-    def __init__(self, raw: dict[str, Any], allow_unknown: Collection[str]) -> None:
+    def __init__(self, raw: dict[str, Any], allow_unknown: frozenset[str]) -> None:
         self.left = raw
         self.allowed = allow_unknown
+        self.unmatched = set(allow_unknown)
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.ignored: list[str] = []
@@ -120,7 +129,10 @@ class _Reader:
     def all_notes(self) -> tuple[str, ...]:
         """The notes, with the ignored fields in one of them."""
         names = ", ".join(sorted(self.ignored))
-        return (*self.notes, f"configuration fields without effect here: {names}") if names else tuple(self.notes)
+        silent = [f"configuration fields without effect here: {names}"] if names else []
+        unmatched = [f"allow_unknown: no unknown configuration field {ascii(name)[1:-1][:100]}"
+                     for name in sorted(self.unmatched)]  # fmt: skip
+        return (*self.notes, *silent, *unmatched)
 
     def unknown(self, prefix: str, fields: Mapping[str, Any]) -> None:
         """Sort the fields that nobody took: silent, informative or null, allowed, and else a problem."""
@@ -129,6 +141,7 @@ class _Reader:
             if prefix + name in SILENT:
                 continue
             if shown in self.allowed:
+                self.unmatched.discard(shown)
                 self.notes.append(f"unknown configuration field {shown}: ignored, as allowed")
             elif is_informative(name) or fields[name] is None:
                 self.ignored.append(shown)
@@ -164,9 +177,13 @@ class _Reader:
         """DSpark, if its fields say enough to know its tensors."""
         given = {ours: self.left.pop(theirs) for ours, theirs in DSPARK_NAMES.items() if theirs in self.left}
         ids = given.get("target_layer_ids")
+        given |= {"target_layer_ids": tuple(ids)} if isinstance(ids, list) else {}
+        for name, expected in wrong_drafter({k: v for k, v in given.items() if v is not None}).items():
+            self.notes.append(f"{found(DSPARK_NAMES[name], given.pop(name), expected)}: ignored with the drafter")
+        ids = given.get("target_layer_ids")
         values["dspark"] = None
-        if given.get("markov_rank") is not None and isinstance(ids, list) and ids:
-            values["dspark"] = DSpark(**(given | {"target_layer_ids": tuple(ids), "targets": len(ids)}))
+        if given.get("markov_rank") is not None and ids:
+            values["dspark"] = DSpark(**(given | {"targets": len(ids)}))
         elif given:
             self.ignored += [DSPARK_NAMES[name] for name in given]
 
@@ -189,27 +206,30 @@ class _Reader:
         if types is not None:
             self._types(values, types, rates, drafts)
         if ratios is not None:
-            ratios = _cut(ratios, layers, drafts) if behind >= drafts else ratios
+            ratios = _cut(ratios, layers, drafts) if isinstance(ratios, list) else ratios
             ratios = tuple(ratios) if isinstance(ratios, list) else ratios
-            if types is not None and ratios != values["compress_ratios"]:
+            if ratios != values.get("compress_ratios", ratios):
                 self.problems.append(
                     found("compress_ratios", ratios, f"{values['compress_ratios']} as layer_types says")
                 )
-            values["compress_ratios"] = ratios
             if types is None:
+                values["compress_ratios"] = ratios
                 values["layer_kinds"] = kinds_of_ratios(ratios) if isinstance(ratios, tuple) else ()
         if not drafts:
             values["dspark"] = None
 
     def _types(self, values: dict[str, Any], types: object, rates: object, drafts: int) -> None:
+        """Sets nothing if one of them is wrong, so that no second problem follows from it."""
+        before, layers = len(self.problems), values["num_hidden_layers"]
+        types = _first(types, layers)
         if not isinstance(types, list) or not all(isinstance(name, str) and name in KINDS for name in types):
             self.problems.append(found("layer_types", types, f"a list of {', '.join(KINDS)}"))
-            types = []
-        elif len(types) != values["num_hidden_layers"]:
-            self.problems.append(found("layer_types", f"{len(types)} entries", "num_hidden_layers entries"))
+        elif is_int(layers) and len(types) < layers:
+            self.problems.append(found("layer_types", f"{len(types)} entries", f"num_hidden_layers {layers} entries"))
         if not isinstance(rates, dict) or not set(rates) <= set(KINDS):
             self.problems.append(found("compress_rates", rates, f"an object with {', '.join(KINDS)}"))
-            rates = {}
+        if len(self.problems) > before or not isinstance(types, list) or not isinstance(rates, dict):
+            return
         kinds = [KINDS[name] for name in types]
         rate = {"swa": 0, "csa": rates.get(LAYER_TYPES["csa"], 4), "hca": rates.get(LAYER_TYPES["hca"], 128)}
         values["layer_kinds"] = tuple(kinds + ["swa"] * drafts)
@@ -217,7 +237,6 @@ class _Reader:
 
     def hub_only(self, values: dict[str, Any]) -> None:
         """Fields that only the hub and transformers write."""
-        self._hash_layers(values)
         quantisation = self.left.pop("quantization_config", None)
         expert_dtype = self.left.pop("expert_dtype", None)
         values["quantized"] = quantisation is not None
@@ -239,11 +258,15 @@ class _Reader:
             expert_dtype = None
         values["expert_dtype"] = expert_dtype
 
-    def _hash_layers(self, values: dict[str, Any]) -> None:
-        types = self.left.pop("mlp_layer_types", None)
+    def hash_layers(self, values: dict[str, Any]) -> None:
+        """Hash-routed layers, no more than there are layers; transformers' `mlp_layer_types` says the same."""
+        layers, hashes = values["num_hidden_layers"], values["num_hash_layers"]
+        if is_int(layers) and is_int(hashes) and 0 < layers < hashes:
+            self.notes.append(f"num_hash_layers {hashes}: all of the {layers} layers here are hash-routed")
+            values["num_hash_layers"] = layers
+        types = _first(self.left.pop("mlp_layer_types", None), layers)
         if types is None:
             return
-        layers = values["num_hidden_layers"]
         hashed = types.count("hash_moe") if isinstance(types, list) else 0
         if types != ["hash_moe"] * hashed + ["moe"] * ((layers if is_int(layers) else 0) - hashed):
             self.problems.append(found("mlp_layer_types", types, "num_hidden_layers entries, hash_moe first, then moe"))
@@ -268,7 +291,9 @@ class _Reader:
             rope = rope["compress"]
             self._agree(values, "compress_rope_theta", rope.get("rope_theta"))
         factor = factor if factor is not None or rope is None else rope.get("partial_rotary_factor")
-        if is_number(factor) and is_int(values["head_dim"]):
+        if factor is not None and not (is_number(factor) and 0 < factor <= 1):
+            self.problems.append(found("partial_rotary_factor", factor, "a number in (0, 1]"))
+        elif factor is not None and is_int(values["head_dim"]):
             self._agree(values, "qk_rope_head_dim", int(values["head_dim"] * factor))
         values["rope_scaling"] = None if rope is None else self._rope_object("rope_scaling", rope)
 
@@ -310,9 +335,15 @@ class _Reader:
         self._expert_dtype(values, expert_dtype or ("fp8" if dtype == "fp8" else None))
 
 
-def _cut(ratios: list[Any], layers: int, drafts: int) -> list[Any]:
-    """The entries of the layers and a window-only one per draft; a list with anything but integers as it is."""
-    return ratios[:layers] + [0] * drafts if all(map(is_int, ratios)) else ratios
+def _first(entries: Any, layers: Any) -> Any:
+    """The entries of the layers, if it is a list and their number is known; else what it is."""
+    return entries[:layers] if isinstance(entries, list) and is_int(layers) and layers > 0 else entries
+
+
+def _cut(ratios: list[Any], layers: Any, drafts: int) -> Any:
+    """The entries of the layers and a window-only one per draft; a list that is short or has no integers as it is."""
+    whole = is_int(layers) and len(ratios) >= layers > 0 and all(map(is_int, ratios))
+    return _first(ratios, layers) + [0] * drafts if whole else ratios
 
 
 def config_to_dict(config: V4Config) -> dict[str, Any]:

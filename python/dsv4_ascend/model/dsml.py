@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 
 from dsv4_ascend.model.markers import DSML, END_THINK, THINK
@@ -14,8 +16,16 @@ Pieces = list[str]
 """Text in order; control tokens are pieces of type `Marker`."""
 
 
+_ENDS_CALL_NAME = re.compile(DSML)
+_ENDS_PARAMETER_NAME = re.compile(rf'{DSML}|" string="(?:true|false)">')
+"""What a name cannot hold, as it stands unescaped: who reads the text would see the name end there."""
+
+
 def tool_calls(calls: Sequence[Message], *, empty_line: bool) -> Pieces:
-    """The block behind an answer's content. empty_line: a call without parameters has one."""
+    """The block behind an answer's content. empty_line: a call without parameters has one.
+
+    ArgumentError for a name that would be read back as something else.
+    """
     pieces: Pieces = ["\n\n<", DSML, "tool_calls>\n"]
     for call in calls:
         pieces += _call(call["function"], empty_line)
@@ -23,15 +33,23 @@ def tool_calls(calls: Sequence[Message], *, empty_line: bool) -> Pieces:
 
 
 def _call(function: Message, empty_line: bool) -> Pieces:
-    pieces: Pieces = ["<", DSML, f'invoke name="{function["name"]}">\n']
+    name = _checked("function name", function["name"], _ENDS_CALL_NAME)
+    pieces: Pieces = ["<", DSML, f'invoke name="{name}">\n']
     parameters = _parameters(function["arguments"])
     for key, value in parameters.items():
         is_string = isinstance(value, str)
-        pieces += ["<", DSML, f'parameter name="{key}" string="{"true" if is_string else "false"}">']
+        name = _checked("parameter name", key, _ENDS_PARAMETER_NAME)
+        pieces += ["<", DSML, f'parameter name="{name}" string="{"true" if is_string else "false"}">']
         pieces += [str(value) if is_string else to_json(value), "</", DSML, "parameter>\n"]
     if empty_line and not parameters:
         pieces.append("\n")
     return [*pieces, "</", DSML, "invoke>\n"]
+
+
+def _checked(what: str, name: str, ends: re.Pattern[str]) -> str:
+    if found := ends.search(name):
+        raise ArgumentError(f"chat: tool_calls: {what}: found {name!r:.80}, expected a name without {found[0]}")
+    return name
 
 
 def _parameters(arguments: str) -> Message:
@@ -71,9 +89,12 @@ def instructions(tools: Sequence[Message], schema: object, texts: ReleaseTexts) 
 
 
 def read_json(text: str) -> object:
-    """The value of a JSON text. ValueError if it is none: NaN and infinities, and nesting beyond Python's, count."""
+    """The value of a JSON text. ValueError if it is none.
+
+    NaN, what no number holds (1e999) and nesting beyond Python's are none.
+    """
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -82,9 +103,16 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits:.40} is beyond the range of numbers")
+    return value
+
+
 def to_json(value: object) -> str:
-    """JSON with non-ASCII characters kept. ArgumentError when `value` has no JSON form."""
+    """JSON with non-ASCII characters kept. ArgumentError when `value` has no JSON form, as NaN has none."""
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(f"chat: found a {type(value).__name__} without JSON form: {error}") from error

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from dsv4_ascend.model.strict_json import FileProblem, open_regular, parse, read_object
 
-_OFFICIAL = "use the official release (FP8 and FP4 safetensors) or a BF16 copy of it"
+_RELEASE = "the official release (FP8 and FP4 safetensors) or a BF16 copy of it"
+_OFFICIAL = f"use {_RELEASE}"
 _MAX_CONFIG, _MAX_INDEX, _MAX_HEADER, _MAX_FILES = 2**20, 16 * 2**20, 8 * 2**20, 4
 
 
@@ -33,14 +34,14 @@ _MARKS = (
     Mark("GPTQ or a format alike (AWQ, AutoRound)", (".qweight", ".qzeros", ".g_idx"), ("gptq", "gptqmodel")),
     Mark("bitsandbytes", (".absmax", ".quant_map"), ("bitsandbytes",)),
     Mark("MLX", (".scales", ".biases")),
-    Mark("GGUF", file=r".*\.gguf", advice=f"give a folder of safetensors: {_OFFICIAL}"),
+    Mark("GGUF", file=r"(?i:.*\.gguf)", advice=f"give a folder of safetensors: {_RELEASE}"),
 )
 """The first that fits is named: the more special marks come before those that they share names with."""
 
 
 def foreign_format(path: Path) -> str | None:
     """What a folder that does not open is, and what to do, in one line; None if it has no mark of another format."""
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         files, config = [path.name], {}
     else:
         files, config = _listing(path), _object(path / "config.json", _MAX_CONFIG)
@@ -58,7 +59,7 @@ def foreign_format(path: Path) -> str | None:
 
 def _found(mark: Mark, files: list[str], method: str, names: list[str]) -> list[str]:
     marked = [file for file in files if re.fullmatch(mark.file, file)][:1]
-    if marked and mark.file.endswith("gguf") and any(file.endswith(".safetensors") for file in files):
+    if marked and mark.name == "GGUF" and any(file.endswith(".safetensors") for file in files):
         marked = []
     endings = [ending for ending in mark.endings if any(name.endswith(ending) for name in names)]
     return [*marked, *([f"quant_method {method}"] if method in mark.methods else []), *endings]

@@ -27,6 +27,11 @@ class Sampling:
     seed: int = 0
 
 
+def useful_drafts(draft_tokens: int, max_new_tokens: int) -> int:
+    """Drafts per step, without those that no run could keep: a step decides one token beside its drafts."""
+    return max(0, min(draft_tokens, max_new_tokens - 1))
+
+
 @dataclass
 class _Request:
     """A sequence being generated: `pending` is sampled but not yet in the cache, `drafts` are guesses after it."""
@@ -44,7 +49,8 @@ class Generator:
     """Generates for a list of prompts in lockstep. One instance is one run over one cache.
 
     draft_tokens > 0 drafts that many tokens per step with the MTP block and verifies them in one call; greedy only,
-    the output equals plain decoding. `accepted` and `drafted` count how well that went.
+    the output equals plain decoding. Drafts beyond max_new_tokens are not made.
+    `accepted` and `drafted` count how well that went.
     """
 
     def __init__(
@@ -65,7 +71,8 @@ class Generator:
         if draft_tokens and sampling.temperature > 0:
             raise ArgumentError("draft_tokens: speculative decoding is greedy; use temperature 0")
         self.network, self.cache, self.dtype, self.sampling = network, cache, dtype, sampling
-        self.max_new_tokens, self.stop_ids, self.draft_tokens = max_new_tokens, stop_ids, draft_tokens
+        self.max_new_tokens, self.stop_ids = max_new_tokens, stop_ids
+        self.draft_tokens = useful_drafts(draft_tokens, max_new_tokens)
         self.drafted = self.accepted = 0
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsv4_ascend.model.arguments import MAX_SEED, MIN_SEED, as_list, ids_of, integer, number, sequences_of
+from dsv4_ascend.model.arguments import (
+    MAX_SEED,
+    MAX_SIZE,
+    MIN_SEED,
+    as_list,
+    folder_of,
+    ids_of,
+    integer,
+    number,
+    sequences_of,
+)
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.checkpoint import open_checkpoint
 from dsv4_ascend.model.config import V4Config
-from dsv4_ascend.model.generation import Generator, Sampling
+from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
 from dsv4_ascend.model.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.model.tokenizer import Tokenizer
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
-from dsv4_backend.support import npu_fault
+from dsv4_backend.support import npu_count, npu_fault
 
 PROFILE_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 PREFILL_CHUNK = 512
@@ -137,10 +148,10 @@ class Model:
         """Yield (prompt number, token id) as they are decided; the last one of a prompt is its stop token, if any.
 
         prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
-        draft_tokens: drafted per step by the MTP block (greedy only; the tokens are the same, `draft_acceptance` says
-        how well it went). seed, of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still
-        move with the shapes of a batch, by roundings, and a text with them. stop_ids default to the config's eos
-        tokens. ArgumentError at once names a value that is none of these.
+        draft_tokens: drafted per step by the MTP block, as far as max_new_tokens leaves room for them (greedy only; the
+        tokens are the same, `draft_acceptance` says how well it went). seed, of 64 bits, fixes the noise of each
+        prompt, whatever its mates; in bf16 logits still move with the shapes of a batch, by roundings, and a text with
+        them. stop_ids default to the config's eos tokens. ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
         sampling = Sampling(
@@ -149,7 +160,7 @@ class Model:
             integer("seed", seed, MIN_SEED, MAX_SEED),
         )
         max_new_tokens = integer("max_new_tokens", max_new_tokens, 0)
-        draft_tokens = integer("draft_tokens", draft_tokens, 0)
+        draft_tokens = integer("draft_tokens", draft_tokens, 0, MAX_SIZE)
         stops = self.config.eos_token_ids if stop_ids is None else ids_of("stop_ids", stop_ids, self.config.vocab_size)
         return self._stream(ids, sampling, max_new_tokens, draft_tokens, frozenset(stops))
 
@@ -160,10 +171,11 @@ class Model:
         self.draft_acceptance = None
         longest = max((len(p) for p in ids), default=0)
         self._check_length(longest + max_new_tokens)
+        drafts = useful_drafts(draft_tokens, max_new_tokens)
         cache = self.new_cache(
             max_sequences=len(ids),
-            max_tokens=longest + max_new_tokens + 2 * draft_tokens,  # the last step may verify and draft past the end
-            max_step_tokens=max(1, min(PREFILL_CHUNK, longest), draft_tokens + 1),
+            max_tokens=longest + max_new_tokens + 2 * drafts,  # the last step may verify and draft past the end
+            max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
         generator = Generator(
             self.network,
@@ -204,8 +216,11 @@ def usable_device(device: str | torch.device, argument: str = "device") -> torch
 
     argument: how messages name it.
     """
-    if str(device).split(":")[0] not in ("cpu", "npu"):
-        raise ArgumentError(f"{argument}: found {str(device)!r}, expected cpu or npu")
+    named = re.fullmatch(r"(cpu|npu)(?::(\d{1,4}))?", str(device))
+    if named is None:
+        raise ArgumentError(f"{argument}: found {str(device)!r:.40}, expected cpu or npu, or one by number as npu:0")
+    if named[1] == "npu" and 0 < npu_count() <= int(named[2] or 0):
+        raise EnvironmentFault(f"{argument}: found {device}, expected one of {npu_count()} devices, from npu:0 on")
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
@@ -231,11 +246,12 @@ def load(
     does not have.
     """
     _check_dtype(dtype)
+    folder = folder_of("path", path)
+    if not (progress is None or callable(progress)):
+        raise ArgumentError(f"progress: found {progress!r:.40}, expected a function or None")
     where = usable_device(device)
-    checkpoint = open_checkpoint(path, allow_unknown=allow_unknown)
+    checkpoint = open_checkpoint(folder, allow_unknown=allow_unknown)
     tensors = checkpoint.tensors(progress, drafts=checkpoint.config.dspark is None)
-    model = Model(
-        assign_all(Transformer(checkpoint.config), tensors, where), device=where, dtype=dtype, folder=Path(path)
-    )
+    model = Model(assign_all(Transformer(checkpoint.config), tensors, where), device=where, dtype=dtype, folder=folder)
     model.notes = checkpoint.notes
     return model

@@ -50,8 +50,8 @@ _BLOCK = {
 STACKED = {
     "mlp.experts.gate_up_proj": "ffn.experts.w13.weight",
     "mlp.experts.down_proj": "ffn.experts.w2.weight",
-    "mlp.experts.gate_up_proj_scale_inv": "ffn.experts.w13.scale",
-    "mlp.experts.down_proj_scale_inv": "ffn.experts.w2.scale",
+    **{f"mlp.experts.gate_up_proj{ending}": "ffn.experts.w13.scale" for ending in ("_scale_inv", "_scale")},
+    **{f"mlp.experts.down_proj{ending}": "ffn.experts.w2.scale" for ending in ("_scale_inv", "_scale")},
 }
 """transformers keeps all experts of a layer in one tensor; our name for it has no expert number (`expert_parts`)."""
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 _SHOWN = 50
 _FEW = 20
+_OTHER = "other"
 
 _KINDS = {
+    "; not read: ": "on files that are not read",
     "is missing": "missing",
     "surplus": "surplus",
     "found dtype": "of another dtype",
@@ -32,13 +34,21 @@ _KINDS = {
 
 def listed(where: object, problems: Sequence[str]) -> str:
     """`where: N problem(s)`, the kinds if there are more than 20, then the first 50, one a line."""
-    lines = [f"{where}: {len(problems)} problem(s)"]
-    if len(problems) > _FEW:
-        lines[0] += f": {summary(problems)}"
+    lines = [f"{where}: {counted(problems) if len(problems) > _FEW else _number(problems)}"]
     lines += [f"  - {problem}" for problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  - and {len(problems) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def counted(problems: Sequence[str]) -> str:
+    """`N problem(s)`, and of which kinds unless no kind of them is known."""
+    kinds = summary(problems)
+    return _number(problems) if kinds == f"{len(problems)} {_OTHER}" else f"{_number(problems)}: {kinds}"
+
+
+def _number(problems: Sequence[str]) -> str:
+    return f"{len(problems)} problem(s)"
 
 
 def summary(problems: Sequence[str]) -> str:
@@ -48,4 +58,4 @@ def summary(problems: Sequence[str]) -> str:
 
 
 def _kind(problem: str) -> str:
-    return next((kind for part, kind in _KINDS.items() if part in problem), "other")
+    return next((kind for part, kind in _KINDS.items() if part in problem), _OTHER)

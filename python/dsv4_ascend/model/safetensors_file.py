@@ -1,7 +1,7 @@
 """Strict reader of one safetensors file: checked whole before it is mapped, tensors are views of it.
 
 Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing in them, and more than
-200,000 tensors are refused (spec/reliability.md section 4). Nothing executes, nothing is written, no byte is copied.
+200,000 tensors are refused. Nothing executes, nothing is written, no byte is copied.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from dsv4_ascend.model.problems import listed
-from dsv4_ascend.model.strict_json import FileProblem, not_the_file, open_regular, parse
+from dsv4_ascend.model.strict_json import FileProblem, not_the_file, open_regular, parse, what_it_looks_like
 from dsv4_backend.errors import CheckpointError
 
 MAX_TENSORS = 200_000
@@ -98,12 +98,15 @@ def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]
     other = not_the_file(start)
     if other or not start:
         raise FileProblem(f"{f'found {other}' if other else 'truncated: found an empty file; fetch it again'}")
-    start = start[:8]
+    beginning, start = start, start[:8]
     length = int.from_bytes(start, "little")
     # Only a length that cannot be one is taken for a pickle's first bytes: 0x80 is also a fine low byte of a length.
     if 8 + length > size and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise FileProblem("found a zip or pickle file, expected safetensors (pickles are never opened)")
     if len(start) < 8 or 8 + length > size:
+        looks = what_it_looks_like(beginning)
+        if looks:
+            raise FileProblem(f"found {looks}")
         raise FileProblem(f"truncated: found {size} bytes, expected at least {8 + length if len(start) == 8 else 8}")
     if not 2 <= length <= MAX_HEADER:
         raise FileProblem(f"found a header of {length} bytes, expected 2 to {MAX_HEADER}")

@@ -14,6 +14,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_INDEX = 64 * 2**20
 _MAX_SHARDS = 10_000
+_SHOWN = 5
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -21,7 +22,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 def open_shards(folder: Path) -> tuple[list[SafetensorsFile], list[str], list[str]]:
     """All shards that can be read, in name order, every problem found on the way, and notes.
 
-    Without an index, `model.safetensors` is the checkpoint whatever lies beside it, or else the only such file.
+    The checkpoint is, the first that applies: `model.safetensors`, unless the index lists it as one of its shards; the
+    shards that the index lists; the only safetensors file. What lies beside it is a note. A broken index is an error.
     CheckpointError at once if the folder holds no checkpoint or its index is unusable.
     """
     try:
@@ -30,18 +32,24 @@ def open_shards(folder: Path) -> tuple[list[SafetensorsFile], list[str], list[st
         raise checkpoint_error(folder, [f"cannot be listed ({error}), expected a checkpoint folder"]) from None
     stored = [name for name in present if name.endswith(".safetensors")]
     weight_map = _read_index(folder / INDEX) if INDEX in present else None
-    if weight_map is None:
+    if weight_map is None or (SINGLE in stored and SINGLE not in weight_map.values()):
         single = _only_file(folder, stored, present)
-        others = [name for name in stored if name != single]
-        notes = [f"opened {single}; not read: {', '.join(others[:5])}"] if others else []
-        return *_open_all(folder, [single]), notes
+        beside = [*stored, INDEX] if weight_map else stored
+        return *_open_all(folder, [single]), _not_read(single, beside, [single])
     wanted = sorted(set(weight_map.values()))
     problems = [
         f"{INDEX}: found shard '{name}', expected a file in the folder" for name in wanted if name not in stored
     ]
-    problems += [f"{name}: found a file that {INDEX} does not list" for name in stored if name not in wanted]
     files, more = _open_all(folder, [name for name in wanted if name in stored])
-    return files, problems + more + _against_index(files, weight_map), []
+    notes = _not_read(f"what {INDEX} lists", stored, wanted)
+    return files, problems + more + _against_index(files, weight_map), notes
+
+
+def _not_read(opened: str, files: list[str], wanted: list[str]) -> list[str]:
+    """A note on what lies beside the checkpoint, if anything does."""
+    others = [name for name in files if name not in wanted]
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return [f"opened {opened}; not read: {', '.join(others[:_SHOWN])}{more}"] if others else []
 
 
 def _only_file(folder: Path, stored: list[str], present: list[str]) -> str:

@@ -37,6 +37,10 @@ class Source(NamedTuple):
         alias = "" if self.stored == official or self.expert >= 0 else f" ({official})"
         return f"{self.file.path.name}: tensor '{self.stored}'{alias}"
 
+    def place(self, index: list[int]) -> list[int]:
+        """Where an element of this part lies in the stored tensor."""
+        return index if self.expert < 0 else [self.expert, self.first_row + index[0], *index[1:]]
+
 
 Sources = dict[str, Source]
 

@@ -21,7 +21,8 @@ def as_stored(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
 
     Draft layers are the `mtp.N` blocks that are there, whatever a field promises; they are DSpark's if one of its own
     parts is among them. Weights are quantised if one of them is stored so. The expert format of the configuration
-    holds while any expert is stored in it or all are floats. ConfigError if the result is no V4 model.
+    holds if all quantised experts are stored in it; it is None if layers differ. ConfigError if the result is no V4
+    model.
     """
     config, drafts = _stored_drafts(config, sources)
     config, formats = _stored_formats(config, sources)
@@ -58,12 +59,20 @@ def _stored_drafter(config: V4Config, sources: Sources) -> DSpark:
 
 def _stored_formats(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
     weights = {name: source.dtype for name, source in sources.items() if source.dtype in _FORMATS}
-    experts = {_FORMATS[dtype] for name, dtype in weights.items() if ".ffn.experts." in name}
+    layers: dict[str, set[str]] = {}
+    for name, dtype in weights.items():
+        if ".ffn.experts." in name:
+            layers.setdefault(name.partition(".ffn.")[0], set()).add(_FORMATS[dtype])
+    experts = set().union(*layers.values())
+    # A mixture within a layer is an error (fit.py), which the configured format explains better.
+    by_layer = len(experts) > 1 and all(len(formats) == 1 for formats in layers.values())
     changes: dict[str, object] = {}
     if weights and not config.quantized:
         changes["quantized"] = True
-    if experts and config.expert_dtype is not None and config.expert_dtype not in experts:
-        changes["expert_dtype"] = min(experts)
-    notes = [f"the configuration says {name} {getattr(config, name)!r}, what is stored {value!r}"
-             for name, value in changes.items()]  # fmt: skip
+    if config.expert_dtype is not None and (by_layer or (experts and config.expert_dtype not in experts)):
+        changes["expert_dtype"] = None if by_layer else min(experts)
+    both = " and ".join(map(repr, sorted(experts)))
+    told = {name: both if value is None else repr(value) for name, value in changes.items()}
+    notes = [f"the configuration says {name} {getattr(config, name)!r}, what is stored {stored}"
+             for name, stored in told.items()]  # fmt: skip
     return replace(config, **changes) if changes else config, notes  # type: ignore[arg-type]

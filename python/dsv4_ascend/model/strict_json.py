@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -12,20 +13,46 @@ class FileProblem(ValueError):
     """Why a text is refused; the caller adds the file name."""
 
 
+_LFS = "a Git LFS pointer instead of the file: fetch the data with `git lfs pull`"
 _DOWNLOADS = {
-    b"version https://git-lfs": "a Git LFS pointer instead of the file: fetch the data with `git lfs pull`",
+    b"version https://git-lfs": _LFS,
+    b"version https://hawser": _LFS,
+    b"version http://git-media": _LFS,
     b"<!doctype html": "an HTML page instead of the file: the download was refused or redirected; fetch it again",
     b"<html": "an HTML page instead of the file: the download was refused or redirected; fetch it again",
     b"<?xml": "an XML answer instead of the file: the download was refused; fetch it again",
     b"GGUF": "a GGUF file: not read here, expected the official safetensors",
 }
 """How files begin that are not what their names say -> what they are."""
+_PACKED = {
+    b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+}  # fmt: skip
+"""How compressed files begin."""
+_JSON = ("{", "[")
+_SHOWN, _WORD = 32, 4
+"""How much of a text is shown, in bytes, and below how many characters nothing is taken for one."""
 
 
 def not_the_file(start: bytes) -> str | None:
     """What a file is that begins so, if it is known for standing in another's place; None for anything else."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((told for sign, told in _DOWNLOADS.items() if text.startswith(sign.lower())), None)
+
+
+def what_it_looks_like(start: bytes) -> str | None:
+    """What a file is that begins so and cannot be what its name says; None if nothing tells."""
+    packed = next((name for sign, name in _PACKED.items() if start.startswith(sign)), None)
+    if packed:
+        return f"a file compressed by {packed} instead of the file: unpack it"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start[:_SHOWN]).strip()
+    except UnicodeDecodeError:
+        return None
+    if len(text) < _WORD or not all(char.isprintable() or char in "\t\r\n" for char in text):
+        return None
+    kind = "JSON" if text.startswith(_JSON) else "text"
+    return f"{kind} that begins with {text!r} instead of the file: the download failed; fetch it again"
 
 
 def parse(raw: bytes) -> object:
@@ -44,14 +71,21 @@ def parse(raw: bytes) -> object:
 
 def read_object(path: Path, limit: int) -> dict[str, object]:
     """The JSON object in a regular file of at most `limit` bytes; FileProblem otherwise."""
-    raw = read_regular(path, limit)
-    other = not_the_file(raw[:100])
-    if other:
-        raise FileProblem(f"found {other}")
-    value = parse(raw)
+    value = parse(read_text(path, limit))
     if not isinstance(value, dict):
         raise FileProblem(f"found a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def read_text(path: Path, limit: int) -> bytes:
+    """The bytes of a JSON file, as `read_regular`; FileProblem too if it is empty or begins like no JSON object."""
+    raw = read_regular(path, limit)
+    other = not_the_file(raw[:100]) if raw.strip() else "an empty file; fetch it again"
+    if not other and not raw.lstrip().startswith(tuple(map(str.encode, _JSON))):
+        other = what_it_looks_like(raw)
+    if other:
+        raise FileProblem(f"found {other}")
+    return raw
 
 
 def open_regular(path: Path) -> tuple[int, int]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import tokenizers
 
-from dsv4_ascend.model.arguments import as_list, integer
+from dsv4_ascend.model.arguments import as_list, flag, integer
 from dsv4_ascend.model.prompt_text import Marker, PromptText
+from dsv4_ascend.model.strict_json import FileProblem, read_text
 from dsv4_backend.errors import ArgumentError, CheckpointError
 
 FILE = "tokenizer.json"
+_MAX_BYTES = 2**28
 _MAX_ID = 2**32 - 1
 _INCOMPLETE = "\ufffd"
 _ONE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -34,7 +36,9 @@ class Tokenizer:
         if not path.is_file():
             raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text (command line: --input-ids)")
         try:
-            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            backend = tokenizers.Tokenizer.from_str(read_text(path, _MAX_BYTES).decode("utf-8"))
+        except FileProblem as problem:
+            raise CheckpointError(f"{path}: {problem}") from None
         except Exception as error:  # the only class that tokenizers raises
             raise CheckpointError(f"{path}: not a tokenizer file: {error}") from error
         return cls(backend, None if bos_token_id is None else backend.id_to_token(bos_token_id))
@@ -54,16 +58,27 @@ class Tokenizer:
 
         control: every spelling of a control token (the tokenizer's added vocabulary) becomes that token, whoever wrote
         it. bos: start with the bos token, unless the text does so itself. ArgumentError for a lone surrogate, which is
-        how Python reads an argument that is not UTF-8, and for what is no string.
+        how Python reads an argument that is not UTF-8, for what is no string, and for a marker that this tokenizer
+        does not have as a token: as plain text it would not mean what it says.
         """
         _check_text(text)
-        if control:
+        self._check_markers(text)
+        if flag("control", control):
             ids = self._ids(self._backend, text)
         else:
             pieces = text.segments() if isinstance(text, PromptText) else iter([text])
             ids = [id_ for piece in pieces for id_ in self._piece(piece)]
-        first = self.token_id(self.bos) if bos and self.bos is not None else None
+        first = self.token_id(self.bos) if flag("bos", bos) and self.bos is not None else None
         return ids if first is None or ids[:1] == [first] else [first, *ids]
+
+    def _check_markers(self, text: str) -> None:
+        markers = text.segments() if isinstance(text, PromptText) else ()
+        for marker in markers:
+            if isinstance(marker, Marker) and self.token_id(marker) is None:
+                raise ArgumentError(
+                    f"text: found the marker {marker}, which is no token of this {FILE}, expected markers it has; "
+                    "leave out what the chat needs it for, or use a checkpoint whose tokenizer has it"
+                )
 
     def _piece(self, piece: str) -> list[int]:
         if isinstance(piece, Marker):
@@ -104,7 +119,8 @@ class Tokenizer:
         if not isinstance(listed, Iterable):
             raise ArgumentError(f"ids: found {ids!r:.40}, expected token ids")
         checked = [integer("ids", id_, 0, _MAX_ID) for id_ in listed]
-        return str(self._backend.decode(checked, skip_special_tokens=skip_special))
+        skip = flag("skip_special", skip_special)
+        return str(self._backend.decode(checked, skip_special_tokens=skip))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text piece by piece as ids arrive, in time linear in their number; joined, it is the text of all of them.

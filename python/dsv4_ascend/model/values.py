@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from dsv4_ascend.model.layout import FP32_NAMES
-from dsv4_ascend.model.sources import Sources
+from dsv4_ascend.model.sources import Source, Sources
 
 EXPERT_SCALE_BUDGET = 256 * 2**20
 """Bytes of the routed experts' scales up to which they are checked: with FP4 experts a release has 8 GB of them."""
@@ -41,7 +41,7 @@ def value_problems(sources: Sources, as_stored: Callable[[str], torch.Tensor], e
     for name, source in sources.items():
         rule = _rule(name, source.dtype, experts)
         if rule is not None and name not in skipped:
-            yield from (f"{source.describe(name)}: {told}" for told in _broken(as_stored(name), rule))
+            yield from (f"{source.describe(name)}: {told}" for told in _broken(as_stored(name), rule, source))
 
 
 def _rule(name: str, dtype: str, experts: int) -> Rule | None:
@@ -52,7 +52,7 @@ def _rule(name: str, dtype: str, experts: int) -> Rule | None:
     return FINITE if name.endswith(_FLOATS) else None
 
 
-def _broken(tensor: torch.Tensor, rule: Rule) -> Iterator[str]:
+def _broken(tensor: torch.Tensor, rule: Rule, source: Source) -> Iterator[str]:
     wide = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e8m0fnu else tensor
     # Good values are an interval, and NaN comes out as both extremes: they decide without a temporary.
     if tensor.numel() == 0 or bool(rule.good(torch.stack(torch.aminmax(wide))).all()):
@@ -60,4 +60,6 @@ def _broken(tensor: torch.Tensor, rule: Rule) -> Iterator[str]:
     bad = (~rule.good(wide)).nonzero()
     first = bad[0].tolist()
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-    yield f"found {tensor[tuple(first)].item():g} at {first}{more}, expected {rule.expected}"
+    value = tensor[tuple(first)].item()
+    shown = f"{value:.9g}" if isinstance(value, float) else str(value)
+    yield f"found {shown} at {source.place(first)}{more}, expected {rule.expected}"

@@ -1,13 +1,18 @@
-"""Mutation testing of the cases: every named fault of a contract must be caught by a case of the contract."""
+"""Mutation testing of the cases: they must catch named faults and automatic mutants of a contract."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dsv4_ascend.parity.mutants import mutants
 from dsv4_ascend.parity.runner import RAISED, Function, Sample, samples
 from dsv4_backend.contract import Operator
 from dsv4_backend.errors import Dsv4Error
+
+MUTANTS = 16
+"""Automatic mutants per operator in the default tier."""
+_EDITED_CODE_RAISES = (*RAISED, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class FaultResult:
     caught_by: str | None
     how: str
     raised: bool = False
+    automatic: bool = False
 
     @property
     def killed(self) -> bool:
@@ -42,14 +48,37 @@ def run_faults(operator: Operator, pattern: str = "") -> Iterator[FaultResult]:
         yield _hunt(operator.name, fault, mutant, found)
 
 
-def _hunt(operator: str, fault: str, mutant: Function, found: Sequence[Sample]) -> FaultResult:
+def run_mutants(operator: Operator, pattern: str = "", count: int | None = MUTANTS) -> Iterator[FaultResult]:
+    """Run `count` automatic mutants of an operator's reference (None: all) whose name contains `pattern`.
+
+    Those that the contract explains as equivalent are left out, and so are mutants that only ever raise: they would
+    show nothing about the oracle.
+    """
+    wanted = [m for m in mutants(operator) if pattern in m.name and not operator.explains(m.name)]
+    found = list(samples(operator)) if wanted else []
+    for mutant in wanted:
+        if count == 0:
+            return
+        result = _hunt(operator.name, mutant.name, mutant.run, found, _EDITED_CODE_RAISES)
+        if not result.raised:
+            count = None if count is None else count - 1
+            yield replace(result, automatic=True)
+
+
+def _hunt(
+    operator: str,
+    fault: str,
+    mutant: Function,
+    found: Sequence[Sample],
+    raises: tuple[type[Exception], ...] = RAISED,
+) -> FaultResult:
     raised: FaultResult | None = None
     for sample in found:
         try:
             comparison = sample.run(mutant)
         except Dsv4Error:
             continue
-        except RAISED as error:
+        except raises as error:
             raised = raised or FaultResult(
                 operator, fault, sample.name, f"{type(error).__name__}: {error}", raised=True
             )

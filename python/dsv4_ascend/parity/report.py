@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dsv4_ascend.parity.faults import FaultResult, run_faults
+from dsv4_ascend.parity.faults import FaultResult, run_faults, run_mutants
 from dsv4_ascend.parity.runner import CaseResult, run_cases, samples
 from dsv4_backend import OPERATORS
 from dsv4_backend.contract import Operator
@@ -17,15 +17,16 @@ from dsv4_backend.contract import Operator
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run: a pattern, one profile or all, a device, with faults or without.
+    """What to run: a pattern, one profile or all, a device, with faults and automatic mutants or without.
 
-    pattern: part of an operator's name, or OPERATOR/ and a part of PROFILE/CASE or of a fault's name.
+    pattern: part of an operator's name, or OPERATOR/ and a part of PROFILE/CASE or of a fault's or mutant's name.
     """
 
     pattern: str = ""
     profile: str | None = None
     device: str = "cpu"
     faults: bool = False
+    mutants: bool = False
 
     def operators(self) -> list[Operator]:
         """Operators that match the pattern up to its slash: by name, or by a part of it; in the order of the spec."""
@@ -43,6 +44,7 @@ class OperatorReport:
     rows: tuple[int, ...]
     cases: list[CaseResult] = field(default_factory=list)
     faults: list[FaultResult] = field(default_factory=list)
+    mutants: list[FaultResult] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -52,8 +54,8 @@ class OperatorReport:
 
     @property
     def survivors(self) -> list[FaultResult]:
-        """Faults that no case caught."""
-        return [f for f in self.faults if not f.killed]
+        """Faults and mutants that no case caught."""
+        return [f for f in (*self.faults, *self.mutants) if not f.killed]
 
     @property
     def mean_use(self) -> float:
@@ -75,10 +77,13 @@ class OperatorReport:
             "mean_limit_use": _finite(self.mean_use),
             "max_limit_use": _finite(self.max_use),
             "faults": len(self.faults),
-            "faults_killed": len(self.faults) - len(self.survivors),
+            "faults_killed": _killed(self.faults),
+            "mutants": len(self.mutants),
+            "mutants_killed": _killed(self.mutants),
             "seconds": round(self.seconds, 3),
             "results": [_case_json(c) for c in self.cases],
             "fault_results": [asdict(f) | {"killed": f.killed} for f in self.faults],
+            "mutant_results": [asdict(f) | {"killed": f.killed} for f in self.mutants],
         }
 
 
@@ -90,6 +95,8 @@ def measure(operator: Operator, selection: Selection) -> OperatorReport:
     report.cases += run_cases(list(samples(operator, selection.profile, part)), selection.device)
     if selection.faults:
         report.faults += run_faults(operator, part)
+    if selection.mutants:
+        report.mutants += run_mutants(operator, part)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -113,10 +120,23 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _killed(results: Sequence[FaultResult]) -> int:
+    return sum(result.killed for result in results)
+
+
+def _score(results: Sequence[FaultResult]) -> float:
+    """Killed over all, 1.0 when there are none."""
+    return _killed(results) / len(results) if results else 1.0
+
+
 def mutation_score(reports: Sequence[OperatorReport]) -> float:
-    """Killed faults over all faults, 1.0 when there are none."""
-    total = sum(len(r.faults) for r in reports)
-    return 1.0 if total == 0 else 1 - sum(len(r.survivors) for r in reports) / total
+    """Killed named faults over all of them, 1.0 when there are none."""
+    return _score([fault for report in reports for fault in report.faults])
+
+
+def reference_mutation_score(reports: Sequence[OperatorReport]) -> float:
+    """Killed automatic mutants of the references over all of them, 1.0 when there are none."""
+    return _score([mutant for report in reports for mutant in report.mutants])
 
 
 def totals(reports: Sequence[OperatorReport]) -> dict[str, Any]:
@@ -126,8 +146,11 @@ def totals(reports: Sequence[OperatorReport]) -> dict[str, Any]:
         "cases": sum(len(r.cases) for r in reports),
         "failed": sum(len(r.failures) for r in reports),
         "faults": sum(len(r.faults) for r in reports),
-        "faults_survived": sum(len(r.survivors) for r in reports),
+        "faults_survived": sum(len(r.faults) - _killed(r.faults) for r in reports),
         "mutation_score": mutation_score(reports),
+        "mutants": sum(len(r.mutants) for r in reports),
+        "mutants_survived": sum(len(r.mutants) - _killed(r.mutants) for r in reports),
+        "reference_mutation_score": reference_mutation_score(reports),
         "seconds": round(sum(r.seconds for r in reports), 3),
     }
 
@@ -136,6 +159,6 @@ def reproduce(result: CaseResult | FaultResult) -> str:
     """The command that shows one failing case or surviving fault again."""
     pattern = shlex.quote(result.name)
     if isinstance(result, FaultResult):
-        return f"dsv4-ascend parity --faults -k {pattern}"
+        return f"dsv4-ascend parity {'--mutants' if result.automatic else '--faults'} -k {pattern}"
     device = "" if result.device == "cpu" else f" --device {result.device}"
     return f"dsv4-ascend parity -k {pattern}{device}"

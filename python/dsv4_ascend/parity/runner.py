@@ -1,4 +1,4 @@
-"""Run the parity cases of operator contracts against their golden values."""
+"""Run the parity cases of operator contracts against their oracles."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
+from dsv4_ascend.parity.arrays import to_array, to_tensor
 from dsv4_ascend.parity.compare import Comparison, compare
 from dsv4_backend import dispatch
 from dsv4_backend.contract import Case, Operator
@@ -49,10 +51,11 @@ class Sample:
 
     @cached_property
     def golden(self) -> tuple[object, ...]:
-        """Compared tensors of the reference: in fp64 for `ideal`, on the arguments as they are for `official`."""
-        widen = self.case.profile == "ideal"
-        arguments = tuple(map_tensors(_fp64 if widen else _copy, a) for a in self.case.arguments)
-        return self._compared(arguments, self.operator.reference(*arguments))
+        """Compared tensors of the oracle, which knows nothing of the reference."""
+        arguments = tuple(map(to_array, self.case.arguments))
+        with np.errstate(all="ignore"):  # special values are part of the cases
+            result = self.operator.golden(*arguments)
+        return tuple(map(to_tensor, self._compared(arguments, result)))
 
     def run(self, function: Function, device: str = "cpu") -> Comparison:
         """Call `function` on copies of the arguments and compare outputs and mutated arguments."""
@@ -66,7 +69,7 @@ class Sample:
 
     def _compared(self, arguments: tuple[Any, ...], result: Any) -> tuple[object, ...]:
         """Outputs, then the mutated arguments."""
-        outputs = tuple(result) if isinstance(result, tuple | list) else () if result is None else (result,)
+        outputs = result if isinstance(result, tuple) else () if result is None else (result,)
         return outputs + tuple(arguments[i] for i in mutated_arguments(self.operator))
 
 
@@ -90,10 +93,6 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return fresh.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _fp64(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.dtype == torch.float32 else _copy(tensor)
-
-
 def samples(operator: Operator, profile: str | None = None, pattern: str = "") -> Iterator[Sample]:
     """Cases of an operator whose PROFILE/CASE contains `pattern`, in one profile or in all."""
     for case in operator.iterate_cases():
@@ -101,17 +100,21 @@ def samples(operator: Operator, profile: str | None = None, pattern: str = "") -
             yield Sample(operator, case)
 
 
-def implementations(operator: Operator, device: str) -> dict[str, Function]:
-    """What can run an operator on a device: the dispatcher's own choice and, beside a native kernel, the reference."""
-    kernel = dispatch.native_kernels().get((operator.name, device))
-    if kernel is None:
-        return {"reference": operator}
-    return {kernel: operator, "reference": _forced_reference(operator)}
+def implementations(sample: Sample, device: str) -> dict[str, Function]:
+    """Every implementation of a device that takes the sample's arguments: candidates best first, then the reference."""
+    operator, arguments = sample.operator, sample.case.arguments
+    admitted = [
+        candidate.name
+        for candidate in dispatch.candidates(operator.name, *arguments, device=device)
+        if candidate.reason is None
+    ]
+    forced = {name: _forced(operator, "strict", name) for name in admitted}
+    return forced | {"reference": _forced(operator, "reference")}
 
 
-def _forced_reference(operator: Operator) -> Function:
+def _forced(operator: Operator, policy: str, only: str = "") -> Function:
     def call(*args: Any) -> Any:
-        with dispatch.use("reference"):
+        with dispatch.use(policy, only=only):
             return operator(*args)
 
     return call
@@ -120,7 +123,7 @@ def _forced_reference(operator: Operator) -> Function:
 def run_cases(found: Sequence[Sample], device: str = "cpu") -> Iterator[CaseResult]:
     """Run each sample on each implementation of the device."""
     for sample in found:
-        for name, function in implementations(sample.operator, device).items():
+        for name, function in implementations(sample, device).items():
             start = time.perf_counter()
             comparison = _attempt(sample, function, device)
             seconds = time.perf_counter() - start

@@ -14,7 +14,8 @@ from dsv4_ascend.model.checkpoint import open_checkpoint
 from dsv4_ascend.model.config import config_error
 from dsv4_ascend.model.layout import layout
 from dsv4_ascend.model.safetensors_file import checkpoint_error
-from dsv4_backend.errors import CheckpointError
+from dsv4_ascend.model.tokenizer import Tokenizer
+from dsv4_backend.errors import CheckpointError, Dsv4Error
 
 TENSORS = random_tensors(PLAIN)
 NAN, INF = float("nan"), float("inf")
@@ -50,6 +51,9 @@ BAD = [
     ("layers.2.attn.compressor.ape", (15, 3), NAN, None, "at [15, 3]"),
     ("layers.1.ffn.gate.bias", 1, NAN, None, "at [1]"),
     ("mtp.0.hc_head_scale", 0, NAN, None, "at [0]"),
+    ("layers.0.ffn.gate.tid2eid", (2, 1), 123456789, None, "found 123456789 at [2, 1]"),
+    ("layers.0.ffn.gate.tid2eid", (2, 1), -(2**40) - 1, None, "found -1099511627777 at [2, 1]"),
+    ("layers.1.attn.wq_a.scale", (0, 0), -1234567.0, torch.float32, "found -1234567 at [0, 0]"),
 ]
 
 
@@ -95,6 +99,14 @@ OTHERS = {
     "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML answer"),
     "empty": (b"", "an empty file"),
     "gguf": (b"GGUF\x03\0\0\0" + bytes(99), "a GGUF file"),
+    "old lfs": (b"version https://hawser.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+    "older lfs": (b"version http://git-media.io/v/2\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+    "text": (b"Entry not found", "text that begins with 'Entry not found'"),
+    "long text": ("Entrée non trouvée. ".encode() * 9, "text that begins with 'Entrée non trouvée."),
+    "json": (b'{"error": "gated"}', 'JSON that begins with \'{"error"'),
+    "gzip": (b"\x1f\x8b\x08" + b"\xff" * 99, "compressed by gzip"),
+    "xz": (b"\xfd7zXZ\0" + b"\xff" * 99, "compressed by xz"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + b"\xff" * 99, "compressed by Zstandard"),
 }
 
 
@@ -113,11 +125,15 @@ def test_another_file_under_a_shards_name(tmp_path, kind, shards):
     assert words in line
 
 
-@pytest.mark.parametrize("kind", ["lfs", "html", "xml"])
-def test_another_file_under_the_indexs_name(tmp_path, kind):
+@pytest.mark.parametrize("kind", [kind for kind in OTHERS if kind != "json"])
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json", "tokenizer.json"])
+def test_another_file_under_a_json_files_name(tmp_path, kind, name):
     folder = put(tmp_path, hub(), TENSORS)
-    (folder / "model.safetensors.index.json").write_bytes(OTHERS[kind][0])
-    assert OTHERS[kind][1] in str(refusal(folder))
+    (folder / name).write_bytes(OTHERS[kind][0])
+    with pytest.raises(Dsv4Error) as caught:
+        Tokenizer.from_folder(folder, 0) if name == "tokenizer.json" else open_checkpoint(folder)
+    assert OTHERS[kind][1] in str(caught.value)
+    assert name in str(caught.value)
 
 
 # Formats of others
@@ -170,7 +186,27 @@ def test_a_foreign_format_is_named_first(tmp_path, kind):
 def test_gguf_folder_and_file(tmp_path):
     (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
     for path in (tmp_path, tmp_path / "model-q4.gguf"):
-        assert "GGUF" in str(refusal(path)).splitlines()[0]
+        first, *more = str(refusal(path)).splitlines()
+        assert "GGUF" in first
+        assert "give a folder of safetensors: the official release" in first
+        assert all("1 problem(s)" in line and "other" not in line for line in more)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.gguf", "GGUF"), ("X.GGUF", "GGUF"), ("model.safetensors", "found a file, expected a folder"),
+        ("config.json", "give the folder that holds it"), (None, "no folder"),
+    ],
+)  # fmt: skip
+def test_a_file_in_place_of_the_folder(capsys, tmp_path, name, words):
+    path = tmp_path / (name or "absent")
+    if name:
+        path.write_bytes(b"GGUF")
+    code, _, err = run(capsys, "generate", "--checkpoint", path, "--max-new-tokens", "1")
+    assert code == 1
+    assert words in err
+    assert str(path) in err
 
 
 def test_marks_beside_a_good_checkpoint_are_no_error(tmp_path):

@@ -153,3 +153,52 @@ def test_any_text_is_a_message_or_a_completion_error(text: str, thinking: bool) 
     prompt = encode_messages([user("hi")], ChatMode(thinking=thinking))
     again = encode_messages([user("hi"), message], ChatMode(thinking=thinking)).removeprefix(prompt)
     assert parse_completion(again, thinking=thinking) == message
+
+
+def encoded(name: str, fields: dict, revision: str = "preview") -> str:
+    """The answer that calls one tool, as the encoding writes it."""
+    mode = ChatMode(revision=revision)
+    message = {"role": "assistant", "content": "", "tool_calls": [call(name, json.dumps(fields))]}
+    text = encode_messages([user("hi"), message], mode)
+    return text[text.index("\n\n<｜DSML｜tool_calls>") : text.index(EOS)]
+
+
+@pytest.mark.parametrize("revision", ["preview", "recipe"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("f", 'a" string="true">'),
+        ("f", 'x" string="false">y'),
+        ("f", '\n" string="true">" string="true">'),
+        ("f", "｜DSML｜"),
+        ("f", "a</｜DSML｜parameter>"),
+        ("｜DSML｜", "a"),
+        ('f">\n<｜DSML｜parameter name="b', "a"),
+    ],
+)
+def test_a_name_that_would_be_read_as_another_is_refused(revision: str, name: str, key: str) -> None:
+    with pytest.raises(ArgumentError, match=r"tool_calls: .* name: found .*expected a name without"):
+        encoded(name, {key: "x"}, revision)
+
+
+@pytest.mark.parametrize("revision", ["preview", "recipe"])
+@pytest.mark.parametrize(
+    "name",
+    ['"', "\n", 'a" string="true"', '" string="maybe">', 'f">', 'f">\n', '">\n">\n', "<｜", "DSML｜", "</think>"],
+)
+def test_odd_names_come_back(revision: str, name: str) -> None:
+    for fields in ({}, {name: "x"}, {name: 1, name + '"': [name]}):
+        (found,) = parse_completion(encoded(name, fields, revision))["tool_calls"]
+        assert (found["function"]["name"], json.loads(found["function"]["arguments"])) == (name, fields)
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e400", "[1, 2e308]", '{"a": {"b": 1e1000}}', "Infinity"])
+def test_a_parameter_that_no_number_holds_is_refused(value: str) -> None:
+    with pytest.raises(CompletionError, match="not JSON"):
+        parse_completion(INVOKE.format(PARAMETER.format("a", "false", value)))
+
+
+@pytest.mark.parametrize("thinking", ["yes", None, 1, 0, []])
+def test_thinking_is_true_or_false(thinking: object) -> None:
+    with pytest.raises(ArgumentError, match=r"thinking: found .*expected True or False"):
+        parse_completion("</think>text", thinking=thinking)

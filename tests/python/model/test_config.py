@@ -114,7 +114,7 @@ WRONG = {
     "o_groups": 7,
     "num_experts_per_tok": 257,
     "qk_rope_head_dim": 63,
-    "num_hash_layers": 44,
+    "num_hash_layers": -1,
     "n_routed_experts": 10**9,
     "swiglu_limit": -1,
     "rms_norm_eps": "small",
@@ -131,7 +131,7 @@ WRONG = {
     "expert_dtype": "int4",
     "compress_ratios": [0, 0, 4],
     "quantization_config": {"quant_method": "awq"},
-    "num_nextn_predict_layers": 2,
+    "num_nextn_predict_layers": -1,
     "layer_types": ["full_attention"] * 43,
     "mlp_layer_types": ["moe"] * 42,
     "partial_rotary_factor": 0.5,
@@ -189,7 +189,8 @@ def test_unquantised_experts_have_no_format():
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
-        (b"", "malformed"), (b"[]", "object"), (b'{"a": 1, "a": 2}', "duplicate"), (b'{"a": NaN}', "NaN"),
+        (b"", "an empty file"), (b" \n", "an empty file"),
+        (b"[]", "object"), (b'{"a": 1, "a": 2}', "duplicate"), (b'{"a": NaN}', "NaN"),
         (b'{"a": "\xff"}', "UTF-8"), (b"[" * 100_000, "nested"), (b'{"a": ' + b"9" * 5000 + b"}", "malformed"),
         (b" " * (2**20 + 1), "at most"), (b"\xef\xbb\xbf{}", "malformed"),
     ],

@@ -84,7 +84,7 @@ def test_drafts_do_not_depend_on_chunks_or_on_rejected_drafts(model: Model, monk
     monkeypatch.setattr("dsv4_ascend.model.model.PREFILL_CHUNK", 512)
     assert len(stepwise) >= 3
     for length, drafts in stepwise.items():
-        model.generate([tokens[:length]], max_new_tokens=1, **options)
+        model.generate([tokens[:length]], max_new_tokens=4, **options)
         assert seen[length] == drafts
 
 

@@ -301,8 +301,12 @@ def test_two_shards_with_one_tensor(shards):
 
 
 def test_a_shard_that_the_index_forgot(shards):
-    shutil.copy(next(shards.glob("*.safetensors")), shards / "more.safetensors")
-    assert "more.safetensors: found a file that model.safetensors.index.json does not list" in refusal(shards)
+    """Its tensors are missing, and the first line names the file that was not read."""
+    forgotten = sorted(shards.glob("*.safetensors"))[1].name
+    edited_index(shards, lambda index: {"weight_map": {n: f for n, f in index["weight_map"].items() if f != forgotten}})
+    message = refusal(shards)
+    assert "is missing" in message
+    assert f"opened what {INDEX} lists; not read: {forgotten}" in message
 
 
 def test_one_bad_shard_does_not_drown_in_missing_tensors(shards):

@@ -30,7 +30,9 @@ def violations(tree: ast.AST):
 
 def test_sources_are_free_of_it():
     assert len(SOURCES) > 20
-    found = {str(path): [*violations(ast.parse(path.read_text()))] for path in SOURCES}
+    sources = [path for path in SOURCES if path.name != "mutants.py" or path.parent.name != "parity"]
+    assert len(sources) == len(SOURCES) - 1  # which compiles the project's own source with one edit, never data
+    found = {str(path): [*violations(ast.parse(path.read_text()))] for path in sources}
     assert {path: names for path, names in found.items() if names} == {}
 
 

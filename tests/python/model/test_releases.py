@@ -26,7 +26,7 @@ from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 import dsv4_ascend
 from dsv4_ascend.model.checkpoint import open_checkpoint
-from dsv4_ascend.model.config_file import config_from_dict, config_to_dict
+from dsv4_ascend.model.config_file import config_from_dict, config_to_dict, noted_config
 from dsv4_ascend.model.layout import FP8, layout
 from dsv4_ascend.model.names import to_transformers
 from dsv4_ascend.model.save import save_checkpoint
@@ -110,10 +110,33 @@ def test_dspark_round_trip(tmp_path):
     assert open_checkpoint(tmp_path / "c").config == DSPARK
 
 
-@pytest.mark.parametrize("value", ["x", -1, 0, True, [1], 10**12])
-def test_a_wrong_drafter_field_is_refused(value):
-    with pytest.raises(ConfigError, match="markov_rank"):
-        config_from_dict(hub(**FIELDS | {"dspark_markov_rank": value}, compress_ratios=[0, 4, 16, 0, 0, 0]))
+WRONG_FIELDS = {
+    "dspark_markov_rank": ["x", -1, 0, True, [1], 10**12, "16"],
+    "dspark_target_layer_ids": ["0", [-1], [0, "1"], {}],
+    "dspark_block_size": [0, "5", 1.5],
+    "dspark_noise_token_id": [-1, "17"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, wrong in WRONG_FIELDS.items() for value in wrong])
+def test_a_wrong_drafter_field_is_a_note(name, value):
+    """The main model does not use it; the other fields of the drafter stay."""
+    config, notes = noted_config(hub(**FIELDS | {name: value}, compress_ratios=[0, 4, 16, 0, 0, 0]))
+    (note,) = [note for note in notes if name in note and "found" in note]
+    assert f"{name}: found " in note
+    assert config.num_hidden_layers == 3
+    assert (config.dspark is not None) == (name in ("dspark_block_size", "dspark_noise_token_id"))
+
+
+def test_a_wrong_drafter_field_beside_its_tensors(tmp_path, want):
+    folder = put(tmp_path, hub(**FIELDS | {"dspark_markov_rank": 0}), dspark_tensors())
+    assert torch.equal(logits(folder), want)
+    assert open_checkpoint(folder).config.dspark.markov_rank == DRAFTER.markov_rank
+
+
+def test_a_drafter_of_the_callers_is_checked_by_field():
+    with pytest.raises(ConfigError, match=r"dspark\.block_size: found 0, expected a positive integer"):
+        PLAIN.with_drafts(3, dataclasses.replace(DRAFTER, block_size=0))
 
 
 def recorded(folder: Path) -> dict:
@@ -130,10 +153,12 @@ def test_the_recorded_release_opens_fast(tmp_path, naming):
     record = recorded(tmp_path)
     if naming == "official":
         (tmp_path / "config.json").unlink()
-    began, used = time.monotonic(), time.process_time()
-    checkpoint = open_checkpoint(tmp_path)
-    wall, cpu = time.monotonic() - began, time.process_time() - used
-    assert min(wall, cpu) < 3  # a machine that runs other tests too stretches the wall clock
+    seconds = []
+    for _ in range(3):
+        used = time.process_time()
+        checkpoint = open_checkpoint(tmp_path)
+        seconds.append(time.process_time() - used)
+    assert min(seconds) < 3  # of this process: a machine that runs other tests too stretches the wall clock
     stored = {name: entry for shard in record["shards"] for name, entry in shard.items()}
     assert set(checkpoint.names()) == set(stored)
     assert len(stored) == 45821
@@ -177,7 +202,7 @@ def test_drafts_that_no_field_promises(tmp_path):
     assert open_checkpoint(put(tmp_path, hub(num_nextn_predict_layers=0), TENSORS)).config == PLAIN
 
 
-@pytest.mark.parametrize("ratios", [[0, 4], [0, 4, 16], []])
+@pytest.mark.parametrize("ratios", [[0, 4], [0], []])
 def test_a_list_that_is_too_short(ratios):
     with pytest.raises(ConfigError, match="compress_ratios"):
         config_from_dict(hub(compress_ratios=ratios))
@@ -313,7 +338,9 @@ def test_a_resaved_model_opens(tmp_path):
 @pytest.mark.parametrize(
     "field",
     ["reap_pruning", "unsloth_fixed", "tokenizer_class", "_attn_implementation", "return_dict", "id2label",
-     "mergekit_recipe", "output_attentions", "vision_dim", "temperature", "hidden_dropout"],
+     "mergekit_recipe", "output_attentions", "vision_dim", "temperature", "hidden_dropout", "gradient_checkpointing",
+     "name_or_path", "use_return_dict", "transformers_weights", "router_z_loss_coef", "mtp_loss_weight",
+     "gradient_checkpointing_kwargs", "balance_loss_alpha", "mtp_loss_scaling_factor"],
 )  # fmt: skip
 def test_informative_fields_are_one_note(tmp_path, field, want):
     model = dsv4_ascend.load(put(tmp_path, hub(**{field: "X"}), TENSORS), dtype=torch.float32)

@@ -60,7 +60,7 @@ def test_what_was_typed_is_text(tokenizer: Tokenizer, text: str, role: str) -> N
 def test_the_encoders_own_marks_are_control_tokens(tokenizer: Tokenizer) -> None:
     schema = {"function": {"name": "</think>", "description": "{dsml_token} ｜DSML｜"}}
     texts = ReleaseTexts({"TOOLS_TEMPLATE": "{dsml_token} {thinking_start_token} {thinking_end_token} {tool_schemas}"})
-    calls = [{"function": {"name": "｜DSML｜", "arguments": '{"<think>": "</｜DSML｜parameter>"}'}}]
+    calls = [{"function": {"name": "<｜User｜>", "arguments": '{"<think>": "</｜DSML｜parameter>"}'}}]
     turns = [
         {"role": "system", "content": "", "tools": [schema]},
         {"role": "user", "content": "u"},
@@ -176,3 +176,29 @@ def test_streaming_is_linear(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Tokenizer, "decode", lambda self, i, **k: (work.append(len(i)), decode(self, i, **k))[1])
     assert "".join(tokenizer.stream(ids)) == decode(tokenizer, ids)
     assert sum(work) < 12 * len(ids)
+
+
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize(
+    ("lacking", "turns"),
+    [
+        ("<｜latest_reminder｜>", [{"role": "latest_reminder", "content": "r"}]),
+        ("<｜title｜>", [{"role": "user", "content": "u", "task": "title"}]),
+        ("</think>", [{"role": "user", "content": "u"}]),
+        ("｜DSML｜", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]),
+    ],
+)
+def test_a_marker_that_is_no_token_is_named(lacking: str, turns: list, control: bool) -> None:
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.add_tokens([text for text in LITERALS if text != lacking])
+    with pytest.raises(ArgumentError, match=f"the marker {lacking}, which is no token"):
+        Tokenizer(backend, BOS).encode(encode_messages(turns), control=control)
+
+
+@pytest.mark.parametrize("value", ["yes", None, 1, 0.0])
+def test_flags_are_true_or_false(tokenizer: Tokenizer, value: object) -> None:
+    for name in ("bos", "control"):
+        with pytest.raises(ArgumentError, match=f"^{name}: found"):
+            tokenizer.encode("a", **{name: value})
+    with pytest.raises(ArgumentError, match=r"^skip_special: found"):
+        tokenizer.decode([1], skip_special=value)

@@ -1,4 +1,4 @@
-"""Parity cases and named faults of sparse_attention."""
+"""Proof of sparse attention (spec/v4.md 4.4, 4.6): cases, oracle, named faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from dsv4_backend import ragged, ragged_cases
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.mutants import add_output_faults, explain
 from dsv4_backend.ops.attention import (
     AttentionCall,
     Keys,
@@ -27,6 +27,9 @@ from dsv4_backend.ops.attention import (
     visible_entries,
     window_keys,
 )
+from dsv4_backend.proofs import attention_oracle
+
+sparse_attention.oracle(attention_oracle.sparse_attention)
 
 _WINDOW, _RATIO = 7, 4
 _EDGES = [(0, s) for s in (1, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15)]
@@ -207,6 +210,8 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("nothing chosen", profile, call._replace(cmp_indices=torch.full((13, 0), -1, dtype=torch.int32)))
         real = random_call(draw, "all", [(125, 6), (515, 1)], dtype, ring=134, heads=4, dim=512, window=128)
         yield Case("window 128, 512 channels", profile, real)
+        few = random_call(draw, "all", [(0, 61)], dtype, dim=3)
+        yield Case("fewer channels than rows of a block", profile, few)
 
 
 add_output_faults(sparse_attention, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
@@ -325,3 +330,42 @@ def _(*arguments: Any) -> torch.Tensor:
 def _(*arguments: Any) -> torch.Tensor:
     call = AttentionCall(*arguments)
     return run_steps(call._replace(window_cache=call.window_cache.bfloat16().to(call.q.dtype)))
+
+
+_TILES = "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
+_HIDDEN = "rows that are no keys score -inf and weigh 0, whatever they hold"
+explain(
+    sparse_attention,
+    dict.fromkeys(("spans: *", "by_tokens: *", "run_steps: 0 -> 1"), _TILES),
+    dict.fromkeys(
+        (
+            "_chosen: 0 -> 1 (2)",
+            "compressed_keys: 1 -> 2 (3)",
+            "entries_to_read: 0 -> 1",
+            "entries_to_read: 0 -> 1 (2)",
+            "entries_to_read: query_start_loc.diff() > 0 -> query_start_loc.diff() >= 0",
+            "entry_rows: 0 -> 1",
+            "entry_rows: 1 -> 2",
+            "entry_rows: gather_rows(cache, flat).masked_fill(behind[..., None], 0) -> gather_rows(cache, flat)",
+            "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
+            "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
+            ".masked_fill(behind, -1)"
+            " -> slots(block_table, sequence[:, None], index, cache.shape[1])",
+            "gather_rows: flat.clamp(min=0) -> flat",
+            "near_positions: 1 -> 2 (2)",
+            "slots: 1 -> 2 (2)",
+            "slots: index.clamp(min=0) -> index",
+        ),
+        _HIDDEN,
+    ),
+    {
+        "attend: 1 -> 2 (6)": "a total of 0 means no key, and then the numerator is 0 too",
+        "attend: True -> False (2)": "both lists have one entry per part",
+        "attend: sink.to(wide.dtype) -> sink": "a sum with the wider dtype has it",
+        "keys_share: x >= 0 -> x > 0": "exp(0) and exp(-0) are 1",
+        "keys_share: x >= 0 -> x > 0 (2)": "exp(0) and exp(-0) are 1",
+        "round_probabilities: p.to(dtype).to(p.dtype) -> p.to(dtype)": ("the product with the fp32 rescaling is fp32"),
+        "running_peaks: 0 -> 1 (2)": "without a key every p is exp(-inf)",
+        "running_peaks: 1 -> 2": "one more tile of -inf behind the row",
+    },
+)

@@ -1,0 +1,62 @@
+"""Sparse attention in NumPy, token by token: the list order of spec 4.4 and the online softmax of spec 4.6."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dsv4_backend.proofs.numerics import Array, cast, round_to, wide
+from dsv4_backend.proofs.paging import Pages, tokens_of_call
+
+TILE = 64
+"""Indices of the list that share one step of the online softmax."""
+
+
+def sparse_attention(
+    q: Array,
+    sink: Array,
+    window_cache: Array,
+    window_block_table: Array,
+    cmp_cache: Array | None,
+    cmp_block_table: Array | None,
+    cmp_indices: Array | None,
+    query_start_loc: Array,
+    seq_lens: Array,
+    window: int,
+    ratio: int,
+) -> Array:
+    """[T, H, D] -> [T, H, D] in the type of q: every token attends to its list in order, tile by tile."""
+    out = np.zeros(q.shape, q.dtype)
+    for row, s, t in tokens_of_call(query_start_loc, seq_lens):
+        keys = _window_keys(Pages(window_cache, window_block_table[s]), t, window)
+        if cmp_cache is not None and cmp_block_table is not None:
+            named = range((t + 1) // ratio) if cmp_indices is None else cmp_indices[row].tolist()
+            entries = Pages(cmp_cache, cmp_block_table[s])
+            keys += [entries[i] if i >= 0 else None for i in named]
+        out[row] = cast(q.dtype, _attend(wide(q[row]), wide(sink), keys, q.dtype))
+    return out
+
+
+def _window_keys(rows: Pages, t: int, window: int) -> list[Array | None]:
+    """Keys of positions max(t - window + 1, 0) .. t, then None (no key) up to `window` columns."""
+    seen = [rows[j] for j in range(max(t - window + 1, 0), t + 1)] if window else []
+    return [*seen, *[None] * (window - len(seen))]
+
+
+def _attend(q: Array, sink: Array, keys: list[Array | None], rounding: np.dtype) -> Array:
+    """[H, D] of one token -> [H, D]: probabilities against the running maximum, rounded for the values only."""
+    maximum, total, values = np.full(len(q), -np.inf), np.zeros(len(q)), np.zeros(q.shape)
+    for first in range(0, len(keys), TILE):
+        present = [wide(key) for key in keys[first : first + TILE] if key is not None]
+        if not present:
+            continue
+        tile = np.stack(present)
+        scores = q @ tile.T * q.shape[-1] ** -0.5
+        raised = np.maximum(maximum, scores.max(-1))
+        kept = np.exp(maximum - raised)
+        p = np.exp(scores - raised[:, None])
+        total = total * kept + p.sum(-1)
+        values = values * kept[:, None] + round_to(rounding, p) @ tile
+        maximum = raised
+    if not any(key is not None for key in keys):
+        return values
+    return np.asarray(values / (total + np.exp(sink - maximum))[:, None])

@@ -1,0 +1,135 @@
+"""The byte formats of spec 6.5 a second time: bytes of one entry and where they lie on a page. No torch, no `ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsv4_backend.proofs.numerics import BF16, E2M1, E4M3, E8M0, Array, fp4_values, wide
+
+Pieces = tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One format: bytes of its pieces, where piece by piece they start on a page, and the two directions.
+
+    start: (entries per page, entry) -> first byte of every piece. encode: fp32 [channels] -> the pieces, uint8.
+    decode: the pieces -> fp32 [channels].
+    """
+
+    widths: tuple[int, ...]
+    start: Callable[[int, int], tuple[int, ...]]
+    encode: Callable[[Array], Pieces]
+    decode: Callable[[Pieces], Array]
+
+
+def write_entry(entry: Entry, page: Array, block_size: int, index: int, row: Array) -> None:
+    """Put the bytes of `row` at `index` of a page, uint8 [page_bytes], in place."""
+    for start, piece in zip(entry.start(block_size, index), entry.encode(row.astype(np.float32)), strict=True):
+        page[start : start + len(piece)] = piece
+
+
+def read_entry(entry: Entry, page: Array, block_size: int, index: int) -> Array:
+    """The row at `index` of a page, fp32 values in float64."""
+    starts = entry.start(block_size, index)
+    pieces = tuple(page[a : a + n].copy() for a, n in zip(starts, entry.widths, strict=True))
+    return wide(entry.decode(pieces))
+
+
+def _exponent(amax: np.float32, floor: float, largest: float) -> int:
+    """Exponent of the scale 2^e by the bits of the fp32 product amax * fp32(1 / largest) (6.1, 6.2)."""
+    v = np.float32(max(amax, np.float32(floor)) * np.float32(1 / largest))
+    bits = int(v.view(np.uint32))
+    return (bits >> 23) - 127 + (bits & 0x7FFFFF != 0)
+
+
+def _e4m3_block(block: Array) -> tuple[Array, int | None]:
+    """(codes, e) of one block of act_quant (6.1); e is None where the block is not finite."""
+    if not np.isfinite(block).all():
+        return np.full(len(block), 0x7F, np.uint8), None
+    e = _exponent(np.abs(block).max(), 1e-4, 448)
+    scaled = np.clip(np.ldexp(wide(block), -e), -448, 448)
+    return scaled.astype(np.float32).astype(E4M3).view(np.uint8), e
+
+
+def _e8m0(e: int | None) -> int:
+    return 0xFF if e is None else e + 127
+
+
+def _blocks(row: Array, size: int) -> list[Array]:
+    return [row[i : i + size] for i in range(0, len(row), size)]
+
+
+def _encode_latent(row: Array) -> Pieces:
+    """448 channels in e4m3, 64 in bf16, a scale byte for each 64 of the former."""
+    codes, exponents = zip(*(_e4m3_block(block) for block in _blocks(row[:448], 64)), strict=True)
+    scales = np.array([_e8m0(e) for e in exponents], np.uint8)
+    return np.concatenate(codes), row[448:].astype(BF16).view(np.uint8), scales
+
+
+def _decode_latent(pieces: Pieces) -> Array:
+    codes, rope, scales = pieces
+    scale = np.repeat(scales.view(E8M0).astype(np.float32), 64)
+    return np.concatenate([codes.view(E4M3).astype(np.float32) * scale, rope.view(BF16).astype(np.float32)])
+
+
+def _encode_fp8(row: Array) -> Pieces:
+    codes, e = _e4m3_block(row)
+    return codes, np.array([np.nan if e is None else np.ldexp(1.0, e)], np.float32).view(np.uint8)
+
+
+def _decode_fp8(pieces: Pieces) -> Array:
+    codes, scale = pieces
+    return np.asarray(codes.view(E4M3).astype(np.float32) * scale.view(np.float32))
+
+
+def _e2m1_block(block: Array) -> tuple[Array, int | None]:
+    """(codes, e) of one block of 6.2; codes 0 where the block is not finite."""
+    if not np.isfinite(block).all():
+        return np.zeros(len(block), np.uint8), None
+    e = _exponent(np.abs(block).max(), 6 * 2.0**-126, 6)
+    scaled = np.clip(np.ldexp(wide(block), -e), -6, 6)
+    return scaled.astype(np.float32).astype(E2M1).view(np.uint8), e
+
+
+def _encode_mxfp4(row: Array) -> Pieces:
+    codes, exponents = zip(*(_e2m1_block(block) for block in _blocks(row, 32)), strict=True)
+    low, high = np.concatenate(codes).reshape(-1, 2).T
+    return low | high << 4, np.array([_e8m0(e) for e in exponents], np.uint8)
+
+
+def _decode_mxfp4(pieces: Pieces) -> Array:
+    packed, scales = pieces
+    scale = np.repeat(scales.view(E8M0).astype(np.float32), 32)
+    return np.asarray(fp4_values(packed).astype(np.float32) * scale)
+
+
+def _encode_int8(row: Array) -> Pieces:
+    """The scale is amax / 127; a row of zeros has none, a row that is not finite an unknown one."""
+    if not np.isfinite(row).all():
+        return np.zeros(128, np.uint8), np.array([np.nan], np.float16).view(np.uint8)
+    scale = np.float32(np.abs(row).max() / np.float32(127))
+    steps = np.clip(np.rint(row / scale), -127, 127) if scale else np.zeros(128)
+    stored = np.array([min(scale, np.float32(65504))], np.float16)
+    return steps.astype(np.int8).view(np.uint8), stored.view(np.uint8)
+
+
+def _decode_int8(pieces: Pieces) -> Array:
+    steps, scale = pieces
+    return np.asarray(steps.view(np.int8).astype(np.float32) * scale.view(np.float16).astype(np.float32))
+
+
+ENTRIES = {
+    # all entries' values, then all entries' scales of 7 bytes and 1 to spare
+    "fp8_ds_mla": Entry(
+        (448, 128, 7), lambda n, i: (576 * i, 576 * i + 448, 576 * n + 8 * i), _encode_latent, _decode_latent
+    ),
+    "indexer_fp8": Entry((128, 4), lambda n, i: (128 * i, 128 * n + 4 * i), _encode_fp8, _decode_fp8),
+    "indexer_mxfp4": Entry((64, 4), lambda n, i: (64 * i, 64 * n + 4 * i), _encode_mxfp4, _decode_mxfp4),
+    "indexer_int8": Entry((128, 2), lambda n, i: (128 * i, 128 * n + 2 * i), _encode_int8, _decode_int8),
+    # whole entries of 640 bytes, RoPE channels first
+    "a5": Entry((448, 128, 7), lambda n, i: (640 * i + 128, 640 * i, 640 * i + 576), _encode_latent, _decode_latent),
+}

@@ -1,0 +1,322 @@
+"""Proof of paged caches in byte formats: cases, oracles over `byte_entries`, named faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dsv4_backend.contract import Case, Draw, Operator
+from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.ops import quant
+from dsv4_backend.ops.cache_bytes import READS, WRITES, read_bytes, write_bytes
+from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts
+from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3, scale_values
+from dsv4_backend.proofs.byte_entries import ENTRIES, read_entry, write_entry
+from dsv4_backend.proofs.cache import PAGES, SLOT_FAULTS, draw_slots
+from dsv4_backend.proofs.numerics import Array
+
+
+def _prove_write(form: Format) -> None:
+    contract, entry = WRITES[form.name], ENTRIES[form.name]
+
+    @contract.oracle
+    def _(cache: Array, rows: Array, slots: Array, block_size: int) -> None:
+        for row, slot in zip(rows, slots.tolist(), strict=True):
+            if slot != -1:
+                write_entry(entry, cache[slot // block_size], block_size, slot % block_size, row)
+
+    @contract.cases
+    def _(draw: Draw) -> Iterator[Case]:
+        return _write_cases(draw, form)
+
+    for name, change in SLOT_FAULTS.items():
+        contract.fault(name)(_write_with_slots(form, change))
+    for name, mutant in _wrong_formats(form):
+        contract.fault(name)(_write_as(mutant))
+    contract.fault("page cleared first")(_write_on_zeros(form))
+
+
+def _prove_read(form: Format) -> None:
+    contract, entry = READS[form.name], ENTRIES[form.name]
+
+    @contract.oracle
+    def _(cache: Array, slots: Array, block_size: int) -> Array:
+        rows = np.zeros((len(slots), form.codec.channels))
+        for row, slot in zip(rows, slots.tolist(), strict=True):
+            if slot != -1:
+                row[:] = read_entry(entry, cache[slot // block_size], block_size, slot % block_size)
+        return rows
+
+    @contract.cases
+    def _(draw: Draw) -> Iterator[Case]:
+        return _read_cases(draw, form)
+
+    add_output_faults(contract, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+    for name in ("skipped rows land in slot 0", "skipped rows wrap to the last slot", "slots shifted by one"):
+        contract.fault(name.replace("skipped rows land in", "skipped rows read"))(
+            _read_with_slots(form, SLOT_FAULTS[name])
+        )
+    for name, mutant in _wrong_readers(form):
+        contract.fault(name)(_read_as(mutant))
+
+
+def _draw_rows(draw: Draw, count: int, form: Format, dtype: torch.dtype) -> torch.Tensor:
+    return draw.spread(count, form.codec.channels, dtype=dtype)
+
+
+def _edge_rows(draw: Draw, form: Format, dtype: torch.dtype) -> torch.Tensor:
+    """Rows at the edges of rounding: zero, below the floors, ties, block maxima at and above a power of two."""
+    rows = draw.normal(8, form.codec.channels, dtype=dtype)
+    rows[0] = 0.0
+    rows[1] *= 1e-6
+    rows[2] = (draw.integers(form.codec.channels, low=-12, high=13) * 0.25).to(dtype)
+    rows[3] = draw.integers(form.codec.channels, low=-28, high=29).to(dtype)
+    rows[3, ::32] = 448.0
+    rows[4, ::32] = 450.0
+    rows[5] = (draw.integers(form.codec.channels, low=-127, high=128) * 0.5).to(dtype)
+    rows[5, ::32] = 63.5
+    rows[6, 5] = float("nan")
+    rows[7, 7] = float("inf")
+    return rows
+
+
+def _write_cases(draw: Draw, form: Format) -> Iterator[Case]:
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        for blocks, size, count, skipped in PAGES:
+            slots = draw_slots(draw, count, blocks * size, skipped)
+            cache = draw.bytes(blocks, form.page_bytes(size))
+            name = f"{count} rows to {blocks}x{size}, {skipped} skipped"
+            yield Case(name, profile, (cache, _draw_rows(draw, count, form, dtype), slots, size))
+        edges, slots = _edge_rows(draw, form, dtype), draw_slots(draw, 8, 12, 0)
+        yield Case("edges of rounding", profile, (draw.bytes(2, form.page_bytes(6)), edges, slots, 6))
+        pages = draw.bytes(2, form.page_bytes(64) + 100)[:, 50:-50]
+        strided = _draw_rows(draw, 40, form, dtype)[::2]
+        yield Case("block 64, strided", profile, (pages, strided, draw_slots(draw, 20, 128, 3), 64))
+    more = {
+        "fp64 rows round to fp32 first": _ties(draw, form) * (1 + 1e-12),
+        "fp16 rows": draw.normal(4, form.codec.channels, dtype=torch.float16),
+        "ties in bf16": _ties(draw, form).bfloat16(),
+        "subnormal rows": _subnormal(draw, form),
+        "large rows": _large(draw, form),
+        "maxima beside a power of two": _beside_powers(draw, form),
+    }
+    for name, rows in more.items():
+        cache, slots = draw.bytes(2, form.page_bytes(3)), draw_slots(draw, len(rows), 6, 0)
+        yield Case(name, "official", (cache, rows, slots, 3))
+
+
+def _ties(draw: Draw, form: Format) -> torch.Tensor:
+    """fp64 rows of values half way between two neighbours in every format, whatever it scales by."""
+    rows = draw.integers(4, form.codec.channels, low=-508, high=509, dtype=torch.float64) * 0.25
+    rows[:, ::2] = draw.integers(4, form.codec.channels // 2, low=-15, high=16, dtype=torch.float64) * 8
+    rows[:, ::32] = 127.0
+    return rows
+
+
+def _subnormal(draw: Draw, form: Format) -> torch.Tensor:
+    """fp32 rows of a few smallest subnormals each: scales round to one of them, or to 0."""
+    largest = torch.tensor([[7.0], [100.0], [190.0], [2000.0]])
+    rows = (draw.uniform(4, form.codec.channels, low=-1.0) * largest).round()
+    rows[:, :2] = torch.cat((largest, -largest), 1)
+    return rows * 2.0**-149
+
+
+def _large(draw: Draw, form: Format) -> torch.Tensor:
+    """fp32 rows up to the largest number, with special values where RoPE channels are."""
+    rows = draw.uniform(4, form.codec.channels, low=-1.0) * torch.tensor([[1e6], [2e7], [1e20], [3.4e38]])
+    if form.codec is LATENT:
+        rows[0, -4:] = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0])
+    return rows
+
+
+def _beside_powers(draw: Draw, form: Format) -> torch.Tensor:
+    """fp32 rows whose largest value is one step above or below what a power of two scales to the largest code."""
+    rows = draw.normal(4, form.codec.channels)
+    largest = torch.tensor([448.0, 448.0, 6.0, 6.0])
+    rows[:, ::32] = torch.nextafter(largest, torch.tensor([500.0, 0.0, 500.0, 0.0]))[:, None]
+    return rows
+
+
+def _read_cases(draw: Draw, form: Format) -> Iterator[Case]:
+    for blocks, size, count, skipped in PAGES:
+        cache = _filled(draw, form, _draw_rows(draw, blocks * size, form, torch.float32), size)
+        slots = draw_slots(draw, count, blocks * size, skipped)
+        yield Case(f"{count} rows of {blocks}x{size}, {skipped} skipped", "official", (cache, slots, size))
+    edges = _filled(draw, form, _edge_rows(draw, form, torch.bfloat16), 4)
+    yield Case("edges of rounding, repeated", "official", (edges, torch.tensor([7, 0, 1, 2, 3, 4, 5, 6, 6, -1, 2]), 4))
+    pages = _filled(draw, form, _draw_rows(draw, 128, form, torch.bfloat16), 64)
+    yield Case("block 64, strided slots", "official", (pages, draw.permutation(128)[::3], 64))
+    one_row_blocks = _filled(draw, form, _draw_rows(draw, 9, form, torch.bfloat16), 1)
+    yield Case("blocks of one row, all in reverse", "official", (one_row_blocks, torch.arange(8, -1, -1), 1))
+    yield Case("nothing but skips", "official", (pages, torch.full((5,), -1), 64))
+    yield Case("any bytes", "official", (draw.bytes(5, form.page_bytes(7)), torch.arange(35), 7))
+
+
+def _filled(draw: Draw, form: Format, rows: torch.Tensor, block_size: int) -> torch.Tensor:
+    cache = draw.bytes(rows.shape[0] // block_size, form.page_bytes(block_size))
+    write_bytes(form, cache, rows, torch.arange(rows.shape[0]), block_size)
+    return cache
+
+
+def _write_as(form: Format) -> Callable[..., None]:
+    return lambda cache, rows, slots, block_size: write_bytes(form, cache, rows, slots, block_size)
+
+
+def _read_as(form: Format) -> Callable[..., torch.Tensor]:
+    return lambda cache, slots, block_size: read_bytes(form, cache, slots, block_size)
+
+
+def _write_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., None]:
+    def mutant(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
+        write_bytes(form, cache, rows, change(slots, cache.shape[0] * block_size), block_size)
+
+    return mutant
+
+
+def _read_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def mutant(cache: torch.Tensor, slots: torch.Tensor, block_size: int) -> torch.Tensor:
+        return read_bytes(form, cache, change(slots, cache.shape[0] * block_size), block_size)
+
+    return mutant
+
+
+def _write_on_zeros(form: Format) -> Callable[..., None]:
+    return lambda cache, rows, slots, block_size: write_bytes(form, cache.zero_(), rows, slots, block_size)
+
+
+def _encoding(form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]) -> Format:
+    """`form` whose parts pass through `change(rows, parts)` before they are stored."""
+    codec = form.codec
+    return replace(form, codec=replace(codec, encode=lambda rows: change(rows, dict(codec.encode(rows)))))
+
+
+def _decoding(form: Format, change: Callable[[dict[str, torch.Tensor]], Parts]) -> Format:
+    codec: Codec = form.codec
+    return replace(form, codec=replace(codec, decode=lambda parts: codec.decode(change(dict(parts)))))
+
+
+def _wrong_layouts(form: Format) -> Iterator[tuple[str, Format]]:
+    merged = tuple(field for section in form.sections for field in section)
+    yield "fields in reverse order", replace(form, sections=tuple(section[::-1] for section in form.sections[::-1]))
+    if len(form.sections) > 1:
+        yield "scales beside their entry", replace(form, sections=(merged,))
+    else:
+        data, scales, pad = merged[:-2], merged[-2], merged[-1]
+        yield "scales after all entries", replace(form, sections=(data, (scales, pad)))
+    if merged[-1].name == "pad":
+        yield "no padding after the scales", replace(form, sections=(*form.sections[:-1], form.sections[-1][:-1]))
+
+
+def _scale_bits(parts: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Parts:
+    scale = parts["scale"]
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[scale.dtype.itemsize]
+    return parts | {"scale": change(scale.view(integers)).view(scale.dtype)}
+
+
+def _halve_step(scale: torch.Tensor) -> torch.Tensor:
+    """Bits of half the scale: one less in the exponent."""
+    return scale - {torch.uint8: 1, torch.int16: 1 << 10, torch.int32: 1 << 23}[scale.dtype]
+
+
+def _wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
+    """Named wrong writers of a format."""
+    yield from _wrong_layouts(form)
+    yield "scale one exponent too small", _encoding(form, lambda _, parts: _scale_bits(parts, _halve_step))
+    yield "scale of the row before", _encoding(form, lambda _, parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
+    yield "low precision input", _encoding(form, lambda rows, _: form.codec.encode(rows.to(torch.float8_e5m2).float()))
+    if form.codec is LATENT:
+        yield "scale floored instead of amax", _encoding(form, _floor_scale)
+        yield "scales cast as numbers", _encoding(form, _cast_scale)
+        yield "RoPE channels taken from the front", _encoding(form, lambda rows, _: form.codec.encode(rows.roll(64, 1)))
+    elif form.name == "indexer_fp8":
+        yield "scale not rounded to a power of two", _encoding(form, _exact_scale)
+    elif form.name == "indexer_mxfp4":
+        yield (
+            "nibbles swapped",
+            _encoding(form, lambda rows, _: form.codec.encode(rows.unflatten(1, (-1, 2)).flip(2).flatten(1))),
+        )
+    else:
+        yield "range 128 instead of 127", _encoding(form, _range_128)
+        yield "values cut instead of rounded", _encoding(form, _cut_steps)
+
+
+def _wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
+    """Named wrong readers of a format."""
+    yield from _wrong_layouts(form)
+    yield "scale one exponent too small", _decoding(form, lambda parts: _scale_bits(parts, _halve_step))
+    yield "scale of the row before", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
+    if form.codec is LATENT:
+        yield "tile scales in reverse", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.flip(1)))
+
+
+def _floor_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
+    return _scale_bits(parts, lambda bits: bits.clamp(min=127 - 13))
+
+
+def _cast_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
+    numbers = scale_values(parts["scale"]).nan_to_num(0).clamp(max=255).to(torch.uint8)
+    return parts | {"scale": numbers.view(torch.float8_e8m0fnu)}
+
+
+def _exact_scale(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
+    scale = rows.abs().amax(1, keepdim=True).clamp(min=quant.ACT_FLOOR) / E4M3_MAX
+    return parts | {"values": round_e4m3(rows / scale), "scale": scale}
+
+
+def _range_128(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
+    scale = rows.abs().amax(1, keepdim=True) / 128
+    steps = (rows / scale).nan_to_num(0).round().clamp(-128, 127)
+    return parts | {"values": steps.to(torch.int8), "scale": scale.half()}
+
+
+def _cut_steps(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
+    steps = (rows / (rows.abs().amax(1, keepdim=True) / 127)).nan_to_num(0).clamp(-127, 127)
+    return parts | {"values": steps.trunc().to(torch.int8)}
+
+
+_EQUIVALENT_WRITES = {
+    "write_targets: 1 -> 2 (2)": "every negative slot is a skipped one",
+    "write_targets: True -> False": "a pivot without its dimension broadcasts the same",
+    "write_bytes: 1 -> 2 (3)": "only the first page is gathered from",
+}
+_EQUIVALENT_READS = {
+    "read_bytes: slots.clamp(min=0) -> slots": "rows of skipped slots are 0 whatever was read",
+    "from_bytes: True -> False": "the lengths agree anyway",
+}
+_ROUNDS = "to_bytes: rows.detach().float() -> rows.detach()"
+_ONE_SECTION = {
+    f"data_columns: block_size * width -> {after}": "no section follows the only one"
+    for after in ("block_size", "block_size / width")
+}
+_ROPE = {"_decode_latent: parts['rope'].float() -> parts['rope']": "cat widens bf16 beside fp32"}
+_SCALE = "_decode_scaled: parts['scale'].float() -> parts['scale']"
+_BY_FP32 = {_ROUNDS: "act_quant and the cast to bf16 take fp64 by way of fp32 themselves"}
+_EQUIVALENT = {
+    "write_cache_fp8_ds_mla": _BY_FP32,
+    "write_cache_a5": _BY_FP32 | _ONE_SECTION,
+    "write_cache_indexer_fp8": _BY_FP32,
+    "write_cache_indexer_int8": {"_encode_int8: 0.0 -> 0.01": "0.01 rounds to 0"},
+    "read_cache_fp8_ds_mla": _ROPE,
+    "read_cache_a5": _ROPE | _ONE_SECTION,
+    "read_cache_indexer_fp8": {_SCALE: "the scale is fp32"},
+    "read_cache_indexer_int8": {
+        _SCALE: "a product with an fp32 factor is fp32 without the cast too",
+        "_decode_scaled: parts['values'].float() -> parts['values']": "int8 times fp32 is fp32",
+    },
+}
+"""What only some formats have, beside `_EQUIVALENT_WRITES` and `_EQUIVALENT_READS`."""
+
+
+def _explain(contract: Operator, shared: dict[str, str]) -> None:
+    for mutant, why in (shared | _EQUIVALENT.get(contract.name, {})).items():
+        contract.equivalent(mutant, why)
+
+
+for _form in FORMATS:
+    _prove_write(_form)
+    _prove_read(_form)
+    _explain(WRITES[_form.name], _EQUIVALENT_WRITES)
+    _explain(READS[_form.name], _EQUIVALENT_READS)

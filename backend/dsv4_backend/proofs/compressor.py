@@ -1,0 +1,283 @@
+"""Proof of the KV compressor: cases, oracle, named faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dsv4_backend import ragged_cases
+from dsv4_backend.contract import Case, Draw
+from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.ops.compressor import (
+    Call,
+    channel_ranges,
+    compress,
+    compress_by_steps,
+    finish_entries,
+    pool_slots,
+    pooled_positions,
+    project_tokens,
+    store_rows,
+)
+from dsv4_backend.ops.norm import rms_norm
+from dsv4_backend.ops.rope import rope, rope_frequencies
+from dsv4_backend.proofs.numerics import Array, cast, round_to, wide
+from dsv4_backend.proofs.paging import Pages, tokens_of_call
+
+
+@compress.oracle
+def _(
+    x: Array,
+    wkv: Array,
+    wgate: Array,
+    ape: Array,
+    norm_weight: Array,
+    inv_freq: Array,
+    state_cache: Array,
+    state_block_table: Array,
+    query_start_loc: Array,
+    seq_lens: Array,
+    eps: float,
+) -> Array:
+    """Token by token and block by block, from the position-addressed form of 4.3.1."""
+    ratio, width = ape.shape
+    hd = norm_weight.shape[0]
+    states = [Pages(state_cache, table) for table in state_block_table]
+    tokens = list(tokens_of_call(query_start_loc, seq_lens))
+    for row, s, t in tokens:
+        states[s][t] = np.concatenate([wide(wkv) @ wide(x[row]), wide(wgate) @ wide(x[row]) + ape[t % ratio]])
+    entries = np.zeros((min(len(x), len(x) // ratio + len(seq_lens)), hd), x.dtype)
+    closing = [(s, t // ratio) for _, s, t in tokens if (t + 1) % ratio == 0]
+    for out, (s, block) in enumerate(closing):
+        pooled = _softmax_sum(*_slots_of(states[s], block, ratio, width, hd))
+        normed = _normed(round_to(x.dtype, pooled), norm_weight, eps)
+        entries[out] = cast(x.dtype, _rotated(round_to(x.dtype, normed), block * ratio, inv_freq))
+    return entries
+
+
+def _slots_of(state: Pages, block: int, ratio: int, width: int, hd: int) -> tuple[Array, Array]:
+    """[slots, hd] u and s of an entry: the block before, where blocks overlap, then its own (4.3)."""
+    own = range(block * ratio, (block + 1) * ratio)
+    channels = slice(width - hd, width)
+    slots = [(state[t][:width][channels], state[t][width:][channels]) for t in own]
+    if width == 2 * hd and block > 0:
+        before = range((block - 1) * ratio, block * ratio)
+        slots = [(state[t][:hd], state[t][width : width + hd]) for t in before] + slots
+    u, s = zip(*slots, strict=True)
+    return np.stack(u), np.stack(s)
+
+
+def _softmax_sum(u: Array, s: Array) -> Array:
+    """Softmax over the slots, channel by channel, of s; the sum of u so weighted."""
+    p = np.exp(s - s.max(0))
+    return np.asarray((p * u).sum(0) / p.sum(0))
+
+
+def _normed(entry: Array, weight: Array, eps: float) -> Array:
+    return np.asarray(wide(weight) * entry / np.sqrt(np.mean(entry**2) + eps))
+
+
+def _rotated(entry: Array, position: int, inv_freq: Array) -> Array:
+    """Adjacent pairs of the last channels, turned as complex numbers by an angle that is one fp32 product (3.3)."""
+    angle = wide(np.float32(position) * inv_freq.astype(np.float32))
+    head, tail = np.split(entry, [len(entry) - 2 * len(angle)])
+    turned = (tail[0::2] + 1j * tail[1::2]) * np.exp(1j * angle)
+    return np.concatenate([head, np.stack([turned.real, turned.imag], -1).ravel()])
+
+
+class _Geometry(NamedTuple):
+    """Sizes of a case."""
+
+    ratio: int
+    groups: int
+    hd: int
+    d: int
+    frequencies: int
+    block_size: int
+
+
+_CSA = _Geometry(ratio=4, groups=2, hd=10, d=6, frequencies=3, block_size=3)
+_HCA = _Geometry(ratio=8, groups=1, hd=8, d=5, frequencies=4, block_size=5)
+_EDGES = [(0, s) for s in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17)]
+_DECODE = [(before, 1) for before in (0, 2, 3, 4, 6, 7, 8, 14, 15, 23)]
+_MIXED = [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (13, 12)]
+
+
+def _call(draw: Draw, g: _Geometry, sequences: list[ragged_cases.Sequence], dtype: torch.dtype, ring: int = 0) -> Call:
+    """A call with random state everywhere; `ring` rows per sequence, or as many as the longest sequence has tokens."""
+    width, tokens = g.groups * g.hd, ragged_cases.tokens_of(sequences)
+    rows = ring or max((before + new for before, new in sequences), default=0)
+    table = ragged_cases.shuffled_table(draw, sequences, rows, g.block_size)
+    return Call(
+        draw.normal(tokens, g.d, dtype=dtype),
+        draw.normal(width, g.d, dtype=dtype, scale=g.d**-0.5),
+        draw.normal(width, g.d, dtype=dtype, scale=g.d**-0.5),
+        draw.normal(g.ratio, width),
+        draw.uniform(g.hd, low=0.5, high=1.5, dtype=dtype),
+        rope_frequencies(2 * g.frequencies, 10000.0),
+        draw.normal(ragged_cases.blocks_of(table), g.block_size, 2 * width),
+        table,
+        *ragged_cases.offsets(sequences),
+        1e-6,
+    )
+
+
+def _needles(draw: Draw, call: Call) -> Call:
+    """Every channel aims at one slot of its entry: that slot's ape is far above the others."""
+    hd = call.norm_weight.shape[0]
+    slot = draw.integers(hd, high=call.groups * call.ratio, dtype=torch.int64)
+    ape = torch.zeros_like(call.ape)
+    ape[slot % call.ratio, slot // call.ratio * hd + torch.arange(hd)] = 40.0
+    return call._replace(ape=ape)
+
+
+def _stale(draw: Draw, call: Call) -> Call:
+    """NaN in the whole state, nonsense in the unused table entries (all sequences start at 0)."""
+    first, block_size = torch.zeros_like(call.seq_lens), call.state_cache.shape[1]
+    table = ragged_cases.only_blocks(call.state_block_table, first, call.seq_lens, block_size)
+    return call._replace(state_cache=torch.full_like(call.state_cache, float("nan")), state_block_table=table)
+
+
+def _special(draw: Draw, call: Call) -> Call:
+    x = call.x.clone()
+    x[2, 0], x[11, 1], x[16:] = float("nan"), float("inf"), 0.0
+    return call._replace(x=x)
+
+
+def _strided(draw: Draw, call: Call) -> Call:
+    x = draw.normal(call.x.shape[0], 2 * call.x.shape[1], dtype=call.x.dtype)[:, ::2]
+    cache = draw.normal(*call.state_cache.shape[:2], call.state_cache.shape[2] + 3)[..., 2:-1]
+    return call._replace(x=x, state_cache=cache, wkv=call.wkv.T.contiguous().T)
+
+
+@compress.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        for kind, g in (("overlap", _CSA), ("plain", _HCA)):
+            for name, sequences, ring in (
+                ("no sequences", [], 0),
+                ("zero tokens", [(0, 0), (5, 0)], 0),
+                ("one token", [(0, 1)], 0),
+                ("first block", [(0, g.ratio)], 0),
+                ("edges", _EDGES, 0),
+                ("decode", _DECODE, 0),
+                ("decode that closes", [(2 * g.ratio - 1, 1)], 0),
+                ("mixed", _MIXED, 0),
+                ("ring", [(61, 5), (64, 1), (55, 1), (71, 5)], 5 + g.groups * g.ratio - 1 + g.block_size),
+                ("far", [(100_000 * g.ratio - 3, 5)], 5 + g.groups * g.ratio - 1 + g.block_size),
+            ):
+                yield Case(f"{kind}, {name}", profile, _call(draw, g, sequences, dtype, ring))
+            yield Case(f"{kind}, needles", profile, _needles(draw, _call(draw, g, _EDGES + _MIXED, dtype)))
+            yield Case(f"{kind}, stale NaN", profile, _stale(draw, _call(draw, g, _EDGES, dtype)))
+            yield Case(f"{kind}, NaN, infinity, zero", profile, _special(draw, _call(draw, g, [(0, 26)], dtype)))
+            yield Case(f"{kind}, strided", profile, _strided(draw, _call(draw, g, _MIXED, dtype)))
+            call = _call(draw, g, _MIXED, dtype)
+            yield Case(f"{kind}, wide scores", profile, call._replace(ape=call.ape * 150))
+            call = call._replace(wkv=call.wkv * 1e-3, state_cache=call.state_cache * 1e-3)
+            yield Case(f"{kind}, epsilon matters", profile, call)
+        indexer = _Geometry(ratio=4, groups=2, hd=128, d=256, frequencies=32, block_size=16)
+        yield Case("CSA indexer", profile, _call(draw, indexer, [(0, 21), (130, 1)], dtype))
+        main = _Geometry(ratio=128, groups=1, hd=512, d=64, frequencies=32, block_size=64)
+        yield Case("HCA", profile, _call(draw, main, [(127, 1), (200, 60)], dtype))
+    for kind, g in (("overlap", _CSA), ("plain", _HCA)):
+        call = _call(draw, g, _MIXED, torch.bfloat16)
+        yield Case(f"{kind}, wide gates", "official", call._replace(wgate=call.wgate * 64))
+        call = _call(draw, g, _MIXED, torch.float16)
+        yield Case(f"{kind}, fp16, squares beyond its range", "official", call._replace(wkv=call.wkv * 400))
+
+
+add_output_faults(compress, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+
+
+def _fault(name: str, **steps: Any) -> None:
+    compress.fault(name)(lambda *arguments: compress_by_steps(Call(*arguments), **steps))
+
+
+def _rotate(call: Call, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return rope.reference(x, positions.clamp(min=0), call.inv_freq, False)
+
+
+def _norm(call: Call, pooled: torch.Tensor) -> torch.Tensor:
+    return rms_norm.reference(pooled, call.norm_weight, call.eps)
+
+
+def _rotate_at_last(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    return _rotate(call, _norm(call, pooled), (block + 1) * call.ratio - 1)
+
+
+def _pool_before_start(u: torch.Tensor, s: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
+    there = ~absent[..., None]
+    return pool_slots(u * there, s * there, torch.zeros_like(absent))
+
+
+def _pool_without_maximum(u: torch.Tensor, s: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
+    weights = s.exp().masked_fill(absent[..., None], 0)
+    return (weights * u.masked_fill(absent[..., None], 0)).sum(1) / weights.sum(1).clamp(min=1e-30)
+
+
+def _own_block(block: torch.Tensor, ratio: int, groups: int) -> torch.Tensor:
+    index = pooled_positions(block, ratio, groups)
+    return torch.where(index < block[:, None] * ratio, -1, index)
+
+
+def _swap_ranges(rows: torch.Tensor, groups: int, ratio: int) -> torch.Tensor:
+    return channel_ranges(rows.unflatten(-1, (2, groups, -1)).flip(3).flatten(2), groups, ratio)
+
+
+_fault("ape left out", project=lambda call, t: project_tokens(call._replace(ape=call.ape * 0), t))
+_fault("ape of the next token", project=lambda call, t: project_tokens(call, t + 1))
+_fault("projections rounded to bf16", project=lambda call, t: project_tokens(call, t).bfloat16())
+_fault("last token not stored", store=lambda cache, flat, rows: store_rows(cache, flat[:-1], rows[:-1]))
+_fault("state kept in bf16", store=lambda cache, flat, rows: store_rows(cache, flat, rows.bfloat16()))
+_fault("look-back one token early", lookback=lambda block, r, c: pooled_positions(block, r, c) - 1)
+_fault("previous block left out", lookback=_own_block)
+_fault("channel ranges swapped", halves=_swap_ranges)
+_fault("one channel range for both blocks", halves=lambda rows, c, r: rows.unflatten(-1, (2, c, -1))[..., -1, :])
+_fault("slots before the start have weight", pool=_pool_before_start)
+_fault("softmax without maximum", pool=_pool_without_maximum)
+_fault("one weight for all channels", pool=lambda u, s, gone: pool_slots(u, s.mean(2, True).expand_as(s), gone))
+_fault("mean pooling", pool=lambda u, s, gone: pool_slots(u, s * 0, gone))
+_fault("norm left out", finish=lambda call, y, block: _rotate(call, y, block * call.ratio))
+_fault("epsilon left out", finish=lambda call, y, block: finish_entries(call._replace(eps=1e-30), y, block))
+_fault("RoPE left out", finish=lambda call, y, block: _norm(call, y))
+_fault("RoPE before the norm", finish=lambda call, y, block: _norm(call, _rotate(call, y, block * call.ratio)))
+_fault(
+    "RoPE at the last token", finish=lambda call, y, block: _rotate(call, _norm(call, y), (block + 1) * call.ratio - 1)
+)
+_fault("RoPE at the overlapped block", finish=lambda call, y, block: finish_entries(call, y, block + 1 - call.groups))
+_fault("RoPE at the entry's index", finish=lambda call, y, block: _rotate(call, _norm(call, y), block))
+
+
+@compress.fault("state of earlier calls lost")
+def _(*arguments: Any) -> torch.Tensor:
+    call = Call(*arguments)
+    compress_by_steps(call)
+    return compress_by_steps(call._replace(state_cache=torch.zeros_like(call.state_cache)))
+
+
+@compress.fault("positions counted from the call")
+def _(*arguments: Any) -> torch.Tensor:
+    call = Call(*arguments)
+    return compress_by_steps(call._replace(seq_lens=call.query_start_loc.diff()))
+
+
+for _mutant, _why in {
+    "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
+    "slots: 1 -> 2 (2)": "any negative row is an absent one",
+    "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they are",
+    "gather_rows: flat.clamp(min=0) -> flat": "rows of absent slots are masked whatever they hold",
+    "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
+    "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows are 0 at any angle",
+    "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 without the cast too",
+    "rope: -angles -> angles": "entries are never rotated back",
+    "rotation_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded alike",
+    "rotation_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
+    "rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
+    "rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",
+    "rotate_tail: 1 -> 2 (4)": "entries have no dimension between the first and the last",
+    "rotate_tail: 1 -> 2 (5)": "entries have no dimension between the first and the last",
+}.items():
+    compress.equivalent(_mutant, _why)

@@ -1,0 +1,229 @@
+"""Proof of expert routing (spec/v4.md 5.1): cases, oracles, named faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dsv4_backend.contract import Case, Draw, compute
+from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.ops.gate import _route, expert_scores, gate_hash, gate_topk, normalise, select_largest, sqrt_softplus
+from dsv4_backend.proofs.numerics import Array, round_to, wide
+
+
+def _scores(x: Array, weight: Array) -> Array:
+    """sqrt(ln(1 + e^l)) of every token and expert; fp32 holds no softplus below e^-104."""
+    return np.sqrt(round_to(np.float32, np.logaddexp(0, wide(x) @ wide(weight).T)))
+
+
+def _weights(scores: Array, ids: Array, route_scale: float) -> Array:
+    chosen: Array = np.take_along_axis(scores, ids, 1)
+    shares: Array = chosen / chosen.sum(1, keepdims=True)
+    return shares * route_scale
+
+
+@gate_topk.oracle
+def _(x: Array, weight: Array, bias: Array, k: int, route_scale: float) -> tuple[Array, Array]:
+    scores = _scores(x, weight)
+    ids = np.zeros((len(x), k), np.int32)
+    for t, values in enumerate(scores + bias):
+        rank = [(0, 0, e) if np.isnan(v) else (1, -v, e) for e, v in enumerate(values)]
+        ids[t] = [e for *_, e in sorted(rank)[:k]]
+    return _weights(scores, ids, route_scale), ids
+
+
+@gate_hash.oracle
+def _(x: Array, weight: Array, token: Array, tid2eid: Array, route_scale: float) -> tuple[Array, Array]:
+    ids = tid2eid[token].astype(np.int32)
+    return _weights(_scores(x, weight), ids, route_scale), ids
+
+
+_SHAPES = ((0, 64, 8, 2), (1, 1, 1, 1), (3, 7, 5, 5), (5, 130, 9, 2), (17, 64, 256, 6), (4, 512, 384, 6))
+"""(T, d, E, k)."""
+_GOLDEN_LOGITS = (-50.0, -20.0, -5.0, -1.0, 0.0, 1.0, 5.0, 20.0, 25.0, 100.0)
+
+
+def _router(draw: Draw, tokens: int, d: int, experts: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """X and weight with logits of about unit variance."""
+    return draw.normal(tokens, d, dtype=dtype), draw.normal(experts, d, scale=d**-0.5, dtype=dtype)
+
+
+def _far_logits(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """X and weight: a token whose scores are all 0 in fp32, one of large scores, one with a single score."""
+    x = torch.tensor([[1.0, 0.0], [-0.5, 0.0], [0.0, 1.0]], dtype=dtype)
+    return x, torch.tensor([[-200.0, -1.0], [-300.0, -200.0], [-150.0, -160.0]], dtype=dtype)
+
+
+@gate_topk.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        for tokens, d, experts, k in _SHAPES:
+            x, weight = _router(draw, tokens, d, experts, dtype)
+            bias = draw.normal(experts, scale=0.3)
+            yield Case(f"{tokens}x{d}, {k} of {experts}", profile, (x, weight, bias, k, 1.5))
+        logits = torch.tensor(_GOLDEN_LOGITS, dtype=dtype).unsqueeze(1)
+        golden = (torch.ones(2, 1, dtype=dtype), logits, torch.zeros(len(logits)), len(logits), 2.5)
+        yield Case("golden logits", profile, golden)
+        small = draw.integers(12, 6, low=-1, high=2).to(dtype), draw.integers(16, 6, low=-1, high=2).to(dtype)
+        yield Case("many ties", profile, (*small, torch.zeros(16), 6, 1.5))
+        x, weight = _router(draw, 14, 32, 16, dtype)
+        yield Case("bias decides, strided", profile, (x[::2], weight, draw.normal(16, scale=3.0), 4, 1.5))
+        special = draw.normal(3, 32, dtype=dtype)
+        special[1, 4] = float("nan")
+        yield Case("NaN token", profile, (special, weight, draw.normal(16), 4, 2.5))
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        yield Case("scores of 0", profile, (*_far_logits(dtype), torch.zeros(3), 2, 1.5))
+
+
+@gate_hash.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        for tokens, d, experts, k in _SHAPES:
+            x, weight = _router(draw, tokens, d, experts, dtype)
+            table = torch.stack([draw.permutation(experts)[:k] for _ in range(29)])
+            ids = draw.integers(tokens, high=29)
+            yield Case(f"{tokens}x{d}, {k} of {experts}", profile, (x, weight, ids, table, 1.5))
+        logits = torch.tensor(_GOLDEN_LOGITS, dtype=dtype).unsqueeze(1)
+        table = draw.permutation(len(logits)).int().unsqueeze(0)
+        golden = (torch.ones(2, 1, dtype=dtype), logits, torch.zeros(2, dtype=torch.int64), table, 2.5)
+        yield Case("golden logits", profile, golden)
+        x, weight = _router(draw, 14, 32, 16, dtype)
+        repeated = torch.tensor([[3, 3, 1], [0, 2, 0], [15, 15, 15]], dtype=torch.int32)
+        yield Case("repeated experts, strided", profile, (x[::2], weight, draw.integers(7, high=3), repeated, 1.5))
+        special = draw.normal(3, 32, dtype=dtype)
+        special[1, 4] = float("nan")
+        yield Case("NaN token", profile, (special, weight, draw.integers(3, high=3), repeated, 2.5))
+    table = torch.tensor([[2, 0], [1, 2]])
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        router = _far_logits(dtype)
+        yield Case("scores of 0", profile, (*router, torch.tensor([0, 1, 1]), table, 1.5))
+
+
+Scores = Callable[[torch.Tensor], torch.Tensor]
+Outputs = tuple[torch.Tensor, torch.Tensor]
+_WRONG_SCORES: dict[str, Scores] = {
+    "sigmoid scores": torch.sigmoid,
+    "softmax scores": lambda logits: logits.softmax(-1),
+    "root left out": F.softplus,
+    "softplus that overflows": lambda logits: logits.exp().log1p().sqrt(),
+    "ReLU instead of softplus": lambda logits: F.relu(logits).sqrt(),
+    "scores rounded to bf16": lambda logits: sqrt_softplus(logits).bfloat16().to(logits.dtype),
+    "logits rounded to bf16": lambda logits: sqrt_softplus(logits.bfloat16().to(logits.dtype)),
+}
+
+
+def _wrong_topk(change: Scores) -> Callable[..., Outputs]:
+    return lambda x, weight, bias, k, route_scale: _route(change(compute(x) @ compute(weight).T), bias, k, route_scale)
+
+
+def _wrong_hash(change: Scores) -> Callable[..., Outputs]:
+    def mutant(
+        x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+    ) -> Outputs:
+        ids = tid2eid[input_ids].long()
+        return normalise(change(compute(x) @ compute(weight).T), ids, route_scale), ids.int()
+
+    return mutant
+
+
+for _name, _change in _WRONG_SCORES.items():
+    gate_topk.fault(_name)(_wrong_topk(_change))
+    gate_hash.fault(_name)(_wrong_hash(_change))
+for _contract in (gate_topk, gate_hash):
+    add_output_faults(_contract, "last token zero", "one NaN", "tokens shifted by one")
+
+
+@gate_topk.fault("bias enters the weights")
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+    return _route(expert_scores(x, weight) + bias, torch.zeros_like(bias), k, route_scale)
+
+
+@gate_topk.fault("bias ignored in the selection")
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+    return _route(expert_scores(x, weight), torch.zeros_like(bias), k, route_scale)
+
+
+@gate_topk.fault("bias added to the logits")
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+    logits = compute(x) @ compute(weight).T
+    ids = select_largest(sqrt_softplus(logits + bias), k)
+    return normalise(sqrt_softplus(logits), ids, route_scale), ids.int()
+
+
+@gate_topk.fault("ties take the larger expert id")
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+    weights, ids = gate_topk.reference(x, weight.flip(0), bias.flip(0), k, route_scale)
+    return weights, weight.shape[0] - 1 - ids
+
+
+@gate_topk.fault("ids in rising order")
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+    scores = expert_scores(x, weight)
+    ids = select_largest(scores + bias, k).sort(-1).values
+    return normalise(scores, ids, route_scale), ids.int()
+
+
+@gate_topk.fault("normalised over all experts")
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+    scores = expert_scores(x, weight)
+    ids = select_largest(scores + bias, k)
+    return scores.gather(1, ids) / scores.sum(-1, keepdim=True) * route_scale, ids.int()
+
+
+@gate_topk.fault("route_scale left out")
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+    return gate_topk.reference(x, weight, bias, k, 1.0)
+
+
+@gate_hash.fault("route_scale left out")
+def _(
+    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+) -> Outputs:
+    return gate_hash.reference(x, weight, input_ids, tid2eid, 1.0)
+
+
+@gate_hash.fault("experts chosen by score")
+def _(
+    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+) -> Outputs:
+    scores = expert_scores(x, weight)
+    return _route(scores, torch.zeros_like(scores[:1]), tid2eid.shape[1], route_scale)
+
+
+@gate_hash.fault("experts of the token before")
+def _(
+    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+) -> Outputs:
+    return gate_hash.reference(x, weight, input_ids.roll(1), tid2eid, route_scale)
+
+
+@gate_hash.fault("position instead of token id")
+def _(
+    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+) -> Outputs:
+    positions = torch.arange(x.shape[0]) % tid2eid.shape[0]
+    return gate_hash.reference(x, weight, positions, tid2eid, route_scale)
+
+
+@gate_hash.fault("equal weights")
+def _(
+    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+) -> Outputs:
+    weights, ids = gate_hash.reference(x, weight, input_ids, tid2eid, route_scale)
+    return torch.full_like(weights, route_scale / ids.shape[1]), ids
+
+
+@gate_hash.fault("ids in rising order")
+def _(
+    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+) -> Outputs:
+    return gate_hash.reference(x, weight, input_ids, tid2eid.sort(-1).values, route_scale)
+
+
+gate_topk.equivalent(
+    "select_largest: True -> False (2)",
+    "torch's sort on the CPU keeps the order of equals either way",
+)

@@ -1,0 +1,107 @@
+"""Proof of the Hadamard transform (spec/v4.md 4.5): cases, oracle, named faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dsv4_backend.contract import Case, Draw, compute
+from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.ops.hadamard import hadamard, sylvester
+from dsv4_backend.proofs.numerics import Array, cast, wide
+
+_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
+
+
+@hadamard.oracle
+def _(x: Array) -> Array:
+    """Entry (i, j) of Sylvester's matrix is -1 to the number of bits that i and j share."""
+    n = x.shape[-1]
+    shared = np.arange(n)[:, None] & np.arange(n)
+    signs = np.array([1.0 - 2.0 * (bin(bits).count("1") % 2) for bits in range(n)])[shared]
+    return cast(x.dtype, np.einsum("ij,...j->...i", signs, wide(x)) / np.sqrt(n))
+
+
+@hadamard.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for case in _drawn_cases(draw):
+        (x,) = case.arguments
+        yield case if case.profile == "ideal" else replace(case, arguments=(_on_grid(x),))
+
+
+def _on_grid(x: torch.Tensor) -> torch.Tensor:
+    """The nearest multiples of 2^-8, in place: fp32 sums of 2^9 of them below 2^7 are exact."""
+    return x.mul_(256).round_().div_(256)
+
+
+def _drawn_cases(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for shape in ((0, 128), (1, 1), (3, 2), (5, 16), (7, 128), (2, 64, 128), (2, 512)):
+            yield Case("x".join(map(str, shape)), profile, (draw.normal(*shape, dtype=dtype),))
+        yield Case("strided rows and channels", profile, (draw.normal(128, 6, dtype=dtype).T[::2],))
+        special = draw.normal(4, 128, dtype=dtype)
+        special[0, 3], special[1, 5], special[2] = torch.nan, torch.inf, 0.0
+        yield Case("NaN, infinity, zero row", profile, (special,))
+        large = draw.normal(3, 128, dtype=dtype, scale=2.0**-10) + 1
+        yield Case("first coefficient alone", profile, (large,))
+
+
+add_output_faults(hadamard, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+
+
+@hadamard.fault("not normalised")
+def _(x: torch.Tensor) -> torch.Tensor:
+    return (compute(x) @ sylvester(compute(x))).to(x.dtype)
+
+
+@hadamard.fault("divided by n instead of its root")
+def _(x: torch.Tensor) -> torch.Tensor:
+    return (compute(x) @ sylvester(compute(x)) / x.shape[-1]).to(x.dtype)
+
+
+@hadamard.fault("bit-reversed order")
+def _(x: torch.Tensor) -> torch.Tensor:
+    bits = x.shape[-1].bit_length() - 1
+    order = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(x.shape[-1])]
+    return hadamard.reference(x)[..., order]
+
+
+@hadamard.fault("sequency (Walsh) order")
+def _(x: torch.Tensor) -> torch.Tensor:
+    changes = (sylvester(x).diff(dim=0) != 0).sum(0)
+    return hadamard.reference(x)[..., changes.argsort()]
+
+
+@hadamard.fault("last butterfly left out")
+def _(x: torch.Tensor) -> torch.Tensor:
+    if x.shape[-1] == 1:
+        return hadamard.reference(x)
+    return torch.cat([hadamard.reference(half) for half in x.chunk(2, -1)], -1)
+
+
+@hadamard.fault("random signs before the transform")
+def _(x: torch.Tensor) -> torch.Tensor:
+    signs = 1 - 2 * (torch.arange(x.shape[-1]) * 5 // 3 % 2)
+    return hadamard.reference(x * signs.to(x.dtype))
+
+
+@hadamard.fault("left out")
+def _(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@hadamard.fault("every butterfly rounded to bf16")
+def _(x: torch.Tensor) -> torch.Tensor:
+    y, scale = x.bfloat16(), float(x.shape[-1] ** -0.5)
+    width = 1
+    while width < x.shape[-1]:
+        pair = y.reshape(-1, x.shape[-1] // (2 * width), 2, width)
+        y = torch.stack([pair[:, :, 0] + pair[:, :, 1], pair[:, :, 0] - pair[:, :, 1]], 2)
+        width *= 2
+    return (y.reshape(x.shape).float() * scale).to(x.dtype)
+
+
+hadamard.equivalent("sylvester: 0 -> 1", "the matrix is square")

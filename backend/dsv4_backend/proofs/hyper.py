@@ -1,0 +1,325 @@
+"""Proof of hyper-connections (spec/v4.md 2.2 to 2.4): cases, oracles, named faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dsv4_backend.contract import Case, Draw, compute
+from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.ops.hyper import _collapse, _mixes, _mixing_weights, hc_head, hc_post, hc_pre, sinkhorn
+from dsv4_backend.proofs.numerics import Array, cast, wide
+
+_NORM_EPS, _HC_EPS = 1e-6, 1e-6
+
+
+def _sigmoid(x: Array) -> Array:
+    result: Array = 1 / (1 + np.exp(-x))
+    return result
+
+
+def _mix(x: Array, fn: Array, norm_eps: float) -> Array:
+    """Fn times each token's streams end to end, over their common length: [T, m] (spec 2.2 items 1 to 3)."""
+    tokens, streams, channels = x.shape
+    flat = wide(x).reshape(tokens, streams * channels)
+    length = np.sqrt((flat**2).mean(1) + norm_eps)
+    mix: Array = flat @ wide(fn).T / length[:, None]
+    return mix
+
+
+def _weighted_streams(x: Array, pre: Array) -> Array:
+    return cast(x.dtype, np.einsum("tj,tjd->td", pre, wide(x)))
+
+
+def _doubly_stochastic(logits: Array, rounds: int, eps: float) -> Array:
+    """One token's [n, n] matrix, by the passes of spec 2.3 in their order."""
+    powers: Array = np.exp(logits - logits.max(1, keepdims=True))
+    matrix: Array = powers / powers.sum(1, keepdims=True) + eps
+    matrix = matrix / (matrix.sum(0) + eps)
+    for _ in range(rounds - 1):
+        matrix = matrix / (matrix.sum(1, keepdims=True) + eps)
+        matrix = matrix / (matrix.sum(0) + eps)
+    return matrix
+
+
+@hc_pre.oracle
+def _(
+    x: Array, fn: Array, base: Array, scale: Array, rounds: int, norm_eps: float, hc_eps: float
+) -> tuple[Array, Array, Array]:
+    tokens, n, _channels = x.shape
+    mix = _mix(x, fn, norm_eps)
+    pre = _sigmoid(mix[:, :n] * scale[0] + base[:n]) + hc_eps
+    post = 2 * _sigmoid(mix[:, n : 2 * n] * scale[1] + base[n : 2 * n])
+    comb = np.empty((tokens, n, n))
+    for t in range(tokens):
+        logits = mix[t, 2 * n :] * scale[2] + base[2 * n :]
+        comb[t] = _doubly_stochastic(logits.reshape(n, n), rounds, hc_eps)
+    return _weighted_streams(x, pre), post, comb
+
+
+@hc_post.oracle
+def _(z: Array, x: Array, post: Array, comb: Array) -> Array:
+    new = np.empty(x.shape)
+    for k in range(x.shape[1]):
+        new[:, k] = post[:, k, None] * wide(z)
+        for j in range(x.shape[1]):
+            new[:, k] += comb[:, j, k, None] * wide(x[:, j])
+    return cast(x.dtype, new)
+
+
+@hc_head.oracle
+def _(x: Array, fn: Array, base: Array, scale: Array, norm_eps: float, hc_eps: float) -> Array:
+    return _weighted_streams(x, _sigmoid(_mix(x, fn, norm_eps) * scale[0] + base) + hc_eps)
+
+
+_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
+_SHAPES = ((0, 4, 64), (1, 1, 1), (3, 2, 7), (5, 4, 33), (17, 4, 16), (2, 4, 4096))
+Step = Callable[..., torch.Tensor]
+_GENERIC = ("last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+
+
+def _mixers(draw: Draw, n: int, d: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights fn and base that give mixes and logits of order 1."""
+    return draw.normal(rows, n * d, scale=(n * d) ** -0.5), draw.normal(rows)
+
+
+@hc_pre.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for tokens, n, d in _SHAPES:
+            mixers = *_mixers(draw, n, d, n * (n + 2)), draw.normal(3)
+            x = draw.normal(tokens, n, d, dtype=dtype)
+            rounds = 20 if tokens in (2, 17) else 3
+            yield Case(f"{tokens}x{n}x{d}", profile, (x, *mixers, rounds, _NORM_EPS, _HC_EPS))
+        mixers = *_mixers(draw, 4, 24, 24), draw.normal(3)
+        for rounds in (1, 2, 5):
+            x = draw.normal(4, 4, 24, dtype=dtype)
+            yield Case(f"{rounds} rounds", profile, (x, *mixers, rounds, _NORM_EPS, _HC_EPS))
+        x = draw.normal(4, 4, 24, dtype=dtype)
+        yield Case("large hc_eps", profile, (x, *mixers, 4, _NORM_EPS, 0.03))
+        x = draw.normal(4, 4, 24, dtype=dtype, scale=1e-3)
+        yield Case("norm epsilon matters", profile, (x, *mixers, 3, _NORM_EPS, _HC_EPS))
+        yield from _extreme_pre_cases(draw, profile, dtype)
+    x, mixers = draw.normal(3, 4, 24).double(), (*_mixers(draw, 4, 24, 24), draw.normal(3))
+    yield Case("fp64 streams", "ideal", (x, *mixers, 4, _NORM_EPS, _HC_EPS))
+
+
+def _extreme_pre_cases(draw: Draw, profile: str, dtype: torch.dtype) -> Iterator[Case]:
+    fn, base = _mixers(draw, 4, 24, 24)
+    scale = draw.normal(3)
+    settings = 3, _NORM_EPS, _HC_EPS
+    x = draw.normal(12, 4, 48, dtype=dtype)[::3, :, ::2]
+    yield Case("strided", profile, (x, draw.normal(24, 192, scale=0.1)[:, ::2], base, scale, *settings))
+    for name, logits in (
+        ("slow to converge", torch.tensor([4.0, 0, 0, 0, 8, 0, 4, 0, 0, 4, 0, 0, 8, 0, 0, 4])),
+        ("one stream shut off", torch.tensor([-30.0, 0, 1, 2]).repeat(4)),
+        ("logits beyond the range of exp", torch.tensor([120.0, 118, 0, 60]).repeat(4)),
+    ):
+        x = draw.normal(3, 4, 24, dtype=dtype)
+        yield Case(name, profile, (x, fn, torch.cat((base[:8], logits)), scale, 20, _NORM_EPS, _HC_EPS))
+    special = draw.normal(4, 4, 24, dtype=dtype)
+    special[0, 1, 3], special[1, 2, 5], special[2] = float("nan"), float("inf"), 0.0
+    yield Case("NaN, infinity, zero row", profile, (special, fn, base, scale, *settings))
+
+
+add_output_faults(hc_pre, *_GENERIC)
+
+
+def _exponentials_to_comb(comb: torch.Tensor, iterations: int, row_eps: float, column_eps: float) -> torch.Tensor:
+    """Sinkhorn from its second pass on, with an epsilon for each direction."""
+    comb = comb / (comb.sum(-2, keepdim=True) + column_eps)
+    for _ in range(iterations - 1):
+        comb = comb / (comb.sum(-1, keepdim=True) + row_eps)
+        comb = comb / (comb.sum(-2, keepdim=True) + column_eps)
+    return comb
+
+
+def _arguments_fault(name: str, edit: Callable[..., tuple[Any, ...]]) -> None:
+    """hc_pre of other arguments: edit maps (x, fn, base, scale, sinkhorn_iters, norm_eps, hc_eps) to such."""
+    hc_pre.fault(name)(lambda *args: hc_pre.reference(*edit(*args)))
+
+
+def _results_fault(name: str, edit: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+    """hc_pre with other results: edit maps (y, post, comb, hc_eps) to (y, post, comb)."""
+    hc_pre.fault(name)(lambda *args: edit(*hc_pre.reference(*args), args[-1]))
+
+
+def _steps_fault(name: str, mixes: Step = _mixes, passes: Step = sinkhorn) -> None:
+    """hc_pre with another way from (x, fn, norm_eps) to its mixes, or from (logits, sinkhorn_iters, hc_eps) to comb."""
+
+    @hc_pre.fault(name)
+    def _(x: torch.Tensor, fn: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        base, scale, rounds, norm_eps, hc_eps = rest
+        pre, post, logits = _mixing_weights(x, mixes(x, fn, norm_eps), base, scale, hc_eps)
+        return _collapse(x, pre), post, passes(logits, rounds, hc_eps)
+
+
+def _norm_each_stream(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = compute(x)
+    return F.linear((wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).flatten(1), fn)
+
+
+def _channel_major(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
+    return _mixes(x.mT.reshape(x.shape), fn, eps)
+
+
+def _without_last_stream(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
+    return _mixes(x, fn * (torch.arange(fn.shape[1]) < fn.shape[1] - x.shape[2]), eps)
+
+
+def _exchange_pre_and_post(fn: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.cat((fn[n : 2 * n], fn[:n], fn[2 * n :]))
+
+
+_arguments_fault("norm epsilon left out", lambda *args: (*args[:5], 0.0, args[6]))
+_arguments_fault("fn rounded to bf16", lambda x, fn, *rest: (x, fn.bfloat16().float(), *rest))
+_arguments_fault("one scale for all", lambda x, fn, base, scale, *rest: (x, fn, base, scale[:1].expand(3), *rest))
+_arguments_fault("base left out", lambda x, fn, base, *rest: (x, fn, torch.zeros_like(base), *rest))
+_arguments_fault("one Sinkhorn round too few", lambda *args: (*args[:4], args[4] - 1, *args[5:]))
+_arguments_fault("pre and post exchanged", lambda x, fn, *rest: (x, _exchange_pre_and_post(fn, x.shape[1]), *rest))
+_steps_fault("norm left out", mixes=lambda x, fn, eps: F.linear(compute(x).flatten(1), fn))
+_steps_fault("norm of each stream alone", mixes=_norm_each_stream)
+_steps_fault("channel-major flattening", mixes=_channel_major)
+_steps_fault("last stream not mixed", mixes=_without_last_stream)
+_steps_fault("softmax without epsilon", passes=lambda c, k, eps: _exponentials_to_comb(c.softmax(-1), k, eps, eps))
+_steps_fault(
+    "row passes without epsilon", passes=lambda c, k, eps: _exponentials_to_comb(c.softmax(-1) + eps, k, 0.0, eps)
+)
+_steps_fault(
+    "column passes without epsilon", passes=lambda c, k, eps: _exponentials_to_comb(c.softmax(-1) + eps, k, eps, 0.0)
+)
+_steps_fault(
+    "exp without the row maximum",
+    passes=lambda c, k, eps: _exponentials_to_comb(c.exp() / c.exp().sum(-1, keepdim=True) + eps, k, eps, eps),
+)
+_steps_fault("columns before rows", passes=lambda c, k, eps: sinkhorn(c.mT, k, eps).mT)
+_steps_fault("softmax alone", passes=lambda c, k, eps: c.softmax(-1))
+_results_fault("a row pass too many", lambda y, post, comb, eps: (y, post, comb / (comb.sum(-1, keepdim=True) + eps)))
+_results_fault("comb transposed", lambda y, post, comb, eps: (y, post, comb.mT))
+_results_fault("comb of the previous token", lambda y, post, comb, eps: (y, post, comb.roll(1, 0)))
+_results_fault("post without its factor 2", lambda y, post, comb, eps: (y, post / 2, comb))
+_results_fault("post with epsilon", lambda y, post, comb, eps: (y, post + eps, comb))
+
+
+@hc_pre.fault("pre without epsilon")
+def _(x: torch.Tensor, fn: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    base, scale, _, norm_eps, hc_eps = rest
+    _, post, comb = hc_pre.reference(x, fn, *rest)
+    pre, _, _ = _mixing_weights(x, _mixes(x, fn, norm_eps), base, scale, hc_eps)
+    return _collapse(x, pre - hc_eps), post, comb
+
+
+@hc_post.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for tokens, n, d in _SHAPES:
+            streams = draw.normal(tokens, d, dtype=dtype), draw.normal(tokens, n, d, dtype=dtype)
+            weights = draw.uniform(tokens, n, high=2.0), draw.uniform(tokens, n, n)
+            yield Case(f"{tokens}x{n}x{d}", profile, (*streams, *weights))
+        z, x = draw.normal(4, 48, dtype=dtype)[:, ::2], draw.normal(8, 4, 24, dtype=dtype)[::2]
+        yield Case("strided", profile, (z, x, draw.uniform(4, 8)[:, ::2], draw.uniform(4, 4, 4).mT))
+        z, x = draw.normal(4, 6, dtype=dtype), draw.normal(4, 4, 6, dtype=dtype)
+        z[0, 1], x[1, 2, 3], x[2] = float("nan"), float("inf"), 0.0
+        yield Case(
+            "NaN, infinity, zero row", profile, (z, x, draw.uniform(4, 4, low=0.1), draw.uniform(4, 4, 4, low=0.1))
+        )
+    streams = draw.normal(3, 24).double(), draw.normal(3, 4, 24).double()
+    yield Case("fp64 streams", "ideal", (*streams, draw.uniform(3, 4), draw.uniform(3, 4, 4)))
+
+
+add_output_faults(hc_post, *_GENERIC)
+
+
+def _post_fault(name: str, edit: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+    """hc_post of other arguments: edit maps (z, x, post, comb) to such."""
+    hc_post.fault(name)(lambda *args: hc_post.reference(*edit(*args)))
+
+
+_post_fault("comb untransposed", lambda z, x, post, comb: (z, x, post, comb.mT))
+_post_fault("comb rounded to bf16", lambda z, x, post, comb: (z, x, post, comb.bfloat16()))
+_post_fault("comb left out", lambda z, x, post, comb: (z, x, post, torch.eye(x.shape[1]).expand_as(comb)))
+_post_fault("post rounded to bf16", lambda z, x, post, comb: (z, x, post.bfloat16(), comb))
+_post_fault("post left out", lambda z, x, post, comb: (z, x, torch.ones_like(post), comb))
+_post_fault("output left out", lambda z, x, post, comb: (torch.zeros_like(z), x, post, comb))
+_post_fault("streams left out", lambda z, x, post, comb: (z, torch.zeros_like(x), post, comb))
+_post_fault("last stream not mixed in", lambda z, x, post, comb: (z, F.pad(x[:, :-1], (0, 0, 0, 1)), post, comb))
+_post_fault("streams reversed", lambda z, x, post, comb: (z, x, post.flip(-1), comb.flip(-1)))
+
+
+@hc_post.fault("mix rounded to bf16 before the sum")
+def _(z: torch.Tensor, x: torch.Tensor, post: torch.Tensor, comb: torch.Tensor) -> torch.Tensor:
+    mixed = torch.matmul(comb.mT, compute(x)).bfloat16()
+    return (post.unsqueeze(-1) * compute(z).unsqueeze(1) + mixed).to(x.dtype)
+
+
+@hc_head.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for tokens, n, d in _SHAPES:
+            mixers = *_mixers(draw, n, d, n), draw.normal(1)
+            yield Case(
+                f"{tokens}x{n}x{d}", profile, (draw.normal(tokens, n, d, dtype=dtype), *mixers, _NORM_EPS, _HC_EPS)
+            )
+        mixers = *_mixers(draw, 4, 24, 4), draw.normal(1)
+        settings = _NORM_EPS, _HC_EPS
+        yield Case("large hc_eps", profile, (draw.normal(4, 4, 24, dtype=dtype), *mixers, _NORM_EPS, 0.03))
+        tiny = draw.normal(4, 4, 24, dtype=dtype, scale=1e-3)
+        yield Case("norm epsilon matters", profile, (tiny, *mixers, *settings))
+        yield Case("strided", profile, (draw.normal(12, 4, 48, dtype=dtype)[::3, :, ::2], *mixers, *settings))
+        special = draw.normal(4, 4, 24, dtype=dtype)
+        special[0, 1, 3], special[1, 2, 5], special[2] = float("nan"), float("inf"), 0.0
+        yield Case("NaN, infinity, zero row", profile, (special, *mixers, *settings))
+    x, mixers = draw.normal(3, 4, 24).double(), (*_mixers(draw, 4, 24, 4), draw.normal(1))
+    yield Case("fp64 streams", "ideal", (x, *mixers, _NORM_EPS, _HC_EPS))
+
+
+add_output_faults(hc_head, *_GENERIC)
+
+
+def _head_fault(name: str, edit: Callable[..., tuple[Any, ...]]) -> None:
+    """hc_head of other arguments: edit maps (x, fn, base, scale, norm_eps, hc_eps) to such."""
+    hc_head.fault(name)(lambda *args: hc_head.reference(*edit(*args)))
+
+
+def _normed_streams(x: torch.Tensor, *rest: Any) -> tuple[Any, ...]:
+    flat = compute(x).flatten(1)
+    normed = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + rest[-2])
+    return normed.view(x.shape).to(x.dtype), *rest
+
+
+_head_fault("epsilon of pre left out", lambda *args: (*args[:5], 0.0))
+_head_fault("norm epsilon left out", lambda *args: (*args[:4], 0.0, args[5]))
+_head_fault("base left out", lambda x, fn, base, *rest: (x, fn, torch.zeros_like(base), *rest))
+_head_fault("scale left out", lambda x, fn, base, scale, *rest: (x, fn, base, torch.ones_like(scale), *rest))
+_head_fault("streams reversed", lambda x, *rest: (x.flip(1), *rest))
+_head_fault("fn rounded to bf16", lambda x, fn, *rest: (x, fn.bfloat16().float(), *rest))
+_head_fault("normalised streams collapsed", _normed_streams)
+hc_head.fault("mean of the streams")(lambda x, *rest: compute(x).mean(1).to(x.dtype))
+hc_head.fault("sum of the streams")(lambda x, *rest: compute(x).sum(1).to(x.dtype))
+hc_head.fault("first stream only")(lambda x, *rest: x[:, 0])
+hc_head.fault("factor 2 of post")(lambda *args: hc_head.reference(*args) * 2)
+
+
+@hc_head.fault("norm left out")
+def _(x: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, *eps: float) -> torch.Tensor:
+    return _collapse(x, torch.sigmoid(F.linear(compute(x).flatten(1), fn) * scale + base) + eps[1])
+
+
+@hc_head.fault("softmax instead of sigmoid")
+def _(x: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, *eps: float) -> torch.Tensor:
+    return _collapse(x, torch.softmax(_mixes(x, fn, eps[0]) * scale + base, -1) + eps[1])
+
+
+_WIDENS = "beside a wider factor or term it widens without the cast too"
+for _contract in (hc_pre, hc_head):
+    _contract.equivalent("_collapse: compute(x) -> x", _WIDENS)
+for _name in ("scale", "base"):
+    hc_pre.equivalent(f"_mixing_weights: {_name}.to(mix.dtype) -> {_name}", _WIDENS)
+    hc_head.equivalent(f"hc_head: {_name}.to(mix.dtype) -> {_name}", _WIDENS)
+for _name in ("post", "z"):
+    hc_post.equivalent(f"hc_post: {_name}.to(wide.dtype) -> {_name}", _WIDENS)
+hc_head.equivalent("scale shifted", "there is one scale")

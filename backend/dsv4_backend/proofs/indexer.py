@@ -1,0 +1,262 @@
+"""Proof of the lightning indexer (spec/v4.md 4.5): cases, oracles, named faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from dsv4_backend import ragged_cases
+from dsv4_backend.contract import Case, Draw
+from dsv4_backend.mutants import add_output_faults, explain
+from dsv4_backend.ops.indexer import (
+    _DTYPES,
+    Step,
+    _Call,
+    _combine,
+    _dot,
+    _hide,
+    _indexer_scores,
+    _pad,
+    _rows,
+    _visible,
+    indexer_scores,
+    topk_indices,
+)
+from dsv4_backend.proofs import indexer_oracle
+
+indexer_scores.oracle(indexer_oracle.indexer_scores)
+topk_indices.oracle(indexer_oracle.topk_indices)
+
+_BATCHES: dict[str, list[ragged_cases.Sequence]] = {
+    "no sequences": [],
+    "zero tokens": [(0, 0), (9, 0)],
+    "nothing visible yet": [(0, 3)],
+    "one sequence": [(0, 19)],
+    "edges": [(0, s) for s in (1, 3, 4, 5, 7, 8, 9)],
+    "decode": [(before, 1) for before in (0, 2, 3, 4, 6, 7, 8, 30, 31, 32)],
+    "mixed": [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (33, 12)],
+}
+
+
+def random_call(
+    draw: Draw,
+    sequences: list[ragged_cases.Sequence],
+    dtype: torch.dtype,
+    ratio: int = 4,
+    heads: int = 5,
+    dim: int = 12,
+    block_size: int = 3,
+) -> _Call:
+    """A call over random caches and shuffled block tables."""
+    tokens = ragged_cases.tokens_of(sequences)
+    entries = max((before + new for before, new in sequences), default=0) // ratio
+    table = ragged_cases.shuffled_table(draw, sequences, entries, block_size)
+    return _Call(
+        draw.normal(tokens, heads, dim, dtype=dtype),
+        draw.normal(ragged_cases.blocks_of(table), block_size, dim, dtype=dtype),
+        draw.normal(tokens, heads, dtype=dtype, scale=(heads * dim) ** -0.5),
+        table,
+        *ragged_cases.offsets(sequences),
+        ratio,
+    )
+
+
+def _stale(call: _Call) -> _Call:
+    """NaN in every cache row, nonsense in every table entry that belongs to no closed block."""
+    entries = call.seq_lens // call.ratio
+    cache = ragged_cases.only_rows(call.k_cache, call.block_table, entries * 0, entries)
+    table = ragged_cases.only_blocks(call.block_table, entries * 0, entries, cache.shape[1])
+    return call._replace(k_cache=cache, block_table=table)
+
+
+def _special(call: _Call) -> _Call:
+    """NaN, infinite and zero queries; a query opposite to all keys, whose scores are exact zeros."""
+    q, cache = call.q.clone(), call.k_cache.abs()
+    q[8, 0, 0], q[9, 1, 2], q[10] = float("nan"), float("inf"), 0.0
+    q[11] = -q[11].abs()
+    return call._replace(q=q, k_cache=cache)
+
+
+def _strided(draw: Draw, call: _Call) -> _Call:
+    wide = draw.normal(*call.k_cache.shape[:2], call.k_cache.shape[2] + 3, dtype=call.q.dtype)
+    q = call.q.transpose(0, 1).contiguous().transpose(0, 1)
+    return call._replace(q=q, k_cache=wide[..., 2:-1], weights=call.weights.T.contiguous().T)
+
+
+@indexer_scores.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for name, sequences in _BATCHES.items():
+            yield Case(name, profile, random_call(draw, sequences, dtype))
+        yield Case("ratio 3, one head", profile, random_call(draw, _BATCHES["mixed"], dtype, ratio=3, heads=1, dim=7))
+        yield Case("large blocks", profile, random_call(draw, _BATCHES["mixed"], dtype, block_size=16))
+        yield Case("stale NaN", profile, _stale(random_call(draw, _BATCHES["mixed"], dtype)))
+        yield Case("NaN, infinity, zero", profile, _special(random_call(draw, [(0, 19)], dtype)))
+        yield Case("strided", profile, _strided(draw, random_call(draw, _BATCHES["mixed"], dtype)))
+        sequences = [(0, 6), (259, 4)]
+        yield Case("64 heads of 128", profile, random_call(draw, sequences, dtype, heads=64, dim=128, block_size=16))
+
+
+add_output_faults(indexer_scores, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+
+
+def _fault(name: str, **steps: Step) -> None:
+    indexer_scores.fault(name)(lambda *arguments: _indexer_scores(_Call(*arguments), **steps))
+
+
+def _relu_last(dot: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (dot * weights[:, :, None]).relu().sum(1).to(weights.dtype)
+
+
+_fault("relu left out", combine=lambda dot, w: (dot * w[:, :, None]).sum(1).to(w.dtype))
+_fault("relu after the weight", combine=_relu_last)
+_fault("negative weights cut", combine=lambda dot, w: _combine(dot, w.relu()))
+_fault("weights left out", combine=lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)))
+_fault("last head left out", combine=lambda dot, w: _combine(dot[:, :-1], w[:, :-1]))
+_fault("mean over heads", combine=lambda dot, w: _combine(dot, w) / w.shape[1])
+_fault("scaled twice", dot=lambda q, rows: _dot(q, rows) * q.shape[2] ** -0.5)
+_fault("last channel left out", dot=lambda q, rows: _dot(q[..., :-1], rows[..., :-1]))
+_fault("keys of the first sequence", rows=lambda call, sequence, entries: _rows(call, sequence * 0, entries))
+_fault("entry seen before its block closes", visible=lambda positions, ratio: _visible(positions + 1, ratio))
+_fault("newest entry one token late", visible=lambda positions, ratio: _visible(positions - 1, ratio))
+_fault("token's own entry too", visible=lambda positions, ratio: positions // ratio + 1)
+_fault("hidden entries are 0", hide=lambda scores, visible: _hide(scores, visible).nan_to_num(neginf=0))
+
+
+@indexer_scores.fault("block table not followed")
+def _(*arguments: Any) -> torch.Tensor:
+    call = _Call(*arguments)
+    return _indexer_scores(call._replace(block_table=call.block_table.sort(1).values))
+
+
+@indexer_scores.fault("positions counted from the call")
+def _(*arguments: Any) -> torch.Tensor:
+    call = _Call(*arguments)
+    return _indexer_scores(call._replace(seq_lens=call.query_start_loc.diff()))
+
+
+@topk_indices.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for tokens, n, k in ((0, 5, 3), (4, 0, 3), (3, 1, 1), (6, 7, 7), (5, 6, 9), (33, 130, 16), (7, 1000, 64)):
+            visible = draw.integers(tokens, high=n + 1)
+            yield Case(f"{tokens}x{n}, best {k}", profile, (draw.spread(tokens, n, dtype=dtype), visible, k))
+        few = draw.integers(9, 60, low=-1, high=2).to(dtype)
+        yield Case("ties", profile, (few, draw.integers(9, high=61, dtype=torch.int64), 20))
+        yield Case("all equal", profile, (torch.zeros(3, 40, dtype=dtype), torch.tensor([40, 39, 0]), 8))
+        zeros = torch.tensor([0.0, -0.0]).repeat(2, 20).to(dtype)
+        yield Case("-0 equals 0", profile, (zeros, torch.tensor([40, 7]), 12))
+        edge = draw.normal(6, 12, dtype=dtype).sort(1).values  # the best one is always the last
+        yield Case("best at the edge", profile, (edge, torch.tensor([0, 1, 4, 5, 11, 12]), 4))
+        special = draw.normal(3, 9, dtype=dtype)
+        special[0, 2], special[0, 4], special[1, :3], special[:, 6:] = torch.inf, -torch.inf, -torch.inf, torch.nan
+        yield Case("infinities, hidden NaN", profile, (special, torch.tensor([6, 5, 2]), 5))
+        yield Case("strided", profile, (draw.normal(12, 5, dtype=dtype).T, torch.tensor([12, 3, 9, 0, 7]), 4))
+
+
+add_output_faults(topk_indices, "last token zero", "stale tail of channels", "tokens shifted by one")
+
+
+@topk_indices.fault("ties: larger index first")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    order = _hide(scores, visible).flip(1).sort(dim=1, descending=True, stable=True).indices
+    return _pad(scores.shape[1] - 1 - order[:, :k], visible)
+
+
+@topk_indices.fault("torch.topk, without a tie rule")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    return _pad(_hide(scores, visible).topk(min(k, scores.shape[1])).indices, visible)
+
+
+@topk_indices.fault("worst instead of best")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    order = _hide(-scores, visible).sort(dim=1, descending=True, stable=True).indices
+    return _pad(order[:, :k], visible)
+
+
+@topk_indices.fault("by magnitude")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    return topk_indices.reference(scores.abs(), visible, k)
+
+
+@topk_indices.fault("hidden scores compete")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.where(order < visible[:, None], order, -1).int()
+
+
+@topk_indices.fault("one entry too many visible")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    return topk_indices.reference(scores, (visible + 1).clamp(max=scores.shape[1]), k)
+
+
+@topk_indices.fault("newest entry missed")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    return topk_indices.reference(scores, (visible - 1).clamp(min=0), k)
+
+
+@topk_indices.fault("not padded with -1")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    return topk_indices.reference(_hide(scores, visible), torch.full_like(visible, scores.shape[1]), k)
+
+
+@topk_indices.fault("in index order")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    order = topk_indices.reference(scores, visible, k)
+    return torch.where(order < 0, scores.shape[1], order).sort(1).values.int()
+
+
+@topk_indices.fault("scores compared in bf16")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    return topk_indices.reference(scores.bfloat16(), visible, k)
+
+
+@topk_indices.fault("last of the k missed")
+def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    order = topk_indices.reference(scores, visible, k).clone()
+    order[:, -1:] = -1
+    return order
+
+
+_TILES = "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
+_HIDDEN = "rows that are no keys are -inf in the result, whatever they hold"
+explain(
+    indexer_scores,
+    dict.fromkeys(("spans: *", "by_tokens: *", "_token_bytes: *"), _TILES),
+    dict.fromkeys(
+        (
+            "entries_to_read: 0 -> 1",
+            "entries_to_read: query_start_loc.diff() > 0 -> query_start_loc.diff() >= 0",
+            "entry_rows: 0 -> 1",
+            "entry_rows: 1 -> 2",
+            "entry_rows: gather_rows(cache, flat).masked_fill(behind[..., None], 0) -> gather_rows(cache, flat)",
+            "gather_rows: flat.clamp(min=0) -> flat",
+            "slots: (index >= 0) & (block >= 0) -> (index >= 0) | (block >= 0)",
+            "slots: 1 -> 2 (2)",
+            "slots: index.clamp(min=0) -> index",
+        ),
+        _HIDDEN,
+    ),
+    dict.fromkeys(
+        (
+            "_combine: compute(weighted) -> weighted",
+            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
+            "compute: x.float() -> x",
+        ),
+        "torch sums bf16 in fp32, and each of these tensors is rounded to bf16 next",
+    ),
+)
+explain(
+    topk_indices,
+    dict.fromkeys(
+        (
+            "spans: *",
+            "by_tokens: *",
+            "topk_indices: 0 -> 1",
+            "topk_indices: _SORT_BYTES * scores.shape[1] -> _SORT_BYTES",
+        ),
+        _TILES,
+    ),
+)

@@ -1,0 +1,35 @@
+"""Ragged batches and paged caches for oracles: the addresses of `ragged.py`, one token and one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dsv4_backend.proofs.numerics import Array
+
+
+class Pages:
+    """The rows of one sequence in a paged cache [num_blocks, block_size, D], addressed by index.
+
+    Index i lies in the block of column (i // block_size) % columns: a short table is a ring.
+    """
+
+    def __init__(self, cache: Array, table: Array) -> None:
+        self._cache, self._table = cache, table.tolist()
+
+    def _at(self, index: int) -> tuple[int, int]:
+        page, offset = divmod(index, self._cache.shape[1])
+        return self._table[page % len(self._table)], offset
+
+    def __getitem__(self, index: int) -> Array:
+        row: Array = self._cache[self._at(index)]
+        return row
+
+    def __setitem__(self, index: int, row: Array) -> None:
+        self._cache[self._at(index)] = row
+
+
+def tokens_of_call(query_start_loc: Array, seq_lens: Array) -> Iterator[tuple[int, int, int]]:
+    """(row, sequence, position) of every token, in order; seq_lens counts the tokens of this call too."""
+    for s, length in enumerate(seq_lens.tolist()):
+        start, end = query_start_loc[s : s + 2].tolist()
+        yield from ((row, s, length - end + row) for row in range(start, end))

@@ -1,0 +1,323 @@
+#include "specification.h"
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <sstream>
+
+#include "common/error.h"
+#include "words.h"
+
+namespace dsv4::bind {
+namespace {
+
+// One check of one call: the sizes bound so far, and dimensions that wait for a name.
+class Check {
+ public:
+  Check(const Specification& specification, Arguments arguments)
+      : specification_(specification), arguments_(arguments), sizes_(specification.names, kUnbound) {}
+
+  std::vector<int64_t> run() {
+    for (const auto& [name, position] : specification_.integers) {
+      if (arguments_[position].isInt()) {  // else it is a symbol of torch.compile
+        sizes_[name] = arguments_[position].toInt();
+      }
+    }
+    for (const TensorRule& rule : specification_.tensors) {
+      if (rule.list_length >= 0) {
+        list(rule);
+      } else if (!(rule.optional && arguments_[rule.position].isNone())) {
+        tensor(rule, rule.name, arguments_[rule.position].toTensor());
+      }
+    }
+    for (const Pending& waiting : std::exchange(pending_, {})) {
+      dimension(*waiting.rule, waiting.name, waiting.tensor, *waiting.term, waiting.size);
+    }
+    for (const ScalarRule& rule : specification_.scalars) {
+      scalar(rule);
+    }
+    return std::move(sizes_);
+  }
+
+ private:
+  struct Pending {
+    const TensorRule* rule;
+    std::string name;
+    at::Tensor tensor;
+    const Term* term;
+    int64_t size;
+  };
+
+  [[noreturn]] void reject(const std::string& name, const std::string& found, const std::string& expected) const {
+    throw ArgumentError(specification_.op, name, found, expected);
+  }
+
+  void list(const TensorRule& rule) {
+    const auto values = arguments_[rule.position].toTensorVector();
+    const auto count = static_cast<int64_t>(values.size());
+    int64_t& length = sizes_[static_cast<size_t>(rule.list_length)];
+    if (length == kUnbound) {
+      length = count;
+    } else if (length != count) {
+      reject(rule.name, c10::str(count, " tensors"), c10::str(rule.text, " with its length = ", length));
+    }
+    for (size_t i = 0; i < values.size(); ++i) {
+      tensor(rule, c10::str(rule.name, "[", i, "]"), values[i]);
+    }
+  }
+
+  void tensor(const TensorRule& rule, const std::string& name, const at::Tensor& tensor) {
+    if (!tensor.defined()) {  // how torch passes None
+      reject(name, "None", "a tensor");
+    }
+    if (tensor.layout() != at::kStrided) {
+      reject(name, c10::str("layout ", layout_words(tensor.layout())), "a strided tensor");
+    }
+    dtype(rule, name, tensor);
+    const auto rank = static_cast<size_t>(tensor.dim());
+    if (rule.any_leading ? rank < rule.dims.size() : rank != rule.dims.size()) {
+      reject(name, shape_words(tensor), rule.text);
+    }
+    if (!device_) {
+      device_ = tensor.device();
+    } else if (tensor.device() != *device_) {
+      reject(name, c10::str("device ", tensor.device()), c10::str(*device_, " like the first tensor"));
+    }
+    if (tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+      return;
+    }
+    const auto sizes = tensor.sizes();
+    for (size_t i = 0; i < rule.dims.size(); ++i) {
+      dimension(rule, name, tensor, rule.dims[i], sizes[rank - rule.dims.size() + i]);
+    }
+  }
+
+  void dtype(const TensorRule& rule, const std::string& name, const at::Tensor& tensor) const {
+    const auto found = tensor.scalar_type();
+    if (std::find(rule.dtypes.begin(), rule.dtypes.end(), found) == rule.dtypes.end()) {
+      reject(name, dtype_words(found), rule.text);
+    }
+    if (rule.dtype_of >= 0) {
+      const auto& first = arguments_[static_cast<size_t>(rule.dtype_of)].toTensor();
+      if (first.defined() && first.scalar_type() != found) {
+        reject(name, dtype_words(found), c10::str(dtype_words(first.scalar_type()), " like ", rule.dtype_of_name));
+      }
+    }
+  }
+
+  void dimension(const TensorRule& rule, const std::string& name, const at::Tensor& tensor, const Term& term,
+                 int64_t size) {
+    const auto expected = term.value(sizes_);
+    if (expected) {
+      if (size != *expected) {
+        reject(name, shape_words(tensor), c10::str(rule.text, " with ", term.text(), " = ", *expected));
+      }
+    } else if (const int64_t lone = term.lone_name(); lone >= 0) {
+      sizes_[static_cast<size_t>(lone)] = size;
+    } else {
+      pending_.push_back({&rule, name, tensor, &term, size});
+    }
+  }
+
+  void scalar(const ScalarRule& rule) const {
+    const c10::IValue& value = arguments_[rule.position];
+    if (value.isSymInt() || value.isSymFloat()) {
+      return;
+    }
+    const bool fits = value.isInt() ? inside(rule, value.toInt()) : inside(rule, value.toDouble());
+    if (!fits) {
+      reject(rule.name, value.isInt() ? c10::str(value.toInt()) : number_words(value.toDouble()), words_of(rule));
+    }
+  }
+
+  template <class T>
+  bool inside(const ScalarRule& rule, T value) const {
+    const auto above = [&](const std::optional<Term>& bound, bool open, bool low) {
+      const auto limit = bound ? bound->value(sizes_) : std::nullopt;
+      if (!limit) {
+        return true;
+      }
+      const auto edge = static_cast<T>(*limit);
+      return low ? (open ? value > edge : value >= edge) : (open ? value < edge : value <= edge);
+    };
+    // NaN lies in no interval; a rule without bounds takes it unless it says finite.
+    return (!rule.finite || std::isfinite(static_cast<double>(value))) && above(rule.low, rule.low_open, true) &&
+           above(rule.high, rule.high_open, false);
+  }
+
+  std::string words_of(const ScalarRule& rule) const {
+    const auto limit = rule.high && rule.high->lone_name() >= 0 ? rule.high->value(sizes_) : std::nullopt;
+    return limit ? c10::str(rule.expected, " = ", *limit) : rule.expected;
+  }
+
+  const Specification& specification_;
+  Arguments arguments_;
+  std::vector<int64_t> sizes_;
+  std::vector<Pending> pending_;
+  std::optional<c10::Device> device_;
+};
+
+// First byte of a tensor and the byte after its last; equal when it is empty.
+std::pair<uintptr_t, uintptr_t> span_of(const at::Tensor& tensor) {
+  const auto start = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  if (tensor.numel() == 0) {
+    return {start, start};
+  }
+  int64_t last = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    last += (tensor.size(i) - 1) * tensor.stride(i);
+  }
+  return {start, start + static_cast<uintptr_t>(last + 1) * tensor.element_size()};
+}
+
+bool overlaps_itself(const at::Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> axes;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    axes.emplace_back(tensor.stride(i), tensor.size(i));
+  }
+  std::sort(axes.begin(), axes.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : axes) {
+    if (size > 1 && tensor.numel() > 0) {
+      if (stride <= reach) {
+        return true;
+      }
+      reach += stride * (size - 1);
+    }
+  }
+  return false;
+}
+
+void check_written(const Specification& specification, Arguments arguments, const TensorRule& rule) {
+  const at::Tensor& tensor = arguments[rule.position].toTensor();
+  if (overlaps_itself(tensor)) {
+    throw ArgumentError(specification.op, rule.name,
+                        c10::str("strides ", tuple_words(tensor.strides()), " of ", shape_words(tensor)),
+                        "elements that share no memory, because they are written");
+  }
+  const auto [start, end] = span_of(tensor);
+  for (const TensorRule& other : specification.tensors) {
+    if (other.position == rule.position || !arguments[other.position].isTensor()) {
+      continue;
+    }
+    const auto [other_start, other_end] = span_of(arguments[other.position].toTensor());
+    if (std::max(start, other_start) < std::min(end, other_end)) {
+      throw ArgumentError(specification.op, other.name, c10::str("memory of '", rule.name, "'"),
+                          "its own, because the other is written");
+    }
+  }
+}
+
+constexpr int64_t kNoEnd = INT64_MAX;
+
+std::string range_words(int64_t low, int64_t high) {
+  return c10::str("values in [", low, ", ", high == kNoEnd ? "inf" : std::to_string(high), ")");
+}
+
+template <class T>
+void check_range(const Specification& specification, const TensorRule& rule, const at::Tensor& tensor, int64_t low,
+                 int64_t high) {
+  const at::Tensor values = tensor.contiguous();
+  const T* value = values.const_data_ptr<T>();
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    if (value[i] < low || value[i] >= high) {
+      throw ArgumentError(specification.op, rule.name, c10::str(value[i], " at ", index_words(values.sizes(), i)),
+                          range_words(low, high));
+    }
+  }
+}
+
+}  // namespace
+
+int64_t Term::lone_name() const {
+  return program_.size() == 1 && program_[0].operation == 'v' ? program_[0].value : -1;
+}
+
+std::optional<int64_t> Term::value(const std::vector<int64_t>& sizes) const {
+  std::array<int64_t, 8> stack{};
+  size_t top = 0;
+  for (const Step& step : program_) {
+    if (step.operation == 'n') {
+      stack[top++] = step.value;
+      continue;
+    }
+    if (step.operation == 'v') {
+      const int64_t size = sizes[static_cast<size_t>(step.value)];
+      if (size == kUnbound) {
+        return std::nullopt;
+      }
+      stack[top++] = size;
+      continue;
+    }
+    const int64_t right = stack[--top];
+    int64_t& left = stack[top - 1];
+    switch (step.operation) {
+      case '+':
+        left += right;
+        break;
+      case '*':
+        left *= right;
+        break;
+      case '/':
+        left = right == 0 ? 0 : left / right;
+        break;
+      default:
+        left = right == 0 ? 0 : (left + right - 1) / right;
+    }
+  }
+  return stack[0];
+}
+
+std::vector<int64_t> check_arguments(const Specification& specification, Arguments arguments) {
+  return Check(specification, arguments).run();
+}
+
+bool on_host(const Specification& specification, Arguments arguments) {
+  // Wrappers of torch's transformations have no values of their own.
+  constexpr c10::DispatchKeySet wrappers{
+      c10::DispatchKey::Python,           c10::DispatchKey::Functionalize, c10::DispatchKey::FuncTorchGradWrapper,
+      c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Conjugate,     c10::DispatchKey::Negative,
+      c10::DispatchKey::ZeroTensor};
+  const auto readable = [&](const at::Tensor& tensor) {
+    return tensor.device().is_cpu() && !tensor.key_set().has_any(wrappers) &&
+           !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  };
+  return std::all_of(specification.tensors.begin(), specification.tensors.end(), [&](const TensorRule& rule) {
+    const c10::IValue& value = arguments[rule.position];
+    if (value.isTensorList()) {
+      const auto tensors = value.toTensorVector();
+      return std::all_of(tensors.begin(), tensors.end(), readable);
+    }
+    return !value.isTensor() || readable(value.toTensor());
+  });
+}
+
+void check_memory(const Specification& specification, Arguments arguments) {
+  for (const TensorRule& rule : specification.tensors) {
+    if (rule.written) {
+      check_written(specification, arguments, rule);
+    }
+  }
+}
+
+void check_values(const Specification& specification, Arguments arguments, const std::vector<int64_t>& sizes) {
+  for (const TensorRule& rule : specification.tensors) {
+    if (!rule.low || !arguments[rule.position].isTensor()) {
+      continue;
+    }
+    const int64_t low = rule.low->value(sizes).value();
+    const int64_t high = rule.high ? rule.high->value(sizes).value() : kNoEnd;
+    const at::Tensor& tensor = arguments[rule.position].toTensor();
+    if (tensor.scalar_type() == at::kInt) {
+      check_range<int32_t>(specification, rule, tensor, low, high);
+    } else {
+      check_range<int64_t>(specification, rule, tensor, low, high);
+    }
+  }
+}
+
+}  // namespace dsv4::bind

@@ -1,0 +1,38 @@
+#include "tensor_view.h"
+
+#include <stdexcept>
+
+namespace dsv4::bind {
+
+DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return DType::f32;
+    case at::kBFloat16:
+      return DType::bf16;
+    case at::kHalf:
+      return DType::f16;
+    default:
+      throw std::logic_error("a kernel was given a dtype that its predicate does not admit");
+  }
+}
+
+RowLayout rows_of(const at::Tensor& tensor) {
+  return {{tensor.sizes().data(), tensor.sizes().size()}, {tensor.strides().data(), tensor.strides().size()}};
+}
+
+WhyNot not_float_rows(const char* name, const at::Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  if (type == at::kDouble) {
+    return std::string(name) + " is float64, which only the reference computes";
+  }
+  if (tensor.layout() != at::kStrided) {
+    return std::string(name) + " is not a strided tensor";
+  }
+  if (tensor.dim() > 0 && tensor.size(-1) > 1 && tensor.stride(-1) != 1) {
+    return std::string(name) + "'s last dimension is not contiguous";
+  }
+  return std::nullopt;
+}
+
+}  // namespace dsv4::bind

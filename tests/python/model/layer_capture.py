@@ -1,0 +1,131 @@
+"""What every layer of a model takes and makes over one sequence, chunk by chunk, as float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
+import torch
+from layer_oracle import Given
+
+from dsv4_ascend.model.batch import Batch, make_batch
+from dsv4_ascend.model.cache import PagedCache
+from dsv4_ascend.model.model import Model
+from dsv4_ascend.model.transformer import Block
+from dsv4_ascend.parity.arrays import to_array
+from dsv4_backend.ops.embedding import embed_streams
+from dsv4_backend.proofs.indexer_oracle import topk_indices
+from dsv4_backend.proofs.numerics import Array, wide
+from dsv4_backend.proofs.paging import Pages
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One layer over T tokens: streams in, ids, `parts` as layer_oracle.Layer has them.
+
+    Of an MTP block `streams` are the main model's and `ids` the tokens that follow.
+    """
+
+    streams: Array
+    ids: Array
+    parts: dict[str, Array]
+    given: Given
+
+
+@dataclass
+class _Steps:
+    """One list per value of a layer, a tensor per step."""
+
+    values: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+    def keep(self, name: str, value: torch.Tensor) -> None:
+        self.values.setdefault(name, []).append(value)
+
+    def passing(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        self.keep(name, value)
+        return value
+
+    def whole(self, name: str) -> Array:
+        return np.concatenate([to_array(value) for value in self.values[name]])
+
+
+def _listen(block: Block) -> _Steps:
+    """Record queries, index scores and expert ids of a block from now on."""
+    steps, attention = _Steps(), block.attn
+    queries = attention.queries
+    attention.queries = lambda *arguments: steps.passing("queries", queries(*arguments))
+    block.ffn.gate.register_forward_hook(lambda _m, _a, out: steps.keep("experts", out[1]))
+    if attention.kind == "csa":
+        attention.indexer.register_forward_hook(lambda _m, _a, out: steps.keep("scores", out))
+    return steps
+
+
+def _run_step(
+    model: Model,
+    recorded: list[_Steps],
+    batch: Batch,
+    next_ids: torch.Tensor,
+    cache: PagedCache,
+) -> None:
+    network = model.network
+    x = embed_streams(batch.input_ids, network.embed.weight, model.config.hc_mult)
+    for block, layer_cache, steps in zip(network.layers, cache.layers, recorded, strict=False):
+        steps.keep("in", x)
+        x = steps.passing("out", block.run(x, batch.input_ids, layer_cache, batch))
+    for depth, steps in enumerate(recorded[len(network.layers) :]):
+        steps.keep("in", x)
+        x = steps.passing("out", network.run_mtp(depth, next_ids, x, batch, cache))
+
+
+@torch.inference_mode()
+def capture(model: Model, ids: list[int], chunks: list[int]) -> list[Captured]:
+    """All layers, MTP blocks last, over the first sum(chunks) of `ids`, one more than that."""
+    total = sum(chunks)
+    recorded = [_listen(block) for block in (*model.network.layers, *model.network.mtp)]
+    cache = model.new_cache(max_sequences=1, max_tokens=total, max_step_tokens=total)
+    sequence = cache.new_sequence()
+    for size, end in zip(chunks, accumulate(chunks), strict=True):
+        batch = make_batch(cache, [sequence], [ids[end - size : end]])
+        _run_step(model, recorded, batch, torch.tensor(ids[end - size + 1 : end + 1]), cache)
+    tables = {name: to_array(table)[0] for name, table in cache.block_tables([sequence]).items()}
+    whole = np.array(ids[: total + 1])
+    return [_captured(model, i, steps, cache, tables, whole) for i, steps in enumerate(recorded)]
+
+
+def _captured(
+    model: Model,
+    number: int,
+    steps: _Steps,
+    cache: PagedCache,
+    tables: dict[str, Array],
+    ids: Array,
+) -> Captured:
+    config, total = model.config, len(ids) - 1
+    layer, ratio = cache.layers[number], config.compress_ratios[number]
+    parts = {"streams": wide(steps.whole("out")), "queries": wide(steps.whole("queries"))}
+    parts["window"] = _rows(layer.window, tables["window"], total)
+    chosen = None
+    if layer.entries is not None:
+        parts["entries"] = _rows(layer.entries, tables[f"entries:{ratio}"], total // ratio)
+    if layer.index_keys is not None:
+        parts["index keys"] = _rows(layer.index_keys, tables[f"entries:{ratio}"], total // ratio)
+        scores = parts["index scores"] = _scores(steps.values["scores"], total // ratio)
+        chosen = topk_indices(scores, (np.arange(total) + 1) // ratio, config.index_topk)
+    is_mtp = number >= config.num_hidden_layers
+    own_ids = ids[1:] if is_mtp else ids[:-1]
+    given = Given(steps.whole("experts"), parts, chosen)
+    return Captured(wide(steps.whole("in")), own_ids, parts, given)
+
+
+def _rows(cache: torch.Tensor, table: Array, count: int) -> Array:
+    pages = Pages(to_array(cache), table)
+    return wide(np.stack([pages[i] for i in range(count)]))
+
+
+def _scores(steps: list[torch.Tensor], entries: int) -> Array:
+    """Scores of all steps, as many columns each: -inf for entries that did not exist yet."""
+    columns = [wide(to_array(step))[:, :entries] for step in steps]
+    missing = [((0, 0), (0, entries - c.shape[1])) for c in columns]
+    padded = [np.pad(c, m, constant_values=-np.inf) for c, m in zip(columns, missing, strict=True)]
+    return np.concatenate(padded)
