@@ -40,11 +40,21 @@ class Elsewhere(NamedTuple):
     text: str
 
 
+PYTEST_IN_CI = Elsewhere("it runs this test's run", "ci/test", '-m pytest -n 2 --dist worksteal "$@"')
+SCAFFOLD_TEST = "tests/python/test_new_operator.py"
+
 ELSEWHERE = {
     "./ci/demo": Elsewhere("it makes an environment", "ci/demo", ".venv/bin/dsv4-ascend generate"),
     "./ci/test": Elsewhere("it runs this test", ".ci/run", "/../ci/test"),
-    "./ci/test -k rope": Elsewhere("it runs this test", "ci/test", '-m pytest -n 2 --dist worksteal "$@"'),
-    "./ci/test tests/softnpu": Elsewhere("it runs this test", "ci/test", '-m pytest -n 2 --dist worksteal "$@"'),
+    "./ci/test -k rope": PYTEST_IN_CI,
+    "./ci/test tests/softnpu": PYTEST_IN_CI,
+    "python -m pytest tests/backend -k markov_bias": PYTEST_IN_CI,
+    "python -m pytest tests/test_readme.py tests/test_citations.py tests/python/test_operator_docs.py": PYTEST_IN_CI,
+    "dsv4-ascend ops new NAME": Elsewhere("it writes into a checkout", SCAFFOLD_TEST, "def test_a_skeleton_is_clean"),
+    'dsv4-ascend ops new markov_bias --family dspark --schema "markov_bias(Tensor logits, Tensor previous, '
+    'Tensor markov_w1, Tensor markov_w2) -> Tensor"': Elsewhere(
+        "it writes into a checkout", SCAFFOLD_TEST, "def test_the_walk_through_prints_what_it_says"
+    ),
     "./ci/setup test": Elsewhere("it makes this environment", "ci/test", "ci/setup test"),
     "pip install torch==2.13.0": Elsewhere("it installs", "pyproject.toml", '"torch==2.13.0"'),
     "pip install --no-build-isolation .": Elsewhere("it installs", "ci/setup", "--no-build-isolation --editable"),

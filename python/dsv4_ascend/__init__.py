@@ -18,7 +18,8 @@ __all__ = ["Model", "load"]
 
 
 def _is_command() -> bool:
-    return os.path.basename((getattr(sys, "argv", None) or [""])[0]) == "dsv4-ascend"
+    arguments: list[str] = getattr(sys, "argv", None) or [""]
+    return os.path.basename(arguments[0]) == "dsv4-ascend"
 
 
 if not _is_command():

@@ -199,7 +199,7 @@ def test_train_tiny_refuses_a_full_folder_before_it_starts(tmp_path: Path, capsy
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SystemExit) as left:
         main(["train-tiny", "--output", str(tmp_path)])
-    assert left.value.code == 1
+    assert left.value.code == 2
     assert "--output: found something" in capsys.readouterr().err
 
 

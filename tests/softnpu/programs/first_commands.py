@@ -68,7 +68,7 @@ logits("--profile ideal --decode-from 8")
 if sys.argv[2:]:
     same("without drafts", printed("generate --max-new-tokens 4 --device cpu --temperature 0"), drafted)
     generates("--chat --prompt hello --profile ideal", "npu:1")
-    generates("--thinking --chat --seed 5")
+    generates("--thinking --chat --seed 5 --profile ideal")
     logits("--decode-from 0")
     npu, cpu = (dsv4_ascend.load(SHIPPED, device=device) for device in ("npu:1", "cpu"))
     ragged = [[0, 5, 9, 11, 300], [0], [0, 7, 8]]
