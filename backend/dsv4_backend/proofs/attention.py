@@ -28,6 +28,7 @@ from dsv4_backend.ops.attention import (
     window_keys,
 )
 from dsv4_backend.proofs import attention_oracle
+from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
 
 sparse_attention.oracle(attention_oracle.sparse_attention)
 
@@ -332,29 +333,21 @@ def _(*arguments: Any) -> torch.Tensor:
     return run_steps(call._replace(window_cache=call.window_cache.bfloat16().to(call.q.dtype)))
 
 
-_TILES = "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
 _HIDDEN = "rows that are no keys score -inf and weigh 0, whatever they hold"
 explain(
     sparse_attention,
-    dict.fromkeys(("spans: *", "by_tokens: *", "run_steps: 0 -> 1"), _TILES),
+    dict.fromkeys(("spans: *", "by_tokens: *", "run_steps: 0 -> 1"), TILES_DECIDE_NO_VALUE),
     dict.fromkeys(
         (
+            *EDITS_OF_HIDDEN_ROWS,
             "_chosen: 0 -> 1 (2)",
             "compressed_keys: 1 -> 2 (3)",
-            "entries_to_read: 0 -> 1",
             "entries_to_read: 0 -> 1 (2)",
-            "entries_to_read: query_start_loc.diff() > 0 -> query_start_loc.diff() >= 0",
-            "entry_rows: 0 -> 1",
-            "entry_rows: 1 -> 2",
-            "entry_rows: gather_rows(cache, flat).masked_fill(behind[..., None], 0) -> gather_rows(cache, flat)",
             "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
             "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
             ".masked_fill(behind, -1)"
             " -> slots(block_table, sequence[:, None], index, cache.shape[1])",
-            "gather_rows: flat.clamp(min=0) -> flat",
             "near_positions: 1 -> 2 (2)",
-            "slots: 1 -> 2 (2)",
-            "slots: index.clamp(min=0) -> index",
         ),
         _HIDDEN,
     ),

@@ -25,6 +25,7 @@ from dsv4_backend.ops.indexer import (
     topk_indices,
 )
 from dsv4_backend.proofs import indexer_oracle
+from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
 
 indexer_scores.oracle(indexer_oracle.indexer_scores)
 topk_indices.oracle(indexer_oracle.topk_indices)
@@ -220,22 +221,14 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
     return order
 
 
-_TILES = "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
 _HIDDEN = "rows that are no keys are -inf in the result, whatever they hold"
 explain(
     indexer_scores,
-    dict.fromkeys(("spans: *", "by_tokens: *", "_token_bytes: *"), _TILES),
+    dict.fromkeys(("spans: *", "by_tokens: *", "_token_bytes: *"), TILES_DECIDE_NO_VALUE),
     dict.fromkeys(
         (
-            "entries_to_read: 0 -> 1",
-            "entries_to_read: query_start_loc.diff() > 0 -> query_start_loc.diff() >= 0",
-            "entry_rows: 0 -> 1",
-            "entry_rows: 1 -> 2",
-            "entry_rows: gather_rows(cache, flat).masked_fill(behind[..., None], 0) -> gather_rows(cache, flat)",
-            "gather_rows: flat.clamp(min=0) -> flat",
+            *EDITS_OF_HIDDEN_ROWS,
             "slots: (index >= 0) & (block >= 0) -> (index >= 0) | (block >= 0)",
-            "slots: 1 -> 2 (2)",
-            "slots: index.clamp(min=0) -> index",
         ),
         _HIDDEN,
     ),
@@ -257,6 +250,6 @@ explain(
             "topk_indices: 0 -> 1",
             "topk_indices: _SORT_BYTES * scores.shape[1] -> _SORT_BYTES",
         ),
-        _TILES,
+        TILES_DECIDE_NO_VALUE,
     ),
 )

@@ -102,9 +102,4 @@ def tile_values(values: Array, scale: Array, tile: tuple[int, int]) -> Array:
 
 def fp8_quantised(x: Array, block: int) -> Array:
     """`x` [..., K] through e4m3 and back, float64; a block with a NaN or infinity is NaN (6.1)."""
-    values = wide(x)
-    for start in range(0, x.shape[-1], block):
-        part = values[..., start : start + block]
-        scale = power_of_two_scale(np.abs(part).max(-1, keepdims=True), 448.0, 1e-4)
-        part[...] = round_to(E4M3, np.clip(part / scale, -448, 448)) * scale
-    return values
+    return dequantise(*quantise_fp8(x, block), block)

@@ -33,3 +33,18 @@ def tokens_of_call(query_start_loc: Array, seq_lens: Array) -> Iterator[tuple[in
     for s, length in enumerate(seq_lens.tolist()):
         start, end = query_start_loc[s : s + 2].tolist()
         yield from ((row, s, length - end + row) for row in range(start, end))
+
+
+EDITS_OF_HIDDEN_ROWS = (
+    "entries_to_read: 0 -> 1",
+    "entries_to_read: query_start_loc.diff() > 0 -> query_start_loc.diff() >= 0",
+    "entry_rows: 0 -> 1",
+    "entry_rows: 1 -> 2",
+    "entry_rows: gather_rows(cache, flat).masked_fill(behind[..., None], 0) -> gather_rows(cache, flat)",
+    "gather_rows: flat.clamp(min=0) -> flat",
+    "slots: 1 -> 2 (2)",
+    "slots: index.clamp(min=0) -> index",
+)
+"""Automatic mutants of the shared paged reads that change only rows which no token may see."""
+
+TILES_DECIDE_NO_VALUE = "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
