@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_networks import CONFIG, random_model
 
+from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_ascend.cli.main import main
 from dsv4_ascend.model import model as model_module
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.model import load
-from dsv4_ascend.model.save import save_checkpoint
 from dsv4_ascend.tiny.corpus import train_tokenizer
 
 VOCAB = 300

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_cli_model import checkpoint, generate, run  # noqa: F401
 
-from dsv4_ascend.model.chat import ChatMode, encode_messages
+from dsv4_ascend.chat.encoding import ChatMode, encode_messages
 from dsv4_ascend.model.model import load
 
 QUIET = ("--temperature", 0)

@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
+from dsv4_ascend.arguments import MAX_SEED
+from dsv4_ascend.chat.encoding import ChatMode, encode_messages
+from dsv4_ascend.chat.messages import Message
+from dsv4_ascend.chat.release_texts import ReleaseTexts
 from dsv4_ascend.cli.inputs import STDIN, check_ids, read_ids, read_messages, read_text
 from dsv4_ascend.cli.loading import AllowUnknown, load_model
-from dsv4_ascend.model.arguments import MAX_SEED
-from dsv4_ascend.model.chat import ChatMode, encode_messages
 from dsv4_ascend.model.generation import Sampling
-from dsv4_ascend.model.messages import Message
 from dsv4_ascend.model.model import Model
-from dsv4_ascend.model.release_texts import ReleaseTexts
 from dsv4_backend.errors import ArgumentError
 
 DEFAULT_PROMPT = "def "

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dsv4_ascend.model.messages import Message
-from dsv4_ascend.model.strict_json import FileProblem, parse
+from dsv4_ascend.chat.messages import Message
+from dsv4_ascend.checkpoint.strict_json import FileProblem, parse
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 STDIN = "-"

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dsv4_ascend.checkpoint.foreign import foreign_format
 from dsv4_ascend.cli import console
-from dsv4_ascend.model.foreign import foreign_format
 from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load, usable_device
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.errors import ArgumentError, CheckpointError

@@ -1,3 +1,3 @@
-"""The V4 network: configuration, checkpoint formats, paged caches, layers, generation."""
+"""The V4 network: paged caches, layers, generation."""
 
 import dsv4_backend  # noqa: F401  (first: decides how torch itself is imported)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.batch import Batch, RatioIndex
 from dsv4_ascend.model.cache import LayerCache
-from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.linear import Linear, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.cache import write_cache

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dsv4_ascend.model.arguments import MAX_SIZE, integer
-from dsv4_ascend.model.config import V4Config
+from dsv4_ascend.arguments import MAX_SIZE, integer
+from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_backend.errors import ArgumentError
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsv4_ascend.model.layout import FP4_BLOCK, FP8_TILE
+from dsv4_ascend.checkpoint.layout import FP4_BLOCK, FP8_TILE
 from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
 from dsv4_backend.ops.gemm import dequantize_rows, fp4_grouped_gemm, fp8_gemm, fp8_grouped_gemm, grouped_gemm
 from dsv4_backend.ops.quant import act_quant

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsv4_ascend.model.arguments import (
+from dsv4_ascend.arguments import (
     MAX_SEED,
     MAX_SIZE,
     MIN_SEED,
@@ -21,13 +21,13 @@ from dsv4_ascend.model.arguments import (
     number,
     sequences_of,
 )
+from dsv4_ascend.chat.tokenizer import FILE as TOKENIZER
+from dsv4_ascend.chat.tokenizer import Tokenizer
+from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.cache import PagedCache
-from dsv4_ascend.model.checkpoint import open_checkpoint
-from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
-from dsv4_ascend.model.tokenizer import FILE as TOKENIZER
-from dsv4_ascend.model.tokenizer import Tokenizer
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_backend.errors import ArgumentError, EnvironmentFault

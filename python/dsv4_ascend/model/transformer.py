@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.attention import Attention
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.cache import LayerCache, PagedCache
-from dsv4_ascend.model.config import V4Config
 from dsv4_ascend.model.linear import Expert, Linear, RMSNormWeight, empty_parameter, run_experts
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.gate import gate_hash, gate_topk

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from dsv4_ascend.model.layout import FP32_NAMES
+from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
 
 

@@ -12,10 +12,10 @@ import tokenizers
 import torch
 from torch.nn.functional import cross_entropy
 
-from dsv4_ascend.model.config import V4Config
-from dsv4_ascend.model.layout import FP32_NAMES
+from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.layout import FP32_NAMES
+from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_ascend.model.model import Model
-from dsv4_ascend.model.save import save_checkpoint
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_ascend.tiny.corpus import ngram_perplexities

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from dsv4_ascend.checkpoint.config import RopeScaling, V4Config
 from dsv4_ascend.model.batch import Batch, make_batch
 from dsv4_ascend.model.cache import PagedCache
-from dsv4_ascend.model.config import RopeScaling, V4Config
 from dsv4_ascend.model.transformer import Gate, Transformer
 from dsv4_ascend.tiny.alignment import align_indexers
 from dsv4_backend.ops.quant import (

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tiny_checkpoints import random_tensors, tiny_config, write_raw
 
-from dsv4_ascend.model.config import DSpark, V4Config
-from dsv4_ascend.model.config_file import config_to_dict
+from dsv4_ascend.checkpoint.config import DSpark, V4Config
+from dsv4_ascend.checkpoint.config_file import config_to_dict
 
 SIZES = {"n_routed_experts": 4, "num_experts_per_tok": 2, "hidden_size": 128, "moe_intermediate_size": 128}
 PLAIN = tiny_config(**SIZES)

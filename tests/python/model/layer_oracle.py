@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from layer_rounding import Rounding
 
-from dsv4_ascend.model.checkpoint import Checkpoint
-from dsv4_ascend.model.config import V4Config
+from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.folder import Checkpoint
 from dsv4_ascend.parity.arrays import to_array
 from dsv4_backend.proofs.numerics import Array, fp4_values, per_channel, tile_values, wide
 

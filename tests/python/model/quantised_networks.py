@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from tiny_networks import CONFIG, random_model
 
-from dsv4_ascend.model.config import V4Config
-from dsv4_ascend.model.layout import FP8, layout
-from dsv4_ascend.model.save import save_checkpoint
+from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.layout import FP8, layout
+from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_backend.ops.quant import quantize_weight_fp4, quantize_weight_fp8
 
 F32_ENDINGS = ("attn_sink", ".ape", "gate.bias", "_fn", "_base", "_scale")

@@ -7,8 +7,8 @@ from drafter_checkpoints import PLAIN, hub, put
 from tiny_checkpoints import random_tensors
 
 import dsv4_ascend
-from dsv4_ascend.model.checkpoint import open_checkpoint
-from dsv4_ascend.model.layout import FP8, layout
+from dsv4_ascend.checkpoint.folder import open_checkpoint
+from dsv4_ascend.checkpoint.layout import FP8, layout
 from dsv4_ascend.model.linear import Expert, Linear, run_experts, widened
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)

@@ -20,8 +20,8 @@ from layer_capture import Captured, capture
 from layer_oracle import Given, Layer, Weights
 from layer_rounding import EXACT, OTHERS, POINTS, Rounding
 
-from dsv4_ascend.model.checkpoint import open_checkpoint
-from dsv4_ascend.model.config import V4Config
+from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from dsv4_ascend.model.config import V4Config, kinds_of_ratios
-from dsv4_ascend.model.layout import FP8, INTEGER, layout
-from dsv4_ascend.model.save import save_checkpoint
+from dsv4_ascend.checkpoint.config import V4Config, kinds_of_ratios
+from dsv4_ascend.checkpoint.layout import FP8, INTEGER, layout
+from dsv4_ascend.checkpoint.save import save_checkpoint
 
 TORCH = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "I32": torch.int32}
 

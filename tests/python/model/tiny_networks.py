@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsv4_ascend.model.config import RopeScaling, V4Config
+from dsv4_ascend.checkpoint.config import RopeScaling, V4Config
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all

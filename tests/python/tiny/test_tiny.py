@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny_networks import random_model
 
+from dsv4_ascend.checkpoint.layout import layout
+from dsv4_ascend.checkpoint.safetensors_file import DTYPES
 from dsv4_ascend.cli.main import main
-from dsv4_ascend.model.layout import layout
 from dsv4_ascend.model.model import Model, load
-from dsv4_ascend.model.safetensors_file import DTYPES
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.tiny.corpus import Corpus, encode_documents, ngram_perplexities, read_corpus, train_tokenizer
 from dsv4_ascend.tiny.release import CARD, SHIPPED, measure, perplexity, release_tensors, write_release

@@ -1,0 +1,153 @@
+"""A checkpoint folder: `config.json` and safetensors, memory-mapped under official names (spec/v4.md section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.config_file import read_noted_config
+from dsv4_ascend.checkpoint.fit import misfits
+from dsv4_ascend.checkpoint.foreign import foreign_format
+from dsv4_ascend.checkpoint.layout import Layout, layout
+from dsv4_ascend.checkpoint.problems import counted
+from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
+from dsv4_ascend.checkpoint.shards import open_shards
+from dsv4_ascend.checkpoint.sources import Format, Sources, collect, set_aside, unstack
+from dsv4_ascend.checkpoint.stored import as_stored
+from dsv4_ascend.checkpoint.values import value_problems
+from dsv4_backend.errors import CheckpointError, ConfigError
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes handed out, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened, complete checkpoint. Weights stay in the files: tensors are views of mapped pages, not to be written.
+
+    `format` is "transformers" when any stored name differs from the official one. `notes`: what was ignored, set aside
+    or corrected, one line each.
+    """
+
+    path: Path
+    config: V4Config
+    format: Format
+    layout: Layout
+    notes: tuple[str, ...]
+    _sources: Sources
+
+    def names(self) -> list[str]:
+        """Official names of all weights and scales present, in layout order, each scale after its weight."""
+        return list(self._sources)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sources
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor of an official name, as a view of the mapped file; KeyError for a name not in `names()`.
+
+        Packed FP4 is int8 `[N, K/2]`, FP8 is float8_e4m3fn, floats are as stored. Scales are float8_e8m0fnu, also those
+        stored as F32 if all of a tensor are powers of two (copied); else they stay fp32.
+        """
+        tensor = self._as_stored(name)
+        if tensor.dtype == torch.uint8:
+            return tensor.view(torch.int8)
+        if tensor.dtype == torch.float32 and name.endswith(".scale"):
+            return _narrowed(tensor)
+        return tensor
+
+    def _as_stored(self, name: str) -> torch.Tensor:
+        source = self._sources[name]
+        tensor = source.file.tensor(source.stored)
+        if source.expert >= 0:
+            tensor = tensor[source.expert, source.first_row : source.first_row + source.shape[0]]
+        return tensor
+
+    def scale(self, name: str) -> torch.Tensor | None:
+        """The scale of a weight as `tensor` gives it, None if the weight is stored as floats."""
+        scale_name = self.layout[name].scale_name
+        return self.tensor(scale_name) if scale_name in self._sources else None
+
+    def tensors(self, progress: Progress | None = None, drafts: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of all `names()`, without `mtp.*` if not `drafts`.
+
+        `progress` is told the bytes handed out so far after each.
+        """
+        wanted = {name: source for name, source in self._sources.items() if drafts or not name.startswith("mtp.")}
+        total, done = sum(source.nbytes for source in wanted.values()), 0
+        for name, source in wanted.items():
+            yield name, self.tensor(name)
+            done += source.nbytes
+            if progress:
+                progress(done, total)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(source.nbytes for source in self._sources.values())
+
+    def value_problems(self) -> list[str]:
+        """The bad values that `values.value_problems` finds, one line per tensor."""
+        return list(value_problems(self._sources, self._as_stored, self.config.n_routed_experts))
+
+
+def open_checkpoint(path: str | Path, *, allow_unknown: Collection[str] = ()) -> Checkpoint:
+    """Open a folder with config.json and `model.safetensors`, or shards and `model.safetensors.index.json`.
+
+    Names: official, transformers' module names, or what `save_pretrained` writes. Drafts and formats are what the
+    tensors say (stored.py), whatever the configuration promises; image parts are set aside. allow_unknown: fields of
+    the configuration to ignore (`config_from_dict`). Values are checked as far as `values.value_problems` says.
+    Raises ConfigError for the configuration, and one CheckpointError that lists every missing, surplus, mis-shaped,
+    mis-typed, truncated, overlapping or doubly stored tensor and every bad value; one line first if the folder is in a
+    format of another quantiser.
+    """
+    folder = Path(path)
+    try:
+        return _open(folder, allow_unknown)
+    except (ConfigError, CheckpointError) as error:
+        foreign = foreign_format(folder)
+        if foreign is None:
+            raise
+        problems = getattr(error, "problems", ())
+        more = f"\n  as a V4 checkpoint it has {counted(problems)}" if problems else ""
+        told = CheckpointError(f"{folder}: {foreign}{more}")
+        told.problems = (foreign, *problems)
+        raise told from None
+
+
+def _open(folder: Path, allow_unknown: Collection[str]) -> Checkpoint:
+    config, notes = read_noted_config(folder, allow_unknown)
+    files, problems, more_notes = open_shards(folder)
+    sources, naming, more = collect(files)
+    problems += more
+    sources, aside = set_aside(sources, config.num_hash_layers)
+    config, corrected = as_stored(config, sources)
+    entries = layout(config)
+    complete = not problems
+    sources, more = unstack(sources, entries, config.n_routed_experts)
+    problems += more + list(misfits(sources, entries, complete))
+    if problems:
+        raise checkpoint_error(folder, [*more_notes, *dict.fromkeys(problems)])
+    all_notes = (*notes, *more_notes, *aside, *corrected)
+    checkpoint = Checkpoint(folder, config, naming, entries, all_notes, _ordered(sources, entries))
+    bad = checkpoint.value_problems()
+    if bad:
+        raise checkpoint_error(folder, bad)
+    return checkpoint
+
+
+def _ordered(sources: Sources, entries: Layout) -> Sources:
+    names = (name for key, entry in entries.items() for name in (key, entry.scale_name))
+    return {name: sources[name] for name in names if name in sources}
+
+
+def _narrowed(scale: torch.Tensor) -> torch.Tensor:
+    """Fp32 powers of two as E8M0, whose byte is their exponent field; any other values as they are."""
+    bits = scale.contiguous().view(torch.int32)
+    if bool(((bits & 0x807FFFFF) | (bits < 1 << 23) | (bits >= 255 << 23)).any()):
+        return scale
+    return (bits >> 23).to(torch.uint8).view(torch.float8_e8m0fnu)
