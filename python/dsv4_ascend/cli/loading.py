@@ -12,9 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from dsv4_ascend.checkpoint.foreign import foreign_format
 from dsv4_ascend.cli import console
-from dsv4_ascend.model.model import PROFILE_DTYPES, Model, load, usable_device
+from dsv4_ascend.model.model import Model, load, usable_device
+from dsv4_ascend.model.profile import profile_named
 from dsv4_ascend.tiny.release import SHIPPED
-from dsv4_backend.errors import ArgumentError, CheckpointError
+from dsv4_backend.errors import CheckpointError
 
 AllowUnknown = Annotated[
     list[str] | None,
@@ -27,8 +28,7 @@ def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown
 
     What was ignored or set aside in it is told on standard error.
     """
-    if profile not in PROFILE_DTYPES:
-        raise ArgumentError(f"--profile: found {profile!r}, expected {' or '.join(PROFILE_DTYPES)}")
+    profile_named(profile, "--profile")
     where = usable_device(device, "--device")
     folder = checkpoint or SHIPPED
     if not os.path.isdir(folder):
@@ -40,8 +40,7 @@ def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown
         def report(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        dtype = PROFILE_DTYPES[profile]
-        model = load(folder, device=where, dtype=dtype, progress=report, allow_unknown=allow_unknown or ())
+        model = load(folder, device=where, profile=profile, progress=report, allow_unknown=allow_unknown or ())
     for note in model.notes:
         print(f"dsv4-ascend: note: {note}", file=sys.stderr)
     return model

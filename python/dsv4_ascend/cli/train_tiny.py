@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress, TextColumn
 
 from dsv4_ascend.cli import console, print_json
+from dsv4_ascend.model.profile import IDEAL
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.tiny.corpus import encode_documents, read_corpus, train_tokenizer
 from dsv4_ascend.tiny.release import measure, write_release
@@ -36,7 +37,7 @@ def train_tiny(
     corpus = read_corpus()
     tokenizer = train_tokenizer(corpus.train, TINY.vocab_size)
     stream, held_out = (encode_documents(tokenizer, documents) for documents in (corpus.train, corpus.held_out))
-    network = Transformer(TINY)
+    network = Transformer(TINY, IDEAL)
     columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns, console=console(stderr=True)) as bar:
         task = bar.add_task("training", total=steps, loss=0.0)

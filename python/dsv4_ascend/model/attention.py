@@ -8,19 +8,15 @@ from torch import nn
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.batch import Batch, RatioIndex
 from dsv4_ascend.model.cache import LayerCache
-from dsv4_ascend.model.linear import Linear, RMSNormWeight, empty_parameter
+from dsv4_ascend.model.profile import Profile
+from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.cache import write_cache
 from dsv4_backend.ops.compressor import compress
-from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import head_rms_norm, rms_norm
 from dsv4_backend.ops.output_projection import grouped_output_projection
-from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 from dsv4_backend.ops.rope import rope, rope_frequencies, yarn_frequencies
-
-KV_BLOCK = 64
-INDEX_BLOCK = 32
 
 
 def layer_frequencies(config: V4Config, ratio: int) -> torch.Tensor:
@@ -73,12 +69,13 @@ class Compressor(nn.Module):
 class Indexer(nn.Module):
     """Scores compressed entries per query; the best index_topk are attended (4.5)."""
 
-    def __init__(self, config: V4Config, ratio: int) -> None:
+    def __init__(self, config: V4Config, ratio: int, profile: Profile) -> None:
         super().__init__()
+        self.profile = profile
         self.heads, self.dim = config.index_n_heads, config.index_head_dim
         self.topk, self.ratio = config.index_topk, ratio
-        self.wq_b = Linear(self.heads * self.dim, config.q_lora_rank)
-        self.weights_proj = Linear(self.heads, config.hidden_size)
+        self.wq_b = Linear(self.heads * self.dim, config.q_lora_rank, profile.activations)
+        self.weights_proj = Linear(self.heads, config.hidden_size, profile.activations)
         self.compressor = Compressor(config, ratio, self.dim, overlap=True)
 
     def forward(
@@ -94,16 +91,13 @@ class Indexer(nn.Module):
         assert cache.index_state is not None
         assert cache.index_keys is not None
         keys = self.compressor(x, inv_freq, cache.index_state, index, batch)
-        write_cache(cache.index_keys, _index_qdq(keys), index.entry_slots)
+        write_cache(cache.index_keys, self.profile.index(keys), index.entry_slots)
         q = rope(self.wq_b(qr).unflatten(-1, (self.heads, self.dim)), batch.positions, inv_freq)
         weights = self.weights_proj(x) * (self.dim**-0.5 * self.heads**-0.5)
         table, starts = index.entry_table, batch.query_start_loc
-        return indexer_scores(_index_qdq(q), cache.index_keys, weights, table, starts, batch.seq_lens, self.ratio)
-
-
-def _index_qdq(x: torch.Tensor) -> torch.Tensor:
-    """Official profile: Hadamard then FP4 QDQ. In fp32 both cancel or are absent, so nothing happens."""
-    return fp4_qdq(hadamard(x), INDEX_BLOCK) if x.dtype == torch.bfloat16 else x
+        return indexer_scores(
+            self.profile.index(q), cache.index_keys, weights, table, starts, batch.seq_lens, self.ratio
+        )
 
 
 class Attention(nn.Module):
@@ -111,29 +105,27 @@ class Attention(nn.Module):
 
     inv_freq: torch.Tensor
 
-    def __init__(self, config: V4Config, kind: str, ratio: int) -> None:
+    def __init__(self, config: V4Config, kind: str, ratio: int, profile: Profile) -> None:
         super().__init__()
+        self.profile, activations = profile, profile.activations
         self.kind, self.ratio = kind, ratio
         self.heads, self.head_dim, self.window = config.num_attention_heads, config.head_dim, config.sliding_window
         self.nope_dim = config.head_dim - config.qk_rope_head_dim
         self.groups, self.eps = config.o_groups, config.rms_norm_eps
         group_width = self.heads * self.head_dim // self.groups
-        self.wq_a = Linear(config.q_lora_rank, config.hidden_size)
+        self.wq_a = Linear(config.q_lora_rank, config.hidden_size, activations)
         self.q_norm = RMSNormWeight(config.q_lora_rank)
-        self.wq_b = Linear(self.heads * self.head_dim, config.q_lora_rank)
-        self.wkv = Linear(self.head_dim, config.hidden_size)
+        self.wq_b = Linear(self.heads * self.head_dim, config.q_lora_rank, activations)
+        self.wkv = Linear(self.head_dim, config.hidden_size, activations)
         self.kv_norm = RMSNormWeight(self.head_dim)
-        self.wo_a = Linear(self.groups * config.o_lora_rank, group_width)
-        self.wo_b = Linear(config.hidden_size, self.groups * config.o_lora_rank)
+        self.wo_a = Linear(self.groups * config.o_lora_rank, group_width, activations)
+        self.wo_b = Linear(config.hidden_size, self.groups * config.o_lora_rank, activations)
         self.attn_sink = empty_parameter(self.heads)
         if kind != "swa":
             self.compressor = Compressor(config, ratio, self.head_dim, overlap=kind == "csa")
         if kind == "csa":
-            self.indexer = Indexer(config, ratio)
+            self.indexer = Indexer(config, ratio, profile)
         self.register_buffer("inv_freq", layer_frequencies(config, ratio), persistent=False)
-
-    def _kv_qdq(self, kv: torch.Tensor) -> torch.Tensor:
-        return act_qdq(kv, KV_BLOCK, self.nope_dim) if kv.dtype == torch.bfloat16 else kv
 
     def queries(self, qr: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
@@ -147,7 +139,7 @@ class Attention(nn.Module):
         assert cache.entries is not None
         assert cache.state is not None
         entries = self.compressor(x, self.inv_freq, cache.state, index, batch)
-        write_cache(cache.entries, self._kv_qdq(entries), index.entry_slots)
+        write_cache(cache.entries, self.profile.latent(entries, self.nope_dim), index.entry_slots)
         if self.kind != "csa":
             return None
         scores = self.indexer(x, qr, self.inv_freq, cache, index, batch)
@@ -158,7 +150,7 @@ class Attention(nn.Module):
         qr = rms_norm(self.wq_a(x), self.q_norm.weight, self.eps)
         q = self.queries(qr, batch.positions)
         kv = rope(rms_norm(self.wkv(x), self.kv_norm.weight, self.eps), batch.positions, self.inv_freq)
-        write_cache(cache.window, self._kv_qdq(kv), batch.window_slots)
+        write_cache(cache.window, self.profile.latent(kv, self.nope_dim), batch.window_slots)
         index = batch.ratios.get(self.ratio)
         chosen = self._update_compressed(x, qr, cache, index, batch) if index is not None else None
         o = sparse_attention(

@@ -57,7 +57,6 @@ class Generator:
         self,
         network: Transformer,
         cache: PagedCache,
-        dtype: torch.dtype,
         sampling: Sampling,
         *,
         max_new_tokens: int,
@@ -70,7 +69,7 @@ class Generator:
             raise ArgumentError("draft_tokens: this checkpoint has no MTP block to draft with")
         if draft_tokens and sampling.temperature > 0:
             raise ArgumentError("draft_tokens: speculative decoding is greedy; use temperature 0")
-        self.network, self.cache, self.dtype, self.sampling = network, cache, dtype, sampling
+        self.network, self.cache, self.sampling = network, cache, sampling
         self.max_new_tokens, self.stop_ids = max_new_tokens, stop_ids
         self.draft_tokens = useful_drafts(draft_tokens, max_new_tokens)
         self.drafted = self.accepted = 0
@@ -112,7 +111,7 @@ class Generator:
 
     def _step(self, requests: list[_Request], tokens: list[list[int]]) -> tuple[Batch, torch.Tensor]:
         batch = make_batch(self.cache, [r.cached for r in requests], tokens)
-        return batch, self.network.run_layers(batch, self.cache, self.dtype)
+        return batch, self.network.run_layers(batch, self.cache)
 
     def _prefill(self, requests: list[_Request]) -> list[list[int]]:
         """All prompts in chunks; the result is each prompt's first new token."""

@@ -28,12 +28,12 @@ from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
+from dsv4_ascend.model.profile import PROFILES, Profile, profile_named
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 from dsv4_backend.support import npu_count, npu_fault
 
-PROFILE_DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 PREFILL_CHUNK = 512
 Progress = Callable[[int, int], None]
 TokenIds = Sequence[Sequence[int]] | Sequence[int] | torch.Tensor | np.ndarray
@@ -43,15 +43,11 @@ TokenIds = Sequence[Sequence[int]] | Sequence[int] | torch.Tensor | np.ndarray
 class Model:
     """A loaded DeepSeek V4.
 
-    dtype decides the conformance profile (spec/v4.md 0.4): torch.bfloat16 is `official`, torch.float32 is `ideal`.
-    `notes`: what was ignored, set aside or corrected when the checkpoint was opened, one line each.
+    `profile` says what is rounded (spec/v4.md 0.4); `dtype` is that of its streams. `notes`: what was ignored, set aside or corrected when the checkpoint was opened, one line each.
     """
 
-    def __init__(
-        self, network: Transformer, *, device: torch.device, dtype: torch.dtype, folder: Path | None = None
-    ) -> None:
-        _check_dtype(dtype)
-        self.network, self.device, self.dtype, self.folder = network, device, dtype, folder
+    def __init__(self, network: Transformer, *, device: torch.device, folder: Path | None = None) -> None:
+        self.network, self.device, self.folder = network, device, folder
         self.notes: tuple[str, ...] = ()
         self._tokenizer: Tokenizer | None = None
         self.draft_acceptance: float | None = None
@@ -60,6 +56,16 @@ class Model:
     def config(self) -> V4Config:
         """The checkpoint's configuration."""
         return self.network.config
+
+    @property
+    def profile(self) -> Profile:
+        """What the network rounds."""
+        return self.network.profile
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of streams and activations: torch.float32 in profile `ideal`, else torch.bfloat16."""
+        return self.profile.dtype
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -127,7 +133,7 @@ class Model:
                 size = 1 if start >= decode_from else min(step, decode_from - start)
             parts = [p[start : start + size] for p in prompts]
             batch = make_batch(cache, sequences, parts)
-            logits = self.network.logits(self.network.run_layers(batch, cache, self.dtype))
+            logits = self.network.logits(self.network.run_layers(batch, cache))
             for kept, part in zip(pieces, logits.split([len(p) for p in parts]), strict=True):
                 kept.append(part)
             start += size
@@ -180,7 +186,6 @@ class Model:
         generator = Generator(
             self.network,
             cache,
-            self.dtype,
             sampling,
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
@@ -206,9 +211,17 @@ class Model:
         return results
 
 
-def _check_dtype(dtype: object) -> None:
-    if dtype not in PROFILE_DTYPES.values():
+def _chosen_profile(profile: object, dtype: object) -> Profile:
+    """The profile of that name, or the one that `dtype` names; ArgumentError if they disagree or are unknown."""
+    if dtype is None:
+        return profile_named("official" if profile is None else profile)
+    by_dtype = {torch.bfloat16: PROFILES["official"], torch.float32: PROFILES["ideal"]}
+    if dtype not in by_dtype:
         raise ArgumentError(f"dtype: found {dtype!r}, expected torch.bfloat16 (official) or torch.float32 (ideal)")
+    chosen = by_dtype[dtype] if profile is None else profile_named(profile)
+    if chosen.dtype != dtype:
+        raise ArgumentError(f"dtype: found {dtype}, expected {chosen.dtype} or none for profile {chosen.name!r}")
+    return chosen
 
 
 def usable_device(device: str | torch.device, argument: str = "device") -> torch.device:
@@ -233,25 +246,28 @@ def load(
     path: str | Path,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
+    profile: str | None = None,
+    dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     allow_unknown: Collection[str] = (),
 ) -> Model:
     """Open a checkpoint folder (official or transformers layout) without copying its weights.
 
-    device: where it runs. dtype: torch.bfloat16 for profile `official`, torch.float32 for `ideal`.
+    device: where it runs. profile: what is rounded, `official` if neither it nor dtype is given; dtype names it too:
+    torch.bfloat16 is `official`, torch.float32 is `ideal`.
     progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration to ignore though
     they may change what the model computes. The model's `notes` say what was ignored. CheckpointError and ConfigError
-    list everything that does not fit; ArgumentError for another dtype, EnvironmentFault for a device that this process
+    list everything that does not fit; ArgumentError for another profile or dtype, EnvironmentFault for a device that this process
     does not have.
     """
-    _check_dtype(dtype)
+    chosen = _chosen_profile(profile, dtype)
     folder = folder_of("path", path)
     if not (progress is None or callable(progress)):
         raise ArgumentError(f"progress: found {progress!r:.40}, expected a function or None")
     where = usable_device(device)
     checkpoint = open_checkpoint(folder, allow_unknown=allow_unknown)
     tensors = checkpoint.tensors(progress, drafts=checkpoint.config.dspark is None)
-    model = Model(assign_all(Transformer(checkpoint.config), tensors, where), device=where, dtype=dtype, folder=folder)
+    network = assign_all(Transformer(checkpoint.config, chosen), tensors, where)
+    model = Model(network, device=where, folder=folder)
     model.notes = checkpoint.notes
     return model

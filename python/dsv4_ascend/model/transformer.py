@@ -12,7 +12,8 @@ from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.attention import Attention
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.cache import LayerCache, PagedCache
-from dsv4_ascend.model.linear import Expert, Linear, RMSNormWeight, empty_parameter, run_experts
+from dsv4_ascend.model.profile import Profile
+from dsv4_ascend.weights.linear import Expert, Linear, RMSNormWeight, empty_parameter, run_experts
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.gate import gate_hash, gate_topk
 from dsv4_backend.ops.hyper import hc_head, hc_post, hc_pre
@@ -45,12 +46,13 @@ class Gate(nn.Module):
 class MoE(nn.Module):
     """Routed experts plus the shared expert (5)."""
 
-    def __init__(self, config: V4Config, hashed: bool) -> None:
+    def __init__(self, config: V4Config, hashed: bool, profile: Profile) -> None:
         super().__init__()
         d, m = config.hidden_size, config.moe_intermediate_size
+        self.activations = profile.activations
         self.gate = Gate(config, hashed)
-        self.experts = nn.ModuleList(Expert(d, m) for _ in range(config.n_routed_experts))
-        self.shared_experts = Expert(d, m)
+        self.experts = nn.ModuleList(Expert(d, m, self.activations) for _ in range(config.n_routed_experts))
+        self.shared_experts = Expert(d, m, self.activations)
         self.limit = config.swiglu_limit
 
     def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
@@ -58,7 +60,8 @@ class MoE(nn.Module):
         weights, ids = self.gate(x, input_ids)
         rows, expert_offsets, order = moe_dispatch(x, ids, len(self.experts))
         experts = [e for e in self.experts if isinstance(e, Expert)]
-        y = run_experts(experts, rows, weights.flatten()[order], expert_offsets, self.limit)
+        weights = weights.flatten()[order]
+        y = run_experts(experts, rows, weights, expert_offsets, self.limit, self.activations)
         routed = moe_combine(y, order, ids.shape[1])
         shared: torch.Tensor = self.shared_experts(x, self.limit)
         return (routed + shared).to(x.dtype)
@@ -88,10 +91,11 @@ class HeadOwner(nn.Module):
 class Block(nn.Module):
     """Attention then MoE, each wrapped by hyper-connections (2.1)."""
 
-    def __init__(self, config: V4Config, kind: str, ratio: int, hashed: bool) -> None:
+    def __init__(self, config: V4Config, kind: str, ratio: int, hashed: bool, profile: Profile) -> None:
         super().__init__()
         n, d = config.hc_mult, config.hidden_size
-        self.attn, self.ffn = Attention(config, kind, ratio), MoE(config, hashed)
+        self.attn = Attention(config, kind, ratio, profile)
+        self.ffn = MoE(config, hashed, profile)
         self.attn_norm, self.ffn_norm = RMSNormWeight(d), RMSNormWeight(d)
         mixes = n * (n + 2)
         for site in ("attn", "ffn"):
@@ -116,10 +120,10 @@ class Block(nn.Module):
 class MTPBlock(Block, HeadOwner):
     """Predicts the token after next from the next token's embedding and the main model's streams (8.1)."""
 
-    def __init__(self, config: V4Config, kind: str, ratio: int) -> None:
-        super().__init__(config, kind, ratio, hashed=False)
+    def __init__(self, config: V4Config, kind: str, ratio: int, profile: Profile) -> None:
+        super().__init__(config, kind, ratio, hashed=False, profile=profile)
         d = config.hidden_size
-        self.e_proj, self.h_proj = Linear(d, d), Linear(d, d)
+        self.e_proj, self.h_proj = (Linear(d, d, profile.activations) for _ in range(2))
         self.enorm, self.hnorm = RMSNormWeight(d), RMSNormWeight(d)
         self.add_head(config)
 
@@ -134,25 +138,26 @@ class MTPBlock(Block, HeadOwner):
 
 
 class Transformer(HeadOwner):
-    """The network of `config`, built on the meta device; weights are assigned by name (weights.py)."""
+    """The network of `config` in `profile`, built on the meta device; weights are assigned by name (weights.py)."""
 
-    def __init__(self, config: V4Config) -> None:
+    def __init__(self, config: V4Config, profile: Profile) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.profile = config, profile
         self.add_head(config)
         v, d, n_layers = config.vocab_size, config.hidden_size, config.num_hidden_layers
         self.embed, self.head = Linear(v, d), Linear(v, d)
         shapes = list(zip(config.layer_kinds, config.compress_ratios, strict=True))
         self.layers = nn.ModuleList(
-            Block(config, kind, ratio, hashed=i < config.num_hash_layers)
+            Block(config, kind, ratio, i < config.num_hash_layers, profile)
             for i, (kind, ratio) in enumerate(shapes[:n_layers])
         )
         blocks = shapes[n_layers:] if config.dspark is None else []  # DSpark's stages are not run yet
-        self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio) for kind, ratio in blocks)
+        self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio, profile) for kind, ratio in blocks)
 
-    def run_layers(self, batch: Batch, cache: PagedCache, dtype: torch.dtype) -> torch.Tensor:
-        """Tokens of `batch` -> streams [T, n, d] after the last layer, in `dtype`; updates `cache`."""
-        x = embed_streams(batch.input_ids, self.embed.weight, self.config.hc_mult).to(dtype)
+    def run_layers(self, batch: Batch, cache: PagedCache) -> torch.Tensor:
+        """Tokens of `batch` -> streams [T, n, d] after the last layer; updates `cache`."""
+        x = embed_streams(batch.input_ids, self.embed.weight, self.config.hc_mult)
+        x = x.to(self.profile.dtype)
         for block, layer_cache in zip(self.layers, cache.layers, strict=False):
             assert isinstance(block, Block)
             x = block.run(x, batch.input_ids, layer_cache, batch)

@@ -16,6 +16,7 @@ from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_ascend.model.model import Model
+from dsv4_ascend.model.profile import IDEAL, OFFICIAL, Profile
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_ascend.tiny.corpus import ngram_perplexities
@@ -73,10 +74,10 @@ def perplexity(model: Model, stream: torch.Tensor) -> float:
     return math.exp(total / targets.numel())
 
 
-def as_model(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, config: V4Config = TINY) -> Model:
-    """A model over these tensors, without going through files."""
+def as_model(tensors: Mapping[str, torch.Tensor], profile: Profile, config: V4Config = TINY) -> Model:
+    """A model over these tensors in `profile`, without going through files."""
     device = torch.device("cpu")
-    return Model(assign_all(Transformer(config), tensors.items(), device), device=device, dtype=dtype)
+    return Model(assign_all(Transformer(config, profile), tensors.items(), device), device=device)
 
 
 def measure(
@@ -95,9 +96,9 @@ def measure(
         tokens=len(stream) - 1,
         unigram=unigram,
         bigram=bigram,
-        trained_fp32=perplexity(as_model(trained, torch.float32, config), stream),
-        quantised_ideal=perplexity(as_model(released, torch.float32, config), stream),
-        quantised_official=perplexity(as_model(released, torch.bfloat16, config), stream),
+        trained_fp32=perplexity(as_model(trained, IDEAL, config), stream),
+        quantised_ideal=perplexity(as_model(released, IDEAL, config), stream),
+        quantised_official=perplexity(as_model(released, OFFICIAL, config), stream),
         corpus_sha256=digest,
     )
 

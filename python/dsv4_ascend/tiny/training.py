@@ -137,7 +137,7 @@ class LossModel(nn.Module):
         """Tokens [B, L + 2] -> (next-token loss, training loss), both means in nats."""
         length = tokens.shape[1] - 2
         batch, cache = step_inputs(self.network.config, tokens[:, :length])
-        streams = self.network.run_layers(batch, cache, torch.float32)
+        streams = self.network.run_layers(batch, cache)
         next_ids = tokens[:, 1 : length + 1].flatten()
         loss = cross_entropy(self.network.logits(streams), next_ids)
         drafted = self.network.run_mtp(0, next_ids, streams, batch, cache)

@@ -14,12 +14,13 @@ COUNT = 1000
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mutated_folders(seed):
     script = Path(__file__).with_name("fuzz_checkpoints.py")
+    helpers = script.parents[1] / "model"
     done = subprocess.run(
         [sys.executable, script, str(COUNT), str(seed)],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(helpers)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)

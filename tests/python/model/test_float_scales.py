@@ -9,7 +9,7 @@ from tiny_checkpoints import random_tensors
 import dsv4_ascend
 from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.checkpoint.layout import FP8, layout
-from dsv4_ascend.model.linear import Expert, Linear, run_experts, widened
+from dsv4_ascend.weights.linear import Expert, Linear, fp8_blocks, run_experts, widened
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 IDS = list(range(11))
@@ -54,8 +54,11 @@ def quantised(x):
     return result
 
 
-def linear(weight, scale):
-    module = Linear(1, 1)
+ACTIVATIONS = {torch.float32: None, torch.bfloat16: fp8_blocks}
+
+
+def linear(weight, scale, activations=None):
+    module = Linear(1, 1, activations)
     module.weight = torch.nn.Parameter(weight, requires_grad=False)
     module.scale = torch.nn.Parameter(scale, requires_grad=False)
     return module
@@ -73,7 +76,7 @@ def test_widened(make, n, k):
 def test_dense_product(t, n, k, dtype):
     weight, scale = fp8_weight(n, k)
     x = draw(t, k, seed=9).to(dtype)
-    got = linear(weight, scale)(x)
+    got = linear(weight, scale, ACTIVATIONS[dtype])(x)
     rows = x.float().numpy()
     want = (quantised(rows) if dtype == torch.bfloat16 else rows).astype(np.float64) @ formula(weight, scale).T
     assert got.dtype == dtype
@@ -92,7 +95,7 @@ def test_routed_experts(make, dtype):
     d, m = 256, 128
     experts, values = [], []
     for seed in range(3):
-        expert = Expert(d, m)
+        expert = Expert(d, m, ACTIVATIONS[dtype])
         parts = {name: make(*shape, seed=10 * seed + i) for i, (name, shape) in enumerate(
             {"w1": (m, d), "w2": (d, m), "w3": (m, d)}.items())}  # fmt: skip
         for name, (weight, scale) in parts.items():
@@ -100,7 +103,8 @@ def test_routed_experts(make, dtype):
         experts.append(expert)
         values.append({name: formula(weight, scale / 16).astype(np.float64) for name, (weight, scale) in parts.items()})
     x, weights = (draw(5, d, seed=77) / 4).to(dtype), torch.rand(5) + 0.5
-    got = run_experts(experts, x, weights, torch.tensor([0, 2, 2, 5], dtype=torch.int32), 10.0).float().numpy()
+    offsets = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
+    got = run_experts(experts, x, weights, offsets, 10.0, ACTIVATIONS[dtype]).float().numpy()
     official = dtype == torch.bfloat16
 
     def narrow(y):

@@ -23,6 +23,7 @@ from layer_rounding import EXACT, OTHERS, POINTS, Rounding
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.model.model import Model
+from dsv4_ascend.model.profile import OFFICIAL
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_ascend.tiny.release import SHIPPED
@@ -75,10 +76,10 @@ def config(name: str) -> V4Config:
 @functools.cache
 def captured(name: str) -> list[Captured]:
     device = torch.device("cpu")
-    network = assign_all(Transformer(config(name)), weights().checkpoint.tensors(), device)
+    network = assign_all(Transformer(config(name), OFFICIAL), weights().checkpoint.tensors(), device)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(2, network.config.vocab_size, (LENGTH + 1,), generator=generator)
-    return capture(Model(network, device=device, dtype=torch.bfloat16), ids.tolist(), CHUNKS)
+    return capture(Model(network, device=device), ids.tolist(), CHUNKS)
 
 
 class Run(NamedTuple):

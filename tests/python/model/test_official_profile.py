@@ -15,10 +15,11 @@ from quantised_networks import QUANTISED, write_quantised
 from torch.nn.functional import linear, silu
 
 from dsv4_ascend.model import attention
-from dsv4_ascend.model import linear as linear_module
+from dsv4_ascend.model import profile as profile_module
 from dsv4_ascend.model.batch import make_batch
-from dsv4_ascend.model.linear import Expert, Linear, run_experts
 from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.weights import linear as linear_module
+from dsv4_ascend.weights.linear import Expert, Linear, fp8_blocks, run_experts
 from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.quant import act_qdq, dequantize_fp4, dequantize_fp8, fp4_qdq
 
@@ -128,7 +129,7 @@ def rounding_points(model: Model, patch: pytest.MonkeyPatch) -> dict[str, bool]:
     seen = _Seen(model, patch)
     cache = model.new_cache(max_sequences=1, max_tokens=LENGTH, max_step_tokens=LENGTH)
     with torch.inference_mode():
-        model.network.run_layers(make_batch(cache, [cache.new_sequence()], [IDS]), cache, model.dtype)
+        model.network.run_layers(make_batch(cache, [cache.new_sequence()], [IDS]), cache)
     layers = cache.layers[: len(model.network.layers)]
     (keys,), (rotated,), (queries,) = seen.keys, seen.rotated, seen.queries
     (stored,) = [layer.index_keys.flatten(0, 1) for layer in layers if layer.index_keys is not None]
@@ -160,14 +161,15 @@ def test_attention_rounds_where_the_release_does(official: Model, monkeypatch: p
 def test_a_removed_rounding_point_is_noticed(
     official: Model, monkeypatch: pytest.MonkeyPatch, point: str, function: str, is_site: Callable
 ) -> None:
-    rounding = getattr(attention, function)
-    monkeypatch.setattr(attention, function, lambda x, *more: x if is_site(x) else rounding(x, *more))
+    rounding = getattr(profile_module, function)
+    monkeypatch.setattr(profile_module, function, lambda x, *more: x if is_site(x) else rounding(x, *more))
     found = rounding_points(official, monkeypatch)
     assert [name for name, there in found.items() if not there] == [point]
 
 
 def test_ideal_rounds_nowhere(official: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    ideal = Model(official.network, device=official.device, dtype=torch.float32)
+    assert official.folder is not None
+    ideal = load(official.folder, profile="ideal")
     assert not any(rounding_points(ideal, monkeypatch).values())
 
 
@@ -239,7 +241,7 @@ def test_experts_round_where_the_release_does(official: Model) -> None:
     ends = [0, *counts.cumsum(0).tolist()]
     rows = _activations(ends[-1], QUANTISED.hidden_size)
     weights = torch.rand(ends[-1], generator=torch.Generator().manual_seed(4)) * 1.5
-    got = run_experts(experts, rows, weights, torch.tensor(ends, dtype=torch.int32), QUANTISED.swiglu_limit)
+    got = run_experts(experts, rows, weights, torch.tensor(ends, dtype=torch.int32), QUANTISED.swiglu_limit, fp8_blocks)
     assert relative(got, _experts_by_hand(experts, rows, weights, ends)) < SAME
     for point in ("input", "weight before w2", "hidden"):
         assert relative(got, _experts_by_hand(experts, rows, weights, ends, without=point)) > OTHER, point

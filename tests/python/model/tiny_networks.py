@@ -6,6 +6,7 @@ import torch
 
 from dsv4_ascend.checkpoint.config import RopeScaling, V4Config
 from dsv4_ascend.model.model import Model
+from dsv4_ascend.model.profile import IDEAL, OFFICIAL
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 
@@ -41,10 +42,10 @@ CONFIG = V4Config(
 def random_model(config: V4Config = CONFIG, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
     """A model whose parameters are all non-trivial; logits of size about 3."""
     generator = torch.Generator().manual_seed(seed)
-    network = Transformer(config)
+    network = Transformer(config, OFFICIAL if dtype == torch.bfloat16 else IDEAL)
     device = torch.device("cpu")
     tensors = [(name, _value(name, p, config, generator)) for name, p in network.named_parameters()]
-    return Model(assign_all(network, tensors, device), device=device, dtype=dtype)
+    return Model(assign_all(network, tensors, device), device=device)
 
 
 def _value(name: str, parameter: torch.Tensor, config: V4Config, generator: torch.Generator) -> torch.Tensor:

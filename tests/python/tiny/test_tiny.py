@@ -17,6 +17,7 @@ from dsv4_ascend.checkpoint.layout import layout
 from dsv4_ascend.checkpoint.safetensors_file import DTYPES
 from dsv4_ascend.cli.main import main
 from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.model.profile import IDEAL
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.tiny.corpus import Corpus, encode_documents, ngram_perplexities, read_corpus, train_tokenizer
 from dsv4_ascend.tiny.release import CARD, SHIPPED, measure, perplexity, release_tensors, write_release
@@ -69,7 +70,7 @@ def stream(tokenizer) -> torch.Tensor:
 
 
 def _train(stream: torch.Tensor, recipe: Recipe) -> tuple[Transformer, list[float]]:
-    network, losses = Transformer(REDUCED), []
+    network, losses = Transformer(REDUCED, IDEAL), []
     train(network, stream, recipe, lambda step, loss, seconds: losses.append(loss))
     return network, losses
 
@@ -87,7 +88,7 @@ def test_a_seed_gives_the_same_bits(stream: torch.Tensor) -> None:
 
 
 def test_the_loss_falls_and_every_weight_learns(stream: torch.Tensor) -> None:
-    before = Transformer(REDUCED)
+    before = Transformer(REDUCED, IDEAL)
     initialise(before, 0)
     network, losses = _train(stream, dataclasses.replace(RECIPE, steps=12, quantise_from=0.8))
     assert len(losses) == 12
@@ -125,7 +126,7 @@ STORED = {
 
 
 def test_every_tensor_is_stored_as_the_release_stores_it() -> None:
-    network = Transformer(TINY)
+    network = Transformer(TINY, IDEAL)
     initialise(network, 0)
     released = release_tensors({name: p.detach() for name, p in network.named_parameters()})
     names = {dtype: name for name, (bits, dtype) in DTYPES.items() if bits >= 8}

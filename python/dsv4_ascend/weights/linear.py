@@ -6,6 +6,8 @@ for each call, and multiplied with the activations that the other product would 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -16,6 +18,13 @@ from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.ops.swiglu import swiglu, swiglu_quant
 
 ACTIVATION_BLOCK = 128
+Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Rows [T, K] to codes [T, K] and scales [T, blocks of K]."""
+
+
+def fp8_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [T, K] as e4m3 with an e8m0 scale per 128 channels, as before every official FP8 or FP4 product (6.3)."""
+    return act_quant(x, ACTIVATION_BLOCK)
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -26,13 +35,14 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 class Linear(nn.Module):
     """`y = x Wᵀ` with W `[N, K]` float, or e4m3 with `scale` e8m0 or fp32 of 128x128 tiles (spec/v4.md 6.3).
 
-    bf16 activations are quantised before an FP8 product (profile official); fp32 activations are not (ideal).
+    activations: how x is quantised before the product of a quantised weight; None where it is not.
     """
 
     scale: nn.Parameter | None
 
-    def __init__(self, n: int, k: int) -> None:
+    def __init__(self, n: int, k: int, activations: Quantise | None = None) -> None:
         super().__init__()
+        self.activations = activations
         self.weight = empty_parameter(n, k)
         self.register_parameter("scale", None)
 
@@ -40,7 +50,7 @@ class Linear(nn.Module):
         """X [T, K] -> [T, N] in x's dtype."""
         if self.scale is None:
             return nn.functional.linear(x, self.weight.to(x.dtype))
-        q, scale = act_quant(x, ACTIVATION_BLOCK) if x.dtype == torch.bfloat16 else (x, None)
+        q, scale = (x, None) if self.activations is None else self.activations(x)
         if self.float_scaled:
             return nn.functional.linear(dequantize_rows(q, scale), self.values()).to(x.dtype)
         return fp8_gemm(q, scale, self.weight, self.scale)
@@ -78,9 +88,10 @@ class RMSNormWeight(nn.Module):
 class Expert(nn.Module):
     """w1 (gate), w3 (up) `[m, d]` and w2 (down) `[d, m]` of one expert."""
 
-    def __init__(self, d: int, m: int) -> None:
+    def __init__(self, d: int, m: int, activations: Quantise | None) -> None:
         super().__init__()
-        self.w1, self.w2, self.w3 = Linear(m, d), Linear(d, m), Linear(m, d)
+        self.w1, self.w3 = Linear(m, d, activations), Linear(m, d, activations)
+        self.w2 = Linear(d, m, activations)
 
     def forward(self, x: torch.Tensor, limit: float) -> torch.Tensor:
         """The shared expert: x [T, d] -> [T, d], SwiGLU clamped at `limit`."""
@@ -122,16 +133,21 @@ class GroupedLinear:
 
 
 def run_experts(
-    experts: list[Expert], rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
+    experts: list[Expert],
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    expert_offsets: torch.Tensor,
+    limit: float,
+    activations: Quantise | None,
 ) -> torch.Tensor:
     """Routed experts on rows sorted by expert: rows [M, d], weights fp32 [M] -> [M, d] (spec/v4.md 5.2).
 
     The routing weight multiplies before w2 and before its input is quantised.
     """
     w1, w3, w2 = (GroupedLinear([getattr(e, name) for e in experts]) for name in ("w1", "w3", "w2"))
-    if not w1.quantised or rows.dtype != torch.bfloat16:
+    if not w1.quantised or activations is None:
         h = swiglu(w1(rows, None, expert_offsets), w3(rows, None, expert_offsets), weights, limit)
         return w2(h, None, expert_offsets)
-    q, scale = act_quant(rows, ACTIVATION_BLOCK)
+    q, scale = activations(rows)
     h, h_scale = swiglu_quant(w1(q, scale, expert_offsets), w3(q, scale, expert_offsets), weights, limit)
     return w2(h, h_scale, expert_offsets)
