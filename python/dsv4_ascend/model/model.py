@@ -43,7 +43,8 @@ TokenIds = Sequence[Sequence[int]] | Sequence[int] | torch.Tensor | np.ndarray
 class Model:
     """A loaded DeepSeek V4.
 
-    `profile` says what is rounded (spec/v4.md 0.4); `dtype` is that of its streams. `notes`: what was ignored, set aside or corrected when the checkpoint was opened, one line each.
+    `profile` says what is rounded (spec/v4.md 0.4); `dtype` is that of its streams.
+    `notes`: what was ignored, set aside or corrected when the checkpoint was opened, one line each.
     """
 
     def __init__(self, network: Transformer, *, device: torch.device, folder: Path | None = None) -> None:
@@ -255,10 +256,10 @@ def load(
 
     device: where it runs. profile: what is rounded, `official` if neither it nor dtype is given; dtype names it too:
     torch.bfloat16 is `official`, torch.float32 is `ideal`.
-    progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration to ignore though
-    they may change what the model computes. The model's `notes` say what was ignored. CheckpointError and ConfigError
-    list everything that does not fit; ArgumentError for another profile or dtype, EnvironmentFault for a device that this process
-    does not have.
+    progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration
+    to ignore though they may change what the model computes. The model's `notes` say what was ignored.
+    CheckpointError and ConfigError list everything that does not fit; ArgumentError for another
+    profile or dtype, EnvironmentFault for a device that this process does not have.
     """
     chosen = _chosen_profile(profile, dtype)
     folder = folder_of("path", path)
