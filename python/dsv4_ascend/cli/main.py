@@ -21,6 +21,7 @@ COMMANDS = {
     "logits": ("dsv4_ascend.cli.logits:logits", "Logits of a list of token ids, written as safetensors."),
     "ops": ("dsv4_ascend.cli.ops:app", "The operators and what runs them, and why; a new one."),
     "parity": ("dsv4_ascend.cli.parity:parity", "Compare every operator with its reference; hunt its named faults."),
+    "bench": ("dsv4_ascend.cli.bench:bench", "Time operators on this machine, beside torch's own."),
     "doctor": ("dsv4_ascend.cli.doctor:doctor", "Versions, devices, torch_npu and CANN: what is missing, what to do."),
     "softnpu": ("dsv4_ascend.cli.softnpu:softnpu", "Run a command on the software Ascend device, with no NPU or CANN."),
     "train-tiny": ("dsv4_ascend.cli.train_tiny:train_tiny", "Train and quantise the small model that is shipped."),

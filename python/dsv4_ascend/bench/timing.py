@@ -1,0 +1,49 @@
+"""Interleaved timing: whatever slows the machine for a moment slows all that is compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+BLOCK_SECONDS = 2e-3
+"""One sample is a block of calls at least this long: the clock and the loop vanish in it."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median over rounds, and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Time every call in turn, `rounds` (>= 2) times over."""
+    lengths = {name: _calls_per_block(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            samples[name].append(_seconds(call, lengths[name]) / lengths[name])
+    return {name: _timing(seconds) for name, seconds in samples.items()}
+
+
+def _calls_per_block(call: Callable[[], object]) -> int:
+    count = 1
+    while (seconds := _seconds(call, count)) < BLOCK_SECONDS:
+        count = max(2 * count, int(count * BLOCK_SECONDS / max(seconds, 1e-9)))
+    return count
+
+
+def _seconds(call: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - start
+
+
+def _timing(seconds: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Timing(median, low, high)

@@ -1,0 +1,58 @@
+"""`dsv4-ascend bench`: measure this machine; ratios within one run are what counts."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from dsv4_ascend.bench.host import BASELINE, Call, host
+from dsv4_ascend.cli import console, print_json
+from dsv4_backend import _C
+
+SUITES = ("host",)
+
+
+def bench(
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "host",
+    pattern: Annotated[str, typer.Option("-k", help="Part of an operator's name.")] = "",
+    rounds: Annotated[int, typer.Option(help="Samples of every call, interleaved.", min=2)] = 15,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time operators on this machine: medians with quartiles, and the ratio to torch's own in the same run.
+
+    host: what a call costs on the smallest arguments, checks and dispatch and all.
+    """
+    if suite not in SUITES:
+        raise typer.BadParameter(f"{suite!r} is not one of {', '.join(SUITES)}", param_hint="--suite")
+    threads = torch.get_num_threads()
+    rows = host(pattern, rounds)
+    if len(rows) == 1:
+        raise typer.BadParameter(f"{pattern!r} is part of no operator's name", param_hint="-k")
+    machine = {"machine": platform.machine(), "isa": _C.isa(), "threads": threads}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    if json:
+        calls = [asdict(row) for row in rows]
+        print_json({"suite": suite, "rounds": rounds, **machine, **versions, "calls": calls})
+        return
+    console().print(_table(rows))
+    facts = ", ".join(f"{name} {value}" for name, value in (machine | versions).items())
+    console().print(f"{facts}; {rounds} interleaved samples; times {BASELINE}: in the same run")
+
+
+def _table(rows: list[Call]) -> Table:
+    table = Table("call", "arguments", "ran", "us", "quartiles", f"times {BASELINE}")
+    for column in (1, 3, 4, 5):
+        table.columns[column].justify = "right"
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: Call) -> list[str]:
+    median, low, high = (1e6 * s for s in (row.timing.median, row.timing.low, row.timing.high))
+    return [row.name, str(row.arguments), row.ran, f"{median:.2f}", f"{low:.2f} to {high:.2f}", f"{row.ratio:.1f}"]
