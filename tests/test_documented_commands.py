@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
 from dsv4_backend.softnpu.settings import torch_npu_path
 
 ROOT = Path(__file__).parents[1]

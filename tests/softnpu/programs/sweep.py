@@ -14,7 +14,7 @@ import torch
 import torch_npu  # noqa: F401
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from dsv4_backend.softnpu import current
+from softnpu import current
 
 device = current()
 # Not every synchronise of torch_npu passes on softnpu's text; it is on stderr always.

@@ -8,8 +8,8 @@ import os
 import sys
 from typing import Any
 
-from dsv4_backend.errors import EnvironmentFault
-from dsv4_backend.softnpu.settings import DEFAULTS, LIBRARIES, library_folder, settings
+from softnpu.errors import EnvironmentFault
+from softnpu.settings import DEFAULTS, LIBRARIES, library_folder, settings
 
 _current: Softnpu | None = None
 _started: dict[str, str] = {}
@@ -115,7 +115,7 @@ def _refuse_other(wanted: dict[str, str], running: dict[str, str]) -> None:
 
 
 def current() -> Softnpu | None:
-    """The device of this process, also when `dsv4-ascend softnpu` started it; None when there is none."""
+    """The device of this process, also when the command `softnpu` started it; None when there is none."""
     return start() if _current is None and _inherited() else _current
 
 

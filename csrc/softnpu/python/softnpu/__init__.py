@@ -1,10 +1,10 @@
 """The software Ascend device: the unmodified torch_npu wheel runs on it, with no NPU, driver or CANN.
 
 `start()` before `import torch_npu` makes this process use it; `environment()` is the same for another process, as
-`dsv4-ascend softnpu -- COMMAND` does. It proves launchers and orchestration, never NPU arithmetic or speed.
+`softnpu -- COMMAND` does. It proves launchers and orchestration, never NPU arithmetic or speed.
 """
 
-from dsv4_backend.softnpu.device import Softnpu, current, start
-from dsv4_backend.softnpu.settings import SOCS, environment, library_folder
+from softnpu.device import Softnpu, current, start
+from softnpu.settings import SOCS, environment, library_folder
 
 __all__ = ["SOCS", "Softnpu", "current", "environment", "library_folder", "start"]

@@ -1,6 +1,6 @@
 """Fixture `softnpu`, which also fails a test that left something wrong on the device.
 
-Use it with `pytest_plugins = ["dsv4_backend.softnpu.pytest_plugin"]` in the top conftest.py.
+Use it with `pytest_plugins = ["softnpu.pytest_plugin"]` in the top conftest.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dsv4_backend.softnpu import Softnpu, current, start
+from softnpu import Softnpu, current, start
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from dsv4_backend.errors import ArgumentError, EnvironmentFault
+from softnpu.errors import ArgumentError, EnvironmentFault
 
 SOCS = ("Ascend910B3", "Ascend910_9391", "Ascend950PR_9599")
 """One name of each emulated generation: A2, A3, A5."""
@@ -28,7 +28,7 @@ def library_folder() -> Path:
     missing = [name for name in LIBRARIES if not (folder / name).exists()]
     if missing:
         raise EnvironmentFault(
-            f"softnpu: {', '.join(missing)} not in {folder}: run `python csrc/softnpu/softnpu_build.py`"
+            f"softnpu: {', '.join(missing)} not in {folder}: install it again: pip install ./csrc/softnpu"
         )
     return folder
 
