@@ -17,10 +17,9 @@ def softnpu(arguments: list[str]) -> str:
     try:
         from softnpu.command import call
         from softnpu.errors import SoftnpuError
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "softnpu":
-            return how_to_install()
-        raise
+    except ImportError as error:
+        missing = error.name in ("softnpu", "softnpu.command")  # the latter: a folder that only has its name
+        return how_to_install() if missing else f"softnpu does not load: {error}; install it again"
     try:
         call(arguments, "dsv4-ascend softnpu")
     except SoftnpuError as error:
