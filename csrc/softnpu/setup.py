@@ -13,7 +13,7 @@ from softnpu_build import build as build_libraries
 
 
 class BuildLibraries(Command):
-    """A step of `build`: into the wheel's tree, or beside the sources for an editable installation."""
+    """A step of `build`: into the wheel's tree, or beside the sources when they stay editable."""
 
     description = "build the shared libraries"
     user_options = []

@@ -1,7 +1,8 @@
-"""Builds the software Ascend device: shared libraries with the names and the ABI of CANN's, with no CANN present.
+"""Builds the software Ascend device: libraries with the names and the ABI of CANN's, without CANN.
 
-`python csrc/softnpu/softnpu_build.py [FOLDER]` builds into FOLDER, python/softnpu/lib beside it unless given;
-setup.py calls `build`. Environment: CXX (g++; may carry arguments, "ccache g++"), CXXFLAGS, LDFLAGS, MAX_JOBS.
+`python csrc/softnpu/softnpu_build.py [FOLDER]` builds into FOLDER, python/softnpu/lib beside it
+unless given; setup.py calls `build`. Environment: CXX (g++; may carry arguments, "ccache g++"),
+CXXFLAGS, LDFLAGS, MAX_JOBS.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SOURCE = Path(__file__).resolve().parent
 TARGET = SOURCE / "python" / "softnpu" / "lib"
 WORK = SOURCE / "build" / "objects"
 PARTS = ("acl", "hccl", "opapi")
-# Names that torch_npu links or opens; everything they are asked for is in libascendcl, which they depend on.
+# Names that torch_npu links or opens; what they are asked for is in libascendcl, which they need.
 SHIMS = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "nnopbase")
 FLAGS = "-std=c++20 -O2 -g0 -fPIC -Wall -Wextra -fvisibility=hidden -fstack-protector-strong"
 LINK = "-shared -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--no-undefined -Wl,-rpath,'$$ORIGIN'"
@@ -39,7 +40,8 @@ def _flag(option: str, path: object) -> str:
 
 
 def _torch_flags() -> tuple[str, str]:
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a broken device backend fails `import torch`
+    # A broken device backend fails `import torch`.
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     from torch.utils.cpp_extension import include_paths, library_paths
 
     includes = " ".join(_flag("-isystem", path) for path in include_paths())
@@ -53,21 +55,29 @@ def _rules(target: Path, include: Path) -> str:
     lines = [
         "ninja_required_version = 1.3",
         "rule cxx",
-        f"  command = {cxx} {FLAGS} {_given('CXXFLAGS')} {_flag('-I', include)} $extra -MMD -MF $out.d -c $in -o $out",
+        f"  command = {cxx} {FLAGS} {_given('CXXFLAGS')} {_flag('-I', include)} $extra"
+        " -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",  # never half written
-        f"  command = {cxx} {LINK} {_given('LDFLAGS')} -Wl,-soname,$soname -o $out.new $in $extra && mv $out.new $out",
+        f"  command = {cxx} {LINK} {_given('LDFLAGS')} -Wl,-soname,$soname"
+        " -o $out.new $in $extra && mv $out.new $out",
     ]
 
-    def library(name: str, folder: str | None, extra_cxx: str, extra_link: str, needs: str = "") -> None:
+    def library(
+        name: str, folder: str | None, extra_cxx: str, extra_link: str, needs: str = ""
+    ) -> None:
         objects = []
         for source in sorted((SOURCE / folder).glob("*.cpp")) if folder else []:
             objects.append(f"{folder}/{source.stem}.o")
             lines.extend([f"build {objects[-1]}: cxx {_escaped(source)}", f"  extra = {extra_cxx}"])
         out = _escaped(target / f"lib{name}.so")
         lines.extend(
-            [f"build {out}: link {' '.join(objects)} | {needs}", f"  soname = lib{name}.so", f"  extra = {extra_link}"]
+            [
+                f"build {out}: link {' '.join(objects)} | {needs}",
+                f"  soname = lib{name}.so",
+                f"  extra = {extra_link}",
+            ]
         )
 
     runtime = _escaped(target / "libascendcl.so")
@@ -77,12 +87,13 @@ def _rules(target: Path, include: Path) -> str:
     library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} {torch}", runtime)
     for name in SHIMS:
         library(name, None, "", on_runtime, runtime)
-    library("hcomm", None, "", f"{on_runtime} -lhccl", _escaped(target / "libhccl.so"))  # asked for HcclGroupStart
+    # It is asked for HcclGroupStart.
+    library("hcomm", None, "", f"{on_runtime} -lhccl", _escaped(target / "libhccl.so"))
     return "\n".join(lines) + "\n"
 
 
 def _include_folder(work: Path) -> Path:
-    """Where "softnpu/..." is found, as the sources include each other, whatever the folder they lie in is called."""
+    """Where the sources find "softnpu/...", whatever the folder they lie in is called."""
     folder = work / "include" / "softnpu"
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
@@ -96,13 +107,17 @@ def _include_folder(work: Path) -> Path:
 def _refuse_a_missing_compiler() -> None:
     program = (shlex.split(os.environ.get("CXX", "")) or ["g++"])[0]
     if shutil.which(program) is None:
-        sys.exit(f"softnpu: compiler not found: {program}: install g++ 12 or newer, or name another one in CXX")
+        sys.exit(
+            f"softnpu: compiler not found: {program}: "
+            "install g++ 12 or newer, or name another one in CXX"
+        )
 
 
 def build(target: Path = TARGET, work: Path = WORK) -> None:
     """Build what has changed into the folder `target`; `work` keeps the objects.
 
-    Leaves the process when there is no compiler; raises subprocess.CalledProcessError when a source does not compile.
+    Leaves the process when there is no compiler; raises subprocess.CalledProcessError when a source
+    does not compile.
     """
     _refuse_a_missing_compiler()
     target.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import pytest
 from dsv4_ascend.cli import softnpu as handover
 
 ROOT = Path(__file__).parents[2]
-MAIN = "from dsv4_ascend.cli.main import main\nmain(sys.argv[1:])"
+MAIN = "sys.argv[0] = 'dsv4-ascend'\nfrom dsv4_ascend.cli.main import main\nmain(sys.argv[1:])"
 FAKE = """
 from softnpu.errors import SoftnpuError
 def call(arguments, name):
@@ -82,8 +82,7 @@ def test_a_broken_softnpu_is_said(fake):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("arguments", [["--version", "softnpu"], ["--help", "softnpu"]])
-def test_options_before_it_are_those_of_dsv4_ascend(arguments):
-    code, out, _ = run("sys.modules['softnpu'] = None", *arguments)
+def test_options_before_it_are_those_of_dsv4_ascend():
+    code, out, _ = run("sys.modules['softnpu'] = None", "--help", "softnpu")
     assert code == 0
-    assert ("train-tiny" in out) if "--help" in arguments else out[0].isdigit()
+    assert "train-tiny" in out

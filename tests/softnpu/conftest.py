@@ -25,5 +25,8 @@ class Missing(pytest.Item):
         super().__init__(**node)
         self.what = what
 
+    def reportinfo(self):
+        return self.path, None, f"{self.path.name}: the software device"
+
     def runtest(self):
         tier.lacking(self.what)

@@ -39,19 +39,37 @@ def call(arguments: Sequence[str], name: str = "softnpu") -> NoReturn:
 
 def _run(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(help="What to run, after `--`.", metavar="-- COMMAND")],
-    soc: Annotated[str | None, typer.Option(help="Ascend910B3 (default), Ascend910_9391, Ascend950PR_9599 ...")] = None,
-    devices: Annotated[int | None, typer.Option(help="How many NPUs the process sees (8).", min=1, max=32)] = None,
+    command: Annotated[
+        list[str], typer.Argument(help="What to run, after `--`.", metavar="-- COMMAND")
+    ],
+    soc: Annotated[
+        str | None, typer.Option(help="Ascend910B3 (default), Ascend910_9391, Ascend950PR_9599 ...")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="How many NPUs the process sees (8).", min=1, max=32)
+    ] = None,
     memory: Annotated[str | None, typer.Option(help="Of each device: 64M, 2G.")] = None,
-    cann: Annotated[str | None, typer.Option(help="The CANN version that torch_npu is told: 8.5.0, 9.1.0.")] = None,
-    workspace: Annotated[str | None, typer.Option(help="Of every operator, checked and overwritten: 4K.")] = None,
-    chaos: Annotated[int | None, typer.Option(help="Seed: one stream at a time is delayed.")] = None,
-    trace: Annotated[str | None, typer.Option(help="Chrome trace of all launches; %p = process id.")] = None,
-    fail: Annotated[str | None, typer.Option(help="CALL:N:CODE,...: the n-th use of CALL answers CODE.")] = None,
+    cann: Annotated[
+        str | None, typer.Option(help="The CANN version that torch_npu is told: 8.5.0, 9.1.0.")
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(help="Of every operator, checked and overwritten: 4K.")
+    ] = None,
+    chaos: Annotated[
+        int | None, typer.Option(help="Seed: one stream at a time is delayed.")
+    ] = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Chrome trace of all launches; %p = process id.")
+    ] = None,
+    fail: Annotated[
+        str | None, typer.Option(help="CALL:N:CODE,...: the n-th use of CALL answers CODE.")
+    ] = None,
 ) -> None:
-    """Run COMMAND with torch_npu on the software device. It proves launchers and order, not NPU arithmetic or speed.
+    """Run COMMAND with torch_npu on the software device. It proves launchers and order, not NPU
+    arithmetic or speed.
 
-    `python`, `torchrun`, `pytest` are this environment's, active or not. What is not given here is as SOFTNPU_* say.
+    `python`, `torchrun`, `pytest` are this environment's, active or not. What is not given here is
+    as SOFTNPU_* say.
     """
     try:
         variables = settings(
@@ -73,7 +91,9 @@ def _run(
 
 def _execute(command: list[str], variables: dict[str, str]) -> None:
     """Replace this process; this environment's programs come before those of PATH."""
-    variables["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), variables.get("PATH", os.defpath)])
+    variables["PATH"] = os.pathsep.join(
+        [os.path.dirname(sys.executable), variables.get("PATH", os.defpath)]
+    )
     try:
         os.execvpe(command[0], command, variables)
     except FileNotFoundError:

@@ -12,4 +12,4 @@ class ArgumentError(SoftnpuError, ValueError):
 
 
 class EnvironmentFault(SoftnpuError, RuntimeError):
-    """The libraries, the device or the command is missing or in a state that forbids what was asked for."""
+    """The libraries, the device or the command is missing, or cannot do what was asked for now."""
