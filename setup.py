@@ -1,4 +1,4 @@
-"""Builds `dsv4_backend._C` and the software Ascend device. Everything declarative is in pyproject.toml."""
+"""Builds `dsv4_backend._C`. Everything declarative is in pyproject.toml."""
 
 import os
 import sys
@@ -13,9 +13,6 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 CSRC = Path("csrc")
-sys.path.insert(0, str((CSRC / "softnpu").resolve()))
-from softnpu_build import build as build_softnpu
-
 SOURCES = sorted(str(path) for folder in ("bind", "common", "cpu", "npu") for path in (CSRC / folder).glob("*.cpp"))
 FLAGS = ["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fstack-protector-strong"]
 # Only compiled for OpenMP, not linked: the runtime must be the one that torch brings along.
@@ -30,13 +27,6 @@ class BuildExt(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.build_temp = f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
-
-    def run(self) -> None:
-        """Build the extension, and the software Ascend device beside its Python package."""
-        super().run()
-        home = Path("backend") if self.inplace else Path(self.build_lib)
-        libraries = home / "dsv4_backend" / "softnpu" / "lib"
-        build_softnpu(libraries.resolve(), (Path(self.build_temp) / "softnpu").resolve())
 
 
 setup(

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,8 @@ def tree(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target)
     for name in ("backend", "python"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "lib"))
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (target / "csrc" / "cpu").mkdir(parents=True)
-    (target / "csrc" / "softnpu").mkdir()
-    (target / "csrc" / "softnpu" / "softnpu_build.py").write_text("def build(target, work): pass\n")
     return target
 
 
@@ -44,6 +43,19 @@ def test_a_kernel_that_does_not_compile_fails_the_build(tree):
     assert done.returncode != 0
     assert "this kernel is broken" in done.stdout + done.stderr
     assert not wheels
+
+
+def test_the_only_library_of_the_wheel_is_the_extension(tree):
+    """The software Ascend device is a distribution of its own, also where an older build left its libraries behind."""
+    for folder in ("backend/dsv4_backend/softnpu/lib", "csrc/softnpu/python/softnpu/lib"):
+        (tree / folder).mkdir(parents=True)
+        (tree / folder / "libascendcl.so").touch()
+    done, wheels = build_wheel(tree, "int sound;\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(*wheels) as archive:
+        names = archive.namelist()
+    assert [re.sub(r"_C\..*", "_C", name) for name in names if ".so" in name] == ["dsv4_backend/_C"]
+    assert not [name for name in names if "softnpu" in name and name != "dsv4_ascend/cli/softnpu.py"]
 
 
 def test_a_missing_compiler_fails_the_build(tree):

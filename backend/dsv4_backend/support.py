@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -218,7 +219,7 @@ def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 
 
 def _cann_version(home: Path) -> str | None:
-    if home.resolve() == Path(__file__).resolve().parent / "softnpu":
+    if home.resolve() == _softnpu_folder():
         return "softnpu, the software device"
     patterns = ("ascend_toolkit_install.info", "*/ascend_toolkit_install.info", "version.info", "*/version.info")
     for path in (p for pattern in (*patterns, "share/info/*/version.info") for p in sorted(home.glob(pattern))):
@@ -229,6 +230,12 @@ def _cann_version(home: Path) -> str | None:
         if match:
             return match[1]
     return None
+
+
+def _softnpu_folder() -> Path | None:
+    """Where the distribution softnpu is installed; it is looked for, never imported."""
+    spec = importlib.util.find_spec("softnpu")
+    return Path(spec.origin).resolve().parent if spec and spec.origin else None
 
 
 def diagnose(probes: Probes) -> tuple[Finding, ...]:

@@ -1,72 +1,128 @@
-"""Builds the software Ascend device: shared libraries with the names and the ABI of CANN's, with no CANN present.
+"""Builds the software Ascend device: libraries with the names and the ABI of CANN's, without CANN.
 
-`python csrc/softnpu/softnpu_build.py [FOLDER]` builds into FOLDER, backend/dsv4_backend/softnpu/lib unless given;
-setup.py calls `build`.
+`python csrc/softnpu/softnpu_build.py [FOLDER]` builds into FOLDER, python/softnpu/lib beside it
+unless given; setup.py calls `build`. Environment: CXX (g++; may carry arguments, "ccache g++"),
+CXXFLAGS, LDFLAGS, MAX_JOBS.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
-TARGET = SOURCE.parents[1] / "backend" / "dsv4_backend" / "softnpu" / "lib"
-# Names that torch_npu links or opens; everything they are asked for is in libascendcl, which they depend on.
+TARGET = SOURCE / "python" / "softnpu" / "lib"
+WORK = SOURCE / "build" / "objects"
+PARTS = ("acl", "hccl", "opapi")
+# Names that torch_npu links or opens; what they are asked for is in libascendcl, which they need.
 SHIMS = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "nnopbase")
 FLAGS = "-std=c++20 -O2 -g0 -fPIC -Wall -Wextra -fvisibility=hidden -fstack-protector-strong"
 LINK = "-shared -Wl,-z,relro,-z,now -Wl,-z,noexecstack -Wl,--no-undefined -Wl,-rpath,'$$ORIGIN'"
 
 
+def _given(variable: str, default: str = "") -> str:
+    """What the environment says, as ninja writes it down for the shell."""
+    return (os.environ.get(variable, "").strip() or default).replace("$", "$$")
+
+
+def _escaped(path: Path) -> str:
+    """A path in a build line of ninja."""
+    return "".join(f"${c}" if c in "$ :" else c for c in str(path))
+
+
+def _flag(option: str, path: object) -> str:
+    """An option with a path, as the shell and ninja need it."""
+    return shlex.quote(f"{option}{path}").replace("$", "$$")
+
+
 def _torch_flags() -> tuple[str, str]:
+    # A broken device backend fails `import torch`.
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    includes = " ".join(f"-isystem{path}" for path in include_paths())
-    libraries = " ".join(f"-L{path}" for path in library_paths())
+    includes = " ".join(_flag("-isystem", path) for path in include_paths())
+    libraries = " ".join(_flag("-L", path) for path in library_paths())
     return includes, f"{libraries} -ltorch_cpu -lc10"
 
 
-def _rules(target: Path) -> str:
+def _rules(target: Path, include: Path) -> str:
     includes, torch = _torch_flags()
+    cxx = _given("CXX", "g++")
     lines = [
         "ninja_required_version = 1.3",
         "rule cxx",
-        f"  command = g++ {FLAGS} -I{SOURCE.parent} $extra -MMD -MF $out.d -c $in -o $out",
+        f"  command = {cxx} {FLAGS} {_given('CXXFLAGS')} {_flag('-I', include)} $extra"
+        " -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
-        "rule link",
-        f"  command = g++ {LINK} -Wl,-soname,$soname -o $out.new $in $extra && mv $out.new $out",  # never half written
+        "rule link",  # never half written
+        f"  command = {cxx} {LINK} {_given('LDFLAGS')} -Wl,-soname,$soname"
+        " -o $out.new $in $extra && mv $out.new $out",
     ]
 
-    def library(name: str, folder: str | None, extra_cxx: str, extra_link: str, needs: str = "") -> None:
+    def library(
+        name: str, folder: str | None, extra_cxx: str, extra_link: str, needs: str = ""
+    ) -> None:
         objects = []
         for source in sorted((SOURCE / folder).glob("*.cpp")) if folder else []:
             objects.append(f"{folder}/{source.stem}.o")
-            lines.extend([f"build {objects[-1]}: cxx {source}", f"  extra = {extra_cxx}"])
-        out = target / f"lib{name}.so"
+            lines.extend([f"build {objects[-1]}: cxx {_escaped(source)}", f"  extra = {extra_cxx}"])
+        out = _escaped(target / f"lib{name}.so")
         lines.extend(
-            [f"build {out}: link {' '.join(objects)} | {needs}", f"  soname = lib{name}.so", f"  extra = {extra_link}"]
+            [
+                f"build {out}: link {' '.join(objects)} | {needs}",
+                f"  soname = lib{name}.so",
+                f"  extra = {extra_link}",
+            ]
         )
 
-    runtime = target / "libascendcl.so"
-    on_runtime = f"-L{target} -Wl,--no-as-needed -lascendcl"
+    runtime = _escaped(target / "libascendcl.so")
+    on_runtime = f"{_flag('-L', target)} -Wl,--no-as-needed -lascendcl"
     library("ascendcl", "acl", "", "-lpthread")
-    library("hccl", "hccl", "", f"{on_runtime} -lpthread -lrt", str(runtime))
-    library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} {torch}", str(runtime))
+    library("hccl", "hccl", "", f"{on_runtime} -lpthread -lrt", runtime)
+    library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} {torch}", runtime)
     for name in SHIMS:
-        library(name, None, "", on_runtime, str(runtime))
-    library("hcomm", None, "", f"{on_runtime} -lhccl", str(target / "libhccl.so"))  # asked for HcclGroupStart
+        library(name, None, "", on_runtime, runtime)
+    # It is asked for HcclGroupStart.
+    library("hcomm", None, "", f"{on_runtime} -lhccl", _escaped(target / "libhccl.so"))
     return "\n".join(lines) + "\n"
 
 
-def build(target: Path = TARGET, work: Path | None = None) -> None:
-    """Builds what has changed. `work` keeps the objects (default: build/softnpu of the source tree)."""
-    work = work or SOURCE.parents[1] / "build" / "softnpu"
-    work.mkdir(parents=True, exist_ok=True)
+def _include_folder(work: Path) -> Path:
+    """Where the sources find "softnpu/...", whatever the folder they lie in is called."""
+    folder = work / "include" / "softnpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        link = folder / part
+        if link.resolve() != SOURCE / part:
+            link.unlink(missing_ok=True)
+            link.symlink_to(SOURCE / part)
+    return folder.parent
+
+
+def _refuse_a_missing_compiler() -> None:
+    program = (shlex.split(os.environ.get("CXX", "")) or ["g++"])[0]
+    if shutil.which(program) is None:
+        sys.exit(
+            f"softnpu: compiler not found: {program}: "
+            "install g++ 12 or newer, or name another one in CXX"
+        )
+
+
+def build(target: Path = TARGET, work: Path = WORK) -> None:
+    """Build what has changed into the folder `target`; `work` keeps the objects.
+
+    Leaves the process when there is no compiler; raises subprocess.CalledProcessError when a source
+    does not compile.
+    """
+    _refuse_a_missing_compiler()
     target.mkdir(parents=True, exist_ok=True)
-    (work / "build.ninja").write_text(_rules(target.resolve()))
+    include = _include_folder(work)
+    (work / "build.ninja").write_text(_rules(target.resolve(), include.absolute()))
     ninja = [found] if (found := shutil.which("ninja")) else [sys.executable, "-m", "ninja"]
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
     subprocess.run([*ninja, *jobs, "-C", str(work)], check=True)

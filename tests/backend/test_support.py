@@ -1,11 +1,10 @@
 """Diagnosis of made-up machines."""
 
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from dsv4_backend import support
 from dsv4_backend.support import Cann, Probes, diagnose, find_cann, verdict
 
 HEALTHY = Probes(
@@ -109,9 +108,33 @@ def test_the_same_cann_by_library_path_and_home_is_one(tmp_path):
     assert len(list(find_cann({"LD_LIBRARY_PATH": f"{home}/lib64", "ASCEND_HOME_PATH": home}))) == 1
 
 
-def test_softnpu_is_named_in_whole_words():
-    library = Path(support.__file__).parent / "softnpu" / "lib64"
-    (cann, *_) = find_cann({"ASCEND_HOME_PATH": str(library.parent)})
+@pytest.fixture
+def softnpu_folder(tmp_path, monkeypatch):
+    """An installed package of that name, which fails when it is imported: probing must not."""
+    folder = tmp_path / "softnpu"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / "libascendcl.so").touch()
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "softnpu", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize("named_by", ["ASCEND_HOME_PATH", "LD_LIBRARY_PATH"])
+def test_softnpu_is_named_in_whole_words(softnpu_folder, named_by):
+    path = {"ASCEND_HOME_PATH": softnpu_folder, "LD_LIBRARY_PATH": softnpu_folder / "lib"}[named_by]
+    (cann, *_) = find_cann({named_by: str(path)})
     assert cann.version == "softnpu, the software device"
     (line,) = [f.found for f in diagnose(replace(HEALTHY, cann=(cann,))) if f.subject == "CANN"]
-    assert line == f"softnpu, the software device, in {library.parent} (ASCEND_HOME_PATH)"
+    assert line == f"softnpu, the software device, in {softnpu_folder} ({named_by})"
+
+
+@pytest.mark.parametrize("what", ["nothing", "a folder that is no package", "a module that must not be imported"])
+def test_without_softnpu_a_cann_is_a_cann(softnpu_folder, monkeypatch, what):
+    (softnpu_folder / "__init__.py").unlink()
+    if what == "nothing":
+        monkeypatch.setattr(sys, "path", [])
+    if what == "a module that must not be imported":
+        monkeypatch.setitem(sys.modules, "softnpu", None)
+    (cann, *_) = find_cann({"ASCEND_HOME_PATH": str(softnpu_folder)})
+    assert cann.version is None

@@ -1,19 +1,32 @@
+"""Where the software device is missing, each file here is one test that says what is missing; none is imported."""
+
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
-from processes import BESIDE
-
-from dsv4_backend.errors import EnvironmentFault
-from dsv4_backend.softnpu import library_folder
+import tier
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _available():
-    if importlib.util.find_spec("torch_npu") is None and not BESIDE.exists():
-        pytest.skip("torch_npu is not installed: ci/setup test puts it into .venv/npu")
-    try:
-        library_folder()
-    except EnvironmentFault as fault:
-        pytest.skip(str(fault))
+def pytest_pycollect_makemodule(module_path, parent):
+    what = tier.missing()
+    return Absent.from_parent(parent, path=module_path, what=what) if what else None
+
+
+class Absent(pytest.File):
+    def __init__(self, *, what, **node):
+        super().__init__(**node)
+        self.what = what
+
+    def collect(self):
+        yield Missing.from_parent(self, name="softnpu", what=self.what)
+
+
+class Missing(pytest.Item):
+    def __init__(self, *, what, **node):
+        super().__init__(**node)
+        self.what = what
+
+    def reportinfo(self):
+        return self.path, None, f"{self.path.name}: the software device"
+
+    def runtest(self):
+        tier.lacking(self.what)

@@ -9,13 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tier import BESIDE
 
-from dsv4_backend.softnpu import environment
-from dsv4_backend.softnpu.settings import settings
+from softnpu import environment
+from softnpu.settings import settings
 
 HERE = Path(__file__).resolve().parent
-BESIDE = HERE.parents[1] / ".venv" / "npu"
-"""Where ci/setup puts torch_npu: on the path of these tests' programs only, since it breaks `import torch` without CANN."""
 
 long = pytest.mark.skipif(not os.environ.get("SOFTNPU_LONG"), reason="the longer tier: set SOFTNPU_LONG=1")
 

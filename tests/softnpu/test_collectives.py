@@ -5,7 +5,7 @@ import re
 import pytest
 from processes import long, run
 
-from dsv4_backend.softnpu import SOCS
+from softnpu import SOCS
 
 
 @pytest.mark.parametrize(("ranks", "soc"), [(2, SOCS[0]), (4, SOCS[1]), pytest.param(3, SOCS[2], marks=long)])

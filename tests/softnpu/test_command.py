@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from processes import execute
 
-from dsv4_ascend.cli.softnpu import softnpu
-from dsv4_backend.errors import ArgumentError, EnvironmentFault
-from dsv4_backend.softnpu import environment, library_folder
-from dsv4_backend.softnpu import settings as settings_module
-from dsv4_backend.softnpu.settings import settings
+from softnpu import environment, library_folder
+from softnpu import settings as settings_module
+from softnpu.command import call
+from softnpu.errors import ArgumentError, EnvironmentFault
+from softnpu.settings import settings
 
 PLAIN = {key: value for key, value in os.environ.items() if key not in ("PATH", "TORCH_DEVICE_BACKEND_AUTOLOAD")}
 CLI = [str(Path(sys.executable).with_name("dsv4-ascend"))]
@@ -92,7 +92,7 @@ def test_a_missing_torch_npu_is_said_with_what_to_do(tmp_path, monkeypatch, capf
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(settings_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentFault, match="command not found: no-such-command"):
-        softnpu(["no-such-command"])
+        call(["no-such-command"])
     wanted = f"pip install --no-deps --target {tmp_path}/npu torch-npu==2.13.0"
     assert "torch_npu is not installed here" in (err := capfd.readouterr().err) and wanted in err
 
@@ -226,8 +226,8 @@ def test_trace_that_cannot_be_written_is_said_at_the_start_and_at_the_end(tmp_pa
 
 def test_start_again_with_other_options():
     program = (
-        "import os\nos.environ.pop('SOFTNPU_SOC', None)\nfrom dsv4_backend import softnpu\n"
-        "from dsv4_backend.errors import EnvironmentFault\nfirst = softnpu.start(memory='64M')\n"
+        "import os\nos.environ.pop('SOFTNPU_SOC', None)\nimport softnpu\n"
+        "from softnpu.errors import EnvironmentFault\nfirst = softnpu.start(memory='64M')\n"
         "assert softnpu.start() is first and softnpu.start(memory='64M', soc='Ascend910B3') is first\n"
         "try:\n    softnpu.start(memory='64M', devices=2)\nexcept EnvironmentFault as fault:\n    print(fault)\n"
     )

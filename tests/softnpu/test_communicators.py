@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import HERE, long
+from tier import lacking
 
 ROOT = HERE.parents[1]
 SOURCES = [
@@ -19,7 +20,7 @@ SOURCES = [
 @pytest.fixture(scope="module", params=["thread", pytest.param("address", marks=long)])
 def binary(request, tmp_path_factory):
     if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
+        lacking("g++ is not installed")
     folder = tmp_path_factory.mktemp("communicators")
     compile_ = ["g++", "-std=c++20", "-g", "-O1", f"-fsanitize={request.param}", f"-I{ROOT / 'csrc'}"]
     objects = {source: folder / f"{source.stem}.o" for source in SOURCES}

@@ -7,7 +7,7 @@ import re
 import pytest
 from processes import execute, long, run
 
-from dsv4_backend.softnpu import SOCS
+from softnpu import SOCS
 
 
 @pytest.mark.parametrize("soc", SOCS)
@@ -116,7 +116,7 @@ def test_expandable_segments():
 
 def test_fixture(tmp_path):
     """In a user's own tests: the device starts in process, and a test that leaves an idle launch behind fails."""
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["dsv4_backend.softnpu.pytest_plugin"]\n')
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["softnpu.pytest_plugin"]\n')
     (tmp_path / "test_it.py").write_text(
         "import torch\n\n\ndef test_good(softnpu):\n    assert torch.ones(3, device='npu').sum().item() == 3\n"
         "    assert softnpu.launches()['aclnnReduceSum'] == 1\n\n\n"

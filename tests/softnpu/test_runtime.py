@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 from processes import HERE
+from tier import lacking
 
 ROOT = HERE.parents[1]
 
@@ -12,7 +13,7 @@ ROOT = HERE.parents[1]
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory):
     if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
+        lacking("g++ is not installed")
     path = tmp_path_factory.mktemp("softnpu") / "runtime_test"
     sources = [
         HERE / "runtime_test.cpp",

@@ -67,6 +67,8 @@ def _run(arguments: Sequence[str]) -> int:
         with _interrupts_end_the_process():
             from dsv4_ascend.cli import app
         return app.call(COMMANDS, {}, arguments)
+    if arguments[0] == "softnpu":  # its options are its own, and torch need not be imported
+        return _softnpu(list(arguments[1:]))
     target, _ = COMMANDS[name]
     try:
         with _interrupts_end_the_process():
@@ -90,6 +92,12 @@ def _run(arguments: Sequence[str]) -> int:
         if fault is None:
             raise
         return _complain(f"{name}: {fault}", ENVIRONMENT)
+
+
+def _softnpu(arguments: list[str]) -> int:
+    from dsv4_ascend.cli.softnpu import softnpu
+
+    return _complain(f"{softnpu(arguments)}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT)
 
 
 def _load(target: str) -> Any:

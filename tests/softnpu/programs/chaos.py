@@ -5,7 +5,7 @@ import sys
 import torch
 import torch_npu  # noqa: F401
 
-from dsv4_backend.softnpu import current
+from softnpu import current
 
 device = current()
 streams = [torch.npu.Stream() for _ in range(3)]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch_npu  # noqa: F401
 
-from dsv4_backend.softnpu import current
+from softnpu import current
 
 dist.init_process_group("hccl")
 rank = dist.get_rank()

@@ -8,7 +8,7 @@ import sys
 import torch
 import torch_npu
 
-from dsv4_backend.softnpu import current
+from softnpu import current
 
 case = sys.argv[1]
 device = current()

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from dsv4_backend.softnpu import current
+from softnpu import current
 
 DRAWS = {
     "rand": lambda: torch.rand(64, device="npu"),

@@ -1,7 +1,7 @@
 """Every call of a decode step fails once: an error that names the call, no leak, and the next step right. `sweep.py MODEL [STRIDE]`.
 
 Each use of each function fails in turn (every STRIDE-th of them when given). One leak is torch_npu's own: when phase 1 or 2 of an operator fails it
-never destroys that call's arguments. Run with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the process (docs/softnpu.md).
+never destroys that call's arguments. Run with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the process (csrc/softnpu/docs/device.md).
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import torch
 import torch_npu  # noqa: F401
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from dsv4_backend.softnpu import current
+from softnpu import current
 
 device = current()
 # Not every synchronise of torch_npu passes on softnpu's text; it is on stderr always.

@@ -8,8 +8,8 @@ import os
 import sys
 from typing import Any
 
-from dsv4_backend.errors import EnvironmentFault
-from dsv4_backend.softnpu.settings import DEFAULTS, LIBRARIES, library_folder, settings
+from softnpu.errors import EnvironmentFault
+from softnpu.settings import DEFAULTS, LIBRARIES, library_folder, settings
 
 _current: Softnpu | None = None
 _started: dict[str, str] = {}
@@ -30,9 +30,9 @@ class Softnpu:
     def statistics(self) -> dict[str, Any]:
         """What has happened in this process.
 
-        `calls` by function, `alive` objects, `launches` by operator, `idle_launches` (the kernel stored into none of
-        its outputs), `unlaunched` (phase 1 without phase 2), `unreceived` messages, faults that
-        `fired` and that are still `planned`, `memory`.
+        `calls` by function, `alive` objects, `launches` by operator, `idle_launches` (the kernel
+        stored into none of its outputs), `unlaunched` (phase 1 without phase 2), `unreceived`
+        messages, faults that `fired` and that are still `planned`, `memory`.
         """
         room = 1 << 16
         while True:
@@ -44,7 +44,7 @@ class Softnpu:
             room = 2 * needed
 
     def alive(self) -> dict[str, int]:
-        """Objects that exist now; tensors, scalars, arrays and executors are 0 whenever no call is in flight."""
+        """Objects that exist now; tensors, scalars, arrays and executors are 0 between calls."""
         return dict(self.statistics()["alive"])
 
     def launches(self) -> dict[str, int]:
@@ -52,9 +52,10 @@ class Softnpu:
         return {name: totals["launches"] for name, totals in self.statistics()["launches"].items()}
 
     def inject(self, faults: str) -> None:
-        """Plan faults "CALL:N:CODE", comma separated, counted from now; "" forgets all. Raises EnvironmentFault.
+        """Plan faults "CALL:N:CODE", comma separated, counted from now; "" forgets all.
 
         CALL@kernel fails on the stream, CALL@idle is launched and does nothing (any code but 0).
+        Raises EnvironmentFault for a fault that cannot be read.
         """
         self._check(self._runtime.softnpu_inject(faults.encode()))
 
@@ -71,9 +72,11 @@ class Softnpu:
         self._check(self._runtime.softnpu_check_red_zones())
 
     def raw_write(self, pointer: int, offset: int, value: int) -> None:
-        """Write one byte as a faulty kernel would: `offset` is not checked. For tests of the guards."""
+        """Write one byte as a faulty kernel would: `offset` is not checked. For tests of guards."""
         self._check(
-            self._runtime.softnpu_raw_write(ctypes.c_void_p(pointer), ctypes.c_size_t(offset), ctypes.c_ubyte(value))
+            self._runtime.softnpu_raw_write(
+                ctypes.c_void_p(pointer), ctypes.c_size_t(offset), ctypes.c_ubyte(value)
+            )
         )
 
     def _check(self, code: int) -> None:
@@ -82,20 +85,25 @@ class Softnpu:
 
 
 def start(**options: Any) -> Softnpu:
-    """Load the software device into this process, before `import torch_npu`. Options: see `settings.settings`.
+    """Load the software device into this process, before `import torch_npu`.
 
-    Raises EnvironmentFault when torch_npu is loaded already, the libraries were not built or the device runs already
-    with other options; ArgumentError for a bad option.
+    Options: see `settings.settings`. Raises EnvironmentFault when torch_npu is loaded already, the
+    libraries were not built or the device runs already with other options; ArgumentError for a bad
+    option.
     """
     global _current
     variables = settings(**options)
     if "torch_npu" in sys.modules and _current is None and not _inherited():
-        raise EnvironmentFault("softnpu.start() comes before `import torch_npu`: set TORCH_DEVICE_BACKEND_AUTOLOAD=0")
+        raise EnvironmentFault(
+            "softnpu.start() comes before `import torch_npu`: set TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+        )
     if _current is not None or "torch_npu" in sys.modules:
         _refuse_other(variables, _started if _current else dict(os.environ))
     if _current is None:
         os.environ.update(variables)
-        _started.update((name, value) for name, value in os.environ.items() if name.startswith("SOFTNPU_"))
+        _started.update(
+            (name, value) for name, value in os.environ.items() if name.startswith("SOFTNPU_")
+        )
         import torch  # noqa: F401  (libopapi is linked against it)
 
         folder = library_folder()
@@ -115,7 +123,7 @@ def _refuse_other(wanted: dict[str, str], running: dict[str, str]) -> None:
 
 
 def current() -> Softnpu | None:
-    """The device of this process, also when `dsv4-ascend softnpu` started it; None when there is none."""
+    """The device of this process, also when the command `softnpu` started it; None if none is."""
     return start() if _current is None and _inherited() else _current
 
 

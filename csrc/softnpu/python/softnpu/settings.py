@@ -8,18 +8,23 @@ import os
 import sys
 from pathlib import Path
 
-from dsv4_backend.errors import ArgumentError, EnvironmentFault
+from softnpu.errors import ArgumentError, EnvironmentFault
 
 SOCS = ("Ascend910B3", "Ascend910_9391", "Ascend950PR_9599")
 """One name of each emulated generation: A2, A3, A5."""
 
 # In the order in which each one finds what it needs.
 LIBRARIES = (
-    "libascendcl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so",
-    "libnnopbase.so", "libhccl.so", "libhcomm.so", "libopapi.so",
+    "libascendcl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so",
+    "libacl_tdt_channel.so", "libnnopbase.so", "libhccl.so", "libhcomm.so", "libopapi.so",
 )  # fmt: skip
 
-DEFAULTS = {"SOFTNPU_SOC": "Ascend910B3", "SOFTNPU_CANN": "8.5.0", "SOFTNPU_DEVICES": "8", "SOFTNPU_CHAOS": "0"}
+DEFAULTS = {
+    "SOFTNPU_SOC": "Ascend910B3",
+    "SOFTNPU_CANN": "8.5.0",
+    "SOFTNPU_DEVICES": "8",
+    "SOFTNPU_CHAOS": "0",
+}
 
 
 def library_folder() -> Path:
@@ -27,9 +32,8 @@ def library_folder() -> Path:
     folder = Path(__file__).resolve().parent / "lib"
     missing = [name for name in LIBRARIES if not (folder / name).exists()]
     if missing:
-        raise EnvironmentFault(
-            f"softnpu: {', '.join(missing)} not in {folder}: run `python csrc/softnpu/softnpu_build.py`"
-        )
+        advice = "install it again: pip install ./csrc/softnpu"
+        raise EnvironmentFault(f"softnpu: {', '.join(missing)} not in {folder}: {advice}")
     return folder
 
 
@@ -46,11 +50,12 @@ def settings(
 ) -> dict[str, str]:
     """SOFTNPU_* variables.
 
-    `soc`: Ascend910B*, Ascend910_93* or Ascend950*; `cann`: the version that torch_npu is told (8.5.0);
-    `memory`: of each device, "64M" or "2G"; `workspace`: that every operator asks for, "4K"; `chaos`: seed, one stream
-    at a time is delayed; `trace`: Chrome JSON written when the process ends, %p = process id; `fail`: "CALL:N:CODE",
-    comma separated, the n-th use of CALL answers CODE (CALL@kernel: on the stream, found when it is synchronised;
-    CALL@idle: it is launched and does nothing). Raises ArgumentError for a value that the device refuses,
+    `soc`: Ascend910B*, Ascend910_93* or Ascend950*; `cann`: the version that torch_npu is told
+    (8.5.0); `memory`: of each device, "64M" or "2G"; `workspace`: that every operator asks for,
+    "4K"; `chaos`: seed, one stream at a time is delayed; `trace`: Chrome JSON written when the
+    process ends, %p = process id; `fail`: "CALL:N:CODE", comma separated, the n-th use of CALL
+    answers CODE (CALL@kernel: on the stream, found when it is synchronised; CALL@idle: it is
+    launched and does nothing). Raises ArgumentError for a value that the device refuses,
     EnvironmentFault when it was not built.
     """
     given = {
@@ -78,24 +83,27 @@ def _refusal(name: str, value: str) -> str:
 
 
 def beside() -> Path:
-    """Where ci/setup puts torch_npu: beside the environment, in which it would break every `import torch`."""
+    """Where torch_npu may lie: beside the environment, in which it would break `import torch`."""
     return Path(sys.prefix) / "npu"
 
 
 def torch_npu_path() -> str | None:
-    """What the Python path of a process needs to find torch_npu: nothing ("") where it is installed; None: nowhere."""
+    """What Python's path needs for torch_npu: nothing ("") where it is installed; None: nowhere."""
     if importlib.util.find_spec("torch_npu") is not None:
         return ""
     return str(beside()) if (beside() / "torch_npu").is_dir() else None
 
 
 def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
-    """Environment of a process whose torch_npu is to use the software device; `variables` come from `settings`.
+    """Environment of a process whose torch_npu is to use the software device.
 
+    `variables` come from `settings`.
     A torch_npu that lies `beside` this environment is put on the Python path of that process.
     """
     result = {**os.environ, **(variables or {})}
-    result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch_npu leaves "0" behind when its import has failed
+    result.pop(
+        "TORCH_DEVICE_BACKEND_AUTOLOAD", None
+    )  # torch_npu leaves "0" behind when its import has failed
     _prepend(result, "LD_LIBRARY_PATH", str(library_folder()))
     _prepend(result, "PYTHONPATH", torch_npu_path())
     return result
