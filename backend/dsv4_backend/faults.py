@@ -2,7 +2,7 @@
 
     rms_norm.wrong_arguments({"epsilon left out": {"eps": 0.0}, "weight + 1": {"weight": lambda w: w + 1}})
     hc_pre.wrong_results({"comb transposed": {"comb": lambda comb: comb.mT}})
-    hc_pre.wrong_steps({"softmax alone": {sinkhorn: lambda logits, rounds, eps: logits.softmax(-1)}})
+    hc_pre.wrong_step(sinkhorn, {"softmax alone": lambda logits, rounds, eps: logits.softmax(-1)})
     topk_indices.no_output_fault("one NaN", "indices are integers")
 
 Each table maps names of faults to edits. Every output has the faults of `OUTPUT_FAULTS` without being asked. What no
@@ -65,7 +65,7 @@ class Faults:
         returns = torch._C.parse_schema(schema).returns
         self._outputs = tuple(r.name or f"output {i}" for i, r in enumerate(returns))
         self._faults: dict[str, Function] = {}
-        self._output_faults = dict(_output_faults(reference, self._outputs))
+        self.output_faults = dict(_output_faults(reference, self._outputs))
         self.left_out: dict[str, str] = {}
         """Output faults that make no sense here -> why."""
 
@@ -73,7 +73,7 @@ class Faults:
         """Decorator: a mutant of the whole reference; ValueError for a name that is taken."""
 
         def add(mutant: Function) -> Function:
-            if name in self._faults or name in self._output_faults:
+            if name in self._faults or name in self.output_faults:
                 raise self._wrong(name, "is defined twice")
             self._faults[name] = mutant
             return mutant
@@ -115,19 +115,23 @@ class Faults:
             except LookupError as error:
                 raise self._wrong(name, str(error)) from error
 
+    def wrong_step(self, step: Function, faults: Mapping[str, Function]) -> None:
+        """Faults that replace the same function; see `wrong_steps`."""
+        self.wrong_steps({name: {step: replacement} for name, replacement in faults.items()})
+
     def no_output_fault(self, name: str, why: str) -> None:
         """Leave out an output fault that changes nothing here; ValueError when there is none of that name."""
-        if name not in self._output_faults:
-            raise self._wrong(name, f"is no output fault; there are {', '.join(self._output_faults)}")
+        if name not in self.output_faults:
+            raise self._wrong(name, f"is no output fault; there are {', '.join(self.output_faults)}")
         self.left_out[name] = why
 
     def all_faults(self) -> dict[str, Function]:
         """Output faults that are not left out, then the others."""
-        return {n: f for n, f in self._output_faults.items() if n not in self.left_out} | self._faults
+        return {n: f for n, f in self.output_faults.items() if n not in self.left_out} | self._faults
 
     def left_out_faults(self) -> dict[str, Function]:
         """Output faults that are left out: no case may tell them from the oracle."""
-        return {name: self._output_faults[name] for name in self.left_out}
+        return {name: self.output_faults[name] for name in self.left_out}
 
     def _change(self, name: str, edit: Edits, known: tuple[str, ...]) -> Edit:
         if callable(edit):

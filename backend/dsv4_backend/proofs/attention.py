@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -229,53 +229,50 @@ def _packed(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Ten
     return attend(q, sink, [Keys(rows[token, order], valid.gather(1, order), True)])
 
 
-def _padded_in_front(t: torch.Tensor, window: int) -> torch.Tensor:
-    return t[:, None] + torch.arange(1 - window, 1)
-
-
 def _ascending(choice: torch.Tensor) -> torch.Tensor:
     rows = choice.masked_fill(choice < 0, torch.iinfo(torch.int32).max).sort(1).values
     return rows.masked_fill(rows == torch.iinfo(torch.int32).max, -1)
 
 
-def _no_window(t: torch.Tensor, window: int) -> torch.Tensor:
-    return near_positions(t, window) * 0 - 1
-
-
-_WRONG_WINDOWS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
-    "window one key short": lambda t, window: near_positions(t, window)[:, 1:],
-    "window one key long": lambda t, window: near_positions(t, window + 1),
-    "current token not seen": lambda t, window: near_positions(t - 1, window),
-    "next token seen": lambda t, window: near_positions(t + 1, window),
-    "window left out": _no_window,
-    "window padded in front": _padded_in_front,
-    "newest window key first": lambda t, window: near_positions(t, window).flip(1),
-}
-_WRONG_SCORES: dict[str, Callable[[torch.Tensor, Keys], torch.Tensor]] = {
-    "scale left out": lambda q, keys: score_keys(q * q.shape[-1] ** 0.5, keys),
-    "scale of the channels without RoPE": lambda q, keys: score_keys(q * (8 / 7) ** 0.5, keys),
-    "hidden keys score 0": lambda q, keys: score_keys(q, keys).masked_fill(~keys.valid[:, None], 0),
-}
-_WRONG_SHARES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "sink left out": lambda peak, total, sink: torch.ones_like(total),
-    "sink counted twice": lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)),
-    "sink not relative to the maximum": lambda peak, total, sink: keys_share(peak * 0, total, sink),
-    "sink of the next head": lambda peak, total, sink: keys_share(peak, total, sink.roll(1)),
-}
-_WRONG_ATTENTION: dict[str, Callable[..., torch.Tensor]] = {
-    "two separate softmaxes": _apart,
-    "tiles of 32 keys": partial(attend, tile=32),
-    "tiles of 128 keys": partial(attend, tile=128),
-    "compressed entries before the window": lambda q, sink, parts: attend(q, sink, parts[::-1]),
-    "window not padded": _packed,
-}
-for _step, _wrong in (
-    (near_positions, _WRONG_WINDOWS),
-    (score_keys, _WRONG_SCORES),
-    (keys_share, _WRONG_SHARES),
-    (attend, _WRONG_ATTENTION),
-):
-    sparse_attention.wrong_steps({name: {_step: replacement} for name, replacement in _wrong.items()})
+sparse_attention.wrong_step(
+    near_positions,
+    {
+        "window one key short": lambda t, window: near_positions(t, window)[:, 1:],
+        "window one key long": lambda t, window: near_positions(t, window + 1),
+        "current token not seen": lambda t, window: near_positions(t - 1, window),
+        "next token seen": lambda t, window: near_positions(t + 1, window),
+        "window left out": lambda t, window: near_positions(t, window) * 0 - 1,
+        "window padded in front": lambda t, window: t[:, None] + torch.arange(1 - window, 1),
+        "newest window key first": lambda t, window: near_positions(t, window).flip(1),
+    },
+)
+sparse_attention.wrong_step(
+    score_keys,
+    {
+        "scale left out": lambda q, keys: score_keys(q * q.shape[-1] ** 0.5, keys),
+        "scale of the channels without RoPE": lambda q, keys: score_keys(q * (8 / 7) ** 0.5, keys),
+        "hidden keys score 0": lambda q, keys: score_keys(q, keys).masked_fill(~keys.valid[:, None], 0),
+    },
+)
+sparse_attention.wrong_step(
+    keys_share,
+    {
+        "sink left out": lambda peak, total, sink: torch.ones_like(total),
+        "sink counted twice": lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)),
+        "sink not relative to the maximum": lambda peak, total, sink: keys_share(peak * 0, total, sink),
+        "sink of the next head": lambda peak, total, sink: keys_share(peak, total, sink.roll(1)),
+    },
+)
+sparse_attention.wrong_step(
+    attend,
+    {
+        "two separate softmaxes": _apart,
+        "tiles of 32 keys": partial(attend, tile=32),
+        "tiles of 128 keys": partial(attend, tile=128),
+        "compressed entries before the window": lambda q, sink, parts: attend(q, sink, parts[::-1]),
+        "window not padded": _packed,
+    },
+)
 sparse_attention.wrong_steps(
     {
         "compressed entries left out": {compressed_keys: lambda call, tokens: None},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,34 +214,39 @@ def _swap_ranges(rows: torch.Tensor, groups: int, ratio: int) -> torch.Tensor:
     return channel_ranges(rows.unflatten(-1, (2, groups, -1)).flip(3).flatten(2), groups, ratio)
 
 
-_WRONG_ENDS: dict[str, Callable[[Call, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "norm left out": lambda call, y, block: _rotate(call, y, block * call.ratio),
-    "epsilon left out": lambda call, y, block: finish_entries(call._replace(eps=1e-30), y, block),
-    "RoPE left out": lambda call, y, block: _norm(call, y),
-    "RoPE before the norm": lambda call, y, block: _norm(call, _rotate(call, y, block * call.ratio)),
-    "RoPE at the last token": lambda call, y, block: _rotate(call, _norm(call, y), (block + 1) * call.ratio - 1),
-    "RoPE at the overlapped block": lambda call, y, block: finish_entries(call, y, block + 1 - call.groups),
-    "RoPE at the entry's index": lambda call, y, block: _rotate(call, _norm(call, y), block),
-}
+compress.wrong_step(
+    finish_entries,
+    {
+        "norm left out": lambda call, y, block: _rotate(call, y, block * call.ratio),
+        "epsilon left out": lambda call, y, block: finish_entries(call._replace(eps=1e-30), y, block),
+        "RoPE left out": lambda call, y, block: _norm(call, y),
+        "RoPE before the norm": lambda call, y, i: _norm(call, _rotate(call, y, i * call.ratio)),
+        "RoPE at the last token": lambda call, y, i: _rotate(call, _norm(call, y), (i + 1) * call.ratio - 1),
+        "RoPE at the overlapped block": lambda call, y, i: finish_entries(call, y, i + 1 - call.groups),
+        "RoPE at the entry's index": lambda call, y, block: _rotate(call, _norm(call, y), block),
+    },
+)
+compress.wrong_step(
+    pool_slots,
+    {
+        "slots before the start have weight": _pool_before_start,
+        "softmax without maximum": _pool_without_maximum,
+        "one weight for all channels": lambda u, s, gone: pool_slots(u, s.mean(2, True).expand_as(s), gone),
+        "mean pooling": lambda u, s, gone: pool_slots(u, s * 0, gone),
+    },
+)
 compress.wrong_steps(
     {
         "ape of the next token": {project_tokens: lambda call, t: project_tokens(call, t + 1)},
         "projections rounded to bf16": {project_tokens: lambda call, t: project_tokens(call, t).bfloat16()},
-        "last token not stored": {store_rows: lambda cache, flat, rows: store_rows(cache, flat[:-1], rows[:-1])},
-        "state kept in bf16": {store_rows: lambda cache, flat, rows: store_rows(cache, flat, rows.bfloat16())},
+        "last token not stored": {store_rows: lambda cache, at, rows: store_rows(cache, at[:-1], rows[:-1])},
+        "state kept in bf16": {store_rows: lambda cache, at, rows: store_rows(cache, at, rows.bfloat16())},
         "look-back one token early": {pooled_positions: lambda block, r, c: pooled_positions(block, r, c) - 1},
         "previous block left out": {pooled_positions: _own_block},
         "channel ranges swapped": {channel_ranges: _swap_ranges},
         "one channel range for both blocks": {
             channel_ranges: lambda rows, c, r: rows.unflatten(-1, (2, c, -1))[..., -1, :]
         },
-        "slots before the start have weight": {pool_slots: _pool_before_start},
-        "softmax without maximum": {pool_slots: _pool_without_maximum},
-        "one weight for all channels": {
-            pool_slots: lambda u, s, gone: pool_slots(u, s.mean(2, True).expand_as(s), gone)
-        },
-        "mean pooling": {pool_slots: lambda u, s, gone: pool_slots(u, s * 0, gone)},
-        **{name: {finish_entries: finish} for name, finish in _WRONG_ENDS.items()},
     }
 )
 compress.wrong_arguments(

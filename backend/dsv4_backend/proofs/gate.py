@@ -111,7 +111,7 @@ _WRONG_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "logits rounded to bf16": lambda logits: sqrt_softplus(logits.bfloat16().to(logits.dtype)),
 }
 for _contract in (gate_topk, gate_hash):
-    _contract.wrong_steps({name: {sqrt_softplus: scores} for name, scores in _WRONG_SCORES.items()})
+    _contract.wrong_step(sqrt_softplus, _WRONG_SCORES)
     _contract.wrong_arguments({"route_scale left out": {"route_scale": 1.0}})
     _contract.no_output_fault("ids: one NaN", "ids are integers")
 
@@ -155,7 +155,7 @@ gate_hash.wrong_arguments(
         "ids in rising order": {"tid2eid": lambda table: table.sort(-1).values},
     }
 )
-gate_hash.wrong_steps({"equal weights": {normalise: _equal_weights}})
+gate_hash.wrong_step(normalise, {"equal weights": _equal_weights})
 
 
 @gate_hash.fault("experts chosen by score")

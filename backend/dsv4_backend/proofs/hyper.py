@@ -132,10 +132,6 @@ def _comb(powers: torch.Tensor, rounds: int, row_eps: float, column_eps: float) 
     return comb
 
 
-def _without_maximum(c: torch.Tensor, rounds: int, eps: float) -> torch.Tensor:
-    return _comb(c.exp() / c.exp().sum(-1, keepdim=True) + eps, rounds, eps, eps)
-
-
 def _unnormed(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
     return F.linear(compute(x).flatten(1), fn)
 
@@ -166,21 +162,29 @@ hc_pre.wrong_arguments(
         "pre and post exchanged": lambda a: a._replace(fn=_exchange_pre_and_post(a.fn, a.x.shape[1])),
     }
 )
-hc_pre.wrong_steps(
+hc_pre.wrong_step(
+    _mixes,
     {
-        "norm left out": {_mixes: _unnormed},
-        "norm of each stream alone": {_mixes: _norm_each_stream},
-        "channel-major flattening": {_mixes: lambda x, fn, eps: _mixes(x.mT.reshape(x.shape), fn, eps)},
-        "last stream not mixed": {_mixes: _without_last_stream},
-        "softmax without epsilon": {sinkhorn: lambda c, k, eps: _comb(c.softmax(-1), k, eps, eps)},
-        "row passes without epsilon": {sinkhorn: lambda c, k, eps: _comb(c.softmax(-1) + eps, k, 0.0, eps)},
-        "column passes without epsilon": {sinkhorn: lambda c, k, eps: _comb(c.softmax(-1) + eps, k, eps, 0.0)},
-        "exp without the row maximum": {sinkhorn: _without_maximum},
-        "columns before rows": {sinkhorn: lambda c, k, eps: sinkhorn(c.mT, k, eps).mT},
-        "softmax alone": {sinkhorn: lambda c, k, eps: c.softmax(-1)},
-        "pre without epsilon": {_mixing_weights: lambda x, m, b, s, eps: _mixing_weights(x, m, b, s, 0.0)},
-    }
+        "norm left out": _unnormed,
+        "norm of each stream alone": _norm_each_stream,
+        "channel-major flattening": lambda x, fn, eps: _mixes(x.mT.reshape(x.shape), fn, eps),
+        "last stream not mixed": _without_last_stream,
+    },
 )
+hc_pre.wrong_step(
+    sinkhorn,
+    {
+        "softmax without epsilon": lambda c, k, eps: _comb(c.softmax(-1), k, eps, eps),
+        "row passes without epsilon": lambda c, k, eps: _comb(c.softmax(-1) + eps, k, 0.0, eps),
+        "column passes without epsilon": lambda c, k, eps: _comb(c.softmax(-1) + eps, k, eps, 0.0),
+        "exp without the row maximum": lambda c, k, eps: _comb(
+            c.exp() / c.exp().sum(-1, keepdim=True) + eps, k, eps, eps
+        ),
+        "columns before rows": lambda c, k, eps: sinkhorn(c.mT, k, eps).mT,
+        "softmax alone": lambda c, k, eps: c.softmax(-1),
+    },
+)
+hc_pre.wrong_steps({"pre without epsilon": {_mixing_weights: lambda x, m, b, s, eps: _mixing_weights(x, m, b, s, 0.0)}})
 hc_pre.wrong_results(
     {
         "a row pass too many": lambda a, y, post, comb: (y, post, comb / (comb.sum(-1, True) + a.hc_eps)),
@@ -266,13 +270,14 @@ hc_head.wrong_arguments(
         "normalised streams collapsed": lambda a: a._replace(x=_normed_streams(a.x, a.norm_eps)),
     }
 )
-hc_head.wrong_steps(
+hc_head.wrong_step(_mixes, {"norm left out": _unnormed})
+hc_head.wrong_step(
+    _collapse,
     {
-        "mean of the streams": {_collapse: lambda x, pre: compute(x).mean(1).to(x.dtype)},
-        "sum of the streams": {_collapse: lambda x, pre: compute(x).sum(1).to(x.dtype)},
-        "first stream only": {_collapse: lambda x, pre: x[:, 0]},
-        "norm left out": {_mixes: _unnormed},
-    }
+        "mean of the streams": lambda x, pre: compute(x).mean(1).to(x.dtype),
+        "sum of the streams": lambda x, pre: compute(x).sum(1).to(x.dtype),
+        "first stream only": lambda x, pre: x[:, 0],
+    },
 )
 hc_head.wrong_results({"factor 2 of post": lambda a, y: y * 2})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -97,21 +97,19 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("64 heads of 128", profile, random_call(draw, sequences, dtype, heads=64, dim=128, block_size=16))
 
 
-def _relu_last(dot: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return (dot * weights[:, :, None]).relu().sum(1).to(weights.dtype)
-
-
-_WRONG_SUMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "relu left out": lambda dot, w: (dot * w[:, :, None]).sum(1).to(w.dtype),
-    "relu after the weight": _relu_last,
-    "negative weights cut": lambda dot, w: _combine(dot, w.relu()),
-    "weights left out": lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)),
-    "last head left out": lambda dot, w: _combine(dot[:, :-1], w[:, :-1]),
-    "mean over heads": lambda dot, w: _combine(dot, w) / w.shape[1],
-}
+indexer_scores.wrong_step(
+    _combine,
+    {
+        "relu left out": lambda dot, w: (dot * w[:, :, None]).sum(1).to(w.dtype),
+        "relu after the weight": lambda dot, w: (dot * w[:, :, None]).relu().sum(1).to(w.dtype),
+        "negative weights cut": lambda dot, w: _combine(dot, w.relu()),
+        "weights left out": lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)),
+        "last head left out": lambda dot, w: _combine(dot[:, :-1], w[:, :-1]),
+        "mean over heads": lambda dot, w: _combine(dot, w) / w.shape[1],
+    },
+)
 indexer_scores.wrong_steps(
     {
-        **{name: {_combine: combine} for name, combine in _WRONG_SUMS.items()},
         "scaled twice": {_dot: lambda q, rows: _dot(q, rows) * q.shape[2] ** -0.5},
         "last channel left out": {_dot: lambda q, rows: _dot(q[..., :-1], rows[..., :-1])},
         "keys of the first sequence": {_rows: lambda call, owner, entries: _rows(call, owner * 0, entries)},

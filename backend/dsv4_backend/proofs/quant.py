@@ -196,14 +196,13 @@ _E2M1_FAULTS: dict[str, Rule] = {
     "sign of zero lost": lambda x: torch.where(round_e2m1(x) == 8, 0, round_e2m1(x)),
 }
 
-
 for _contracts, _scale_of, _scales, _round, _roundings in (
     ((act_quant, act_qdq), act_scale, _scale_faults(E4M3_MAX, ACT_FLOOR), round_e4m3, _E4M3_FAULTS),
     ((fp4_quant, fp4_qdq), fp4_scale, _scale_faults(E2M1_MAX, FP4_FLOOR), round_e2m1, _E2M1_FAULTS),
 ):
     for _contract in _contracts:
-        _contract.wrong_steps({name: {_scale_of: rule} for name, rule in _scales.items()})
-        _contract.wrong_steps({name: {_round: rule} for name, rule in _roundings.items()})
+        _contract.wrong_step(_scale_of, _scales)
+        _contract.wrong_step(_round, _roundings)
 
 
 @act_qdq.fault("last channels quantised")

@@ -122,7 +122,7 @@ for _contract in (swiglu, swiglu_quant):
             "weights of the row before": {"weights": lambda weights: weights.roll(1)},
         }
     )
-    _contract.wrong_steps({name: {clamped_swiglu: product} for name, product in _WRONG_PRODUCTS.items()})
+    _contract.wrong_step(clamped_swiglu, _WRONG_PRODUCTS)
 swiglu.fault("rounded before the weight")(_rounded_before_weight)
 
 
