@@ -46,7 +46,7 @@ class ScalarRule:
 
     def __init__(
         self, name: str, position: int, expected: str, low: Term | None, low_open: bool, high: Term | None,
-        high_open: bool, finite: bool,
+        finite: bool,
     ) -> None: ...  # fmt: skip
 
 def choice() -> Choice: ...

@@ -142,7 +142,6 @@ class ScalarRule(NamedTuple):
     low: Term | None
     low_open: bool
     high: Term | None
-    high_open: bool
     finite: bool
 
 
@@ -278,7 +277,6 @@ def rules(
             names.bound_term(spec.low, spec.text),
             spec.low_open,
             names.bound_term(spec.high, spec.text),
-            False,
             spec.finite,
         )
         for name, spec in specs.items()

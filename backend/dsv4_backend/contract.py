@@ -16,8 +16,7 @@ and proved beside it, in `proofs/<family>.py`, which is loaded when somebody ask
     @rms_norm.oracle
     def _(x, weight, eps): ...          # the same result by another formula, in NumPy
 
-    @rms_norm.fault("epsilon left out")
-    def _(x, weight, eps): return rms_norm.reference(x, weight, 0.0)
+    rms_norm.wrong_arguments({"epsilon left out": {"eps": 0.0}})   # named faults: see `faults`
 
 Registration with torch, fake kernel, autograd, opcheck samples, fuzzing, parity and the coverage table follow from it.
 """
@@ -36,11 +35,16 @@ from typing_extensions import ParamSpec, TypeVar
 
 from dsv4_backend import argspec
 from dsv4_backend.argspec import Spec
-from dsv4_backend.errors import argument_error
+from dsv4_backend.errors import ProofError, argument_error
+from dsv4_backend.faults import Faults
 
-PROFILES = ("ideal", "official")
-"""ideal: fp32, no quantise-dequantise. official: bf16 tensors and the rounding points of spec section 10."""
+PROFILES = {
+    "ideal": "fp32, no quantise-dequantise",
+    "official": "bf16 tensors and the rounding points of spec section 10",
+}
+"""Name -> what it is. The only place that says which profiles there are."""
 
+Limits = tuple[float, float]
 Reference = Callable[..., Any]
 Oracle = Callable[..., Any]
 _Parameters = ParamSpec("_Parameters", default=...)
@@ -49,29 +53,43 @@ _P = ParamSpec("_P")  # mypy loses the link between the arguments of `operator` 
 _R = TypeVar("_R")
 
 
-@dataclass(frozen=True)
 class Tolerance:
     """Limit on |got - want| <= atol + rtol * |want|, elementwise, per profile, with the reason for the numbers.
 
-    NaN and infinities must sit at the same places. No element is exempt. A limit of 0 means bit equality.
+    limits: (atol, rtol) by profile; (0, 0), which a profile without limits has, means bit equality. NaN and
+    infinities must sit at the same places. No element is exempt. ValueError for a name that is no profile.
     """
 
-    reason: str
-    ideal: tuple[float, float] = (0.0, 0.0)
-    official: tuple[float, float] = (0.0, 0.0)
+    def __init__(self, reason: str, **limits: Limits) -> None:
+        for name in limits:
+            _check_profile(name)
+        self.reason = reason
+        self._limits = limits
 
-    def limits(self, profile: str) -> tuple[float, float]:
-        """(atol, rtol) for a profile."""
-        return self.ideal if profile == "ideal" else self.official
+    def limits(self, profile: str) -> Limits:
+        """(atol, rtol) for a profile; ValueError for a name that is none."""
+        return self._limits.get(_check_profile(profile), (0.0, 0.0))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One parity case: arguments in schema order. Mutated arguments are cloned by whoever runs the case."""
+    """One parity case: arguments in schema order. Mutated arguments are cloned by whoever runs the case.
+
+    ValueError for a name that is no profile.
+    """
 
     name: str
     profile: str
     arguments: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        _check_profile(self.profile)
+
+
+def _check_profile(name: str) -> str:
+    if name not in PROFILES:
+        raise ValueError(f"{name!r} is no profile; profiles are {', '.join(PROFILES)}")
+    return name
 
 
 class Draw:
@@ -113,7 +131,7 @@ Check = Callable[..., None]
 
 
 @dataclass
-class Operator(Generic[_Parameters, _Result]):
+class Operator(Faults, Generic[_Parameters, _Result]):
     """One operator contract. Calling it calls `torch.ops.dsv4.<name>`."""
 
     schema: str
@@ -125,7 +143,6 @@ class Operator(Generic[_Parameters, _Result]):
     make_golden: Oracle | None = None
     check_shapes: Check | None = None
     check_contents: Check | None = None
-    _faults: dict[str, Reference] = field(default_factory=dict)
     _equivalents: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -134,6 +151,7 @@ class Operator(Generic[_Parameters, _Result]):
         self._proof = self.reference.__module__.replace(".ops.", ".proofs.")
         parameters = inspect.signature(self.reference).parameters
         self._parameters = tuple(parameters)
+        Faults.__init__(self, self.schema, self.reference, self._parameters)
         self._optional = frozenset(re.findall(r"Tensor(?:\[\])?\? (\w+)", self.schema))
         self._written = tuple(re.findall(r"Tensor\(\w!\) (\w+)", self.schema))
         self._defaults = tuple(p.default for p in parameters.values())
@@ -168,6 +186,11 @@ class Operator(Generic[_Parameters, _Result]):
         """
         self._equivalents[mutant] = why
 
+    def explain(self, *tables: Mapping[str, str]) -> None:
+        """Say which automatic mutants are equivalent, by tables of mutant and reason."""
+        for table in tables:
+            self._equivalents |= table
+
     def explains(self, mutant: str) -> bool:
         """Whether a mutant is explained as equivalent, by its name or by its function."""
         return bool({mutant, f"{mutant.partition(':')[0]}: *"} & set(self.equivalents))
@@ -176,7 +199,7 @@ class Operator(Generic[_Parameters, _Result]):
     def faults(self) -> dict[str, Reference]:
         """Named mutants that the cases must tell from the oracle."""
         self.load_proof()
-        return self._faults
+        return self.all_faults()
 
     @property
     def equivalents(self) -> dict[str, str]:
@@ -186,27 +209,42 @@ class Operator(Generic[_Parameters, _Result]):
 
     @property
     def golden(self) -> Oracle:
-        """The oracle; ValueError when the contract has none."""
+        """The oracle."""
         self.load_proof()
-        if self.make_golden is None:
-            raise ValueError(f"dsv4::{self.name} has no oracle")
+        assert self.make_golden is not None
         return self.make_golden
 
     def load_proof(self) -> None:
-        """Import the family's module in `proofs/`, where cases, oracle and faults are."""
+        """Import the family's module in `proofs/`, where cases, oracle and faults are.
+
+        ProofError if there is none, or if it leaves out a part of the proof of one of the family's operators.
+        """
+        family: list[Operator] = [self]
         if ".proofs." in self._proof:
+            self._import_proof()
+            family = [contract for contract in OPERATORS.values() if contract._proof == self._proof]
+        for contract in family:
+            contract.check_proof()
+
+    def _import_proof(self) -> None:
+        try:
             importlib.import_module(self._proof)
+        except ModuleNotFoundError as error:
+            if error.name != self._proof:
+                raise
+            raise self._unproved("no such module") from error
 
-    def fault(self, name: str) -> Callable[[Reference], Reference]:
-        """Decorator: a named mutant of the reference that the cases must tell from the reference."""
+    def check_proof(self) -> None:
+        """ProofError unless there are an oracle, cases and faults beside those of outputs."""
+        parts = {"oracle": self.make_golden, "cases": self.make_cases, "fault": self._faults}
+        missing = [f"@{self.name}.{part}" for part, given in parts.items() if not given]
+        if missing:
+            raise self._unproved(f"no {' and no '.join(missing)}")
 
-        def add(mutant: Reference) -> Reference:
-            if name in self._faults:
-                raise ValueError(f"dsv4::{self.name}: fault {name!r} is defined twice")
-            self._faults[name] = mutant
-            return mutant
-
-        return add
+    def _unproved(self, what: str) -> ProofError:
+        where = f"backend/{self._proof.replace('.', '/')}.py"
+        advice = "write it as docs/adding-an-operator.md shows"
+        return ProofError(f"dsv4::{self.name} is not proved: {what} in {where}; {advice}")
 
     def shapes(self, check: Check) -> Check:
         """Decorator: relations between shapes and scalars that the specification lines cannot say (no values read)."""
@@ -239,9 +277,8 @@ class Operator(Generic[_Parameters, _Result]):
     def iterate_cases(self) -> Iterator[Case]:
         """The parity cases, the same every time."""
         self.load_proof()
-        if self.make_cases is None:
-            raise ValueError(f"dsv4::{self.name} has no cases")
         seed = int.from_bytes(self.name.encode()[:7].ljust(7, b"\0"), "little")
+        assert self.make_cases is not None
         return self.make_cases(Draw(seed))
 
 

@@ -15,6 +15,10 @@ class UnsupportedError(Dsv4Error, NotImplementedError):
     """No implementation runs these arguments on this device under the active policy."""
 
 
+class ProofError(Dsv4Error, ValueError):
+    """An operator lacks its oracle, its parity cases or its named faults."""
+
+
 class ConfigError(Dsv4Error, ValueError):
     """A model configuration misses a field, contradicts itself or names something unknown."""
 

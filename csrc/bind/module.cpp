@@ -117,7 +117,7 @@ void bind_rules(py::module_& m) {
       .def(py::init<std::string, std::string, size_t, bool, bool, int64_t, std::vector<c10::ScalarType>, int64_t,
                     std::string, std::vector<Term>, bool, std::optional<Term>, std::optional<Term>>());
   py::class_<ScalarRule>(m, "ScalarRule")
-      .def(py::init<std::string, size_t, std::string, std::optional<Term>, bool, std::optional<Term>, bool, bool>());
+      .def(py::init<std::string, size_t, std::string, std::optional<Term>, bool, std::optional<Term>, bool>());
   m.def("define", [](const std::string& schema, size_t names, std::vector<std::pair<size_t, size_t>> integers,
                      std::vector<TensorRule> tensors, std::vector<ScalarRule> scalars, const py::object& shapes,
                      const py::object& contents) {

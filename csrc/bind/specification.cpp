@@ -136,17 +136,14 @@ class Check {
 
   template <class T>
   bool inside(const ScalarRule& rule, T value) const {
-    const auto above = [&](const std::optional<Term>& bound, bool open, bool low) {
+    const auto edge = [&](const std::optional<Term>& bound) {
       const auto limit = bound ? bound->value(sizes_) : std::nullopt;
-      if (!limit) {
-        return true;
-      }
-      const auto edge = static_cast<T>(*limit);
-      return low ? (open ? value > edge : value >= edge) : (open ? value < edge : value <= edge);
+      return limit ? std::optional<T>(static_cast<T>(*limit)) : std::nullopt;
     };
+    const auto low = edge(rule.low), high = edge(rule.high);
     // NaN lies in no interval; a rule without bounds takes it unless it says finite.
-    return (!rule.finite || std::isfinite(static_cast<double>(value))) && above(rule.low, rule.low_open, true) &&
-           above(rule.high, rule.high_open, false);
+    return (!rule.finite || std::isfinite(static_cast<double>(value))) &&
+           (!low || (rule.low_open ? value > *low : value >= *low)) && (!high || value <= *high);
   }
 
   std::string words_of(const ScalarRule& rule) const {

@@ -63,7 +63,6 @@ struct ScalarRule {
   std::optional<Term> low;
   bool low_open;
   std::optional<Term> high;
-  bool high_open;
   bool finite;
 };
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from seeds import generator
 
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
@@ -20,10 +21,6 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def quick(examples):
     return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 class Sequence:

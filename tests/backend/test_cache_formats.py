@@ -111,11 +111,6 @@ def rows_of(name, count, dtype=torch.float32):
     return rows.to(dtype)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(5)
-
-
 def test_the_table_is_the_one_of_the_spec():
     assert {form.name: form.entry_bytes for form in FORMATS} == ENTRY
     assert {form.name: form.codec.channels for form in FORMATS} == CHANNELS

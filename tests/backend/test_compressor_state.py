@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from seeds import generator, seed_of
 
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
@@ -25,7 +26,7 @@ def quick(examples):
 class Weights:
     def __init__(self, kind, dtype=torch.float32):
         self.ratio, self.c = KINDS[kind]
-        g = torch.Generator().manual_seed(len(kind))
+        g = torch.Generator().manual_seed(seed_of(kind))
         width = self.c * HD
         self.wkv, self.wgate = (torch.randn(width, D, generator=g, dtype=dtype) for _ in range(2))
         self.ape = torch.randn(self.ratio, width, generator=g, dtype=dtype)
@@ -97,7 +98,7 @@ class Server:
         self.w, self.xs, self.lengths = w, xs, [0] * len(xs)
         columns = -(-(largest_step + w.c * w.ratio - 1) // block_size)
         count = len(xs) * columns + 1
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(count, generator=generator(seed))
         self.table = order[: count - 1].view(len(xs), columns).int()
         shape = (count, block_size, 2 * w.c * HD)
         self.cache = torch.full(shape, math.nan, dtype=xs[0].dtype) if pool is None else pool
@@ -130,7 +131,7 @@ class Server:
 
 
 def tokens(n, seed, scale=1.0):
-    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) * scale
+    return torch.randn(n, D, generator=generator(seed)) * scale
 
 
 @both_kinds

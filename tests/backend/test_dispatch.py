@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from seeds import seed_of
 
 from dsv4_ascend.parity.compare import compare
 from dsv4_ascend.parity.runner import map_tensors, mutated_arguments, samples
@@ -18,7 +19,8 @@ FLOATS = (torch.float32, torch.bfloat16)
 NATIVE = {name for name, device in dispatch.native_kernels() if device == "cpu"}
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-X, WEIGHT = torch.randn(3, 64), torch.ones(64)
+X = torch.randn(3, 64, generator=torch.Generator().manual_seed(seed_of(__name__)))
+WEIGHT = torch.ones(64)
 
 
 def tensors_of(result):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from seeds import generator, seed_of
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as transformers_v4
 
 from dsv4_backend.errors import ArgumentError
@@ -34,7 +35,8 @@ SINKHORN_RESULT = (
 
 
 def normal(*shape, seed=0, scale=1.0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    """seed: a number within the test."""
+    return torch.randn(shape, generator=generator(seed)) * scale
 
 
 def largest_difference(got, want):
@@ -139,7 +141,7 @@ def test_head_norm_rounds_every_step_to_bf16():
     want = (x.float() * (1 / steps.double().sqrt()).bfloat16().float()).bfloat16()
     assert torch.equal(head_rms_norm(x, EPS), want)
     once = head_rms_norm(x.float(), EPS)
-    relative = ((want.float() - once) / once).abs()
+    relative = ((want.float() - once) / once).abs()[x != 0]
     assert 5e-4 < relative.mean() < 4e-3  # the spec quotes about 3e-3
 
 
@@ -248,8 +250,8 @@ def test_mtp_input_is_two_projections():
 # Sampling, spec/v4.md 8.2
 
 
-def draws(logits, count, temperature, top_p, seed=33377335):
-    noise = torch.empty(count, len(logits)).exponential_(generator=torch.Generator().manual_seed(seed))
+def draws(logits, count, temperature, top_p):
+    noise = torch.empty(count, len(logits)).exponential_()
     ids = sample(torch.tensor(logits).expand(count, -1), noise, temperature, top_p)
     return torch.bincount(ids, minlength=len(logits)) / count
 
@@ -276,7 +278,8 @@ def test_forbidden_ids_are_never_drawn():
 
 
 def leaf(*shape, seed=0):
-    return normal(*shape, seed=seed).double().requires_grad_()
+    source = torch.Generator().manual_seed(seed_of(__name__) + seed)
+    return torch.randn(shape, generator=source).double().requires_grad_()
 
 
 @pytest.mark.parametrize(

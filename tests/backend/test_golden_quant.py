@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from seeds import generator
 
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops import formats, gemm, quant
@@ -34,9 +35,9 @@ def same_bits(got, want):
 
 
 def spread(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(-12, 12, (*shape[:-1], 1), generator=generator).float().exp2()
-    return torch.randn(shape, generator=generator) * rows
+    source = generator(seed)
+    rows = torch.randint(-12, 12, (*shape[:-1], 1), generator=source).float().exp2()
+    return torch.randn(shape, generator=source) * rows
 
 
 # Spec examples
@@ -121,7 +122,7 @@ def hard_values(code_values):
     points = torch.cat([code_values, ties])
     neighbours = [points.nextafter(torch.full_like(points, limit)) for limit in (0.0, math.inf)]
     largest = code_values.max()
-    random = torch.rand(4096, generator=torch.Generator().manual_seed(1)) * largest
+    random = torch.rand(4096) * largest
     values = torch.cat([points, *neighbours, random, FINITE_BF16.float()]).clamp(max=largest)
     return torch.cat([values, -values])
 
@@ -244,12 +245,12 @@ def test_gradient_is_straight_through_and_values_keep_the_sign_of_zero(simulate)
 
 def random_codes(*shape, seed):
     """float8_e4m3fn of random finite bytes."""
-    codes = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    codes = torch.randint(0, 256, shape, generator=generator(seed), dtype=torch.uint8)
     return torch.where(codes & 0x7F == 0x7F, codes - 1, codes).view(torch.float8_e4m3fn)
 
 
 def random_scales(*shape, low, high, seed):
-    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    return torch.randint(low, high, shape, generator=generator(seed)).to(torch.uint8)
 
 
 @pytest.mark.parametrize(("n", "k"), [(128, 128), (256, 384), (130, 200), (1, 1)])
@@ -268,7 +269,7 @@ def test_fp8_weight_round_trip_is_bit_exact(n, k):
 @pytest.mark.parametrize(("n", "k"), [(128, 128), (5, 64), (33, 96)])
 def test_fp4_weight_round_trip_is_bit_exact(n, k):
     scale = random_scales(n, k // 32, low=100, high=140, seed=n).view(torch.float8_e8m0fnu)
-    codes = torch.randint(0, 16, (n, k), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
+    codes = torch.randint(0, 16, (n, k), generator=generator(k), dtype=torch.uint8)
     codes[:, ::32] = 15
     packed = (codes[:, ::2] | codes[:, 1::2] << 4).view(torch.int8)
     values = quant.dequantize_fp4(packed, scale)
@@ -301,7 +302,7 @@ def test_weight_scales_are_the_smallest_powers_of_two():
 
 def test_fp4_weights_become_fp8_without_loss():
     scale = random_scales(256, 8, low=118, high=124, seed=0).view(torch.float8_e8m0fnu)
-    packed = torch.randint(-128, 128, (256, 128), generator=torch.Generator().manual_seed(5)).to(torch.int8)
+    packed = torch.randint(-128, 128, (256, 128)).to(torch.int8)
     values = quant.dequantize_fp4(packed, scale)
     assert torch.equal(quant.dequantize_fp8(*quant.quantize_weight_fp8(values)), values)
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from seeds import draw
 
 from dsv4_backend import tiles
-from dsv4_backend.contract import Draw
 from dsv4_backend.ops import indexer
 from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
@@ -34,7 +34,7 @@ def same_bits(monkeypatch, budget, call):
 @every_batch
 @pytest.mark.parametrize("kind", ["window", "all", "chosen"])
 def test_attention_has_the_same_bits(monkeypatch, kind, sequences, dtype, budget):
-    call = random_call(Draw(3), kind, sequences, dtype, heads=4, dim=24, window=70)
+    call = random_call(draw(), kind, sequences, dtype, heads=4, dim=24, window=70)
     same_bits(monkeypatch, budget, lambda: sparse_attention(*call))
 
 
@@ -43,7 +43,7 @@ def test_attention_has_the_same_bits(monkeypatch, kind, sequences, dtype, budget
 @every_batch
 @pytest.mark.parametrize("heads", [1, 5, 64])
 def test_index_scores_have_the_same_bits(monkeypatch, heads, sequences, dtype, budget):
-    call = random_index_call(Draw(4), sequences, dtype, heads=heads, dim=32)
+    call = random_index_call(draw(), sequences, dtype, heads=heads, dim=32)
     same_bits(monkeypatch, budget, lambda: indexer_scores(*call))
 
 
@@ -51,8 +51,8 @@ def test_index_scores_have_the_same_bits(monkeypatch, heads, sequences, dtype, b
 @every_type
 @pytest.mark.parametrize("tokens", [0, 1, 37])
 def test_selection_is_the_same(monkeypatch, tokens, dtype, budget):
-    scores = Draw(5).normal(tokens, 500).mul(4).round().to(dtype)  # with ties
-    visible = Draw(6).integers(tokens, high=501)
+    scores = draw().normal(tokens, 500).mul(4).round().to(dtype)  # with ties
+    visible = draw(1).integers(tokens, high=501)
     same_bits(monkeypatch, budget, lambda: topk_indices(scores, visible, 40))
 
 
@@ -67,7 +67,7 @@ def test_nan_is_found_in_a_later_tile(monkeypatch):
 
 @pytest.mark.parametrize("entries", [5, 16, 17, 40])
 def test_entries_in_pieces_give_the_same_scores(monkeypatch, entries):
-    call = random_index_call(Draw(8), [(4 * entries - 9, 9)], torch.float32, heads=16, dim=32)
+    call = random_index_call(draw(), [(4 * entries - 9, 9)], torch.float32, heads=16, dim=32)
     want = indexer_scores(*call)
     monkeypatch.setattr(indexer, "_ENTRIES", 16)
     torch.testing.assert_close(indexer_scores(*call), want, rtol=1e-6, atol=1e-6)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from seeds import seed_of
 from tiny_networks import CONFIG, random_model
 
 from dsv4_ascend.checkpoint.save import save_checkpoint
@@ -24,7 +25,7 @@ from dsv4_ascend.model.model import load
 from dsv4_ascend.tiny.corpus import train_tokenizer
 
 VOCAB = 300
-IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(seed_of(__name__))).tolist()
 SPEED = re.compile(r"prefill \d+ tokens, [\d.]+ tokens/s(; decode \d+ tokens, [\d.]+ tokens/s)?.*\n")
 
 

@@ -79,12 +79,12 @@ def test_a_skeleton_is_clean_code(new, root, kind):
     declared = next(n for n in ast.walk(ast.parse(contract)) if isinstance(n, ast.FunctionDef))
     assert declared.decorator_list[0].args[0].value == SCHEMAS[kind]
     shutil.copy(ROOT / "pyproject.toml", root)
-    for module in ("contract", "mutants", "proofs/numerics"):  # ruff looks for what is imported
+    for module in ("contract", "proofs/numerics"):  # ruff looks for what is imported
         (root / "backend" / "dsv4_backend" / f"{module}.py").write_text('"""Here."""\n')
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run(["ruff", *check, "backend"], cwd=root, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert ("add_output_faults" in proof) == (kind != "written")
+    assert "new_op.wrong_arguments(" in proof
 
 
 def test_a_skeleton_repeats_the_defaults_of_its_schema(new, root):
@@ -146,6 +146,24 @@ def test_the_walk_through_prints_what_it_says(checkout):
     assert scaffold.stdout.strip() == steps[0][1]
     assert first.returncode == 1, first.stderr
     assert steps[1][1] in first.stdout
+
+
+@pytest.mark.parametrize(
+    ("there", "not_there", "missing"),
+    [
+        ("@swiglu.oracle", "def _unused(function: object) -> None: ...\n\n\n", "@swiglu.oracle"),
+        ("@swiglu_quant.cases", "", "@swiglu_quant.cases"),
+        ("swiglu.oracle", "swiglu_quant.oracle", "@swiglu.oracle"),
+    ],
+)
+def test_an_operator_that_is_not_proved_stops_parity(checkout, tmp_path, there, not_there, missing):
+    proof = tmp_path / "copy" / FAMILIES[1] / "swiglu.py"
+    text = proof.read_text()
+    assert there in text
+    proof.write_text(text.replace(there, not_there, 1))
+    done = checkout("parity", "-k", "swiglu")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"is not proved: no {missing} in backend/dsv4_backend/proofs/swiglu.py; write it as docs/" in done.stderr
 
 
 def test_the_walk_through_shows_the_score(capsys):

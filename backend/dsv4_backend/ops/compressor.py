@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,6 @@ from dsv4_backend import ragged
 from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope
-
-Step = Callable[..., torch.Tensor]
 
 
 class Call(NamedTuple):
@@ -86,25 +83,6 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
     return rope.reference(normed, (block * call.ratio).clamp(min=0), call.inv_freq, False)
 
 
-def compress_by_steps(
-    call: Call,
-    project: Step = project_tokens,
-    store: Callable[..., None] = store_rows,
-    lookback: Step = pooled_positions,
-    halves: Step = channel_ranges,
-    pool: Step = pool_slots,
-    finish: Step = finish_entries,
-) -> torch.Tensor:
-    """`compress` with steps that faults replace."""
-    ratio, groups, cache, table = call.ratio, call.groups, call.state_cache, call.state_block_table
-    positions, written = call.rows_of_tokens()
-    owner, block = ragged.closed_blocks(call.query_start_loc, call.seq_lens, call.x.shape[0], ratio)
-    read = ragged.slots(table, owner[:, None], lookback(block, ratio, groups), cache.shape[1])
-    store(cache, written, project(call, positions))
-    u, s = halves(ragged.gather_rows(cache, read), groups, ratio).unbind(2)
-    return finish(call, pool(u, s, read < 0).to(call.x.dtype), block)
-
-
 @operator(
     "compress(Tensor x, Tensor wkv, Tensor wgate, Tensor ape, Tensor norm_weight, Tensor inv_freq, "
     "Tensor(a!) state_cache, Tensor state_block_table, Tensor query_start_loc, Tensor seq_lens, float eps) -> Tensor",
@@ -157,8 +135,15 @@ def compress(
     rows of 0. ArgumentError (nothing written) for offsets, lengths, rings or blocks that do not fit, or a row
     written twice. Source: spec/v4.md 4.3 [OFF-M Compressor].
     """
-    arguments = (x, wkv, wgate, ape, norm_weight, inv_freq, state_cache, state_block_table, query_start_loc, seq_lens)
-    return compress_by_steps(Call(*arguments, eps))
+    weights, table = (wkv, wgate, ape, norm_weight, inv_freq), state_block_table
+    call = Call(x, *weights, state_cache, table, query_start_loc, seq_lens, eps)
+    positions, written = call.rows_of_tokens()
+    owner, block = ragged.closed_blocks(query_start_loc, seq_lens, x.shape[0], call.ratio)
+    pooled = pooled_positions(block, call.ratio, call.groups)
+    read = ragged.slots(table, owner[:, None], pooled, state_cache.shape[1])
+    store_rows(state_cache, written, project_tokens(call, positions))
+    u, s = channel_ranges(ragged.gather_rows(state_cache, read), call.groups, call.ratio).unbind(2)
+    return finish_entries(call, pool_slots(u, s, read < 0).to(x.dtype), block)
 
 
 @compress.shapes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from dsv4_backend.tiles import by_tokens, spans
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _ENTRIES = 1 << 14  # scored at a time
 _SORT_BYTES = 32  # of one score: its copies, its index
-Step = Callable[..., torch.Tensor]
 
 
 class _Call(NamedTuple):
@@ -58,32 +56,10 @@ def _hide(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
 
 
 def _token_bytes(call: _Call, entries: int) -> int:
-    """Temporaries of one token in `_indexer_scores`, of which `_ENTRIES` bounds the large ones."""
+    """Temporaries of one token in `indexer_scores`, of which `_ENTRIES` bounds the large ones."""
     wide = 8 if call.q.dtype == torch.float64 else 4
     key = 0 if len(call.seq_lens) == 1 else 3 * wide * call.q.shape[2]
     return min(entries, _ENTRIES) * (4 * wide * call.q.shape[1] + key) + 2 * wide * entries
-
-
-def _indexer_scores(
-    call: _Call,
-    rows: Step = _rows,
-    dot: Step = _dot,
-    combine: Step = _combine,
-    visible: Step = _visible,
-    hide: Step = _hide,
-) -> torch.Tensor:
-    """`indexer_scores` with steps that faults replace."""
-    tokens, entries = call.q.shape[0], call.block_table.shape[1] * call.k_cache.shape[1]
-    sequence = ragged.token_sequences(call.query_start_loc, tokens)
-    positions = ragged.token_positions(call.query_start_loc, call.seq_lens, tokens)
-    index = torch.arange(entries, device=call.q.device)
-
-    def score(part: slice) -> torch.Tensor:
-        q, weights, owners = call.q[part], call.weights[part], sequence[part]
-        pieces = [combine(dot(q, rows(call, owners, index[span])), weights) for span in spans(entries, _ENTRIES)]
-        return hide(torch.cat(pieces, 1), visible(positions[part], call.ratio))
-
-    return by_tokens(score, tokens, _token_bytes(call, entries))
 
 
 @operator(
@@ -124,7 +100,18 @@ def indexer_scores(
     not see, are -inf whatever the cache holds there. T = 0 gives an empty result. ArgumentError for dtypes, offsets,
     lengths or blocks that do not fit. Source: spec/v4.md 4.5 [OFF-M Indexer], visibility 4.2.
     """
-    return _indexer_scores(_Call(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio))
+    call = _Call(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio)
+    tokens, entries = q.shape[0], block_table.shape[1] * k_cache.shape[1]
+    sequence = ragged.token_sequences(query_start_loc, tokens)
+    positions = ragged.token_positions(query_start_loc, seq_lens, tokens)
+    index = torch.arange(entries, device=q.device)
+
+    def score(part: slice) -> torch.Tensor:
+        rows = (_rows(call, sequence[part], index[span]) for span in spans(entries, _ENTRIES))
+        scores = torch.cat([_combine(_dot(q[part], some), weights[part]) for some in rows], 1)
+        return _hide(scores, _visible(positions[part], ratio))
+
+    return by_tokens(score, tokens, _token_bytes(call, entries))
 
 
 @indexer_scores.shapes

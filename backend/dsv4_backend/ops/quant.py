@@ -35,11 +35,13 @@ _EXACT = Tolerance(reason="quantisation rounds once, by rule: every bit is decid
 Rule = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _act_scale(blocks: torch.Tensor) -> torch.Tensor:
+def act_scale(blocks: torch.Tensor) -> torch.Tensor:
+    """Scale bytes [..., B] of activation blocks [..., B, block_size] for FP8."""
     return block_scale(blocks, E4M3_MAX, ACT_FLOOR)
 
 
-def _fp4_scale(blocks: torch.Tensor) -> torch.Tensor:
+def fp4_scale(blocks: torch.Tensor) -> torch.Tensor:
+    """Scale bytes [..., B] of blocks [..., B, block_size] for FP4."""
     return block_scale(blocks, E2M1_MAX, FP4_FLOOR)
 
 
@@ -59,37 +61,29 @@ def _straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     return rounded.to(x.dtype) - (x.detach() - x)
 
 
-def quantise_fp8(
-    x: torch.Tensor, block_size: int, scale_of: Rule = _act_scale, round_to: Rule = round_e4m3
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """FP8 codes [..., K] and E8M0 scales of x; a fault replaces `scale_of` or `round_to`."""
-    q, scale = _quantise(x, block_size, scale_of, round_to)
+def quantise_fp8(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """FP8 codes [..., K] and E8M0 scales of x."""
+    q, scale = _quantise(x, block_size, act_scale, round_e4m3)
     return _merge(q, x.shape[-1]), scale.view(torch.float8_e8m0fnu)
 
 
-def round_trip_fp8(
-    x: torch.Tensor, block_size: int, channels: int, scale_of: Rule = _act_scale, round_to: Rule = round_e4m3
-) -> torch.Tensor:
-    """The first channels of x quantised to FP8 and back, by replaceable steps."""
+def round_trip_fp8(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
+    """The first channels of x quantised to FP8 and back."""
     head = x[..., :channels]
-    q, scale = _quantise(head, block_size, scale_of, round_to)
+    q, scale = _quantise(head, block_size, act_scale, round_e4m3)
     value = _merge(e4m3_values(q) * scale_values(scale).unsqueeze(-1), channels)
     return torch.cat([_straight_through(head, value), x[..., channels:]], -1)
 
 
-def quantise_fp4(
-    x: torch.Tensor, block_size: int, scale_of: Rule = _fp4_scale, round_to: Rule = round_e2m1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Packed FP4 codes [..., K/2] and E8M0 scales of x, by replaceable steps."""
-    codes, scale = _quantise(x, block_size, scale_of, round_to)
+def quantise_fp4(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packed FP4 codes [..., K/2] and E8M0 scales of x."""
+    codes, scale = _quantise(x, block_size, fp4_scale, round_e2m1)
     return pack_e2m1(_merge(codes, x.shape[-1])), scale.view(torch.float8_e8m0fnu)
 
 
-def round_trip_fp4(
-    x: torch.Tensor, block_size: int, scale_of: Rule = _fp4_scale, round_to: Rule = round_e2m1
-) -> torch.Tensor:
-    """All of x quantised to FP4 and back, by replaceable steps."""
-    codes, scale = _quantise(x, block_size, scale_of, round_to)
+def round_trip_fp4(x: torch.Tensor, block_size: int) -> torch.Tensor:
+    """All of x quantised to FP4 and back."""
+    codes, scale = _quantise(x, block_size, fp4_scale, round_e2m1)
     return _straight_through(x, _merge(e2m1_values(codes) * scale_values(scale).unsqueeze(-1), x.shape[-1]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,21 +11,18 @@ import torch
 
 from dsv4_backend import ragged, ragged_cases
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults, explain
 from dsv4_backend.ops.attention import (
     AttentionCall,
     Keys,
-    Step,
     attend,
     compressed_keys,
     keys_share,
     near_positions,
-    run_steps,
+    round_probabilities,
     running_peaks,
     score_keys,
     sparse_attention,
     visible_entries,
-    window_keys,
 )
 from dsv4_backend.proofs import attention_oracle
 from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
@@ -215,38 +212,8 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("fewer channels than rows of a block", profile, few)
 
 
-add_output_faults(sparse_attention, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-def _fault(name: str, **steps: Any) -> None:
-    sparse_attention.fault(name)(lambda *arguments: run_steps(AttentionCall(*arguments), **steps))
-
-
-def _fault_near(name: str, near: Step) -> None:
-    _fault(name, window_keys=partial(window_keys, near=near))
-
-
-def _fault_visible(name: str, visible: Step) -> None:
-    _fault(name, compressed_keys=partial(compressed_keys, visible=visible))
-
-
-def _fault_choice(name: str, edit: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-    def edited(call: AttentionCall) -> AttentionCall:
-        return call if call.cmp_indices is None else call._replace(cmp_indices=edit(call.cmp_indices))
-
-    _fault(name, compressed_keys=lambda call, tokens: compressed_keys(edited(call), tokens))
-
-
-def _fault_attend(name: str, **steps: Any) -> None:
-    _fault(name, attend=partial(attend, **steps))
-
-
 def _apart(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
     return torch.stack([attend(q, sink, [keys]) for keys in parts]).mean(0)
-
-
-def _scored_zero(q: torch.Tensor, keys: Keys) -> torch.Tensor:
-    return score_keys(q, keys).masked_fill(~keys.valid[:, None], 0)
 
 
 def _row_peaks(scores: torch.Tensor, tile: int) -> torch.Tensor:
@@ -262,81 +229,77 @@ def _packed(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Ten
     return attend(q, sink, [Keys(rows[token, order], valid.gather(1, order), True)])
 
 
-def _padded_in_front(t: torch.Tensor, window: int) -> torch.Tensor:
-    return t[:, None] + torch.arange(1 - window, 1)
-
-
 def _ascending(choice: torch.Tensor) -> torch.Tensor:
     rows = choice.masked_fill(choice < 0, torch.iinfo(torch.int32).max).sort(1).values
     return rows.masked_fill(rows == torch.iinfo(torch.int32).max, -1)
 
 
-def _unordered(table: torch.Tensor | None) -> torch.Tensor | None:
-    return None if table is None else table.sort(1).values
-
-
-_fault_near("window one key short", lambda t, window: near_positions(t, window)[:, 1:])
-_fault_near("window one key long", lambda t, window: near_positions(t, window + 1))
-_fault_near("current token not seen", lambda t, window: near_positions(t - 1, window))
-_fault_near("next token seen", lambda t, window: near_positions(t + 1, window))
-_fault(
-    "window left out",
-    window_keys=lambda call, tokens: window_keys(call, tokens, lambda t, window: near_positions(t, window) * 0 - 1),
+sparse_attention.wrong_step(
+    near_positions,
+    {
+        "window one key short": lambda t, window: near_positions(t, window)[:, 1:],
+        "window one key long": lambda t, window: near_positions(t, window + 1),
+        "current token not seen": lambda t, window: near_positions(t - 1, window),
+        "next token seen": lambda t, window: near_positions(t + 1, window),
+        "window left out": lambda t, window: near_positions(t, window) * 0 - 1,
+        "window padded in front": lambda t, window: t[:, None] + torch.arange(1 - window, 1),
+        "newest window key first": lambda t, window: near_positions(t, window).flip(1),
+    },
 )
-_fault("compressed entries left out", compressed_keys=lambda call, tokens: None)
-_fault_visible("entry seen before its block closes", lambda t, ratio: visible_entries(t + 1, ratio))
-_fault_visible("newest entry one token late", lambda t, ratio: visible_entries(t - 1, ratio))
-_fault_choice("-1 taken for entry 0", lambda choice: choice.clamp(min=0))
-_fault_choice("choice ignored", lambda choice: None)
-_fault_choice("last choice dropped", lambda choice: choice[:, :-1])
-_fault_attend("scale left out", scores=lambda q, keys: score_keys(q * q.shape[-1] ** 0.5, keys))
-_fault_attend("scale of the channels without RoPE", scores=lambda q, keys: score_keys(q * (8 / 7) ** 0.5, keys))
-_fault_attend("hidden keys score 0", scores=_scored_zero)
-_fault_attend("sink left out", share=lambda peak, total, sink: torch.ones_like(total))
-_fault_attend("sink counted twice", share=lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)))
-_fault_attend("sink not relative to the maximum", share=lambda peak, total, sink: keys_share(peak * 0, total, sink))
-_fault_attend("sink of the next head", share=lambda peak, total, sink: keys_share(peak, total, sink.roll(1)))
-_fault_attend("softmax without maximum", peaks=lambda scores, tile: running_peaks(scores * 0, tile))
-_fault("two separate softmaxes", attend=_apart)
-_fault_attend("probabilities rounded against the row's maximum", peaks=_row_peaks)
-_fault_attend("probabilities not rounded", rounded=lambda p, dtype: p)
-_fault_attend("tiles of 32 keys", tile=32)
-_fault_attend("tiles of 128 keys", tile=128)
-_fault("compressed entries before the window", attend=lambda q, sink, parts: attend(q, sink, parts[::-1]))
-_fault("window not padded", attend=_packed)
-_fault_near("window padded in front", _padded_in_front)
-_fault_near("newest window key first", lambda t, window: near_positions(t, window).flip(1))
-_fault_choice("chosen entries in index order", _ascending)
-
-
-@sparse_attention.fault("window table not followed")
-def _(*arguments: Any) -> torch.Tensor:
-    call = AttentionCall(*arguments)
-    return run_steps(call._replace(window_block_table=call.window_block_table.sort(1).values))
-
-
-@sparse_attention.fault("entry table not followed")
-def _(*arguments: Any) -> torch.Tensor:
-    call = AttentionCall(*arguments)
-    return run_steps(call._replace(cmp_block_table=_unordered(call.cmp_block_table)))
-
-
-@sparse_attention.fault("positions counted from the call")
-def _(*arguments: Any) -> torch.Tensor:
-    call = AttentionCall(*arguments)
-    return run_steps(call._replace(seq_lens=call.query_start_loc.diff()))
-
-
-@sparse_attention.fault("keys rounded to bf16")
-def _(*arguments: Any) -> torch.Tensor:
-    call = AttentionCall(*arguments)
-    return run_steps(call._replace(window_cache=call.window_cache.bfloat16().to(call.q.dtype)))
+sparse_attention.wrong_step(
+    score_keys,
+    {
+        "scale left out": lambda q, keys: score_keys(q * q.shape[-1] ** 0.5, keys),
+        "scale of the channels without RoPE": lambda q, keys: score_keys(q * (8 / 7) ** 0.5, keys),
+        "hidden keys score 0": lambda q, keys: score_keys(q, keys).masked_fill(~keys.valid[:, None], 0),
+    },
+)
+sparse_attention.wrong_step(
+    keys_share,
+    {
+        "sink left out": lambda peak, total, sink: torch.ones_like(total),
+        "sink counted twice": lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)),
+        "sink not relative to the maximum": lambda peak, total, sink: keys_share(peak * 0, total, sink),
+        "sink of the next head": lambda peak, total, sink: keys_share(peak, total, sink.roll(1)),
+    },
+)
+sparse_attention.wrong_step(
+    attend,
+    {
+        "two separate softmaxes": _apart,
+        "tiles of 32 keys": partial(attend, tile=32),
+        "tiles of 128 keys": partial(attend, tile=128),
+        "compressed entries before the window": lambda q, sink, parts: attend(q, sink, parts[::-1]),
+        "window not padded": _packed,
+    },
+)
+sparse_attention.wrong_steps(
+    {
+        "compressed entries left out": {compressed_keys: lambda call, tokens: None},
+        "entry seen before its block closes": {visible_entries: lambda t, r: visible_entries(t + 1, r)},
+        "newest entry one token late": {visible_entries: lambda t, r: visible_entries(t - 1, r)},
+        "softmax without maximum": {running_peaks: lambda scores, tile: running_peaks(scores * 0, tile)},
+        "probabilities rounded against the row's maximum": {running_peaks: _row_peaks},
+        "probabilities not rounded": {round_probabilities: lambda p, dtype: p},
+    }
+)
+sparse_attention.wrong_arguments(
+    {
+        "-1 taken for entry 0": {"cmp_indices": lambda choice: choice.clamp(min=0)},
+        "choice ignored": {"cmp_indices": None},
+        "last choice dropped": {"cmp_indices": lambda choice: choice[:, :-1]},
+        "chosen entries in index order": {"cmp_indices": _ascending},
+        "window table not followed": {"window_block_table": lambda table: table.sort(1).values},
+        "entry table not followed": {"cmp_block_table": lambda table: table.sort(1).values},
+        "positions counted from the call": lambda a: a._replace(seq_lens=a.query_start_loc.diff()),
+        "keys rounded to bf16": {"window_cache": lambda cache: cache.bfloat16().to(cache.dtype)},
+    }
+)
 
 
 _HIDDEN = "rows that are no keys score -inf and weigh 0, whatever they hold"
-explain(
-    sparse_attention,
-    dict.fromkeys(("spans: *", "by_tokens: *", "run_steps: 0 -> 1"), TILES_DECIDE_NO_VALUE),
+sparse_attention.explain(
+    dict.fromkeys(("spans: *", "by_tokens: *", "sparse_attention: 0 -> 1"), TILES_DECIDE_NO_VALUE),
     dict.fromkeys(
         (
             *EDITS_OF_HIDDEN_ROWS,

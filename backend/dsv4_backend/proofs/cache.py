@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -48,15 +49,6 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(name, "official", (cache, draw.spread(4, 8, dtype=dtype), draw_slots(draw, 4, 6, 1)))
 
 
-def _with_slots(change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., None]:
-    """The reference after `change(slots, capacity)`."""
-
-    def mutant(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-        write_cache.reference(cache, rows, change(slots, cache.shape[0] * cache.shape[1]))
-
-    return mutant
-
-
 SLOT_FAULTS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "skipped rows land in slot 0": lambda slots, _: slots.clamp(min=0),
     "skipped rows wrap to the last slot": lambda slots, capacity: slots % capacity,
@@ -68,43 +60,32 @@ SLOT_FAULTS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 }
 """Wrong addressing that fits every write operator: (slots, capacity) -> slots."""
 
-for _name, _change in SLOT_FAULTS.items():
-    write_cache.fault(_name)(_with_slots(_change))
+
+def slot_faults(capacity: Callable[[Any], int]) -> dict[str, Callable[[Any], Any]]:
+    """SLOT_FAULTS for `wrong_arguments`; capacity: arguments -> how many slots there are."""
+
+    def edit(name: str) -> Callable[[Any], Any]:
+        return lambda a: a._replace(slots=SLOT_FAULTS[name](a.slots, capacity(a)))
+
+    return {name: edit(name) for name in SLOT_FAULTS}
 
 
-@write_cache.fault("block and offset swapped")
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
+def _swapped(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     blocks, size = cache.shape[:2]
-    swapped = slots % blocks * size + slots // blocks
-    write_cache.reference(cache, rows, torch.where(slots < 0, slots, swapped))
+    return torch.where(slots < 0, slots, slots % blocks * size + slots // blocks)
 
 
-@write_cache.fault("added to what was there")
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    present = cache.flatten(0, 1)[slots.clamp(min=0)]
-    write_cache.reference(cache, rows + present, slots)
-
-
-@write_cache.fault("rest of the cache cleared")
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    write_cache.reference(cache.zero_(), rows, slots)
-
-
-@write_cache.fault("last channels not written")
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    write_cache.reference(cache[..., :-2], rows[..., :-2], slots)
-
-
-@write_cache.fault("rounded to fp16")
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    write_cache.reference(cache, rows.half().to(rows.dtype), slots)
-
-
-@write_cache.fault("nothing written")
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    pass
-
-
+write_cache.wrong_arguments(
+    {
+        **slot_faults(lambda a: a.cache.shape[0] * a.cache.shape[1]),
+        "block and offset swapped": lambda a: a._replace(slots=_swapped(a.cache, a.slots)),
+        "added to what was there": lambda a: a._replace(rows=a.rows + a.cache.flatten(0, 1)[a.slots.clamp(min=0)]),
+        "rest of the cache cleared": {"cache": lambda cache: cache.zero_()},
+        "last channels not written": dict.fromkeys(("cache", "rows"), lambda x: x[..., :-2]),
+        "rounded to fp16": {"rows": lambda rows: rows.half().to(rows.dtype)},
+        "nothing written": {"slots": lambda slots: slots.clamp(max=-1)},
+    }
+)
 write_cache.equivalent("write_targets: 1 -> 2 (2)", "every negative slot is a skipped one")
 write_cache.equivalent("write_targets: True -> False", "a pivot without its dimension broadcasts the same")
 write_cache.equivalent("write_cache: 1 -> 2", "a row behind those that slots choose from is never chosen")

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from dsv4_backend.contract import Case, Draw, Operator
-from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops import quant
 from dsv4_backend.ops.cache_bytes import READS, WRITES, read_bytes, write_bytes
 from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts
 from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3, scale_values
 from dsv4_backend.proofs.byte_entries import ENTRIES, read_entry, write_entry
-from dsv4_backend.proofs.cache import PAGES, SLOT_FAULTS, draw_slots
+from dsv4_backend.proofs.cache import PAGES, draw_slots, slot_faults
 from dsv4_backend.proofs.numerics import Array
+
+_WRONG_READ_SLOTS = {
+    "skipped rows read slot 0": "skipped rows land in slot 0",
+    "skipped rows wrap to the last slot": "skipped rows wrap to the last slot",
+    "slots shifted by one": "slots shifted by one",
+}
+"""Of a read: the name of the same fault of a write."""
+
+
+def _capacity(a: Any) -> int:
+    return int(a.cache.shape[0] * a.block_size)
 
 
 def _prove_write(form: Format) -> None:
@@ -32,11 +44,14 @@ def _prove_write(form: Format) -> None:
     def _(draw: Draw) -> Iterator[Case]:
         return _write_cases(draw, form)
 
-    for name, change in SLOT_FAULTS.items():
-        contract.fault(name)(_write_with_slots(form, change))
+    contract.wrong_arguments(
+        {
+            **slot_faults(_capacity),
+            "page cleared first": {"cache": lambda cache: cache.zero_()},
+        }
+    )
     for name, mutant in _wrong_formats(form):
-        contract.fault(name)(_write_as(mutant))
-    contract.fault("page cleared first")(_write_on_zeros(form))
+        contract.fault(name)(partial(write_bytes, mutant))
 
 
 def _prove_read(form: Format) -> None:
@@ -54,13 +69,10 @@ def _prove_read(form: Format) -> None:
     def _(draw: Draw) -> Iterator[Case]:
         return _read_cases(draw, form)
 
-    add_output_faults(contract, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-    for name in ("skipped rows land in slot 0", "skipped rows wrap to the last slot", "slots shifted by one"):
-        contract.fault(name.replace("skipped rows land in", "skipped rows read"))(
-            _read_with_slots(form, SLOT_FAULTS[name])
-        )
+    slots = slot_faults(_capacity)
+    contract.wrong_arguments({name: slots[of_write] for name, of_write in _WRONG_READ_SLOTS.items()})
     for name, mutant in _wrong_readers(form):
-        contract.fault(name)(_read_as(mutant))
+        contract.fault(name)(partial(read_bytes, mutant))
 
 
 def _draw_rows(draw: Draw, count: int, form: Format, dtype: torch.dtype) -> torch.Tensor:
@@ -159,32 +171,6 @@ def _filled(draw: Draw, form: Format, rows: torch.Tensor, block_size: int) -> to
     cache = draw.bytes(rows.shape[0] // block_size, form.page_bytes(block_size))
     write_bytes(form, cache, rows, torch.arange(rows.shape[0]), block_size)
     return cache
-
-
-def _write_as(form: Format) -> Callable[..., None]:
-    return lambda cache, rows, slots, block_size: write_bytes(form, cache, rows, slots, block_size)
-
-
-def _read_as(form: Format) -> Callable[..., torch.Tensor]:
-    return lambda cache, slots, block_size: read_bytes(form, cache, slots, block_size)
-
-
-def _write_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., None]:
-    def mutant(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
-        write_bytes(form, cache, rows, change(slots, cache.shape[0] * block_size), block_size)
-
-    return mutant
-
-
-def _read_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def mutant(cache: torch.Tensor, slots: torch.Tensor, block_size: int) -> torch.Tensor:
-        return read_bytes(form, cache, change(slots, cache.shape[0] * block_size), block_size)
-
-    return mutant
-
-
-def _write_on_zeros(form: Format) -> Callable[..., None]:
-    return lambda cache, rows, slots, block_size: write_bytes(form, cache.zero_(), rows, slots, block_size)
 
 
 def _encoding(form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]) -> Format:
@@ -310,13 +296,11 @@ _EQUIVALENT = {
 """What only some formats have, beside `_EQUIVALENT_WRITES` and `_EQUIVALENT_READS`."""
 
 
-def _explain(contract: Operator, shared: dict[str, str]) -> None:
-    for mutant, why in (shared | _EQUIVALENT.get(contract.name, {})).items():
-        contract.equivalent(mutant, why)
-
-
 for _form in FORMATS:
     _prove_write(_form)
     _prove_read(_form)
-    _explain(WRITES[_form.name], _EQUIVALENT_WRITES)
-    _explain(READS[_form.name], _EQUIVALENT_READS)
+    for _contract, _shared in (
+        (WRITES[_form.name], _EQUIVALENT_WRITES),
+        (READS[_form.name], _EQUIVALENT_READS),
+    ):
+        _contract.explain(_shared, _EQUIVALENT.get(_contract.name, {}))

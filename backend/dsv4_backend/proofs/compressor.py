@@ -10,12 +10,10 @@ import torch
 
 from dsv4_backend import ragged_cases
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.compressor import (
     Call,
     channel_ranges,
     compress,
-    compress_by_steps,
     finish_entries,
     pool_slots,
     pooled_positions,
@@ -189,23 +187,12 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(f"{kind}, fp16, squares beyond its range", "official", call._replace(wkv=call.wkv * 400))
 
 
-add_output_faults(compress, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-def _fault(name: str, **steps: Any) -> None:
-    compress.fault(name)(lambda *arguments: compress_by_steps(Call(*arguments), **steps))
-
-
 def _rotate(call: Call, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return rope.reference(x, positions.clamp(min=0), call.inv_freq, False)
 
 
 def _norm(call: Call, pooled: torch.Tensor) -> torch.Tensor:
     return rms_norm.reference(pooled, call.norm_weight, call.eps)
-
-
-def _rotate_at_last(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    return _rotate(call, _norm(call, pooled), (block + 1) * call.ratio - 1)
 
 
 def _pool_before_start(u: torch.Tensor, s: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
@@ -227,57 +214,70 @@ def _swap_ranges(rows: torch.Tensor, groups: int, ratio: int) -> torch.Tensor:
     return channel_ranges(rows.unflatten(-1, (2, groups, -1)).flip(3).flatten(2), groups, ratio)
 
 
-_fault("ape left out", project=lambda call, t: project_tokens(call._replace(ape=call.ape * 0), t))
-_fault("ape of the next token", project=lambda call, t: project_tokens(call, t + 1))
-_fault("projections rounded to bf16", project=lambda call, t: project_tokens(call, t).bfloat16())
-_fault("last token not stored", store=lambda cache, flat, rows: store_rows(cache, flat[:-1], rows[:-1]))
-_fault("state kept in bf16", store=lambda cache, flat, rows: store_rows(cache, flat, rows.bfloat16()))
-_fault("look-back one token early", lookback=lambda block, r, c: pooled_positions(block, r, c) - 1)
-_fault("previous block left out", lookback=_own_block)
-_fault("channel ranges swapped", halves=_swap_ranges)
-_fault("one channel range for both blocks", halves=lambda rows, c, r: rows.unflatten(-1, (2, c, -1))[..., -1, :])
-_fault("slots before the start have weight", pool=_pool_before_start)
-_fault("softmax without maximum", pool=_pool_without_maximum)
-_fault("one weight for all channels", pool=lambda u, s, gone: pool_slots(u, s.mean(2, True).expand_as(s), gone))
-_fault("mean pooling", pool=lambda u, s, gone: pool_slots(u, s * 0, gone))
-_fault("norm left out", finish=lambda call, y, block: _rotate(call, y, block * call.ratio))
-_fault("epsilon left out", finish=lambda call, y, block: finish_entries(call._replace(eps=1e-30), y, block))
-_fault("RoPE left out", finish=lambda call, y, block: _norm(call, y))
-_fault("RoPE before the norm", finish=lambda call, y, block: _norm(call, _rotate(call, y, block * call.ratio)))
-_fault(
-    "RoPE at the last token", finish=lambda call, y, block: _rotate(call, _norm(call, y), (block + 1) * call.ratio - 1)
+compress.wrong_step(
+    finish_entries,
+    {
+        "norm left out": lambda call, y, block: _rotate(call, y, block * call.ratio),
+        "epsilon left out": lambda call, y, block: finish_entries(call._replace(eps=1e-30), y, block),
+        "RoPE left out": lambda call, y, block: _norm(call, y),
+        "RoPE before the norm": lambda call, y, i: _norm(call, _rotate(call, y, i * call.ratio)),
+        "RoPE at the last token": lambda call, y, i: _rotate(call, _norm(call, y), (i + 1) * call.ratio - 1),
+        "RoPE at the overlapped block": lambda call, y, i: finish_entries(call, y, i + 1 - call.groups),
+        "RoPE at the entry's index": lambda call, y, block: _rotate(call, _norm(call, y), block),
+    },
 )
-_fault("RoPE at the overlapped block", finish=lambda call, y, block: finish_entries(call, y, block + 1 - call.groups))
-_fault("RoPE at the entry's index", finish=lambda call, y, block: _rotate(call, _norm(call, y), block))
+compress.wrong_step(
+    pool_slots,
+    {
+        "slots before the start have weight": _pool_before_start,
+        "softmax without maximum": _pool_without_maximum,
+        "one weight for all channels": lambda u, s, gone: pool_slots(u, s.mean(2, True).expand_as(s), gone),
+        "mean pooling": lambda u, s, gone: pool_slots(u, s * 0, gone),
+    },
+)
+compress.wrong_steps(
+    {
+        "ape of the next token": {project_tokens: lambda call, t: project_tokens(call, t + 1)},
+        "projections rounded to bf16": {project_tokens: lambda call, t: project_tokens(call, t).bfloat16()},
+        "last token not stored": {store_rows: lambda cache, at, rows: store_rows(cache, at[:-1], rows[:-1])},
+        "state kept in bf16": {store_rows: lambda cache, at, rows: store_rows(cache, at, rows.bfloat16())},
+        "look-back one token early": {pooled_positions: lambda block, r, c: pooled_positions(block, r, c) - 1},
+        "previous block left out": {pooled_positions: _own_block},
+        "channel ranges swapped": {channel_ranges: _swap_ranges},
+        "one channel range for both blocks": {
+            channel_ranges: lambda rows, c, r: rows.unflatten(-1, (2, c, -1))[..., -1, :]
+        },
+    }
+)
+compress.wrong_arguments(
+    {
+        "ape left out": {"ape": torch.zeros_like},
+        "positions counted from the call": lambda a: a._replace(seq_lens=a.query_start_loc.diff()),
+    }
+)
 
 
 @compress.fault("state of earlier calls lost")
 def _(*arguments: Any) -> torch.Tensor:
-    call = Call(*arguments)
-    compress_by_steps(call)
-    return compress_by_steps(call._replace(state_cache=torch.zeros_like(call.state_cache)))
+    compress.reference(*arguments)
+    return compress.reference(*Call(*arguments)._replace(state_cache=torch.zeros_like(arguments[6])))
 
 
-@compress.fault("positions counted from the call")
-def _(*arguments: Any) -> torch.Tensor:
-    call = Call(*arguments)
-    return compress_by_steps(call._replace(seq_lens=call.query_start_loc.diff()))
-
-
-for _mutant, _why in {
-    "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
-    "slots: 1 -> 2 (2)": "any negative row is an absent one",
-    "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they are",
-    "gather_rows: flat.clamp(min=0) -> flat": "rows of absent slots are masked whatever they hold",
-    "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
-    "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows are 0 at any angle",
-    "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 without the cast too",
-    "rope: -angles -> angles": "entries are never rotated back",
-    "rotation_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded alike",
-    "rotation_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
-    "rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
-    "rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",
-    "rotate_tail: 1 -> 2 (4)": "entries have no dimension between the first and the last",
-    "rotate_tail: 1 -> 2 (5)": "entries have no dimension between the first and the last",
-}.items():
-    compress.equivalent(_mutant, _why)
+compress.explain(
+    {
+        "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
+        "slots: 1 -> 2 (2)": "any negative row is an absent one",
+        "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they are",
+        "gather_rows: flat.clamp(min=0) -> flat": "rows of absent slots are masked whatever they hold",
+        "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
+        "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows are 0 at any angle",
+        "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 without the cast too",
+        "rope: -angles -> angles": "entries are never rotated back",
+        "rotation_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded alike",
+        "rotation_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
+        "rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
+        "rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",
+        "rotate_tail: 1 -> 2 (4)": "entries have no dimension between the first and the last",
+        "rotate_tail: 1 -> 2 (5)": "entries have no dimension between the first and the last",
+    }
+)

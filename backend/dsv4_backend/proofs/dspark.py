@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import EDITS, add_output_faults
 from dsv4_backend.ops.dspark import markov_bias
 from dsv4_backend.proofs.numerics import Array, wide
 
@@ -58,38 +57,24 @@ def _weights(draw: Draw, vocab: int, rank: int, dtype: torch.dtype) -> list[torc
     return [draw.normal(vocab, rank, dtype=dtype, scale=scale) for scale in (1, rank**-0.5)]
 
 
-add_output_faults(markov_bias, *EDITS)
-
-
-def _wrong_arguments(name: str, edit: Callable[..., tuple[torch.Tensor, ...]]) -> None:
-    """A fault: markov_bias of other arguments; edit maps (logits, previous, w1, w2) to them."""
-    markov_bias.fault(name)(lambda *args: markov_bias.reference(*edit(*args)))
-
-
-_wrong_arguments("weights exchanged", lambda x, before, w1, w2: (x, before, w2, w1))
-_wrong_arguments("one weight for both", lambda x, before, w1, w2: (x, before, w1, w1))
-_wrong_arguments("token of the row itself", lambda x, before, *w: (x, before.roll(-1, 0), *w))
-_wrong_arguments(
-    "first token's bias for the whole block",
-    lambda x, before, *w: (x, before[:1].expand_as(before), *w),
+markov_bias.wrong_arguments(
+    {
+        "weights exchanged": lambda a: a._replace(markov_w1=a.markov_w2, markov_w2=a.markov_w1),
+        "one weight for both": lambda a: a._replace(markov_w2=a.markov_w1),
+        "token of the row itself": {"previous": lambda before: before.roll(-1, 0)},
+        "first token's bias for the whole block": {"previous": lambda p: p[:1].expand_as(p)},
+        "ids cut to 16 bits": {"previous": lambda before: before % 65536},
+        "w1 rounded to bf16": {"markov_w1": lambda w: w.bfloat16()},
+        "w2 rounded to bf16": {"markov_w2": lambda w: w.bfloat16()},
+        "last rank left out": dict.fromkeys(("markov_w1", "markov_w2"), lambda w: w[:, :-1]),
+        "base logits left out": {"logits": torch.zeros_like},
+    }
 )
-_wrong_arguments("ids cut to 16 bits", lambda x, before, *w: (x, before % 65536, *w))
-_wrong_arguments("w1 rounded to bf16", lambda x, before, w1, w2: (x, before, w1.bfloat16(), w2))
-_wrong_arguments("w2 rounded to bf16", lambda x, before, w1, w2: (x, before, w1, w2.bfloat16()))
-_wrong_arguments("last rank left out", lambda x, before, *w: (x, before, *(f[:, :-1] for f in w)))
-
-
-def _wrong_sum(name: str, add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-    """A fault: logits and a right bias, added in a wrong way."""
-
-    def fault(logits: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        return add(logits, markov_bias.reference(torch.zeros_like(logits), *rest))
-
-    markov_bias.fault(name)(fault)
-
-
-_wrong_sum("base logits left out", lambda logits, bias: bias)
-_wrong_sum("bias subtracted", lambda logits, bias: logits - bias)
-_wrong_sum("bias summed along the block", lambda logits, bias: logits + bias.cumsum(0))
-_wrong_sum("bias rounded to bf16", lambda logits, bias: logits + bias.bfloat16())
-_wrong_sum("sum rounded to bf16", lambda logits, bias: (logits + bias).bfloat16().to(logits.dtype))
+markov_bias.wrong_results(
+    {
+        "bias subtracted": lambda a, y: 2 * a.logits - y,
+        "bias summed along the block": lambda a, y: a.logits + (y - a.logits).cumsum(0),
+        "bias rounded to bf16": lambda a, y: a.logits + (y - a.logits).bfloat16(),
+        "sum rounded to bf16": lambda a, y: y.bfloat16().to(y.dtype),
+    }
+)

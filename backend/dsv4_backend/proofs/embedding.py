@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.proofs.numerics import Array, wide
 
@@ -44,44 +43,21 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("NaN, infinity, zeros, strided", profile, (strided, special.repeat(1, 2)[:, ::2], 2))
 
 
-add_output_faults(embed_streams, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-@embed_streams.fault("only the first stream filled")
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
-    first = torch.arange(hc_mult).view(1, -1, 1) == 0
-    return embed_streams.reference(input_ids, weight, hc_mult).where(first, 0)
-
-
-@embed_streams.fault("channels repeated in place of streams")
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
-    streams = embed_streams.reference(input_ids, weight, hc_mult)
-    return streams.mT.reshape(streams.shape)
-
-
-@embed_streams.fault("streams share the embedding")
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
-    return embed_streams.reference(input_ids, weight / hc_mult, hc_mult)
-
-
-@embed_streams.fault("ids cut to 16 bits")
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
-    return embed_streams.reference(input_ids % 65536, weight, hc_mult)
-
-
-@embed_streams.fault("id 0 taken as padding")
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
-    return embed_streams.reference(input_ids, weight, hc_mult).where(input_ids.view(-1, 1, 1) != 0, 0)
-
-
-@embed_streams.fault("id off by one")
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
-    return embed_streams.reference((input_ids - 1).clamp(min=0), weight, hc_mult)
-
-
-@embed_streams.fault("scaled by sqrt(d)")
-def _(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -> torch.Tensor:
-    return embed_streams.reference(input_ids, weight * weight.shape[1] ** 0.5, hc_mult)
+embed_streams.wrong_arguments(
+    {
+        "streams share the embedding": lambda a: a._replace(weight=a.weight / a.hc_mult),
+        "ids cut to 16 bits": {"input_ids": lambda ids: ids % 65536},
+        "id off by one": {"input_ids": lambda ids: (ids - 1).clamp(min=0)},
+        "scaled by sqrt(d)": {"weight": lambda weight: weight * weight.shape[1] ** 0.5},
+    }
+)
+embed_streams.wrong_results(
+    {
+        "only the first stream filled": lambda a, y: y.where(torch.arange(a.hc_mult).view(1, -1, 1) == 0, 0),
+        "channels repeated in place of streams": lambda a, y: y.mT.reshape(y.shape),
+        "id 0 taken as padding": lambda a, y: y.where(a.input_ids.view(-1, 1, 1) != 0, 0),
+    }
+)
 
 
 @lm_head.cases
@@ -100,39 +76,18 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("fp32 activations, bf16 weight", "ideal", mixed)
 
 
-add_output_faults(lm_head, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-@lm_head.fault("logits rounded to bf16")
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return lm_head.reference(x, weight).bfloat16().float()
-
-
-@lm_head.fault("activations rounded to bf16")
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return lm_head.reference(x.bfloat16(), weight)
-
-
-@lm_head.fault("weight rounded to bf16")
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return lm_head.reference(x, weight.bfloat16())
-
-
-@lm_head.fault("last channel left out")
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return lm_head.reference(x[:, :-1], weight[:, :-1])
-
-
-@lm_head.fault("square weight transposed")
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return lm_head.reference(x, weight.mT if weight.shape[0] == weight.shape[1] else weight)
-
-
-@lm_head.fault("last token's logits for all")
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return lm_head.reference(x[-1:].expand_as(x), weight)
-
-
-@lm_head.fault("last id never scored")
-def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return F.pad(lm_head.reference(x, weight[:-1]), (0, 1))
+lm_head.wrong_arguments(
+    {
+        "activations rounded to bf16": {"x": lambda x: x.bfloat16()},
+        "weight rounded to bf16": {"weight": lambda weight: weight.bfloat16()},
+        "last channel left out": dict.fromkeys(("x", "weight"), lambda operand: operand[:, :-1]),
+        "square weight transposed": {"weight": lambda w: w.mT if w.shape[0] == w.shape[1] else w},
+        "last token's logits for all": {"x": lambda x: x[-1:].expand_as(x)},
+    }
+)
+lm_head.wrong_results(
+    {
+        "logits rounded to bf16": lambda a, y: y.bfloat16().float(),
+        "last id never scored": lambda a, y: F.pad(y[:, :-1], (0, 1)),
+    }
+)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.gate import _route, expert_scores, gate_hash, gate_topk, normalise, select_largest, sqrt_softplus
 from dsv4_backend.proofs.numerics import Array, round_to, wide
 
@@ -102,9 +101,7 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("scores of 0", profile, (*router, torch.tensor([0, 1, 1]), table, 1.5))
 
 
-Scores = Callable[[torch.Tensor], torch.Tensor]
-Outputs = tuple[torch.Tensor, torch.Tensor]
-_WRONG_SCORES: dict[str, Scores] = {
+_WRONG_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid scores": torch.sigmoid,
     "softmax scores": lambda logits: logits.softmax(-1),
     "root left out": F.softplus,
@@ -113,37 +110,29 @@ _WRONG_SCORES: dict[str, Scores] = {
     "scores rounded to bf16": lambda logits: sqrt_softplus(logits).bfloat16().to(logits.dtype),
     "logits rounded to bf16": lambda logits: sqrt_softplus(logits.bfloat16().to(logits.dtype)),
 }
-
-
-def _wrong_topk(change: Scores) -> Callable[..., Outputs]:
-    return lambda x, weight, bias, k, route_scale: _route(change(compute(x) @ compute(weight).T), bias, k, route_scale)
-
-
-def _wrong_hash(change: Scores) -> Callable[..., Outputs]:
-    def mutant(
-        x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
-    ) -> Outputs:
-        ids = tid2eid[input_ids].long()
-        return normalise(change(compute(x) @ compute(weight).T), ids, route_scale), ids.int()
-
-    return mutant
-
-
-for _name, _change in _WRONG_SCORES.items():
-    gate_topk.fault(_name)(_wrong_topk(_change))
-    gate_hash.fault(_name)(_wrong_hash(_change))
 for _contract in (gate_topk, gate_hash):
-    add_output_faults(_contract, "last token zero", "one NaN", "tokens shifted by one")
+    _contract.wrong_step(sqrt_softplus, _WRONG_SCORES)
+    _contract.wrong_arguments({"route_scale left out": {"route_scale": 1.0}})
+    _contract.no_output_fault("ids: one NaN", "ids are integers")
 
 
-@gate_topk.fault("bias enters the weights")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
-    return _route(expert_scores(x, weight) + bias, torch.zeros_like(bias), k, route_scale)
+def _over_all_experts(scores: torch.Tensor, ids: torch.Tensor, route_scale: float) -> torch.Tensor:
+    return scores.gather(1, ids) / scores.sum(-1, keepdim=True) * route_scale
 
 
-@gate_topk.fault("bias ignored in the selection")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
-    return _route(expert_scores(x, weight), torch.zeros_like(bias), k, route_scale)
+def _equal_weights(scores: torch.Tensor, ids: torch.Tensor, route_scale: float) -> torch.Tensor:
+    return torch.full_like(scores.gather(1, ids), route_scale / ids.shape[1])
+
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+gate_topk.wrong_arguments({"bias ignored in the selection": {"bias": torch.zeros_like}})
+gate_topk.wrong_steps(
+    {
+        "bias enters the weights": {_route: lambda s, bias, *rest: _route(s + bias, bias * 0, *rest)},
+        "ids in rising order": {select_largest: lambda v, k: select_largest(v, k).sort(-1).values},
+        "normalised over all experts": {normalise: _over_all_experts},
+    }
+)
 
 
 @gate_topk.fault("bias added to the logits")
@@ -159,68 +148,20 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_s
     return weights, weight.shape[0] - 1 - ids
 
 
-@gate_topk.fault("ids in rising order")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
-    scores = expert_scores(x, weight)
-    ids = select_largest(scores + bias, k).sort(-1).values
-    return normalise(scores, ids, route_scale), ids.int()
-
-
-@gate_topk.fault("normalised over all experts")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
-    scores = expert_scores(x, weight)
-    ids = select_largest(scores + bias, k)
-    return scores.gather(1, ids) / scores.sum(-1, keepdim=True) * route_scale, ids.int()
-
-
-@gate_topk.fault("route_scale left out")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
-    return gate_topk.reference(x, weight, bias, k, 1.0)
-
-
-@gate_hash.fault("route_scale left out")
-def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
-) -> Outputs:
-    return gate_hash.reference(x, weight, input_ids, tid2eid, 1.0)
+gate_hash.wrong_arguments(
+    {
+        "experts of the token before": {"input_ids": lambda ids: ids.roll(1)},
+        "position instead of token id": lambda a: a._replace(input_ids=torch.arange(a.x.shape[0]) % a.tid2eid.shape[0]),
+        "ids in rising order": {"tid2eid": lambda table: table.sort(-1).values},
+    }
+)
+gate_hash.wrong_step(normalise, {"equal weights": _equal_weights})
 
 
 @gate_hash.fault("experts chosen by score")
-def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
-) -> Outputs:
+def _(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, route_scale: float) -> Outputs:
     scores = expert_scores(x, weight)
-    return _route(scores, torch.zeros_like(scores[:1]), tid2eid.shape[1], route_scale)
-
-
-@gate_hash.fault("experts of the token before")
-def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
-) -> Outputs:
-    return gate_hash.reference(x, weight, input_ids.roll(1), tid2eid, route_scale)
-
-
-@gate_hash.fault("position instead of token id")
-def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
-) -> Outputs:
-    positions = torch.arange(x.shape[0]) % tid2eid.shape[0]
-    return gate_hash.reference(x, weight, positions, tid2eid, route_scale)
-
-
-@gate_hash.fault("equal weights")
-def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
-) -> Outputs:
-    weights, ids = gate_hash.reference(x, weight, input_ids, tid2eid, route_scale)
-    return torch.full_like(weights, route_scale / ids.shape[1]), ids
-
-
-@gate_hash.fault("ids in rising order")
-def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
-) -> Outputs:
-    return gate_hash.reference(x, weight, input_ids, tid2eid.sort(-1).values, route_scale)
+    return _route(scores, torch.zeros_like(scores[:1]), table.shape[1], route_scale)
 
 
 gate_topk.equivalent(

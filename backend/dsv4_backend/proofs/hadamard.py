@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.hadamard import hadamard, sylvester
 from dsv4_backend.proofs.numerics import Array, cast, wide
 
@@ -49,48 +49,41 @@ def _drawn_cases(draw: Draw) -> Iterator[Case]:
         yield Case("first coefficient alone", profile, (large,))
 
 
-add_output_faults(hadamard, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+def _halves(a: Any, y: torch.Tensor) -> torch.Tensor:
+    if y.shape[-1] == 1:
+        return y
+    return torch.cat([hadamard.reference(half) for half in a.x.chunk(2, -1)], -1)
 
 
-@hadamard.fault("not normalised")
-def _(x: torch.Tensor) -> torch.Tensor:
-    return (compute(x) @ sylvester(compute(x))).to(x.dtype)
+def _bit_reversed(n: int) -> list[int]:
+    return [int(f"{i:0{n.bit_length() - 1}b}"[::-1], 2) for i in range(n)]
 
 
-@hadamard.fault("divided by n instead of its root")
-def _(x: torch.Tensor) -> torch.Tensor:
-    return (compute(x) @ sylvester(compute(x)) / x.shape[-1]).to(x.dtype)
+def _changes(x: torch.Tensor) -> torch.Tensor:
+    return (sylvester(x).diff(dim=0) != 0).sum(0)
 
 
-@hadamard.fault("bit-reversed order")
-def _(x: torch.Tensor) -> torch.Tensor:
-    bits = x.shape[-1].bit_length() - 1
-    order = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(x.shape[-1])]
-    return hadamard.reference(x)[..., order]
-
-
-@hadamard.fault("sequency (Walsh) order")
-def _(x: torch.Tensor) -> torch.Tensor:
-    changes = (sylvester(x).diff(dim=0) != 0).sum(0)
-    return hadamard.reference(x)[..., changes.argsort()]
-
-
-@hadamard.fault("last butterfly left out")
-def _(x: torch.Tensor) -> torch.Tensor:
-    if x.shape[-1] == 1:
-        return hadamard.reference(x)
-    return torch.cat([hadamard.reference(half) for half in x.chunk(2, -1)], -1)
-
-
-@hadamard.fault("random signs before the transform")
-def _(x: torch.Tensor) -> torch.Tensor:
-    signs = 1 - 2 * (torch.arange(x.shape[-1]) * 5 // 3 % 2)
-    return hadamard.reference(x * signs.to(x.dtype))
-
-
-@hadamard.fault("left out")
-def _(x: torch.Tensor) -> torch.Tensor:
-    return x.clone()
+hadamard.wrong_results(
+    {
+        "bit-reversed order": lambda a, y: y[..., _bit_reversed(y.shape[-1])],
+        "sequency (Walsh) order": lambda a, y: y[..., _changes(a.x).argsort()],
+        "last butterfly left out": _halves,
+        "left out": lambda a, y: a.x.clone(),
+    }
+)
+hadamard.wrong_steps(
+    {
+        "not normalised": {sylvester: lambda x: sylvester(x) * x.shape[-1] ** 0.5},
+        "divided by n instead of its root": {sylvester: lambda x: sylvester(x) * x.shape[-1] ** -0.5},
+    }
+)
+hadamard.wrong_arguments(
+    {
+        "random signs before the transform": {
+            "x": lambda x: x * (1 - 2 * (torch.arange(x.shape[-1]) * 5 // 3 % 2)).to(x.dtype)
+        }
+    }
+)
 
 
 @hadamard.fault("every butterfly rounded to bf16")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.hyper import _collapse, _mixes, _mixing_weights, hc_head, hc_post, hc_pre, sinkhorn
 from dsv4_backend.proofs.numerics import Array, cast, wide
 
@@ -78,8 +77,6 @@ def _(x: Array, fn: Array, base: Array, scale: Array, norm_eps: float, hc_eps: f
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _SHAPES = ((0, 4, 64), (1, 1, 1), (3, 2, 7), (5, 4, 33), (17, 4, 16), (2, 4, 4096))
-Step = Callable[..., torch.Tensor]
-_GENERIC = ("last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
 
 
 def _mixers(draw: Draw, n: int, d: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,45 +123,22 @@ def _extreme_pre_cases(draw: Draw, profile: str, dtype: torch.dtype) -> Iterator
     yield Case("NaN, infinity, zero row", profile, (special, fn, base, scale, *settings))
 
 
-add_output_faults(hc_pre, *_GENERIC)
-
-
-def _exponentials_to_comb(comb: torch.Tensor, iterations: int, row_eps: float, column_eps: float) -> torch.Tensor:
-    """Sinkhorn from its second pass on, with an epsilon for each direction."""
-    comb = comb / (comb.sum(-2, keepdim=True) + column_eps)
-    for _ in range(iterations - 1):
+def _comb(powers: torch.Tensor, rounds: int, row_eps: float, column_eps: float) -> torch.Tensor:
+    """Sinkhorn after its softmax, with an epsilon for each direction."""
+    comb = powers / (powers.sum(-2, keepdim=True) + column_eps)
+    for _ in range(rounds - 1):
         comb = comb / (comb.sum(-1, keepdim=True) + row_eps)
         comb = comb / (comb.sum(-2, keepdim=True) + column_eps)
     return comb
 
 
-def _arguments_fault(name: str, edit: Callable[..., tuple[Any, ...]]) -> None:
-    """hc_pre of other arguments: edit maps (x, fn, base, scale, sinkhorn_iters, norm_eps, hc_eps) to such."""
-    hc_pre.fault(name)(lambda *args: hc_pre.reference(*edit(*args)))
-
-
-def _results_fault(name: str, edit: Callable[..., tuple[torch.Tensor, ...]]) -> None:
-    """hc_pre with other results: edit maps (y, post, comb, hc_eps) to (y, post, comb)."""
-    hc_pre.fault(name)(lambda *args: edit(*hc_pre.reference(*args), args[-1]))
-
-
-def _steps_fault(name: str, mixes: Step = _mixes, passes: Step = sinkhorn) -> None:
-    """hc_pre with another way from (x, fn, norm_eps) to its mixes, or from (logits, sinkhorn_iters, hc_eps) to comb."""
-
-    @hc_pre.fault(name)
-    def _(x: torch.Tensor, fn: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-        base, scale, rounds, norm_eps, hc_eps = rest
-        pre, post, logits = _mixing_weights(x, mixes(x, fn, norm_eps), base, scale, hc_eps)
-        return _collapse(x, pre), post, passes(logits, rounds, hc_eps)
+def _unnormed(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.linear(compute(x).flatten(1), fn)
 
 
 def _norm_each_stream(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
     wide = compute(x)
-    return F.linear((wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).flatten(1), fn)
-
-
-def _channel_major(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
-    return _mixes(x.mT.reshape(x.shape), fn, eps)
+    return _unnormed(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps), fn, eps)
 
 
 def _without_last_stream(x: torch.Tensor, fn: torch.Tensor, eps: float) -> torch.Tensor:
@@ -175,42 +149,51 @@ def _exchange_pre_and_post(fn: torch.Tensor, n: int) -> torch.Tensor:
     return torch.cat((fn[n : 2 * n], fn[:n], fn[2 * n :]))
 
 
-_arguments_fault("norm epsilon left out", lambda *args: (*args[:5], 0.0, args[6]))
-_arguments_fault("fn rounded to bf16", lambda x, fn, *rest: (x, fn.bfloat16().float(), *rest))
-_arguments_fault("one scale for all", lambda x, fn, base, scale, *rest: (x, fn, base, scale[:1].expand(3), *rest))
-_arguments_fault("base left out", lambda x, fn, base, *rest: (x, fn, torch.zeros_like(base), *rest))
-_arguments_fault("one Sinkhorn round too few", lambda *args: (*args[:4], args[4] - 1, *args[5:]))
-_arguments_fault("pre and post exchanged", lambda x, fn, *rest: (x, _exchange_pre_and_post(fn, x.shape[1]), *rest))
-_steps_fault("norm left out", mixes=lambda x, fn, eps: F.linear(compute(x).flatten(1), fn))
-_steps_fault("norm of each stream alone", mixes=_norm_each_stream)
-_steps_fault("channel-major flattening", mixes=_channel_major)
-_steps_fault("last stream not mixed", mixes=_without_last_stream)
-_steps_fault("softmax without epsilon", passes=lambda c, k, eps: _exponentials_to_comb(c.softmax(-1), k, eps, eps))
-_steps_fault(
-    "row passes without epsilon", passes=lambda c, k, eps: _exponentials_to_comb(c.softmax(-1) + eps, k, 0.0, eps)
+_WRONG_MIXES: dict[str, dict[str, Any]] = {
+    "norm epsilon left out": {"norm_eps": 0.0},
+    "fn rounded to bf16": {"fn": lambda fn: fn.bfloat16().float()},
+    "base left out": {"base": torch.zeros_like},
+}
+hc_pre.wrong_arguments(
+    {
+        **_WRONG_MIXES,
+        "one scale for all": {"scale": lambda scale: scale[:1].expand(3)},
+        "one Sinkhorn round too few": {"sinkhorn_iters": lambda rounds: rounds - 1},
+        "pre and post exchanged": lambda a: a._replace(fn=_exchange_pre_and_post(a.fn, a.x.shape[1])),
+    }
 )
-_steps_fault(
-    "column passes without epsilon", passes=lambda c, k, eps: _exponentials_to_comb(c.softmax(-1) + eps, k, eps, 0.0)
+hc_pre.wrong_step(
+    _mixes,
+    {
+        "norm left out": _unnormed,
+        "norm of each stream alone": _norm_each_stream,
+        "channel-major flattening": lambda x, fn, eps: _mixes(x.mT.reshape(x.shape), fn, eps),
+        "last stream not mixed": _without_last_stream,
+    },
 )
-_steps_fault(
-    "exp without the row maximum",
-    passes=lambda c, k, eps: _exponentials_to_comb(c.exp() / c.exp().sum(-1, keepdim=True) + eps, k, eps, eps),
+hc_pre.wrong_step(
+    sinkhorn,
+    {
+        "softmax without epsilon": lambda c, k, eps: _comb(c.softmax(-1), k, eps, eps),
+        "row passes without epsilon": lambda c, k, eps: _comb(c.softmax(-1) + eps, k, 0.0, eps),
+        "column passes without epsilon": lambda c, k, eps: _comb(c.softmax(-1) + eps, k, eps, 0.0),
+        "exp without the row maximum": lambda c, k, eps: _comb(
+            c.exp() / c.exp().sum(-1, keepdim=True) + eps, k, eps, eps
+        ),
+        "columns before rows": lambda c, k, eps: sinkhorn(c.mT, k, eps).mT,
+        "softmax alone": lambda c, k, eps: c.softmax(-1),
+    },
 )
-_steps_fault("columns before rows", passes=lambda c, k, eps: sinkhorn(c.mT, k, eps).mT)
-_steps_fault("softmax alone", passes=lambda c, k, eps: c.softmax(-1))
-_results_fault("a row pass too many", lambda y, post, comb, eps: (y, post, comb / (comb.sum(-1, keepdim=True) + eps)))
-_results_fault("comb transposed", lambda y, post, comb, eps: (y, post, comb.mT))
-_results_fault("comb of the previous token", lambda y, post, comb, eps: (y, post, comb.roll(1, 0)))
-_results_fault("post without its factor 2", lambda y, post, comb, eps: (y, post / 2, comb))
-_results_fault("post with epsilon", lambda y, post, comb, eps: (y, post + eps, comb))
-
-
-@hc_pre.fault("pre without epsilon")
-def _(x: torch.Tensor, fn: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-    base, scale, _, norm_eps, hc_eps = rest
-    _, post, comb = hc_pre.reference(x, fn, *rest)
-    pre, _, _ = _mixing_weights(x, _mixes(x, fn, norm_eps), base, scale, hc_eps)
-    return _collapse(x, pre - hc_eps), post, comb
+hc_pre.wrong_steps({"pre without epsilon": {_mixing_weights: lambda x, m, b, s, eps: _mixing_weights(x, m, b, s, 0.0)}})
+hc_pre.wrong_results(
+    {
+        "a row pass too many": lambda a, y, post, comb: (y, post, comb / (comb.sum(-1, True) + a.hc_eps)),
+        "comb transposed": {"comb": lambda comb: comb.mT},
+        "comb of the previous token": {"comb": lambda comb: comb.roll(1, 0)},
+        "post without its factor 2": {"post": lambda post: post / 2},
+        "post with epsilon": lambda a, y, post, comb: (y, post + a.hc_eps, comb),
+    }
+)
 
 
 @hc_post.cases
@@ -231,23 +214,19 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("fp64 streams", "ideal", (*streams, draw.uniform(3, 4), draw.uniform(3, 4, 4)))
 
 
-add_output_faults(hc_post, *_GENERIC)
-
-
-def _post_fault(name: str, edit: Callable[..., tuple[torch.Tensor, ...]]) -> None:
-    """hc_post of other arguments: edit maps (z, x, post, comb) to such."""
-    hc_post.fault(name)(lambda *args: hc_post.reference(*edit(*args)))
-
-
-_post_fault("comb untransposed", lambda z, x, post, comb: (z, x, post, comb.mT))
-_post_fault("comb rounded to bf16", lambda z, x, post, comb: (z, x, post, comb.bfloat16()))
-_post_fault("comb left out", lambda z, x, post, comb: (z, x, post, torch.eye(x.shape[1]).expand_as(comb)))
-_post_fault("post rounded to bf16", lambda z, x, post, comb: (z, x, post.bfloat16(), comb))
-_post_fault("post left out", lambda z, x, post, comb: (z, x, torch.ones_like(post), comb))
-_post_fault("output left out", lambda z, x, post, comb: (torch.zeros_like(z), x, post, comb))
-_post_fault("streams left out", lambda z, x, post, comb: (z, torch.zeros_like(x), post, comb))
-_post_fault("last stream not mixed in", lambda z, x, post, comb: (z, F.pad(x[:, :-1], (0, 0, 0, 1)), post, comb))
-_post_fault("streams reversed", lambda z, x, post, comb: (z, x, post.flip(-1), comb.flip(-1)))
+hc_post.wrong_arguments(
+    {
+        "comb untransposed": {"comb": lambda comb: comb.mT},
+        "comb rounded to bf16": {"comb": lambda comb: comb.bfloat16()},
+        "comb left out": {"comb": lambda comb: torch.eye(comb.shape[1]).expand_as(comb)},
+        "post rounded to bf16": {"post": lambda post: post.bfloat16()},
+        "post left out": {"post": torch.ones_like},
+        "output left out": {"z": torch.zeros_like},
+        "streams left out": {"x": torch.zeros_like},
+        "last stream not mixed in": {"x": lambda x: F.pad(x[:, :-1], (0, 0, 0, 1))},
+        "streams reversed": dict.fromkeys(("post", "comb"), lambda weights: weights.flip(-1)),
+    }
+)
 
 
 @hc_post.fault("mix rounded to bf16 before the sum")
@@ -277,36 +256,30 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("fp64 streams", "ideal", (x, *mixers, _NORM_EPS, _HC_EPS))
 
 
-add_output_faults(hc_head, *_GENERIC)
-
-
-def _head_fault(name: str, edit: Callable[..., tuple[Any, ...]]) -> None:
-    """hc_head of other arguments: edit maps (x, fn, base, scale, norm_eps, hc_eps) to such."""
-    hc_head.fault(name)(lambda *args: hc_head.reference(*edit(*args)))
-
-
-def _normed_streams(x: torch.Tensor, *rest: Any) -> tuple[Any, ...]:
+def _normed_streams(x: torch.Tensor, eps: float) -> torch.Tensor:
     flat = compute(x).flatten(1)
-    normed = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + rest[-2])
-    return normed.view(x.shape).to(x.dtype), *rest
+    return (flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)).view(x.shape).to(x.dtype)
 
 
-_head_fault("epsilon of pre left out", lambda *args: (*args[:5], 0.0))
-_head_fault("norm epsilon left out", lambda *args: (*args[:4], 0.0, args[5]))
-_head_fault("base left out", lambda x, fn, base, *rest: (x, fn, torch.zeros_like(base), *rest))
-_head_fault("scale left out", lambda x, fn, base, scale, *rest: (x, fn, base, torch.ones_like(scale), *rest))
-_head_fault("streams reversed", lambda x, *rest: (x.flip(1), *rest))
-_head_fault("fn rounded to bf16", lambda x, fn, *rest: (x, fn.bfloat16().float(), *rest))
-_head_fault("normalised streams collapsed", _normed_streams)
-hc_head.fault("mean of the streams")(lambda x, *rest: compute(x).mean(1).to(x.dtype))
-hc_head.fault("sum of the streams")(lambda x, *rest: compute(x).sum(1).to(x.dtype))
-hc_head.fault("first stream only")(lambda x, *rest: x[:, 0])
-hc_head.fault("factor 2 of post")(lambda *args: hc_head.reference(*args) * 2)
-
-
-@hc_head.fault("norm left out")
-def _(x: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, *eps: float) -> torch.Tensor:
-    return _collapse(x, torch.sigmoid(F.linear(compute(x).flatten(1), fn) * scale + base) + eps[1])
+hc_head.wrong_arguments(
+    {
+        **_WRONG_MIXES,
+        "epsilon of pre left out": {"hc_eps": 0.0},
+        "scale left out": {"scale": torch.ones_like},
+        "streams reversed": {"x": lambda x: x.flip(1)},
+        "normalised streams collapsed": lambda a: a._replace(x=_normed_streams(a.x, a.norm_eps)),
+    }
+)
+hc_head.wrong_step(_mixes, {"norm left out": _unnormed})
+hc_head.wrong_step(
+    _collapse,
+    {
+        "mean of the streams": lambda x, pre: compute(x).mean(1).to(x.dtype),
+        "sum of the streams": lambda x, pre: compute(x).sum(1).to(x.dtype),
+        "first stream only": lambda x, pre: x[:, 0],
+    },
+)
+hc_head.wrong_results({"factor 2 of post": lambda a, y: y * 2})
 
 
 @hc_head.fault("softmax instead of sigmoid")

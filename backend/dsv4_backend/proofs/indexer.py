@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from dsv4_backend import ragged_cases
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults, explain
 from dsv4_backend.ops.indexer import (
     _DTYPES,
-    Step,
     _Call,
     _combine,
     _dot,
     _hide,
-    _indexer_scores,
     _pad,
     _rows,
     _visible,
@@ -100,42 +97,34 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("64 heads of 128", profile, random_call(draw, sequences, dtype, heads=64, dim=128, block_size=16))
 
 
-add_output_faults(indexer_scores, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-def _fault(name: str, **steps: Step) -> None:
-    indexer_scores.fault(name)(lambda *arguments: _indexer_scores(_Call(*arguments), **steps))
-
-
-def _relu_last(dot: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return (dot * weights[:, :, None]).relu().sum(1).to(weights.dtype)
-
-
-_fault("relu left out", combine=lambda dot, w: (dot * w[:, :, None]).sum(1).to(w.dtype))
-_fault("relu after the weight", combine=_relu_last)
-_fault("negative weights cut", combine=lambda dot, w: _combine(dot, w.relu()))
-_fault("weights left out", combine=lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)))
-_fault("last head left out", combine=lambda dot, w: _combine(dot[:, :-1], w[:, :-1]))
-_fault("mean over heads", combine=lambda dot, w: _combine(dot, w) / w.shape[1])
-_fault("scaled twice", dot=lambda q, rows: _dot(q, rows) * q.shape[2] ** -0.5)
-_fault("last channel left out", dot=lambda q, rows: _dot(q[..., :-1], rows[..., :-1]))
-_fault("keys of the first sequence", rows=lambda call, sequence, entries: _rows(call, sequence * 0, entries))
-_fault("entry seen before its block closes", visible=lambda positions, ratio: _visible(positions + 1, ratio))
-_fault("newest entry one token late", visible=lambda positions, ratio: _visible(positions - 1, ratio))
-_fault("token's own entry too", visible=lambda positions, ratio: positions // ratio + 1)
-_fault("hidden entries are 0", hide=lambda scores, visible: _hide(scores, visible).nan_to_num(neginf=0))
-
-
-@indexer_scores.fault("block table not followed")
-def _(*arguments: Any) -> torch.Tensor:
-    call = _Call(*arguments)
-    return _indexer_scores(call._replace(block_table=call.block_table.sort(1).values))
-
-
-@indexer_scores.fault("positions counted from the call")
-def _(*arguments: Any) -> torch.Tensor:
-    call = _Call(*arguments)
-    return _indexer_scores(call._replace(seq_lens=call.query_start_loc.diff()))
+indexer_scores.wrong_step(
+    _combine,
+    {
+        "relu left out": lambda dot, w: (dot * w[:, :, None]).sum(1).to(w.dtype),
+        "relu after the weight": lambda dot, w: (dot * w[:, :, None]).relu().sum(1).to(w.dtype),
+        "negative weights cut": lambda dot, w: _combine(dot, w.relu()),
+        "weights left out": lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)),
+        "last head left out": lambda dot, w: _combine(dot[:, :-1], w[:, :-1]),
+        "mean over heads": lambda dot, w: _combine(dot, w) / w.shape[1],
+    },
+)
+indexer_scores.wrong_steps(
+    {
+        "scaled twice": {_dot: lambda q, rows: _dot(q, rows) * q.shape[2] ** -0.5},
+        "last channel left out": {_dot: lambda q, rows: _dot(q[..., :-1], rows[..., :-1])},
+        "keys of the first sequence": {_rows: lambda call, owner, entries: _rows(call, owner * 0, entries)},
+        "entry seen before its block closes": {_visible: lambda t, ratio: _visible(t + 1, ratio)},
+        "newest entry one token late": {_visible: lambda t, ratio: _visible(t - 1, ratio)},
+        "token's own entry too": {_visible: lambda t, ratio: t // ratio + 1},
+        "hidden entries are 0": {_hide: lambda scores, n: _hide(scores, n).nan_to_num(neginf=0)},
+    }
+)
+indexer_scores.wrong_arguments(
+    {
+        "block table not followed": {"block_table": lambda table: table.sort(1).values},
+        "positions counted from the call": lambda a: a._replace(seq_lens=a.query_start_loc.diff()),
+    }
+)
 
 
 @topk_indices.cases
@@ -157,7 +146,7 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("strided", profile, (draw.normal(12, 5, dtype=dtype).T, torch.tensor([12, 3, 9, 0, 7]), 4))
 
 
-add_output_faults(topk_indices, "last token zero", "stale tail of channels", "tokens shifted by one")
+topk_indices.no_output_fault("one NaN", "indices are integers")
 
 
 @topk_indices.fault("ties: larger index first")
@@ -171,59 +160,29 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
     return _pad(_hide(scores, visible).topk(min(k, scores.shape[1])).indices, visible)
 
 
-@topk_indices.fault("worst instead of best")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    order = _hide(-scores, visible).sort(dim=1, descending=True, stable=True).indices
-    return _pad(order[:, :k], visible)
-
-
-@topk_indices.fault("by magnitude")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores.abs(), visible, k)
-
-
-@topk_indices.fault("hidden scores compete")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return torch.where(order < visible[:, None], order, -1).int()
-
-
-@topk_indices.fault("one entry too many visible")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores, (visible + 1).clamp(max=scores.shape[1]), k)
-
-
-@topk_indices.fault("newest entry missed")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores, (visible - 1).clamp(min=0), k)
-
-
-@topk_indices.fault("not padded with -1")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(_hide(scores, visible), torch.full_like(visible, scores.shape[1]), k)
-
-
-@topk_indices.fault("in index order")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    order = topk_indices.reference(scores, visible, k)
-    return torch.where(order < 0, scores.shape[1], order).sort(1).values.int()
-
-
-@topk_indices.fault("scores compared in bf16")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_indices.reference(scores.bfloat16(), visible, k)
-
-
-@topk_indices.fault("last of the k missed")
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    order = topk_indices.reference(scores, visible, k).clone()
-    order[:, -1:] = -1
-    return order
+topk_indices.wrong_arguments(
+    {
+        "worst instead of best": {"scores": lambda scores: -scores},
+        "by magnitude": {"scores": lambda scores: scores.abs()},
+        "one entry too many visible": lambda a: a._replace(visible=(a.visible + 1).clamp(max=a.scores.shape[1])),
+        "newest entry missed": {"visible": lambda visible: (visible - 1).clamp(min=0)},
+        "not padded with -1": lambda a: a._replace(
+            scores=_hide(a.scores, a.visible), visible=torch.full_like(a.visible, a.scores.shape[1])
+        ),
+        "scores compared in bf16": {"scores": lambda scores: scores.bfloat16()},
+    }
+)
+topk_indices.wrong_steps({"hidden scores compete": {_hide: lambda scores, visible: scores}})
+topk_indices.wrong_results(
+    {
+        "in index order": lambda a, order: order.where(order >= 0, a.scores.shape[1]).sort(1).values.int(),
+        "last of the k missed": lambda a, order: F.pad(order[:, :-1], (0, 1), value=-1),
+    }
+)
 
 
 _HIDDEN = "rows that are no keys are -inf in the result, whatever they hold"
-explain(
-    indexer_scores,
+indexer_scores.explain(
     dict.fromkeys(("spans: *", "by_tokens: *", "_token_bytes: *"), TILES_DECIDE_NO_VALUE),
     dict.fromkeys(
         (
@@ -241,8 +200,7 @@ explain(
         "torch sums bf16 in fp32, and each of these tensors is rounded to bf16 next",
     ),
 )
-explain(
-    topk_indices,
+topk_indices.explain(
     dict.fromkeys(
         (
             "spans: *",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.norm import head_rms_norm, rms_norm
 from dsv4_backend.proofs.numerics import Array, cast, round_to, wide
 
@@ -46,12 +45,14 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("NaN, infinity, zero row", profile, (special, draw.normal(16, dtype=dtype), 1e-6))
 
 
-add_output_faults(rms_norm, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-@rms_norm.fault("epsilon left out")
-def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_norm.reference(x, weight, 0.0)
+rms_norm.wrong_arguments(
+    {
+        "epsilon left out": {"eps": 0.0},
+        "weight left out": {"weight": torch.ones_like},
+        "weight + 1": {"weight": lambda weight: weight + 1},
+        "mean subtracted": {"x": lambda x: (compute(x) - compute(x).mean(-1, keepdim=True)).to(x.dtype)},
+    }
+)
 
 
 @rms_norm.fault("epsilon outside the root")
@@ -60,26 +61,10 @@ def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps) * compute(weight)).to(x.dtype)
 
 
-@rms_norm.fault("weight left out")
-def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_norm.reference(x, torch.ones_like(weight), eps)
-
-
-@rms_norm.fault("weight + 1")
-def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return rms_norm.reference(x, weight + 1, eps)
-
-
 @rms_norm.fault("sum instead of mean")
 def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = compute(x)
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps) * compute(weight)).to(x.dtype)
-
-
-@rms_norm.fault("mean subtracted")
-def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    wide = compute(x)
-    return rms_norm.reference((wide - wide.mean(-1, keepdim=True)).to(x.dtype), weight, eps)
 
 
 @head_rms_norm.cases
@@ -108,44 +93,26 @@ def _head_cases(draw: Draw) -> Iterator[Case]:
         yield Case("NaN, infinity, zero row", profile, (special, 1e-6))
 
 
-add_output_faults(head_rms_norm, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+head_rms_norm.wrong_arguments(
+    {
+        "epsilon left out": {"eps": 0.0},
+        "mean subtracted": {"x": lambda x: x - x.mean(-1, keepdim=True)},
+    }
+)
 
 
-@head_rms_norm.fault("epsilon left out")
-def _(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return head_rms_norm.reference(x, 0.0)
+def _divided_by(root: Callable[[torch.Tensor, float], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda x, eps: x / root(x.square(), eps)
 
 
-@head_rms_norm.fault("epsilon outside the root")
-def _(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return x / (x.square().mean(-1, keepdim=True).sqrt() + eps)
-
-
-@head_rms_norm.fault("one mean over all heads")
-def _(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return head_rms_norm.reference(x.flatten(1), eps).view(x.shape)
-
-
-@head_rms_norm.fault("sum instead of mean")
-def _(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
-
-
-@head_rms_norm.fault("mean subtracted")
-def _(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return head_rms_norm.reference(x - x.mean(-1, keepdim=True), eps)
-
-
-@head_rms_norm.fault("root left out")
-def _(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + eps)
-
-
-@head_rms_norm.fault("last channel left out of the mean")
-def _(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return x * torch.rsqrt(x[..., :-1].square().sum(-1, keepdim=True) / x.shape[-1] + eps)
-
-
+for _name, _root in {
+    "epsilon outside the root": lambda squares, eps: squares.mean(-1, True).sqrt() + eps,
+    "one mean over all heads": lambda squares, eps: (squares.mean((1, 2), True) + eps).sqrt(),
+    "sum instead of mean": lambda squares, eps: (squares.sum(-1, True) + eps).sqrt(),
+    "root left out": lambda squares, eps: squares.mean(-1, True) + eps,
+    "last channel left out of the mean": lambda q, eps: (q[..., :-1].sum(-1, True) / q.shape[-1] + eps).sqrt(),
+}.items():
+    head_rms_norm.fault(_name)(_divided_by(_root))
 rms_norm.equivalent(
     "rms_norm: weight.to(wide.dtype) -> weight", "a product with an fp32 factor is fp32 without the cast too"
 )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
 
-from dsv4_backend.contract import Case, Draw, Operator, Reference
-from dsv4_backend.mutants import add_output_faults, explain
-from dsv4_backend.ops import quant
+from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.formats import (
     E2M1_MAX,
     E2M1_MIDPOINTS,
@@ -19,11 +16,20 @@ from dsv4_backend.ops.formats import (
     round_e2m1,
     round_e4m3,
 )
-from dsv4_backend.ops.quant import ACT_FLOOR, FP4_FLOOR, act_qdq, act_quant, fp4_qdq, fp4_quant
+from dsv4_backend.ops.quant import (
+    ACT_FLOOR,
+    FP4_FLOOR,
+    Rule,
+    act_qdq,
+    act_quant,
+    act_scale,
+    fp4_qdq,
+    fp4_quant,
+    fp4_scale,
+)
 from dsv4_backend.proofs.numerics import E8M0, Array, cast, dequantise, quantise_fp4, quantise_fp8
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
-Rule = quant.Rule
 
 
 @act_quant.oracle
@@ -190,36 +196,23 @@ _E2M1_FAULTS: dict[str, Rule] = {
     "sign of zero lost": lambda x: torch.where(round_e2m1(x) == 8, 0, round_e2m1(x)),
 }
 
-
-def _add_rule_faults(op: Operator, variant: Reference, scale_faults: dict[str, Rule], faults: dict[str, Rule]) -> None:
-    for name, rule in scale_faults.items():
-        op.fault(name)(partial(variant, scale_of=rule))
-    for name, rule in faults.items():
-        op.fault(name)(partial(variant, round_to=rule))
-
-
-_add_rule_faults(act_quant, quant.quantise_fp8, _scale_faults(E4M3_MAX, ACT_FLOOR), _E4M3_FAULTS)
-_add_rule_faults(act_qdq, quant.round_trip_fp8, _scale_faults(E4M3_MAX, ACT_FLOOR), _E4M3_FAULTS)
-_add_rule_faults(fp4_quant, quant.quantise_fp4, _scale_faults(E2M1_MAX, FP4_FLOOR), _E2M1_FAULTS)
-_add_rule_faults(fp4_qdq, quant.round_trip_fp4, _scale_faults(E2M1_MAX, FP4_FLOOR), _E2M1_FAULTS)
-for _op in (act_quant, act_qdq, fp4_quant, fp4_qdq):
-    add_output_faults(_op, "last token zero", "stale tail of channels", "tokens shifted by one")
-
-
-@act_qdq.fault("all channels quantised")
-def _(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
-    return quant.round_trip_fp8(x, block_size, x.shape[-1])
+for _contracts, _scale_of, _scales, _round, _roundings in (
+    ((act_quant, act_qdq), act_scale, _scale_faults(E4M3_MAX, ACT_FLOOR), round_e4m3, _E4M3_FAULTS),
+    ((fp4_quant, fp4_qdq), fp4_scale, _scale_faults(E2M1_MAX, FP4_FLOOR), round_e2m1, _E2M1_FAULTS),
+):
+    for _contract in _contracts:
+        _contract.wrong_step(_scale_of, _scales)
+        _contract.wrong_step(_round, _roundings)
 
 
 @act_qdq.fault("last channels quantised")
 def _(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
-    return quant.round_trip_fp8(x.flip(-1), block_size, channels).flip(-1)
+    return act_qdq.reference(x.flip(-1), block_size, channels).flip(-1)
 
 
-@fp4_quant.fault("nibbles swapped")
-def _(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    packed, scale = quant.quantise_fp4(x, block_size)
-    return (packed << 4 | packed >> 4 & 15), scale
+act_qdq.wrong_arguments({"all channels quantised": lambda a: a._replace(channels=a.x.shape[-1])})
+fp4_quant.wrong_results({"nibbles swapped": {"packed": lambda packed: packed << 4 | packed >> 4 & 15}})
+fp4_quant.no_output_fault("one NaN", "packed codes are integers")
 
 
 _SAME_SCALE = {
@@ -266,9 +259,9 @@ _SAME_ZEROS = dict.fromkeys(
 
 ACT_QUANT_EQUIVALENTS = {**_SAME_SCALE, **_SAME_BYTES, **_SAME_E4M3}
 """Automatic mutants that change nothing in `act_quant`, whichever operator calls it."""
-explain(act_quant, ACT_QUANT_EQUIVALENTS, _SAME_RATIOS)
-explain(act_qdq, _SAME_SCALE, _SAME_E4M3, _SAME_RATIOS, _SAME_VALUES)
-explain(fp4_quant, _SAME_SCALE, _SAME_BYTES, _SAME_E2M1)
-explain(fp4_qdq, _SAME_SCALE, _SAME_E2M1, _SAME_VALUES, _SAME_ZEROS)
+act_quant.explain(ACT_QUANT_EQUIVALENTS, _SAME_RATIOS)
+act_qdq.explain(_SAME_SCALE, _SAME_E4M3, _SAME_RATIOS, _SAME_VALUES)
+fp4_quant.explain(_SAME_SCALE, _SAME_BYTES, _SAME_E2M1)
+fp4_qdq.explain(_SAME_SCALE, _SAME_E2M1, _SAME_VALUES, _SAME_ZEROS)
 act_qdq.equivalent("e4m3_values: 256 -> 257", "no code looks up a 257th value")
 fp4_qdq.equivalent("round_e2m1: finite.signbit().to(torch.uint8) -> finite.signbit()", "any integer type will do")

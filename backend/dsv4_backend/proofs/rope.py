@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.rope import (
     rope,
     rope_frequencies,
@@ -60,66 +59,54 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("NaN, infinity, zero row", profile, (special, draw.integers(3, high=9), plain[:2], False))
 
 
-add_output_faults(rope, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
+rope.wrong_arguments(
+    {
+        "direction ignored": {"inverse": False},
+        "position off by one": {"positions": lambda positions: positions + 1},
+        "position of the first token for all": {"positions": lambda p: p[:1].expand_as(p)},
+        "frequencies inverted": {"inv_freq": lambda frequencies: 1 / frequencies},
+    }
+)
 
 
-@rope.fault("halves instead of adjacent pairs")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    kept, pairs = x.shape[-1] - 2 * inv_freq.shape[0], inv_freq.shape[0]
-    pair_of = torch.arange(2 * pairs).view(2, pairs).mT.flatten()
-    order = torch.cat((torch.arange(kept), kept + pair_of))
-    return rope.reference(x[..., order], positions, inv_freq, inverse)[..., order.argsort()]
-
-
-@rope.fault("first channels rotated")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    kept = x.shape[-1] - 2 * inv_freq.shape[0]
-    return rope.reference(x.roll(kept, -1), positions, inv_freq, inverse).roll(-kept, -1)
-
-
-@rope.fault("direction ignored")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions, inv_freq, False)
-
-
-@rope.fault("angle in fp64")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    angles = positions.double().unsqueeze(-1) * inv_freq.double() * (-1 if inverse else 1)
-    return rotate_tail(x.double(), angles).to(x.dtype)
-
-
-@rope.fault("cos and sin rounded to bf16")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    pairs = inv_freq.shape[0]
-    angles = rotation_angles(positions, inv_freq).view(x.shape[0], *(1 for _ in x.shape[1:-1]), pairs)
-    cos, sin = angles.cos().bfloat16().float(), angles.sin().bfloat16().float() * (-1 if inverse else 1)
+def _by_rounded_turns(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    pairs = angles.shape[-1]
+    angles = angles.view(x.shape[0], *(1 for _ in x.shape[1:-1]), pairs)
+    cos, sin = angles.cos().bfloat16().float(), angles.sin().bfloat16().float()
     even, odd = x[..., x.shape[-1] - 2 * pairs :].float().unflatten(-1, (pairs, 2)).unbind(-1)
     rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
     return torch.cat((x[..., : x.shape[-1] - 2 * pairs], rotated), -1)
 
 
-@rope.fault("position off by one")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions + 1, inv_freq, inverse)
+def _by_halves(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    kept, pairs = x.shape[-1] - 2 * angles.shape[-1], angles.shape[-1]
+    pair_of = torch.arange(2 * pairs).view(2, pairs).mT.flatten()
+    order = torch.cat((torch.arange(kept), kept + pair_of))
+    return rotate_tail(x[..., order], angles)[..., order.argsort()]
 
 
-@rope.fault("position of the first token for all")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions[:1].expand_as(positions), inv_freq, inverse)
+def _at_the_front(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    kept = x.shape[-1] - 2 * angles.shape[-1]
+    return rotate_tail(x.roll(kept, -1), angles).roll(-kept, -1)
 
 
-@rope.fault("frequencies inverted")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    return rope.reference(x, positions, 1 / inv_freq, inverse)
-
-
-@rope.fault("YaRN magnitude applied")
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    kept = x.shape[-1] - 2 * inv_freq.shape[0]
-    y = rope.reference(x, positions, inv_freq, inverse)
+def _magnified(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    kept, y = x.shape[-1] - 2 * angles.shape[-1], rotate_tail(x, angles)
     return torch.cat((y[..., :kept], y[..., kept:] * (0.1 * math.log(16.0) + 1)), -1)
 
 
+rope.wrong_steps(
+    {
+        "halves instead of adjacent pairs": {rotate_tail: _by_halves},
+        "first channels rotated": {rotate_tail: _at_the_front},
+        "angle in fp64": {
+            rotation_angles: lambda positions, inv_freq: positions.double()[:, None] * inv_freq.double(),
+            rotate_tail: lambda x, angles: rotate_tail(x.double(), angles).to(x.dtype),
+        },
+        "cos and sin rounded to bf16": {rotate_tail: _by_rounded_turns},
+        "YaRN magnitude applied": {rotate_tail: _magnified},
+    }
+)
 rope.equivalent("rotation_angles: inv_freq.float() -> inv_freq", "the table is fp32")
 rope.equivalent("rotation_angles: positions.float() -> positions", "the product rounds them to fp32")
 rope.equivalent("rotate_tail: angles.to(wide.dtype) -> angles", "both are fp32")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.sampling import MIN_TEMPERATURE, nucleus, sample
 from dsv4_backend.proofs.numerics import Array
 
@@ -72,68 +72,45 @@ def _tie_cases(draw: Draw) -> Iterator[Case]:
         yield Case(f"top_p {top_p} leaves the best", "ideal", (logits, noise, 1.0, top_p))
 
 
-add_output_faults(sample, "last token zero", "tokens shifted by one")
+sample.no_output_fault("one NaN", "ids are integers")
 
 
-@sample.fault("temperature ignored")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return sample.reference(logits, noise, 1.0 if temperature else 0.0, top_p)
-
-
-@sample.fault("logits multiplied by the temperature")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return sample.reference(logits, noise, 1 / temperature if temperature else 0.0, top_p)
-
-
-@sample.fault("top_p ignored")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return sample.reference(logits, noise, temperature, 1.0)
-
-
-@sample.fault("token that crosses top_p left out")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    probabilities = torch.softmax(logits / max(temperature, MIN_TEMPERATURE), -1)
+def _without_crossing(a: Any) -> Any:
+    probabilities = torch.softmax(a.logits / max(a.temperature, MIN_TEMPERATURE), -1)
     best_first, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-    outside = (best_first.cumsum(-1) > top_p) & (torch.arange(logits.shape[1]) > 0)
-    dropped = torch.zeros_like(outside).scatter(-1, order, outside)
-    return sample.reference(logits.masked_fill(dropped & (top_p < 1), -math.inf), noise, temperature, 1.0)
+    outside = (best_first.cumsum(-1) > a.top_p) & (torch.arange(a.logits.shape[1]) > 0)
+    return _forbidding(a, torch.zeros_like(outside).scatter(-1, order, outside))
 
 
-@sample.fault("top_p on probabilities before the temperature")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    outside = nucleus(torch.softmax(logits, -1), top_p) == 0
-    return sample.reference(logits.masked_fill(outside & (top_p < 1), -math.inf), noise, temperature, 1.0)
+def _forbidding(a: Any, outside: torch.Tensor) -> Any:
+    return a._replace(logits=a.logits.masked_fill(outside & (a.top_p < 1), -math.inf), top_p=1.0)
 
 
-@sample.fault("noise left out")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return sample.reference(logits, torch.ones_like(noise), temperature, top_p)
+def _without_last(logits: torch.Tensor) -> torch.Tensor:
+    return logits.masked_fill(torch.arange(logits.shape[1]) == max(1, logits.shape[1] - 1), -math.inf)
 
 
-@sample.fault("multiplied by the noise")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return sample.reference(logits, 1 / noise, temperature, top_p)
-
-
-@sample.fault("noise of the previous token")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return sample.reference(logits, noise.roll(1, 0), temperature, top_p)
-
-
-@sample.fault("temperature 0 still draws")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return sample.reference(logits, noise, max(temperature, MIN_TEMPERATURE), top_p)
+sample.wrong_arguments(
+    {
+        "temperature ignored": {"temperature": lambda temperature: 1.0 if temperature else 0.0},
+        "logits multiplied by the temperature": {"temperature": lambda t: 1 / t if t else 0.0},
+        "top_p ignored": {"top_p": 1.0},
+        "token that crosses top_p left out": _without_crossing,
+        "top_p on probabilities before the temperature": lambda a: _forbidding(
+            a, nucleus(torch.softmax(a.logits, -1), a.top_p) == 0
+        ),
+        "noise left out": {"noise": torch.ones_like},
+        "multiplied by the noise": {"noise": lambda noise: 1 / noise},
+        "noise of the previous token": {"noise": lambda noise: noise.roll(1, 0)},
+        "temperature 0 still draws": {"temperature": lambda t: max(t, MIN_TEMPERATURE)},
+        "last id never chosen": {"logits": _without_last},
+    }
+)
 
 
 @sample.fault("ties to the larger id")
 def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     return logits.shape[1] - 1 - sample.reference(logits.flip(-1), noise.flip(-1), temperature, top_p)
-
-
-@sample.fault("last id never chosen")
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    last = torch.arange(logits.shape[1]) == max(1, logits.shape[1] - 1)
-    return sample.reference(logits.masked_fill(last, -math.inf), noise, temperature, top_p)
 
 
 sample.equivalent("nucleus: True -> False (2)", "torch sorts stably on a CPU anyway")

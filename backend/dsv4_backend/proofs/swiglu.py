@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults, explain
-from dsv4_backend.ops.formats import E4M3_MAX, block_scale, divide_blocks, round_e4m3, split_blocks
+from dsv4_backend.ops.formats import block_scale
 from dsv4_backend.ops.quant import act_quant
-from dsv4_backend.ops.swiglu import BLOCK, clamped_swiglu, swiglu, swiglu_quant
+from dsv4_backend.ops.swiglu import clamped_swiglu, swiglu, swiglu_quant
 from dsv4_backend.proofs.numerics import BF16, E8M0, Array, cast, quantise_fp8, wide
 from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
 
@@ -92,17 +91,19 @@ def _(draw: Draw) -> Iterator[Case]:
     yield _fine_limit(draw, "official", torch.bfloat16)
 
 
-SwiGLU = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
+def _wide(product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda gate, up, limit: product(compute(gate), compute(up), limit)
 
 
-def _fp32(product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> SwiGLU:
-    """The reference with another `product(gate, up, limit)` in fp32."""
-
-    def mutant(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> torch.Tensor:
-        h = product(compute(gate), compute(up), limit)
-        return (h if weights is None else weights.unsqueeze(-1) * h).to(gate.dtype)
-
-    return mutant
+_WRONG_PRODUCTS = {
+    "gate clamped below too": _wide(lambda g, u, limit: F.silu(g.clamp(-limit, limit)) * u.clamp(-limit, limit)),
+    "up clamped above only": _wide(lambda g, u, limit: F.silu(g.clamp(max=limit)) * u.clamp(max=limit)),
+    "gate not clamped": _wide(lambda g, u, limit: F.silu(g) * u.clamp(-limit, limit)),
+    "clamp after silu": _wide(lambda g, u, limit: F.silu(g).clamp(max=limit) * u.clamp(-limit, limit)),
+    "product clamped": _wide(lambda g, u, limit: (F.silu(g) * u).clamp(-limit, limit)),
+    "GELU instead of SiLU": _wide(lambda g, u, limit: F.gelu(g.clamp(max=limit)) * u.clamp(-limit, limit)),
+    "up + 1": _wide(lambda g, u, limit: F.silu(g.clamp(max=limit)) * (u.clamp(-limit, limit) + 1)),
+}
 
 
 def _rounded_before_weight(
@@ -112,70 +113,42 @@ def _rounded_before_weight(
     return (h if weights is None else weights.bfloat16().unsqueeze(-1) * h).to(gate.dtype)
 
 
-_WRONG_SWIGLU: dict[str, SwiGLU] = {
-    "gate and up swapped": lambda gate, up, weights, limit: swiglu.reference(up, gate, weights, limit),
-    "no clamp": lambda gate, up, weights, limit: swiglu.reference(gate, up, weights, math.inf),
-    "weights left out": lambda gate, up, weights, limit: swiglu.reference(gate, up, None, limit),
-    "gate clamped below too": _fp32(lambda g, u, limit: F.silu(g.clamp(-limit, limit)) * u.clamp(-limit, limit)),
-    "up clamped above only": _fp32(lambda g, u, limit: F.silu(g.clamp(max=limit)) * u.clamp(max=limit)),
-    "gate not clamped": _fp32(lambda g, u, limit: F.silu(g) * u.clamp(-limit, limit)),
-    "clamp after silu": _fp32(lambda g, u, limit: F.silu(g).clamp(max=limit) * u.clamp(-limit, limit)),
-    "product clamped": _fp32(lambda g, u, limit: (F.silu(g) * u).clamp(-limit, limit)),
-    "GELU instead of SiLU": _fp32(lambda g, u, limit: F.gelu(g.clamp(max=limit)) * u.clamp(-limit, limit)),
-    "up + 1": _fp32(lambda g, u, limit: F.silu(g.clamp(max=limit)) * (u.clamp(-limit, limit) + 1)),
-    "rounded before the weight": _rounded_before_weight,
-    "weights of the row before": lambda gate, up, weights, limit: swiglu.reference(
-        gate, up, None if weights is None else weights.roll(1), limit
-    ),
-}
+for _contract in (swiglu, swiglu_quant):
+    _contract.wrong_arguments(
+        {
+            "gate and up swapped": lambda a: a._replace(gate=a.up, up=a.gate),
+            "no clamp": {"limit": math.inf},
+            "weights left out": {"weights": None},
+            "weights of the row before": {"weights": lambda weights: weights.roll(1)},
+        }
+    )
+    _contract.wrong_step(clamped_swiglu, _WRONG_PRODUCTS)
+swiglu.fault("rounded before the weight")(_rounded_before_weight)
 
 
-def _then_quantise(product: SwiGLU) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    return lambda *arguments: act_quant.reference(product(*arguments), BLOCK)
-
-
-for _name, _product in _WRONG_SWIGLU.items():
-    swiglu.fault(_name)(_product)
-    swiglu_quant.fault(_name)(_then_quantise(_product))
-add_output_faults(swiglu, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-add_output_faults(swiglu_quant, "tokens shifted by one", output=1)
-
-
-@swiglu_quant.fault("quantised straight from fp32")
-def _(
-    gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    q, scale = act_quant.reference(swiglu.reference(gate.float(), up.float(), weights, limit), BLOCK)
-    return q, scale
-
-
-@swiglu_quant.fault("scale of the unweighted product")
-def _(
-    gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _, scale = swiglu_quant.reference(gate, up, None, limit)
-    return swiglu_quant.reference(gate, up, weights, limit)[0], scale
-
-
-@swiglu_quant.fault("one scale per row")
-def _(
-    gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    h = swiglu.reference(gate, up, weights, limit)
+def _one_scale_per_row(h: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     q, scale = act_quant.reference(h, max(1, h.shape[1]))
-    return q, scale.view(torch.uint8).repeat(1, -(-h.shape[1] // BLOCK)).view(scale.dtype)
+    return q, scale.view(torch.uint8).repeat(1, -(-h.shape[1] // block)).view(scale.dtype)
 
 
-@swiglu_quant.fault("amax without its floor")
-def _(
-    gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    blocks = split_blocks(swiglu.reference(gate, up, weights, limit), BLOCK)
-    scale = block_scale(blocks, E4M3_MAX, 2.0**-100)
-    q = round_e4m3(divide_blocks(blocks, scale)).flatten(1)[:, : gate.shape[1]]
-    return q.contiguous(), scale.view(torch.float8_e8m0fnu)
+swiglu_quant.wrong_steps(
+    {
+        "rounded before the weight": {swiglu.reference: _rounded_before_weight},
+        "one scale per row": {act_quant.reference: _one_scale_per_row},
+        "amax without its floor": {block_scale: lambda b, largest, _: block_scale(b, largest, 2.0**-100)},
+    }
+)
+swiglu_quant.wrong_arguments({"quantised straight from fp32": dict.fromkeys(("gate", "up"), lambda x: x.float())})
+swiglu_quant.wrong_results(
+    {
+        "scale of the unweighted product": lambda a, q, scale: (
+            q,
+            swiglu_quant.reference(*a._replace(weights=None))[1],
+        )
+    }
+)
 
 
 _SAME_WEIGHTS = {"swiglu: weights.to(h.dtype) -> weights": "both factors are fp32"}
-explain(swiglu, _SAME_WEIGHTS)
-explain(swiglu_quant, _SAME_WEIGHTS, ACT_QUANT_EQUIVALENTS)
+swiglu.explain(_SAME_WEIGHTS)
+swiglu_quant.explain(_SAME_WEIGHTS, ACT_QUANT_EQUIVALENTS)

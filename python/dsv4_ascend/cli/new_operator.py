@@ -13,7 +13,7 @@ import torch
 import typer
 
 import dsv4_backend
-from dsv4_ascend.cli.skeletons import CONTRACT, FAULTS_OF_OUTPUTS, NEXT, PROOF
+from dsv4_ascend.cli.skeletons import CONTRACT, NEXT, PROOF
 from dsv4_backend.errors import EnvironmentFault
 
 FOLDERS = ("backend/dsv4_backend/ops", "backend/dsv4_backend/proofs")
@@ -135,12 +135,10 @@ def _fill(parsed: Any, schema: str, family: str) -> tuple[str, str]:
         "arrays": _indented(4, (f"{a}: {k.oracle}," for a, k in kinds.items())),
         "meanings": _indented(4, (f"{a}: {_MEANING[bool(k.line)]}" for a, k in kinds.items())),
         "values": _indented(16, (f"{k.case},  # {a}" for a, k in kinds.items())),
-        "names": _indented(8, (f"{a}," for a in kinds)),
+        "first": next(a.name for a in parsed.arguments if "Tensor" in str(a.type)),
         "result": _joined([kind.reference for kind in returns]),
         "array": _joined([kind.oracle for kind in returns]),
     }
-    for part, text in FAULTS_OF_OUTPUTS.items():
-        parts[part] = text.format(**parts) if returns else ""
     return CONTRACT.format(**parts), PROOF.format(**parts)
 
 

@@ -127,6 +127,9 @@ def _proof(op: Operator) -> Iterator[str]:
     yield f"which tell the reference from {len(op.faults)} named faults:"
     yield ""
     yield from (f"* {name}" for name in op.faults)
+    if op.left_out:
+        left_out = (f"{name} ({why})" for name, why in op.left_out.items())
+        yield from ("", f"Faults of outputs left out: {', '.join(left_out)}.")
     if op.equivalents:
         yield from ("", f"Automatic mutants explained there as equivalent: {len(op.equivalents)}.")
     yield from ("", f"    dsv4-ascend parity -k {op.name}/ --faults")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dsv4_ascend.parity.mutants import mutants
@@ -42,9 +42,13 @@ def run_faults(operator: Operator, pattern: str = "") -> Iterator[FaultResult]:
 
     A fault is killed when a case differs beyond the tolerance or the mutant raises something other than Dsv4Error.
     """
-    wanted = {fault: mutant for fault, mutant in operator.faults.items() if pattern in fault}
-    found = list(samples(operator)) if wanted else []
-    for fault, mutant in wanted.items():
+    return hunt(operator, {fault: mutant for fault, mutant in operator.faults.items() if pattern in fault})
+
+
+def hunt(operator: Operator, faults: Mapping[str, Function]) -> Iterator[FaultResult]:
+    """Run mutants of an operator through all its cases, by their names."""
+    found = list(samples(operator)) if faults else []
+    for fault, mutant in faults.items():
         yield _hunt(operator.name, fault, mutant, found)
 
 

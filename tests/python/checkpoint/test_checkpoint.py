@@ -7,6 +7,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from seeds import seed_of
 from tiny_checkpoints import (
     UNQUANTISED,
     bits,
@@ -173,8 +174,8 @@ TINY_HF = {
 
 
 @pytest.fixture(scope="module")
-def transformers_model():
-    torch.manual_seed(0)
+def transformers_model(request):
+    torch.manual_seed(seed_of(request.node.nodeid))
     return DeepseekV4ForCausalLM(DeepseekV4Config(**TINY_HF))
 
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from seeds import seed_of
 from tiny_networks import CONFIG, random_model
 
 from dsv4_ascend.model import model as model_module
@@ -16,8 +17,8 @@ from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return random_model(CONFIG)
+def model(request: pytest.FixtureRequest) -> Model:
+    return random_model(CONFIG, seed=seed_of(request.node.nodeid))
 
 
 NO_INTEGER = [None, True, np.True_, 1.0, math.nan, "1", b"1", [1], {}, torch.tensor(1.0), torch.tensor(True)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from drafter_checkpoints import PLAIN, hub, put
+from seeds import generator
 from tiny_checkpoints import random_tensors
 
 import dsv4_ascend
@@ -16,7 +17,7 @@ IDS = list(range(11))
 
 
 def draw(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=generator(seed))
 
 
 def fp8_weight(n, k, seed=0):
@@ -26,7 +27,7 @@ def fp8_weight(n, k, seed=0):
 
 
 def fp4_weight(n, k, seed=0):
-    codes = torch.randint(-128, 128, (n, k // 2), generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
+    codes = torch.randint(-128, 128, (n, k // 2), generator=generator(seed), dtype=torch.int8)
     return codes, draw(n, k // 32, seed=seed + 1).abs() + 0.3
 
 

@@ -19,6 +19,7 @@ import torch
 from layer_capture import Captured, capture
 from layer_oracle import Given, Layer, Weights
 from layer_rounding import EXACT, OTHERS, POINTS, Rounding
+from seeds import seed_of
 
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import open_checkpoint
@@ -77,7 +78,7 @@ def config(name: str) -> V4Config:
 def captured(name: str) -> list[Captured]:
     device = torch.device("cpu")
     network = assign_all(Transformer(config(name), OFFICIAL), weights().checkpoint.tensors(), device)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed_of(name))
     ids = torch.randint(2, network.config.vocab_size, (LENGTH + 1,), generator=generator)
     return capture(Model(network, device=device), ids.tolist(), CHUNKS)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from quantised_networks import QUANTISED, write_quantised
+from seeds import generator, seed_of
 from torch.nn.functional import linear, silu
 
 from dsv4_ascend.model import attention
@@ -25,7 +26,9 @@ from dsv4_backend.ops.quant import act_qdq, dequantize_fp4, dequantize_fp8, fp4_
 
 NOPE = QUANTISED.head_dim - QUANTISED.qk_rope_head_dim
 LENGTH = 96
-IDS = torch.randint(0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)).tolist()
+IDS = torch.randint(
+    0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(seed_of(__name__))
+).tolist()
 
 # No discrete choice: all experts and all entries are taken, so that distances measure rounding alone.
 SMOOTH = dataclasses.replace(QUANTISED, n_routed_experts=4, num_experts_per_tok=4, index_topk=64)
@@ -182,7 +185,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def _activations(tokens: int, channels: int) -> torch.Tensor:
-    return torch.randn(tokens, channels, generator=torch.Generator().manual_seed(3)).bfloat16()
+    return torch.randn(tokens, channels, generator=generator(3)).bfloat16()
 
 
 def _linears(model: Model) -> list[tuple[str, Linear]]:
@@ -240,8 +243,9 @@ def test_experts_round_where_the_release_does(official: Model) -> None:
     counts = torch.tensor([5, 0, 9, 1, 17, 3, 2, 11])
     ends = [0, *counts.cumsum(0).tolist()]
     rows = _activations(ends[-1], QUANTISED.hidden_size)
-    weights = torch.rand(ends[-1], generator=torch.Generator().manual_seed(4)) * 1.5
-    got = run_experts(experts, rows, weights, torch.tensor(ends, dtype=torch.int32), QUANTISED.swiglu_limit, fp8_blocks)
+    weights = torch.rand(ends[-1]) * 1.5
+    offsets = torch.tensor(ends, dtype=torch.int32)
+    got = run_experts(experts, rows, weights, offsets, QUANTISED.swiglu_limit, fp8_blocks)
     assert relative(got, _experts_by_hand(experts, rows, weights, ends)) < SAME
     for point in ("input", "weight before w2", "hidden"):
         assert relative(got, _experts_by_hand(experts, rows, weights, ends, without=point)) > OTHER, point
