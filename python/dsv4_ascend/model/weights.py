@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
+from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_backend.errors import ArgumentError
-
-_EXPERT = re.compile(r"(.+\.ffn\.experts)\.(\d+)\.(w[123])\.(weight|scale)")
 
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
@@ -23,7 +21,7 @@ def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
     `Experts`) if their order is not that of their numbers. One by one, under their official names, they are copied into
     such a tensor when the last one comes.
     """
-    expert = _EXPERT.fullmatch(name)
+    expert = EXPERT.fullmatch(name)
     if expert:
         experts = network.get_submodule(expert[1])
         assert isinstance(experts, Experts)
