@@ -238,7 +238,8 @@ class FakeEngine:
         return streams, drafted, empty
 
     def _padded(self, ids: list[int], behind: int) -> torch.Tensor:
-        return torch.tensor(ids + [self.rng.choice([-1, 0, 10**6]) for _ in range(behind)])
+        garbage = [self.rng.choice([-1, 0, 10**6]) for _ in range(behind)]
+        return torch.tensor(ids + garbage, dtype=self.rng.choice([torch.int32, torch.int64]))
 
     def _layers(self, requests: list[Request], empty: int) -> list[LayerCache]:
         tables = [self._table(i, requests, empty) for i in range(len(self.groups))]
