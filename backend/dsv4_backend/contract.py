@@ -146,12 +146,12 @@ class Operator(Faults, Generic[_Parameters, _Result]):
     _equivalents: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        Faults.__init__(self, self.schema, self.reference)
         self.name = self.schema[: self.schema.index("(")]
         self.__doc__ = self.reference.__doc__
         self._proof = self.reference.__module__.replace(".ops.", ".proofs.")
         parameters = inspect.signature(self.reference).parameters
         self._parameters = tuple(parameters)
-        Faults.__init__(self, self.schema, self.reference, self._parameters)
         self._optional = frozenset(re.findall(r"Tensor\? (\w+)", self.schema))
         self._written = tuple(re.findall(r"Tensor\(\w!\) (\w+)", self.schema))
         self._defaults = tuple(p.default for p in parameters.values())

@@ -11,6 +11,7 @@ edit of arguments, results or steps can say is a function of the arguments: `@rm
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
@@ -58,10 +59,10 @@ OUTPUT_FAULTS: dict[str, Callable[[torch.Tensor], None]] = {
 class Faults:
     """The named faults of one reference; base of `contract.Operator`."""
 
-    def __init__(self, schema: str, reference: Function, parameters: tuple[str, ...]) -> None:
+    def __init__(self, schema: str, reference: Function) -> None:
         self._run = reference
-        self._names = parameters
-        self._named: Callable[..., Any] = namedtuple("Arguments", parameters)  # type: ignore[misc]
+        self._names = tuple(inspect.signature(reference).parameters)
+        self._named: Callable[..., Any] = namedtuple("Arguments", self._names)  # type: ignore[misc]
         returns = torch._C.parse_schema(schema).returns
         self._outputs = tuple(r.name or f"output {i}" for i, r in enumerate(returns))
         self._faults: dict[str, Function] = {}

@@ -25,7 +25,7 @@ def made_up(x, w, parts, k):
 
 @pytest.fixture
 def faults():
-    return Faults(SCHEMA, made_up, ("x", "w", "parts", "k"))
+    return Faults(SCHEMA, made_up)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_edits_by_name(faults, arguments):
 
 def test_no_function_gets_none_and_each_tensor_of_a_list_is_edited(arguments):
     seen = []
-    spy = Faults(SCHEMA, lambda *a: seen.extend(a), ("x", "w", "parts", "k"))
+    spy = Faults(SCHEMA, lambda x, w, parts, k: seen.extend((x, w, parts)))
     spy.wrong_arguments({"both": dict.fromkeys(("w", "parts"), lambda t: t + 1)})
     outcome(spy, "both", arguments)
     assert seen[1] is None
@@ -84,7 +84,7 @@ def test_every_output_has_its_faults(faults, arguments, name):
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu])
 def test_codes_get_a_nan(dtype):
-    codes = Faults("codes(Tensor x) -> Tensor", lambda x: x, ("x",))
+    codes = Faults("codes(Tensor x) -> Tensor", lambda x: x)
     (got,) = outcome(codes, "one NaN", [torch.ones(2, 3).to(dtype)])
     assert got.float().isnan().sum() == 1
 

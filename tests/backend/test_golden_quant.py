@@ -302,8 +302,7 @@ def test_weight_scales_are_the_smallest_powers_of_two():
 
 def test_fp4_weights_become_fp8_without_loss():
     scale = random_scales(256, 8, low=118, high=124, seed=0).view(torch.float8_e8m0fnu)
-    packed = torch.randint(-128, 128, (256, 128)).to(torch.int8)
-    values = quant.dequantize_fp4(packed, scale)
+    values = quant.dequantize_fp4(torch.randint(-128, 128, (256, 128)).to(torch.int8), scale)
     assert torch.equal(quant.dequantize_fp8(*quant.quantize_weight_fp8(values)), values)
 
 

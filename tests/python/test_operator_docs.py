@@ -99,7 +99,7 @@ def test_a_changed_contract_changes_its_page(change, monkeypatch, written):
     if change == "case":
         monkeypatch.setattr(markov_bias, "make_cases", lambda draw: iter([Case("alone", "ideal", ())]))
     elif change == "fault":
-        monkeypatch.setitem(markov_bias.faults, "one more", markov_bias.reference)
+        monkeypatch.setitem(markov_bias.output_faults, "one more", markov_bias.reference)
     else:
         monkeypatch.setattr(markov_bias, "tolerance", rms_norm.tolerance)
     assert "\n".join(operator_pages._page(markov_bias)) + "\n" != written["markov_bias.md"]
