@@ -21,7 +21,7 @@ class Difference(AssertionError):
 
 
 class WideCache(PagedCache):
-    """Tables of entries as wide as an engine's: sums over a longer list of keys may round otherwise."""
+    """Tables of entries as wide as an engine's: sums over a longer list may round otherwise."""
 
     def block_tables(self, sequences: list[CachedSequence]) -> dict[str, torch.Tensor]:
         tables = super().block_tables(sequences)
@@ -130,7 +130,7 @@ class Schedule:
         return bool(shared) and self.rng.random() < 0.6
 
     def _start(self, text: list[int]) -> Live:
-        fitting = [p for p in self.prefixes if p.ids == text[: len(p.ids)] and len(p.ids) < len(text) - 1]
+        fitting = [p for p in self.prefixes if p.ids == text[:-2][: len(p.ids)]]
         if not fitting:
             return Live(text, self.engine.new_request(), self.twin.cache.new_sequence())
         best = max(fitting, key=lambda prefix: len(prefix.ids))

@@ -1,4 +1,4 @@
-"""What a step computes once, what it takes from an engine's metadata, and what it reads on the host."""
+"""What a step computes once, takes from an engine's metadata, and reads on the host."""
 
 import traceback
 from collections import Counter
@@ -47,7 +47,8 @@ def part(table, rows=2, width=3):
 
 
 def step_of(model, lengths, block_size=3):
-    cache = model.new_cache(max_sequences=3, max_tokens=60, max_step_tokens=50, block_size=block_size)
+    room = {"max_sequences": 3, "max_tokens": 60, "max_step_tokens": 50}
+    cache = model.new_cache(**room, block_size=block_size)
     ids = [[(7 * i + n) % 97 for i in range(n)] for n in lengths]
     return make_step(cache, [cache.new_sequence() for _ in lengths], ids)
 
@@ -62,7 +63,12 @@ def test_indices_are_computed_once_per_step_whatever_the_number_of_layers(comput
     kinds, ratios = ("swa", "csa", "hca") * layers, (0, 4, 16) * layers
     config = CONFIG.without_mtp()
     deep = type(config)(
-        **{**vars(config), "num_hidden_layers": 3 * layers, "layer_kinds": kinds, "compress_ratios": ratios}
+        **{
+            **vars(config),
+            "num_hidden_layers": 3 * layers,
+            "layer_kinds": kinds,
+            "compress_ratios": ratios,
+        }
     )
     run(random_model(deep), step_of(random_model(deep), [30, 7]))
     # The window, and entries of two ratios; index keys have the table and the rows of entries.
@@ -89,14 +95,15 @@ def test_equal_memory_and_rows_share_slots():
 )
 def test_other_tables_or_rows_have_slots_of_their_own(other):
     batch, first = build_batch(ints(*range(5)), ints(0, 5), ints(9)), part([[4, 3, 2, 1, 0]])
-    expected = ragged.slots(other.table, torch.zeros(5, dtype=torch.int64), torch.arange(4, 9), other.block_size)
+    positions = torch.arange(4, 9)
+    expected = ragged.slots(other.table, torch.zeros_like(positions), positions, other.block_size)
     assert not torch.equal(batch.token_slots(first), expected)
     assert torch.equal(batch.token_slots(other), expected)
 
 
 def test_strides_tell_tables_at_one_address_apart():
     batch, wide = build_batch(ints(*range(5)), ints(0, 5), ints(5)), part([[6, 5, 4, 3, 2, 1]])
-    left, even = (Paged(wide.tensor, wide.table[:, columns]) for columns in (slice(3), slice(None, None, 2)))
+    left, even = (Paged(wide.tensor, t) for t in (wide.table[:, :3], wide.table[:, ::2]))
     assert batch.token_slots(left).tolist() == [12, 13, 10, 11, 8]
     assert batch.token_slots(even).tolist() == [12, 13, 8, 9, 4]
 
@@ -130,9 +137,11 @@ def test_padding_changes_nothing_and_gives_zeros(model, behind, empty):
     )
 
     def longer(p):
-        return p and Paged(p.tensor, torch.cat([p.table, torch.full((empty, p.table.shape[1]), 99).int()]))
+        garbage = p and torch.full((empty, p.table.shape[1]), 99, dtype=torch.int32)
+        return p and Paged(p.tensor, torch.cat([p.table, garbage]))
 
-    layers = [LayerCache(**{n: longer(p) for n, p in vars(layer).items()}) for layer in padded.layers]
+    parts = [{name: longer(p) for name, p in vars(layer).items()} for layer in padded.layers]
+    layers = [LayerCache(**by_name) for by_name in parts]
     want, got = run(model, plain), run(model, (batch, layers))
     assert got.shape == (29 + behind, *want.shape[1:])
     torch.testing.assert_close(got[:29], want, rtol=1e-5, atol=1e-5)
@@ -149,7 +158,8 @@ def test_padding_changes_nothing_and_gives_zeros(model, behind, empty):
 def test_a_step_without_tokens_gives_zeros(model, sequences):
     layers = step_of(model, [0] * sequences).layers
     lengths = torch.zeros(sequences, dtype=torch.int32)
-    batch = build_batch(torch.full((4,), -1), torch.zeros(sequences + 1, dtype=torch.int32), lengths)
+    starts = torch.zeros(sequences + 1, dtype=torch.int32)
+    batch = build_batch(torch.full((4,), -1), starts, lengths)
     got = run(model, (batch, layers))
     assert got.shape == (4, CONFIG.hc_mult, CONFIG.hidden_size)
     assert not got.any()
@@ -164,7 +174,10 @@ def test_mtp_blocks_run_with_their_caches_alone(model):
     assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize(("bound", "columns"), [(0, 1), (3, 1), (11, 1), (12, 2), (39, 5), (40, 5), (48, 6), (999, 7)])
+COLUMNS = {0: 1, 3: 1, 11: 1, 12: 2, 39: 5, 40: 5, 48: 6, 999: 7}
+
+
+@pytest.mark.parametrize(("bound", "columns"), COLUMNS.items())
 def test_tables_of_entries_are_read_up_to_the_longest_sequence(bound, columns):
     batch = build_batch(ints(1), ints(0, 1), ints(1), max_seq_len=bound)
     entries = part([[9] * 7, [8] * 7])
@@ -178,10 +191,22 @@ def test_tables_of_entries_are_read_up_to_the_longest_sequence(bound, columns):
 @pytest.mark.parametrize(
     ("metadata", "tokens", "words"),
     [
-        ((ints(1, 2), ints(0, 2), ints(2, 2)), None, r"query_start_loc: found shape \(2,\), expected shape \(3,\)"),
-        ((ints(1, 2), ints(0, 1, 2), ints(2)), None, r"query_start_loc: found shape \(3,\), expected shape \(2,\)"),
+        (
+            (ints(1, 2), ints(0, 2), ints(2, 2)),
+            None,
+            r"query_start_loc: found shape \(2,\), expected shape \(3,\)",
+        ),
+        (
+            (ints(1, 2), ints(0, 1, 2), ints(2)),
+            None,
+            r"query_start_loc: found shape \(3,\), expected shape \(2,\)",
+        ),
         ((ints(1, 2), ints(0, 2).view(1, 2), ints(2)), None, "query_start_loc: found shape"),
-        ((ints(1, 2), ints(0, 3), ints(3)), None, "num_actual_tokens: found 3, expected 0 to 2, the rows of input_ids"),
+        (
+            (ints(1, 2), ints(0, 3), ints(3)),
+            None,
+            "num_actual_tokens: found 3, expected 0 to 2, the rows of input_ids",
+        ),
         ((ints(1, 2), ints(0, 2), ints(3)), 4, "num_actual_tokens: found 4, expected 0 to 2"),
         ((ints(1, 2), ints(0, 2), ints(3)), -1, "num_actual_tokens: found -1"),
     ],
@@ -191,7 +216,18 @@ def test_metadata_that_does_not_fit_is_named(metadata, tokens, words):
         build_batch(*metadata, num_actual_tokens=tokens)
 
 
-READS = ("tolist", "item", "__bool__", "__int__", "__index__", "__float__", "nonzero", "unique", "cpu", "numpy")
+READS = (
+    "tolist",
+    "item",
+    "__bool__",
+    "__int__",
+    "__index__",
+    "__float__",
+    "nonzero",
+    "unique",
+    "cpu",
+    "numpy",
+)
 
 
 @pytest.fixture
@@ -226,7 +262,8 @@ def test_an_unchecked_step_reads_no_value_on_the_host(model, readers):
 def build_again(step):
     batch = step.batch
     metadata = batch.input_ids, batch.query_start_loc, batch.seq_lens
-    return build_batch(*metadata, num_actual_tokens=len(batch.input_ids), max_seq_len=37), step.layers
+    again = build_batch(*metadata, num_actual_tokens=len(batch.input_ids), max_seq_len=37)
+    return again, step.layers
 
 
 def test_our_own_cache_gives_every_layer_of_a_group_one_table(model):
