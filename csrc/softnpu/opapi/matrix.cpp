@@ -144,10 +144,10 @@ Tiles tiles_of(const aclTensor& tiled) {
 }  // namespace
 
 template <>
-struct Argument<Storage_> {
+struct Argument<Storage> {
   using Raw = const aclTensor*;
-  using Value = Storage;
-  static Value take(Builder& b, Raw raw) {
+  static constexpr const char* c_type = "const aclTensor*";
+  static Storage take(Builder& b, Raw raw) {
     if (!raw) throw Fault(kNnNullptr, "a tensor is null");
     if (tracing()) b.note(describe(*raw));
     if (raw->sizes.size() < 2) refuse("srcTensor", describe(*raw), "2 to 6 dimensions");
