@@ -1,4 +1,4 @@
-// What FusedInferAttentionScore accepts. Tables: argument, required, dtypes, ranks, source.
+// What FusedInferAttentionScore accepts. Tables: argument, its tensor, required, dtypes, ranks, source.
 // Documents: attention/fused_infer_attention_score/docs/aclnnFusedInferAttentionScoreV4.md (A2, A3; V2 and V3 are the
 // same with fewer arguments) and ...V5.md (Ascend 950), both of hicann/ops-transformer, the newest stored versions.
 #include <algorithm>
@@ -58,18 +58,16 @@ void check_types(const Attention& call) {
     queries.push_back(at::kFloat8_e4m3fn);
     keys.insert(keys.end(), {at::kFloat8_e4m3fn, at::kFloat4_e2m1fn_x2});
   }
-  check_table({{"query", true, queries, 3, 4, kDocument},
-               {"key", true, keys, 3, 5, kDocument},
-               {"value", true, keys, 3, 5, kDocument},
-               {"pseShift", false, halves, 4, 4, kDocument},
-               {"attenMask", false, {at::kBool, at::kChar, at::kByte}, 2, 4, kDocument},
-               {"blockTable", false, {at::kInt}, 2, 2, kDocument},
-               {"queryRope", false, halves, 3, 4, kDocument},
-               {"keyRope", false, halves, 3, 5, kDocument},
-               {"learnableSink", false, halves, 1, 1, kDocument},
-               {"attentionOut", true, queries, 3, 4, kDocument}},
-              {call.query, call.key, call.value, call.pse, call.mask, call.table, call.query_rope, call.key_rope,
-               call.sink, *call.out});
+  check_table({{"query", call.query, true, queries, 3, 4, kDocument},
+               {"key", call.key, true, keys, 3, 5, kDocument},
+               {"value", call.value, true, keys, 3, 5, kDocument},
+               {"pseShift", call.pse, false, halves, 4, 4, kDocument},
+               {"attenMask", call.mask, false, {at::kBool, at::kChar, at::kByte}, 2, 4, kDocument},
+               {"blockTable", call.table, false, {at::kInt}, 2, 2, kDocument},
+               {"queryRope", call.query_rope, false, halves, 3, 4, kDocument},
+               {"keyRope", call.key_rope, false, halves, 3, 5, kDocument},
+               {"learnableSink", call.sink, false, halves, 1, 1, kDocument},
+               {"attentionOut", *call.out, true, queries, 3, 4, kDocument}});
   const size_t tensors = std::max(call.keys.size(), call.values.size());
   require(tensors == 1, "key", std::to_string(tensors) + " tensors", "one tensor (lists are not emulated)");
   check_not_emulated(call);

@@ -1,4 +1,4 @@
-// Paged key/value caches. Tables: argument, required, dtypes, ranks, source; their documents are in
+// Paged key/value caches. Tables: argument, its tensor, required, dtypes, ranks, source; their documents are in
 // cann/ops-transformer.
 #include "check.h"
 
@@ -142,15 +142,14 @@ struct ScatterBoth {
   void check() const {
     const bool tiles = this->tiles(), alone = value.defined() && value.dim() == 0;
     const auto dtypes = moved_dtypes(key.defined() && key.dim() == 3);
-    check_table({{"key", true, dtypes, 3, 4, kDocument},
-                 {"key_cache", true, dtypes, 4, 5, kDocument},
-                 {"slot_mapping", true, kIndices, 1, 2, kDocument},
-                 {"value", true, dtypes, 0, 4, kDocument},
-                 {"value_cache", true, dtypes, 0, 5, kDocument},
-                 {"compress_lens", false, kIndices, 1, 2, kDocument},
-                 {"compress_seq_offsets", false, kIndices, 1, 1, kDocument},
-                 {"seq_lens", false, kIndices, 1, 1, kDocument}},
-                {key, *key_cache, slot_mapping, value, *value_cache, compress_lens, compress_seq_offsets, seq_lens});
+    check_table({{"key", key, true, dtypes, 3, 4, kDocument},
+                 {"key_cache", *key_cache, true, dtypes, 4, 5, kDocument},
+                 {"slot_mapping", slot_mapping, true, kIndices, 1, 2, kDocument},
+                 {"value", value, true, dtypes, 0, 4, kDocument},
+                 {"value_cache", *value_cache, true, dtypes, 0, 5, kDocument},
+                 {"compress_lens", compress_lens, false, kIndices, 1, 2, kDocument},
+                 {"compress_seq_offsets", compress_seq_offsets, false, kIndices, 1, 1, kDocument},
+                 {"seq_lens", seq_lens, false, kIndices, 1, 1, kDocument}});
     require(tiles || cache_mode.empty() || cache_mode == "Norm", "cache_mode", cache_mode, "Norm or PA_NZ");
     require(scatter_mode.empty() || scatter_mode == "None", "scatter_mode", scatter_mode,
             "None (the others are not emulated)");
@@ -210,13 +209,12 @@ struct ScatterOne {
   void check() const {
     require_generation(kOnA5);
     auto dtypes = moved_dtypes(true);
-    check_table({{"key", true, dtypes, 3, 4, kDocument},
-                 {"key_cache", true, dtypes, 4, 4, kDocument},
-                 {"slot_mapping", true, kIndices, 1, 2, kDocument},
-                 {"compress_lens", false, kIndices, 1, 2, kDocument},
-                 {"compress_seq_offsets", false, kIndices, 1, 1, kDocument},
-                 {"seq_lens", false, kIndices, 1, 1, kDocument}},
-                {key, *key_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens});
+    check_table({{"key", key, true, dtypes, 3, 4, kDocument},
+                 {"key_cache", *key_cache, true, dtypes, 4, 4, kDocument},
+                 {"slot_mapping", slot_mapping, true, kIndices, 1, 2, kDocument},
+                 {"compress_lens", compress_lens, false, kIndices, 1, 2, kDocument},
+                 {"compress_seq_offsets", compress_seq_offsets, false, kIndices, 1, 1, kDocument},
+                 {"seq_lens", seq_lens, false, kIndices, 1, 1, kDocument}});
     const Named compression = {
         {"compress_lens", compress_lens}, {"compress_seq_offsets", compress_seq_offsets}, {"seq_lens", seq_lens}};
     check_index_dtypes(slot_mapping, compression);
@@ -254,14 +252,13 @@ struct Gather {
   void check() const {
     const auto dtypes = moved_dtypes(false);
     const Types indices = on_a5() ? kIndices : Types{at::kInt};
-    check_table({{"key_cache", true, dtypes, 4, 4, kDocument},
-                 {"value_cache", true, dtypes, 4, 4, kDocument},
-                 {"block_tables", true, indices, 2, 2, kDocument},
-                 {"seq_lens", true, indices, 1, 1, kDocument},
-                 {"key", true, dtypes, 3, 3, kDocument},
-                 {"value", true, dtypes, 3, 3, kDocument},
-                 {"seq_offset", false, indices, 1, 1, kDocument}},
-                {key_cache, value_cache, block_tables, seq_lens, *key, *value, seq_offset});
+    check_table({{"key_cache", key_cache, true, dtypes, 4, 4, kDocument},
+                 {"value_cache", value_cache, true, dtypes, 4, 4, kDocument},
+                 {"block_tables", block_tables, true, indices, 2, 2, kDocument},
+                 {"seq_lens", seq_lens, true, indices, 1, 1, kDocument},
+                 {"key", *key, true, dtypes, 3, 3, kDocument},
+                 {"value", *value, true, dtypes, 3, 3, kDocument},
+                 {"seq_offset", seq_offset, false, indices, 1, 1, kDocument}});
     require(cache_mode == "Norm", "cache_mode", cache_mode, "Norm (PA_NZ is not emulated)");
     check_index_dtypes(block_tables, {{"seq_lens", seq_lens}, {"seq_offset", seq_offset}});
     require(key_cache.scalar_type() == value_cache.scalar_type() ||

@@ -1,4 +1,4 @@
-// Hyper-connection operators. Tables: argument, required, dtypes, smallest and largest rank, source.
+// Hyper-connection operators. Tables: argument, its tensor, required, dtypes, smallest and largest rank, source.
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/rsqrt.h>
@@ -33,7 +33,7 @@ struct Sinkhorn {
   void check() const {
     require_generation(kOnA5);
     require_version(9, 0);
-    check_table({{"x", true, kSingle, 3, 4, kDocument}, {"output", true, kSingle, 3, 4, kDocument}}, {x, *output});
+    check_table({{"x", x, true, kSingle, 3, 4, kDocument}, {"output", *output, true, kSingle, 3, 4, kDocument}});
     require(is_streams(x.size(-1)) && x.size(-2) == x.size(-1), "x", show(x), "[..., n, n] with n 4, 6 or 8");
     require(x.numel() > 0, "x", show(x), "no empty tensor");
     require(num_iters >= 1 && num_iters <= 100, "num_iters", std::to_string(num_iters), "1 to 100");
@@ -74,11 +74,10 @@ struct Post {
 
   void check() const {
     require_version(9, on_a5() ? 0 : 1);
-    check_table({{"x", true, kHalves, 3, 4, kDocument},
-                 {"h_res", !on_a5() || !cann_from(9, 2), kSingle, 3, 4, kDocument},
-                 {"h_out", true, kHalves, 2, 3, kDocument},
-                 {"h_post", true, kSingle, 2, 3, kDocument}},
-                {x, h_res, h_out, h_post});
+    check_table({{"x", x, true, kHalves, 3, 4, kDocument},
+                 {"h_res", h_res, !on_a5() || !cann_from(9, 2), kSingle, 3, 4, kDocument},
+                 {"h_out", h_out, true, kHalves, 2, 3, kDocument},
+                 {"h_post", h_post, true, kSingle, 2, 3, kDocument}});
     refusing_with(kShapeInferenceRefuses, [&] { check_streams(x); });
     require(x.numel() > 0, "x", show(x), "no empty tensor");  // our reading
     const auto rows = x.sizes().slice(0, static_cast<size_t>(x.dim() - 2));
@@ -111,14 +110,13 @@ struct Pre {
 
   void check() const {
     require_version(9, on_a5() ? 0 : 2);
-    check_table({{"x", true, kHalves, 3, 4, kDocument},
-                 {"phi", true, kSingle, 2, 2, kDocument},
-                 {"alpha", true, kSingle, 1, 1, kDocument},
-                 {"bias", true, kSingle, 1, 1, kDocument},
-                 {"gamma", false, kSingle, 2, 2, kDocument},
-                 {"hIn", true, kHalves, 2, 3, kDocument},
-                 {"hPost", true, kSingle, 2, 3, kDocument}},
-                {x, phi, alpha, bias, gamma, *h_in, *h_post});
+    check_table({{"x", x, true, kHalves, 3, 4, kDocument},
+                 {"phi", phi, true, kSingle, 2, 2, kDocument},
+                 {"alpha", alpha, true, kSingle, 1, 1, kDocument},
+                 {"bias", bias, true, kSingle, 1, 1, kDocument},
+                 {"gamma", gamma, false, kSingle, 2, 2, kDocument},
+                 {"hIn", *h_in, true, kHalves, 2, 3, kDocument},
+                 {"hPost", *h_post, true, kSingle, 2, 3, kDocument}});
     const int64_t n = x.size(-2), width = x.size(-1);
     require(x.numel() > 0, "x", show(x), "no empty tensor");
     check_streams(x);

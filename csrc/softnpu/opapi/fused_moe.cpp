@@ -1,4 +1,4 @@
-// Mixture-of-experts operators. Tables: argument, required, dtypes, ranks, source.
+// Mixture-of-experts operators. Tables: argument, its tensor, required, dtypes, ranks, source.
 #include <ATen/ops/amax.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/div.h>
@@ -51,7 +51,7 @@ struct Gating {
   // mirror-cann/ops-transformer moe/moe_gating_top_k/docs/aclnnMoeGatingTopK.md; the dtype of bias by torch_npu's
   // documentation.
   void check() const {
-    check_table({{"x", true, kFloats, 2, 2, kDocument}, {"bias", false, kFloats, 1, 1, kDocument}}, {x, bias},
+    check_table({{"x", x, true, kFloats, 2, 2, kDocument}, {"bias", bias, false, kFloats, 1, 1, kDocument}},
                 kTilingRefuses);
     if (bias.defined()) require(bias.scalar_type() == x.scalar_type(), "bias", show(bias), "the dtype of x");
     refusing_with(kTilingRefuses, [&] {
@@ -67,8 +67,9 @@ struct Gating {
     if (!cann_from(9, 2)) throw Fault(kNnParameter, "input_ids and tid2eid do not exist before CANN 9.2.0");
     check();
     const Types ints = {at::kInt, at::kLong};
-    check_table({{"input_ids", false, ints, 1, 1, kDocument}, {"tid2eid", false, ints, 2, 2, kDocument}},
-                {input_ids, tid2eid}, kTilingRefuses);
+    check_table(
+        {{"input_ids", input_ids, false, ints, 1, 1, kDocument}, {"tid2eid", tid2eid, false, ints, 2, 2, kDocument}},
+        kTilingRefuses);
     if (!input_ids.defined() || !tid2eid.defined()) return;
     refusing_with(kTilingRefuses, [&] {
       require(input_ids.size(0) == x.size(0), "input_ids", show(input_ids), "a value for each row of x");
@@ -135,11 +136,11 @@ struct Permute {
     Types types = kFloats;
     if (on_a5() && cann_from(9, 2)) types.push_back(at::kChar);
     const int64_t highest = tokens.defined() && tokens.scalar_type() == at::kChar ? 2 : 8;
-    check_table({{"tokens", true, types, 2, highest, kDocument},
-                 {"indices", true, {at::kLong, at::kInt}, 1, 2, kDocument},
-                 {"permuted_tokens", true, types, 2, 8, kDocument},
-                 {"sorted_indices", true, {at::kInt}, 1, 1, kDocument}},
-                {tokens, indices, *permuted_tokens, *sorted_indices}, kTilingRefuses);
+    check_table({{"tokens", tokens, true, types, 2, highest, kDocument},
+                 {"indices", indices, true, {at::kLong, at::kInt}, 1, 2, kDocument},
+                 {"permuted_tokens", *permuted_tokens, true, types, 2, 8, kDocument},
+                 {"sorted_indices", *sorted_indices, true, {at::kInt}, 1, 1, kDocument}},
+                kTilingRefuses);
     refusing_with(kTilingRefuses, [&] {
       require(!padded_mode, "padded_mode", "true", "false");
       require(indices.size(0) == tokens.size(0), "indices", show(indices), "a row for each token");
@@ -171,10 +172,9 @@ struct Unpermute {
   FIELDS(all, permuted_tokens, sorted_indices, probs, padded_mode, restore_shape, out)
 
   void check() const {
-    check_table({{"permuted_tokens", true, kFloats, 2, 2, kDocument},
-                 {"sorted_indices", true, {at::kInt}, 1, 1, kDocument},
-                 {"probs", false, kFloats, 2, 2, kDocument}},
-                {permuted_tokens, sorted_indices, probs});
+    check_table({{"permuted_tokens", permuted_tokens, true, kFloats, 2, 2, kDocument},
+                 {"sorted_indices", sorted_indices, true, {at::kInt}, 1, 1, kDocument},
+                 {"probs", probs, false, kFloats, 2, 2, kDocument}});
     require(!padded_mode, "padded_mode", "true", "false");
     require(permuted_tokens.size(0) == sorted_indices.numel(), "sorted_indices", show(sorted_indices),
             "a value for each row of permuted_tokens");
@@ -236,14 +236,13 @@ struct Finalize {
   void check() const {
     require(drop_pad_mode >= 0 && drop_pad_mode <= 3, "drop_pad_mode", text(drop_pad_mode), "0 to 3");
     const int64_t rank = padded() ? 3 : 2;
-    check_table({{"expanded_permuted_rows", true, kFloats, rank, rank, kDocument},
-                 {"expanded_src_to_dst_row", true, {at::kInt}, 1, 1, kDocument},
-                 {"skip1", false, kFloats, 2, 2, kDocument},
-                 {"skip2", false, kFloats, 2, 2, kDocument},
-                 {"bias", false, kFloats, 2, 2, kDocument},
-                 {"scales", false, kFloats, 2, 2, kDocument},
-                 {"expert_for_source_row", false, {at::kInt}, 2, 2, kDocument}},
-                {rows, to_row, skip1, skip2, bias, scales, experts});
+    check_table({{"expanded_permuted_rows", rows, true, kFloats, rank, rank, kDocument},
+                 {"expanded_src_to_dst_row", to_row, true, {at::kInt}, 1, 1, kDocument},
+                 {"skip1", skip1, false, kFloats, 2, 2, kDocument},
+                 {"skip2", skip2, false, kFloats, 2, 2, kDocument},
+                 {"bias", bias, false, kFloats, 2, 2, kDocument},
+                 {"scales", scales, false, kFloats, 2, 2, kDocument},
+                 {"expert_for_source_row", experts, false, {at::kInt}, 2, 2, kDocument}});
     require(!skip2.defined() || skip1.defined(), "skip2", show(skip2), "skip1 beside it");
     require(!bias.defined() || experts.defined(), "expert_for_source_row", "nothing",
             "the experts, as a bias is given");

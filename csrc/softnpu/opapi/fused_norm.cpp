@@ -1,4 +1,4 @@
-// Normalisation and activation operators. Tables: argument, required, dtypes, smallest and largest rank,
+// Normalisation and activation operators. Tables: argument, its tensor, required, dtypes, smallest and largest rank,
 // source.
 #include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
@@ -41,11 +41,11 @@ struct RmsNorm {
   FIELDS(all, x, gamma, epsilon, y, rstd)
 
   void check() const {
-    check_table({{"x", true, kFloats, 1, 8, kDocument},
-                 {"gamma", true, kFloats, 1, 8, kDocument},
-                 {"yOut", true, kFloats, 1, 8, kDocument},
-                 {"rstdOut", true, {kF32}, 1, 8, kDocument}},
-                {x, gamma, *y, *rstd}, kTilingRefuses);
+    check_table({{"x", x, true, kFloats, 1, 8, kDocument},
+                 {"gamma", gamma, true, kFloats, 1, 8, kDocument},
+                 {"yOut", *y, true, kFloats, 1, 8, kDocument},
+                 {"rstdOut", *rstd, true, {kF32}, 1, 8, kDocument}},
+                kTilingRefuses);
     refusing_with(kTilingRefuses, [&] {
       check_gamma(x, gamma);
       require(gamma.numel() > 0, "gamma", show(gamma), "no empty tensor");
@@ -66,13 +66,12 @@ struct AddRmsNorm {
   FIELDS(all, x1, x2, gamma, epsilon, y, rstd, sum)
 
   void check() const {
-    check_table({{"x1", true, kFloats, 1, 8, kDocument},
-                 {"x2", true, kFloats, 1, 8, kDocument},
-                 {"gamma", true, kFloats, 1, 8, kDocument},
-                 {"yOut", true, kFloats, 1, 8, kDocument},
-                 {"rstdOut", true, {kF32}, 1, 8, kDocument},
-                 {"xOut", true, kFloats, 1, 8, kDocument}},
-                {x1, x2, gamma, *y, *rstd, *sum});
+    check_table({{"x1", x1, true, kFloats, 1, 8, kDocument},
+                 {"x2", x2, true, kFloats, 1, 8, kDocument},
+                 {"gamma", gamma, true, kFloats, 1, 8, kDocument},
+                 {"yOut", *y, true, kFloats, 1, 8, kDocument},
+                 {"rstdOut", *rstd, true, {kF32}, 1, 8, kDocument},
+                 {"xOut", *sum, true, kFloats, 1, 8, kDocument}});
     require(x1.sizes() == x2.sizes() && x1.scalar_type() == x2.scalar_type(), "x2", show(x2), "shape and dtype of x1");
     require(cann_from(9, 0) || x1.numel() > 0, "x1", show(x1), "no empty tensor (before CANN 9.0.0)");
     require(epsilon >= 0, "epsilon", std::to_string(epsilon), "no negative number");
@@ -102,7 +101,7 @@ struct SwiGlu {
   FIELDS(all, x, dim, out)
 
   void check() const {
-    check_table({{"x", true, kFloats, 1, 8, kDocument}}, {x});
+    check_table({{"x", x, true, kFloats, 1, 8, kDocument}});
     check_halves(x, dim);
   }
 
@@ -123,8 +122,8 @@ struct ClippedSwiGlu {
 
   void check() const {
     if (!cann_from(9, 1)) require_generation(kOnA2 | kOnA3);  // the pages list Ascend 950 from 9.1.0
-    check_table({{"x", true, kFloats, 1, 8, kDocument}, {"group_index", false, {at::kLong}, 1, 1, kDocument}},
-                {x, group_index});
+    check_table(
+        {{"x", x, true, kFloats, 1, 8, kDocument}, {"group_index", group_index, false, {at::kLong}, 1, 1, kDocument}});
     check_halves(x, dim);
     require(limit > 0, "limit", std::to_string(limit), "a positive number");
     if (!group_index.defined()) return;

@@ -1,4 +1,4 @@
-// Quantising operators. Tables: argument, required, dtypes, ranks, source.
+// Quantising operators. Tables: argument, its tensor, required, dtypes, ranks, source.
 #include "fused_quant.h"
 
 #include <ATen/ops/amax.h>
@@ -41,13 +41,12 @@ struct DynamicQuant {
   FIELDS(v4, x, smooth_scales, group_index, dst_type, symmetrical, quant_mode, dst_type_max, y, scale, offset)
 
   void check() const {
-    check_table({{"x", true, kHalves, 2, 8, kDocument},
-                 {"smooth_scales", false, kHalves, 1, 2, kDocument},
-                 {"group_index", false, {at::kInt}, 1, 1, kDocument},
-                 {"y", true, also_on_a5({at::kChar, at::kInt}, {kE4M3, kE5M2}), 2, 8, kDocument},
-                 {"scale", true, {kF32}, 1, 7, kDocument},
-                 {"offset", false, {kF32}, 1, 7, kDocument}},
-                {x, smooth_scales, group_index, *y, *scale, *offset});
+    check_table({{"x", x, true, kHalves, 2, 8, kDocument},
+                 {"smooth_scales", smooth_scales, false, kHalves, 1, 2, kDocument},
+                 {"group_index", group_index, false, {at::kInt}, 1, 1, kDocument},
+                 {"y", *y, true, also_on_a5({at::kChar, at::kInt}, {kE4M3, kE5M2}), 2, 8, kDocument},
+                 {"scale", *scale, true, {kF32}, 1, 7, kDocument},
+                 {"offset", *offset, false, {kF32}, 1, 7, kDocument}});
     require(quant_mode == "pertoken" || quant_mode == "pertensor" || quant_mode == "perchannel", "quant_mode",
             quant_mode, "pertoken, pertensor or perchannel");
     require(!group_index.defined() || quant_mode == "pertoken", "group_index", show(group_index),
@@ -138,10 +137,9 @@ struct MxQuant {
 
   void check() const {
     require_generation(kOnA5, kWrongPlatform);
-    check_table({{"x", true, kFloats, 1, 7, kDocument},
-                 {"y", true, {kE2M1, kE4M3, kE5M2}, 1, 7, kDocument},
-                 {"mxscale", true, {kE8M0}, 2, 8, kDocument}},
-                {x, *y, *mxscale});
+    check_table({{"x", x, true, kFloats, 1, 7, kDocument},
+                 {"y", *y, true, {kE2M1, kE4M3, kE5M2}, 1, 7, kDocument},
+                 {"mxscale", *mxscale, true, {kE8M0}, 2, 8, kDocument}});
     const bool fp4 = y->scalar_type() == kE2M1;
     require(axis >= -x.dim() && axis < x.dim(), "axis", text(axis), "a dimension of x");
     require(round_mode.empty() || round_mode == "rint" || (fp4 && (round_mode == "floor" || round_mode == "round")),
@@ -179,10 +177,9 @@ struct TransQuantParam {
   FIELDS(all, scale, offset, round_mode, out)
 
   void check() const {
-    check_table({{"scale", true, {kF32}, 1, 2, kDocument},
-                 {"offset", false, {kF32}, 1, 2, kDocument},
-                 {"out", true, {at::kLong, at::kUInt64}, 1, 2, kDocument}},
-                {scale, offset, *out});
+    check_table({{"scale", scale, true, {kF32}, 1, 2, kDocument},
+                 {"offset", offset, false, {kF32}, 1, 2, kDocument},
+                 {"out", *out, true, {at::kLong, at::kUInt64}, 1, 2, kDocument}});
     require(round_mode == 0 || round_mode == 1, "round_mode", text(round_mode), "0 or 1");
     require(scale.numel() > 0, "scale", show(scale), "no empty tensor");
     if (!offset.defined()) return;

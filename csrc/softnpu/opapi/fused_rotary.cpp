@@ -1,4 +1,4 @@
-// Rotary position embeddings. Tables: argument, required, dtypes, smallest and largest rank, source.
+// Rotary position embeddings. Tables: argument, its tensor, required, dtypes, smallest and largest rank, source.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/neg.h>
@@ -121,11 +121,11 @@ struct Rotary {
   FIELDS(v2, x, cos, sin, mode, rotate, out)
 
   void check() const {
-    check_table({{"x", true, kFloats, 3, 4, kDocument},
-                 {"cos", true, kFloats, 3, 4, kDocument},
-                 {"sin", true, kFloats, 3, 4, kDocument},
-                 {"rotate", false, kFloats, 2, 2, kDocument}},
-                {x, cos, sin, rotate}, kTilingRefuses);
+    check_table({{"x", x, true, kFloats, 3, 4, kDocument},
+                 {"cos", cos, true, kFloats, 3, 4, kDocument},
+                 {"sin", sin, true, kFloats, 3, 4, kDocument},
+                 {"rotate", rotate, false, kFloats, 2, 2, kDocument}},
+                kTilingRefuses);
     require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
     require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
     if (rotate.defined()) {
@@ -155,10 +155,10 @@ struct Interleaved {
 
   void check() const {
     const Types& types = on_a5() ? kFloats : kHalves;
-    check_table({{"x", true, types, 4, 4, kReading},
-                 {"cos", true, types, 4, 4, kReading},
-                 {"sin", true, types, 4, 4, kReading}},
-                {x, cos, sin}, kTilingRefuses);
+    check_table({{"x", x, true, types, 4, 4, kReading},
+                 {"cos", cos, true, types, 4, 4, kReading},
+                 {"sin", sin, true, types, 4, 4, kReading}},
+                kTilingRefuses);
     require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
     require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
     refusing_with(kTilingRefuses, [&] { check_interleaved_shapes(x, cos, sin); });

@@ -105,18 +105,18 @@ struct Routing {
 
   void check() const {
     // The dtypes of x that were added with Ascend 950 are read as its own.
-    check_table({{"x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 2, kReading},
-                 {"expert_idx", true, {at::kInt}, 2, 2, kDocument},
-                 {"scale", false, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument},
-                 {"offset", false, {kF32}, 1, 1, kDocument}},
-                {x, experts, scale, offset}, kTilingRefuses);
+    check_table({{"x", x, true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 2, kReading},
+                 {"expert_idx", experts, true, {at::kInt}, 2, 2, kDocument},
+                 {"scale", scale, false, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument},
+                 {"offset", offset, false, {kF32}, 1, 1, kDocument}},
+                kTilingRefuses);
     refusing_with(kTilingRefuses, [&] { check_attributes(); });
-    check_table(
-        {{"expanded_x", true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 3, kDocument},
-         {"expanded_row_idx", true, {at::kInt}, 1, 1, kDocument},
-         {"expert_tokens_count_or_cumsum", true, {at::kLong}, 1, 2, kDocument},
-         {"expanded_scale", true, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument}},
-        {*x_out, *row_index, *tokens, *scale_out}, kTilingRefuses);
+    check_table({{"expanded_x", *x_out, true, also_on_a5({kF16, kBF16, kF32, at::kChar}, {kE4M3, kE5M2, kE2M1}), 2, 3,
+                  kDocument},
+                 {"expanded_row_idx", *row_index, true, {at::kInt}, 1, 1, kDocument},
+                 {"expert_tokens_count_or_cumsum", *tokens, true, {at::kLong}, 1, 2, kDocument},
+                 {"expanded_scale", *scale_out, true, also_on_a5({kF32}, {kE8M0}), 1, 3, kDocument}},
+                kTilingRefuses);
     refusing_with(kTilingRefuses, [&] { check_scales(); });
   }
 

@@ -21,7 +21,6 @@ struct Matrix {
   Matrix opened(at::ScalarType outer, at::ScalarType inner) const;  // 32 bits are eight values of 4
 };
 using Matrix_ = const Matrix&;
-using Matrices = const std::vector<Matrix>&;
 
 Matrix take_matrix(Builder& b, const aclTensor* raw);
 std::string show(Matrix_ x);
@@ -30,7 +29,7 @@ template <>
 struct Argument<Matrix> {
   using Raw = const aclTensor*;
   static constexpr const char* c_type = "const aclTensor*";
-  static Value take(Builder& b, Raw raw) { return take_matrix(b, raw); }
+  static Matrix take(Builder& b, Raw raw) { return take_matrix(b, raw); }
 };
 template <>
 struct Argument<std::vector<Matrix>> : TensorList<Matrix, take_matrix> {
