@@ -1,12 +1,6 @@
 """FLOAT8, FLOAT4 and INT4 in NumPy, by tables of their values: independent of any cast of torch."""
 
 import numpy as np
-from fused_check import rng
-
-
-def reseed():
-    """The cases of a module do not depend on which modules drew numbers before."""
-    rng.bit_generator.state = np.random.default_rng(11).bit_generator.state
 
 
 def _magnitudes(exponent_bits, mantissa_bits, count, bias):

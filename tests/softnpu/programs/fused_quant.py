@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, Steps, array, bf16, check, f32, refused, same
-from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack, reseed
+from fused_check import A5, Steps, array, bf16, check, f32, refused, reseed, same
+from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack
 
-reseed()
+reseed(__name__)
 KINDS = {"e4m3": torch_npu.float8_e4m3fn, "e5m2": torch_npu.float8_e5m2, "e2m1": torch_npu.float4_e2m1fn_x2}
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, Steps, array, bf16, check, f32, rng, same
-from fused_formats import decode, reseed, scale_of, signed, unpack
+from fused_check import A5, Steps, array, bf16, check, f32, reseed, rng, same
+from fused_formats import decode, scale_of, signed, unpack
 
-reseed()
+reseed(__name__)
 E8M0, FP4, INT4 = torch_npu.float8_e8m0fnu, torch_npu.float4_e2m1fn_x2, torch_npu.int4
 FP8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 

@@ -9,11 +9,6 @@ torch.npu.config.allow_internal_format = not A5
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
-def seed(number):
-    """The numbers of a module do not depend on which modules drew before it."""
-    rng.bit_generator.state = np.random.default_rng(number).bit_generator.state
-
-
 def i8(*shape):
     return torch.tensor(rng.integers(-128, 128, shape), dtype=torch.int8)
 
