@@ -23,11 +23,9 @@ def test_first_commands_give_the_tokens_of_the_cpu(soc, more, tmp_path):
     assert output.count("runs as its PyTorch reference on npu") == 1, output
 
 
-@pytest.mark.parametrize(
-    ("soc", "calls", "seed"), [*((soc, 2100, 7) for soc in SOCS), pytest.param(SOCS[0], 12000, 8, marks=long)]
-)
-def test_random_calls_equal_the_cpu(soc, calls, seed):
-    code, output = run("differential.py", calls, seed, soc=soc)
+@pytest.mark.parametrize(("soc", "calls"), [*((soc, 2100) for soc in SOCS), pytest.param(SOCS[0], 12000, marks=long)])
+def test_random_calls_equal_the_cpu(soc, calls):
+    code, output = run("differential.py", calls, soc=soc)
     assert code == 0 and f"{calls} distinct calls, 0 differ, 0 refused" in output, output
 
 

@@ -18,7 +18,6 @@
 #include "config.h"
 #include "faults.h"
 #include "fork.h"
-#include "memory.h"
 
 namespace softnpu {
 namespace {
@@ -260,7 +259,7 @@ void write_names(std::ostringstream& out, const char* key, const std::vector<std
 
 }  // namespace
 
-std::string statistics() {
+std::string statistics(const std::string& memory) {
   Board& b = board();
   std::lock_guard lock(b.mutex);
   std::ostringstream out;
@@ -283,7 +282,7 @@ std::string statistics() {
   write_counts(out, "unreceived", b.unreceived);
   write_names(out, "fired", fired_faults());
   write_names(out, "planned", waiting_faults());
-  out << ",\"memory\":" << memory_statistics() << "}";
+  out << ",\"memory\":" << memory << "}";
   return out.str();
 }
 

@@ -85,6 +85,6 @@ SOFTNPU_CXX std::string unlaunched();
 SOFTNPU_CXX std::string trace_obstacle(const std::string& path);
 // %p is the process id. A file that another process has written is kept: x.json becomes x.PID.json.
 SOFTNPU_CXX int write_trace(const std::string& path);
-SOFTNPU_CXX std::string statistics();
+SOFTNPU_CXX std::string statistics(const std::string& memory);  // JSON; `memory` is a JSON object too
 
 }  // namespace softnpu

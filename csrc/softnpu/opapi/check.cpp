@@ -54,10 +54,9 @@ void require_generation(unsigned where, int code) {
   if (!here(where)) throw Fault(code, "the operator does not exist on " + config().soc);
 }
 
-void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors, int rank_code) {
-  auto tensor = tensors.begin();
+void check_table(const std::vector<Rule>& rules, int rank_code) {
   for (const Rule& rule : rules) {
-    const at::Tensor& x = *tensor++;
+    const at::Tensor& x = rule.tensor;
     if (!x.defined()) {
       if (rule.required) throw Fault(kNnNullptr, std::string("argument '") + rule.argument + "' is null");
       continue;

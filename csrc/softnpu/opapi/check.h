@@ -34,6 +34,7 @@ inline const Types kHalves = {kF16, kBF16}, kFloats = {kF16, kBF16, kF32};
 
 struct Rule {
   const char* argument;
+  at::Tensor tensor;  // undefined: the argument is null
   bool required;
   Types dtypes;
   int64_t lowest_rank, highest_rank;
@@ -49,8 +50,7 @@ bool here(unsigned where);             // on one of these chips
 bool cann_from(int major, int minor);  // the CANN version that torch_npu is told is this one or later
 // Refuses the operator on a chip that does not have it.
 void require_generation(unsigned where, int code = kNnParameter);
-void check_table(const std::vector<Rule>& rules, std::initializer_list<at::Tensor> tensors,
-                 int rank_code = kNnParameter);
+void check_table(const std::vector<Rule>& rules, int rank_code = kNnParameter);
 
 // Runs checks whose refusals the document gives another code than 161002.
 template <class Check>

@@ -1,4 +1,4 @@
-// Paged key/value caches. Tables: argument, required, dtypes, ranks, source; their documents are in
+// Paged key/value caches. Tables: argument, its tensor, required, dtypes, ranks, source; their documents are in
 // cann/ops-transformer.
 #include "check.h"
 
@@ -129,170 +129,198 @@ void check_places(In x, const at::Tensor& cache, bool tiles, const char* name, c
 
 // Document: attention/scatter_pa_kv_cache/docs/aclnnScatterPaKvCache.md (hicann/ops-transformer). Scenes 1 and 2
 // everywhere, 6 (key alone) on A2 and A3, 3 (compressed) on A5; torch_npu never asks for 4, 5 and 7.
-constexpr auto check_scatter = [](In key, Out key_cache, In mapping, In value, Out value_cache, In lengths, In offsets,
-                                  In sequences, Text cache_mode, Text mode, Ints, Ints) {
-  const bool tiles = cache_mode == "PA_NZ", alone = value.defined() && value.dim() == 0;
-  const auto dtypes = moved_dtypes(key.defined() && key.dim() == 3);
-  check_table({{"key", true, dtypes, 3, 4, kDocument},
-               {"key_cache", true, dtypes, 4, 5, kDocument},
-               {"slot_mapping", true, kIndices, 1, 2, kDocument},
-               {"value", true, dtypes, 0, 4, kDocument},
-               {"value_cache", true, dtypes, 0, 5, kDocument},
-               {"compress_lens", false, kIndices, 1, 2, kDocument},
-               {"compress_seq_offsets", false, kIndices, 1, 1, kDocument},
-               {"seq_lens", false, kIndices, 1, 1, kDocument}},
-              {key, *key_cache, mapping, value, *value_cache, lengths, offsets, sequences});
-  require(tiles || cache_mode.empty() || cache_mode == "Norm", "cache_mode", cache_mode, "Norm or PA_NZ");
-  require(mode.empty() || mode == "None", "scatter_mode", mode, "None (the others are not emulated)");
-  const Named compression = {{"compress_lens", lengths}, {"compress_seq_offsets", offsets}, {"seq_lens", sequences}};
-  check_index_dtypes(mapping, compression);
-  for (const auto& [argument, x] : Named{{"key", key},
-                                         {"key_cache", *key_cache},
-                                         {"slot_mapping", mapping},
-                                         {"value", value},
-                                         {"value_cache", *value_cache}})
-    require(x.numel() > 0, argument, show(x), "no empty tensor");
-  require(key_cache->scalar_type() == key.scalar_type(), "key_cache", show(*key_cache), "the dtype of key");
-  require(value_cache->scalar_type() == value.scalar_type(), "value_cache", show(*value_cache), "the dtype of value");
-  require(tiles || value.scalar_type() == key.scalar_type(), "value", show(value), "the dtype of key");
-  if (key.dim() == 4) {
-    require(on_a5(), "key", show(key), "three dimensions (four: Ascend 950 only)");
-    require(!tiles, "cache_mode", cache_mode, "Norm with a key of four dimensions");
-    require(value.dim() == 4 && value.sizes().slice(0, 3) == key.sizes().slice(0, 3), "value", show(value),
-            "the first three dimensions of key");
-    require(offsets.defined(), "compress_seq_offsets", "nothing", "[batch * num_head]");
-    check_compressed(key, *key_cache, mapping, lengths, offsets, sequences, "key_cache");
-    check_compressed(value, *value_cache, mapping, lengths, offsets, sequences, "value_cache");
-    return;
+struct ScatterBoth {
+  at::Tensor key, slot_mapping, value, compress_lens, compress_seq_offsets, seq_lens;
+  Out key_cache, value_cache;
+  std::string cache_mode, scatter_mode;
+  std::vector<int64_t> strides, offsets;
+  FIELDS(all, key, key_cache, slot_mapping, value, value_cache, compress_lens, compress_seq_offsets, seq_lens,
+         cache_mode, scatter_mode, strides, offsets)
+
+  bool tiles() const { return cache_mode == "PA_NZ"; }
+
+  void check() const {
+    const bool tiles = this->tiles(), alone = value.defined() && value.dim() == 0;
+    const auto dtypes = moved_dtypes(key.defined() && key.dim() == 3);
+    check_table({{"key", key, true, dtypes, 3, 4, kDocument},
+                 {"key_cache", *key_cache, true, dtypes, 4, 5, kDocument},
+                 {"slot_mapping", slot_mapping, true, kIndices, 1, 2, kDocument},
+                 {"value", value, true, dtypes, 0, 4, kDocument},
+                 {"value_cache", *value_cache, true, dtypes, 0, 5, kDocument},
+                 {"compress_lens", compress_lens, false, kIndices, 1, 2, kDocument},
+                 {"compress_seq_offsets", compress_seq_offsets, false, kIndices, 1, 1, kDocument},
+                 {"seq_lens", seq_lens, false, kIndices, 1, 1, kDocument}});
+    require(tiles || cache_mode.empty() || cache_mode == "Norm", "cache_mode", cache_mode, "Norm or PA_NZ");
+    require(scatter_mode.empty() || scatter_mode == "None", "scatter_mode", scatter_mode,
+            "None (the others are not emulated)");
+    const Named compression = {
+        {"compress_lens", compress_lens}, {"compress_seq_offsets", compress_seq_offsets}, {"seq_lens", seq_lens}};
+    check_index_dtypes(slot_mapping, compression);
+    for (const auto& [argument, x] : Named{{"key", key},
+                                           {"key_cache", *key_cache},
+                                           {"slot_mapping", slot_mapping},
+                                           {"value", value},
+                                           {"value_cache", *value_cache}})
+      require(x.numel() > 0, argument, show(x), "no empty tensor");
+    require(key_cache->scalar_type() == key.scalar_type(), "key_cache", show(*key_cache), "the dtype of key");
+    require(value_cache->scalar_type() == value.scalar_type(), "value_cache", show(*value_cache), "the dtype of value");
+    require(tiles || value.scalar_type() == key.scalar_type(), "value", show(value), "the dtype of key");
+    if (key.dim() == 4) {
+      require(on_a5(), "key", show(key), "three dimensions (four: Ascend 950 only)");
+      require(!tiles, "cache_mode", cache_mode, "Norm with a key of four dimensions");
+      require(value.dim() == 4 && value.sizes().slice(0, 3) == key.sizes().slice(0, 3), "value", show(value),
+              "the first three dimensions of key");
+      require(compress_seq_offsets.defined(), "compress_seq_offsets", "nothing", "[batch * num_head]");
+      check_compressed(key, *key_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens, "key_cache");
+      check_compressed(value, *value_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens, "value_cache");
+      return;
+    }
+    check_not_compressed(compression);
+    require(slot_mapping.dim() == 1 && slot_mapping.size(0) == key.size(0), "slot_mapping", show(slot_mapping),
+            "a slot for each token");
+    check_places(key, *key_cache, tiles, "key", "key_cache");
+    if (alone) {
+      require(!on_a5() && !tiles, "value", show(value), "a value (key alone: A2 and A3, cache_mode Norm)");
+      return;
+    }
+    require(value.dim() == 3 && value.size(0) == key.size(0) && value.size(1) == key.size(1), "value", show(value),
+            "the first two dimensions of key");
+    check_places(value, *value_cache, tiles, "value", "value_cache");
   }
-  check_not_compressed(compression);
-  require(mapping.dim() == 1 && mapping.size(0) == key.size(0), "slot_mapping", show(mapping), "a slot for each token");
-  check_places(key, *key_cache, tiles, "key", "key_cache");
-  if (alone) {
-    require(!on_a5() && !tiles, "value", show(value), "a value (key alone: A2 and A3, cache_mode Norm)");
-    return;
+
+  void run() const {
+    if (key.dim() == 4) {
+      store_compressed(key, key_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens);
+      store_compressed(value, value_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens);
+      return;
+    }
+    store_tokens(key, key_cache, slot_mapping, tiles());
+    if (value.dim()) store_tokens(value, value_cache, slot_mapping, tiles());
   }
-  require(value.dim() == 3 && value.size(0) == key.size(0) && value.size(1) == key.size(1), "value", show(value),
-          "the first two dimensions of key");
-  check_places(value, *value_cache, tiles, "value", "value_cache");
 };
 
 // Document: attention/scatter_pa_cache/docs/aclnnScatterPaCache.md (hicann/ops-transformer). Ascend 950 only.
-constexpr auto check_scatter_one = [](In key, Out cache, In mapping, In lengths, In offsets, In sequences, Text) {
-  require_generation(kOnA5);
-  auto dtypes = moved_dtypes(true);
-  check_table({{"key", true, dtypes, 3, 4, kDocument},
-               {"key_cache", true, dtypes, 4, 4, kDocument},
-               {"slot_mapping", true, kIndices, 1, 2, kDocument},
-               {"compress_lens", false, kIndices, 1, 2, kDocument},
-               {"compress_seq_offsets", false, kIndices, 1, 1, kDocument},
-               {"seq_lens", false, kIndices, 1, 1, kDocument}},
-              {key, *cache, mapping, lengths, offsets, sequences});
-  const Named compression = {{"compress_lens", lengths}, {"compress_seq_offsets", offsets}, {"seq_lens", sequences}};
-  check_index_dtypes(mapping, compression);
-  require(cache->scalar_type() == key.scalar_type(), "key_cache", show(*cache), "the dtype of key");
-  for (const auto& [argument, x] : Named{{"key", key}, {"key_cache", *cache}, {"slot_mapping", mapping}})
-    require(x.is_contiguous(), argument, show(x) + " with gaps", "a contiguous tensor");
-  if (key.dim() == 4) {
-    require(c10::elementSize(key.scalar_type()) > 1 || !at::isFloatingType(key.scalar_type()), "key", show(key),
-            "three dimensions with FP8 and FP4");
-    check_compressed(key, *cache, mapping, lengths, offsets, sequences, "key_cache");
-    return;
+struct ScatterOne {
+  at::Tensor key, slot_mapping, compress_lens, compress_seq_offsets, seq_lens;
+  Out key_cache;
+  std::string cache_mode;
+  FIELDS(all, key, key_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens, cache_mode)
+
+  void check() const {
+    require_generation(kOnA5);
+    auto dtypes = moved_dtypes(true);
+    check_table({{"key", key, true, dtypes, 3, 4, kDocument},
+                 {"key_cache", *key_cache, true, dtypes, 4, 4, kDocument},
+                 {"slot_mapping", slot_mapping, true, kIndices, 1, 2, kDocument},
+                 {"compress_lens", compress_lens, false, kIndices, 1, 2, kDocument},
+                 {"compress_seq_offsets", compress_seq_offsets, false, kIndices, 1, 1, kDocument},
+                 {"seq_lens", seq_lens, false, kIndices, 1, 1, kDocument}});
+    const Named compression = {
+        {"compress_lens", compress_lens}, {"compress_seq_offsets", compress_seq_offsets}, {"seq_lens", seq_lens}};
+    check_index_dtypes(slot_mapping, compression);
+    require(key_cache->scalar_type() == key.scalar_type(), "key_cache", show(*key_cache), "the dtype of key");
+    for (const auto& [argument, x] : Named{{"key", key}, {"key_cache", *key_cache}, {"slot_mapping", slot_mapping}})
+      require(x.is_contiguous(), argument, show(x) + " with gaps", "a contiguous tensor");
+    if (key.dim() == 4) {
+      require(c10::elementSize(key.scalar_type()) > 1 || !at::isFloatingType(key.scalar_type()), "key", show(key),
+              "three dimensions with FP8 and FP4");
+      check_compressed(key, *key_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens, "key_cache");
+      return;
+    }
+    check_not_compressed(compression);
+    require(slot_mapping.dim() == 1 && slot_mapping.size(0) == key.size(0), "slot_mapping", show(slot_mapping),
+            "a slot for each token");
+    check_places(key, *key_cache, false, "key", "key_cache");
   }
-  check_not_compressed(compression);
-  require(mapping.dim() == 1 && mapping.size(0) == key.size(0), "slot_mapping", show(mapping), "a slot for each token");
-  check_places(key, *cache, false, "key", "key_cache");
+
+  void run() const {
+    if (key.dim() == 4)
+      store_compressed(key, key_cache, slot_mapping, compress_lens, compress_seq_offsets, seq_lens);
+    else
+      store_tokens(key, key_cache, slot_mapping, false);
+  }
 };
 
 // Document: attention/gather_pa_kv_cache/docs/aclnnGatherPaKvCache.md (hicann/ops-transformer).
-constexpr auto check_gather = [](In key_cache, In value_cache, In table, In lengths, Out key, Out value, In offsets,
-                                 Text mode, bool sums) {
-  const auto dtypes = moved_dtypes(false);
-  const Types indices = on_a5() ? kIndices : Types{at::kInt};
-  check_table({{"key_cache", true, dtypes, 4, 4, kDocument},
-               {"value_cache", true, dtypes, 4, 4, kDocument},
-               {"block_tables", true, indices, 2, 2, kDocument},
-               {"seq_lens", true, indices, 1, 1, kDocument},
-               {"key", true, dtypes, 3, 3, kDocument},
-               {"value", true, dtypes, 3, 3, kDocument},
-               {"seq_offset", false, indices, 1, 1, kDocument}},
-              {key_cache, value_cache, table, lengths, *key, *value, offsets});
-  require(mode == "Norm", "cache_mode", mode, "Norm (PA_NZ is not emulated)");
-  check_index_dtypes(table, {{"seq_lens", lengths}, {"seq_offset", offsets}});
-  require(key_cache.scalar_type() == value_cache.scalar_type() ||
-              (key_cache.scalar_type() == at::kFloat8_e4m3fn &&
-               (value_cache.scalar_type() == kF16 || value_cache.scalar_type() == kBF16)),
-          "value_cache", show(value_cache), "the dtype of key_cache");
-  require(key_cache.size(0) == value_cache.size(0) && key_cache.size(1) == value_cache.size(1), "value_cache",
-          show(value_cache), "blocks and block size of key_cache");
-  require(key_cache.size(1) > 0, "key_cache", show(key_cache), "a block size above 0");  // our reading
-  require(table.numel() > 0 && table.is_contiguous(), "block_tables", show(table), "a contiguous tensor, not empty");
-  require(lengths.is_contiguous() && lengths.size(0) == table.size(0) + sums, "seq_lens", show(lengths),
-          "[batch], or [batch + 1] sums");
-  if (offsets.defined())
-    require(offsets.is_contiguous() && offsets.size(0) == table.size(0), "seq_offset", show(offsets), "[batch]");
-  const auto rows = [](In cache, Out x, const char* argument) {
-    require(x->scalar_type() == cache.scalar_type() && x->sizes().slice(1) == cache.sizes().slice(2), argument,
-            show(*x), "[num_tokens, num_heads, head_size] in the dtype of its cache");
-    require(x->size(1) * x->size(2) * static_cast<int64_t>(x->element_size()) <= 148 * 1024, argument, show(*x),
-            "a token of at most 148k bytes");
-  };
-  rows(key_cache, key, "key");
-  rows(value_cache, value, "value");
-  require(key->size(0) == value->size(0), "value", show(*value), "the tokens of key");
-};
+struct Gather {
+  at::Tensor key_cache, value_cache, block_tables, seq_lens, seq_offset;
+  Out key, value;
+  std::string cache_mode;
+  bool is_seq_lens_cumsum;
+  FIELDS(all, key_cache, value_cache, block_tables, seq_lens, key, value, seq_offset, cache_mode, is_seq_lens_cumsum)
 
-void gather(In key_cache, In value_cache, In table, In lengths, Out key, Out value, In offsets, bool sums) {
-  const int64_t blocks = key_cache.size(0), block = key_cache.size(1), tokens = key->size(0);
-  const Slots length(lengths, INT64_MAX), id(table, blocks), offset(offsets.defined() ? offsets : table, INT64_MAX);
-  int64_t to = 0;
-  if (sums && length.values[0] != 0) throw Fault(kKernelFault, "argument 'seq_lens': sums that do not begin with 0");
-  key.touch();
-  value.touch();
-  for (size_t b = 0; b < static_cast<size_t>(table.size(0)); ++b) {
-    const int64_t count = sums ? length.values[b + 1] - length.values[b] : length.values[b];
-    if (count < 0 || count > tokens - to)
-      throw Fault(kKernelFault, "argument 'seq_lens': sequence " + text(static_cast<int64_t>(b)) + " of " +
-                                    text(count) + " tokens in a result of " + text(tokens));
-    const int64_t first = offsets.defined() ? offset.values[b] / block : 0;
-    for (int64_t done = 0; done < count; done += block) {
-      const int64_t column = first + done / block, n = std::min(block, count - done);
-      if (column < 0 || column >= table.size(1))
-        throw Fault(kKernelFault, "argument 'block_tables': column " + text(column) + " of " + text(table.size(1)));
-      const int64_t from = id.values[b * static_cast<size_t>(table.size(1)) + static_cast<size_t>(column)];
-      if (from < 0 || from >= blocks)
-        throw Fault(kKernelFault, "argument 'block_tables': block " + text(from) + " of " + text(blocks));
-      key->slice(0, to + done, to + done + n).copy_(key_cache.select(0, from).slice(0, 0, n));
-      value->slice(0, to + done, to + done + n).copy_(value_cache.select(0, from).slice(0, 0, n));
-    }
-    to += count;  // tokens behind the last sequence are not written: kReading
+  void check() const {
+    const auto dtypes = moved_dtypes(false);
+    const Types indices = on_a5() ? kIndices : Types{at::kInt};
+    check_table({{"key_cache", key_cache, true, dtypes, 4, 4, kDocument},
+                 {"value_cache", value_cache, true, dtypes, 4, 4, kDocument},
+                 {"block_tables", block_tables, true, indices, 2, 2, kDocument},
+                 {"seq_lens", seq_lens, true, indices, 1, 1, kDocument},
+                 {"key", *key, true, dtypes, 3, 3, kDocument},
+                 {"value", *value, true, dtypes, 3, 3, kDocument},
+                 {"seq_offset", seq_offset, false, indices, 1, 1, kDocument}});
+    require(cache_mode == "Norm", "cache_mode", cache_mode, "Norm (PA_NZ is not emulated)");
+    check_index_dtypes(block_tables, {{"seq_lens", seq_lens}, {"seq_offset", seq_offset}});
+    require(key_cache.scalar_type() == value_cache.scalar_type() ||
+                (key_cache.scalar_type() == at::kFloat8_e4m3fn &&
+                 (value_cache.scalar_type() == kF16 || value_cache.scalar_type() == kBF16)),
+            "value_cache", show(value_cache), "the dtype of key_cache");
+    require(key_cache.size(0) == value_cache.size(0) && key_cache.size(1) == value_cache.size(1), "value_cache",
+            show(value_cache), "blocks and block size of key_cache");
+    require(key_cache.size(1) > 0, "key_cache", show(key_cache), "a block size above 0");  // our reading
+    require(block_tables.numel() > 0 && block_tables.is_contiguous(), "block_tables", show(block_tables),
+            "a contiguous tensor, not empty");
+    require(seq_lens.is_contiguous() && seq_lens.size(0) == block_tables.size(0) + is_seq_lens_cumsum, "seq_lens",
+            show(seq_lens), "[batch], or [batch + 1] sums");
+    if (seq_offset.defined())
+      require(seq_offset.is_contiguous() && seq_offset.size(0) == block_tables.size(0), "seq_offset", show(seq_offset),
+              "[batch]");
+    const auto rows = [](In cache, Out x, const char* argument) {
+      require(x->scalar_type() == cache.scalar_type() && x->sizes().slice(1) == cache.sizes().slice(2), argument,
+              show(*x), "[num_tokens, num_heads, head_size] in the dtype of its cache");
+      require(x->size(1) * x->size(2) * static_cast<int64_t>(x->element_size()) <= 148 * 1024, argument, show(*x),
+              "a token of at most 148k bytes");
+    };
+    rows(key_cache, key, "key");
+    rows(value_cache, value, "value");
+    require(key->size(0) == value->size(0), "value", show(*value), "the tokens of key");
   }
-}
+
+  void run() const {
+    const int64_t blocks = key_cache.size(0), block = key_cache.size(1), tokens = key->size(0);
+    const Slots length(seq_lens, INT64_MAX), id(block_tables, blocks),
+        offset(seq_offset.defined() ? seq_offset : block_tables, INT64_MAX);
+    int64_t to = 0;
+    if (is_seq_lens_cumsum && length.values[0] != 0)
+      throw Fault(kKernelFault, "argument 'seq_lens': sums that do not begin with 0");
+    key.touch();
+    value.touch();
+    for (size_t b = 0; b < static_cast<size_t>(block_tables.size(0)); ++b) {
+      const int64_t count = is_seq_lens_cumsum ? length.values[b + 1] - length.values[b] : length.values[b];
+      if (count < 0 || count > tokens - to)
+        throw Fault(kKernelFault, "argument 'seq_lens': sequence " + text(static_cast<int64_t>(b)) + " of " +
+                                      text(count) + " tokens in a result of " + text(tokens));
+      const int64_t first = seq_offset.defined() ? offset.values[b] / block : 0;
+      for (int64_t done = 0; done < count; done += block) {
+        const int64_t column = first + done / block, n = std::min(block, count - done);
+        if (column < 0 || column >= block_tables.size(1))
+          throw Fault(kKernelFault,
+                      "argument 'block_tables': column " + text(column) + " of " + text(block_tables.size(1)));
+        const int64_t from = id.values[b * static_cast<size_t>(block_tables.size(1)) + static_cast<size_t>(column)];
+        if (from < 0 || from >= blocks)
+          throw Fault(kKernelFault, "argument 'block_tables': block " + text(from) + " of " + text(blocks));
+        key->slice(0, to + done, to + done + n).copy_(key_cache.select(0, from).slice(0, 0, n));
+        value->slice(0, to + done, to + done + n).copy_(value_cache.select(0, from).slice(0, 0, n));
+      }
+      to += count;  // tokens behind the last sequence are not written: kReading
+    }
+  }
+};
 
 }  // namespace
 
-CHECKED(aclnnScatterPaKvCache, check_scatter,
-        [](In key, Out key_cache, In mapping, In value, Out value_cache, In lengths, In offsets, In sequences,
-           Text cache_mode, Text, Ints, Ints) {
-          const bool tiles = cache_mode == "PA_NZ";
-          if (key.dim() == 4) {
-            store_compressed(key, key_cache, mapping, lengths, offsets, sequences);
-            store_compressed(value, value_cache, mapping, lengths, offsets, sequences);
-            return;
-          }
-          store_tokens(key, key_cache, mapping, tiles);
-          if (value.dim()) store_tokens(value, value_cache, mapping, tiles);
-        })
-CHECKED(aclnnScatterPaCache, check_scatter_one,
-        [](In key, Out cache, In mapping, In lengths, In offsets, In sequences, Text) {
-          if (key.dim() == 4)
-            store_compressed(key, cache, mapping, lengths, offsets, sequences);
-          else
-            store_tokens(key, cache, mapping, false);
-        })
-CHECKED(aclnnGatherPaKvCache, check_gather,
-        [](In key_cache, In value_cache, In table, In lengths, Out key, Out value, In offsets, Text, bool sums) {
-          gather(key_cache, value_cache, table, lengths, key, value, offsets, sums);
-        })
+NAMED(aclnnScatterPaKvCache, ScatterBoth, all, check, run)
+NAMED(aclnnScatterPaCache, ScatterOne, all, check, run)
+NAMED(aclnnGatherPaKvCache, Gather, all, check, run)
 
 }  // namespace softnpu

@@ -57,13 +57,13 @@ at::Tensor swiglu_of(In both) {
 
 namespace {
 
-at::Tensor element(Ins list, const Grouped& c, int64_t expert) {
-  return c.weight.size() == 1 && c.weight[0].dim() == 3 ? list[0][expert] : list[static_cast<size_t>(expert)];
+at::Tensor element(Ins list, const Grouped& call, int64_t expert) {
+  return call.weight.size() == 1 && call.weight[0].dim() == 3 ? list[0][expert] : list[static_cast<size_t>(expert)];
 }
 
-at::Tensor weight_of(const Grouped& c, int64_t expert) {
-  const bool together = c.weight.size() == 1 && c.weight[0].dim() == 3;
-  return together ? c.weight[0][expert].read() : c.weight[static_cast<size_t>(expert)].read();
+at::Tensor weight_of(const Grouped& call, int64_t expert) {
+  const bool together = call.weight.size() == 1 && call.weight[0].dim() == 3;
+  return together ? call.weight[0][expert].read() : call.weight[static_cast<size_t>(expert)].read();
 }
 
 // The scale of a static quantisation as the fixed pipe reads it: 19 bits of fp32, and a signed offset of 9 bits at 37
@@ -95,53 +95,54 @@ struct Part {
   int64_t index, expert, start, end;  // the index counts groups in the order of group_list
 };
 
-at::Tensor row_scale(const Grouped& c, const Part& part) {
-  const at::Tensor scale = c.per_token[0].to(kF32);
-  if (c.type == 2) return scale.dim() == 2 && scale.size(1) > 1 ? scale[part.index].unsqueeze(-1) : scale[part.index];
-  if (scale.dim() == 1 && scale.size(0) == c.rows()) return scale.slice(0, part.start, part.end).unsqueeze(-1);
+at::Tensor row_scale(const Grouped& call, const Part& part) {
+  const at::Tensor scale = call.per_token[0].to(kF32);
+  if (call.type == 2)
+    return scale.dim() == 2 && scale.size(1) > 1 ? scale[part.index].unsqueeze(-1) : scale[part.index];
+  if (scale.dim() == 1 && scale.size(0) == call.rows()) return scale.slice(0, part.start, part.end).unsqueeze(-1);
   return scale[part.expert];
 }
 
-at::Tensor scaled(const Grouped& c, const Part& part) {
+at::Tensor scaled(const Grouped& call, const Part& part) {
   at::Tensor y = product(part.x, part.weight);
-  const bool whole_bias = given(c.bias) && c.bias[0].scalar_type() == kI32;
-  if (whole_bias) y = y.add(element(c.bias, c, part.expert));
-  if (c.out[0]->scalar_type() == kI32) return y;
-  at::Tensor scale = c.type == 2 ? c.scale[0][part.index] : element(c.scale, c, part.expert);
+  const bool whole_bias = given(call.bias) && call.bias[0].scalar_type() == kI32;
+  if (whole_bias) y = y.add(element(call.bias, call, part.expert));
+  if (call.out[0]->scalar_type() == kI32) return y;
+  at::Tensor scale = call.type == 2 ? call.scale[0][part.index] : element(call.scale, call, part.expert);
   const bool packed = scale.scalar_type() == at::kLong || scale.scalar_type() == at::kUInt64;
   const at::Tensor values = packed ? low_float(pipe_scale(scale.reshape({-1}))) : scale.to(kF32);
   y = y.to(kF32).mul(values);
-  if (c.out[0]->scalar_type() == kI8) return at::round(y.add(pipe_offset(scale))).clamp(-128, 127);
-  if (given(c.per_token)) y = y.mul(row_scale(c, part));
-  return given(c.bias) && !whole_bias ? y.add(element(c.bias, c, part.expert).to(kF32)) : y;
+  if (call.out[0]->scalar_type() == kI8) return at::round(y.add(pipe_offset(scale))).clamp(-128, 127);
+  if (given(call.per_token)) y = y.mul(row_scale(call, part));
+  return given(call.bias) && !whole_bias ? y.add(element(call.bias, call, part.expert).to(kF32)) : y;
 }
 
 // FP8 with scales of blocks: 1 by 128 of x, 128 by 128 of weight. Along K a group's scales begin at K / 128 + group.
-at::Tensor scaled_blocks(const Grouped& c, const Part& part) {
+at::Tensor scaled_blocks(const Grouped& call, const Part& part) {
   const int64_t k = part.x.size(-1), n = part.weight.size(-1);
   at::Tensor rows, blocks;
-  if (c.type == 2) {
+  if (call.type == 2) {
     const int64_t first = part.start / 128 + part.index, count = ceil_div(k, 128);
-    rows = c.per_token[0].narrow(1, first, count);
-    blocks = c.scale[0].narrow(0, first, count);
+    rows = call.per_token[0].narrow(1, first, count);
+    blocks = call.scale[0].narrow(0, first, count);
   } else {
-    rows = c.per_token[0].slice(0, part.start, part.end);
-    blocks = c.scale[0][part.expert];
+    rows = call.per_token[0].slice(0, part.start, part.end);
+    blocks = call.scale[0][part.expert];
   }
   return product(part.x.to(kF32).mul(stretch(rows, 128, 1, k)),
                  part.weight.to(kF32).mul(stretch(stretch(blocks, 128, 0, k), 128, 1, n)));
 }
 
-at::Tensor mx(const Grouped& c, const Part& part) {
+at::Tensor mx(const Grouped& call, const Part& part) {
   const int64_t k = part.x.size(-1);
   at::Tensor rows, blocks;
-  if (c.type == 2) {
+  if (call.type == 2) {
     const int64_t first = part.start / 64 + part.index, count = ceil_div(k, 64);
-    rows = mx_rows(c.per_token[0].narrow(1, first, count));
-    blocks = mx_columns(c.scale[0].narrow(0, first, count));
+    rows = mx_rows(call.per_token[0].narrow(1, first, count));
+    blocks = mx_columns(call.scale[0].narrow(0, first, count));
   } else {
-    rows = mx_rows(c.per_token[0].slice(0, part.start, part.end));
-    blocks = mx_columns(element(c.scale, c, part.expert));
+    rows = mx_rows(call.per_token[0].slice(0, part.start, part.end));
+    blocks = mx_columns(element(call.scale, call, part.expert));
   }
   return product(part.x.to(kF32).mul(stretch(rows, 32, 1, k)), part.weight.to(kF32).mul(stretch(blocks, 32, 0, k)));
 }
@@ -159,179 +160,137 @@ at::Tensor by_parts(In x, In weight, In scale) {
   return sum;
 }
 
-at::Tensor msd(const Grouped& c, const Part& part) {
+at::Tensor msd(const Grouped& call, const Part& part) {
   const at::Tensor x = part.x.to(at::kShort);
-  at::Tensor y = by_parts(x.sub(8), part.weight, low_float(element(c.scale, c, part.expert)));
-  y = y.add(element(c.bias, c, part.expert));
+  at::Tensor y = by_parts(x.sub(8), part.weight, low_float(element(call.scale, call, part.expert)));
+  y = y.add(element(call.bias, call, part.expert));
   // The document gives the offset (antiquant offset * scale) but no place in the formula: our reading.
-  if (given(c.offset)) y = y.add(x.to(kF32).sum(-1, true).mul(element(c.offset, c, part.expert)));
-  return y.mul(row_scale(c, part));
+  if (given(call.offset)) y = y.add(x.to(kF32).sum(-1, true).mul(element(call.offset, call, part.expert)));
+  return y.mul(row_scale(call, part));
 }
 
-at::Tensor antiquant(const Grouped& c, const Part& part) {
+at::Tensor antiquant(const Grouped& call, const Part& part) {
   const int64_t k = part.weight.size(0);
   const auto spread = [k](In scale) {
     return scale.dim() == 2 ? stretch(scale.to(kF32), k / scale.size(0), 0, k) : scale.to(kF32);
   };
   at::Tensor weight = part.weight.to(kF32);
-  if (given(c.antiquant_offset)) weight = weight.add(spread(element(c.antiquant_offset, c, part.expert)));
-  return product(part.x, weight.mul(spread(element(c.antiquant_scale, c, part.expert))));
+  if (given(call.antiquant_offset)) weight = weight.add(spread(element(call.antiquant_offset, call, part.expert)));
+  return product(part.x, weight.mul(spread(element(call.antiquant_scale, call, part.expert))));
 }
 
-at::Tensor mx_w4(const Grouped& c, const Part& part) {
+at::Tensor mx_w4(const Grouped& call, const Part& part) {
   const int64_t k = part.x.size(-1);
-  const at::Tensor rows = mx_rows(c.per_token[0].slice(0, part.start, part.end));
-  at::Tensor scale = element(c.antiquant_scale, c, part.expert);
+  const at::Tensor rows = mx_rows(call.per_token[0].slice(0, part.start, part.end));
+  at::Tensor scale = element(call.antiquant_scale, call, part.expert);
   if (scale.size(0) == part.weight.size(1) && scale.size(1) == k / 64) scale = scale.transpose(0, 1);
   return product(part.x.to(kF32).mul(stretch(rows, 32, 1, k)),
                  part.weight.to(kF32).mul(stretch(mx_columns(scale), 32, 0, k)));
 }
 
-at::Tensor kcg(const Grouped& c, const Part& part) {
-  const at::Tensor y = by_parts(part.x, part.weight, c.antiquant_scale[0][part.expert].to(kF32));
-  return y.mul(c.scale[0][part.expert]).mul(row_scale(c, part));
+at::Tensor kcg(const Grouped& call, const Part& part) {
+  const at::Tensor y = by_parts(part.x, part.weight, call.antiquant_scale[0][part.expert].to(kF32));
+  return y.mul(call.scale[0][part.expert]).mul(row_scale(call, part));
 }
 
-at::Tensor compute(const Grouped& c, const Form& form, const Part& part) {
+at::Tensor compute(const Grouped& call, const Form& form, const Part& part) {
   at::Tensor y;
   switch (form.kind) {
     case Kind::kScaled:
-      y = blockwise(c) ? scaled_blocks(c, part) : scaled(c, part);
-      return activate(y, c.act);  // behind the bias (our reading: the document gives no place)
+      y = blockwise(call) ? scaled_blocks(call, part) : scaled(call, part);
+      return activate(y, call.act);  // behind the bias (our reading: the document gives no place)
     case Kind::kMsd:
-      return msd(c, part);
+      return msd(call, part);
     case Kind::kInt4:
-      y = by_parts(part.x, part.weight, low_float(c.scale[0][part.expert]));
-      return given(c.per_token) ? y.mul(row_scale(c, part)) : y;
+      y = by_parts(part.x, part.weight, low_float(call.scale[0][part.expert]));
+      return given(call.per_token) ? y.mul(row_scale(call, part)) : y;
     case Kind::kMx:
-      y = mx(c, part);
+      y = mx(call, part);
       break;
     case Kind::kAntiquant:
-      y = antiquant(c, part);
+      y = antiquant(call, part);
       break;
     case Kind::kMxW4:
-      y = mx_w4(c, part);
+      y = mx_w4(call, part);
       break;
     case Kind::kKcg:
-      y = kcg(c, part);
+      y = kcg(call, part);
       break;
     default:
       y = product(part.x, part.weight);
   }
-  return given(c.bias) ? y.add(element(c.bias, c, part.expert).to(kF32)) : y;
+  return given(call.bias) ? y.add(element(call.bias, call, part.expert).to(kF32)) : y;
 }
 
-void run_apart(const Grouped& c, const Form& form) {
-  for (size_t i = 0; i < c.x.size(); ++i) {
+void run_apart(const Grouped& call, const Form& form) {
+  for (size_t i = 0; i < call.x.size(); ++i) {
     const auto expert = static_cast<int64_t>(i);
-    c.out[i] = compute(c, form, {c.x[i].read(), c.weight[i].read(), expert, expert, 0, c.x[i].size(0)});
+    call.out[i] = compute(call, form, {call.x[i].read(), call.weight[i].read(), expert, expert, 0, call.x[i].size(0)});
   }
 }
 
-}  // namespace
-
-void run_grouped(const Grouped& c) {
-  const Form& form = form_of(c);
-  if (c.type == -1) return run_apart(c, form);
+void run_grouped(const Grouped& call) {
+  const Form& form = form_of(call);
+  if (call.type == -1) return run_apart(call, form);
   std::vector<at::Tensor> pieces;
-  for (const Matrix& x : c.x) pieces.push_back(x.read());
+  for (const Matrix& x : call.x) pieces.push_back(x.read());
   const at::Tensor x = pieces.size() == 1 ? pieces[0] : at::cat(pieces);
   std::vector<Group> groups;
-  if (c.list.defined()) groups = read_groups(c.list, c.list_type, x.size(c.type == 2 ? 1 : 0));
-  if (c.x.size() > 1) {
+  if (call.list.defined()) groups = read_groups(call.list, call.list_type, x.size(call.type == 2 ? 1 : 0));
+  if (call.x.size() > 1) {
     std::vector<Group> given_groups;
     given_groups.swap(groups);
     int64_t end = 0;
-    for (size_t i = 0; i < c.x.size(); ++i) {
-      groups.push_back({static_cast<int64_t>(i), end, end + c.x[i].size(0)});
-      end += c.x[i].size(0);
-      if (c.list.defined() && given_groups[i].end != end)
+    for (size_t i = 0; i < call.x.size(); ++i) {
+      groups.push_back({static_cast<int64_t>(i), end, end + call.x[i].size(0)});
+      end += call.x[i].size(0);
+      if (call.list.defined() && given_groups[i].end != end)
         throw Fault(kKernelFault, "group_list differs from the rows of the x tensors");
     }
   }
-  c.out[0].touch();
+  call.out[0].touch();
   for (size_t i = 0; i < groups.size(); ++i) {
     const auto [expert, start, end] = groups[i];
     const auto index = static_cast<int64_t>(i);
-    if (c.type == 2) {
-      const at::Tensor weight = c.weight[0].read().slice(0, start, end);
-      (*c.out[0])[expert].copy_(  // with pairs the result of a group has its own place (our reading)
-          compute(c, form, {x.slice(1, start, end), weight, index, expert, start, end}));
+    if (call.type == 2) {
+      const at::Tensor weight = call.weight[0].read().slice(0, start, end);
+      (*call.out[0])[expert].copy_(  // with pairs the result of a group has its own place (our reading)
+          compute(call, form, {x.slice(1, start, end), weight, index, expert, start, end}));
     } else if (start < end) {  // rows behind the last group are not written
-      c.out[0]
+      call.out[0]
           ->slice(0, start, end)
-          .copy_(compute(c, form, {x.slice(0, start, end), weight_of(c, expert), index, expert, start, end}));
+          .copy_(compute(call, form, {x.slice(0, start, end), weight_of(call, expert), index, expert, start, end}));
     }
   }
 }
 
-namespace {
-
-// An int32 of a weight is eight int4, and then one of x is too; in the NZ format an fp32 is eight FP4.
-std::vector<Matrix> weights(Matrices x, Matrices weight) {
-  std::vector<Matrix> result;
-  const bool other = !x.empty() && x[0].dtype != kF32;
-  for (const Matrix& one : weight) result.push_back((other && one.nz ? one.opened(kF32, kE2M1) : one).as_int4());
-  return result;
-}
-std::vector<Matrix> inputs(Matrices x, Matrices weight) {
-  std::vector<Matrix> result;
-  const bool packed = !weight.empty() && weight[0].dtype == kI32;
-  for (const Matrix& one : x) result.push_back(packed ? one.as_int4() : one);
-  return result;
-}
-
-constexpr auto check_v5 = [](Matrices x, Matrices w, Ins bias, Ins scale, Ins offset, Ins aq_scale, Ins aq_offset,
-                             Ins per_token, In list, Ins activation, Ins activation_scale, Ins activation_offset,
-                             int64_t split, int64_t type, int64_t list_type, int64_t act, Ints tuning, Outs out, Outs,
-                             Outs) {
-  require(!given(activation) && !given(activation_scale) && !given(activation_offset), "activation_input", "a tensor",
-          "nothing (reserved)");
-  check_grouped({inputs(x, w), weights(x, w), bias, scale, offset, aq_scale, aq_offset, per_token, list, split, type,
-                 list_type, act, tuning, out, !w.empty() && w[0].nz});
-};
-
-constexpr auto run_v5 = [](Matrices x, Matrices w, Ins bias, Ins scale, Ins offset, Ins aq_scale, Ins aq_offset,
-                           Ins per_token, In list, Ins, Ins, Ins, int64_t split, int64_t type, int64_t list_type,
-                           int64_t act, Ints tuning, Outs out, Outs, Outs) {
-  run_grouped({inputs(x, w), weights(x, w), bias, scale, offset, aq_scale, aq_offset, per_token, list, split, type,
-               list_type, act, tuning, out, w[0].nz});
-};
-
-const std::vector<int64_t> kNoTuning;
-
-constexpr auto check_v4 = [](Matrices x, Matrices w, Ins bias, Ins scale, Ins offset, Ins aq_scale, Ins aq_offset,
-                             Ins per_token, In list, Ins input, Ins input_scale, Ins input_offset, int64_t split,
-                             int64_t type, int64_t list_type, int64_t act, Outs out, Outs feature, Outs quant) {
-  check_v5(x, w, bias, scale, offset, aq_scale, aq_offset, per_token, list, input, input_scale, input_offset, split,
-           type, list_type, act, kNoTuning, out, feature, quant);
-};
-
-constexpr auto check_nz = [](Matrices x, Matrices w, Ins bias, Ins scale, Ins offset, Ins aq_scale, Ins aq_offset,
-                             Ins per_token, In list, Ins input, Ins input_scale, Ins input_offset, int64_t split,
-                             int64_t type, int64_t list_type, int64_t act, Ints tuning, int64_t, Outs out, Outs feature,
-                             Outs quant) {
-  require(!w.empty() && w[0].nz, "weight", "rows and columns", "the NZ format");
-  check_v5(x, w, bias, scale, offset, aq_scale, aq_offset, per_token, list, input, input_scale, input_offset, split,
-           type, list_type, act, tuning, out, feature, quant);
-};
-
 }  // namespace
 
-CHECKED(aclnnGroupedMatmulV4, check_v4,
-        [](Matrices x, Matrices w, Ins bias, Ins scale, Ins offset, Ins aq_scale, Ins aq_offset, Ins per_token, In list,
-           Ins input, Ins input_scale, Ins input_offset, int64_t split, int64_t type, int64_t list_type, int64_t act,
-           Outs out, Outs feature, Outs quant) {
-          run_v5(x, w, bias, scale, offset, aq_scale, aq_offset, per_token, list, input, input_scale, input_offset,
-                 split, type, list_type, act, kNoTuning, out, feature, quant);
-        })
-CHECKED(aclnnGroupedMatmulV5, check_v5, run_v5)
-CHECKED(aclnnGroupedMatmulWeightNz, check_nz,
-        [](Matrices x, Matrices w, Ins bias, Ins scale, Ins offset, Ins aq_scale, Ins aq_offset, Ins per_token, In list,
-           Ins input, Ins input_scale, Ins input_offset, int64_t split, int64_t type, int64_t list_type, int64_t act,
-           Ints tuning, int64_t, Outs out, Outs feature, Outs quant) {
-          run_v5(x, w, bias, scale, offset, aq_scale, aq_offset, per_token, list, input, input_scale, input_offset,
-                 split, type, list_type, act, tuning, out, feature, quant);
-        })
+// An int32 of a weight is eight int4, and then one of x is too; in the NZ format an fp32 is eight FP4.
+Grouped Grouped::opened() const {
+  Grouped result = *this;
+  const bool packed_x = !weight.empty() && weight[0].dtype == kI32, fp4 = !x.empty() && x[0].dtype != kF32;
+  for (Matrix& one : result.weight) one = (fp4 && one.nz ? one.opened(kF32, kE2M1) : one).as_int4();
+  for (Matrix& one : result.x)
+    if (packed_x) one = one.as_int4();
+  return result;
+}
+
+void Grouped::check() const {
+  require(!given(activation) && !given(activation_scale) && !given(activation_offset), "activation_input", "a tensor",
+          "nothing (reserved)");
+  check_grouped(opened());
+}
+
+void Grouped::check_nz() const {
+  require(nz(), "weight", "rows and columns", "the NZ format");
+  check();
+}
+
+void Grouped::run() const { run_grouped(opened()); }
+
+NAMED(aclnnGroupedMatmulV4, Grouped, v4, check, run)
+NAMED(aclnnGroupedMatmulV5, Grouped, v5, check, run)
+NAMED(aclnnGroupedMatmulWeightNz, Grouped, weight_nz, check_nz, run)
 
 }  // namespace softnpu::grouped

@@ -55,24 +55,38 @@ struct Form {
   Types x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token, out;
 };
 
-struct Grouped {  // one call
+struct Grouped {  // V4, V5 and the one for the NZ format
   std::vector<Matrix> x, weight;
-  Ins bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
-  In list;
+  std::vector<at::Tensor> bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
+  at::Tensor list;
+  std::vector<at::Tensor> activation, activation_scale, activation_offset;
   int64_t split, type, list_type, act;
-  Ints tuning;
-  Outs out;
-  bool nz;
+  std::vector<int64_t> tuning;
+  int64_t quant_group;
+  std::vector<Out> out, activation_feature, dynamic_scale;
 
+  FIELDS(tensors, x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token, list, activation,
+         activation_scale, activation_offset, split, type, list_type, act)
+  FIELDS(tuned, tuning)
+  FIELDS(grouped, quant_group)
+  FIELDS(results, out, activation_feature, dynamic_scale)
+  auto v4() { return tensors() + results(); }
+  auto v5() { return tensors() + tuned() + results(); }
+  auto weight_nz() { return tensors() + tuned() + grouped() + results(); }
+
+  bool nz() const { return !weight.empty() && weight[0].nz; }
   int64_t rows() const;  // of all x together
   int64_t groups() const;
   int64_t depth() const { return x[0].size(-1); }
   int64_t columns() const { return weight[0].size(-1); }
+  Grouped opened() const;  // 32 bits that hold 4-bit values as those
+  void check() const;
+  void check_nz() const;
+  void run() const;
 };
 
 const Form& form_of(const Grouped& call);  // refuses what no row of the table describes
 bool blockwise(const Grouped& call);       // FP8 with scales of blocks of 128
 void check_grouped(const Grouped& call);
-void run_grouped(const Grouped& call);
 
 }  // namespace softnpu::grouped

@@ -105,7 +105,7 @@ std::string show_first(Ins list) { return given(list) ? show(list[0]) : "nothing
 }  // namespace
 
 const Form& form_of(const Grouped& call) {
-  std::vector<const Form*> rows = rows_here(kForms, call.nz);
+  std::vector<const Form*> rows = rows_here(kForms, call.nz());
   narrow(rows, "x", call.x[0].dtype, show(call.x[0]), &Form::x);
   narrow(rows, "weight", call.weight[0].dtype, show(call.weight[0]), &Form::weight);
   narrow(rows, "out", call.out[0]->scalar_type(), show(*call.out[0]), &Form::out);

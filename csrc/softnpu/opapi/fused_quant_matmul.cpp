@@ -68,14 +68,19 @@ const std::vector<Form> kForms = {
 };
 
 struct Operands {
-  at::Tensor x1, x2, x1_scale, x2_scale, x2_offset, bias;
+  at::Tensor x1, x2, x1_scale, x2_scale, y_scale, x1_offset, x2_offset, y_offset, bias;
+  bool transpose1, transpose2;
   int64_t group;
   Out out;
+  FIELDS(all, x1, x2, x1_scale, x2_scale, y_scale, x1_offset, x2_offset, y_offset, bias, transpose1, transpose2, group,
+         out)
+  void check() const;
+  void run() const;
 };
 
 // The row whose every column holds what was given; otherwise names the first column that no row is left for.
-const Form& match(const Operands& c) {
-  const bool grouped = c.x1_scale.defined() && c.x1_scale.dim() >= 2 && c.x2_scale.dim() >= 2;
+const Form& match(const Operands& call) {
+  const bool grouped = call.x1_scale.defined() && call.x1_scale.dim() >= 2 && call.x2_scale.dim() >= 2;
   std::vector<const Form*> left;
   for (const Form& form : kForms)
     if (here(form.where) && (form.mode != Mode::kVector) == grouped) left.push_back(&form);
@@ -84,13 +89,14 @@ const Form& match(const Operands& c) {
     const at::Tensor& found;
     Types Form::* types;
   };
-  for (const Column& column : std::initializer_list<Column>{{"x1", c.x1, &Form::x1},
-                                                            {"x2", c.x2, &Form::x2},
-                                                            {"out", *c.out, &Form::out},
-                                                            {"x1_scale (pertoken_scale)", c.x1_scale, &Form::x1_scale},
-                                                            {"x2_scale (scale)", c.x2_scale, &Form::x2_scale},
-                                                            {"x2_offset (offset)", c.x2_offset, &Form::x2_offset},
-                                                            {"bias", c.bias, &Form::bias}}) {
+  for (const Column& column :
+       std::initializer_list<Column>{{"x1", call.x1, &Form::x1},
+                                     {"x2", call.x2, &Form::x2},
+                                     {"out", *call.out, &Form::out},
+                                     {"x1_scale (pertoken_scale)", call.x1_scale, &Form::x1_scale},
+                                     {"x2_scale (scale)", call.x2_scale, &Form::x2_scale},
+                                     {"x2_offset (offset)", call.x2_offset, &Form::x2_offset},
+                                     {"bias", call.bias, &Form::bias}}) {
     const auto type = column.found.defined() ? column.found.scalar_type() : kNone;
     narrow(left, column.name, type, show(column.found), column.types);
   }
@@ -111,8 +117,8 @@ struct Sizes {
   int64_t m, k, n;
 };
 
-Sizes check_operands(const Operands& c) {
-  for (const auto& [name, x] : {std::pair("x1", c.x1), std::pair("x2", c.x2)}) {
+Sizes check_operands(const Operands& call) {
+  for (const auto& [name, x] : {std::pair("x1", call.x1), std::pair("x2", call.x2)}) {
     require(x.dim() >= 2 && x.dim() <= 6, name, show(x), "2 to 6 dimensions");
     require(x.is_contiguous() || x.transpose(-1, -2).is_contiguous(), name, show(x),
             "a contiguous tensor, or one whose last two dimensions are exchanged");
@@ -120,45 +126,48 @@ Sizes check_operands(const Operands& c) {
     // The last dimension as it lies in memory: our reading.
     require(x.size(is_transposed(x) ? -2 : -1) <= 65535, name, show(x), "a last dimension of at most 65535");
   }
-  const bool int4 = c.x1.scalar_type() == kI32 || c.x1.scalar_type() == kI4;
-  require(!int4 || !is_transposed(c.x1), "x1", show(c.x1), "no transposed INT4");
-  require(!int4 || c.x2.dim() == 2, "x2", show(c.x2), "2 dimensions, as it is INT4");
-  const auto a = logical_sizes(c.x1), b = logical_sizes(c.x2);
-  const Sizes s{a[a.size() - 2], a.back(), b.back()};
-  require(b[b.size() - 2] == s.k, "x2", show(c.x2), "the last dimension of x1 as K");
-  require(s.k > 0, "x1", show(c.x1), "K above 0");
-  require(c.out->dim() == std::max(c.x1.dim(), c.x2.dim()) && c.out->size(-2) == s.m && c.out->size(-1) == s.n, "out",
-          show(*c.out), ("[..., " + text(s.m) + ", " + text(s.n) + "]").c_str());
-  if (c.bias.defined()) {
-    const int64_t rank = c.out->dim();
-    const bool row = c.bias.dim() == 1 || (c.bias.dim() == 2 && rank == 2 && on_a5()) ||
-                     (c.bias.dim() == 3 && rank == 3 && !int4 && c.bias.size(0) == c.out->size(0));
-    require(
-        row && c.bias.numel() == c.bias.size(-1) * (c.bias.dim() == 3 ? c.out->size(0) : 1) && c.bias.size(-1) == s.n,
-        "bias", show(c.bias), "[n], [batch, 1, n] for a result of 3 dimensions, on Ascend 950 also [1, n]");
+  const bool int4 = call.x1.scalar_type() == kI32 || call.x1.scalar_type() == kI4;
+  require(!int4 || !is_transposed(call.x1), "x1", show(call.x1), "no transposed INT4");
+  require(!int4 || call.x2.dim() == 2, "x2", show(call.x2), "2 dimensions, as it is INT4");
+  const auto a = logical_sizes(call.x1), b = logical_sizes(call.x2);
+  const Sizes sizes{a[a.size() - 2], a.back(), b.back()};
+  require(b[b.size() - 2] == sizes.k, "x2", show(call.x2), "the last dimension of x1 as K");
+  require(sizes.k > 0, "x1", show(call.x1), "K above 0");
+  require(call.out->dim() == std::max(call.x1.dim(), call.x2.dim()) && call.out->size(-2) == sizes.m &&
+              call.out->size(-1) == sizes.n,
+          "out", show(*call.out), ("[..., " + text(sizes.m) + ", " + text(sizes.n) + "]").c_str());
+  if (call.bias.defined()) {
+    const int64_t rank = call.out->dim();
+    const bool row = call.bias.dim() == 1 || (call.bias.dim() == 2 && rank == 2 && on_a5()) ||
+                     (call.bias.dim() == 3 && rank == 3 && !int4 && call.bias.size(0) == call.out->size(0));
+    require(row && call.bias.numel() == call.bias.size(-1) * (call.bias.dim() == 3 ? call.out->size(0) : 1) &&
+                call.bias.size(-1) == sizes.n,
+            "bias", show(call.bias), "[n], [batch, 1, n] for a result of 3 dimensions, on Ascend 950 also [1, n]");
   }
-  return s;
+  return sizes;
 }
 
-void check_vector(const Operands& c, const Sizes& s) {
+void check_vector(const Operands& call, const Sizes& sizes) {
   const auto one_or = [](In v, int64_t count) { return v.dim() == 1 && (v.size(0) == 1 || v.size(0) == count); };
-  require(c.group == 0, "group_sizes", text(c.group), "0: scales of rank 1 have no groups");
-  require(one_or(c.x2_scale, s.n), "x2_scale (scale)", show(c.x2_scale), "[1] or [n]");
-  if (c.x1_scale.defined()) {
-    const bool fp8_tensor = on_a5() && c.x1.element_size() == 1 && c.x1.scalar_type() != kI8;
-    require(c.x1_scale.dim() == 1 && (c.x1_scale.size(0) == s.m || (fp8_tensor && c.x1_scale.size(0) == 1)),
-            "x1_scale (pertoken_scale)", show(c.x1_scale), "[m], or [1] with FLOAT8");
+  require(call.group == 0, "group_sizes", text(call.group), "0: scales of rank 1 have no groups");
+  require(one_or(call.x2_scale, sizes.n), "x2_scale (scale)", show(call.x2_scale), "[1] or [n]");
+  if (call.x1_scale.defined()) {
+    const bool fp8_tensor = on_a5() && call.x1.element_size() == 1 && call.x1.scalar_type() != kI8;
+    require(
+        call.x1_scale.dim() == 1 && (call.x1_scale.size(0) == sizes.m || (fp8_tensor && call.x1_scale.size(0) == 1)),
+        "x1_scale (pertoken_scale)", show(call.x1_scale), "[m], or [1] with FLOAT8");
   }
-  if (c.x2_offset.defined()) require(one_or(c.x2_offset, s.n), "x2_offset (offset)", show(c.x2_offset), "[1] or [n]");
+  if (call.x2_offset.defined())
+    require(one_or(call.x2_offset, sizes.n), "x2_offset (offset)", show(call.x2_offset), "[1] or [n]");
 }
 
 // Sizes of the groups, a missing one inferred as the document says: the dimension by the count of its scales.
-void check_groups(const Operands& c, const Sizes& s, const Sizes& scales, const std::vector<Sizes>& allowed) {
+void check_groups(const Operands& call, const Sizes& sizes, const Sizes& scales, const std::vector<Sizes>& allowed) {
   const auto part = [&](int shift, int64_t size, int64_t count) {
-    const int64_t given = c.group >> shift & 0xffff;
+    const int64_t given = call.group >> shift & 0xffff;
     return given || count == 0 || size % count ? given : size / count;
   };
-  const Sizes found{part(32, s.m, scales.m), part(0, s.k, scales.k), part(16, s.n, scales.n)};
+  const Sizes found{part(32, sizes.m, scales.m), part(0, sizes.k, scales.k), part(16, sizes.n, scales.n)};
   std::string expected;
   for (const Sizes& a : allowed) {
     if (a.m == found.m && a.n == found.n && a.k == found.k) return;
@@ -176,65 +185,67 @@ void check_shape(const char* name, In scale, const std::vector<int64_t>& last, s
   require(fits, name, show(scale), expected.str().c_str());
 }
 
-void check_block(const Operands& c, const Sizes& s) {
-  const bool int8 = c.x1.scalar_type() == kI8, by_row = c.x1_scale.size(-2) == s.m;
-  const int64_t rows = by_row ? s.m : ceil_div(s.m, 128), k = ceil_div(s.k, 128), n = ceil_div(s.n, 128);
-  require(by_row || !int8, "x1_scale (pertoken_scale)", show(c.x1_scale), "a row of scales for each row of INT8");
-  check_shape("x1_scale (pertoken_scale)", c.x1_scale, {rows, k}, static_cast<size_t>(c.x1.dim() - 2));
-  check_shape("x2_scale (scale)", c.x2_scale, {k, n}, static_cast<size_t>(c.x2.dim() - 2));
-  check_groups(c, s, {rows, k, n}, by_row ? std::vector<Sizes>{{1, 128, 128}} : std::vector<Sizes>{{128, 128, 128}});
+void check_block(const Operands& call, const Sizes& sizes) {
+  const bool int8 = call.x1.scalar_type() == kI8, by_row = call.x1_scale.size(-2) == sizes.m;
+  const int64_t rows = by_row ? sizes.m : ceil_div(sizes.m, 128), k = ceil_div(sizes.k, 128),
+                n = ceil_div(sizes.n, 128);
+  require(by_row || !int8, "x1_scale (pertoken_scale)", show(call.x1_scale), "a row of scales for each row of INT8");
+  check_shape("x1_scale (pertoken_scale)", call.x1_scale, {rows, k}, static_cast<size_t>(call.x1.dim() - 2));
+  check_shape("x2_scale (scale)", call.x2_scale, {k, n}, static_cast<size_t>(call.x2.dim() - 2));
+  check_groups(call, sizes, {rows, k, n},
+               by_row ? std::vector<Sizes>{{1, 128, 128}} : std::vector<Sizes>{{128, 128, 128}});
   if (on_a5()) return;
-  require(s.k % 512 == 0 && !is_transposed(c.x1), "x1", show(c.x1), "K a multiple of 512, not transposed");
-  require(s.n % 256 == 0 && is_transposed(c.x2), "x2", show(c.x2), "n a multiple of 256, transposed");
+  require(sizes.k % 512 == 0 && !is_transposed(call.x1), "x1", show(call.x1), "K a multiple of 512, not transposed");
+  require(sizes.n % 256 == 0 && is_transposed(call.x2), "x2", show(call.x2), "n a multiple of 256, transposed");
 }
 
-void check_mx(const Operands& c, const Sizes& s) {
-  const int64_t pairs = ceil_div(s.k, 64);
-  check_shape("x1_scale (pertoken_scale)", c.x1_scale, {s.m, pairs, 2}, static_cast<size_t>(c.x1.dim() - 2));
-  check_shape("x2_scale (scale)", c.x2_scale, {pairs, s.n, 2}, static_cast<size_t>(c.x2.dim() - 2));
-  const bool fp4 = c.x1.scalar_type() == kE2M1,
-             mixed = c.x1.scalar_type() != c.x2.scalar_type() && c.x2.scalar_type() == kE2M1;
-  check_groups(c, s, {s.m, 2 * pairs, s.n}, {{1, 32, 1}});
-  require(!fp4 || s.k > 2, "x1", show(c.x1), "K above 2, as it is FLOAT4");
+void check_mx(const Operands& call, const Sizes& sizes) {
+  const int64_t pairs = ceil_div(sizes.k, 64);
+  check_shape("x1_scale (pertoken_scale)", call.x1_scale, {sizes.m, pairs, 2}, static_cast<size_t>(call.x1.dim() - 2));
+  check_shape("x2_scale (scale)", call.x2_scale, {pairs, sizes.n, 2}, static_cast<size_t>(call.x2.dim() - 2));
+  const bool fp4 = call.x1.scalar_type() == kE2M1,
+             mixed = call.x1.scalar_type() != call.x2.scalar_type() && call.x2.scalar_type() == kE2M1;
+  check_groups(call, sizes, {sizes.m, 2 * pairs, sizes.n}, {{1, 32, 1}});
+  require(!fp4 || sizes.k > 2, "x1", show(call.x1), "K above 2, as it is FLOAT4");
   if (!mixed) return;
-  require(c.x1.dim() == 2 && !is_transposed(c.x1) && s.k % 8 == 0, "x1", show(c.x1), "[m, K], K a multiple of 8");
-  require(c.x2.dim() == 2 && is_transposed(c.x2), "x2", show(c.x2), "a transposed [n, K], as x1 is FLOAT8");
-  if (c.bias.defined())
-    require(c.bias.dim() == 2 && c.bias.scalar_type() == c.out->scalar_type(), "bias", show(c.bias),
+  require(call.x1.dim() == 2 && !is_transposed(call.x1) && sizes.k % 8 == 0, "x1", show(call.x1),
+          "[m, K], K a multiple of 8");
+  require(call.x2.dim() == 2 && is_transposed(call.x2), "x2", show(call.x2), "a transposed [n, K], as x1 is FLOAT8");
+  if (call.bias.defined())
+    require(call.bias.dim() == 2 && call.bias.scalar_type() == call.out->scalar_type(), "bias", show(call.bias),
             "[1, n] in the dtype of the result");
 }
 
-void check_group(const Operands& c, const Sizes& s) {
-  check_shape("x1_scale (pertoken_scale)", c.x1_scale, {s.m, 1}, 0);
-  check_shape("x2_scale (scale)", c.x2_scale, {ceil_div(s.k, 256), s.n}, 0);
-  check_shape("x2_offset (offset)", c.x2_offset, {ceil_div(s.k, 256), s.n}, 0);
-  require(c.group == 256, "group_sizes", text(c.group), "[0, 0, 256]");
-  require(s.k % 1024 == 0, "x1", show(c.x1), "K a multiple of 1024");
-  require(s.n % 256 == 0 && is_transposed(c.x2), "x2", show(c.x2), "n a multiple of 256, transposed");
+void check_group(const Operands& call, const Sizes& sizes) {
+  check_shape("x1_scale (pertoken_scale)", call.x1_scale, {sizes.m, 1}, 0);
+  check_shape("x2_scale (scale)", call.x2_scale, {ceil_div(sizes.k, 256), sizes.n}, 0);
+  check_shape("x2_offset (offset)", call.x2_offset, {ceil_div(sizes.k, 256), sizes.n}, 0);
+  require(call.group == 256, "group_sizes", text(call.group), "[0, 0, 256]");
+  require(sizes.k % 1024 == 0, "x1", show(call.x1), "K a multiple of 1024");
+  require(sizes.n % 256 == 0 && is_transposed(call.x2), "x2", show(call.x2), "n a multiple of 256, transposed");
 }
 
-void check(const Operands& c, In y_scale, In x1_offset, In y_offset, bool transpose1, bool transpose2) {
-  for (const auto& [name, x] : {std::pair("x1", c.x1), std::pair("x2", c.x2), std::pair("x2_scale (scale)", c.x2_scale),
-                                std::pair("out", *c.out)})
+void Operands::check() const {
+  for (const auto& [name, x] :
+       {std::pair("x1", x1), std::pair("x2", x2), std::pair("x2_scale (scale)", x2_scale), std::pair("out", *out)})
     if (!x.defined()) throw Fault(kNnNullptr, std::string("argument '") + name + "' is null");
   require(!y_scale.defined(), "y_scale", show(y_scale), "nothing (T-CG is not emulated)");
   require(!x1_offset.defined() || x1_offset.numel() == 0, "x1_offset", show(x1_offset), "nothing");
   require(!transpose1 && !transpose2, "transposeX1", "true", "false (torch_npu sends views; true is not emulated)");
   // The document adds y_offset = 8 * x2 * x2_scale, which belongs to a split of x1 that its formula does not show.
-  require(c.x1.scalar_type() != kI8 || c.x2.scalar_type() != kI32, "x2", show(c.x2),
-          "no INT4 beside INT8 (not emulated)");
+  require(x1.scalar_type() != kI8 || x2.scalar_type() != kI32, "x2", show(x2), "no INT4 beside INT8 (not emulated)");
   require(!y_offset.defined() || y_offset.numel() == 0, "y_offset", show(y_offset), "nothing");
-  const Form& form = match(c);
-  const Sizes s = check_operands(c);
+  const Form& form = match(*this);
+  const Sizes sizes = check_operands(*this);
   switch (form.mode) {
     case Mode::kVector:
-      return check_vector(c, s);
+      return check_vector(*this, sizes);
     case Mode::kBlock:
-      return check_block(c, s);
+      return check_block(*this, sizes);
     case Mode::kMx:
-      return check_mx(c, s);
+      return check_mx(*this, sizes);
     case Mode::kGroup:
-      return check_group(c, s);
+      return check_group(*this, sizes);
   }
 }
 
@@ -261,15 +272,15 @@ at::Tensor scale_values(In scale) {
   return scale.contiguous().view(kF32).slice(-1, 0, std::nullopt, 2);  // the low half; npu_trans_quant_param
 }
 
-at::Tensor grouped_product(const Operands& c) {
-  at::Tensor a = values(c.x1), b = values(c.x2);
+at::Tensor grouped_product(const Operands& call) {
+  at::Tensor a = values(call.x1), b = values(call.x2);
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
-  at::Tensor s1 = c.x1_scale.to(kF32).to(at::kDouble), s2 = c.x2_scale.to(kF32).to(at::kDouble);
-  if (c.x1_scale.scalar_type() == kE8M0) {
+  at::Tensor s1 = call.x1_scale.to(kF32).to(at::kDouble), s2 = call.x2_scale.to(kF32).to(at::kDouble);
+  if (call.x1_scale.scalar_type() == kE8M0) {
     s1 = spread(s1.flatten(-2), 32, -1, k);
     s2 = spread(s2.movedim(-1, -2).flatten(-3, -2), 32, -2, k);
-  } else if (c.x2_offset.defined()) {
-    b = b.sub(spread(c.x2_offset.to(at::kDouble), 256, -2, k));
+  } else if (call.x2_offset.defined()) {
+    b = b.sub(spread(call.x2_offset.to(at::kDouble), 256, -2, k));
     s2 = spread(s2, 256, -2, k);
   } else {
     s1 = spread(spread(s1, s1.size(-2) == m ? 1 : 128, -2, m), 128, -1, k);
@@ -278,36 +289,32 @@ at::Tensor grouped_product(const Operands& c) {
   return at::matmul(a.mul(s1), b.mul(s2));
 }
 
-at::Tensor product(const Operands& c) {
-  if (c.x1_scale.defined() && c.x1_scale.dim() >= 2 && c.x2_scale.dim() >= 2) {
-    const at::Tensor y = grouped_product(c);
-    return c.bias.defined() ? y.add(c.bias.to(at::kDouble)) : y;
+at::Tensor product(const Operands& call) {
+  if (call.x1_scale.defined() && call.x1_scale.dim() >= 2 && call.x2_scale.dim() >= 2) {
+    const at::Tensor y = grouped_product(call);
+    return call.bias.defined() ? y.add(call.bias.to(at::kDouble)) : y;
   }
-  const bool int32 = c.bias.defined() && c.bias.scalar_type() == kI32;
-  at::Tensor sum = at::matmul(values(c.x1), values(c.x2));
+  const bool int32 = call.bias.defined() && call.bias.scalar_type() == kI32;
+  at::Tensor sum = at::matmul(values(call.x1), values(call.x2));
   // A fp32 bias of a static FLOAT8 product is added before the scale, as an INT32 one.
-  const bool before = int32 || (is_packed(c.x2_scale) && c.bias.defined());
-  if (before) sum = sum.add(c.bias.to(at::kDouble));
-  if (c.out->scalar_type() == kI32) return sum;
-  at::Tensor y = sum.to(kF32).mul(scale_values(c.x2_scale));
-  if (c.x1_scale.defined()) y = y.mul(c.x1_scale.unsqueeze(-1));
-  if (c.bias.defined() && !before) y = y.add(c.bias.to(kF32));
-  if (c.x2_offset.defined()) y = y.add(c.x2_offset);
+  const bool before = int32 || (is_packed(call.x2_scale) && call.bias.defined());
+  if (before) sum = sum.add(call.bias.to(at::kDouble));
+  if (call.out->scalar_type() == kI32) return sum;
+  at::Tensor y = sum.to(kF32).mul(scale_values(call.x2_scale));
+  if (call.x1_scale.defined()) y = y.mul(call.x1_scale.unsqueeze(-1));
+  if (call.bias.defined() && !before) y = y.add(call.bias.to(kF32));
+  if (call.x2_offset.defined()) y = y.add(call.x2_offset);
   return y;
 }
 
-constexpr auto check_v5 = [](In x1, In x2, In s1, In s2, In y_scale, In x1_offset, In x2_offset, In y_offset, In bias,
-                             bool t1, bool t2, int64_t group, Out o) {
-  check({x1, x2, s1, s2, x2_offset, bias, group, o}, y_scale, x1_offset, y_offset, t1, t2);
-};
+void Operands::run() const {
+  if (out->numel() == 0) return;
+  const at::Tensor y = product(*this);
+  out = out->scalar_type() == kI8 ? at::round(y).clamp(-128, 127) : y;
+}
 
 }  // namespace
 
-CHECKED(aclnnQuantMatmulV5, check_v5,
-        [](In x1, In x2, In s1, In s2, In, In, In x2_offset, In, In bias, bool, bool, int64_t group, Out o) {
-          if (o->numel() == 0) return;
-          const at::Tensor y = product({x1, x2, s1, s2, x2_offset, bias, group, o});
-          o = o->scalar_type() == kI8 ? at::round(y).clamp(-128, 127) : y;
-        })
+NAMED(aclnnQuantMatmulV5, Operands, all, check, run)
 
 }  // namespace softnpu

@@ -1,4 +1,4 @@
-// Rotary position embeddings. Tables: argument, required, dtypes, smallest and largest rank, source.
+// Rotary position embeddings. Tables: argument, its tensor, required, dtypes, smallest and largest rank, source.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/neg.h>
@@ -84,50 +84,6 @@ void check_rotary_shapes(In x, In cos, In sin, int64_t mode, In rotate) {
   require(rotate.size(0) == x.size(-1) && rotate.size(1) == x.size(-1), "rotate", show(rotate), "[D, D]");
 }
 
-// mirror-cann/ops-transformer posembedding/rotary_position_embedding/docs/aclnnRotaryPositionEmbedding.md and
-// aclnnRotaryPositionEmbeddingV2.md
-void check_rotary(In x, In cos, In sin, int64_t mode, In rotate) {
-  check_table({{"x", true, kFloats, 3, 4, kDocument},
-               {"cos", true, kFloats, 3, 4, kDocument},
-               {"sin", true, kFloats, 3, 4, kDocument},
-               {"rotate", false, kFloats, 2, 2, kDocument}},
-              {x, cos, sin, rotate}, kTilingRefuses);
-  require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
-  require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
-  if (rotate.defined()) {
-    require(!on_a5(), "rotate", show(rotate), "nothing on this chip");
-    require(rotate.scalar_type() == x.scalar_type(), "rotate", show(rotate), "the dtype of x");
-  }
-  refusing_with(kTilingRefuses, [&] { check_rotary_shapes(x, cos, sin, mode, rotate); });
-}
-
-constexpr auto check_v1 = [](In x, In cos, In sin, int64_t mode, Out) {
-  check_rotary(x, cos, sin, mode, at::Tensor());
-};
-constexpr auto check_v2 = [](In x, In cos, In sin, int64_t mode, In rotate, Out) {
-  check_rotary(x, cos, sin, mode, rotate);
-};
-
-void check_interleaved_shapes(In x, In cos, In sin) {
-  require(x.size(3) == 64, "x", show(x), "a last dimension of 64");
-  require(cos.sizes() == sin.sizes(), "sin", show(sin), "the shape of cos");
-  const bool batch = cos.size(0) == x.size(0) || (on_a5() && cos.size(0) == 1);  // A2 and A3: our reading
-  require(batch && cos.size(1) == 1 && (cos.size(2) == 1 || cos.size(2) == x.size(2)) && cos.size(3) == 64, "cos",
-          show(cos), "[B, 1, S or 1, 64]");
-}
-
-// mirror-cann/ops-transformer posembedding/interleave_rope/docs/aclnnInterleaveRope.md (it lists Ascend 950 only) and
-// README.md (it lists A2 and A3 only): both taken, our reading.
-constexpr auto check_interleave = [](In x, In cos, In sin, Out) {
-  const Types& types = on_a5() ? kFloats : kHalves;
-  check_table(
-      {{"x", true, types, 4, 4, kReading}, {"cos", true, types, 4, 4, kReading}, {"sin", true, types, 4, 4, kReading}},
-      {x, cos, sin}, kTilingRefuses);
-  require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
-  require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
-  refusing_with(kTilingRefuses, [&] { check_interleaved_shapes(x, cos, sin); });
-};
-
 at::Tensor half_turned(In x) {
   const auto parts = x.chunk(2, -1);
   return at::cat({at::neg(parts[1]), parts[0]}, -1);
@@ -154,13 +110,67 @@ at::Tensor rotated(In x, In cos, In sin, int64_t mode, In rotate) {
   return wide.mul(cos).add(turned.mul(sin));
 }
 
+// mirror-cann/ops-transformer posembedding/rotary_position_embedding/docs/aclnnRotaryPositionEmbedding.md and
+// aclnnRotaryPositionEmbeddingV2.md
+struct Rotary {
+  at::Tensor x, cos, sin;
+  int64_t mode;
+  at::Tensor rotate;
+  Out out;
+  FIELDS(v1, x, cos, sin, mode, out)
+  FIELDS(v2, x, cos, sin, mode, rotate, out)
+
+  void check() const {
+    check_table({{"x", x, true, kFloats, 3, 4, kDocument},
+                 {"cos", cos, true, kFloats, 3, 4, kDocument},
+                 {"sin", sin, true, kFloats, 3, 4, kDocument},
+                 {"rotate", rotate, false, kFloats, 2, 2, kDocument}},
+                kTilingRefuses);
+    require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
+    require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
+    if (rotate.defined()) {
+      require(!on_a5(), "rotate", show(rotate), "nothing on this chip");
+      require(rotate.scalar_type() == x.scalar_type(), "rotate", show(rotate), "the dtype of x");
+    }
+    refusing_with(kTilingRefuses, [&] { check_rotary_shapes(x, cos, sin, mode, rotate); });
+  }
+
+  void run() const { out = rotated(x, cos, sin, mode, rotate); }
+};
+
+void check_interleaved_shapes(In x, In cos, In sin) {
+  require(x.size(3) == 64, "x", show(x), "a last dimension of 64");
+  require(cos.sizes() == sin.sizes(), "sin", show(sin), "the shape of cos");
+  const bool batch = cos.size(0) == x.size(0) || (on_a5() && cos.size(0) == 1);  // A2 and A3: our reading
+  require(batch && cos.size(1) == 1 && (cos.size(2) == 1 || cos.size(2) == x.size(2)) && cos.size(3) == 64, "cos",
+          show(cos), "[B, 1, S or 1, 64]");
+}
+
+// mirror-cann/ops-transformer posembedding/interleave_rope/docs/aclnnInterleaveRope.md (it lists Ascend 950 only) and
+// README.md (it lists A2 and A3 only): both taken, our reading.
+struct Interleaved {
+  at::Tensor x, cos, sin;
+  Out out;
+  FIELDS(all, x, cos, sin, out)
+
+  void check() const {
+    const Types& types = on_a5() ? kFloats : kHalves;
+    check_table({{"x", x, true, types, 4, 4, kReading},
+                 {"cos", cos, true, types, 4, 4, kReading},
+                 {"sin", sin, true, types, 4, 4, kReading}},
+                kTilingRefuses);
+    require(cos.scalar_type() == x.scalar_type(), "cos", show(cos), "the dtype of x");
+    require(sin.scalar_type() == x.scalar_type(), "sin", show(sin), "the dtype of x");
+    refusing_with(kTilingRefuses, [&] { check_interleaved_shapes(x, cos, sin); });
+  }
+
+  void run() const { out = rotated(x, cos, sin, kInterleaveHalf, at::Tensor()); }
+};
+
 }  // namespace
 
-CHECKED(aclnnRotaryPositionEmbedding, check_v1,
-        [](In x, In cos, In sin, int64_t mode, Out o) { o = rotated(x, cos, sin, mode, at::Tensor()); })
-CHECKED(aclnnRotaryPositionEmbeddingV2, check_v2,
-        [](In x, In cos, In sin, int64_t mode, In rotate, Out o) { o = rotated(x, cos, sin, mode, rotate); })
-CHECKED(aclnnInterleaveRope, check_interleave,
-        [](In x, In cos, In sin, Out o) { o = rotated(x, cos, sin, kInterleaveHalf, at::Tensor()); })
+NAMED(aclnnRotaryPositionEmbedding, Rotary, v1, check, run)
+NAMED(aclnnRotaryPositionEmbeddingV2, Rotary, v2, check, run)
+NAMED(aclnnInterleaveRope, Interleaved, all, check, run)
 
 }  // namespace softnpu

@@ -82,30 +82,32 @@ std::vector<Sequence> sequences(const Layout& layout, In query, In key) {
   std::vector<Sequence> result;
   for (int64_t b = 0; b < batch_size(layout, query); ++b) {
     const auto i = static_cast<size_t>(b);
-    Sequence s{b, 0, 0, 0, 0, keys.empty() ? longest : keys[i]};
+    Sequence sequence{b, 0, 0, 0, 0, keys.empty() ? longest : keys[i]};
     if (layout.query == "TND") {
-      std::tie(s.first_query, s.queries) = part(queries, i, query.size(0), "actual_seq_lengths_query");
+      std::tie(sequence.first_query, sequence.queries) = part(queries, i, query.size(0), "actual_seq_lengths_query");
     } else {
-      s.first_query = b * query.size(1);
-      s.queries = queries.empty() ? query.size(1) : queries[i];
-      s.padding = query.size(1) - s.queries;
+      sequence.first_query = b * query.size(1);
+      sequence.queries = queries.empty() ? query.size(1) : queries[i];
+      sequence.padding = query.size(1) - sequence.queries;
     }
-    if (layout.key == "TND") std::tie(s.first_key, s.keys) = part(keys, i, key.size(0), layout.key_lengths_name);
-    expect(s.queries >= 0 && s.padding >= 0, "actual_seq_lengths_query is negative or beyond query");
-    expect(s.keys >= 0 && s.keys <= longest, std::string(layout.key_lengths_name) + " is negative or beyond the keys");
-    result.push_back(s);
+    if (layout.key == "TND")
+      std::tie(sequence.first_key, sequence.keys) = part(keys, i, key.size(0), layout.key_lengths_name);
+    expect(sequence.queries >= 0 && sequence.padding >= 0, "actual_seq_lengths_query is negative or beyond query");
+    expect(sequence.keys >= 0 && sequence.keys <= longest,
+           std::string(layout.key_lengths_name) + " is negative or beyond the keys");
+    result.push_back(sequence);
   }
   return result;
 }
 
-at::Tensor rows_of(const Layout& layout, In cache, const Sequence& s) {
-  if (layout.key == "TND") return cache.narrow(0, s.first_key, s.keys).flatten(1);
-  if (layout.key == "BSND") return cache[s.batch].narrow(0, 0, s.keys).flatten(1);
-  const int64_t used = (s.keys + cache.size(1) - 1) / cache.size(1);
-  const at::Tensor blocks = layout.blocks[s.batch].narrow(0, 0, used).to(at::kLong);
+at::Tensor rows_of(const Layout& layout, In cache, const Sequence& sequence) {
+  if (layout.key == "TND") return cache.narrow(0, sequence.first_key, sequence.keys).flatten(1);
+  if (layout.key == "BSND") return cache[sequence.batch].narrow(0, 0, sequence.keys).flatten(1);
+  const int64_t used = (sequence.keys + cache.size(1) - 1) / cache.size(1);
+  const at::Tensor blocks = layout.blocks[sequence.batch].narrow(0, 0, used).to(at::kLong);
   for (const int64_t block : values_of(blocks))
     expect(block >= 0 && block < cache.size(0), "block_table names a block that is not in the cache");
-  return cache.index_select(0, blocks).flatten(0, 1).narrow(0, 0, s.keys).flatten(1);
+  return cache.index_select(0, blocks).flatten(0, 1).narrow(0, 0, sequence.keys).flatten(1);
 }
 
 }  // namespace softnpu::sparse

@@ -130,7 +130,6 @@ struct Storage {  // one side of a cast
   aclTensor raw;
   char* data = nullptr;
 };
-using Storage_ = const Storage&;
 
 Tiles tiles_of(const aclTensor& tiled) {
   const size_t bits = dtype_bits(tiled.dtype), n = tiled.sizes.size();
@@ -144,10 +143,10 @@ Tiles tiles_of(const aclTensor& tiled) {
 }  // namespace
 
 template <>
-struct Argument<Storage_> {
+struct Argument<Storage> {
   using Raw = const aclTensor*;
-  using Value = Storage;
-  static Value take(Builder& b, Raw raw) {
+  static constexpr const char* c_type = "const aclTensor*";
+  static Storage take(Builder& b, Raw raw) {
     if (!raw) throw Fault(kNnNullptr, "a tensor is null");
     if (tracing()) b.note(describe(*raw));
     if (raw->sizes.size() < 2) refuse("srcTensor", describe(*raw), "2 to 6 dimensions");
@@ -161,26 +160,33 @@ struct Argument<Storage_> {
 
 namespace {
 
-constexpr auto check_cast = [](Storage_ from, Storage_ to) {
-  require(!tile_width(from.raw) || !tile_width(to.raw), "dstTensor", "format " + std::to_string(to.raw.format),
-          "rows and columns on one side");
-  require(from.raw.dtype == to.raw.dtype && from.raw.sizes == to.raw.sizes, "dstTensor", describe(to.raw),
-          "dtype and shape of srcTensor");
+struct FormatCast {
+  Storage from, to;
+  FIELDS(all, from, to)
+
+  void check() const {
+    require(!tile_width(from.raw) || !tile_width(to.raw), "dstTensor", "format " + std::to_string(to.raw.format),
+            "rows and columns on one side");
+    require(from.raw.dtype == to.raw.dtype && from.raw.sizes == to.raw.sizes, "dstTensor", describe(to.raw),
+            "dtype and shape of srcTensor");
+  }
+
+  void run() const {
+    const bool to_tiles = tile_width(to.raw) != 0;
+    if (!to_tiles && !tile_width(from.raw)) {  // torch_npu's allow_internal_format is off: a plain copy (our reading)
+      aclTensor plain = to.raw;
+      plain.storage = {1};
+      std::memcpy(to.data, from.data, tiles_of(plain).bytes(false));
+      return;
+    }
+    retile(tiles_of(to_tiles ? to.raw : from.raw), to_tiles ? to.data : from.data, to_tiles ? from.data : to.data,
+           to_tiles);
+  }
 };
 
 }  // namespace
 
-CHECKED(aclnnNpuFormatCast, check_cast, [](Storage_ from, Storage_ to) {
-  const bool to_tiles = tile_width(to.raw) != 0;
-  if (!to_tiles && !tile_width(from.raw)) {  // torch_npu's allow_internal_format is off: a plain copy (our reading)
-    aclTensor plain = to.raw;
-    plain.storage = {1};
-    std::memcpy(to.data, from.data, tiles_of(plain).bytes(false));
-    return;
-  }
-  retile(tiles_of(to_tiles ? to.raw : from.raw), to_tiles ? to.data : from.data, to_tiles ? from.data : to.data,
-         to_tiles);
-})
+NAMED(aclnnNpuFormatCast, FormatCast, all, check, run)
 
 }  // namespace softnpu
 

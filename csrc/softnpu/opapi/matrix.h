@@ -21,27 +21,19 @@ struct Matrix {
   Matrix opened(at::ScalarType outer, at::ScalarType inner) const;  // 32 bits are eight values of 4
 };
 using Matrix_ = const Matrix&;
-using Matrices = const std::vector<Matrix>&;
 
 Matrix take_matrix(Builder& b, const aclTensor* raw);
 std::string show(Matrix_ x);
 
 template <>
-struct Argument<Matrix_> {
+struct Argument<Matrix> {
   using Raw = const aclTensor*;
-  using Value = Matrix;
-  static Value take(Builder& b, Raw raw) { return take_matrix(b, raw); }
+  static constexpr const char* c_type = "const aclTensor*";
+  static Matrix take(Builder& b, Raw raw) { return take_matrix(b, raw); }
 };
 template <>
-struct Argument<Matrices> {
-  using Raw = const aclTensorList*;
-  using Value = std::vector<Matrix>;
-  static Value take(Builder& b, Raw raw) {
-    Value result;
-    if (raw)
-      for (const aclTensor* tensor : raw->tensors) result.push_back(take_matrix(b, tensor));
-    return result;
-  }
+struct Argument<std::vector<Matrix>> : TensorList<Matrix, take_matrix> {
+  static constexpr const char* c_type = "const aclTensorList*";
 };
 
 }  // namespace softnpu

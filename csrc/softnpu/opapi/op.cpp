@@ -10,6 +10,7 @@
 
 #include <cstring>
 #include <memory>
+#include <sstream>
 
 #include "softnpu/acl/config.h"
 #include "softnpu/acl/device.h"
@@ -281,6 +282,35 @@ int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, 
     return fail(fault);
   }
   return enqueue(executor->launch, stream);
+}
+
+std::string declared(const std::vector<const char*>& types, const std::vector<const char*>& names) {
+  std::istringstream left([&names] {
+    std::string all;
+    for (const char* part : names) all += std::string(all.empty() ? "" : ", ") + part;
+    return all;
+  }());
+  std::string result, name;
+  for (const char* type : types) {
+    result += (result.empty() ? "" : ", ") + std::string(type);
+    if (left >> name) result += " " + name.substr(0, name.find(','));
+  }
+  return result;
+}
+
+// What the linker gathers of all files.
+extern "C" const Listed* const __start_softnpu_operators[];
+extern "C" const Listed* const __stop_softnpu_operators[];
+
+// The arguments of an operator's phase 1 in C, before workspaceSize and executor: types, and names where it has any;
+// nullptr: there is no such operator. "aclTensor*" without const is written.
+SOFTNPU_C const char* softnpu_signature(const char* name) {
+  static thread_local std::string answer;
+  const auto* found = std::find_if(__start_softnpu_operators, __stop_softnpu_operators,
+                                   [name](const Listed* one) { return std::strcmp(one->name, name) == 0; });
+  if (found == __stop_softnpu_operators) return nullptr;
+  answer = (*found)->signature();
+  return answer.c_str();
 }
 
 }  // namespace softnpu

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 import torch_npu  # noqa: F401
+from seeds import seed
 
 dist.init_process_group("hccl")
 rank, size = dist.get_rank(), dist.get_world_size()
@@ -11,7 +12,7 @@ torch.npu.set_device(rank)
 
 def data(owner, shape=(5, 3), dtype=torch.float32):
     """What rank `owner` contributes: known to all ranks."""
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(owner)) * 8
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed(f"rank {owner}"))) * 8
     return values.to(dtype)
 
 
@@ -99,7 +100,7 @@ for members in ([0, size - 1], list(range(0, size, 2))):
 dist.barrier()
 
 # Tensor-parallel and expert-parallel layers equal the single rank.
-g = torch.Generator().manual_seed(99)
+g = torch.Generator().manual_seed(seed("layers"))
 x, w1, w2 = torch.randn(6, 8, generator=g), torch.randn(8, 4 * size, generator=g), torch.randn(4 * size, 8, generator=g)
 mine = slice(4 * rank, 4 * rank + 4)
 y = torch.relu(x.npu() @ w1[:, mine].npu()) @ w2[mine].npu()

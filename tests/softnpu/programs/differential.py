@@ -1,4 +1,4 @@
-"""Random operator calls on npu and on the CPU: shapes, dtypes and values must agree. Usage: differential.py CALLS SEED.
+"""Random operator calls on npu and on the CPU: shapes, dtypes and values must agree. Usage: differential.py CALLS.
 
 Every second call is made on inference tensors, under torch.inference_mode(), by which a kernel may not be surprised.
 """

@@ -2,13 +2,13 @@
 
 import os
 import random
-import sys
 
 import torch
 import torch.nn.functional as F
 import torch_npu  # noqa: F401
+from seeds import seed
 
-rng = random.Random(int(sys.argv[2]))
+rng = random.Random(seed())
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

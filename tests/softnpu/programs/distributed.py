@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch_npu  # noqa: F401
 import torch_npu.distributed as npu
+from seeds import seed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _coalescing_manager
 from torch.distributed.fsdp import fully_shard
@@ -130,12 +131,12 @@ def groups():
 
 
 def network():
-    torch.manual_seed(0)
+    torch.manual_seed(seed("network"))
     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
 
 
 def data():
-    return torch.randn(4 * size, 8, generator=torch.Generator().manual_seed(1))
+    return torch.randn(4 * size, 8, generator=torch.Generator().manual_seed(seed("data")))
 
 
 def train(model, x, step=0.1):

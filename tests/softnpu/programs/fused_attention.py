@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, rng
+from fused_check import A5, Steps, array, bf16, check, f32, rng, same
 
 INFINITE = 1e4  # stands for the infinity of rows that see no key
 TRIANGLE = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
@@ -85,75 +85,88 @@ def unpaged(cache, ids, heads):
     return x.reshape(-1, *x.shape[2:])
 
 
-def cut(options, b, s, t, fault):
+def cut(options, b, s, t, steps):
     """Rows of sequence b: of the queries and of the keys."""
     ends, key_ends = options.get("lengths"), options.get("key_lengths")
-    tokens, paged = "T" in options["layout"], "table" in options
-    if tokens:
-        q = slice(0 if fault == "ends as lengths" else ends[b - 1] if b else 0, ends[b])
+    if "T" in options["layout"]:
+        q = slice(steps.query_start(ends, b), ends[b])
+        if "table" not in options:
+            return q, slice(key_ends[b - 1] if b else 0, key_ends[b])
     else:
         q = slice(0, s if ends is None or (s == 1 and not A5) else ends[b if len(ends) > 1 else 0])
-    if fault == "key lengths ignored" and not tokens:
-        return q, slice(0, t)
-    if tokens and not paged:
-        return q, slice(key_ends[b - 1] if b else 0, key_ends[b])
+        key_ends = steps.key_lengths(key_ends)
     return q, slice(0, t if key_ends is None else key_ends[b if len(key_ends) > 1 else 0])
 
 
-def seen(options, b, s, q, k, fault):
-    """[queries, keys]: does the query see the key?"""
-    i, j = np.arange(q)[:, None], np.arange(k)[None]
-    mode, before, after = (options.get(n, d) for n, d in (("sparse", 0), ("before", 2**31 - 1), ("after", 2**31 - 1)))
-    if fault == "mask ignored" or (mode == 0 and "mask" not in options):
-        return np.ones((q, k), bool)
-    idle = not A5 and s == 1 and options["layout"] in ("BSH", "BSND", "BNSD") and "query_rope" not in options
-    if mode < 2 or idle:
-        mask = array(options["mask"]).astype(bool)
-        if mask.ndim == 2:
-            mask = mask[:, None] if s == 1 else mask[None]
-        mask = mask.reshape(mask.shape[0], *mask.shape[-2:])
-        mask = mask[0 if len(mask) == 1 or fault == "mask of the first sequence" else b][:q, :k]
-        mask = ~mask if fault == "mask inverted" else mask
-        if mode == 1 or idle or fault == "band ignored":
-            return ~mask
-        return ~mask & (j <= i + after) & (j >= i - before)
-    shift = k - q if mode > 2 and fault != "from the top left" else 0
-    if fault == "one key more":
-        shift += 1
-    if mode < 4 or fault == "band ignored":
-        return j <= i + shift
-    if fault == "window one longer":
-        before += 1
+def causal(i, j, shift, before, after):
+    return j <= i + shift
+
+
+def band(i, j, shift, before, after):
     return (j <= i + shift + after) & (j >= i + shift - before)
 
 
-def weigh(scores, see, sink, fault):
+def seen(options, b, s, q, k, steps):
+    """[queries, keys]: does the query see the key?"""
+    i, j = np.arange(q)[:, None], np.arange(k)[None]
+    mode, before, after = (options.get(n, d) for n, d in (("sparse", 0), ("before", 2**31 - 1), ("after", 2**31 - 1)))
+    if mode == 0 and "mask" not in options:
+        return np.ones((q, k), bool)
+    idle = not A5 and s == 1 and options["layout"] in ("BSH", "BSND", "BNSD") and "query_rope" not in options
+    if mode >= 2 and not idle:
+        return (causal if mode < 4 else steps.window)(i, j, steps.shift(mode, q, k), before, after)
+    masks = array(options["mask"]).astype(bool)
+    if masks.ndim == 2:
+        masks = masks[:, None] if s == 1 else masks[None]
+    masks = masks.reshape(masks.shape[0], *masks.shape[-2:])
+    mask = steps.mask(masks[0 if len(masks) == 1 else steps.sequence(b)][:q, :k])
+    return ~mask if mode == 1 or idle else ~mask & steps.masked_band(i, j, 0, before, after)
+
+
+def weigh(scores, see, sink, steps):
     """Weights and log-sum-exp of one head."""
     e, lse = np.zeros_like(scores), np.full((len(scores), 1), INFINITE)
     for row in range(len(scores)):
         if not see[row].any():
-            if fault == "blind rows see all":
-                e[row] = 1 / scores.shape[1]
+            e[row] = steps.blind(scores.shape[1])
             continue
         x = np.exp(scores[row][see[row]])
-        total = x.sum() + (0 if sink is None or fault == "no sink" else np.exp(sink))
+        total = x.sum() if sink is None else steps.total(x.sum(), np.exp(sink))
         e[row][see[row]] = x / total
-        lse[row] = np.log(x.sum() if fault == "lse without the sink" else total)
-    return e, -lse if fault == "lse negative" else lse
+        lse[row] = np.log(steps.lse_of(total, x.sum()))
+    return e, steps.lse(lse)
 
 
-def attention(case, fault):
+STEPS = Steps(
+    query_start=lambda ends, b: ends[b - 1] if b else 0,
+    key_lengths=same,
+    seen=seen,
+    window=band,
+    masked_band=band,
+    shift=lambda mode, queries, keys: keys - queries if mode > 2 else 0,
+    mask=same,
+    sequence=same,
+    blind=lambda keys: 0,
+    total=np.add,
+    lse_of=same,
+    lse=same,
+    value=lambda key, value, width: key if A5 and width == 512 else value,  # V5: value has no effect then
+    blocks=lambda table, b: table[b],
+    group=lambda head, heads, groups: head // (heads // groups),
+    rotary=np.add,
+    scaled=np.multiply,
+    pse=lambda scores, shift, scale: scores + shift,
+)
+
+
+def attention(case, steps):
     query, key, value = (array(x) for x in case[:3])
     options = {"kv": case[3]["heads"], "scale": 1.0} | case[3]
     source, _, target = options["layout"].partition("_")
     heads, groups, tokens, paged = options["heads"], options["kv"], "T" in source, "table" in options
     common = "TND" if tokens else "BSND"
     if "query_rope" in options:
-        wide = query.shape[-1] // (heads if source == "BSH" else 1)
-        if A5 and wide == 512 and fault != "value as given":
-            value = key  # the document of V5: value has no effect
-        if fault == "value as given" and not A5:
-            value = key
+        value = steps.value(key, value, query.shape[-1] // (heads if source == "BSH" else 1))
 
     def split(x, of):
         return arrange(x, source, common, of)
@@ -166,27 +179,25 @@ def attention(case, fault):
     width = unpaged(value, [0], groups).shape[-1] if paged else parts[1].shape[-1]
     out, lse = np.zeros((*q.shape[:-1], width)), np.full((*q.shape[:-1], 1), INFINITE)
     for b in range(batch):
-        ids = array(options["table"])[0 if fault == "first row of the table" else b] if paged else None
-        if paged and fault == "blocks in order":
-            ids = np.arange(len(ids))
+        ids = steps.blocks(array(options["table"]), b) if paged else None
         rows = [unpaged(x, ids, groups) if paged else x if tokens else x[b] for x in parts]
-        of_q, of_k = cut(options, b, q.shape[-3], len(rows[0]), fault)
+        of_q, of_k = cut(options, b, q.shape[-3], len(rows[0]), steps)
         x, r = (y[of_q] if tokens else y[b][of_q] for y in (q, qr))
         k, v, *kr = (y[of_k] for y in rows)
         if not len(x) or not len(k):
             continue
-        see = seen(options, b, q.shape[-3], len(x), len(k), fault)
+        see = steps.seen(options, b, q.shape[-3], len(x), len(k), steps)
         for h in range(heads):
-            g = {"first key head": 0, "interleaved heads": h % groups}.get(fault, h // (heads // groups))
+            g = steps.group(h, heads, groups)
             scores = x[:, h] @ k[:, g].T
-            if kr and fault != "no rotary part":
-                scores = scores + r[:, h] @ kr[0][:, g].T
-            scores = scores * (1 if fault == "no scale" else options["scale"])
-            if "pse" in options and fault != "no pse":
+            if kr:
+                scores = steps.rotary(scores, r[:, h] @ kr[0][:, g].T)
+            scores = steps.scaled(scores, options["scale"])
+            if "pse" in options:
                 shift = array(options["pse"])
                 shift = shift[b if len(shift) > 1 else 0, h, : len(x), : len(k)]
-                scores = scores + shift * (options["scale"] if fault == "pse scaled" else 1)
-            e, log = weigh(scores, see, array(options["sink"])[h] if "sink" in options else None, fault)
+                scores = steps.pse(scores, shift, options["scale"])
+            e, log = weigh(scores, see, array(options["sink"])[h] if "sink" in options else None, steps)
             place = (slice(of_q.start, of_q.stop), h) if tokens else (b, of_q, h)
             out[place], lse[place] = e @ v[:, g], log
     out = arrange(out, common, target or source, heads)
@@ -266,30 +277,33 @@ else:  # tokens behind the last sequence; head size 256 in TND
         (bf16(3, 1, 2, 20), *(bf16(3, 5, 2, 20) for _ in "kv"), {"layout": "BSND", "heads": 2, "lengths": [0, 1, 0]}),
     ]  # fmt: skip
 
-FAULTS = [
-    "no scale",
-    "first key head",
-    "interleaved heads",
-    "key lengths ignored",
-    "ends as lengths",
-    "mask ignored",
-    "mask inverted",
-    "mask of the first sequence",
-    "band ignored",
-    "from the top left",
-    "one key more",
-    "window one longer",
-    "blind rows see all",
-    "first row of the table",
-    "blocks in order",
-    "no rotary part",
-    "value as given",
-    "no pse",
-    "pse scaled",
-    "lse negative",
-]
-check("fused_infer_attention_score", call_v1, attention, cases, FAULTS, 2e-2)
-check("fused_infer_attention_score_v2", call_v2, attention, cases, FAULTS, 2e-2)
+ALL_FAULTS = {
+    "no scale": dict(scaled=same),
+    "first key head": dict(group=lambda head, heads, groups: 0),
+    "interleaved heads": dict(group=lambda head, heads, groups: head % groups),
+    "key lengths ignored": dict(key_lengths=lambda ends: None),
+    "ends as lengths": dict(query_start=lambda ends, b: 0),
+    "mask ignored": dict(seen=lambda options, b, s, q, k, steps: np.ones((q, k), bool)),
+    "mask inverted": dict(mask=np.logical_not),
+    "mask of the first sequence": dict(sequence=lambda b: 0),
+    "band ignored": dict(window=causal, masked_band=lambda i, j, *_: np.ones((i.size, j.size), bool)),
+    "from the top left": dict(shift=lambda mode, queries, keys: 0),
+    "one key more": dict(shift=lambda mode, queries, keys: STEPS.shift(mode, queries, keys) + 1),
+    "window one longer": dict(window=lambda i, j, shift, before, after: band(i, j, shift, before + 1, after)),
+    "blind rows see all": dict(blind=lambda keys: 1 / keys),
+    "first row of the table": dict(blocks=lambda table, b: table[0]),
+    "blocks in order": dict(blocks=lambda table, b: np.arange(table.shape[1])),
+    "no rotary part": dict(rotary=same),
+    "value as given": dict(value=lambda key, value, width: value if A5 else key),
+    "no pse": dict(pse=same),
+    "pse scaled": dict(pse=lambda scores, shift, scale: scores + shift * scale),
+    "lse negative": dict(lse=np.negative),
+    "no sink": dict(total=same),
+    "lse without the sink": dict(lse_of=lambda total, without: without),
+}
+FAULTS = {name: replaced for name, replaced in ALL_FAULTS.items() if "sink" not in name}
+check("fused_infer_attention_score", call_v1, attention, STEPS, cases, FAULTS, 2e-2)
+check("fused_infer_attention_score_v2", call_v2, attention, STEPS, cases, FAULTS, 2e-2)
 sinks = [
     paged(bf16(7, 8, 64), 2, 64, 16, [30, 5, 64], 3, layout="TND", heads=8, scale=0.12, sink=bf16(8), lengths=[3, 4, 7],
           mask=TRIANGLE, sparse=4, before=20, after=0, lse=True),
@@ -297,19 +311,22 @@ sinks = [
     (f32(2, 3, 2, 64).half(), *(f32(2, 4, 2, 64).half() for _ in "kv"), {"layout": "BSND", "heads": 2, "scale": 0.1}
      | {"sink": f32(2).half(), "key_lengths": [4, 2], "lse": True}),
 ]  # fmt: skip
-SINK_FAULTS = [
-    "no sink",
-    "lse without the sink",
-    "no scale",
-    "first key head",
-    "interleaved heads",
-    "ends as lengths",
-    "mask ignored",
-    "from the top left",
-    "window one longer",
-    "first row of the table",
-    "blocks in order",
-]
-check("fused_infer_attention_score_v2, sinks", call_v2, attention, sinks, SINK_FAULTS, 2e-2)
-check("fused_infer_attention_score_v2.out", by_workspace(2), attention, [cases[0], sinks[0]], SINK_FAULTS, 2e-2)
-check("fused_infer_attention_score.out", by_workspace(1), attention, cases, FAULTS, 2e-2)
+SINK_FAULTS = {
+    name: ALL_FAULTS[name]
+    for name in (
+        "no sink",
+        "lse without the sink",
+        "no scale",
+        "first key head",
+        "interleaved heads",
+        "ends as lengths",
+        "mask ignored",
+        "from the top left",
+        "window one longer",
+        "first row of the table",
+        "blocks in order",
+    )
+}
+check("fused_infer_attention_score_v2, sinks", call_v2, attention, STEPS, sinks, SINK_FAULTS, 2e-2)
+check("fused_infer_attention_score_v2.out", by_workspace(2), attention, STEPS, [cases[0], sinks[0]], SINK_FAULTS, 2e-2)
+check("fused_infer_attention_score.out", by_workspace(1), attention, STEPS, cases, FAULTS, 2e-2)

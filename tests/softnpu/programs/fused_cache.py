@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused, rng
+from fused_check import A5, Steps, array, bf16, check, f32, refused, rng, same
 
 
 def whole(dtype, *shape):
@@ -22,44 +22,43 @@ def strided_cache(blocks, size, width):  # [blocks, size, 1, width], places befo
     return bf16(size, blocks, 1, width).transpose(0, 1)
 
 
-def scatter(case, fault):
+SCATTER = Steps(
+    stores_value=True,
+    slot=lambda slot, slots: slot if slot >= 0 else None,  # None: not stored
+    place=lambda slot, size, blocks: divmod(slot, size),
+    row=lambda x, t: x[t],
+    tokens=same,
+    tiles=lambda row, last: row.reshape(-1, last),
+    stored=lambda out, cache: out,
+)
+
+
+def scatter(case, steps):
     key, value, key_cache, value_cache, mapping, mode = (array(c) if isinstance(c, torch.Tensor) else c for c in case)
-    results = []
-    for x, cache in ((key, key_cache), (value, value_cache)):
-        out = cache.copy()
-        results.append(out)
-        if x.ndim == 0 or (fault == "value not stored" and len(results) == 2):
+    return [
+        stored(key, key_cache, mapping, mode, steps),
+        stored(value, value_cache, mapping, mode, steps) if steps.stores_value else value_cache.copy(),
+    ]
+
+
+def stored(x, cache, mapping, mode, steps):
+    out, tiled = cache.copy(), mode == "PA_NZ"
+    if not x.ndim:  # the key alone
+        return out
+    size = cache.shape[-2] if tiled else cache.shape[1]
+    for t, slot in enumerate(steps.tokens(mapping)):
+        slot = steps.slot(int(slot), len(cache) * size)
+        if slot is None:
             continue
-        tiles = mode == "PA_NZ"
-        size = cache.shape[-2] if tiles else cache.shape[1]
-        for t, slot in enumerate(mapping):
-            if slot < 0:
-                if fault != "negative slots stored":
-                    continue
-                slot += len(cache) * size
-            block, place = divmod(int(slot), size)
-            if fault == "the place behind":
-                place = (place + 1) % size
-            if fault == "the block before":
-                block -= 1
-            if fault == "interleaved blocks":
-                place, block = divmod(int(slot), len(cache))
-            row = x[{"first token for all": 0, "tokens reversed": -1 - t}.get(fault, t)]
-            if fault == "heads reversed":
-                row = row[::-1]
-            if fault == "last token lost" and t == len(mapping) - 1:
-                continue
-            if not tiles:
-                out[block, place] = row
-                continue
-            last = cache.shape[-1]
-            parts = row.reshape(-1, last) if fault != "tiles transposed" else row.reshape(last, -1).T
-            flat = out[block].reshape(-1, size, last)
-            flat[:, place] = parts
-            out[block] = flat.reshape(out[block].shape)
-        if fault == "cache cleared":
-            out[:] = np.where(out == cache, 0, out)
-    return results
+        block, place = steps.place(slot, size, len(cache))
+        row = steps.row(x, t)
+        if not tiled:
+            out[block, place] = row
+            continue
+        flat = out[block].reshape(-1, size, cache.shape[-1])
+        flat[:, place] = steps.tiles(row, cache.shape[-1])
+        out[block] = flat.reshape(out[block].shape)
+    return steps.stored(out, cache)
 
 
 def call_scatter(key, value, key_cache, value_cache, mapping, mode):
@@ -78,19 +77,19 @@ def latent(tokens, blocks):  # DeepSeek V4: one head of 512 and the rotary 64
     return [bf16(tokens, 1, 512), bf16(tokens, 1, 64), bf16(blocks, 128, 1, 512), bf16(blocks, 128, 1, 64)]
 
 
-SCATTER_FAULTS = [
-    "value not stored",
-    "negative slots stored",
-    "the place behind",
-    "the block before",
-    "interleaved blocks",
-    "first token for all",
-    "tokens reversed",
-    "heads reversed",
-    "last token lost",
-    "tiles transposed",
-    "cache cleared",
-]
+SCATTER_FAULTS = {
+    "value not stored": dict(stores_value=False),
+    "negative slots stored": dict(slot=lambda slot, slots: slot if slot >= 0 else slot + slots),
+    "the place behind": dict(place=lambda slot, size, blocks: (slot // size, (slot + 1) % size)),
+    "the block before": dict(place=lambda slot, size, blocks: (slot // size - 1, slot % size)),
+    "interleaved blocks": dict(place=lambda slot, size, blocks: divmod(slot, blocks)[::-1]),
+    "first token for all": dict(row=lambda x, t: x[0]),
+    "tokens reversed": dict(row=lambda x, t: x[-1 - t]),
+    "heads reversed": dict(row=lambda x, t: x[t][::-1]),
+    "last token lost": dict(tokens=lambda mapping: mapping[:-1]),
+    "tiles transposed": dict(tiles=lambda row, last: row.reshape(last, -1).T),
+    "cache cleared": dict(stored=lambda out, cache: np.where(out == cache, 0, out)),
+}
 holes = torch.tensor([5, -1, 0, 11, -7], dtype=torch.int64)
 cases = [
     (bf16(5, 3, 6), bf16(5, 3, 4), bf16(4, 3, 3, 6), bf16(4, 3, 3, 4), holes, "Norm"),
@@ -111,7 +110,7 @@ if A5:
         )
 else:  # the key alone
     cases.append((bf16(4, 2, 6), bf16(), bf16(3, 4, 2, 6), bf16(), slots(4, 12), "Norm"))
-check("scatter_pa_kv_cache", call_scatter, scatter, cases, SCATTER_FAULTS, 1e-9)
+check("scatter_pa_kv_cache", call_scatter, scatter, SCATTER, cases, SCATTER_FAULTS, 1e-9)
 if A5:  # two 4-bit values to a byte
 
     def call_packed(key, value, key_cache, value_cache, mapping, mode):
@@ -124,6 +123,7 @@ if A5:  # two 4-bit values to a byte
         "scatter_pa_kv_cache, 4 bits",
         call_packed,
         scatter,
+        SCATTER,
         [
             (*tiles, torch.tensor([5, -1, 0, 7, -7]), "PA_NZ"),
             (
@@ -142,7 +142,7 @@ if A5:  # two 4-bit values to a byte
         lambda: call_packed(odd[0][1:], odd[0][1:], odd[1], odd[1], odd[2], "Norm"),
         "begins inside a byte",
     )
-check("scatter_pa_kv_cache_functional", functional, scatter, cases[:1] + cases[4:5], SCATTER_FAULTS, 1e-9)
+check("scatter_pa_kv_cache_functional", functional, scatter, SCATTER, cases[:1] + cases[4:5], SCATTER_FAULTS, 1e-9)
 
 
 def scatter_refused(argument, mode="Norm", **changed):
@@ -182,35 +182,32 @@ else:
     scatter_refused("key", key=bf16(2, 2, 2, 16))  # four dimensions: Ascend 950 only
 
 
-def compressed(x, cache, mapping, lengths, offsets, ends, fault):
+COMPRESSED = Steps(
+    head=lambda x, b, h: x[b, :, h],
+    without_offset=lambda seen, start, end: seen[start:end],
+    window=lambda seen, start, n: seen[start : start + n],
+    mean=lambda window: window.mean(0),
+    front=lambda seen, start: seen[:start],
+    tail=lambda seen, start, end: seen[start:end],
+    joined=lambda front, middle, tail: np.concatenate([front, middle, tail]),
+    first_slot=lambda mapping, b, h: mapping[b, h],
+)
+
+
+def compressed(x, cache, mapping, lengths, offsets, ends, steps):
     out = cache.copy().reshape(-1, cache.shape[-1])
     heads = x.shape[2]
     for b in range(x.shape[0]):
         for h in range(heads):
             i = b * heads + h
-            slot, n, end = int(mapping[b, h]), int(lengths.reshape(-1)[i]), int(ends[b])
-            start = int(offsets[i]) if offsets is not None else end - n
-            seen = x[b, :, 0 if fault == "first head for all" else h]
+            slot, n, end = int(steps.first_slot(mapping, b, h)), int(lengths.reshape(-1)[i]), int(ends[b])
+            seen = steps.head(x, b, h)
             if offsets is None:
-                part = seen[:n] if fault == "the first values" else seen[start:end]
+                part = steps.without_offset(seen, end - n, end)
             else:
-                window = seen[start : start + n]
-                if fault == "window one longer":
-                    window = seen[start : start + n + 1]
-                middle = window.sum(0) if fault == "sum" else window.max(0) if fault == "maximum" else window.mean(0)
-                tail = seen[start + n : end]
-                if fault == "tail from the start":
-                    tail = seen[: end - start - n]
-                if fault == "no tail":
-                    tail = tail[:0]
-                if fault == "sequence too long":
-                    tail = seen[start + n :]
-                head = seen[:start] if fault != "no head" else seen[:0]
-                part = np.concatenate([head, middle[None], tail])
-                if fault == "mean last":
-                    part = np.concatenate([head, tail, middle[None]])
-            if fault == "slots of the first batch":
-                slot = int(mapping[0, h])
+                start = int(offsets[i])
+                middle = steps.mean(steps.window(seen, start, n))[None]
+                part = steps.joined(steps.front(seen, start), middle, steps.tail(seen, start + n, end))
             out[slot : slot + len(part)] = part
     return out.reshape(cache.shape)
 
@@ -224,23 +221,23 @@ def window(sequences, heads, length, kind=torch.int32):
     return [torch.tensor(v, dtype=kind) for v in (starts, lengths, offsets.reshape(-1), ends)]
 
 
-COMPRESSED_FAULTS = [
-    "first head for all",
-    "window one longer",
-    "sum",
-    "maximum",
-    "tail from the start",
-    "no tail",
-    "sequence too long",
-    "no head",
-    "mean last",
-    "slots of the first batch",
-]
+COMPRESSED_FAULTS = {
+    "first head for all": dict(head=lambda x, b, h: x[b, :, 0]),
+    "window one longer": dict(window=lambda seen, start, n: seen[start : start + n + 1]),
+    "sum": dict(mean=lambda window: window.sum(0)),
+    "maximum": dict(mean=lambda window: window.max(0)),
+    "tail from the start": dict(tail=lambda seen, start, end: seen[: end - start]),
+    "no tail": dict(tail=lambda seen, start, end: seen[:0]),
+    "sequence too long": dict(tail=lambda seen, start, end: seen[start:]),
+    "no head": dict(front=lambda seen, start: seen[:0]),
+    "mean last": dict(joined=lambda front, middle, tail: np.concatenate([front, tail, middle])),
+    "slots of the first batch": dict(first_slot=lambda mapping, b, h: mapping[0, h]),
+}
 if A5:
 
-    def pairs(case, fault):
+    def pairs(case, steps):
         key, value, key_cache, value_cache, *indices = (array(c) for c in case)
-        return [compressed(key, key_cache, *indices, fault), compressed(value, value_cache, *indices, fault)]
+        return [compressed(key, key_cache, *indices, steps), compressed(value, value_cache, *indices, steps)]
 
     def call_pairs(key, value, key_cache, value_cache, mapping, lengths, offsets, ends):
         torch_npu.npu_scatter_pa_kv_cache(
@@ -253,6 +250,7 @@ if A5:
         "scatter_pa_kv_cache, compressed",
         call_pairs,
         pairs,
+        COMPRESSED,
         [
             (bf16(3, 9, 2, 5), bf16(3, 9, 2, 7), bf16(13, 5, 1, 5), bf16(13, 5, 1, 7), *window(3, 2, 9)),
             (bf16(3, 9, 2, 5), bf16(3, 9, 2, 7), strided_cache(13, 5, 5), strided_cache(13, 5, 7), *window(3, 2, 9)),
@@ -262,11 +260,11 @@ if A5:
         1e-2,
     )
 
-    def one(case, fault):
+    def one(case, steps):
         key, cache, mapping, *rest = (c if c is None else array(c) for c in case)
         if key.ndim == 3:
-            return [scatter([case[0], torch.tensor(0.0), case[1], torch.tensor(0.0), case[2], "Norm"], fault)[0]]
-        return [compressed(key, cache, mapping, *rest, fault)]
+            return [stored(key, cache, mapping, "Norm", steps)]
+        return [compressed(key, cache, mapping, *rest, steps)]
 
     def call_one(key, cache, mapping, lengths, offsets, ends):
         names = {"compress_lens": lengths, "compress_seq_offsets": offsets, "seq_lens": ends}
@@ -277,13 +275,16 @@ if A5:
         "scatter_pa_cache",
         call_one,
         one,
+        Steps(**vars(SCATTER), **vars(COMPRESSED)),
         [
             (bf16(5, 3, 6), bf16(4, 3, 3, 6), holes, None, None, None),
             (f32(6, 1, 64).to(torch.float8_e4m3fn), f32(2, 8, 1, 64).to(torch.float8_e4m3fn), slots(6, 16), None, None, None),
             (bf16(3, 9, 2, 5), bf16(13, 5, 1, 5), *window(3, 2, 9)),
             (bf16(3, 9, 2, 5), bf16(13, 5, 1, 5), starts, lengths.reshape(-1), None, ends),
         ],
-        [*COMPRESSED_FAULTS, "the first values", "the place behind", "tokens reversed", "negative slots stored"],
+        COMPRESSED_FAULTS
+        | {"the first values": dict(without_offset=lambda seen, start, end: seen[: end - start])}
+        | {name: SCATTER_FAULTS[name] for name in ("the place behind", "tokens reversed", "negative slots stored")},
         1e-2,
     )  # fmt: skip
     refuse = [bf16(3, 9, 2, 5), bf16(13, 5, 1, 5), *window(3, 2, 9)]

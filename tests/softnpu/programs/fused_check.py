@@ -1,18 +1,25 @@
 """Fused operators against formulas written from their documents in NumPy, with named faults that the cases must catch.
 
-A fault is a wrong formula, or a wrong result: the device's result must be closer to the right one than the tolerance, and every
-faulty one farther away. Prints one line for each operator.
+A formula is made of steps. A fault replaces some of them, or spoils a result: the device's result must be closer to the
+right one than the tolerance, and every faulty one farther away. Prints one line for each operator.
 """
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from seeds import seed
 
 A5 = os.environ.get("SOFTNPU_SOC", "").startswith("Ascend950")
 CANN = tuple(int(part) for part in os.environ.get("SOFTNPU_CANN", "8.5.0").split(".")[:2])
-rng = np.random.default_rng(5)
+rng = np.random.default_rng(seed("fused"))
 problems = []
+
+
+def reseed(module):
+    """The cases of a module do not depend on which modules drew numbers before."""
+    rng.bit_generator.state = np.random.default_rng(seed(module)).bit_generator.state
 
 
 def array(x):
@@ -46,6 +53,20 @@ OUTPUT_FAULTS = {
 }
 
 
+class Steps(SimpleNamespace):
+    """What a formula does, by name: functions, or numbers in it."""
+
+    def but(self, **replaced):
+        unknown = replaced.keys() - vars(self).keys()
+        assert not unknown, f"no such steps: {sorted(unknown)}"
+        return Steps(**vars(self) | replaced)
+
+
+def same(x, *_):
+    """The step left out."""
+    return x
+
+
 def distance(got, want):
     if got.shape != want.shape:
         return np.inf
@@ -53,34 +74,29 @@ def distance(got, want):
     return np.inf if np.isnan(d).any() else (d.max() if d.size else 0.0)
 
 
-def check(name, call, formula, cases, faults, tolerance):
-    """`formula(case, fault)` gives the list of outputs; `faults` are the names it knows."""
+def check(name, call, formula, steps, cases, faults, tolerance):
+    """`formula(case, steps)` gives the list of outputs; `faults`: for each name the steps that it replaces."""
     results = []
     for place, case in enumerate(cases):
         with torch.inference_mode(place % 2 == 1):  # a mode that no kernel may notice
             outputs = call(*[a.npu() if isinstance(a, torch.Tensor) else a for a in case])
             results.append([array(o) for o in outputs])
     torch.npu.synchronize()  # the fault of a kernel whose results are empty
-    worst = max(
-        distance(g, w)
-        for case, got in zip(cases, results, strict=True)
-        for g, w in zip(got, formula(case, None), strict=True)
-    )
+
+    def distances(steps):
+        for case, got in zip(cases, results, strict=True):
+            yield from (distance(g, w) for g, w in zip(got, formula(case, steps), strict=True))
+
+    worst = max(distances(steps))
     if not worst <= tolerance:
         problems.append(f"{name}: differs by {worst:.3g}, tolerance {tolerance}")
-    alive = []
-    for fault in faults:
-        if not any(
-            distance(g, w) > tolerance
-            for case, got in zip(cases, results, strict=True)
-            for g, w in zip(got, formula(case, fault), strict=True)
-        ):
-            alive.append(fault)
-    for fault, spoil in OUTPUT_FAULTS.items():
-        if not any(
-            distance(spoil(w), w) > tolerance for case in cases for w in formula(case, None) if w.ndim and w.size
-        ):
-            alive.append(fault)
+    alive = [
+        fault for fault, replaced in faults.items() if all(d <= tolerance for d in distances(steps.but(**replaced)))
+    ]
+    wanted = [w for case in cases for w in formula(case, steps) if w.ndim and w.size]
+    alive += [
+        fault for fault, spoil in OUTPUT_FAULTS.items() if not any(distance(spoil(w), w) > tolerance for w in wanted)
+    ]
     if alive:
         problems.append(f"{name}: faults not caught: {alive}")
     print(f"{name}: {len(cases)} cases, worst {worst:.2g}, {len(faults) + len(OUTPUT_FAULTS)} faults")

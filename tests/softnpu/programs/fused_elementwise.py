@@ -3,26 +3,26 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, CANN, array, bf16, check, f32, refused, sigmoid
+from fused_check import A5, CANN, Steps, array, bf16, check, f32, refused, same, sigmoid
 
 
-def rms(case, fault):
+def mean_square(x, axes):
+    return (x**2).mean(axes, keepdims=True)
+
+
+RMS = Steps(
+    axes=lambda gamma: tuple(range(-gamma.ndim, 0)),
+    square=mean_square,
+    factor=lambda square, eps: 1 / np.sqrt(square + eps),
+    scaled=lambda y, gamma: y * gamma,
+    shown=same,
+)
+
+
+def rms(case, steps):
     x, gamma, eps = array(case[0]), array(case[1]), case[2]
-    axes = tuple(range(-gamma.ndim, 0)) if fault != "last axis only" else (-1,)
-    square = (x**2).sum(axes, keepdims=True) if fault == "sum instead of mean" else (x**2).mean(axes, keepdims=True)
-    if fault == "mean subtracted":
-        square = ((x - x.mean(axes, keepdims=True)) ** 2).mean(axes, keepdims=True)
-    r = (
-        1 / np.sqrt(square + (0 if fault == "no epsilon" else eps))
-        if fault != "epsilon outside the root"
-        else 1 / (np.sqrt(square) + eps)
-    )
-    if fault == "no root":
-        r = r**2
-    if fault == "gamma of the next column":
-        gamma = np.roll(gamma, 1, -1)
-    y = x * r * (1 if fault == "no gamma" else 1 + gamma if fault == "gamma plus one" else gamma)
-    return [y, 1 / r if fault == "not inverted" else r]
+    r = steps.factor(steps.square(x, steps.axes(gamma)), eps)
+    return [steps.scaled(x * r, gamma), steps.shown(r)]
 
 
 norm_cases = [
@@ -34,33 +34,33 @@ norm_cases = [
     (f32(3, 4096), f32(4096), 1e-6),
     (f32(0, 8), f32(8), 1e-6),
 ]
-norm_faults = [
-    "sum instead of mean",
-    "no epsilon",
-    "no gamma",
-    "gamma plus one",
-    "mean subtracted",
-    "epsilon outside the root",
-    "last axis only",
-    "no root",
-    "gamma of the next column",
-    "not inverted",
-]
-half_faults = [fault for fault in norm_faults if fault not in ("no epsilon", "epsilon outside the root")]
+norm_faults = {
+    "sum instead of mean": dict(square=lambda x, axes: (x**2).sum(axes, keepdims=True)),
+    "no epsilon": dict(factor=lambda square, eps: 1 / np.sqrt(square)),
+    "no gamma": dict(scaled=same),
+    "gamma plus one": dict(scaled=lambda y, gamma: y * (1 + gamma)),
+    "mean subtracted": dict(square=lambda x, axes: mean_square(x - x.mean(axes, keepdims=True), axes)),
+    "epsilon outside the root": dict(factor=lambda square, eps: 1 / (np.sqrt(square) + eps)),
+    "last axis only": dict(axes=lambda gamma: (-1,)),
+    "no root": dict(factor=lambda square, eps: (1 / np.sqrt(square + eps)) ** 2),
+    "gamma of the next column": dict(scaled=lambda y, gamma: y * np.roll(gamma, 1, -1)),
+    "not inverted": dict(shown=lambda r: 1 / r),
+}
+half_faults = {fault: replaced for fault, replaced in norm_faults.items() if "epsilon" not in fault}
 
 
 def call_rms(x, g, e=1e-6):
     return torch_npu.npu_rms_norm(x, g, e)
 
 
-check("rms_norm", call_rms, rms, norm_cases, norm_faults, 1e-5)
+check("rms_norm", call_rms, rms, RMS, norm_cases, norm_faults, 1e-5)
 half_cases = [
     (bf16(2, 7168), bf16(7168), 1e-6),
     (bf16(5, 1536), f32(1536), 1e-6),  # x and gamma may differ so
     (f32(3, 64, 512).half(), f32(512), 1e-6),
     (bf16(3, 4, 6) + 1, bf16(4, 6), 1e-6),
 ]
-check("rms_norm in 16 bits", call_rms, rms, half_cases, half_faults, 1e-2)
+check("rms_norm in 16 bits", call_rms, rms, RMS, half_cases, half_faults, 1e-2)
 refused("rms_norm", lambda: call_rms(f32(3, 4).npu(), f32(5).npu()), "'gamma'")
 refused("rms_norm", lambda: call_rms(f32(3, 4).npu(), f32(4).half().npu()), "'gamma'")
 refused("rms_norm", lambda: call_rms(bf16(3, 4).npu(), f32(4).half().npu()), "'gamma'")
@@ -69,11 +69,14 @@ refused("rms_norm", lambda: call_rms(torch.ones(3, 4, dtype=torch.int32).npu(), 
 refused("rms_norm", lambda: call_rms(f32(*[1] * 9).npu(), f32(1).npu()), "'x'")
 
 
-def add_rms(case, fault):
+ADD_RMS = Steps(**vars(RMS), added=np.add, stored=lambda x, a: x)
+
+
+def add_rms(case, steps):
     a, b = array(case[0]), array(case[1])
-    x = a if fault == "no addition" else a - b if fault == "subtraction" else a + b
-    y, r = rms((torch.tensor(x), *case[2:]), fault)
-    return [y, r, a if fault == "sum not stored" else x]
+    x = steps.added(a, b)
+    y, r = rms((torch.tensor(x), *case[2:]), steps)
+    return [y, r, steps.stored(x, a)]
 
 
 def call_add_rms(a, b, g, e=1e-6):
@@ -81,10 +84,14 @@ def call_add_rms(a, b, g, e=1e-6):
 
 
 add_cases = [(f32(5, 7), f32(5, 7), f32(7), 1e-1), (f32(2, 3, 8), f32(2, 3, 8), f32(3, 8), 1e-2)]
-add_faults = ["no addition", "subtraction", "sum not stored"]
-check("add_rms_norm", call_add_rms, add_rms, add_cases, [*norm_faults, *add_faults], 1e-5)
+add_faults = {
+    "no addition": dict(added=same),
+    "subtraction": dict(added=np.subtract),
+    "sum not stored": dict(stored=lambda x, a: a),
+}
+check("add_rms_norm", call_add_rms, add_rms, ADD_RMS, add_cases, norm_faults | add_faults, 1e-5)
 add_cases = [(bf16(3, 4096), bf16(3, 4096), bf16(4096), 1e-6), (bf16(2, 3, 8) + 1, bf16(2, 3, 8), bf16(3, 8), 1e-6)]
-check("add_rms_norm in 16 bits", call_add_rms, add_rms, add_cases, [*half_faults, *add_faults], 1.5e-2)
+check("add_rms_norm in 16 bits", call_add_rms, add_rms, ADD_RMS, add_cases, half_faults | add_faults, 1.5e-2)
 refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(2, 4).npu(), f32(4).npu()), "'x2'")
 refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), bf16(3, 4).npu(), f32(4).npu()), "'x2'")
 refused("add_rms_norm", lambda: call_add_rms(bf16(3, 4).npu(), bf16(3, 4).npu(), f32(4).npu()), "'gamma'")
@@ -92,25 +99,23 @@ refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(3, 4).npu(), f
 refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(3, 4).npu(), f32(4).npu(), -1.0), "'epsilon'")
 empty = [(f32(0, 8), f32(0, 8), f32(8), 1e-6)]
 if CANN >= (9, 0):
-    check("add_rms_norm of nothing", call_add_rms, add_rms, [*empty, *add_cases], add_faults, 1.5e-2)
+    check("add_rms_norm of nothing", call_add_rms, add_rms, ADD_RMS, [*empty, *add_cases], add_faults, 1.5e-2)
 else:
     refused("add_rms_norm", lambda: call_add_rms(*(t.npu() for t in empty[0][:3])), "'x1'")
 
 
-def swiglu(case, fault):
-    axis = -1 if fault == "last axis always" else case[1]
-    x = np.moveaxis(array(case[0]), axis, -1)
-    a, b = np.split(x, 2, -1) if fault != "even and odd" else (x[..., ::2], x[..., 1::2])
-    if fault == "halves swapped":
-        a, b = b, a
-    gate = {
-        "no sigmoid": a,
-        "sigmoid only": sigmoid(a),
-        "gelu": a * sigmoid(1.702 * a),
-        "relu": np.maximum(a, 0),
-    }.get(fault, a * sigmoid(a))
-    y = gate if fault == "no product" else gate + b if fault == "sum" else gate * b
-    return [np.moveaxis(y, -1, axis)]
+SWIGLU = Steps(
+    axis=same,
+    halves=lambda x: np.split(x, 2, -1),
+    gate=lambda a: a * sigmoid(a),
+    product=np.multiply,
+)
+
+
+def swiglu(case, steps):
+    axis = steps.axis(case[1])
+    a, b = steps.halves(np.moveaxis(array(case[0]), axis, -1))
+    return [np.moveaxis(steps.product(steps.gate(a), b), -1, axis)]
 
 
 swiglu_cases = [
@@ -122,47 +127,62 @@ swiglu_cases = [
     (f32(3, 4096), -1),
     (f32(0, 6), -1),
 ]
-swiglu_faults = [
-    "halves swapped",
-    "no sigmoid",
-    "sigmoid only",
-    "gelu",
-    "relu",
-    "no product",
-    "sum",
-    "even and odd",
-    "last axis always",
-]
+swiglu_faults = {
+    "halves swapped": dict(halves=lambda x: np.split(x, 2, -1)[::-1]),
+    "no sigmoid": dict(gate=same),
+    "sigmoid only": dict(gate=sigmoid),
+    "gelu": dict(gate=lambda a: a * sigmoid(1.702 * a)),
+    "relu": dict(gate=lambda a: np.maximum(a, 0)),
+    "no product": dict(product=same),
+    "sum": dict(product=np.add),
+    "even and odd": dict(halves=lambda x: (x[..., ::2], x[..., 1::2])),
+    "last axis always": dict(axis=lambda axis: -1),
+}
 
 
 def call_swiglu(x, d=-1):
     return [torch_npu.npu_swiglu(x, d)]
 
 
-check("swiglu", call_swiglu, swiglu, swiglu_cases, swiglu_faults, 1e-5)
+check("swiglu", call_swiglu, swiglu, SWIGLU, swiglu_cases, swiglu_faults, 1e-5)
 half_cases = [(bf16(3, 4096), -1), (bf16(4, 2), 0), (f32(5, 6144).half(), -1)]
-check("swiglu in 16 bits", call_swiglu, swiglu, half_cases, swiglu_faults, 1.5e-2)
+check("swiglu in 16 bits", call_swiglu, swiglu, SWIGLU, half_cases, swiglu_faults, 1.5e-2)
 refused("swiglu", lambda: call_swiglu(f32(3, 5).npu()), "'dim'")
 refused("swiglu", lambda: call_swiglu(f32(6, 4).npu().t()), "'x'")
 refused("swiglu", lambda: call_swiglu(torch.ones(3, 4, dtype=torch.int32).npu()), "'x'")
 
 
-def clipped(case, fault):
+ALPHA, LIMIT = 1.702, 2.0
+CLIPPED = Steps(
+    interleaved=same,
+    gate=lambda a: np.minimum(a, LIMIT),
+    gated=lambda clipped, a: clipped * sigmoid(ALPHA * clipped),
+    up=lambda b: np.clip(b, -LIMIT, LIMIT),
+    bias=1.0,
+    rows=same,
+)
+
+
+def clipped(case, steps):
     x, groups, axis = array(case[0]), case[1], case[2] % case[0].dim()
-    interleaved = case[3] ^ (fault == "the other split")
-    alpha, limit, bias = 1.702, 2.0, 1.0
     flat = x.reshape(int(np.prod(x.shape[:axis])), -1)
-    a, b = (flat[:, ::2], flat[:, 1::2]) if interleaved else np.split(flat, 2, -1)
-    if fault != "gate not clipped":
-        a = np.clip(a, -limit, limit) if fault == "gate clipped below" else np.minimum(a, limit)
-    if fault != "up not clipped":
-        b = np.minimum(b, limit) if fault == "up clipped above only" else np.clip(b, -limit, limit)
-    gate = sigmoid((1 if fault == "no alpha" else alpha) * a) * (1 if fault == "sigmoid only" else a)
-    if fault == "clipped behind the gate":
-        a = np.split(flat, 2, -1)[0] if not interleaved else flat[:, ::2]
-        gate = np.minimum(a * sigmoid(alpha * a), limit)
-    y = gate * (b + (0 if fault == "no bias" else bias))
-    return [y[: len(y) if groups is None else int(groups.sum()) - (fault == "a row too few")]]
+    a, b = (flat[:, ::2], flat[:, 1::2]) if steps.interleaved(case[3]) else np.split(flat, 2, -1)
+    y = steps.gated(steps.gate(a), a) * (steps.up(b) + steps.bias)
+    return [y[: len(y) if groups is None else steps.rows(int(groups.sum()))]]
+
+
+clipped_faults = {
+    "the other split": dict(interleaved=lambda interleaved: not interleaved),
+    "gate not clipped": dict(gate=same),
+    "gate clipped below": dict(gate=lambda a: np.clip(a, -LIMIT, LIMIT)),
+    "up not clipped": dict(up=same),
+    "up clipped above only": dict(up=lambda b: np.minimum(b, LIMIT)),
+    "no alpha": dict(gated=lambda clipped, a: sigmoid(clipped) * clipped),
+    "no bias": dict(bias=0),
+    "sigmoid only": dict(gated=lambda clipped, a: sigmoid(ALPHA * clipped)),
+    "clipped behind the gate": dict(gated=lambda clipped, a: np.minimum(a * sigmoid(ALPHA * a), LIMIT)),
+    "a row too few": dict(rows=lambda rows: rows - 1),
+}
 
 
 def call_clipped(x, groups, dim, interleaved):
@@ -181,6 +201,7 @@ else:
         "clipped_swiglu",
         call_clipped,
         clipped,
+        CLIPPED,
         [
             (f32(7, 6, scale=3), None, -1, True),
             (f32(9, 8, scale=3), None, -1, False),
@@ -190,18 +211,7 @@ else:
             (f32(6, scale=3), None, 0, True),
             (f32(3, 4096, scale=3), torch.tensor([2]), 1, False),
         ],
-        [
-            "the other split",
-            "gate not clipped",
-            "gate clipped below",
-            "up not clipped",
-            "up clipped above only",
-            "no alpha",
-            "no bias",
-            "sigmoid only",
-            "clipped behind the gate",
-            "a row too few",
-        ],
+        clipped_faults,
         1e-5,
     )
     refused("clipped_swiglu", lambda: call_clipped(f32(4, 5).npu(), None, -1, True), "'dim'")

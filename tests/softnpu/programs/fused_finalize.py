@@ -3,32 +3,35 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused, rng
+from fused_check import A5, Steps, array, bf16, check, f32, refused, rng, same
+
+STEPS = Steps(
+    by_columns=lambda mode: mode in (0, 1),
+    biased=lambda y, bias, experts: y + bias[experts],
+    dropped=lambda place: place == -1,
+    of_dropped=lambda bias, experts: 0,
+    scaled=lambda y, scales: y * scales[..., None],
+    sum=lambda y: y.sum(1),
+    first_skip=np.add,
+    second_skip=np.add,
+)
 
 
-def finalize(case, fault):
+def finalize(case, steps):
     rows, skip1, skip2, bias, scales, index, experts = (None if c is None else array(c) for c in case[:7])
-    mode, hidden = case[7], rows.shape[-1]
     k = 1 if scales is None else scales.shape[1]
-    t = len(index) // k
-    by_columns = (mode in (0, 1)) ^ (fault == "the other order")
-    place = index.reshape(k, t).T if by_columns else index.reshape(t, k)
-    dropped = place == -1
-    if fault == "dropped rows count":
-        dropped = np.zeros_like(dropped)
-    y = rows.reshape(-1, hidden)[np.maximum(place, 0)]
-    if bias is not None and fault != "no bias":
-        y = y + bias[experts if fault != "bias of expert 0" else experts * 0]
-    y = np.where(
-        dropped[..., None], bias[experts] if fault == "dropped rows have a bias" and bias is not None else 0, y
-    )
-    if scales is not None and fault != "no scales":
-        y = y * (np.roll(scales, 1, 0) if fault == "scales of another token" else scales)[..., None]
-    y = y[:, : k - (fault == "last expert dropped")].sum(1)
-    for name, skip in (("first skip dropped", skip1), ("second skip dropped", skip2)):
-        if skip is not None and fault != name:
-            y = y + (2 * skip if fault == "skips twice" else skip)
-    return [y]
+    place = index.reshape(k, -1).T if steps.by_columns(case[7]) else index.reshape(-1, k)
+    y = rows.reshape(-1, rows.shape[-1])[np.maximum(place, 0)]
+    if bias is not None:
+        y = steps.biased(y, bias, experts)
+    y = np.where(steps.dropped(place)[..., None], 0 if bias is None else steps.of_dropped(bias, experts), y)
+    y = steps.sum(y if scales is None else steps.scaled(y, scales))
+    y = y if skip1 is None else steps.first_skip(y, skip1)
+    return [y if skip2 is None else steps.second_skip(y, skip2)]
+
+
+def twice(y, skip):
+    return y + 2 * skip
 
 
 def call_finalize(*case):
@@ -55,28 +58,30 @@ cases = [
     (f32(4, 5, 3), f32(6, 3), None, f32(4, 3), f32(6, 2), places(12, 20, (1, 2, 3)), chosen(6, 2, 4), 3),
     (f32(4, 5, 3), None, None, None, f32(6, 2), places(12, 20, (1, 7)), chosen(6, 2, 4), 3),
 ]
-faults = [
-    "the other order",
-    "no bias",
-    "bias of expert 0",
-    "no scales",
-    "scales of another token",
-    "last expert dropped",
-    "first skip dropped",
-    "second skip dropped",
-    "skips twice",
-    "dropped rows count",
-    "dropped rows have a bias",
-]
-check("moe_finalize_routing", call_finalize, finalize, cases, faults, 1e-5)
+faults = {
+    "the other order": dict(by_columns=lambda mode: mode in (2, 3)),
+    "no bias": dict(biased=same),
+    "bias of expert 0": dict(biased=lambda y, bias, experts: y + bias[experts * 0]),
+    "no scales": dict(scaled=same),
+    "scales of another token": dict(scaled=lambda y, scales: y * np.roll(scales, 1, 0)[..., None]),
+    "last expert dropped": dict(sum=lambda y: y[:, :-1].sum(1)),
+    "first skip dropped": dict(first_skip=same),
+    "second skip dropped": dict(second_skip=same),
+    "skips twice": dict(first_skip=twice, second_skip=twice),
+    "dropped rows count": dict(dropped=lambda place: np.zeros(place.shape, bool)),
+    "dropped rows have a bias": dict(of_dropped=lambda bias, experts: bias[experts]),
+}
+check("moe_finalize_routing", call_finalize, finalize, STEPS, cases, faults, 1e-5)
 half = [
     (bf16(36, 4096), bf16(6, 4096), None, None, bf16(6, 6), places(36), chosen(6, 6, 256), 2),
     (bf16(36, 7168), bf16(6, 7168), None, None, f32(6, 6), places(36), None, 0),  # scales may be wider
 ]
-half_faults = [
-    fault for fault in faults if "bias" not in fault and fault not in ("second skip dropped", "dropped rows count")
-]
-check("moe_finalize_routing in 16 bits", call_finalize, finalize, half, half_faults, 1.5e-2)
+half_faults = {
+    fault: replaced
+    for fault, replaced in faults.items()
+    if "bias" not in fault and fault not in ("second skip dropped", "dropped rows count")
+}
+check("moe_finalize_routing in 16 bits", call_finalize, finalize, STEPS, half, half_faults, 1.5e-2)
 
 
 def refuse(argument, rows=(12, 5), skips=((6, 5), None), bias=(4, 5), scales=(6, 2), index=12, experts=(6, 2), mode=0):
@@ -118,6 +123,6 @@ refuse("'expanded_src_to_dst_row'", rows=(3, 9, 5), bias=None, index=places(12) 
 refuse("'expert_for_source_row'", experts=chosen(6, 2, 4) + 4)
 other_scales = (f32(12, 5), None, None, None, bf16(6, 2), places(12), None, 0)
 if A5:
-    check("moe_finalize_routing, other scales", call_finalize, finalize, [other_scales, *cases], faults, 1e-5)
+    check("moe_finalize_routing, other scales", call_finalize, finalize, STEPS, [other_scales, *cases], faults, 1e-5)
 else:
     refuse("'scales'", scales=bf16(6, 2))

@@ -4,32 +4,37 @@ import numpy as np
 import torch
 import torch_npu
 from fused_cache import latent, whole
-from fused_check import A5, array, bf16, check, f32, refused, rng
+from fused_check import A5, Steps, array, bf16, check, f32, refused, rng
+
+STEPS = Steps(
+    counts=lambda lengths, sums: np.diff(lengths) if sums else lengths,
+    first=lambda offset, size: offset // size,
+    tokens=range,
+    row=lambda table, b: table[b],
+    column=lambda first, block: first + block,
+    place=lambda t, size: t % size,
+    value=lambda value: value,
+    next=lambda at, count: at + count,
+)
 
 
-def gathered(case, fault):
+def gathered(case, steps):
     key_cache, value_cache, key, value, table, lengths, offsets, sums = (
         array(c) if isinstance(c, torch.Tensor) else c for c in case
     )
     size = key_cache.shape[1]
-    counts = np.diff(lengths) if sums ^ (fault == "lengths as sums") else lengths
     key, value = key.copy(), value.copy()
     at = 0
-    for b, count in enumerate(counts[: len(table)]):
-        first = 0 if offsets is None or fault == "no offset" else int(offsets[b])
-        first = first if fault == "offset in blocks" else first // size
-        if fault == "offset rounded up" and offsets is not None:
-            first = -(-int(offsets[b]) // size)
-        for t in range(int(count)):
-            row = at + t
-            if row >= len(key) or (fault == "last token lost" and t == count - 1):
+    for b, count in enumerate(steps.counts(lengths, sums)[: len(table)]):
+        first = 0 if offsets is None else steps.first(int(offsets[b]), size)
+        for t in steps.tokens(int(count)):
+            if at + t >= len(key):
                 continue
-            column = {"first block for all": 0, "blocks reversed": -1 - t // size}.get(fault, first + t // size)
-            block = int(table[0 if fault == "table of the first batch" else b, column % table.shape[1]])
-            place = {"places reversed": size - 1 - t % size, "first place for all": 0}.get(fault, t % size)
-            key[row] = key_cache[block, place]
-            value[row] = 0 if fault == "no value" else value_cache[block, place]
-        at += int(count) if fault != "sequences from the start" else 0
+            block = int(steps.row(table, b)[steps.column(first, t // size) % table.shape[1]])
+            place = steps.place(t, size)
+            key[at + t] = key_cache[block, place]
+            value[at + t] = steps.value(value_cache[block, place])
+        at = steps.next(at, int(count))
     return [key, value]
 
 
@@ -46,20 +51,20 @@ def call_gather_functional(key_cache, value_cache, key, value, table, lengths, o
     )
 
 
-GATHER_FAULTS = [
-    "lengths as sums",
-    "no offset",
-    "offset in blocks",
-    "offset rounded up",
-    "last token lost",
-    "first block for all",
-    "blocks reversed",
-    "table of the first batch",
-    "places reversed",
-    "first place for all",
-    "no value",
-    "sequences from the start",
-]
+GATHER_FAULTS = {
+    "lengths as sums": dict(counts=lambda lengths, sums: lengths if sums else np.diff(lengths)),
+    "no offset": dict(first=lambda offset, size: 0),
+    "offset in blocks": dict(first=lambda offset, size: offset),
+    "offset rounded up": dict(first=lambda offset, size: -(-offset // size)),
+    "last token lost": dict(tokens=lambda count: range(count - 1)),
+    "first block for all": dict(column=lambda first, block: 0),
+    "blocks reversed": dict(column=lambda first, block: -1 - block),
+    "table of the first batch": dict(row=lambda table, b: table[0]),
+    "places reversed": dict(place=lambda t, size: size - 1 - t % size),
+    "first place for all": dict(place=lambda t, size: 0),
+    "no value": dict(value=lambda value: 0),
+    "sequences from the start": dict(next=lambda at, count: at),
+}
 
 
 def ints(values, kind=torch.int32):
@@ -81,8 +86,8 @@ if A5:
     cases.append(
         (*(whole(torch.uint16, *s) for s in ((2, 3, 1, 5), (2, 3, 1, 5), (4, 1, 5), (4, 1, 5))), *cases[3][4:])
     )
-check("gather_pa_kv_cache", call_gather, gathered, cases, GATHER_FAULTS, 1e-9)
-check("gather_pa_kv_cache_functional", call_gather_functional, gathered, cases[:3], GATHER_FAULTS, 1e-9)
+check("gather_pa_kv_cache", call_gather, gathered, STEPS, cases, GATHER_FAULTS, 1e-9)
+check("gather_pa_kv_cache_functional", call_gather_functional, gathered, STEPS, cases[:3], GATHER_FAULTS, 1e-9)
 
 
 def gather_refused(argument, sums=False, **changed):

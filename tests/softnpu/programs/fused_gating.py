@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, CANN, array, bf16, check, f32, refused, rng, sigmoid, softmax
+from fused_check import A5, CANN, Steps, array, bf16, check, f32, refused, rng, same, sigmoid, softmax
 
 SOFTMAX, SIGMOID, ROOT = 0, 1, 2
 EPS, FACTOR = 0.25, 2.5
@@ -22,29 +22,37 @@ def grouped(scores, groups, keep, by_maximum):
     return (g + mask[..., None]).reshape(scores.shape)
 
 
-def best(scores, k, fault):
-    if fault == "ties to the larger":
-        return scores.shape[1] - 1 - np.argsort(-scores[:, ::-1], -1, kind="stable")[:, :k]
-    return np.argsort(scores if fault == "worst experts" else -scores, -1, kind="stable")[:, :k]
+def best(scores, k):
+    return np.argsort(-scores, -1, kind="stable")[:, :k]
 
 
-def gating(case, fault):
+STEPS = Steps(
+    norm=norm,
+    biased=np.add,
+    groups=grouped,
+    best=best,
+    row=lambda table, ids, chosen: table[ids],
+    weights=lambda p, scores: p,
+    normalised=lambda w, p: w / (w.sum(-1, keepdims=True) + EPS),
+    factor=FACTOR,
+    shown=lambda p, scores: p,
+)
+
+
+def gating(case, steps):
     x, bias, ids, table = (None if c is None else array(c) for c in case[:4])
     k, groups, keep, select, renorm, kind = case[4:]
-    p = norm(x, (kind + 1) % 2 if fault == "another norm" else kind)
-    if fault == "no root" and kind == ROOT:
-        p = p**2
-    scores = p if bias is None or fault == "no bias" else p + bias
-    if groups > 1 and fault != "no groups":
-        scores = grouped(scores, groups, keep, (select == 0) ^ (fault == "groups by the other value"))
-    experts = best(scores, k, fault)
-    if table is not None and fault != "no table":
-        experts = table[np.roll(ids, 1) if fault == "table row of another token" else ids]
-    weights = np.take_along_axis(scores if fault == "weights with bias" else p, experts, 1)
-    if (kind != SOFTMAX or renorm) and fault != "not normalised":
-        total = p.sum(-1, keepdims=True) if fault == "sum of all experts" else weights.sum(-1, keepdims=True)
-        weights = weights / (total + (0 if fault == "no epsilon" else EPS))
-    return [weights * (1 if fault == "no factor" else FACTOR), experts, scores if fault == "norm with bias" else p]
+    p = steps.norm(x, kind)
+    scores = p if bias is None else steps.biased(p, bias)
+    if groups > 1:
+        scores = steps.groups(scores, groups, keep, select == 0)
+    experts = steps.best(scores, k)
+    if table is not None:
+        experts = steps.row(table, ids, experts)
+    weights = np.take_along_axis(steps.weights(p, scores), experts, 1)
+    if kind != SOFTMAX or renorm:
+        weights = steps.normalised(weights, p)
+    return [weights * steps.factor, experts, steps.shown(p, scores)]
 
 
 def call_gating(x, bias, ids, table, k, groups, keep, select, renorm, kind):
@@ -84,16 +92,22 @@ cases = [
     (f32(5, 2048), None, *NONE, 1, 1, 1, 0, 0, SIGMOID),
     (f32(5, 8), None, *NONE, 8, 4, 4, 0, 0, SIGMOID),  # two experts in a group
 ]
-weight_faults = [
-    "another norm",
-    "weights with bias",
-    "not normalised",
-    "sum of all experts",
-    "no epsilon",
-    "no factor",
-    "norm with bias",
-]
-faults = [*weight_faults, "no bias", "no groups", "groups by the other value", "ties to the larger", "worst experts"]
+weight_faults = {
+    "another norm": dict(norm=lambda x, kind: norm(x, (kind + 1) % 2)),
+    "weights with bias": dict(weights=lambda p, scores: scores),
+    "not normalised": dict(normalised=same),
+    "sum of all experts": dict(normalised=lambda w, p: w / (p.sum(-1, keepdims=True) + EPS)),
+    "no epsilon": dict(normalised=lambda w, p: w / w.sum(-1, keepdims=True)),
+    "no factor": dict(factor=1),
+    "norm with bias": dict(shown=lambda p, scores: scores),
+}
+faults = weight_faults | {
+    "no bias": dict(biased=same),
+    "no groups": dict(groups=same),
+    "groups by the other value": dict(groups=lambda s, groups, keep, largest: grouped(s, groups, keep, not largest)),
+    "ties to the larger": dict(best=lambda s, k: s.shape[1] - 1 - best(s[:, ::-1], k)),
+    "worst experts": dict(best=lambda s, k: best(-s, k)),
+}
 renormed = (f32(6, 16), f32(16, scale=0.1), *NONE, 4, 1, 1, 0, 1, SOFTMAX)
 roots = [
     (f32(7, 256, scale=2), f32(256, scale=0.1), *NONE, 6, 1, 1, 0, 0, ROOT),  # Flash
@@ -102,11 +116,16 @@ roots = [
 if CANN >= (9, 0):
     cases += [renormed]
 if A5 and CANN >= (9, 1):
-    cases, faults = cases + roots, [*faults, "no root"]
-check("moe_gating_top_k", call_gating, gating, cases, faults, 1e-5)
+    cases = cases + roots
+    faults |= {"no root": dict(norm=lambda x, kind: norm(x, kind) ** (2 if kind == ROOT else 1))}
+check("moe_gating_top_k", call_gating, gating, STEPS, cases, faults, 1e-5)
 half = [(bf16(9, 16), bf16(16), *NONE, 4, 1, 1, 0, 0, SIGMOID)]
-half_faults = [fault for fault in faults if "group" not in fault and fault not in ("ties to the larger", "no root")]
-check("moe_gating_top_k in 16 bits", call_gating, gating, half, half_faults, 1e-2)
+half_faults = {
+    fault: replaced
+    for fault, replaced in faults.items()
+    if "group" not in fault and fault not in ("ties to the larger", "no root")
+}
+check("moe_gating_top_k in 16 bits", call_gating, gating, STEPS, half, half_faults, 1e-2)
 
 
 def refuse(argument, *case):
@@ -149,8 +168,11 @@ if CANN < (9, 2):
 else:
     if A5:
         tables += [by_table(5, 256, 6, 50, ROOT), by_table(5, 384, 6, 50, ROOT)]
-    table_faults = [*weight_faults, "no table", "table row of another token"]
-    check("moe_gating_top_k by table", call_gating, gating, tables, table_faults, 1e-5)
+    table_faults = weight_faults | {
+        "no table": dict(row=lambda table, ids, chosen: chosen),
+        "table row of another token": dict(row=lambda table, ids, chosen: table[np.roll(ids, 1)]),
+    }
+    check("moe_gating_top_k by table", call_gating, gating, STEPS, tables, table_faults, 1e-5)
     refuse("'k'", *by_table(3, 128, 65, 20, SIGMOID))
     x, _, ids, table, *rest = by_table(3, 16, 4, 20, SIGMOID)
     refuse("'k_group'", x, None, ids, table, 4, 4, 2, 0, 0, SIGMOID)

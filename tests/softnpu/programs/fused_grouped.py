@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, problems, refused, rng, sigmoid
-from grouped_data import GROUP_FAULTS, i8, low64, nz, positive, seed, spans, wrong_spans
+from fused_check import A5, Steps, array, bf16, check, f32, problems, refused, reseed, rng, same, sigmoid
+from grouped_data import COUNT_FAULTS, GROUP_FAULTS, i8, low64, nz, positive, spans
 
-seed(1)
+reseed(__name__)
 gmm = torch_npu.npu_grouped_matmul
 half, brain = torch.float16, torch.bfloat16
 
@@ -21,22 +21,31 @@ def longs(*values):
     return torch.tensor(values)
 
 
-def plain(case, fault):
+PLAIN = Steps(
+    spans=spans,
+    expert=lambda place, expert: expert,
+    weight=same,
+    rows=lambda x, start, stop: x[start:stop],
+    biased=lambda y, bias, expert: y + bias[expert],
+    result=same,
+)
+PLAIN_FAULTS = GROUP_FAULTS | {
+    "weight transposed": dict(weight=np.transpose),
+    "rows from the start": dict(rows=lambda x, start, stop: x[: stop - start]),
+}
+
+
+def plain(case, steps):
     x, w, bias, groups, kind, _ = case
     x, w = array(x), array(w)
-    bias = np.zeros((len(w), w.shape[2])) if bias is None or fault == "no bias" else array(bias)
-    end = spans(groups, kind)[-1][2]
-    y = np.zeros((end, w.shape[2]))
-    for i, (expert, start, stop) in enumerate(wrong_spans(groups, kind, fault)):
+    y = np.zeros((spans(groups, kind)[-1][2], w.shape[2]))
+    for place, (expert, start, stop) in enumerate(steps.spans(groups, kind)):
         if not 0 <= start <= stop:
             continue
-        weight = w[i if fault == "pairs in their order" else expert]
-        if fault == "weight transposed":
-            weight = weight.T
-        rows = x[: stop - start] if fault == "rows from the start" else x[start:stop]
-        value = rows @ weight + bias[0 if fault == "bias of expert 0" else expert]
+        value = steps.rows(x, start, stop) @ steps.weight(w[steps.expert(place, expert)])
+        value = value if bias is None else steps.biased(value, array(bias), expert)
         y[start:stop] = value[: len(y[start:stop])]
-    return [-y if fault == "every row negated" else y]
+    return [steps.result(y)]
 
 
 def call_plain(x, w, bias, groups, kind, form):
@@ -51,6 +60,7 @@ check(
     "grouped_matmul rows",
     call_plain,
     plain,
+    PLAIN,
     [
         (f32(9, 5), f32(3, 5, 5), f32(3, 5), longs(2, 2, 9), 0, "nd"),
         (f32(11, 4), f32(3, 4, 4), f32(3, 4), longs(1, 3, 2), 1, "transposed"),
@@ -59,26 +69,34 @@ check(
         (bf16(33, 512), bf16(4, 512, 512), f32(4, 512), longs(8, 9, 30, 33), 0, "nz"),
     ]
     + ([] if A5 else [(f32(8, 4), f32(3, 4, 4), f32(3, 4), pairs, 2, "nd")]),
-    [*GROUP_FAULTS, "weight transposed", "no bias", "rows from the start", "bias of expert 0"]
-    + ([] if A5 else ["pairs in their order"]),
+    PLAIN_FAULTS
+    | {"no bias": dict(biased=same), "bias of expert 0": dict(biased=lambda y, bias, expert: y + bias[0])}
+    | ({} if A5 else {"pairs in their order": dict(expert=lambda place, expert: place)}),
     2e-2,
 )
 
 
-def apart(case, fault):
-    xs, ws, bs = case[0], case[1], case[2]
-    n = len(xs)
-    order = [(i + 1) % n if fault == "weights rotated" else i for i in range(n)]
+APART = Steps(
+    weight=lambda weights, i: weights[i],
+    turned=same,
+    biased=lambda y, biases, i: y + biases[i],
+    result=same,
+    all=same,
+)
+
+
+def apart(case, steps):
+    xs, ws, bs = ([array(t) for t in tensors] if tensors else None for tensors in case)
     result = []
-    for i in range(n):
-        w = array(ws[0] if fault == "first weight for all" else ws[order[i]])
-        b = 0 if bs is None or fault == "no bias" else array(bs[0] if fault == "first bias" else bs[i])
-        y = array(xs[i]) @ (w.T if fault == "transposed" else w) + b
-        y = np.abs(y) if fault == "sign lost" else y
-        if fault == "first tensor twice" and i == 1:
-            y = result[0][: len(y)] if len(result[0]) >= len(y) else y + 1
-        result.append(y[::-1] if fault == "rows reversed" else y + array(bs[i]) if fault == "bias twice" and bs else y)
-    return result
+    for i, x in enumerate(xs):
+        y = x @ steps.turned(steps.weight(ws, i))
+        result.append(steps.result(y if bs is None else steps.biased(y, bs, i)))
+    return steps.all(result)
+
+
+def first_twice(results):
+    first, second, *rest = results
+    return [first, first[: len(second)] if len(first) >= len(second) else second + 1, *rest]
 
 
 def npu(tensors):
@@ -89,31 +107,32 @@ check(
     "grouped_matmul apart",
     lambda x, w, b: gmm(npu(x), npu(w), bias=npu(b), split_item=0, group_type=-1),
     apart,
+    APART,
     [
         ([f32(3, 4), f32(5, 4)], [f32(4, 4), f32(4, 4)], [f32(4), f32(4)]),
         ([bf16(2, 8), bf16(1, 8), bf16(4, 8)], [bf16(8, 8) for _ in range(3)], None),
     ],
-    [
-        "weights rotated",
-        "first weight for all",
-        "transposed",
-        "no bias",
-        "bias twice",
-        "first bias",
-        "rows reversed",
-        "sign lost",
-        "first tensor twice",
-    ],
+    {
+        "weights rotated": dict(weight=lambda weights, i: weights[(i + 1) % len(weights)]),
+        "first weight for all": dict(weight=lambda weights, i: weights[0]),
+        "transposed": dict(turned=np.transpose),
+        "no bias": dict(biased=same),
+        "bias twice": dict(biased=lambda y, biases, i: y + biases[i] + biases[i]),
+        "first bias": dict(biased=lambda y, biases, i: y + biases[0]),
+        "rows reversed": dict(result=lambda y: y[::-1]),
+        "sign lost": dict(result=np.abs),
+        "first tensor twice": dict(all=first_twice),
+    },
     2e-2,
 )
 
 
-def several(case, fault):
+def several(case, steps):
     xs, ws, counts = case
     x = np.concatenate([array(t) for t in xs])
     w = np.stack([array(t) for t in ws])
     counts = torch.tensor([len(t) for t in xs]) if counts is None else counts
-    return plain((torch.tensor(x), torch.tensor(w), None, counts, 1, None), fault)
+    return plain((torch.tensor(x), torch.tensor(w), None, counts, 1, None), steps)
 
 
 check(
@@ -122,34 +141,43 @@ check(
         npu(x), npu(w), group_list=None if g is None else g.npu(), split_item=2, group_type=0, group_list_type=1
     ),
     several,
+    PLAIN,
     [
         ([f32(9, 4)], [f32(4, 4), f32(4, 4), f32(4, 4)], longs(2, 3, 4)),
         ([f32(2, 4), f32(5, 4)], [f32(4, 4), f32(4, 4)], longs(2, 5)),
     ],
-    [*GROUP_FAULTS, "weight transposed", "rows from the start", "every row negated"],
+    PLAIN_FAULTS | {"every row negated": dict(result=np.negative)},
     1e-5,
 )
 
 
-def depth(case, fault):
+DEPTH = Steps(
+    spans=spans,
+    start=same,
+    weight=lambda w, start, end: w[start:end],
+    product=np.matmul,
+    results=same,
+    place=lambda place, expert: expert,
+)
+
+
+def depth(case, steps):
     x, w, groups, kind = array(case[0]), array(case[1]), case[2], case[3]
     result = []
-    for _, start, end in wrong_spans(groups, kind, fault):
-        start = 0 if fault == "from the start" else start
-        end = max(start, end)
-        rows = slice(start + 1, end + 1) if fault == "weight one row on" else slice(start, end)
-        a, b = x[:, start:end], w[rows]
-        a = a[:, : len(b)]
-        result.append(a.T[: len(a)] @ b if fault == "x transposed" and a.shape[0] == a.shape[1] else a @ b)
-    if fault == "groups summed":
-        result = [sum(result)] * len(result)
-    if fault == "reversed":
-        result = result[::-1]
-    order = [expert for expert, _, _ in spans(groups, kind)]
-    y = np.zeros((len(order), *result[0].shape))
-    for place, value in zip(range(len(order)) if fault == "pairs in their order" else order, result, strict=False):
-        y[place] = value
+    for _, start, end in steps.spans(groups, kind):
+        start, end = steps.start(start), max(steps.start(start), end)
+        b = steps.weight(w, start, end)
+        result.append(steps.product(x[:, start:end][:, : len(b)], b))
+    result = steps.results(result)
+    experts = [expert for expert, _, _ in spans(groups, kind)]
+    y = np.zeros((len(experts), *result[0].shape))
+    for place, (expert, value) in enumerate(zip(experts, result, strict=False)):
+        y[steps.place(place, expert)] = value
     return [y]
+
+
+def turned_product(a, b):
+    return a.T[: len(a)] @ b if a.shape[0] == a.shape[1] else a @ b
 
 
 check(
@@ -158,23 +186,22 @@ check(
         [x.t().contiguous().t()], [w], group_list=g, split_item=3, group_type=2, group_list_type=kind
     ),
     depth,
+    DEPTH,
     [
         (f32(3, 9), f32(9, 5), longs(2, 5, 9), 0),
         (f32(4, 8), f32(8, 3), longs(4, 0, 3), 1),
         (bf16(6, 64), bf16(64, 16), longs(16, 64), 0),
     ]
     + ([] if A5 else [(f32(3, 8), f32(8, 5), pairs, 2)]),
-    [
-        "ends and counts swapped",
-        "one row more",
-        "last group lost",
-        "from the start",
-        "weight one row on",
-        "x transposed",
-        "groups summed",
-        "reversed",
-    ]
-    + ([] if A5 else ["pairs in their order"]),
+    {name: GROUP_FAULTS[name] for name in ("ends and counts swapped", "one row more", "last group lost")}
+    | {
+        "from the start": dict(start=lambda start: 0),
+        "weight one row on": dict(weight=lambda w, start, end: w[start + 1 : end + 1]),
+        "x transposed": dict(product=turned_product),
+        "groups summed": dict(results=lambda results: [sum(results)] * len(results)),
+        "reversed": dict(results=lambda results: results[::-1]),
+    }
+    | ({} if A5 else {"pairs in their order": dict(place=lambda place, expert: place)}),
     2e-2,
 )
 
@@ -187,27 +214,31 @@ ACT = {
 }
 
 
-def a8w8(case, fault):
+A8W8 = Steps(
+    spans=spans,
+    early_bias=lambda bias: bias is not None and bias.dtype == torch.int32,
+    biased=np.add,
+    per_token=lambda scale, start, end: scale[start:end],
+    scale=lambda scale, expert: scale[expert],
+    act=same,
+)
+
+
+def a8w8(case, steps):
     x, w, bias, scale, per_token, act, out, _ = case
     x, w, s = array(x).astype(float), array(w).astype(float), None if scale is None else array(scale)
-    counts = longs(3, 0, len(x) - 3)
+    early = steps.early_bias(bias)
     y = np.zeros((len(x), w.shape[2]))
-    for expert, start, end in wrong_spans(counts, 1, fault):
+    for expert, start, end in steps.spans(longs(3, 0, len(x) - 3), 1):
         acc = x[start:end] @ w[expert]
-        b = 0 if bias is None or fault == "no bias" else array(bias)[expert]
-        whole = bias is not None and bias.dtype == torch.int32 and fault != "bias behind the scale"
-        acc = acc + b if whole else acc
+        b = 0 if bias is None else array(bias)[expert]
+        acc = steps.biased(acc, b) if early else acc
         if out == torch.int32:
             y[start:end] = acc[: len(y[start:end])]
             continue
-        p = 1
-        if per_token is not None and fault != "no per-token scale":
-            p = array(per_token)[:, None]
-            p = p[: end - start] if fault == "per-token scale from the start" else p[start:end]
-        acc = acc * (s[0] if fault == "scale of expert 0" else s[expert] if fault != "one scale" else s[expert][0]) * p
-        acc = acc if whole else acc + b
-        act_now = 0 if fault == "no activation" else {1: 5, 2: 4, 4: 5, 5: 1}.get(act, act) if fault == "act" else act
-        acc = ACT[act_now](acc)
+        p = 1 if per_token is None else steps.per_token(array(per_token)[:, None], start, end)
+        acc = acc * steps.scale(s, expert) * p
+        acc = ACT[steps.act(act)](acc if early else steps.biased(acc, b))
         y[start:end] = np.clip(np.round(acc), -128, 127)[: len(y[start:end])] if out == torch.int8 else acc[: len(y)]
     return [y]
 
@@ -243,6 +274,7 @@ check(
     "grouped_matmul A8W8",
     call_a8w8,
     a8w8,
+    A8W8,
     [
         (i8(9, 20), i8(3, 20, 5), None, scales(3, 5), positive(9), 0, half, "nd"),
         (i8(9, 20), i8(3, 20, 6), whole(3, 6), scales(3, 6, brain), positive(9) * 9, 0, brain, "nz"),
@@ -252,17 +284,17 @@ check(
         *((i8(7, 33), i8(3, 33, 5), None, scales(3, 5), None, act, half, "nd") for act in (1, 2, 4, 5)),
     ]
     + ([(i8(7, 33), i8(3, 33, 5), f32(3, 5), scales(3, 5), None, 0, brain, "nd")] if A5 else []),
-    [
-        *GROUP_FAULTS[1:],
-        "no bias",
-        "bias behind the scale",
-        "no per-token scale",
-        "per-token scale from the start",
-        "scale of expert 0",
-        "one scale",
-        "act",
-        "no activation",
-    ],
+    COUNT_FAULTS
+    | {
+        "no bias": dict(biased=same),
+        "bias behind the scale": dict(early_bias=lambda bias: False),
+        "no per-token scale": dict(per_token=lambda scale, start, end: 1),
+        "per-token scale from the start": dict(per_token=lambda scale, start, end: scale[: end - start]),
+        "scale of expert 0": dict(scale=lambda scale, expert: scale[0]),
+        "one scale": dict(scale=lambda scale, expert: scale[expert][0]),
+        "act": dict(act=lambda act: {1: 5, 2: 4, 4: 5, 5: 1}.get(act, act)),
+        "no activation": dict(act=lambda act: 0),
+    },
     2e-2,
 )
 

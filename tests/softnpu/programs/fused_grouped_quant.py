@@ -3,44 +3,43 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused
-from grouped_data import GROUP_FAULTS, as_int32, fp8, i4, i8, low64, nz, pack4, positive, seed, wrong_spans
+from fused_check import A5, Steps, array, bf16, check, f32, refused, reseed, same
+from grouped_data import COUNT_FAULTS, as_int32, fp8, i4, i8, low64, nz, pack4, positive, spans
 
-seed(2)
+reseed(__name__)
 gmm = torch_npu.npu_grouped_matmul
 E8M0 = torch_npu.float8_e8m0fnu
 E2M1 = torch_npu.float4_e2m1fn_x2
 half, brain = torch.float16, torch.bfloat16
-SCALE_FAULTS = ["scale of expert 0", "scale shifted by a column", "no scale", "scales of K reversed"]
-
-
-def spoilt_scale(scale, fault):
-    """[groups, parts of K, N]"""
-    if fault == "scale of expert 0":
-        return np.broadcast_to(scale[:1], scale.shape)
-    if fault == "scale shifted by a column":
-        return np.roll(scale, 1, -1)
-    return np.ones_like(scale) if fault == "no scale" else scale[:, ::-1] if fault == "scales of K reversed" else scale
+SCALE_FAULTS = {  # of scales [groups, parts of K, N]
+    "scale of expert 0": dict(scale=lambda scale: np.broadcast_to(scale[:1], scale.shape)),
+    "scale shifted by a column": dict(scale=lambda scale: np.roll(scale, 1, -1)),
+    "no scale": dict(scale=np.ones_like),
+    "scales of K reversed": dict(scale=lambda scale: scale[:, ::-1]),
+}
+ROW_FAULTS = {
+    "no per-token scale": dict(rows=np.ones_like),
+    "rows' scale": dict(rows=lambda rows: np.roll(rows, 1, 0)),
+}
+BIAS_FAULTS = {
+    "no bias": dict(bias=np.zeros_like),
+    "first bias": dict(bias=lambda bias: bias[:1].repeat(len(bias), 0)),
+}
+OFFSET_FAULTS = {"no offset": dict(offset=np.zeros_like)}
+STEPS = Steps(spans=spans, scale=same, rows=same, bias=same, offset=same)
 
 
 def spread(scale, k):
     return np.repeat(scale, -(-k // scale.shape[0]), 0)[:k]
 
 
-def mixed(case, fault):
+def mixed(case, steps):
     """Values of x and weight with scales [groups, parts of K, N] and [M, parts of K]; bias behind or in front of rows'."""
     x, w, scale, rows, bias, offset = (np.asarray(c, dtype=float) for c in case["values"])
-    scale = spoilt_scale(scale, fault)
-    rows = (
-        np.ones_like(rows) if fault == "no per-token scale" else np.roll(rows, 1, 0) if fault == "rows' scale" else rows
-    )
-    bias = (
-        np.zeros_like(bias) if fault == "no bias" else bias[:1].repeat(len(bias), 0) if fault == "first bias" else bias
-    )
-    offset = np.zeros_like(offset) if fault == "no offset" else offset
-    k, counts = x.shape[1], torch.tensor(case["counts"])
+    scale, rows, bias, offset = steps.scale(scale), steps.rows(rows), steps.bias(bias), steps.offset(offset)
+    k = x.shape[1]
     y = np.zeros((len(x), w.shape[2]))
-    for expert, start, end in wrong_spans(counts, 1, fault):
+    for expert, start, end in steps.spans(torch.tensor(case["counts"]), 1):
         if start >= end:
             continue
         each = x[start:end] * np.repeat(rows[start:end], -(-k // rows.shape[1]), 1)[:, :k]
@@ -54,7 +53,8 @@ def family(name, cases, faults, call, tolerance=2e-2):
     check(
         name,
         lambda index: call(cases[index]),
-        lambda index, fault: mixed(cases[index[0]], fault),
+        lambda index, steps: mixed(cases[index[0]], steps),
+        STEPS,
         [(i,) for i in range(len(cases))],
         faults,
         tolerance,
@@ -127,7 +127,7 @@ def antiquant_case(m, k, n, counts, parts, dtype, int4, with_offset, with_bias, 
     }
 
 
-MIXED_FAULTS = [*GROUP_FAULTS[1:], *SCALE_FAULTS]
+MIXED_FAULTS = COUNT_FAULTS | SCALE_FAULTS
 family(
     "grouped_matmul float by int8",
     [
@@ -135,7 +135,9 @@ family(
         antiquant_case(9, 33, 5, (4, 5), 1, brain, False, False, True),
         antiquant_case(40, 512, 64, (8, 30, 2), 1, brain, False, True, False, transposed=True),
     ],
-    [*MIXED_FAULTS[:-1], "no bias", "first bias", "no offset"],
+    {name: replaced for name, replaced in MIXED_FAULTS.items() if name != "scales of K reversed"}
+    | BIAS_FAULTS
+    | OFFSET_FAULTS,
     send,
 )
 family(
@@ -146,7 +148,7 @@ family(
         antiquant_case(20, 256, 64, (8, 10, 2), 4, brain, True, False, False),
         antiquant_case(6, 32, 8, (1, 5), 1, half, True, True, False, transposed=True),
     ],
-    [*MIXED_FAULTS, "no bias", "first bias", "no offset"],
+    MIXED_FAULTS | BIAS_FAULTS | OFFSET_FAULTS,
     send,
 )
 if not A5:
@@ -158,7 +160,7 @@ if not A5:
             int4_case(9, 256, 8, (3, 6), 1, False, False, half, with_offset=True),
             int4_case(33, 2048, 128, (3, 0, 20, 10), 8, False, True, brain),
         ],
-        [*MIXED_FAULTS, "no per-token scale", "rows' scale", "no offset"],
+        MIXED_FAULTS | ROW_FAULTS | OFFSET_FAULTS,
         send,
     )
     family(
@@ -168,7 +170,7 @@ if not A5:
             int4_case(12, 64, 64, (5, 7), 4, True, False, brain, rows=False),
             int4_case(33, 256, 128, (3, 0, 20, 10), 2, True, True, brain),
         ],
-        [*MIXED_FAULTS, "no per-token scale", "rows' scale"],
+        MIXED_FAULTS | ROW_FAULTS,
         send,
     )
 

@@ -3,41 +3,48 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused, rng
+from fused_check import A5, Steps, array, bf16, check, f32, refused, reseed, rng, same
 from fused_grouped_swiglu import E2M1, E8M0, mx_case
-from grouped_data import GROUP_FAULTS, as_int32, i4, i8, low64, nz, positive, seed, wrong_spans
+from grouped_data import COUNT_FAULTS, as_int32, i4, i8, low64, nz, positive, spans
 
-seed(5)
+reseed(__name__)
 
 
-def routing(case, fault):
+STEPS = Steps(
+    spans=spans,
+    scale=same,
+    rows=same,
+    biased=np.add,
+    logit=np.multiply,
+    to=lambda row, index, batch: index[row],
+    added=np.add,
+    shares=True,
+    shared_at=same,
+    shared_weight=same,
+)
+
+
+def routing(case, steps):
     x, w, scale, rows, offset = (np.asarray(c, dtype=float) for c in case["values"])
     call, counts, batch = case["call"], torch.tensor(case["counts"]), case["batch"]
-    k = x.shape[1]
-    if fault == "no scale":
-        scale = np.ones_like(scale)
-    if fault == "rows' scale":
-        rows = np.roll(rows, 1, 0)
+    k, scale, rows = x.shape[1], steps.scale(scale), steps.rows(rows)
     y = np.zeros((batch, w.shape[2]))
     logit = np.ones(len(x)) if call.get("logit") is None else array(call["logit"])
     index = array(call["row_index"])
     bias = None if case.get("bias") is None else array(case["bias"])
-    for expert, start, end in wrong_spans(counts, 1, fault):
+    for expert, start, end in steps.spans(counts, 1):
         end = min(end, int(counts.sum()))
         if start >= end:
             continue
         each = x[start:end] * np.repeat(rows[start:end], -(-k // rows.shape[1]), 1)[:, :k]
         value = each @ ((w[expert] + offset[expert]) * np.repeat(scale[expert], -(-k // scale.shape[1]), 0)[:k])
-        value = value + (0 if bias is None or fault == "no bias" else bias[expert])
-        value = value * (1 if fault == "no logit" else logit[start:end, None])
-        for j, row in enumerate(value):
-            to = start + j if fault == "rows as they come" and start + j < batch else index[start + j]
-            y[to] = row if fault == "overwritten" else y[to] + row
-    if call.get("shared_input") is not None and fault != "no shared input":
-        at, shared = call["shared_input_offset"], array(call["shared_input"])
-        at = 0 if fault == "shared input at 0" else at
-        weight = 1 if fault == "shared weight 1" else call["shared_input_weight"]
-        y[at : at + len(shared)] += weight * shared
+        value = value if bias is None else steps.biased(value, bias[expert])
+        for j, row in enumerate(steps.logit(value, logit[start:end, None])):
+            to = steps.to(start + j, index, batch)
+            y[to] = steps.added(row, y[to])
+    if call.get("shared_input") is not None and steps.shares:
+        at, shared = steps.shared_at(call["shared_input_offset"]), array(call["shared_input"])
+        y[at : at + len(shared)] += steps.shared_weight(call["shared_input_weight"]) * shared
     return [y]
 
 
@@ -93,24 +100,25 @@ def routed_mx(m, k, n, counts, batch, **changes):
     return routed(x, w, scale, rows, call, counts, batch, bias=call["bias"])
 
 
-ROUTING_FAULTS = [
-    *GROUP_FAULTS[1:],
-    "no scale",
-    "rows' scale",
-    "no logit",
-    "rows as they come",
-    "overwritten",
-    "no shared input",
-    "shared input at 0",
-    "shared weight 1",
-]
+ROUTING_FAULTS = COUNT_FAULTS | {
+    "no scale": dict(scale=np.ones_like),
+    "rows' scale": dict(rows=lambda rows: np.roll(rows, 1, 0)),
+    "no logit": dict(logit=same),
+    "rows as they come": dict(to=lambda row, index, batch: row if row < batch else index[row]),
+    "overwritten": dict(added=same),
+    "no shared input": dict(shares=False),
+    "shared input at 0": dict(shared_at=lambda at: 0),
+    "shared weight 1": dict(shared_weight=lambda weight: 1),
+}
+BIAS_FAULTS = {"no bias": dict(biased=same)}
 
 
 def routing_family(name, cases, faults):
     check(
         name,
         lambda index: [call_routing(cases[index])],
-        lambda index, fault: routing(cases[index[0]], fault),
+        lambda index, steps: routing(cases[index[0]], steps),
+        STEPS,
         [(i,) for i in range(len(cases))],
         faults,
         1e-4,
@@ -125,7 +133,7 @@ routing_family(
         routed_int8(40, 512, 512, (8, 30, 2), 12),
     ]
     + ([routed_int8(9, 32, 256, (3, 4), 5, with_bias=True)] if A5 else []),
-    ROUTING_FAULTS + (["no bias"] if A5 else []),
+    ROUTING_FAULTS | (BIAS_FAULTS if A5 else {}),
 )
 
 
@@ -154,7 +162,7 @@ if A5:
             routed_mx(9, 100, 70, (3, 6), 4, transposed=True),
             routed_mx(7, 70, 132, (3, 4), 5, four=True, transposed=True),
         ],
-        [*ROUTING_FAULTS, "no bias"],
+        ROUTING_FAULTS | BIAS_FAULTS,
     )
     refusals += [("logit", routing_with(logit=None)), ("offset", routing_with(offset=f32(2, 1, 256)))]
 else:

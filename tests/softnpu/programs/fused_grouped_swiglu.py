@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, check, f32, refused, sigmoid
+from fused_check import A5, Steps, array, check, f32, refused, reseed, same, sigmoid
 from grouped_data import (
+    COUNT_FAULTS,
     FP4,
-    GROUP_FAULTS,
     as_int32,
     codes4,
     e8m0,
@@ -18,13 +18,12 @@ from grouped_data import (
     nz,
     pack4,
     positive,
-    seed,
+    spans,
     tiles,
-    wrong_spans,
 )
 
 E8M0, E2M1, E4M3, E5M2 = torch_npu.float8_e8m0fnu, torch_npu.float4_e2m1fn_x2, torch.float8_e4m3fn, torch.float8_e5m2
-seed(4)
+reseed(__name__)
 np.seterr(all="ignore")  # faults divide by zero
 TYPES = {  # largest value, largest exponent, smallest exponent, bits behind the point
     "e4m3": (448, 8, -6, 3),
@@ -33,60 +32,69 @@ TYPES = {  # largest value, largest exponent, smallest exponent, bits behind the
 }
 
 
-def rounded(v, kind, fault):
+def swish(a, b):
+    return a * sigmoid(a) * b
+
+
+def rounded(v, kind, whole):
     if kind == "int8":
-        v = np.trunc(v) if fault == "rounded to zero" else np.round(v)
-        return np.clip(v, -128, 127)
+        return np.clip(whole(v), -128, 127)
     largest, _, lowest, bits = TYPES[kind]
     size = np.where(v == 0, 1, np.abs(v))
     step = 2.0 ** (np.maximum(np.floor(np.log2(size)), lowest) - bits)
-    v = (np.trunc(v / step) if fault == "rounded to zero" else np.round(v / step)) * step
-    return np.clip(v, -largest, largest)
+    return np.clip(whole(v / step) * step, -largest, largest)
 
 
-def swiglu(case, fault):
+def between(c, dtype):
+    return c if dtype is None else array(torch.tensor(c, dtype=torch.float32).to(dtype))
+
+
+STEPS = Steps(
+    spans=spans,
+    scale=same,
+    rows=same,
+    between=between,
+    halves=lambda c: np.split(c, 2, -1),
+    swish=swish,
+    smoothed=np.multiply,
+    top=0,  # more than the largest value or exponent
+    by_row=lambda largest: largest,
+    whole=np.round,
+)
+
+
+def swiglu(case, steps):
     """x, weight, its scale [groups, parts of K, N], that of x [M, parts of K]; smoothing; what the result is."""
     x, w, scale, rows, smooth = (np.asarray(c, dtype=float) for c in case["values"])
     kind, mx, counts = case["kind"], case["mx"], torch.tensor(case["counts"])
-    if fault == "no scale":
-        scale = np.ones_like(scale)
-    if fault == "scale of expert 0":
-        scale = np.broadcast_to(scale[:1], scale.shape)
-    if fault == "rows' scale":
-        rows = np.roll(rows, 1, 0)
+    scale, rows = steps.scale(scale), steps.rows(rows)
     k, n, m = x.shape[1], w.shape[2], int(counts.sum())
     s = np.zeros((m, n // 2))
-    for expert, start, end in wrong_spans(counts, 1, fault):
+    for expert, start, end in steps.spans(counts, 1):
         end = min(end, m)
         if start >= end:
             continue
         each = x[start:end] * np.repeat(rows[start:end], -(-k // rows.shape[1]), 1)[:, :k]
         c = each @ (w[expert] * np.repeat(scale[expert], -(-k // scale.shape[1]), 0)[:k])
-        if fault == "fp16 between" and case.get("between") is None:
-            c = c.astype(np.float16).astype(float)
-        if case.get("between") is not None and fault != "fp32 between":
-            c = array(torch.tensor(c, dtype=torch.float32).to(case["between"]))
-        a, b = (c[:, 0::2], c[:, 1::2]) if fault == "pairs instead of halves" else (c[:, : n // 2], c[:, n // 2 :])
-        if fault == "gate first":
-            a, b = b, a
-        y = a * b if fault == "no swish" else a * sigmoid(1.702 * a) * b if fault == "gelu" else a * sigmoid(a) * b
-        s[start:end] = y * (1 if fault == "not smoothed" else smooth[expert])
+        a, b = steps.halves(steps.between(c, case.get("between")))
+        s[start:end] = steps.smoothed(steps.swish(a, b), smooth[expert])
     if not mx:
-        top = {"int8": 127, "e4m3": 448, "e5m2": 57344}[kind]
-        top = top + 1 if fault == "scale by one more" else top
-        q = np.abs(s).max(-1) / top
-        q = np.broadcast_to(q.max(), q.shape) if fault == "one scale for all rows" else q
-        return [rounded(s / q[:, None], kind, fault), 4 * np.log(q)]
+        q = steps.by_row(np.abs(s).max(-1) / ({"int8": 127, "e4m3": 448, "e5m2": 57344}[kind] + steps.top))
+        return [rounded(s / q[:, None], kind, steps.whole), 4 * np.log(q)]
     blocks = -(-n // 2 // 64) * 2
     padded = np.zeros((m, blocks * 32))
     padded[:, : n // 2] = s
     parts = padded.reshape(m, blocks, 32)
     largest = np.abs(parts).max(-1)
-    power = np.floor(np.log2(np.where(largest == 0, 2.0**-126, largest)))
-    power = np.broadcast_to(power[:, :1], power.shape) if fault == "one scale for all rows" else power
-    power = np.clip(power - TYPES[kind][1] - (fault == "scale by one more"), -127, 127)
+    power = steps.by_row(np.floor(np.log2(np.where(largest == 0, 2.0**-126, largest))))
+    power = np.clip(power - TYPES[kind][1] - steps.top, -127, 127)
     q = (parts / 2.0 ** power[..., None]).reshape(m, -1)[:, : n // 2]
-    return [rounded(q, kind, fault), power.reshape(m, -1, 2) + 127]
+    return [rounded(q, kind, steps.whole), power.reshape(m, -1, 2) + 127]
+
+
+def one_for_all(largest):
+    """Of rows [M] the largest; of blocks [M, blocks] those of the first block."""
+    return np.broadcast_to(largest.max() if largest.ndim == 1 else largest[:, :1], largest.shape)
 
 
 def read_result(case, result):
@@ -126,7 +134,8 @@ def family(name, cases, faults, tolerance=1e-3):
     check(
         name,
         lambda index: read_result(cases[index], call_v2(cases[index])),
-        lambda index, fault: swiglu(cases[index[0]], fault),
+        lambda index, steps: swiglu(cases[index[0]], steps),
+        STEPS,
         [(i,) for i in range(len(cases))],
         faults,
         tolerance,
@@ -167,19 +176,18 @@ def int4_case(m, k, n, counts, x4, in_nz, parts=0, smooth=None, **more):
     return case_of(array(x), array(w), array(s), array(r)[:, None], call, smooth=smooth, counts=counts, **more)
 
 
-SWIGLU_FAULTS = [
-    *GROUP_FAULTS[1:],
-    "no scale",
-    "scale of expert 0",
-    "rows' scale",
-    "pairs instead of halves",
-    "gate first",
-    "no swish",
-    "gelu",
-    "scale by one more",
-    "one scale for all rows",
-    "rounded to zero",
-]
+SWIGLU_FAULTS = COUNT_FAULTS | {
+    "no scale": dict(scale=np.ones_like),
+    "scale of expert 0": dict(scale=lambda scale: np.broadcast_to(scale[:1], scale.shape)),
+    "rows' scale": dict(rows=lambda rows: np.roll(rows, 1, 0)),
+    "pairs instead of halves": dict(halves=lambda c: (c[:, 0::2], c[:, 1::2])),
+    "gate first": dict(halves=lambda c: np.split(c, 2, -1)[::-1]),
+    "no swish": dict(swish=np.multiply),
+    "gelu": dict(swish=lambda a, b: a * sigmoid(1.702 * a) * b),
+    "scale by one more": dict(top=1),
+    "one scale for all rows": dict(by_row=one_for_all),
+    "rounded to zero": dict(whole=np.trunc),
+}
 
 
 def fp8_case(m, k, n, counts, dtype=E4M3, between=None, **more):
@@ -229,7 +237,7 @@ if A5:
             fp8_case(30, 33, 64, (13, 17), between=torch.bfloat16),
             fp8_case(30, 33, 64, (13, 17), between=torch.float16),
         ],
-        [*SWIGLU_FAULTS, "fp32 between"],
+        SWIGLU_FAULTS | {"fp32 between": dict(between=same)},
     )
     family(
         "grouped_matmul_swiglu_quant_v2 MX",
@@ -283,7 +291,7 @@ else:
             int4_case(9, 64, 64, (3, 6), True, True, parts=2, smooth=positive(2) * 9),
             int4_case(9, 64, 64, (3, 6), True, False, parts=4, smooth=positive(2, 32) * 9),
         ],
-        [*SWIGLU_FAULTS, "not smoothed"],
+        SWIGLU_FAULTS | {"not smoothed": dict(smoothed=same)},
     )
     refusals = [
         ("weight", with_(int8_case(9, 32, 64, (3, 6), "nd"))),

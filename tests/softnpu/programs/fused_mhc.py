@@ -2,71 +2,121 @@
 
 import numpy as np
 import torch_npu
-from fused_check import A5, CANN, array, bf16, check, f32, refused, sigmoid, softmax
+from fused_check import A5, CANN, Steps, array, bf16, check, f32, refused, same, sigmoid, softmax
 
 
-def sinkhorn(case, fault):
-    x, rounds, eps = array(case[0]), case[1], case[2]
-    rounds += {"a round too few": -1, "a round too many": 1}.get(fault, 0)
-    m = softmax(x) if fault != "softmax over columns" else softmax(x.swapaxes(-1, -2)).swapaxes(-1, -2)
-    if fault == "no softmax":
-        m = np.exp(x)
-    m = m + (0 if fault == "no epsilon behind softmax" else eps)
-    eps = 0 if fault == "no epsilon" else eps
+def turned(x):
+    return x.swapaxes(-1, -2)
+
+
+SINKHORN = Steps(
+    rounds=0,  # more than asked for
+    softmax=softmax,
+    first_eps=1,
+    eps=1,
+    rows=lambda i: i > 0,
+    columns=lambda i, rounds: True,
+    result=same,
+)
+
+
+def sinkhorn(case, steps):
+    x, rounds, eps = array(case[0]), case[1] + steps.rounds, case[2]
+    m = steps.softmax(x) + steps.first_eps * eps
     for i in range(rounds):
-        if i or fault == "rows first":
-            m = m / (m.sum(-1, keepdims=True) + eps)
-        if i + 1 < rounds or fault != "columns not last":
-            m = m / (m.sum(-2, keepdims=True) + eps)
-    return [m.swapaxes(-1, -2) if fault == "transposed" else m]
+        if steps.rows(i):
+            m = m / (m.sum(-1, keepdims=True) + steps.eps * eps)
+        if steps.columns(i, rounds):
+            m = m / (m.sum(-2, keepdims=True) + steps.eps * eps)
+    return [steps.result(m)]
 
 
 def call_sinkhorn(x, rounds, eps=1e-2, flag=0):
     return [torch_npu.npu_mhc_sinkhorn(x, eps=eps, num_iters=rounds, out_flag=flag)[0]]
 
 
-def mhc_post(case, fault):
+POST = Steps(
+    res=turned,
+    no_res=lambda x: x,
+    mixed=lambda res, x: res @ x,
+    gate=same,
+    gated=lambda out, gate: out[..., None, :] * gate[..., None],
+    residual=same,
+)
+
+
+def mhc_post(case, steps):
     x, res, out, post = (None if c is None else array(c) for c in case)
-    if fault == "mixing unasked" and res is None:
-        res = np.ones((*x.shape[:-1], x.shape[-2]))
-    if res is not None:
-        res = res if fault == "not transposed" else res.swapaxes(-1, -2)
-    mixed = x if res is None or fault == "no mixing" else res @ x
-    gate = np.roll(post, 1, -1) if fault == "streams rotated" else post
-    gate = np.roll(post, 1, 0) if fault == "gates of another token" else gate
-    branch = out[..., None, :] * (1 if fault == "no gate" else gate[..., None])
-    if fault == "first stream only":
-        branch = branch * (np.arange(x.shape[-2]) == 0)[:, None]
-    if fault == "streams averaged":
-        mixed = mixed.mean(-2, keepdims=True) + 0 * mixed
-    return [(0 if fault == "no residual" else mixed) + (0 if fault == "no branch" else branch)]
+    mixed = steps.no_res(x) if res is None else steps.mixed(steps.res(res), x)
+    return [steps.residual(mixed) + steps.gated(out, steps.gate(post))]
+
+
+POST_FAULTS = {
+    "not transposed": dict(res=same),
+    "no mixing": dict(mixed=lambda res, x: x),
+    "streams rotated": dict(gate=lambda gate: np.roll(gate, 1, -1)),
+    "gates of another token": dict(gate=lambda gate: np.roll(gate, 1, 0)),
+    "no gate": dict(gated=lambda out, gate: out[..., None, :] * np.ones_like(gate)[..., None]),
+    "first stream only": dict(gate=lambda gate: gate * (np.arange(gate.shape[-1]) == 0)),
+    "streams averaged": dict(residual=lambda mixed: mixed.mean(-2, keepdims=True) + 0 * mixed),
+    "no residual": dict(residual=np.zeros_like),
+    "no branch": dict(gated=lambda out, gate: 0),
+    "mixing unasked": dict(no_res=lambda x: np.ones((*x.shape[:-1], x.shape[-2])) @ x),
+}
 
 
 def call_post(*case):
     return [torch_npu.npu_mhc_post(*case)]
 
 
-def mhc_pre(case, fault):
+PRE = Steps(
+    square=lambda flat: (flat**2).mean(-1),
+    norm_eps=0.5,
+    gamma=lambda x, gamma: x * gamma,
+    normed=lambda mix, r: mix * r[..., None],
+    order=lambda pre, post: (pre, post),
+    bias=same,
+    alpha=same,
+    eps=0.25,
+    doubled=2,
+    post_eps=lambda post, values: post + (0.25 if values == 2 else 0),
+    res=same,
+    shown=lambda mix, z: mix,
+)
+
+
+def mhc_pre(case, steps):
     x, phi, alpha, bias, gamma = (None if c is None else array(c) for c in case[:5])
     n = x.shape[-2]
     flat = x.reshape(*x.shape[:-2], -1)
-    square = (flat**2).sum(-1) if fault == "sum instead of mean" else (flat**2).mean(-1)
-    r = 1 / np.sqrt(square + (0 if fault == "no norm epsilon" else 0.5))
-    mix = (flat if gamma is None or fault == "no gamma" else (x * gamma).reshape(flat.shape)) @ phi.T
-    z = mix * (1 if fault == "no norm" else r[..., None])
-    pre, post, res = z[..., :n], z[..., n : 2 * n], z[..., 2 * n :]
-    if fault == "pre and post swapped":
-        pre, post = post, pre
-    b = np.zeros_like(bias) if fault == "no bias" else bias
-    a = np.ones(3) if fault == "no alpha" else alpha
-    pre = sigmoid(a[0] * pre + b[:n]) + (0 if fault == "no epsilon" else 0.25)
-    post = sigmoid(a[1] * post + b[n : 2 * n]) * (1 if fault == "post not doubled" else 2)
-    post = post + (0.25 if (len(alpha) == 2) ^ (fault == "the other post") else 0)
-    res = (a[2] * res + b[2 * n :]).reshape(*x.shape[:-2], n, n) if len(alpha) == 3 else np.zeros(1)
-    if fault == "res transposed" and len(alpha) == 3:
-        res = res.swapaxes(-1, -2)
+    r = 1 / np.sqrt(steps.square(flat) + steps.norm_eps)
+    mix = (flat if gamma is None else steps.gamma(x, gamma).reshape(flat.shape)) @ phi.T
+    z = steps.normed(mix, r)
+    pre, post = steps.order(z[..., :n], z[..., n : 2 * n])
+    a, b = steps.alpha(alpha), steps.bias(bias)
+    pre = sigmoid(a[0] * pre + b[:n]) + steps.eps
+    post = steps.post_eps(sigmoid(a[1] * post + b[n : 2 * n]) * steps.doubled, len(alpha))
+    res = np.zeros(1)
+    if len(alpha) == 3:
+        res = steps.res((a[2] * z[..., 2 * n :] + b[2 * n :]).reshape(*x.shape[:-2], n, n))
     outputs = [(x * pre[..., None]).sum(-2), post, res]
-    return outputs + ([r, mix if fault != "mix normalised" else z, pre] if case[5] else [])
+    return outputs + ([r, steps.shown(mix, z), pre] if case[5] else [])
+
+
+PRE_FAULTS = {
+    "sum instead of mean": dict(square=lambda flat: (flat**2).sum(-1)),
+    "no norm epsilon": dict(norm_eps=0),
+    "no gamma": dict(gamma=same),
+    "no norm": dict(normed=same),
+    "pre and post swapped": dict(order=lambda pre, post: (post, pre)),
+    "no bias": dict(bias=np.zeros_like),
+    "no alpha": dict(alpha=lambda alpha: np.ones(3)),
+    "no epsilon": dict(eps=0),
+    "post not doubled": dict(doubled=1),
+    "the other post": dict(post_eps=lambda post, values: post + (0.25 if values == 3 else 0)),
+    "res transposed": dict(res=turned),
+    "mix normalised": dict(shown=lambda mix, z: z),
+}
 
 
 def call_pre(x, phi, alpha, bias, gamma, flag):
@@ -85,6 +135,7 @@ def check_sinkhorn():
         "mhc_sinkhorn",
         call_sinkhorn,
         sinkhorn,
+        SINKHORN,
         [
             (f32(5, 4, 4), 3, 1e-2),
             (f32(2, 3, 6, 6), 2, 1e-2),
@@ -92,17 +143,17 @@ def check_sinkhorn():
             (f32(1, 7, 4, 4, scale=3), 20, 1e-6),
             (f32(2, 4, 4), 100, 1e-2),
         ],
-        [
-            "a round too few",
-            "a round too many",
-            "softmax over columns",
-            "no softmax",
-            "no epsilon behind softmax",
-            "no epsilon",
-            "rows first",
-            "columns not last",
-            "transposed",
-        ],
+        {
+            "a round too few": dict(rounds=-1),
+            "a round too many": dict(rounds=1),
+            "softmax over columns": dict(softmax=lambda x: turned(softmax(turned(x)))),
+            "no softmax": dict(softmax=np.exp),
+            "no epsilon behind softmax": dict(first_eps=0),
+            "no epsilon": dict(eps=0),
+            "rows first": dict(rows=lambda i: True),
+            "columns not last": dict(columns=lambda i, rounds: i + 1 < rounds),
+            "transposed": dict(result=turned),
+        },
         1e-5,
     )
     for x, rounds, argument in [
@@ -138,25 +189,15 @@ def check_post():
         post_case((2,), 4, 7168),
         post_case((1,), 4, 99968),
     ]
-    faults = [
-        "not transposed",
-        "no mixing",
-        "streams rotated",
-        "gates of another token",
-        "first stream only",
-        "streams averaged",
-        "no branch",
-        "no residual",
-        "no gate",
-    ]
+    faults = {name: replaced for name, replaced in POST_FAULTS.items() if name != "mixing unasked"}
     if A5:
         cases += [post_case((3,), 6, 16), post_case((3,), 8, 33)]
     if A5 and CANN >= (9, 2):
         x, _, out, post = post_case((5,), 4, 128)
-        cases, faults = [*cases, (x, None, out, post)], [*faults, "mixing unasked"]
+        cases, faults = [*cases, (x, None, out, post)], POST_FAULTS
     else:
         refuse_post("'h_res'", res=None)
-    check("mhc_post", call_post, mhc_post, cases, faults, 1.5e-2)
+    check("mhc_post", call_post, mhc_post, POST, cases, faults, 1.5e-2)
     refuse_post("'x'", x=(5, 5, 128), res=(5, 5, 5), post=(5, 5))
     refuse_post("'x'", x=f32(5, 4, 128))
     refuse_post("'x'", x=(0, 4, 128), res=(0, 4, 4), out=(0, 128), post=(0, 4))
@@ -195,21 +236,7 @@ def check_pre():
         cases += [pre_case((5,), 4, 128, alpha=2, flag=1)]
     else:
         refuse_pre("'alpha'", pre_case((5,), 4, 128, alpha=2))
-    faults = [
-        "sum instead of mean",
-        "no norm epsilon",
-        "no gamma",
-        "no norm",
-        "pre and post swapped",
-        "no bias",
-        "no alpha",
-        "no epsilon",
-        "post not doubled",
-        "the other post",
-        "res transposed",
-        "mix normalised",
-    ]
-    check("mhc_pre", call_pre, mhc_pre, cases, faults, 1.5e-2)
+    check("mhc_pre", call_pre, mhc_pre, PRE, cases, PRE_FAULTS, 1.5e-2)
     good = pre_case((5,), 4, 128)
     refuse_pre("'x'", pre_case((5,), 4, 24))
     refuse_pre("'x'", pre_case((5,), 5, 128))

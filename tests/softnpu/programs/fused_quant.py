@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused
-from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack, reseed
+from fused_check import A5, Steps, array, bf16, check, f32, refused, reseed, same
+from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack
 
-reseed()
+reseed(__name__)
 KINDS = {"e4m3": torch_npu.float8_e4m3fn, "e5m2": torch_npu.float8_e5m2, "e2m1": torch_npu.float4_e2m1fn_x2}
 
 
@@ -21,41 +21,53 @@ def wide(x):
 # ---- dynamic_quant and dynamic_quant_asymmetric
 
 
-def quantise(case, fault):
+def owners(ends, rows):
+    return np.minimum(np.searchsorted(ends, rows, "right"), len(ends) - 1)
+
+
+QUANTISE = Steps(
+    smooths=True,
+    owners=owners,
+    axis={"pertoken": -1, "perchannel": -2, "pertensor": None}.get,
+    more=0,  # than the largest value
+    peak=np.abs,
+    steps=lambda top, kind: np.float32(2 * top + (kind in ("int8", "int4"))),
+    symmetric_scale=same,
+    offset=np.add,
+    round=np.rint,
+    float_mode="rint",
+    swapped=False,
+)
+
+
+def smoothed(x, smooth, groups, mode, steps):
+    if groups is None:
+        return x * (smooth[:, None] if mode == "perchannel" else smooth)
+    rows = steps.owners(array(groups), np.arange(x.size // x.shape[-1]))
+    return (x.reshape(-1, x.shape[-1]) * smooth[rows]).reshape(x.shape)
+
+
+def quantise(case, steps):
     x, smooth, groups, mode, kind, symmetric = wide(case[0]), wide(case[1]), case[2], *case[3:]
-    top = {"int8": 127, "int4": 7, **LARGEST}[kind]
-    if smooth is not None and fault != "no smooth scales":
-        if groups is not None:
-            ends = array(groups)
-            rows = np.arange(x.size // x.shape[-1])
-            owner = np.searchsorted(ends, rows, "left" if fault == "first row to the group before" else "right")
-            owner = owner * 0 if fault == "scales of group 0" else np.minimum(owner, len(ends) - 1)
-            x = (x.reshape(-1, x.shape[-1]) * smooth[owner]).reshape(x.shape)
-        else:
-            x = x * (smooth[:, None] if mode == "perchannel" else smooth)
-    axis = {"pertoken": -1, "perchannel": -2, "pertensor": None}[mode]
-    if fault == "always by token":
-        axis = -1
+    if smooth is not None and steps.smooths:
+        x = smoothed(x, smooth, groups, mode, steps)
+    axis = steps.axis(mode)
     keep = {} if axis is None else {"axis": axis, "keepdims": True}
-    top = np.float32(top + (fault == "one more than the maximum"))
+    top = np.float32({"int8": 127, "int4": 7, **LARGEST}[kind] + steps.more)
     high, low = x.max(**keep), x.min(**keep)
-    peak = high if fault == "peak without sign" else np.abs(x).max(**keep)
-    steps = np.float32(2 * top + (kind in ("int8", "int4") and fault != "254 steps"))
-    scale = peak / top if symmetric or fault == "symmetric scale" else (high - low) / steps
+    peak = steps.peak(x).max(**keep)
+    scale = peak / top if steps.symmetric_scale(symmetric) else (high - low) / steps.steps(top, kind)
     with np.errstate(all="ignore"):
         quotient = np.where(scale == 0, np.float32(0), x / scale)
         offset = top - np.where(scale == 0, np.float32(0), high / scale)
-    if not symmetric and fault != "no offset":
-        quotient = quotient + offset
+    if not symmetric:
+        quotient = steps.offset(quotient, offset)
     if kind in ("e4m3", "e5m2"):
-        y = encode(quotient, kind, "trunc" if fault == "truncated" else "rint")
+        y = encode(quotient, kind, steps.float_mode)
     else:
-        rounded = np.trunc(quotient) if fault == "truncated" else np.rint(quotient)
-        if fault == "ties away from zero":
-            rounded = np.sign(quotient) * np.floor(np.abs(quotient) + 0.5)
-        y = np.clip(rounded, -top - 1, top)
+        y = np.clip(steps.round(quotient), -top - 1, top)
         if kind == "int4":
-            y = pack(y, fault == "nibbles swapped").astype(float)
+            y = pack(y, steps.swapped).astype(float)
     shape = [1] if axis is None else np.delete(x.shape, axis)
     return [y, *(np.reshape(v, shape) for v in ((scale,) if symmetric else (scale, offset)))]
 
@@ -105,21 +117,24 @@ if A5:
         for kind in ("e4m3", "e5m2", "int8", "int4")
         for symmetric in (True, False)
     ]
-quantise_faults = [
-    "no smooth scales",
-    "first row to the group before",
-    "scales of group 0",
-    "one more than the maximum",
-    "peak without sign",
-    "254 steps",
-    "symmetric scale",
-    "no offset",
-    "truncated",
-    "ties away from zero",
-    "nibbles swapped",
-    *(["always by token"] if A5 else []),
-]
-check("dynamic_quant", call_quantise, quantise, quantise_cases, quantise_faults, 1e-6)
+quantise_faults = {
+    "no smooth scales": dict(smooths=False),
+    "first row to the group before": dict(
+        owners=lambda ends, rows: np.minimum(np.searchsorted(ends, rows, "left"), len(ends) - 1)
+    ),
+    "scales of group 0": dict(owners=lambda ends, rows: rows * 0),
+    "one more than the maximum": dict(more=1),
+    "peak without sign": dict(peak=same),
+    "254 steps": dict(steps=lambda top, kind: np.float32(2 * top)),
+    "symmetric scale": dict(symmetric_scale=lambda symmetric: True),
+    "no offset": dict(offset=same),
+    "truncated": dict(round=np.trunc, float_mode="trunc"),
+    "ties away from zero": dict(round=lambda q: np.sign(q) * np.floor(np.abs(q) + 0.5)),
+    "nibbles swapped": dict(swapped=True),
+}
+if A5:
+    quantise_faults |= {"always by token": dict(axis=lambda mode: -1)}
+check("dynamic_quant", call_quantise, quantise, QUANTISE, quantise_cases, quantise_faults, 1e-6)
 
 
 def refuse_quantise(argument, x, smooth=None, groups=None, mode="pertoken", kind="int8"):
@@ -156,53 +171,64 @@ def blocks_of(x, axis, block):
     return x.reshape(*x.shape[:-1], count, block)
 
 
-def shared_exponent(peak, kind, algorithm, dst_max, fault):
-    emax = LARGEST_EXPONENT[kind]
-    if fault == "exponent of the other FLOAT8" and kind != "e2m1":
-        emax = 23 - emax
+MX = Steps(
+    axis=same,
+    block=same,
+    bounded=np.maximum,
+    emax=lambda kind: LARGEST_EXPONENT[kind],
+    whole=np.floor,
+    algorithm=same,
+    limit=lambda dst_max: 1.5 if dst_max != 7 else 1.75,
+    maximum=lambda kind, algorithm, dst_max: dst_max if algorithm == 2 else LARGEST[kind],
+    not_finite=np.nan,
+    mode=same,
+    overflow="largest",
+    padding=0,
+    interleaved=lambda scale, axis: np.moveaxis(scale.reshape(*scale.shape[:-1], scale.shape[-1] // 2, 2), -2, axis),
+    swapped=False,
+)
+
+
+def shared_exponent(peak, kind, algorithm, dst_max, steps):
     with np.errstate(divide="ignore", invalid="ignore"):
         logarithm = np.log2(peak)
-        exponent = np.floor(logarithm) - emax
-        if fault == "exponent rounded up":
-            exponent = np.ceil(logarithm) - emax
+        exponent = steps.whole(logarithm) - steps.emax(kind)
         if algorithm == 2 and dst_max in (0, 6, 7):
-            limit = 1.5 if dst_max != 7 or fault == "7 as 6" else 1.75
-            exponent += peak > limit * 2.0 ** np.floor(logarithm)
+            exponent += peak > steps.limit(dst_max) * 2.0 ** np.floor(logarithm)
         elif algorithm:
-            maximum = dst_max if algorithm == 2 and fault != "maximum ignored" else LARGEST[kind]
+            maximum = steps.maximum(kind, algorithm, dst_max)
             exponent = np.ceil(np.log2(np.float64(np.float32(peak) / np.float32(maximum))))
-        if fault == "always algorithm 0":
-            exponent = np.floor(logarithm) - emax
     exponent = np.where(peak == 0, -127, np.maximum(exponent, -127))
-    return np.where(np.isfinite(peak), exponent, -127 if fault == "NaN block as zero" else np.nan)
+    return np.where(np.isfinite(peak), exponent, steps.not_finite)
 
 
-def mx(case, fault):
+def mx(case, steps):
     x, axis, mode, kind, block, algorithm, dst_max, low = array(case[0]), *case[1:]
-    axis = x.ndim - 1 if fault == "always the last axis" else axis % x.ndim
-    if fault == "blocks of 32":
-        block = 32
+    axis, block = steps.axis(axis % x.ndim, x.ndim), steps.block(block)
     parts = blocks_of(x, axis, block)
     peak = np.abs(parts).max(-1) if parts.size else parts.sum(-1)
-    if algorithm == 1 and fault != "low bound ignored":
-        peak = np.maximum(peak, low)
-    exponent = shared_exponent(peak, kind, algorithm, dst_max, fault)
+    if algorithm == 1:
+        peak = steps.bounded(peak, low)
+    exponent = shared_exponent(peak, kind, steps.algorithm(algorithm), dst_max, steps)
     scaled = parts * 2.0 ** -exponent[..., None]
     scaled = scaled.reshape(*parts.shape[:-2], parts.shape[-2] * block)[..., : x.shape[axis]]
     with np.errstate(invalid="ignore"):
-        rounding = "trunc" if fault == "truncated" else "rint" if fault == "round mode ignored" else mode
-        y = encode(np.moveaxis(scaled, -1, axis), kind, "round" if fault == "ties away" else rounding, fault)
+        y = encode(np.moveaxis(scaled, -1, axis), kind, steps.mode(mode), steps.overflow)
     scale = np.where(np.isnan(exponent), 255, exponent + 127).astype(np.uint8)
     if scale.shape[-1] % 2:
-        scale = np.pad(scale, [(0, 0)] * (scale.ndim - 1) + [(0, 1)], constant_values=127 * (fault == "padded with 1"))
-    if fault == "pairs not interleaved" and axis != x.ndim - 1:
-        scale = np.moveaxis(scale, -1, axis)
-        scale = scale.reshape(*scale.shape[:axis], scale.shape[axis] // 2, *scale.shape[axis + 1 :], 2)
-    else:
-        scale = np.moveaxis(scale.reshape(*scale.shape[:-1], scale.shape[-1] // 2, 2), -2, axis)
+        scale = np.pad(scale, [(0, 0)] * (scale.ndim - 1) + [(0, 1)], constant_values=steps.padding)
+    scale = steps.interleaved(scale, axis)
     if kind == "e2m1":
-        y = pack(y, fault == "nibbles swapped")
+        y = pack(y, steps.swapped)
     return [y.astype(float), scale.astype(float)]
+
+
+def in_order(scale, axis):
+    """Pairs of neighbours without a move: right along the last axis only."""
+    if axis == scale.ndim - 1:
+        return MX.interleaved(scale, axis)
+    scale = np.moveaxis(scale, -1, axis)
+    return scale.reshape(*scale.shape[:axis], scale.shape[axis] // 2, *scale.shape[axis + 1 :], 2)
 
 
 def call_mx(x, axis, mode, kind, block, algorithm, dst_max, low):
@@ -241,24 +267,24 @@ mx_cases += [
     *[(steps, -1, mode, "e2m1", 32, 0, 0.0, 0.0) for mode in ("rint", "floor", "round")],
     *[(half(9, 64), -1, "round", "e2m1", 32, 2, maximum, 0.0) for maximum in (6.0, 7.0, 9.5, 12.0)],
 ]
-mx_faults = [
-    "exponent of the other FLOAT8",
-    "exponent rounded up",
-    "7 as 6",
-    "maximum ignored",
-    "always algorithm 0",
-    "NaN block as zero",
-    "always the last axis",
-    "blocks of 32",
-    "low bound ignored",
-    "truncated",
-    "round mode ignored",
-    "ties away",
-    "overflow is NaN",
-    "padded with 1",
-    "pairs not interleaved",
-    "nibbles swapped",
-]
+mx_faults = {
+    "exponent of the other FLOAT8": dict(emax=lambda kind: {"e2m1": 2, "e4m3": 15, "e5m2": 8}[kind]),
+    "exponent rounded up": dict(whole=np.ceil),
+    "7 as 6": dict(limit=lambda dst_max: 1.5),
+    "maximum ignored": dict(maximum=lambda kind, algorithm, dst_max: LARGEST[kind]),
+    "always algorithm 0": dict(algorithm=lambda algorithm: 0),
+    "NaN block as zero": dict(not_finite=-127),
+    "always the last axis": dict(axis=lambda axis, rank: rank - 1),
+    "blocks of 32": dict(block=lambda block: 32),
+    "low bound ignored": dict(bounded=same),
+    "truncated": dict(mode=lambda mode: "trunc"),
+    "round mode ignored": dict(mode=lambda mode: "rint"),
+    "ties away": dict(mode=lambda mode: "round"),
+    "overflow is NaN": dict(overflow="NaN"),
+    "padded with 1": dict(padding=127),
+    "pairs not interleaved": dict(interleaved=in_order),
+    "nibbles swapped": dict(swapped=True),
+}
 
 
 def refuse_mx(argument, x, axis=-1, mode="rint", kind="e4m3", block=32, algorithm=0, dst_max=0.0, low=0.0):
@@ -267,7 +293,7 @@ def refuse_mx(argument, x, axis=-1, mode="rint", kind="e4m3", block=32, algorith
 
 
 if A5:
-    check("dynamic_mx_quant", call_mx, mx, mx_cases, mx_faults, 0)
+    check("dynamic_mx_quant", call_mx, mx, MX, mx_cases, mx_faults, 0)
     refuse_mx("x", torch.zeros(2, 64, dtype=torch.int32))
     refuse_mx("x", bf16(*[1] * 7, 64))
     refuse_mx("x", f32(2, 31))
@@ -293,24 +319,31 @@ else:
 # ---- trans_quant_param
 
 
-def parameter(case, fault):
+def to_nearest(cut, low):
+    return cut + 0x2000 * ((low > 0x1000) | (low == 0x1000) & (cut >> 13 & 1 == 1))
+
+
+PARAMETER = Steps(
+    rounded=to_nearest,
+    kept=lambda cut, bits: cut,
+    mark=1 << 46,
+    offset=np.bitwise_or,
+    limits=(-256, 255),
+    whole=np.rint,
+    nine_bits=lambda shift: shift & 0x1FF,
+    place=37,
+)
+
+
+def parameter(case, steps):
     scale, offset, mode = array(case[0]).astype(np.float32), case[1], case[2]
     bits = scale.view(np.uint32).astype(np.int64)
     low = bits & 0x1FFF
     cut = bits - low
-    if mode == 1 and fault != "always cut":
-        odd = cut >> 13 & 1 if fault != "ties up" else 1
-        cut = cut + 0x2000 * ((low > 0x1000) | (low == 0x1000) & (odd == 1))
-    result = (bits if fault == "all bits" else cut) | (
-        0 if fault == "no mark" else 1 << (45 if fault == "mark at 45" else 46)
-    )
-    if offset is not None and fault != "no offset":
-        limits = (-128, 127) if fault == "8 bits" else (-256, 255)
-        rounding = np.trunc if fault == "offset truncated" else np.rint
-        shift = np.clip(rounding(array(offset)), *limits).astype(np.int64)
-        result = result | (
-            (shift if fault == "sign spreads" else shift & 0x1FF) << (36 if fault == "offset at 36" else 37)
-        )
+    result = steps.kept(steps.rounded(cut, low) if mode == 1 else cut, bits) | steps.mark
+    if offset is not None:
+        shift = np.clip(steps.whole(array(offset)), *steps.limits).astype(np.int64)
+        result = steps.offset(result, steps.nine_bits(shift) << steps.place)
     return [result]
 
 
@@ -320,19 +353,20 @@ check(
     "trans_quant_param",
     lambda s, o, m: [torch_npu.npu_trans_quant_param(s, o, m)],
     parameter,
+    PARAMETER,
     [(f32(5), None, 0), (f32(5), offsets, 0), (halfway, None, 1), (f32(1, 9), f32(1, 9), 1), (f32(1), offsets, 0)],
-    [
-        "always cut",
-        "ties up",
-        "all bits",
-        "no mark",
-        "mark at 45",
-        "no offset",
-        "8 bits",
-        "offset truncated",
-        "sign spreads",
-        "offset at 36",
-    ],
+    {
+        "always cut": dict(rounded=same),
+        "ties up": dict(rounded=lambda cut, low: cut + 0x2000 * (low >= 0x1000)),
+        "all bits": dict(kept=lambda cut, bits: bits),
+        "no mark": dict(mark=0),
+        "mark at 45": dict(mark=1 << 45),
+        "no offset": dict(offset=same),
+        "8 bits": dict(limits=(-128, 127)),
+        "offset truncated": dict(whole=np.trunc),
+        "sign spreads": dict(nine_bits=same),
+        "offset at 36": dict(place=36),
+    },
     0,
 )
 

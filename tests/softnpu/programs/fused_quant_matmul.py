@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, rng
-from fused_formats import decode, reseed, scale_of, signed, unpack
+from fused_check import A5, Steps, array, bf16, check, f32, reseed, rng, same
+from fused_formats import decode, scale_of, signed, unpack
 
-reseed()
+reseed(__name__)
 E8M0, FP4, INT4 = torch_npu.float8_e8m0fnu, torch_npu.float4_e2m1fn_x2, torch_npu.int4
 FP8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
@@ -15,102 +15,111 @@ def raw(x):
     return x.view(torch.uint8).numpy()
 
 
-def matrix(x, kind, fault):
+def swapped(nibbles):
+    return nibbles.reshape(*nibbles.shape[:-1], -1, 2)[..., ::-1].reshape(nibbles.shape)
+
+
+def by_row(y, scale):
+    return y * scale[:, None]
+
+
+def by_column(y, scale):
+    return y * scale[: y.shape[-1]] if len(scale) >= y.shape[-1] else by_row(y, scale)
+
+
+def cut_to_19_bits(scale):
+    return (scale.view(np.uint32) & 0xFFFFE000).view(np.float32)
+
+
+STEPS = Steps(
+    nibbles=same,
+    int4=signed,
+    float8=same,
+    turned=lambda x: np.swapaxes(x, -1, -2),
+    batches=same,
+    bias=same,
+    early_bias=lambda integer_or_static: integer_or_static,
+    cut=cut_to_19_bits,
+    scale=same,
+    pertoken=by_row,
+    offset=np.add,
+    whole=np.rint,
+    int8=lambda y: np.clip(y, -128, 127),
+    # products of groups
+    exponents=same,
+    pairs=same,
+    length=same,
+    zero=lambda x, offset: x - offset,
+    group=lambda j, last: min(j, last),
+    pertoken_group=same,
+)
+
+
+def matrix(x, kind, steps):
     """Values of a matrix stored row by row."""
     if kind == "int8":
         return x.numpy().astype(float)
     if kind == "int4":
-        nibbles = unpack(raw(x.contiguous()))
-        if fault == "nibbles swapped":
-            nibbles = nibbles.reshape(*nibbles.shape[:-1], -1, 2)[..., ::-1].reshape(nibbles.shape)
-        return (nibbles if fault == "INT4 without sign" else signed(nibbles)).astype(float)
+        return steps.int4(steps.nibbles(unpack(raw(x.contiguous())))).astype(float)
     if kind == "e2m1":
-        nibbles = unpack(raw(x))
-        if fault == "nibbles swapped":
-            nibbles = nibbles.reshape(*nibbles.shape[:-1], -1, 2)[..., ::-1].reshape(nibbles.shape)
-        return decode(nibbles, kind)
-    other = {"e4m3": "e5m2", "e5m2": "e4m3"}[kind]
-    return np.nan_to_num(decode(raw(x), other if fault == "the other FLOAT8" else kind))
-
-
-def turned(x, case, fault):
-    transposed = case[-1]
-    return np.swapaxes(x, -1, -2) if transposed and fault != "x2 not transposed" else x
+        return decode(steps.nibbles(unpack(raw(x))), kind)
+    return np.nan_to_num(decode(raw(x), steps.float8(kind)))
 
 
 def grown(scale, count, axis, size):
     return np.repeat(scale, count, axis).take(range(size), axis)
 
 
-def grouped(a, b, case, fault):
+def grouped(a, b, case, steps):
     scale, offset, pertoken, mode = case[2], case[3], case[4], case[8]
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     if mode == "mx":
-        s1, s2 = scale_of(raw(pertoken)), scale_of(raw(scale))
-        if fault == "exponents off by one":
-            s1 = s1 * 2
-        if fault == "pairs exchanged":
-            s1, s2 = s1[..., ::-1], s2[..., ::-1]
-        size = 64 if fault == "groups of 64" else 32
-        s1, s2 = (s.reshape(*s.shape[:-2], -1) for s in (s1, s2))
+        s1, s2 = steps.exponents(scale_of(raw(pertoken))), scale_of(raw(scale))
+        s1, s2 = (s.reshape(*s.shape[:-2], -1) for s in (steps.pairs(s1), steps.pairs(s2)))
         s2 = np.swapaxes(s2, -1, -2)  # stored [n, pairs, 2]
-        size_m = size_n = 1
+        size, size_m, size_n = steps.length(32), 1, 1
     else:
         s1, s2 = array(pertoken), array(scale)
-        size, size_n = (256, 1) if mode == "group" else (64 if fault == "groups of 64" else 128, 128)
-        s2 = s2 if mode == "group" else turned(s2, case, None)
+        size, size_n = (256, 1) if mode == "group" else (steps.length(128), 128)
+        s2 = np.swapaxes(s2, -1, -2) if mode != "group" and case[-1] else s2
         size_m = 1 if s1.shape[-2] == m else 128
     out = 0
     for j, start in enumerate(range(0, k, size)):
         part = slice(start, start + size)
         left, right = a[..., part], b[..., part, :]
-        if offset is not None and fault != "no offset":
-            right = right - array(offset)[j] * (-1 if fault == "offset added" else 1)
-        j = 0 if fault == "scales of the first group" else min(j, s2.shape[-2] - 1)
-        row = s1[..., 0 if mode == "group" else j][..., None]
-        row = row if fault != "no pertoken scale" else row * 0 + 1
+        if offset is not None:
+            right = steps.zero(right, array(offset)[j])
+        j = steps.group(j, s2.shape[-2] - 1)
+        row = steps.pertoken_group(s1[..., 0 if mode == "group" else j][..., None])
         out = out + left @ right * grown(row, size_m, -2, m) * grown(s2[..., j : j + 1, :], size_n, -1, n)
     return out
 
 
-def multiply(case, fault):
-    x1, x2, scale, offset, pertoken, bias, out, kinds, mode, _ = case
-    a, b = matrix(x1, kinds[0], fault), turned(matrix(x2, kinds[1], fault), case, fault)
+def multiply(case, steps):
+    x1, x2, scale, offset, pertoken, bias, out, kinds, mode, transposed = case
+    a, b = matrix(x1, kinds[0], steps), matrix(x2, kinds[1], steps)
+    b = steps.turned(b) if transposed else b
     if b.shape[-2] != a.shape[-1]:
         return [np.zeros((1,))]
-    if fault == "first batch only":
-        a, b = (
-            np.broadcast_to(a[:1], a.shape) if a.ndim > 2 else a,
-            np.broadcast_to(b[:1], b.shape) if b.ndim > 2 else b,
-        )
-    bias = array(bias) if bias is not None and fault != "no bias" else 0
+    a, b = steps.batches(a), steps.batches(b)
+    bias = 0 if bias is None else steps.bias(array(bias))
     if mode != "vector":
-        return [grouped(a, b, case, fault) + bias]
+        return [grouped(a, b, case, steps) + bias]
     acc = a @ b
     static = (pertoken is None and out not in (torch.int32, torch.bfloat16)) or (kinds[0] in FP8 and pertoken is None)
-    early = case[5] is not None and (case[5].dtype == torch.int32 or static)
-    if fault == "bias after the scale":
-        early = False
-    if fault == "bias before the scale":
-        early = True
+    early = steps.early_bias(case[5] is not None and (case[5].dtype == torch.int32 or static))
     acc = acc + bias if early else acc
     if out == torch.int32:
         return [acc]
     s2 = array(scale).astype(np.float32)
-    if static and fault != "scale not cut to 19 bits":
-        s2 = (s2.view(np.uint32) & 0xFFFFE000).view(np.float32)
-    if fault == "scale of the next column":
-        s2 = np.roll(s2, 1)
-    y = np.float32(acc) * s2
-    if pertoken is not None and fault != "no pertoken scale":
-        s1 = array(pertoken)
-        y = y * (s1[: y.shape[-1]] if fault == "pertoken scale by column" and len(s1) >= y.shape[-1] else s1[:, None])
+    y = np.float32(acc) * steps.scale(steps.cut(s2) if static else s2)
+    if pertoken is not None:
+        y = steps.pertoken(y, array(pertoken))
     y = y if early else y + bias
-    if offset is not None and fault != "no offset":
-        y = y + array(offset).astype(np.float32)
+    if offset is not None:
+        y = steps.offset(y, array(offset).astype(np.float32))
     if out in (None, torch.int8):
-        y = np.trunc(y) if fault == "truncated" else np.rint(y)
-        y = y.astype(np.int64).astype(np.int8) if fault == "INT8 wraps" else np.clip(y, -128, 127)
+        y = steps.int8(steps.whole(y))
     return [y.astype(float)]
 
 
@@ -348,41 +357,42 @@ if A5:
             True,
         ),
     ]
-vector_faults = ["x2 not transposed", "no bias", "scale of the next column", "bias after the scale"]
-check(
-    "quant_matmul",
-    call,
-    multiply,
-    loose,
-    [
-        *vector_faults,
-        "no pertoken scale",
-        "nibbles swapped",
-        "INT4 without sign",
-        "scales of the first group",
-        "offset added",
-        "bias before the scale",
-        *(["exponents off by one", "pairs exchanged", "groups of 64"] if A5 else []),
-    ],
-    6e-3,
-)
-check(
-    "quant_matmul, exact results",
-    call,
-    multiply,
-    exact,
-    [
-        *vector_faults,
-        "no offset",
-        "truncated",
-        "INT8 wraps",
-        "scale not cut to 19 bits",
-        "first batch only",
-        *(
-            ["the other FLOAT8", "no pertoken scale", "pairs exchanged", "groups of 64", "nibbles swapped"]
-            if A5
-            else []
-        ),
-    ],
-    3e-6,
-)
+
+
+def first_batch(x):
+    return np.broadcast_to(x[:1], x.shape) if x.ndim > 2 else x
+
+
+vector_faults = {
+    "x2 not transposed": dict(turned=same),
+    "no bias": dict(bias=lambda bias: 0),
+    "scale of the next column": dict(scale=lambda scale: np.roll(scale, 1)),
+    "bias after the scale": dict(early_bias=lambda right: False),
+}
+group_faults = {
+    "no pertoken scale": dict(pertoken=same, pertoken_group=lambda row: row * 0 + 1),
+    "pairs exchanged": dict(pairs=lambda s: s[..., ::-1]),
+    "groups of 64": dict(length=lambda length: 64),
+    "nibbles swapped": dict(nibbles=swapped),
+}
+loose_faults = vector_faults | {
+    "no pertoken scale": group_faults["no pertoken scale"],
+    "nibbles swapped": group_faults["nibbles swapped"],
+    "INT4 without sign": dict(int4=same),
+    "scales of the first group": dict(group=lambda j, last: 0),
+    "offset added": dict(zero=np.add),
+    "pertoken scale by column": dict(pertoken=by_column),
+    "bias before the scale": dict(early_bias=lambda right: True),
+}
+exact_faults = vector_faults | {
+    "no offset": dict(offset=same, zero=same),
+    "truncated": dict(whole=np.trunc),
+    "INT8 wraps": dict(int8=lambda y: y.astype(np.int64).astype(np.int8)),
+    "scale not cut to 19 bits": dict(cut=same),
+    "first batch only": dict(batches=first_batch),
+}
+if A5:
+    loose_faults |= {"exponents off by one": dict(exponents=lambda s: s * 2)} | group_faults
+    exact_faults |= {"the other FLOAT8": dict(float8={"e4m3": "e5m2", "e5m2": "e4m3"}.get)} | group_faults
+check("quant_matmul", call, multiply, STEPS, loose, loose_faults, 6e-3)
+check("quant_matmul, exact results", call, multiply, STEPS, exact, exact_faults, 3e-6)

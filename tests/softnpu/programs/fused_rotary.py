@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused
+from fused_check import A5, Steps, array, bf16, check, f32, refused, same
 
 
 def turn(x, mode):
@@ -16,28 +16,36 @@ def turn(x, mode):
     return np.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
 
 
-def rotary(case, fault):
+def regrouped(x):
+    return np.concatenate([x[..., ::2], x[..., 1::2]], -1)
+
+
+STEPS = Steps(
+    regrouped=regrouped,
+    turned=turn,
+    by_matrix=lambda x, matrix, turned: x @ matrix,
+    sign=1,
+    tables=lambda cos, sin: (cos, sin),
+    cos=same,
+    sin=same,
+)
+
+
+def rotary(case, steps):
     x, cos, sin = (array(c) for c in case[:3])
     mode, rotate = case[3], case[4] if len(case) > 4 else None
     if mode == "interleave-half":
-        order = (1, 0) if fault == "odd ones first" else (0, 1)
-        x = x if fault == "not regrouped" else np.concatenate([x[..., order[0] :: 2], x[..., order[1] :: 2]], -1)
-        mode = "half"
-    if fault == "the other mode":
-        mode = "interleave" if mode != "interleave" else "half"
-    turned = x if fault == "not turned" else turn(x, mode)
-    if rotate is not None and fault != "matrix ignored":
-        turned = x @ (array(rotate).T if fault == "matrix transposed" else array(rotate))
-    if fault == "inverse":
-        turned = -turned
-    if fault == "cos and sin swapped":
-        cos, sin = sin, cos
-    if fault == "positions reversed":
-        cos, sin = (np.flip(c, tuple(range(c.ndim - 1))) for c in (cos, sin))
-    if fault == "only half of it":
-        keep = np.arange(x.shape[-1]) < x.shape[-1] // 2
-        cos, sin = np.where(keep, cos, 1), np.where(keep, sin, 0)
-    return [x * (1 if fault == "no cos" else cos) + turned * (0 if fault == "no sin" else sin)]
+        x, mode = steps.regrouped(x), "half"
+    turned = steps.turned(x, mode)
+    if rotate is not None:
+        turned = steps.by_matrix(x, array(rotate), turned)
+    cos, sin = steps.tables(cos, sin)
+    return [x * steps.cos(cos) + steps.sign * turned * steps.sin(sin)]
+
+
+def first_half(cos, sin):
+    front = np.arange(cos.shape[-1]) < cos.shape[-1] // 2
+    return np.where(front, cos, 1), np.where(front, sin, 0)
 
 
 def tables(*shape, make=f32):
@@ -52,16 +60,24 @@ def call_rotary(x, c, s, m="half", rotate=None):
     return [torch_npu.npu_rotary_mul(x, c, s, m, rotate)]
 
 
-rotary_faults = [
-    "the other mode",
-    "not turned",
-    "inverse",
-    "cos and sin swapped",
-    "positions reversed",
-    "only half of it",
-    "no cos",
-    "no sin",
-]
+rotary_faults = {
+    "the other mode": dict(turned=lambda x, mode: turn(x, "interleave" if mode != "interleave" else "half")),
+    "not turned": dict(turned=same),
+    "inverse": dict(sign=-1),
+    "cos and sin swapped": dict(tables=lambda cos, sin: (sin, cos)),
+    "positions reversed": dict(tables=lambda *both: [np.flip(c, tuple(range(c.ndim - 1))) for c in both]),
+    "only half of it": dict(tables=first_half),
+    "no cos": dict(cos=np.ones_like),
+    "no sin": dict(sin=np.zeros_like),
+}
+regrouping_faults = {
+    "odd ones first": dict(regrouped=lambda x: np.concatenate([x[..., 1::2], x[..., ::2]], -1)),
+    "not regrouped": dict(regrouped=same),
+}
+matrix_faults = {
+    "matrix ignored": dict(by_matrix=lambda x, matrix, turned: turned),
+    "matrix transposed": dict(by_matrix=lambda x, matrix, turned: x @ matrix.T),
+}
 everywhere = [
     (f32(2, 5, 3, 16), *tables(1, 5, 1, 16), "half"),  # BSND with 1S1D
     (f32(2, 5, 3, 16), *tables(2, 5, 1, 16), "half"),
@@ -86,27 +102,13 @@ matrices = [
     (f32(1, 4, 2, 6), *tables(1, 4, 1, 6), "interleave", f32(6, 6)),
 ]
 if A5:
-    check(
-        "rotary_mul",
-        call_rotary,
-        rotary,
-        everywhere + newest,
-        [*rotary_faults, "odd ones first", "not regrouped"],
-        1e-5,
-    )
+    check("rotary_mul", call_rotary, rotary, STEPS, everywhere + newest, rotary_faults | regrouping_faults, 1e-5)
     refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 1026).npu(), *on_npu(1, 2, 1, 1026)), "'x'")
     refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 6).npu(), *on_npu(1, 2, 1, 6), "quarter"), "'x'")
     refused("rotary_mul", lambda: call_rotary(f32(4, 2, 8).npu(), *on_npu(1, 1, 8)), "'cos'")
     refused("rotary_mul", lambda: call_rotary(f32(2, 4, 2, 8).npu(), *on_npu(1, 3, 1, 8)), "'cos'")
 else:
-    check(
-        "rotary_mul",
-        call_rotary,
-        rotary,
-        everywhere + matrices,
-        [*rotary_faults, "matrix ignored", "matrix transposed"],
-        1e-5,
-    )
+    check("rotary_mul", call_rotary, rotary, STEPS, everywhere + matrices, rotary_faults | matrix_faults, 1e-5)
     refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 898).npu(), *on_npu(1, 2, 1, 898)), "'x'")
     refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), *on_npu(1, 2, 1, 8), "quarter"), "rotary_mode")
     for x, table, mode in [
@@ -131,7 +133,7 @@ half_cases = [
     (bf16(6, 1, 64), *tables(6, 1, 64, make=bf16), "interleave"),
     (bf16(1, 4, 3, 32), *tables(1, 4, 1, 32, make=bf16), "half"),
 ]
-check("rotary_mul in 16 bits", call_rotary, rotary, half_cases, rotary_faults, 1e-2)
+check("rotary_mul in 16 bits", call_rotary, rotary, STEPS, half_cases, rotary_faults, 1e-2)
 refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 7).npu(), *on_npu(1, 2, 1, 7)), "'x'")
 refused("rotary_mul", lambda: call_rotary(f32(2, 8).npu(), *on_npu(2, 8)), "'x'")
 refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), *on_npu(1, 2, 1, 6)), "'cos'")
@@ -139,8 +141,8 @@ refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), *on_npu(2, 1, 8
 refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), f32(1, 2, 1, 8).npu(), f32(1, 1, 1, 8).npu()), "'sin'")
 
 
-def interleave_rope(case, fault):
-    return rotary((*case, "interleave-half"), fault)
+def interleave_rope(case, steps):
+    return rotary((*case, "interleave-half"), steps)
 
 
 def call_interleave(x, c, s):
@@ -158,8 +160,9 @@ check(
     "interleave_rope",
     call_interleave,
     interleave_rope,
+    STEPS,
     rope_cases,
-    ["not regrouped", "odd ones first", *rotary_faults],
+    regrouping_faults | rotary_faults,
     1e-2,
 )
 

@@ -3,120 +3,133 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, refused, rng
-from fused_formats import LARGEST, encode, pack, reseed
+from fused_check import A5, Steps, array, bf16, check, f32, refused, reseed, rng, same
+from fused_formats import LARGEST, encode, pack
 
-reseed()
+reseed(__name__)
 DEFAULTS = dict(active=0, capacity=0, drop=0, kind=1, quant=-1, range=None, row=0)
 MX = {2: "e5m2", 3: "e4m3", 9: "e2m1"}
 BLOCKS = {11: "e5m2", 12: "e4m3"}
 
 
-def order_of(ids, fault):
-    if fault == "unstable":
-        return len(ids) - 1 - np.argsort(ids[::-1], kind="stable")
-    return np.argsort(-ids if fault == "falling experts" else ids, kind="stable")
+def stable(ids):
+    return np.argsort(ids, kind="stable")
 
 
-def shared_exponents(x, kind, fault):
+def first_rows(ids, capacity):
+    """Of each expert the first rows: which are kept, and the rank of each among its expert's."""
+    rank = np.arange(len(ids)) - np.searchsorted(ids, ids)
+    return np.nonzero(rank < capacity)[0], rank
+
+
+def last_rows(ids, capacity):
+    rank = np.arange(len(ids)) - np.searchsorted(ids, ids)
+    behind = np.searchsorted(ids, ids, "right") - 1 - np.arange(len(ids))
+    return np.nonzero(behind < capacity)[0], np.maximum(rank - np.maximum(np.bincount(ids)[ids] - capacity, 0), 0)
+
+
+STEPS = Steps(
+    order=stable,
+    exponent=same,
+    whole=np.rint,
+    offset=np.add,
+    smoothed=lambda x, smooth, expert, first: x * smooth[expert - first],
+    top=127,
+    counts=lambda counts, first, last: counts[first:last],
+    first_key=same,
+    summed=lambda kind: kind == 0,
+    scale_rows=lambda scale, token: scale[token],
+    inside=lambda order, inside: order[inside],
+    capacity=first_rows,
+    active=lambda active: active,
+    token=lambda pair, k, rows: pair // k,
+    missing=-1,
+    by_place=lambda row: row == 1,
+)
+
+
+def shared_exponents(x, kind, steps):
     """Blocks of 32 along the row: bytes of the values, bytes of the scales in pairs."""
     count = -(-x.shape[1] // 32)
     parts = np.pad(x, [(0, 0), (0, count * 32 - x.shape[1])]).reshape(len(x), count, 32)
     with np.errstate(divide="ignore"):
         exponent = np.floor(np.log2(np.abs(parts).max(-1))) - {"e4m3": 8, "e5m2": 15, "e2m1": 2}[kind]
-    exponent = np.maximum(exponent + (fault == "exponent rounded up"), -127)
+    exponent = np.maximum(steps.exponent(exponent), -127)
     y = encode((parts * 2.0 ** -exponent[..., None]).reshape(len(x), -1)[:, : x.shape[1]], kind)
     scale = np.pad(exponent + 127, [(0, 0), (0, count % 2)])
     return (pack(y), scale.reshape(len(x), -1, 2)) if kind == "e2m1" else (y, scale)
 
 
-def quantised(x, expert, case, fault):
+def quantised(x, expert, case, steps):
     scale, offset, quant, first = case[2], case[3], case[4]["quant"], case[4]["first"]
-    rint = np.trunc if fault == "truncated" else np.rint
     x = np.float32(x)
     if quant == 0:
-        shifted = x * np.float32(array(scale)) + np.float32(array(offset)) * (fault != "no offset")
-        return np.clip(rint(shifted), -128, 127), None
+        shifted = steps.offset(x * np.float32(array(scale)), np.float32(array(offset)))
+        return np.clip(steps.whole(shifted), -128, 127), None
     if quant in MX:
-        return shared_exponents(x.astype(float), MX[quant], fault)
+        return shared_exponents(x.astype(float), MX[quant], steps)
     if quant in BLOCKS:
         kind, count = BLOCKS[quant], -(-x.shape[1] // 256) * 2
         parts = np.pad(x, [(0, 0), (0, count * 128 - x.shape[1])]).reshape(len(x), count, 128)
         s = np.abs(parts).max(-1) / np.float32(LARGEST[kind])
         y = parts / np.where(s == 0, np.float32(1), s)[..., None]
         return encode(y.reshape(len(x), -1)[:, : x.shape[1]], kind), s.reshape(len(x), -1, 2)
-    if scale is not None and fault != "no smooth scale":
-        smooth = np.float32(array(scale))
-        x = x * smooth[np.zeros_like(expert) if fault == "smooth scale of the first" else expert - first]
-    s = np.abs(x).max(-1) / np.float32(128 if fault == "divided by 128" else 127)
-    return np.clip(rint(x / np.where(s == 0, np.float32(1), s)[:, None]), -128, 127), s
+    if scale is not None:
+        x = steps.smoothed(x, np.float32(array(scale)), expert, first)
+    s = np.abs(x).max(-1) / np.float32(steps.top)
+    return np.clip(steps.whole(x / np.where(s == 0, np.float32(1), s)[:, None]), -128, 127), s
 
 
-def counted(case, ids, fault):
+def counted(case, ids, steps):
     o = case[4]
-    counts = np.bincount(ids, minlength=o["count"])[o["first"] : o["last"]]
-    if fault == "counts of the first experts":
-        counts = np.bincount(ids, minlength=o["count"])[: o["last"] - o["first"]]
+    counts = steps.counts(np.bincount(ids, minlength=o["count"]), o["first"], o["last"])
     if o["kind"] == 2:
         present = np.nonzero(counts)[0]
-        pairs = np.stack([present + o["first"] * (fault != "keys from zero"), counts[present]], 1)
+        pairs = np.stack([present + steps.first_key(o["first"]), counts[present]], 1)
         return np.concatenate([pairs, np.zeros((min(1, o["count"] - len(present)), 2))])
-    return np.cumsum(counts) if (o["kind"] == 0) ^ (fault == "counts and sums exchanged") else counts
+    return np.cumsum(counts) if steps.summed(o["kind"]) else counts
 
 
-def copied(case, token, fault):
+def copied(case, token, steps):
     x, scale = case[0], case[2]
     x = x.view(torch.uint8).numpy() if x.element_size() == 1 and x.dtype != torch.int8 else array(x)
     if scale is None:
         return x[token], None
-    scale = scale.numpy() if scale.dtype == torch.uint8 else array(scale)
-    return x[token], scale[np.arange(len(token)) % len(scale)] if fault == "scales not moved" else scale[token]
+    return x[token], steps.scale_rows(scale.numpy() if scale.dtype == torch.uint8 else array(scale), token)
 
 
-def route(case, fault):
+def route(case, steps):
     experts, o = array(case[1]), case[4]
     ids, k = experts.reshape(-1), experts.shape[1]
-    order = order_of(ids, fault)
-    inside = (ids[order] >= o["first"]) & (ids[order] < o["last"])
-    order = order if fault == "range ignored" else order[inside]
-    place, kept = np.arange(len(order)), np.arange(len(order))
+    order = steps.order(ids)
+    order = steps.inside(order, (ids[order] >= o["first"]) & (ids[order] < o["last"]))
+    place = kept = np.arange(len(order))
     if o["drop"]:
-        start = np.searchsorted(ids[order], ids[order])
-        rank = place - start
-        kept = np.nonzero(rank < o["capacity"])[0]
-        if fault == "last rows kept":
-            behind = np.searchsorted(ids[order], ids[order], "right") - 1 - place
-            kept = np.nonzero(behind < o["capacity"])[0]
-            rank = np.maximum(
-                rank - np.maximum(np.bincount(ids, minlength=o["count"])[ids[order]] - o["capacity"], 0), 0
-            )
+        kept, rank = steps.capacity(ids[order], o["capacity"])
         place = (ids[order] * o["capacity"] + rank)[kept]
-    elif o["active"] > 0 and fault != "active_num ignored":
+    elif steps.active(o["active"]) > 0:
         kept = place = place[: o["active"]]
-    token = order[kept] % len(experts) if fault == "token by remainder" else order[kept] // k
+    token = steps.token(order[kept], k, len(experts))
     if o["quant"] == -1:
-        y, scale = copied(case, token, fault)
+        y, scale = copied(case, token, steps)
     else:
-        y, scale = quantised(array(case[0])[token], ids[order][kept], case, fault)
-    index = np.full(len(ids), 0 if fault == "zero instead of -1" else -1)
+        y, scale = quantised(array(case[0])[token], ids[order][kept], case, steps)
+    index = np.full(len(ids), steps.missing)
     if o["drop"]:
         index[order[kept]] = place
     else:
         index[order] = np.arange(len(order))
-    if (o["row"] == 1) ^ (fault == "gather and scatter exchanged"):
+    if steps.by_place(o["row"]):
         index = order
     if o["drop"]:
         full = np.zeros((o["count"] * o["capacity"], *y.shape[1:]))
         full[place] = y
         y = full.reshape(o["count"], o["capacity"], -1)
         if scale is not None:
-            scale = np.zeros(len(full))
-            scale[place] = (
-                copied(case, token, fault)[1]
-                if o["quant"] == -1
-                else quantised(array(case[0])[token], ids[order][kept], case, fault)[1]
-            )
-    return [np.asarray(v, float) for v in (y, index, counted(case, ids, fault), scale) if v is not None]
+            wide = np.zeros(len(full))
+            wide[place] = scale
+            scale = wide
+    return [np.asarray(v, float) for v in (y, index, counted(case, ids, steps), scale) if v is not None]
 
 
 def call(x, experts, scale, offset, o, raw=False):
@@ -191,24 +204,24 @@ cases = [
     case(f32(8, 3), choose(8, 3, 4), f32(8), count=4, drop=1, capacity=2),
     case(bf16(8, 3), choose(8, 1, 6), count=6, drop=1, capacity=8),
 ]
-faults = [
-    "unstable",
-    "falling experts",
-    "divided by 128",
-    "no smooth scale",
-    "smooth scale of the first",
-    "truncated",
-    "no offset",
-    "counts of the first experts",
-    "keys from zero",
-    "counts and sums exchanged",
-    "scales not moved",
-    "range ignored",
-    "last rows kept",
-    "token by remainder",
-    "zero instead of -1",
-    "gather and scatter exchanged",
-]
+faults = {
+    "unstable": dict(order=lambda ids: len(ids) - 1 - stable(ids[::-1])),
+    "falling experts": dict(order=lambda ids: stable(-ids)),
+    "divided by 128": dict(top=128),
+    "no smooth scale": dict(smoothed=same),
+    "smooth scale of the first": dict(smoothed=lambda x, smooth, expert, first: x * smooth[0]),
+    "truncated": dict(whole=np.trunc),
+    "no offset": dict(offset=same),
+    "counts of the first experts": dict(counts=lambda counts, first, last: counts[: last - first]),
+    "keys from zero": dict(first_key=lambda first: 0),
+    "counts and sums exchanged": dict(summed=lambda kind: kind != 0),
+    "scales not moved": dict(scale_rows=lambda scale, token: scale[np.arange(len(token)) % len(scale)]),
+    "range ignored": dict(inside=same),
+    "last rows kept": dict(capacity=last_rows),
+    "token by remainder": dict(token=lambda pair, k, rows: pair % rows),
+    "zero instead of -1": dict(missing=0),
+    "gather and scatter exchanged": dict(by_place=lambda row: row != 1),
+}
 if A5:
     cases += [
         case(bf16(6, width), choose(6, 3), quant=quant) for quant in (2, 3, 9, 11, 12) for width in (70, 256, 384)
@@ -219,15 +232,15 @@ if A5:
         case(codes(6, 32), choose(6, 3), codes(6, 1, 2), range=[1, 5]),
         case(bf16(3, 7168), choose(3, 6, 256), quant=3, count=256),
     ]
-    faults += ["exponent rounded up"]
+    faults |= {"exponent rounded up": dict(exponent=lambda exponent: exponent + 1)}
 else:
     cases += [
         case(f32(9, 5), choose(9, 3), f32(9), active=11),
         case(f32(9, 5), choose(9, 3), f32(9), active=-1),
         case(bf16(6, 8), choose(6, 2), f32(8, 8), quant=1, drop=1, capacity=2),
     ]
-    faults += ["active_num ignored"]
-check("moe_init_routing_v2", call, route, cases, faults, 1e-6)
+    faults |= {"active_num ignored": dict(active=lambda active: 0)}
+check("moe_init_routing_v2", call, route, STEPS, cases, faults, 1e-6)
 empty = call(*case(bf16(0, 8).npu(), choose(1, 2)[:0].npu()), raw=True)
 assert [tuple(v.shape) for v in empty] == [(0, 8), (0,), (8,), (0,)] and not empty[2].any()
 

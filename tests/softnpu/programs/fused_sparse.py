@@ -4,17 +4,17 @@ import numpy as np
 import torch
 import torch_npu
 from fused_check import A5, array, bf16, check, f32, problems, refused
-from sparse_attention import ROPE, WIDTH, attended, entries, only_written
+from sparse_attention import BLOCK_FAULTS, FAULTS, ROPE, SINK_FAULTS, STEPS, WIDTH, attended, entries, only_written
 from sparse_layouts import int32, on_npu, paged, turned, with_gaps
 
 
-def sparse(case, fault):
+def sparse(case, steps):
     query, key, _, query_rope, key_rope, indices, *layouts, block, mode, scale, lse, sinks = case
     k = np.concatenate([array(key).reshape(-1, WIDTH), array(key_rope).reshape(-1, ROPE)], -1)
     q = torch.cat([query, query_rope], -1)
     flat = array(indices).reshape(-1, indices.shape[-1])
     sinks = None if sinks is None else array(sinks)
-    out, *statistics = attended(q, fault, k, (key, *layouts), flat, block, mode, scale, sinks)
+    out, *statistics = attended(q, k, (key, *layouts), flat, block, mode, scale, steps, sinks)
     result = [out.reshape(query.shape)]
     if lse:
         shape = query.shape[:-1]
@@ -52,29 +52,26 @@ CASES = [
     case_of("BSND", 16, (2, 1), None, None, [100, 17], 64, 0, page=16),
     case_of("TND", 64, (4,), None, [2, 4], [1030, 515], 512, 3, page=128),  # heads and choice of DeepSeek V4
 ]
-FAULTS = [
-    "no scale", "no rope part", "no causal mask", "every key", "all entries", "values shifted", "not normalised",
-    "lengths ignored", "keys from the start", "pages in order",
-]  # fmt: skip
 if A5:
     CASES += [
         case_of("BSND", 128, (1, 2), (1, 30), None, None, 8, 3, lse=True, sinks=True),
         case_of("TND", 12, (3,), (20,), [1, 3], [5, 20], 6, 0, lse=True, sinks=True, empty=True),
         case_of("TND", 64, (2,), None, [1, 2], [70, 200], 40, 0, page=64, sinks=True),
     ]
-    FAULTS += ["no sinks", "sinks counted for every head", "largest without the sink"]
+    FAULTS = FAULTS | SINK_FAULTS
 else:
     CASES += [
         case_of("BSND", 32, (2, 3), (2, 50), None, [50, 21], 9, 3, block=4),
         case_of("TND", 128, (2,), None, [2], [300], 3, 3, block=64, page=128),
     ]
-    FAULTS += ["first key of a block", "blocks over the diagonal"]
+    FAULTS = FAULTS | BLOCK_FAULTS
 
 
 check(
     "sparse_flash_attention",
     lambda *a: only_written(a[0], a[6], call(*a)),
-    lambda case, fault: only_written(case[0], case[6], sparse(case, fault)),
+    lambda case, steps: only_written(case[0], case[6], sparse(case, steps)),
+    STEPS,
     CASES,
     FAULTS,
     1e-2,
@@ -149,7 +146,7 @@ if A5:
     bad("sinks", b, sinks=bf16(4))
     bad("sinks", b, sinks=f32(4, 1))
     apart = [with_gaps(x) if i in (1, 2, 4) else on_npu(x) for i, x in enumerate(p)]
-    if not np.allclose(array(call(*apart)[0]), sparse(p, None)[0], atol=2e-2):
+    if not np.allclose(array(call(*apart)[0]), sparse(p, STEPS)[0], atol=2e-2):
         problems.append("sparse_flash_attention: pages with gaps")
 else:
     bad("query", case_of("BSND", 12, (1, 1), (1, 3), None, None, 1, 0))

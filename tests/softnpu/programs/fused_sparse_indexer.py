@@ -3,49 +3,53 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, check, problems, refused, rng
-from sparse_layouts import ALL, int32, on_npu, page_table, places, turned, whole, with_gaps
+from fused_check import A5, Steps, array, check, problems, refused, rng, same
+from sparse_layouts import ALL, PLACE_FAULTS, PLACES, int32, on_npu, page_table, places, turned, whole, with_gaps
 
 HIDDEN = -4096.0  # stands for -inf, which has no distance
 
 
-def top(score, visible, count, fault):
-    """Indices and scores of the best keys of one query."""
-    order = sorted(range(visible), key=lambda i: (-score[i], -i if fault == "ties to the larger" else i))
-    if fault == "worst first":
-        order = sorted(range(visible), key=lambda i: (score[i], i))
-    order = order[:count]
-    if fault == "in the order of keys":
-        order.sort()
-    gap = count - len(order)
-    filler = 0 if fault == "zeros behind the last" else -1
-    return [*order, *[filler] * gap], [*score[order], *[HIDDEN] * gap]
+def best_first(score, visible):
+    return sorted(range(visible), key=lambda i: (-score[i], i))
 
 
-def indexed(case, fault, scales=(None, None)):
+def seen(i, queries, keys):
+    return keys + i - queries + 1
+
+
+def summed(dots, w):
+    return (np.maximum(dots, 0) * w).sum(0)
+
+
+STEPS = Steps(
+    **vars(PLACES),
+    weights=same,
+    query_scale=np.multiply,
+    key_scale=lambda dots, scale, keys: dots * scale[keys].T,
+    score=summed,
+    visible=seen,
+    order=best_first,
+    chosen=same,
+    filler=-1,
+)
+
+
+def indexed(case, steps, scales=(None, None)):
     query, key, weights, ql, kl, table, layout_query, layout_key, count, mode, values = case
     q, w = array(query.double()).reshape(-1, *query.shape[-2:]), array(weights).reshape(-1, query.shape[-2])
-    k = array(key.double()).reshape(-1, key.shape[-1])
-    w = np.ones_like(w) if fault == "no weights" else np.abs(w) if fault == "weights without sign" else w
+    k, w = array(key.double()).reshape(-1, key.shape[-1]), steps.weights(w)
     ids, best = np.full((len(q), count), -1), np.full((len(q), count), HIDDEN)
     scale_q, scale_k = (None if s is None else array(s).reshape(-1, s.shape[-1]) for s in scales)
-    for rows, keys in places(query, key, ql, kl, table, layout_query, layout_key, fault):
+    for rows, keys in places(query, key, ql, kl, table, layout_query, layout_key, steps):
         for i, row in enumerate(rows):
             dots = q[row] @ k[keys].T
             if scale_q is not None:
-                dots = dots * (1 if fault == "no query scale" else scale_q[row][:, None])
-                order = np.roll(keys, 1) if fault == "scale of another key" else keys
-                dots = dots * (1 if fault == "no key scale" else scale_k[order].T)
-            part = dots if fault == "no relu" else np.maximum(dots, 0)
-            part = part[:1] * w[row][:1, None] if fault == "first head only" else part * w[row][:, None]
-            score = part.sum(0)
-            if fault == "relu behind the weights":
-                score = np.maximum(dots * w[row][:, None], 0).sum(0)
-            visible = len(keys)
-            if mode == 3 and fault != "no causal mask":
-                visible += i - len(rows) + (2 if fault == "one key too many" else 1)
-                visible = i + 1 if fault == "diagonal from the left" else visible
-            ids[row], best[row] = top(score, int(np.clip(visible, 0, len(keys))), count, fault)
+                dots = steps.key_scale(steps.query_scale(dots, scale_q[row][:, None]), scale_k, keys)
+            score = steps.score(dots, w[row][:, None])
+            visible = steps.visible(i, len(rows), len(keys)) if mode == 3 else len(keys)
+            order = steps.chosen(steps.order(score, int(np.clip(visible, 0, len(keys))))[:count])
+            ids[row] = [*order, *[steps.filler] * (count - len(order))]
+            best[row, : len(order)] = score[order]
     shape = (*query.shape[:-2], 1, count)
     best = torch.tensor(best).to(query.dtype).double().numpy() if scales[0] is None else best
     return [ids.reshape(shape), *([best.reshape(shape)] if values else [])]
@@ -91,11 +95,26 @@ if not A5:
         plain("BSND", 5, (1, 3), (1, 20), None, [18], 4, 3, False),
         plain("BSND", 64, (1, 2), (1, 33), [2], None, 33, 0, True, torch.float16, torch.float32),
     ]
-FAULTS = [
-    "no relu", "relu behind the weights", "no weights", "weights without sign", "first head only", "no causal mask",
-    "one key too many", "diagonal from the left", "worst first", "ties to the larger", "in the order of keys",
-    "zeros behind the last", "lengths ignored", "keys from the start", "pages in order",
-]  # fmt: skip
+FAULTS = {
+    "no relu": dict(score=lambda dots, w: (dots * w).sum(0)),
+    "relu behind the weights": dict(score=lambda dots, w: np.maximum(dots * w, 0).sum(0)),
+    "no weights": dict(weights=np.ones_like),
+    "weights without sign": dict(weights=np.abs),
+    "first head only": dict(score=lambda dots, w: summed(dots[:1], w[:1])),
+    "no causal mask": dict(visible=lambda i, queries, keys: keys),
+    "one key too many": dict(visible=lambda i, queries, keys: seen(i, queries, keys) + 1),
+    "diagonal from the left": dict(visible=lambda i, queries, keys: i + 1),
+    "worst first": dict(order=lambda score, visible: sorted(range(visible), key=lambda i: (score[i], i))),
+    "ties to the larger": dict(order=lambda score, visible: sorted(range(visible), key=lambda i: (-score[i], -i))),
+    "in the order of keys": dict(chosen=sorted),
+    "zeros behind the last": dict(filler=0),
+    **PLACE_FAULTS,
+}
+SCALE_FAULTS = {
+    "no query scale": dict(query_scale=same),
+    "no key scale": dict(key_scale=same),
+    "scale of another key": dict(key_scale=lambda dots, scale, keys: dots * scale[np.roll(keys, 1)].T),
+}
 
 
 def untouched(case):
@@ -106,7 +125,8 @@ def untouched(case):
 check(
     "lightning_indexer",
     lambda *a: [x[: untouched(a)] for x in call(*a)],
-    lambda case, fault: [x[: untouched(case)] for x in indexed(case, fault)],
+    lambda case, steps: [x[: untouched(case)] for x in indexed(case, steps)],
+    STEPS,
     CASES,
     FAULTS,
     1e-6,
@@ -167,7 +187,7 @@ if A5:
     bad("query", b, query=whole(2, 5, 40, 128), weights=weights_of(2, 5, 40))
     bad("weights", b, weights=b[2].float())
     gaps = call(*[with_gaps(x) if i == 1 else on_npu(x) for i, x in enumerate(p)])
-    if not (array(gaps[0]) == indexed(p, None)[0]).all():
+    if not (array(gaps[0]) == indexed(p, STEPS)[0]).all():
         problems.append("lightning_indexer: pages with gaps")
 else:
     bad("key", p, key=with_gaps(p[1]))
@@ -204,9 +224,10 @@ if A5:
 check(
     "quant_lightning_indexer",
     lambda *a: [x[: untouched(a)] for x in call_quant(*a)],
-    lambda case, fault: [x[: untouched(case)] for x in indexed(case[:11], fault, case[11:])],
+    lambda case, steps: [x[: untouched(case)] for x in indexed(case[:11], steps, case[11:])],
+    STEPS,
     QUANTISED,
-    [*FAULTS, "no query scale", "no key scale", "scale of another key"],
+    FAULTS | SCALE_FAULTS,
     1e-6,
 )
 

@@ -3,37 +3,36 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, array, bf16, check, f32, problems, refused, rng
-from sparse_attention import ROPE, WIDTH, attended, entries, only_written
+from fused_check import A5, Steps, array, bf16, check, f32, problems, refused, rng, same
+from sparse_attention import FAULTS, ROPE, STEPS, WIDTH, attended, entries, only_written
 from sparse_layouts import int32, on_npu, paged, with_gaps
 
 TILE = 128
 DEFAULTS = {"attention_mode": 2, "quant_scale_repo_mode": 1, "tile_size": TILE, "rope_head_dim": ROPE}
 
 
-def unpacked(packed, query, fault):
+QUANTISED = Steps(
+    **vars(STEPS),
+    scale=same,
+    dequantised=np.multiply,
+    rope=same,
+    joined=lambda values, rope: np.concatenate([values, rope], -1),
+)
+
+
+def unpacked(packed, query, steps):
     """Rows of 512 quantised values, 64 of the query's dtype and 4 fp32 scales, as 576 numbers."""
     rows = packed.reshape(-1, packed.shape[-1]).view(torch.uint8).contiguous()
     values = array(rows[:, :WIDTH].contiguous().view(packed.dtype).double()).reshape(len(rows), -1, TILE)
     rope = array(rows[:, WIDTH : WIDTH + 2 * ROPE].contiguous().view(query.dtype))
-    scale = array(rows[:, WIDTH + 2 * ROPE :].contiguous().view(torch.float32))[..., None]
-    if fault == "scales rotated":
-        scale = np.roll(scale, 1, 1)
-    if fault == "first scale for all":
-        scale = scale[:, :1]
-    if fault == "scales of another key":
-        scale = np.roll(scale, 1, 0)
-    values = values if fault == "no dequantisation" else values * scale
-    if fault == "rope part dequantised":
-        rope = rope * scale[:, 0]
-    parts = [values.reshape(len(rows), -1), rope]
-    return np.concatenate(parts[::-1] if fault == "rope part first" else parts, -1)
+    scale = steps.scale(array(rows[:, WIDTH + 2 * ROPE :].contiguous().view(torch.float32))[..., None])
+    return steps.joined(steps.dequantised(values, scale).reshape(len(rows), -1), steps.rope(rope, scale))
 
 
-def quantised(case, fault):
+def quantised(case, steps):
     query, key, _, indices, *layouts, block, mode, scale = case
     flat = array(indices).reshape(-1, indices.shape[-1])
-    out = attended(query, fault, unpacked(key, query, fault), (key, *layouts), flat, block, mode, scale)[0]
+    out = attended(query, unpacked(key, query, steps), (key, *layouts), flat, block, mode, scale, steps)[0]
     return [out.reshape(*query.shape[:-1], WIDTH)]
 
 
@@ -79,13 +78,18 @@ else:
 check(
     "kv_quant_sparse_flash_attention",
     lambda *a: only_written(a[0], a[4], call(*a)),
-    lambda case, fault: only_written(case[0], case[4], quantised(case, fault)),
+    lambda case, steps: only_written(case[0], case[4], quantised(case, steps)),
+    QUANTISED,
     CASES,
-    [
-        "no scale", "no causal mask", "every key", "all entries", "values shifted", "not normalised", "lengths ignored",
-        "keys from the start", "pages in order", "no dequantisation", "scales rotated", "first scale for all",
-        "scales of another key", "rope part dequantised", "rope part first",
-    ],
+    {name: replaced for name, replaced in FAULTS.items() if name != "no rope part"}
+    | {
+        "no dequantisation": dict(dequantised=same),
+        "scales rotated": dict(scale=lambda scale: np.roll(scale, 1, 1)),
+        "first scale for all": dict(scale=lambda scale: scale[:, :1]),
+        "scales of another key": dict(scale=lambda scale: np.roll(scale, 1, 0)),
+        "rope part dequantised": dict(rope=lambda rope, scale: rope * scale[:, 0]),
+        "rope part first": dict(joined=lambda values, rope: np.concatenate([rope, values], -1)),
+    },
     2e-2,
 )  # fmt: skip
 
@@ -136,7 +140,7 @@ bad("value_dequant_scale", b, {"value_dequant_scale": f32(4).npu()})
 if A5:
     bad("sparse_block_size", b, block=2)
     apart = [with_gaps(x) if i in (1, 2) else on_npu(x) for i, x in enumerate(p)]
-    if not np.allclose(array(call(*apart)[0]), quantised(p, None)[0], atol=5e-2):
+    if not np.allclose(array(call(*apart)[0]), quantised(p, QUANTISED)[0], atol=5e-2):
         problems.append("kv_quant_sparse_flash_attention: pages with gaps")
 else:
     eight = b[1].view(torch.float8_e4m3fn)

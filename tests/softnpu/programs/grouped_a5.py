@@ -3,13 +3,25 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import array, bf16, check, f32, refused
-from fused_grouped_quant import E2M1, E8M0, MIXED_FAULTS, antiquant_case, brain, family, gmm, half, send, values
-from grouped_data import FP4, codes4, e8m0, exponent, fp8, i4, i8, low64, nz, pack4, positive, seed
+from fused_check import Steps, array, bf16, check, f32, refused, reseed, same
+from fused_grouped_quant import (
+    BIAS_FAULTS,
+    E2M1,
+    E8M0,
+    MIXED_FAULTS,
+    ROW_FAULTS,
+    antiquant_case,
+    brain,
+    family,
+    gmm,
+    half,
+    send,
+    values,
+)
+from grouped_data import FP4, codes4, e8m0, exponent, fp8, i4, i8, low64, nz, pack4, positive
 
-seed(3)
+reseed(__name__)
 E4M3 = torch.float8_e4m3fn
-ROW_FAULTS = ["no per-token scale", "rows' scale"]
 
 
 def up(size, block):
@@ -137,7 +149,7 @@ family(
         fp8_case(40, 1024, 256, (8, 2, 30), "block", "block"),
         static_case(9, 33, 6, (4, 5)),
     ],
-    [*MIXED_FAULTS, *ROW_FAULTS],
+    MIXED_FAULTS | ROW_FAULTS,
     send,
 )
 family(
@@ -150,7 +162,7 @@ family(
         fp4_case(9, 70, 8, (3, 0, 6), False),
         fp4_case(12, 256, 64, (5, 7), True),
     ],
-    [*MIXED_FAULTS, *ROW_FAULTS, "no bias", "first bias"],
+    MIXED_FAULTS | ROW_FAULTS | BIAS_FAULTS,
     send,
 )
 family(
@@ -162,7 +174,7 @@ family(
         half_fp4_case(9, 64, 32, (3, 6)),
         kcg_case(9, 256, 64, (3, 6), 128),
     ],
-    [*MIXED_FAULTS, *ROW_FAULTS, "no bias", "first bias"],
+    MIXED_FAULTS | ROW_FAULTS | BIAS_FAULTS,
     send,
 )
 
@@ -198,35 +210,36 @@ def along_depth(kind):
             **factors,
         )
 
-    def formula(_, fault):
-        result, start = [], 0
+    def formula(_, steps):
+        result, start, size = [], 0, 128 if kind == "block" else 32
         for i, end in enumerate(ends):
             y = np.zeros((m, n))
-            for j in range(start, end, 128 if kind == "block" else 32):
-                stop = j + (128 if kind == "block" else 32)
-                at = j // block + (i if fault != "no gap" else 0)
-                half_of = (j // 32) % 2 if fault != "first of the pair" else 0
-                a = rows[:, at] if kind == "block" else rows[:, at, half_of]
-                b = scales[at] if kind == "block" else scales[at, :, half_of]
-                a = np.ones_like(a) if fault == "no scale of x" else a
-                b = np.ones_like(b) if fault == "no scale of weight" else b
-                y = (
-                    y * (fault != "last block only")
-                    + (array(x)[:, j:stop] @ array(w)[j:stop]) * np.outer(a, np.ones(n)) * b
-                )
+            for j in range(start, end, size):
+                at = j // block + steps.gap(i)
+                pair = () if kind == "block" else (steps.of_pair(j // 32 % 2),)
+                a, b = steps.of_x(rows[(slice(None), at, *pair)]), steps.of_weight(scales[(at, ..., *pair)])
+                part = slice(j, j + size)
+                y = steps.summed(y) + (array(x)[:, part] @ array(w)[part]) * np.outer(a, np.ones(n)) * b
             result.append(y)
-            start = 0 if fault == "from the start" else end
-        if fault == "groups reversed":
-            result = result[::-1]
-        return [np.stack(result if fault != "summed" else [sum(result)] * g)]
+            start = steps.next(end)
+        return [np.stack(steps.results(result))]
 
-    faults = ["no gap", "no scale of x", "no scale of weight", "last block only", "from the start", "groups reversed"]
-    return call, formula, [*faults, "summed"] + (["first of the pair"] if kind == "mx" else [])
+    return call, formula
 
 
-for which in ("block", "mx"):
-    run, formula, faults = along_depth(which)
-    check(f"grouped_matmul depth {which}", run, formula, [(0,)], faults, 1e-4)
+DEPTH = Steps(gap=same, of_pair=same, of_x=same, of_weight=same, summed=same, next=same, results=same)
+depth_faults = {
+    "no gap": dict(gap=lambda i: 0),
+    "no scale of x": dict(of_x=np.ones_like),
+    "no scale of weight": dict(of_weight=np.ones_like),
+    "last block only": dict(summed=lambda y: y * 0),
+    "from the start": dict(next=lambda end: 0),
+    "groups reversed": dict(results=lambda results: results[::-1]),
+    "summed": dict(results=lambda results: [sum(results)] * len(results)),
+}
+for which, more in (("block", {}), ("mx", {"first of the pair": dict(of_pair=lambda place: 0)})):
+    run, formula = along_depth(which)
+    check(f"grouped_matmul depth {which}", run, formula, DEPTH, [(0,)], depth_faults | more, 1e-4)
 
 
 def with_(case, **changes):

@@ -9,11 +9,6 @@ torch.npu.config.allow_internal_format = not A5
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
-def seed(number):
-    """The numbers of a module do not depend on which modules drew before it."""
-    rng.bit_generator.state = np.random.default_rng(number).bit_generator.state
-
-
 def i8(*shape):
     return torch.tensor(rng.integers(-128, 128, shape), dtype=torch.int8)
 
@@ -77,23 +72,27 @@ def spans(groups, kind):
     return [(i, int(ends[i - 1]) if i else 0, int(end)) for i, end in enumerate(ends)]
 
 
-def wrong_spans(groups, kind, fault):
-    """The same with faults that every grouped operator could have."""
-    kinds = {"ends and counts swapped": {0: 1, 1: 0, 2: 2}[kind]}
-    rows = array(groups).astype(int)
-    if fault == "ends and counts swapped" and kind == 1:
-        rows = np.maximum.accumulate(rows)
-    result = spans(torch.tensor(rows), kinds.get(fault, kind))
-    count = len(result)
-    if fault == "first weight for all":
-        result = [(0, s, e) for _, s, e in result]
-    if fault == "weights rotated":
-        result = [((w + 1) % count, s, e) for w, s, e in result]
-    if fault == "one row more":
-        result = [(w, s + (i > 0), e + (i == 0)) for i, (w, s, e) in enumerate(result)]
-    if fault == "last group lost":
-        result = [(w, s, e) for w, s, e in result if e != max(x[2] for x in result)]
-    return result
+def as_ends(groups, kind):
+    return spans(torch.tensor(np.maximum.accumulate(array(groups).astype(int))) if kind == 1 else groups, 1 - kind)
 
 
-GROUP_FAULTS = ["ends and counts swapped", "first weight for all", "weights rotated", "one row more", "last group lost"]
+def lost_last(groups, kind):
+    found = spans(groups, kind)
+    return [span for span in found if span[2] != max(end for _, _, end in found)]
+
+
+GROUP_FAULTS = {
+    "ends and counts swapped": dict(
+        spans=lambda groups, kind: spans(groups, kind) if kind == 2 else as_ends(groups, kind)
+    ),
+    "first weight for all": dict(spans=lambda groups, kind: [(0, s, e) for _, s, e in spans(groups, kind)]),
+    "weights rotated": dict(
+        spans=lambda groups, kind: [((w + 1) % len(groups), s, e) for w, s, e in spans(groups, kind)]
+    ),
+    "one row more": dict(
+        spans=lambda groups, kind: [(w, s + (i > 0), e + (i == 0)) for i, (w, s, e) in enumerate(spans(groups, kind))]
+    ),
+    "last group lost": dict(spans=lost_last),
+}
+"""Faults that every grouped operator could have."""
+COUNT_FAULTS = {name: replaced for name, replaced in GROUP_FAULTS.items() if name != "ends and counts swapped"}

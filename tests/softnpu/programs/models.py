@@ -5,6 +5,7 @@ import sys
 
 import torch
 import torch_npu  # noqa: F401
+from seeds import seed
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 torch.set_num_threads(1)
@@ -46,7 +47,7 @@ def distance(a, b):
 
 
 for name, make in MODELS.items():
-    torch.manual_seed(0)
+    torch.manual_seed(seed(name))
     host = make().eval().float()
     with torch.no_grad():
         for parameter in host.parameters():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from fused_check import rng
+from fused_check import Steps, rng
 
 ALL = (1 << 63) - 1
 
@@ -52,23 +52,29 @@ def paged(lengths, keys, page):
     return table, (pages, page)
 
 
-def places(query, key, query_lengths, key_lengths, table, layout_query, layout_key, fault=None):
+PLACES = Steps(lengths=lambda x: x, start=lambda ends, b: ends[b - 1] if b else 0, pages=lambda row: row)
+PLACE_FAULTS = {
+    "lengths ignored": dict(lengths=lambda x: None),
+    "keys from the start": dict(start=lambda ends, b: 0),
+    "pages in order": dict(pages=lambda row: np.arange(len(row))),
+}
+
+
+def places(query, key, query_lengths, key_lengths, table, layout_query, layout_key, steps=PLACES):
     """For each sequence: rows of the flattened query, and rows of the flattened keys."""
     ql, kl, table = (None if x is None else x.cpu().numpy() for x in (query_lengths, key_lengths, table))
-    if fault == "lengths ignored":
-        ql, kl = (None if layout_query == "BSND" else ql), (None if layout_key == "BSND" else kl)
+    ql = steps.lengths(ql) if layout_query == "BSND" else ql
+    kl = steps.lengths(kl) if layout_key == "BSND" else kl
     for b in range(len(ql) if layout_query == "TND" else len(query)):
         if layout_query == "TND":
             rows = np.arange(ql[b - 1] if b else 0, ql[b])
         else:
             rows = b * query.shape[1] + np.arange(query.shape[1] if ql is None else ql[b])
         if layout_key == "TND":
-            start = kl[b - 1] if b and fault != "keys from the start" else 0
-            keys = np.arange(start, kl[b])
+            keys = np.arange(steps.start(kl, b), kl[b])
         elif layout_key == "BSND":
             keys = b * key.shape[1] + np.arange(key.shape[1] if kl is None else kl[b])
         else:
             block, at = key.shape[1], np.arange(kl[b])
-            pages = np.arange(table.shape[1]) if fault == "pages in order" else table[b]
-            keys = pages[at // block] * block + at % block
+            keys = steps.pages(table[b])[at // block] * block + at % block
         yield rows, keys

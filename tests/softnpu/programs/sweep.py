@@ -12,6 +12,7 @@ import tempfile
 
 import torch
 import torch_npu  # noqa: F401
+from seeds import seed
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from softnpu import current
@@ -39,7 +40,7 @@ MODELS = {
             hc_sinkhorn_iters=2)
     ),
 }  # fmt: skip
-torch.manual_seed(0)
+torch.manual_seed(seed())
 model = MODELS[sys.argv[1]]().eval().to("npu")
 with torch.no_grad():
     prefilled = model(torch.arange(1, 10)[None].npu(), use_cache=True).past_key_values
