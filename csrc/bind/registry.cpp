@@ -35,10 +35,11 @@ thread_local Choice active_choice;
 
 constexpr const char* kNoKernel = "no kernel for this device in this build";
 
-std::mutex npu_mutex;
-Context& npu_context() {
-  static Context value;
-  return value;
+// Without a machine: what CPU kernels ask about costs nothing to make.
+const Context& cpu_context() {
+  thread_local Context here;
+  here.isa = isa();
+  return here;
 }
 
 // Library objects own their registrations: they live as long as the process.
@@ -157,7 +158,7 @@ class Operator {
       reason = kNoKernel;
       return nullptr;
     }
-    const Context here = device == c10::DeviceType::CPU ? Context(isa()) : context();
+    const Context& here = device == c10::DeviceType::CPU ? cpu_context() : npu_context();
     for (const Candidate* candidate : found->second) {
       if (!active_choice.only.empty() && candidate->name != active_choice.only) {
         continue;
@@ -318,19 +319,11 @@ std::vector<const Candidate*> all_candidates() {
   return found;
 }
 
-Context context() {
-  Context here;
-  {
-    const std::lock_guard lock(npu_mutex);
-    here = npu_context();
-  }
-  here.isa = isa();
-  return here;
-}
+Context context() { return {isa(), npu::machine_here()}; }
 
-void set_npu_context(Context value) {
-  const std::lock_guard lock(npu_mutex);
-  npu_context() = std::move(value);
+const Context& npu_context() {
+  static const Context here = context();
+  return here;
 }
 
 const Choice& choice() { return active_choice; }
