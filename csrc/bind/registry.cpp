@@ -220,17 +220,15 @@ class Operator {
     }
   }
 
-  // Once per operator; once for all of them on a device for which this build has no kernel.
+  // Once per operator; once for all of them that have no kernel for this device.
   void announce(c10::DeviceType device, const std::string& reason) const {
     static std::mutex mutex;
     static std::set<std::string> announced;
-    const bool any =
-        std::any_of(table().begin(), table().end(), [&](const Candidate& c) { return c.device == device; });
-    const std::string what = any ? "dsv4::" + name() : "every operator of dsv4";
+    const bool any = !candidates_.at(device).empty();
+    const std::string what = any ? "dsv4::" + name() : "dsv4::" + name() + ", as every operator without a kernel,";
     const std::lock_guard lock(mutex);
-    if (announced.insert(what).second) {
-      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ",
-                 any ? reason : kNoKernel,
+    if (announced.insert(any ? name() : "").second) {
+      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ", reason,
                  ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
     }
   }
