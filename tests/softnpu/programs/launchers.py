@@ -7,7 +7,7 @@ import sys
 import torch
 
 from dsv4_ascend.parity.runner import implementations, run_cases, samples
-from dsv4_backend import OPERATORS, _C, dispatch
+from dsv4_backend import _C, OPERATORS, dispatch
 from dsv4_backend.errors import LaunchError
 
 LAUNCHED = sorted({op for op, device in dispatch.native_kernels() if device == "npu"})
