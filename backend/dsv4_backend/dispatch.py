@@ -29,14 +29,14 @@ NO_KERNEL = "no kernel for this device in this build"
 class Context:
     """A machine that predicates are asked about, this one or another.
 
-    isa: "portable", "avx2" or "avx512"; chip: "Ascend910B3", "" without an NPU; cann: "9.1.0"; libraries: the operator
-    packages whose symbols were found.
+    isa: "portable", "avx2" or "avx512"; chip: "Ascend910B3" or "A2", "" without an NPU; cann: "9.1.0"; packages: the
+    operator packages there: "builtin", "vllm-ascend", "recipes".
     """
 
     isa: str
     chip: str = ""
     cann: str = ""
-    libraries: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ("builtin",)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def candidates(
     device = device or device_of((*args, *kwargs.values()))
     where = None
     if context is not None:
-        where = _C.Context(context.isa, context.chip, context.cann, list(context.libraries))
+        where = _C.Context(context.isa, context.chip, context.cann, list(context.packages))
     return [Candidate(*answer) for answer in _C.answers(name, device, where, *args, **kwargs)]
 
 

@@ -36,6 +36,10 @@ class EnvironmentFault(Dsv4Error, RuntimeError):
     """Something outside this package is missing or broken; the message says what to do."""
 
 
+class LaunchError(Dsv4Error, RuntimeError):
+    """An Ascend operator refused a call that our checks had let through; nothing was launched."""
+
+
 def argument_error(operator: str, argument: str, found: object, expected: object) -> ArgumentError:
     """Build the standard message ``dsv4::operator: argument 'x': found ..., expected ...``."""
     return ArgumentError(f"dsv4::{operator}: argument '{argument}': found {found}, expected {expected}")

@@ -6,6 +6,7 @@
 
 #include "common/error.h"
 #include "common/isa.h"
+#include "npu/function.h"
 #include "registry.h"
 
 namespace py = pybind11;
@@ -93,6 +94,17 @@ std::vector<std::tuple<std::string, std::string, std::string, uint64_t>> list_ra
   return rows;
 }
 
+// (symbol, C signature of phase 1 without its last two arguments, package that has it here or nothing)
+std::vector<std::tuple<std::string, std::string, std::string>> list_npu_functions() {
+  const auto machine = dsv4::npu::machine_here();
+  std::vector<std::tuple<std::string, std::string, std::string>> rows;
+  for (const auto& one : dsv4::npu::listed()) {
+    const auto found = dsv4::npu::resolve(one.symbol, one.versions, machine);
+    rows.emplace_back(one.symbol, one.signature(), found.phase1 ? dsv4::npu::package_name(found.package) : "");
+  }
+  return rows;
+}
+
 // Any instruction set that the code knows: predicates are asked about machines that are not here, too.
 dsv4::Isa known_isa(const std::string& name) {
   for (const dsv4::Isa value : {dsv4::Isa::portable, dsv4::Isa::avx2, dsv4::Isa::avx512}) {
@@ -142,6 +154,8 @@ PYBIND11_MODULE(_C, m) {
       raise("ArgumentError", e.what());
     } catch (const dsv4::UnsupportedError& e) {
       raise("UnsupportedError", e.what());
+    } catch (const dsv4::LaunchError& e) {
+      raise("LaunchError", e.what());
     }
   });
 
@@ -156,16 +170,21 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("check_on_device", &Choice::check_on_device)
       .def_readonly("check_contents", &Choice::check_contents);
   py::class_<Context>(m, "Context")
-      .def(py::init([](const std::string& isa, std::string chip, std::string cann, std::vector<std::string> libraries) {
-        return Context(known_isa(isa), std::move(chip), std::move(cann), std::move(libraries));
-      }));
+      .def(py::init(
+          [](const std::string& isa, std::string chip, std::string cann, const std::vector<std::string>& packages) {
+            dsv4::npu::Machine machine{std::move(chip), std::move(cann), {}};
+            for (const std::string& name : packages) {
+              machine.packages.push_back(dsv4::npu::package_named(name));
+            }
+            return Context{known_isa(isa), std::move(machine)};
+          }));
   m.def("choice", [] { return dsv4::bind::choice(); });
   m.def("set_choice", &dsv4::bind::set_choice);
-  m.def("set_npu_context", &dsv4::bind::set_npu_context);
   bind_rules(m);
   m.def("check", &check_call);
   m.def("candidates", &list_candidates);
   m.def("answers", &candidates);
+  m.def("npu_functions", &list_npu_functions);
   m.def("ran", &list_ran);
   m.def("forget_ran", &dsv4::bind::forget_ran);
   m.def("available_isas", &list_isas);

@@ -35,10 +35,11 @@ thread_local Choice active_choice;
 
 constexpr const char* kNoKernel = "no kernel for this device in this build";
 
-std::mutex npu_mutex;
-Context& npu_context() {
-  static Context value;
-  return value;
+// Without a machine: what CPU kernels ask about costs nothing to make.
+const Context& cpu_context() {
+  thread_local Context here;
+  here.isa = isa();
+  return here;
 }
 
 // Library objects own their registrations: they live as long as the process.
@@ -148,7 +149,7 @@ class Operator {
       reason = kNoKernel;
       return nullptr;
     }
-    const Context here = device == c10::DeviceType::CPU ? Context(isa()) : context();
+    const Context& here = device == c10::DeviceType::CPU ? cpu_context() : npu_context();
     for (const Candidate* candidate : found->second) {
       if (!active_choice.only.empty() && candidate->name != active_choice.only) {
         continue;
@@ -217,17 +218,15 @@ class Operator {
     }
   }
 
-  // Once per operator; once for all of them on a device for which this build has no kernel.
+  // Once per operator; once for all of them that have no kernel for this device.
   void announce(c10::DeviceType device, const std::string& reason) const {
     static std::mutex mutex;
     static std::set<std::string> announced;
-    const bool any =
-        std::any_of(table().begin(), table().end(), [&](const Candidate& c) { return c.device == device; });
-    const std::string what = any ? "dsv4::" + name() : "every operator of dsv4";
+    const bool any = !candidates_.at(device).empty();
+    const std::string what = any ? "dsv4::" + name() : "dsv4::" + name() + ", as every operator without a kernel,";
     const std::lock_guard lock(mutex);
-    if (announced.insert(what).second) {
-      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ",
-                 any ? reason : kNoKernel,
+    if (announced.insert(any ? name() : "").second) {
+      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ", reason,
                  ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
     }
   }
@@ -316,19 +315,11 @@ std::vector<const Candidate*> all_candidates() {
   return found;
 }
 
-Context context() {
-  Context here;
-  {
-    const std::lock_guard lock(npu_mutex);
-    here = npu_context();
-  }
-  here.isa = isa();
-  return here;
-}
+Context context() { return {isa(), npu::machine_here()}; }
 
-void set_npu_context(Context value) {
-  const std::lock_guard lock(npu_mutex);
-  npu_context() = std::move(value);
+const Context& npu_context() {
+  static const Context here = context();
+  return here;
 }
 
 const Choice& choice() { return active_choice; }

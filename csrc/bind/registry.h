@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/isa.h"
+#include "npu/machine.h"
 #include "specification.h"
 
 namespace dsv4::bind {
@@ -22,14 +23,8 @@ using WhyNot = std::optional<std::string>;
 
 // What a predicate may know beside the arguments. A made-up one answers for a machine that is not here.
 struct Context {
-  explicit Context(Isa isa = Isa::portable, std::string chip = {}, std::string cann = {},
-                   std::vector<std::string> libraries = {})
-      : isa(isa), chip(std::move(chip)), cann(std::move(cann)), libraries(std::move(libraries)) {}
-
-  Isa isa;
-  std::string chip;                    // "Ascend910B3", empty without an NPU
-  std::string cann;                    // "9.1.0"
-  std::vector<std::string> libraries;  // operator packages whose symbols were found
+  Isa isa = Isa::portable;
+  npu::Machine machine;
 };
 
 // One implementation for one device type. The first whose predicate agrees runs.
@@ -53,8 +48,8 @@ void add_candidate(std::string op, c10::DeviceType device, std::string name,
 std::vector<const Candidate*> candidates_of(const std::string& op, c10::DeviceType device);
 std::vector<const Candidate*> all_candidates();
 
-Context context();                    // of this process: the ISA in force, the NPU side as set
-void set_npu_context(Context value);  // its chip, CANN and libraries
+Context context();             // of this process, as it is now
+const Context& npu_context();  // the same where an NPU's tensor exists: looked up once
 
 enum class Policy { automatic, reference, strict };
 struct Choice {

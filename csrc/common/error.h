@@ -22,4 +22,9 @@ struct UnsupportedError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// An Ascend operator refused a call that our checks had let through, or CANN lacks what a call needs.
+struct LaunchError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 }  // namespace dsv4

@@ -1,0 +1,88 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "candidate.h"
+#include "npu/hyper.h"
+#include "npu_call.h"
+
+namespace dsv4::bind {
+namespace {
+
+constexpr std::initializer_list<at::ScalarType> kHalves = {at::kBFloat16, at::kHalf};
+
+WhyNot not_streams(const Context& context, const at::Tensor& x) {
+  const int64_t n = x.size(1), width = x.size(2);
+  if (npu::generation_of(context.machine.chip) == npu::Generation::a5) {
+    return unless(n == 4 || n == 6 || n == 8, "A5 takes 4, 6 or 8 streams");
+  }
+  return first(unless(n == 4, "A2 and A3 take 4 streams"),
+               unless(width % 128 == 0 && width <= 100000, "A2 and A3 take a multiple of 128 channels, up to 100000"));
+}
+
+struct Post {
+  static WhyNot why_not(const Context& context, const at::Tensor& z, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor&) {
+    return first(not_available<npu::MhcPost>(context), not_of("x", x, kHalves), not_of("z", z, {x.scalar_type()}),
+                 not_streams(context, x));
+  }
+
+  static at::Tensor run(const at::Tensor& z, const at::Tensor& x, const at::Tensor& post, const at::Tensor& comb) {
+    at::Tensor out = at::empty(x.sizes(), x.options());
+    if (out.numel() == 0) {
+      return out;
+    }
+    NpuCall call("hc_post", x);
+    const npu::In h_res = call.in(comb);
+    call.launch(npu::MhcPost{call.in(x), {&h_res.view}, call.in(z), call.in(post), call.out(out)});
+    return out;
+  }
+};
+
+// The exact fp32 route of two launches; the one-launch route multiplies in HF32.
+struct Pre {
+  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
+                        const at::Tensor&, int64_t rounds, double, double) {
+    const bool fits = x.size(2) % 16 == 0 && x.size(2) <= 16384;
+    return first(not_available<npu::MhcPre>(context), not_available<npu::MhcSinkhorn>(context), not_of("x", x, kHalves),
+                 not_streams(context, x), unless(fits, "the chip takes a multiple of 16 channels, up to 16384"),
+                 unless(rounds <= 100, "the chip does at most 100 rounds of Sinkhorn"));
+  }
+
+  static std::tuple<at::Tensor, at::Tensor, at::Tensor> run(const at::Tensor& x, const at::Tensor& fn,
+                                                            const at::Tensor& base, const at::Tensor& scale,
+                                                            int64_t rounds, double norm_eps, double hc_eps) {
+    const int64_t tokens = x.size(0), n = x.size(1);
+    const auto single = x.options().dtype(at::kFloat);
+    at::Tensor y = at::empty({tokens, x.size(2)}, x.options()), post = at::empty({tokens, n}, single);
+    at::Tensor comb = at::empty({tokens, n, n}, single);
+    if (tokens == 0) {
+      return {y, post, comb};
+    }
+    const at::Tensor logits = at::empty_like(comb);
+    NpuCall call("hc_pre", x);
+    call.launch(npu::MhcPre{call.in(x),
+                            call.in(fn),
+                            call.in(scale),
+                            call.in(base),
+                            {},
+                            norm_eps,
+                            hc_eps,
+                            call.out(y),
+                            call.out(post),
+                            call.out(logits),
+                            {},
+                            {},
+                            {}});
+    call.launch(npu::MhcSinkhorn{call.in(logits), static_cast<float>(hc_eps), rounds, call.out(comb), {}, {}});
+    return {y, post, comb};
+  }
+};
+
+const npu::List<npu::MhcPre> pre;
+const npu::List<npu::MhcSinkhorn> sinkhorn;
+const npu::List<npu::MhcPost> post;
+const Registration<Post::run, Post::why_not> hc_post("hc_post", c10::DeviceType::PrivateUse1, "hc_post/aclnnMhcPost");
+const Registration<Pre::run, Pre::why_not> hc_pre("hc_pre", c10::DeviceType::PrivateUse1, "hc_pre/aclnnMhcPre");
+
+}  // namespace
+}  // namespace dsv4::bind

@@ -1,0 +1,34 @@
+#include <ATen/ops/empty.h>
+
+#include "candidate.h"
+#include "npu/norm.h"
+#include "npu_call.h"
+
+namespace dsv4::bind {
+namespace {
+
+WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& weight, double) {
+  const auto types = {at::kFloat, at::kHalf, at::kBFloat16};
+  return first(not_available<npu::RmsNorm>(context), not_of("x", x, types),
+               not_of("weight", weight, {x.scalar_type(), at::kFloat}),
+               unless(x.dim() <= 8, "x has more than 8 dimensions"));
+}
+
+at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  if (y.numel() == 0) {
+    return y;
+  }
+  std::vector<int64_t> rows = x.sizes().vec();
+  rows.back() = 1;
+  const at::Tensor rstd = at::empty(rows, x.options().dtype(at::kFloat));
+  NpuCall call("rms_norm", x);
+  call.launch(npu::RmsNorm{call.in(x), call.in(weight), eps, call.out(y), call.out(rstd)});
+  return y;
+}
+
+const npu::List<npu::RmsNorm> function;
+const Registration<run, why_not> registration("rms_norm", c10::DeviceType::PrivateUse1, "rms_norm/aclnnRmsNorm");
+
+}  // namespace
+}  // namespace dsv4::bind

@@ -1,0 +1,38 @@
+// What this project calls of CANN's C interface, declared by us: it builds with no CANN present.
+#pragma once
+
+#include <cstdint>
+
+namespace dsv4::npu {
+
+struct AclTensor;  // opaque objects of the runtime
+struct AclIntArray;
+struct AclExecutor;
+
+// aclDataType and aclFormat, as CANN's documents number them.
+enum class AclType : int {
+  f32 = 0,
+  f16 = 1,
+  i8 = 2,
+  i32 = 3,
+  u8 = 4,
+  i64 = 9,
+  boolean = 12,
+  bf16 = 27,
+  e4m3 = 36,
+  e8m0 = 37,
+};
+enum class AclFormat : int { nd = 2 };
+
+using CreateTensor = AclTensor* (*)(const int64_t* sizes, uint64_t rank, AclType, const int64_t* strides,
+                                    int64_t offset, AclFormat, const int64_t* storage, uint64_t storage_rank,
+                                    void* data);
+using DestroyTensor = int (*)(const AclTensor*);
+using CreateIntArray = AclIntArray* (*)(const int64_t* values, uint64_t count);
+using DestroyIntArray = int (*)(const AclIntArray*);
+using RecentErrorText = const char* (*)();
+
+// Phase 2 of every operator.
+using Phase2 = int (*)(void* workspace, uint64_t bytes, AclExecutor*, void* stream);
+
+}  // namespace dsv4::npu
