@@ -4,6 +4,7 @@ import re
 
 import pytest
 from processes import run
+
 from softnpu import SOCS
 
 QUEUES = ["0", "1", "2"]
