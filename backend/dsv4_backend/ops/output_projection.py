@@ -35,8 +35,8 @@ def _project(
     rows=(17,),
     arguments={"o": "f32|bf16 [T, H, D]", "wo_a": "float [G, R, K]"},
     tolerance=Tolerance(
-        reason="fp32 sums of up to 1024 products, near 1 in the cases, in any order; the one cast to bf16 may then land "
-        "on the other neighbour (2^-8)",
+        reason="fp32 sums of up to 1024 products, near 1 in the cases, in any order; the one cast "
+        "to bf16 may then land on the other neighbour (2^-8)",
         ideal=(4e-6, 4e-6),
         official=(4e-6, 2**-7),
     ),

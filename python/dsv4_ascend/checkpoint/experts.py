@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def run_of(sources: list[Source]) -> Run | None:
         return None
     places = sorted((source.begin, number) for number, source in enumerate(sources))
     begins = [begin for begin, _ in places]
-    distances = {after - before for before, after in zip(begins, begins[1:], strict=False)} or {first.nbytes}
+    distances = {after - before for before, after in pairwise(begins)} or {first.nbytes}
     if len(distances) > 1 or (begins[0] | min(distances)) % DTYPES[first.dtype][1].itemsize:
         return None
     return Run(tuple(number for _, number in places), min(distances))

@@ -84,7 +84,6 @@ class SafetensorsFile:
         shape = (*info.shape[:-1], info.shape[-1] // 2) if info.dtype == "F4" else info.shape
         return raw.view(dtype).view(shape)
 
-
     def strided(
         self, begin: int, dtype: torch.dtype, shape: tuple[int, ...], count: int, distance: int
     ) -> torch.Tensor:

@@ -18,8 +18,10 @@ SIZE = 128
 
 def small_moe(config: V4Config, experts: int, profile: Profile = OFFICIAL) -> MoE:
     """A layer of `config`, but for its sizes: random weights in the release's formats, routed by score, 6 per token."""
-    sizes = {"hidden_size": SIZE, "moe_intermediate_size": SIZE, "n_routed_experts": experts, "num_experts_per_tok": 6}
-    layer = MoE(dataclasses.replace(config, **sizes), hashed=False, profile=profile)
+    small = dataclasses.replace(
+        config, hidden_size=SIZE, moe_intermediate_size=SIZE, n_routed_experts=experts, num_experts_per_tok=6
+    )
+    layer = MoE(small, hashed=False, profile=profile)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in list(layer.named_parameters()):
         path, _, leaf = name.rpartition(".")

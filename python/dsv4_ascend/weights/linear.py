@@ -1,4 +1,4 @@
-"""The weights of a network as modules, so that module paths equal checkpoint names; routed experts are in experts.py."""
+"""Weights as modules, so that module paths equal checkpoint names; routed experts: experts.py."""
 
 from __future__ import annotations
 

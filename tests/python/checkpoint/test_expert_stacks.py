@@ -28,7 +28,11 @@ def write_file(path, tensors, names, shift=0):
     for name in names:
         raw = bits(tensors[name])
         offsets = [len(data), len(data) + len(raw)]
-        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": offsets}
+        header[name] = {
+            "dtype": DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": offsets,
+        }
         data += raw
     text = json.dumps(header).encode()
     write_raw(path, text + b" " * ((shift - 8 - len(text)) % 64), data)
