@@ -39,7 +39,7 @@ def test_more_experts_make_no_more_operations(profile):
         with torch.inference_mode(), Counting() as mode:
             layer(*token(profile))
         counts.append(mode.counts)
-    assert sum(counts[0].values()) > 50
+    assert sum(counts[0].values()) >= 15
     assert counts[0] == counts[1]
 
 
