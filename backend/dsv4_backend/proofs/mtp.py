@@ -92,5 +92,9 @@ def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (total.view(torch.int32) & -65536).view(torch.float32).bfloat16()
 
 
-for _name in ("compute: x.float() -> x", "mtp_combine: compute(x) -> x", "mtp_combine: compute(e) -> e"):
+for _name in (
+    "compute: x.float() -> x",
+    "mtp_combine: compute(x) -> x",
+    "mtp_combine: compute(e) -> e",
+):
     mtp_combine.equivalent(_name, "torch adds two bf16 numbers as fp32 ones, and rounds once")

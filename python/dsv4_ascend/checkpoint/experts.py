@@ -1,13 +1,15 @@
-"""All experts of a projection as one tensor: a view of the mapped file where they lie at equal distances, else a copy.
+"""All experts of a projection as one tensor: a view of the file if distances are equal, or a copy.
 
-Releases hold a layer's experts in one shard, sorted by name (expert 10 before expert 2), each projection as far from
-the next expert's: such a file is used as it lies, in its own order of experts.
+Releases hold a layer's experts in one shard, sorted by name (expert 10 before expert 2), each
+projection as far from the next expert's: such a file is used as it lies, in its own order of
+experts.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -40,25 +42,29 @@ def by_projection(sources: Sources) -> Experts:
 
 
 def run_of(sources: list[Source]) -> Run | None:
-    """Where experts (by number) lie, if it is at equal distances, aligned, in one file and one form."""
+    """Where experts (by number) lie, if at equal distances, aligned, in one file and form."""
     first = sources[0]
     if any((s.file, s.dtype, s.shape) != (first.file, first.dtype, first.shape) for s in sources):
         return None
     places = sorted((source.begin, number) for number, source in enumerate(sources))
     begins = [begin for begin, _ in places]
-    distances = {after - before for before, after in zip(begins, begins[1:], strict=False)} or {first.nbytes}
+    distances = {after - before for before, after in pairwise(begins)} or {first.nbytes}
     if len(distances) > 1 or (begins[0] | min(distances)) % DTYPES[first.dtype][1].itemsize:
         return None
     return Run(tuple(number for _, number in places), min(distances))
 
 
 def stacks(
-    prefix: str, parts: Mapping[str, list[str]], sources: Sources, tensor: Callable[[str], torch.Tensor]
+    prefix: str,
+    parts: Mapping[str, list[str]],
+    sources: Sources,
+    tensor: Callable[[str], torch.Tensor],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(`...ffn.experts.w1.weight`, [E, ...]) of every part of a layer's experts.
 
-    Then `...ffn.experts.slots` int64 [E], the place of each expert in these, if they are not in order of number.
-    parts, prefix: of `by_projection`; tensor: gives the tensor of an official name.
+    Then `...ffn.experts.slots` int64 [E], the place of each expert in these, if they are not in
+    order of number. parts, prefix: of `by_projection`; tensor: gives the tensor of an official
+    name.
     """
     runs = {part: run_of([sources[name] for name in names]) for part, names in parts.items()}
     plain = tuple(range(max(map(len, parts.values()))))
@@ -66,7 +72,10 @@ def stacks(
     for part, names in parts.items():
         run = runs[part]
         view = run.distance if run and run.order == order else None
-        yield f"{prefix}.{part}", _stacked([names[number] for number in order], view, sources, tensor)
+        yield (
+            f"{prefix}.{part}",
+            _stacked([names[number] for number in order], view, sources, tensor),
+        )
     if order != plain:
         yield f"{prefix}.slots", torch.tensor(order).argsort()
 
@@ -74,7 +83,7 @@ def stacks(
 def _stacked(
     names: list[str], distance: int | None, sources: Sources, tensor: Callable[[str], torch.Tensor]
 ) -> torch.Tensor:
-    """The experts `names` in this order, `distance` bytes apart in their file or (None) anywhere."""
+    """The experts `names` in this order, `distance` bytes apart in a file or (None) anywhere."""
     first = tensor(names[0])
     dtypes = {first.dtype}
     if names[0].endswith(".scale"):  # fp32 ones may be narrowed, each for itself

@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer of many small experts, whose calls can be measured: products hardly take time in it."""
+"""A layer of many small experts, to measure what calls cost: products hardly take time in it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ SIZE = 128
 
 
 def small_moe(config: V4Config, experts: int, profile: Profile = OFFICIAL) -> MoE:
-    """A layer of `config`, but for its sizes: random weights in the release's formats, routed by score, 6 per token."""
-    sizes = {"hidden_size": SIZE, "moe_intermediate_size": SIZE, "n_routed_experts": experts, "num_experts_per_tok": 6}
-    layer = MoE(dataclasses.replace(config, **sizes), hashed=False, profile=profile)
+    """A layer of `config`, but for its sizes: random, in the release's formats, 6 experts a token."""
+    small = dataclasses.replace(
+        config,
+        hidden_size=SIZE,
+        moe_intermediate_size=SIZE,
+        n_routed_experts=experts,
+        num_experts_per_tok=6,
+    )
+    layer = MoE(small, hashed=False, profile=profile)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in list(layer.named_parameters()):
         path, _, leaf = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Putting tensors into the network by their checkpoint names, and taking them out, without copying the large ones."""
+"""Putting tensors into the network by their checkpoint names, and taking them out of it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dsv4_backend.errors import ArgumentError
 
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
-    """Make `tensor` the parameter of official name `name`; it keeps its storage, but for BF16 `FP32_NAMES`.
+    """Make `tensor` the parameter `name`; it keeps its storage, but for BF16 `FP32_NAMES`.
 
-    Experts: `...ffn.experts.w1.weight` [E, ...] is all of a projection at once, with `...ffn.experts.slots` (see
-    `Experts`) if their order is not that of their numbers. One by one, under their official names, they are copied into
-    such a tensor when the last one comes.
+    Experts: `...ffn.experts.w1.weight` [E, ...] is all of a projection at once, with
+    `...ffn.experts.slots` (see `Experts`) if their order is not that of their numbers. One by one,
+    under their official names, they are copied into such a tensor when the last one comes.
     """
     expert = EXPERT.fullmatch(name)
     if expert:
@@ -36,7 +36,7 @@ def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
 
 
 def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> Transformer:
-    """Assign (name, tensor) pairs, moved to `device` if they are not there, and put the network in eval mode.
+    """Assign (name, tensor) pairs, moved to `device`, and put the network in eval mode.
 
     ArgumentError if some experts of a projection came without the others.
     """
@@ -53,7 +53,7 @@ def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]]
 
 
 def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
-    """(official name, tensor) of every parameter, detached: what `assign_all` takes and a checkpoint holds."""
+    """(official name, tensor) of every parameter, detached: what a checkpoint holds."""
     for path, module in network.named_modules():
         if isinstance(module, Experts):
             yield from ((f"{path}.{name}", tensor.detach()) for name, tensor in module.by_expert())

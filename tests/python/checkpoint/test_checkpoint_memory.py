@@ -1,4 +1,4 @@
-"""Loading a 2 GB checkpoint costs its own pages, and a copy only of experts that no view can have (1.15 N + 300 MB)."""
+"""Loading 2 GB costs the file's pages, and copies only of what no view can have: 1.15 N + 300 MB."""
 
 import json
 import os

@@ -113,7 +113,10 @@ def test_experts_in_two_shards_are_copied(tmp_path):
     write(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     first = [name for name in sorted(TENSORS) if ".experts.7." not in name]
-    shards = {"a.safetensors": first, "b.safetensors": [name for name in TENSORS if name not in first]}
+    shards = {
+        "a.safetensors": first,
+        "b.safetensors": [name for name in TENSORS if name not in first],
+    }
     for shard, names in shards.items():
         write_file(tmp_path / shard, TENSORS, sorted(names, key=lambda name: -TENSORS[name].element_size()))
     index = {name: shard for shard, names in shards.items() for name in names}
@@ -125,7 +128,10 @@ def test_experts_in_two_shards_are_copied(tmp_path):
 def test_packings_of_fp4_may_differ(tmp_path):
     def convert(name, dtype, shape, raw):
         packed = {".experts.0.": ("U8", shape), ".experts.1.": ("F4", [shape[0], shape[-1] * 2])}
-        other = next((form for part, form in packed.items() if part in name and name.endswith("weight")), None)
+        other = next(
+            (form for part, form in packed.items() if part in name and name.endswith("weight")),
+            None,
+        )
         return (*(other or (dtype, shape)), raw) if ".ffn.experts." in name else (dtype, shape, raw)
 
     repack(write(tmp_path) / "model.safetensors", convert)
@@ -183,7 +189,11 @@ def test_fp32_scales(tmp_path, odd, dtype, shift, views):
 def test_the_order_of_a_file_changes_no_bit(tmp_path, profile):
     orders = {"by number": list, "by name": sorted, "shuffled": shuffled}
     models = [dsv4_ascend.load(write(tmp_path / name, order=order), profile=profile) for name, order in orders.items()]
-    assert [model.network.layers[0].ffn.experts.slots is None for model in models] == [True, False, True]
+    assert [model.network.layers[0].ffn.experts.slots is None for model in models] == [
+        True,
+        False,
+        True,
+    ]
     logits = [model.forward(IDS) for model in models]
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
@@ -211,3 +221,13 @@ def test_experts_that_are_missing_are_named():
     some = {name: t for name, t in TENSORS.items() if ".1.ffn.experts.5.w3." not in name}
     with pytest.raises(ArgumentError, match=r"layers.1.ffn.experts.w3.weight: found 11 experts, expected all 12"):
         dsv4_ascend.model.weights.assign_all(network, some.items(), torch.device("cpu"))
+
+
+def test_experts_one_by_one_keep_the_order_that_the_network_has(tmp_path):
+    """Official tensors, under the names of single experts, put into a network that a file gave another order."""
+    model = dsv4_ascend.load(write(tmp_path))
+    want = model.forward(IDS)
+    again = dict(official_tensors(model.network))
+    dsv4_ascend.model.weights.assign_all(model.network, again.items(), torch.device("cpu"))
+    assert model.network.layers[1].ffn.experts.slots is not None
+    assert torch.equal(model.forward(IDS), want)

@@ -1,4 +1,4 @@
-"""What a layer of 256 experts costs the host beside its operators: no work per expert, under 0.1 ms on a quiet machine."""
+"""What a layer of 256 experts costs the host beside its operators: nothing per expert."""
 
 import time
 from collections import Counter
@@ -35,10 +35,11 @@ class Counting(TorchDispatchMode):
 def test_more_experts_make_no_more_operations(profile):
     counts = []
     for experts in (8, 256):
+        layer = small_moe(CONFIG, experts, profile)
         with torch.inference_mode(), Counting() as mode:
-            small_moe(CONFIG, experts, profile)(*token(profile))
+            layer(*token(profile))
         counts.append(mode.counts)
-    assert sum(counts[0].values()) > 100
+    assert sum(counts[0].values()) >= 15
     assert counts[0] == counts[1]
 
 
