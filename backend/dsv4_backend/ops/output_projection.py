@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from dsv4_backend.contract import Tolerance, compute, operator
-
-Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _flatten_groups(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
@@ -19,15 +15,6 @@ def _flatten_groups(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
 def _round_weight(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
     """wo_a in o's dtype: where an fp32 or FP8 weight becomes bf16 (6.4)."""
     return wo_a.to(o.dtype)
-
-
-def _project(
-    o: torch.Tensor, wo_a: torch.Tensor, flatten: Step = _flatten_groups, weights: Step = _round_weight
-) -> torch.Tensor:
-    """`grouped_output_projection` with steps that faults replace."""
-    grouped, weight = compute(flatten(o, wo_a)), compute(weights(o, wo_a))
-    z = grouped.transpose(0, 1) @ weight.transpose(1, 2)  # [G, T, R]
-    return z.transpose(0, 1).flatten(1).to(o.dtype)
 
 
 @operator(
@@ -50,7 +37,9 @@ def grouped_output_projection(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tens
     fp32, one cast; nothing is quantised. T = 0 gives an empty result. Differentiable. Source:
     spec/v4.md 4.7 step 2, 6.4 [OFF-M, OFF-CONV].
     """
-    return _project(o, wo_a)
+    grouped, weight = compute(_flatten_groups(o, wo_a)), compute(_round_weight(o, wo_a))
+    z = grouped.transpose(0, 1) @ weight.transpose(1, 2)  # [G, T, R]
+    return z.transpose(0, 1).flatten(1).to(o.dtype)
 
 
 @grouped_output_projection.shapes

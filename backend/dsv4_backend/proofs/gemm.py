@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
-from dsv4_backend.contract import PROFILES, Case, Draw, Operator, Reference
-from dsv4_backend.mutants import add_output_faults
+from dsv4_backend.contract import PROFILES, Case, Draw
 from dsv4_backend.ops.gemm import (
     _output_dtype,
     dequantize_rows,
@@ -195,17 +193,6 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("fp64 rows", "ideal", (x.double(), weight, _offsets(1, 2)))
 
 
-def _edit(op: Operator, argument: int, edit: Callable[[torch.Tensor], torch.Tensor]) -> Reference:
-    """Mutant that edits one argument and then computes as the reference does."""
-
-    def mutant(*args: Any) -> Any:
-        changed = list(args)
-        changed[argument] = None if args[argument] is None else edit(args[argument])
-        return op.reference(*changed)
-
-    return mutant
-
-
 def _bits(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda t: edit(t.contiguous().view(torch.uint8)).to(torch.uint8).view(t.dtype)
 
@@ -216,7 +203,6 @@ _SCALE_EDITS = {
     "cast as numbers": lambda s: s.view(torch.uint8).float().to(torch.float8_e8m0fnu),
     "left out": lambda s: torch.ones_like(s, dtype=torch.float32).to(s.dtype),
 }
-_OUTPUT_FAULTS = ("last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
 _OFFSET_EDITS = {
     "boundary rows to the next expert": lambda o: torch.cat([o[:1], (o[1:-1] - 1).clamp(min=0), o[-1:]]),
     "boundary rows to the expert before": lambda o: torch.cat([o[:1], (o[1:-1] + 1).clamp(max=int(o[-1])), o[-1:]]),
@@ -226,51 +212,44 @@ _OFFSET_EDITS = {
 }
 
 
-def _add_scale_faults(op: Operator[..., torch.Tensor]) -> None:
-    for name, change in _SCALE_EDITS.items():
-        op.fault(f"activation scales {name}")(_edit(op, 1, change))
-        op.fault(f"weight scales {name}")(_edit(op, 3, change))
-    first_rows = _bits(lambda b: b[..., :1, :].expand_as(b).contiguous())
-    op.fault("weight scales of the first rows for all")(_edit(op, 3, first_rows))
-    op.fault("last channel left out")(_edit(op, 0, lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)))
-    op.fault("activations rounded to bf16")(_edit(op, 0, lambda x: x.bfloat16().to(x.dtype)))
-
-
-def _add_expert_faults(op: Operator[..., torch.Tensor], weights: tuple[int, ...], offsets: int) -> None:
-    for name, change in _OFFSET_EDITS.items():
-        op.fault(name)(_edit(op, offsets, change))
-    for argument in weights:
-        what = "scales" if argument == 3 else "weights"
-        op.fault(f"{what} of the first expert for all")(_edit(op, argument, lambda w: w[:1].expand_as(w)))
-        op.fault(f"{what} of experts apart read as dense")(_edit(op, argument, _read_dense))
-
-
 def _read_dense(weight: torch.Tensor) -> torch.Tensor:
     """What a kernel reads that takes experts to follow each other."""
     strides = (weight.shape[1] * weight.shape[2], *weight.stride()[1:])
     return weight.as_strided(weight.shape, strides) if weight[0].is_contiguous() else weight
 
 
-_add_scale_faults(fp8_gemm)
-_add_scale_faults(fp8_grouped_gemm)
-_add_scale_faults(fp4_grouped_gemm)
-_add_expert_faults(fp8_grouped_gemm, (2, 3), 4)
-_add_expert_faults(fp4_grouped_gemm, (2, 3), 4)
-_add_expert_faults(grouped_gemm, (1,), 2)
-add_output_faults(fp8_gemm, *_OUTPUT_FAULTS)
-add_output_faults(fp8_grouped_gemm, *_OUTPUT_FAULTS)
-add_output_faults(fp4_grouped_gemm, *_OUTPUT_FAULTS)
-add_output_faults(grouped_gemm, *_OUTPUT_FAULTS)
-fp8_gemm.fault("weight exponent bias of FNUZ")(_edit(fp8_gemm, 2, lambda w: (w.float() / 2).to(w.dtype)))
-fp4_grouped_gemm.fault("nibbles swapped")(_edit(fp4_grouped_gemm, 2, _bits(lambda b: b << 4 | b >> 4)))
-fp4_grouped_gemm.fault("sign bits lost")(_edit(fp4_grouped_gemm, 2, _bits(lambda b: b & 0x77)))
-fp4_grouped_gemm.fault("code 7 read as 5")(
-    _edit(fp4_grouped_gemm, 2, _bits(lambda b: b - 2 * (b & 7 == 7).to(b.dtype)))
-)
-grouped_gemm.fault("weights rounded to fp8")(_edit(grouped_gemm, 1, lambda w: w.to(torch.float8_e4m3fn).to(w.dtype)))
-grouped_gemm.fault("activations rounded to fp8")(
-    _edit(grouped_gemm, 0, lambda x: x.to(torch.float8_e4m3fn).to(x.dtype))
-)
+_SCALED = {
+    **{f"activation scales {name}": {"x_scale": edit} for name, edit in _SCALE_EDITS.items()},
+    **{f"weight scales {name}": {"weight_scale": edit} for name, edit in _SCALE_EDITS.items()},
+    "weight scales of the first rows for all": {
+        "weight_scale": _bits(lambda b: b[..., :1, :].expand_as(b).contiguous())
+    },
+    "last channel left out": {"x": lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)},
+    "activations rounded to bf16": {"x": lambda x: x.bfloat16().to(x.dtype)},
+}
+_BY_EXPERT = {
+    **{name: {"expert_offsets": edit} for name, edit in _OFFSET_EDITS.items()},
+    "weights of the first expert for all": {"weight": lambda w: w[:1].expand_as(w)},
+    "weights of experts apart read as dense": {"weight": _read_dense},
+}
+_SCALES_BY_EXPERT = {
+    "scales of the first expert for all": {"weight_scale": lambda s: s[:1].expand_as(s)},
+    "scales of experts apart read as dense": {"weight_scale": _read_dense},
+}
+_FP8 = {"weight exponent bias of FNUZ": {"weight": lambda w: (w.float() / 2).to(w.dtype)}}
+_FP4 = {
+    "nibbles swapped": {"weight": _bits(lambda b: b << 4 | b >> 4)},
+    "sign bits lost": {"weight": _bits(lambda b: b & 0x77)},
+    "code 7 read as 5": {"weight": _bits(lambda b: b - 2 * (b & 7 == 7).to(b.dtype))},
+}
+_FLOAT = {
+    "weights rounded to fp8": {"weight": lambda w: w.to(torch.float8_e4m3fn).to(w.dtype)},
+    "activations rounded to fp8": {"x": lambda x: x.to(torch.float8_e4m3fn).to(x.dtype)},
+}
+fp8_gemm.wrong_arguments(_SCALED | _FP8)
+fp8_grouped_gemm.wrong_arguments(_SCALED | _BY_EXPERT | _SCALES_BY_EXPERT)
+fp4_grouped_gemm.wrong_arguments(_SCALED | _BY_EXPERT | _SCALES_BY_EXPERT | _FP4)
+grouped_gemm.wrong_arguments(_BY_EXPERT | _FLOAT)
 
 
 @fp8_gemm.fault("partial sums of 128 rounded to bf16")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.moe import moe_combine, moe_dispatch, sum_choices
 from dsv4_backend.proofs.numerics import Array, wide
 
@@ -60,66 +60,37 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("stack of streams", "official", (draw.normal(9, 4, 6, dtype=torch.bfloat16), ids, 8))
 
 
-Dispatched = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@moe_dispatch.fault("later tokens first within an expert")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
+def _later_tokens_first(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, ...]:
     rows, offsets, order = moe_dispatch.reference(x.flip(0), ids.flip(0, 1), num_experts)
     return rows, offsets, ids.numel() - 1 - order
 
 
-@moe_dispatch.fault("choice before token within an expert")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    tokens, k = ids.shape
-    order = ids.t().flatten().argsort(stable=True)
+def _choice_before_token(a: Any, _: torch.Tensor, offsets: torch.Tensor, __: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    tokens, k = a.ids.shape
+    order = a.ids.t().flatten().argsort(stable=True)
     token, choice = order % max(tokens, 1), order // max(tokens, 1)
-    return x[token], moe_dispatch.reference(x, ids, num_experts)[1], (token * k + choice).int()
+    return a.x[token], offsets, (token * k + choice).int()
 
 
-@moe_dispatch.fault("counts instead of offsets")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    rows, offsets, order = moe_dispatch.reference(x, ids, num_experts)
-    return rows, offsets.diff(prepend=offsets[:1]), order
-
-
-@moe_dispatch.fault("offsets of the expert after")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    rows, offsets, order = moe_dispatch.reference(x, ids, num_experts)
-    return rows, torch.cat([offsets[1:], offsets[-1:]]), order
-
-
-@moe_dispatch.fault("inverse order")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    rows, offsets, order = moe_dispatch.reference(x, ids, num_experts)
-    return rows, offsets, order.argsort().int()
-
-
-@moe_dispatch.fault("order counts tokens")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    rows, offsets, order = moe_dispatch.reference(x, ids, num_experts)
-    return rows, offsets, order // ids.shape[1]
-
-
-@moe_dispatch.fault("rows left in token order")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    _, offsets, order = moe_dispatch.reference(x, ids, num_experts)
-    return x.repeat_interleave(ids.shape[1], dim=0), offsets, order
-
-
-@moe_dispatch.fault("last expert forgotten")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    rows, offsets, order = moe_dispatch.reference(x, ids, num_experts)
-    return rows, torch.cat([offsets[:-1], offsets[-2:-1]]), order
-
-
-@moe_dispatch.fault("flat index modulo tokens")
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> Dispatched:
-    _, offsets, order = moe_dispatch.reference(x, ids, num_experts)
-    return x[order % max(ids.shape[0], 1)], offsets, order
-
-
-add_output_faults(moe_dispatch, "last token zero", "tokens shifted by one")
+moe_dispatch.fault("later tokens first within an expert")(_later_tokens_first)
+moe_dispatch.wrong_results(
+    {
+        "choice before token within an expert": _choice_before_token,
+        "counts instead of offsets": {"expert_offsets": lambda offsets: offsets.diff(prepend=offsets[:1])},
+        "offsets of the expert after": {"expert_offsets": lambda offsets: torch.cat([offsets[1:], offsets[-1:]])},
+        "last expert forgotten": {"expert_offsets": lambda offsets: torch.cat([offsets[:-1], offsets[-2:-1]])},
+        "inverse order": {"order": lambda order: order.argsort().int()},
+        "order counts tokens": lambda a, rows, offsets, order: (rows, offsets, order // a.ids.shape[1]),
+        "rows left in token order": lambda a, rows, *rest: (a.x.repeat_interleave(a.ids.shape[1], dim=0), *rest),
+        "flat index modulo tokens": lambda a, rows, offsets, order: (
+            a.x[order % max(len(a.ids), 1)],
+            offsets,
+            order,
+        ),
+    }
+)
+for _output in ("expert_offsets", "order"):
+    moe_dispatch.no_output_fault(f"{_output}: one NaN", "counts and indices are integers")
 
 
 @moe_combine.cases
@@ -136,44 +107,26 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("NaN, infinity, strided", "official", (special[::2], draw.permutation(6), 2))
 
 
-@moe_combine.fault("order applied forwards")
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    return sum_choices(compute(y)[order].unflatten(0, (-1, k)))
-
-
-@moe_combine.fault("rows taken in dispatch order")
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    return sum_choices(compute(y).unflatten(0, (-1, k)))
+moe_combine.wrong_arguments(
+    {
+        "order applied forwards": {"order": lambda order: order.argsort()},
+        "rows taken in dispatch order": {"order": lambda order: torch.arange(len(order))},
+        "choices of one token spread over all": lambda a: a._replace(
+            order=(a.order % max(len(a.order) // a.k, 1)) * a.k + a.order // max(len(a.order) // a.k, 1)
+        ),
+    }
+)
+moe_combine.wrong_step(
+    sum_choices,
+    {
+        "summed last choice first": lambda choices: sum_choices(choices.flip(1)),
+        "bf16 accumulator": lambda choices: sum_choices(choices.bfloat16()).to(choices.dtype),
+        "last choice forgotten": lambda choices: sum_choices(choices[:, :-1]),
+    },
+)
+moe_combine.wrong_results({"mean instead of sum": lambda a, y: y / a.k})
 
 
 @moe_combine.fault("summed by expert, not by choice")
 def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
     return torch.zeros_like(compute(y)[::k]).index_add(0, order // k, compute(y))
-
-
-@moe_combine.fault("summed last choice first")
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    return sum_choices(compute(y)[order.argsort()].unflatten(0, (-1, k)).flip(1))
-
-
-@moe_combine.fault("bf16 accumulator")
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    return compute(sum_choices(y[order.argsort()].bfloat16().unflatten(0, (-1, k))))
-
-
-@moe_combine.fault("mean instead of sum")
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    return moe_combine.reference(y, order, k) / k
-
-
-@moe_combine.fault("last choice forgotten")
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    return sum_choices(compute(y)[order.argsort()].unflatten(0, (-1, k))[:, :-1])
-
-
-@moe_combine.fault("choices of one token spread over all")
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    return sum_choices(compute(y)[order.argsort()].unflatten(0, (k, -1)).transpose(0, 1))
-
-
-add_output_faults(moe_combine, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")

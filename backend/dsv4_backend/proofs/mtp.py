@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.mtp import mtp_combine
 from dsv4_backend.proofs.numerics import Array, cast, wide
 
@@ -40,48 +39,22 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("fp64, what fp32 cannot hold is left", "ideal", (-x[:, 0].float().double(), x))
 
 
-add_output_faults(mtp_combine, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one")
-
-
-@mtp_combine.fault("embedding left out")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return x.clone()
-
-
-@mtp_combine.fault("hidden streams left out")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return mtp_combine.reference(e, torch.zeros_like(x))
-
-
-@mtp_combine.fault("embedding added to the first stream only")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    first = torch.arange(x.shape[1]).view(1, -1, 1) == 0
-    return mtp_combine.reference(e, x).where(first, x)
-
-
-@mtp_combine.fault("first stream for all")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return mtp_combine.reference(e, x[:, :1].expand_as(x))
-
-
-@mtp_combine.fault("mean of the streams")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return mtp_combine.reference(e, x.mean(1, keepdim=True).expand_as(x))
-
-
-@mtp_combine.fault("embedding of the previous token")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return mtp_combine.reference(e.roll(1, 0), x)
-
-
-@mtp_combine.fault("channels of the embedding shifted")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return mtp_combine.reference(e.roll(1, 1), x)
-
-
-@mtp_combine.fault("sum rounded to bf16 for fp32 rows")
-def _(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return mtp_combine.reference(e, x).bfloat16().to(x.dtype)
+mtp_combine.wrong_arguments(
+    {
+        "embedding left out": {"e": torch.zeros_like},
+        "hidden streams left out": {"x": torch.zeros_like},
+        "first stream for all": {"x": lambda x: x[:, :1].expand_as(x)},
+        "mean of the streams": {"x": lambda x: x.mean(1, keepdim=True).expand_as(x)},
+        "embedding of the previous token": {"e": lambda e: e.roll(1, 0)},
+        "channels of the embedding shifted": {"e": lambda e: e.roll(1, 1)},
+    }
+)
+mtp_combine.wrong_results(
+    {
+        "embedding added to the first stream only": lambda a, y: torch.cat((y[:, :1], a.x[:, 1:]), 1),
+        "sum rounded to bf16 for fp32 rows": lambda a, y: y.bfloat16().to(y.dtype),
+    }
+)
 
 
 @mtp_combine.fault("sum cut off, not rounded, to bf16")

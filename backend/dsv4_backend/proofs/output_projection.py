@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.output_projection import (
-    Step,
     _flatten_groups,
-    _project,
     _round_weight,
     grouped_output_projection,
 )
@@ -73,28 +70,6 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("fp64 heads", "ideal", (o.double(), wo_a))
 
 
-add_output_faults(
-    grouped_output_projection,
-    "last token zero",
-    "stale tail of channels",
-    "one NaN",
-    "tokens shifted by one",
-)
-
-
-def _fault(name: str, **steps: Step) -> None:
-    grouped_output_projection.fault(name)(lambda o, wo_a: _project(o, wo_a, **steps))
-
-
-def _fault_output(name: str, edit: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
-    """Edit of the result seen as [T, G, R]."""
-
-    @grouped_output_projection.fault(name)
-    def _(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
-        grouped = _project(o, wo_a).unflatten(1, wo_a.shape[:2])
-        return edit(grouped, 1).reshape(o.shape[0], -1)
-
-
 def _heads_interleaved(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
     return _flatten_groups(o.unflatten(1, (-1, wo_a.shape[0])).transpose(1, 2).flatten(1, 2), wo_a)
 
@@ -113,25 +88,41 @@ def _rows_interleaved(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
     return _round_weight(o, wo_a).reshape(rank, groups, width).transpose(0, 1)
 
 
-_fault("heads dealt round-robin", flatten=_heads_interleaved)
-_fault("heads in reverse order", flatten=lambda o, wo_a: _flatten_groups(o.flip(1), wo_a))
-_fault("channels before heads", flatten=_channels_first)
-_fault("o quantised before wo_a", flatten=_quantised_first)
-_fault(
-    "first group's weight for all",
-    weights=lambda o, wo_a: _round_weight(o, wo_a[:1].expand_as(wo_a)),
+def _grouped(y: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
+    z: torch.Tensor = y.unflatten(1, wo_a.shape[:2])
+    return z
+
+
+def _summed(z: torch.Tensor) -> torch.Tensor:
+    return z.sum(1, True).expand_as(z).flatten(1)
+
+
+grouped_output_projection.wrong_step(
+    _flatten_groups,
+    {
+        "heads dealt round-robin": _heads_interleaved,
+        "heads in reverse order": lambda o, wo_a: _flatten_groups(o.flip(1), wo_a),
+        "channels before heads": _channels_first,
+        "o quantised before wo_a": _quantised_first,
+    },
 )
-_fault("groups of wo_a in reverse order", weights=lambda o, wo_a: _round_weight(o, wo_a.flip(0)))
-_fault("rows of wo_a dealt round-robin", weights=_rows_interleaved)
-_fault("wo_a rounded to bf16 for fp32 o", weights=lambda o, wo_a: _round_weight(o, wo_a.bfloat16()))
-_fault("fp32 wo_a not rounded for bf16 o", weights=lambda o, wo_a: wo_a)
-_fault_output("rank before group", lambda z, group: z.transpose(group, 2))
-_fault_output("groups summed, not joined", lambda z, group: z.sum(group, True).expand_as(z))
-
-
-@grouped_output_projection.fault("result rounded to bf16 for fp32 o")
-def _(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
-    return _project(o, wo_a).bfloat16().to(o.dtype)
+grouped_output_projection.wrong_step(
+    _round_weight,
+    {
+        "first group's weight for all": lambda o, wo_a: _round_weight(o, wo_a[:1].expand_as(wo_a)),
+        "groups of wo_a in reverse order": lambda o, wo_a: _round_weight(o, wo_a.flip(0)),
+        "rows of wo_a dealt round-robin": _rows_interleaved,
+        "wo_a rounded to bf16 for fp32 o": lambda o, wo_a: _round_weight(o, wo_a.bfloat16()),
+        "fp32 wo_a not rounded for bf16 o": lambda o, wo_a: wo_a,
+    },
+)
+grouped_output_projection.wrong_results(
+    {
+        "rank before group": lambda a, y: _grouped(y, a.wo_a).transpose(1, 2).flatten(1),
+        "groups summed, not joined": lambda a, y: _summed(_grouped(y, a.wo_a)),
+        "result rounded to bf16 for fp32 o": lambda a, y: y.bfloat16().to(y.dtype),
+    }
+)
 
 
 for _name in (
