@@ -36,7 +36,7 @@ class TensorRule:
     """The rule of one tensor argument."""
 
     def __init__(
-        self, name: str, text: str, position: int, optional: bool, written: bool, list_length: int,
+        self, name: str, text: str, position: int, optional: bool, written: bool,
         dtypes: list[torch.dtype], dtype_of: int, dtype_of_name: str, dims: list[Term], any_leading: bool,
         low: Term | None, high: Term | None,
     ) -> None: ...  # fmt: skip

@@ -1,8 +1,7 @@
 """Argument specifications: one line per argument, the only place where argument rules stand.
 
-Tensors: ``[list(NAME)] DTYPES [like ARGUMENT] [DIM, DIM, ...] [in [LOW, HIGH)]``
+Tensors: ``DTYPES [like ARGUMENT] [DIM, DIM, ...] [in [LOW, HIGH)]``
 
-* list(NAME): the argument is a list of such tensors, and NAME its length.
 * DTYPES: names joined by ``|``, from `DTYPES` (``float`` and ``int`` are groups); like: the very dtype of ARGUMENT.
 * DIM: an integer, a name (bound by its first use, then checked), or a term of them such as ``n*(n+2)``, ``d/2``
   (exact half) or ``K^32`` (ceiling division). A leading ``...`` stands for any number of dimensions.
@@ -40,7 +39,7 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
 }
 
 _TENSOR = re.compile(
-    r"^(?:list\((?P<length>\w+)\) )?(?P<dtypes>[\w|]+)(?: like (?P<like>\w+))? \[(?P<shape>[^\]]*)\]"
+    r"^(?P<dtypes>[\w|]+)(?: like (?P<like>\w+))? \[(?P<shape>[^\]]*)\]"
     r"(?: in \[(?P<low>-?\w+), ?(?P<high>\w+)\))?$"
 )
 _SCALAR = re.compile(
@@ -59,7 +58,6 @@ class TensorSpec:
     """What one tensor argument must look like."""
 
     text: str
-    length: str | None
     dtypes: tuple[torch.dtype, ...]
     like: str | None
     shape: tuple[str, ...]
@@ -80,7 +78,7 @@ class TensorSpec:
         if match["low"] is not None and not set(dtypes) <= _INDEX_DTYPES:
             raise ValueError(f"argument specification {text!r}: only i32 and i64 values have a range")
         shape = dims[1:] if any_leading else dims
-        return cls(text, match["length"], dtypes, match["like"], shape, any_leading, match["low"], match["high"])
+        return cls(text, dtypes, match["like"], shape, any_leading, match["low"], match["high"])
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,6 @@ class TensorRule(NamedTuple):
     position: int
     optional: bool
     written: bool
-    list_length: int
     dtypes: list[torch.dtype]
     dtype_of: int
     dtype_of_name: str
@@ -228,7 +225,7 @@ def _is_program(postfix: Sequence[str]) -> bool:
 
 
 def parse(arguments: Mapping[str, str], tensors: Sequence[str]) -> dict[str, Spec]:
-    """The parsed lines of an operator; `tensors` names its arguments that are tensors or lists of them."""
+    """The parsed lines of an operator; `tensors` names its arguments that are tensors."""
     kinds: dict[bool, type[TensorSpec] | type[ScalarSpec]] = {True: TensorSpec, False: ScalarSpec}
     return {name: kinds[name in tensors].parse(text) for name, text in arguments.items()}
 
@@ -247,7 +244,6 @@ def rules(
     names = Names(integers)
     tensors = {name: spec for name, spec in specs.items() if isinstance(spec, TensorSpec)}
     dims = {name: [names.term(dim) for dim in spec.shape] for name, spec in tensors.items()}
-    lengths = {name: -1 if s.length is None else names.bind(s.length) for name, s in tensors.items()}
     place = {name: position for position, name in enumerate(parameters)}
     tensor_rules = []
     for name, spec in tensors.items():
@@ -260,7 +256,6 @@ def rules(
                 place[name],
                 name in optional,
                 name in written,
-                lengths[name],
                 list(spec.dtypes),
                 -1 if spec.like is None else place[spec.like],
                 spec.like or "",

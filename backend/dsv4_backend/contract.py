@@ -137,7 +137,7 @@ class Operator(Generic[_Parameters, _Result]):
         self._proof = self.reference.__module__.replace(".ops.", ".proofs.")
         parameters = inspect.signature(self.reference).parameters
         self._parameters = tuple(parameters)
-        self._optional = frozenset(re.findall(r"Tensor(?:\[\])?\? (\w+)", self.schema))
+        self._optional = frozenset(re.findall(r"Tensor\? (\w+)", self.schema))
         self._written = tuple(re.findall(r"Tensor\(\w!\) (\w+)", self.schema))
         self._defaults = tuple(p.default for p in parameters.values())
         self._call: Any = None
@@ -268,6 +268,8 @@ def operator(
     """
 
     def declare(reference: Callable[_P, _R]) -> Operator[_P, _R]:
+        if "Tensor[]" in schema:
+            raise ValueError(f"{schema!r}: a list of tensors has no specification line, expected one tensor [E, ...]")
         specs = argspec.parse(arguments, re.findall(r"Tensor\S* (\w+)", schema.partition("->")[0]))
         contract = Operator(schema, rows, reference, specs, tolerance)
         if contract.name in OPERATORS:

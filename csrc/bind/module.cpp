@@ -114,8 +114,8 @@ std::vector<std::string> list_isas() {
 void bind_rules(py::module_& m) {
   py::class_<Term>(m, "Term").def(py::init(&make_term));
   py::class_<TensorRule>(m, "TensorRule")
-      .def(py::init<std::string, std::string, size_t, bool, bool, int64_t, std::vector<c10::ScalarType>, int64_t,
-                    std::string, std::vector<Term>, bool, std::optional<Term>, std::optional<Term>>());
+      .def(py::init<std::string, std::string, size_t, bool, bool, std::vector<c10::ScalarType>, int64_t, std::string,
+                    std::vector<Term>, bool, std::optional<Term>, std::optional<Term>>());
   py::class_<ScalarRule>(m, "ScalarRule")
       .def(py::init<std::string, size_t, std::string, std::optional<Term>, bool, std::optional<Term>, bool, bool>());
   m.def("define", [](const std::string& schema, size_t names, std::vector<std::pair<size_t, size_t>> integers,

@@ -118,9 +118,6 @@ class Operator {
       if (value.isTensor() && value.toTensor().defined()) {
         return value.toTensor().device().type();
       }
-      if (value.isTensorList() && !value.toTensorList().empty()) {
-        return value.toTensorList().get(0).device().type();
-      }
     }
     return c10::DeviceType::CPU;
   }
@@ -129,13 +126,8 @@ class Operator {
     if (!c10::GradMode::is_enabled()) {
       return false;
     }
-    return std::any_of(arguments.begin(), arguments.end(), [](const c10::IValue& value) {
-      if (value.isTensorList()) {
-        const auto list = value.toTensorVector();
-        return std::any_of(list.begin(), list.end(), [](const at::Tensor& t) { return t.requires_grad(); });
-      }
-      return value.isTensor() && value.toTensor().requires_grad();
-    });
+    return std::any_of(arguments.begin(), arguments.end(),
+                       [](const c10::IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); });
   }
 
   void collect(std::vector<Ran>& rows) const {

@@ -28,14 +28,12 @@ class Check {
       }
     }
     for (const TensorRule& rule : specification_.tensors) {
-      if (rule.list_length >= 0) {
-        list(rule);
-      } else if (!(rule.optional && arguments_[rule.position].isNone())) {
-        tensor(rule, rule.name, arguments_[rule.position].toTensor());
+      if (!(rule.optional && arguments_[rule.position].isNone())) {
+        tensor(rule, arguments_[rule.position].toTensor());
       }
     }
     for (const Pending& waiting : std::exchange(pending_, {})) {
-      dimension(*waiting.rule, waiting.name, waiting.tensor, *waiting.term, waiting.size);
+      dimension(*waiting.rule, waiting.tensor, *waiting.term, waiting.size);
     }
     for (const ScalarRule& rule : specification_.scalars) {
       scalar(rule);
@@ -46,7 +44,6 @@ class Check {
  private:
   struct Pending {
     const TensorRule* rule;
-    std::string name;
     at::Tensor tensor;
     const Term* term;
     int64_t size;
@@ -56,70 +53,55 @@ class Check {
     throw ArgumentError(specification_.op, name, found, expected);
   }
 
-  void list(const TensorRule& rule) {
-    const auto values = arguments_[rule.position].toTensorVector();
-    const auto count = static_cast<int64_t>(values.size());
-    int64_t& length = sizes_[static_cast<size_t>(rule.list_length)];
-    if (length == kUnbound) {
-      length = count;
-    } else if (length != count) {
-      reject(rule.name, c10::str(count, " tensors"), c10::str(rule.text, " with its length = ", length));
-    }
-    for (size_t i = 0; i < values.size(); ++i) {
-      tensor(rule, c10::str(rule.name, "[", i, "]"), values[i]);
-    }
-  }
-
-  void tensor(const TensorRule& rule, const std::string& name, const at::Tensor& tensor) {
+  void tensor(const TensorRule& rule, const at::Tensor& tensor) {
     if (!tensor.defined()) {  // how torch passes None
-      reject(name, "None", "a tensor");
+      reject(rule.name, "None", "a tensor");
     }
     if (tensor.layout() != at::kStrided) {
-      reject(name, c10::str("layout ", layout_words(tensor.layout())), "a strided tensor");
+      reject(rule.name, c10::str("layout ", layout_words(tensor.layout())), "a strided tensor");
     }
-    dtype(rule, name, tensor);
+    dtype(rule, tensor);
     const auto rank = static_cast<size_t>(tensor.dim());
     if (rule.any_leading ? rank < rule.dims.size() : rank != rule.dims.size()) {
-      reject(name, shape_words(tensor), rule.text);
+      reject(rule.name, shape_words(tensor), rule.text);
     }
     if (!device_) {
       device_ = tensor.device();
     } else if (tensor.device() != *device_) {
-      reject(name, c10::str("device ", tensor.device()), c10::str(*device_, " like the first tensor"));
+      reject(rule.name, c10::str("device ", tensor.device()), c10::str(*device_, " like the first tensor"));
     }
     if (tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
       return;
     }
     const auto sizes = tensor.sizes();
     for (size_t i = 0; i < rule.dims.size(); ++i) {
-      dimension(rule, name, tensor, rule.dims[i], sizes[rank - rule.dims.size() + i]);
+      dimension(rule, tensor, rule.dims[i], sizes[rank - rule.dims.size() + i]);
     }
   }
 
-  void dtype(const TensorRule& rule, const std::string& name, const at::Tensor& tensor) const {
+  void dtype(const TensorRule& rule, const at::Tensor& tensor) const {
     const auto found = tensor.scalar_type();
     if (std::find(rule.dtypes.begin(), rule.dtypes.end(), found) == rule.dtypes.end()) {
-      reject(name, dtype_words(found), rule.text);
+      reject(rule.name, dtype_words(found), rule.text);
     }
     if (rule.dtype_of >= 0) {
       const auto& first = arguments_[static_cast<size_t>(rule.dtype_of)].toTensor();
       if (first.defined() && first.scalar_type() != found) {
-        reject(name, dtype_words(found), c10::str(dtype_words(first.scalar_type()), " like ", rule.dtype_of_name));
+        reject(rule.name, dtype_words(found), c10::str(dtype_words(first.scalar_type()), " like ", rule.dtype_of_name));
       }
     }
   }
 
-  void dimension(const TensorRule& rule, const std::string& name, const at::Tensor& tensor, const Term& term,
-                 int64_t size) {
+  void dimension(const TensorRule& rule, const at::Tensor& tensor, const Term& term, int64_t size) {
     const auto expected = term.value(sizes_);
     if (expected) {
       if (size != *expected) {
-        reject(name, shape_words(tensor), c10::str(rule.text, " with ", term.text(), " = ", *expected));
+        reject(rule.name, shape_words(tensor), c10::str(rule.text, " with ", term.text(), " = ", *expected));
       }
     } else if (const int64_t lone = term.lone_name(); lone >= 0) {
       sizes_[static_cast<size_t>(lone)] = size;
     } else {
-      pending_.push_back({&rule, name, tensor, &term, size});
+      pending_.push_back({&rule, tensor, &term, size});
     }
   }
 
@@ -288,10 +270,6 @@ bool on_host(const Specification& specification, Arguments arguments) {
   };
   return std::all_of(specification.tensors.begin(), specification.tensors.end(), [&](const TensorRule& rule) {
     const c10::IValue& value = arguments[rule.position];
-    if (value.isTensorList()) {
-      const auto tensors = value.toTensorVector();
-      return std::all_of(tensors.begin(), tensors.end(), readable);
-    }
     return !value.isTensor() || readable(value.toTensor());
   });
 }

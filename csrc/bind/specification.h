@@ -46,7 +46,6 @@ struct TensorRule {
   size_t position;
   bool optional;
   bool written;
-  int64_t list_length;  // number of the name of the list's length, -1 for a single tensor
   std::vector<c10::ScalarType> dtypes;
   int64_t dtype_of;  // position of the argument whose dtype it must have, -1 for none
   std::string dtype_of_name;

@@ -21,6 +21,7 @@ from dsv4_ascend.cli.main import main
 from dsv4_ascend.model import model as model_module
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.model import load
+from dsv4_ascend.model.weights import official_tensors
 from dsv4_ascend.tiny.corpus import train_tokenizer
 
 VOCAB = 300
@@ -39,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "checkpoint"
     model = random_model(dataclasses.replace(CONFIG, vocab_size=VOCAB, eos_token_ids=()))
     tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n", "grüße an die Welt"] * 3, VOCAB)
-    tensors = {name: parameter.detach() for name, parameter in model.network.named_parameters()}
+    tensors = dict(official_tensors(model.network))
     save_checkpoint(folder, model.config, tensors, files={"tokenizer.json": tokenizer.to_str().encode()})
     return folder
 

@@ -20,7 +20,7 @@ GUIDE = (ROOT / "docs" / "adding-an-operator.md").read_text(encoding="utf-8")
 FAMILIES = ("backend/dsv4_backend/ops", "backend/dsv4_backend/proofs")
 SCHEMAS = {
     "plain": "new_op(Tensor x) -> Tensor",
-    "every type": "new_op(Tensor x, Tensor? w, Tensor[] parts, int k, float eps=1e-6, int? n=None, bool f=False,"
+    "every type": "new_op(Tensor x, Tensor? w, int k, float eps=1e-6, int? n=None, bool f=False,"
     " str kind='a') -> (Tensor, Tensor)",
     "written": "new_op(Tensor(a!) cache, Tensor rows) -> ()",
     "long": f"new_op({', '.join(f'Tensor argument_number_{i}' for i in range(9))}) -> Tensor",

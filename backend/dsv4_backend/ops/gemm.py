@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +18,7 @@ _TOLERANCE = Tolerance(
     official=(5e-6, 2**-7),
 )
 _ACTIVATIONS = {"x": "e4m3|f32 [T, K]", "x_scale": "e8m0 [T, K^128]"}
-Weights = Sequence[torch.Tensor]
+_OFFSETS = {"expert_offsets": "i32 [E+1]"}
 
 
 def dequantize_rows(x: torch.Tensor, x_scale: torch.Tensor | None) -> torch.Tensor:
@@ -51,102 +52,133 @@ def fp8_gemm(
     return (rows @ dequantize_fp8(weight, weight_scale).to(rows.dtype).T).to(_output_dtype(x, x_scale))
 
 
-@operator(
-    "fp8_grouped_gemm(Tensor x, Tensor? x_scale, Tensor[] weight, Tensor[] weight_scale, Tensor expert_offsets)"
-    " -> Tensor",
-    rows=(10,),
-    arguments={
-        **_ACTIVATIONS,
-        "weight": "list(E) e4m3 [N, K]",
-        "weight_scale": "list(E) e8m0 [N^128, K^128]",
-        "expert_offsets": "i32 [O]",
-    },
-    tolerance=_TOLERANCE,
-)
-def fp8_grouped_gemm(
+class Stored(NamedTuple):
+    """How the weights of experts are stored: the lines of their codes and scales, and one expert's fp32 values.
+
+    channels: what K is a multiple of. note: what else a caller must know.
+    """
+
+    weight: str
+    scale: str
+    note: str
+    channels: int
+    dequantise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+STORED = {
+    "fp8": Stored("e4m3 [E, N, K]", "e8m0 [E, N^128, K^128]", "Tiles of 128x128", 1, dequantize_fp8),
+    "fp4": Stored(
+        "i8 [E, N, K/2]", "e8m0 [E, N, K/32]", "E2m1 codes, low nibble = even k, K % 32 = 0", 32, dequantize_fp4
+    ),
+}
+
+_GROUPED_DOC = """`x W^T` of every row with the {name} weight of its expert.
+
+    x, x_scale: as for `fp8_gemm`, rows sorted by expert; weight: {form.weight}, weight_scale: {form.scale}, experts may
+    lie apart in memory. {form.note}.
+    expert_offsets: int32 [E+1], from 0 to T, never falling: rows expert_offsets[e] .. expert_offsets[e+1]-1 are e's.
+    Returns [T, N], bf16 or fp32 as `fp8_gemm`. Differentiable in fp32 x. Source: spec/v4.md 5.2, 6.3.
+    """
+
+
+def _declare(
+    name: str, form: Stored
+) -> Operator[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    def reference(
+        x: torch.Tensor,
+        x_scale: torch.Tensor | None,
+        weight: torch.Tensor,
+        weight_scale: torch.Tensor,
+        expert_offsets: torch.Tensor,
+    ) -> torch.Tensor:
+        return quantised_product(form, x, x_scale, weight, weight_scale, expert_offsets)
+
+    reference.__doc__ = _GROUPED_DOC.format(name=name.upper(), form=form)
+    contract = operator(
+        f"{name}_grouped_gemm(Tensor x, Tensor? x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets)"
+        " -> Tensor",
+        rows=(10,),
+        arguments={**_ACTIVATIONS, "weight": form.weight, "weight_scale": form.scale, **_OFFSETS},
+        tolerance=_TOLERANCE,
+    )(reference)
+
+    @contract.shapes
+    def _(
+        x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor
+    ) -> None:
+        _check_activations(contract, x, x_scale)
+        _check_experts(contract, weight)
+        if x.shape[1] % form.channels:
+            raise contract.reject("x", f"{x.shape[1]} channels", f"a multiple of {form.channels}, one scale for each")
+
+    @contract.contents
+    def _(
+        x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor
+    ) -> None:
+        _check_offsets(contract, offsets, x.shape[0])
+
+    return contract
+
+
+def quantised_product(
+    form: Stored,
     x: torch.Tensor,
     x_scale: torch.Tensor | None,
-    weight: Weights,
-    weight_scale: Weights,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
     expert_offsets: torch.Tensor,
 ) -> torch.Tensor:
-    """`fp8_gemm` of every row with the weight of its expert: rows expert_offsets[e] .. expert_offsets[e+1]-1 are e's.
-
-    x, x_scale: as for `fp8_gemm`, rows sorted by expert; weight, weight_scale: one pair per expert;
-    expert_offsets: int32 [E+1], from 0 to T, never falling. Returns [T, N], bf16 or fp32 as `fp8_gemm`.
-    Source: spec/v4.md 5.2, 6.3.
-    """
+    """Reference of both grouped products of quantised weights."""
     rows = dequantize_rows(x, x_scale)
     product = grouped_product(
-        rows, weight, expert_offsets, lambda e: dequantize_fp8(weight[e], weight_scale[e]).to(rows.dtype)
+        rows, weight, expert_offsets, lambda e: form.dequantise(weight[e], weight_scale[e]).to(rows.dtype)
     )
     return product.to(_output_dtype(x, x_scale))
 
 
-@operator(
-    "fp4_grouped_gemm(Tensor x, Tensor? x_scale, Tensor[] weight, Tensor[] weight_scale, Tensor expert_offsets)"
-    " -> Tensor",
-    rows=(10,),
-    arguments={
-        **_ACTIVATIONS,
-        "weight": "list(E) i8 [N, K/2]",
-        "weight_scale": "list(E) e8m0 [N, K/32]",
-        "expert_offsets": "i32 [O]",
-    },
-    tolerance=_TOLERANCE,
-)
-def fp4_grouped_gemm(
-    x: torch.Tensor,
-    x_scale: torch.Tensor | None,
-    weight: Weights,
-    weight_scale: Weights,
-    expert_offsets: torch.Tensor,
-) -> torch.Tensor:
-    """`x W^T` of every row with the FP4 weight of its expert.
-
-    x, x_scale, expert_offsets: as for `fp8_grouped_gemm`, K a multiple of 32; weight: per expert int8 [N, K/2],
-    e2m1 codes, low nibble = even k; weight_scale: per expert float8_e8m0fnu [N, K/32].
-    Returns [T, N], bf16 or fp32 as `fp8_gemm`. Source: spec/v4.md 6.3.
-    """
-    rows = dequantize_rows(x, x_scale)
-    product = grouped_product(
-        rows, weight, expert_offsets, lambda e: dequantize_fp4(weight[e], weight_scale[e]).to(rows.dtype)
-    )
-    return product.to(_output_dtype(x, x_scale))
+fp8_grouped_gemm, fp4_grouped_gemm = (_declare(name, form) for name, form in STORED.items())
 
 
 @operator(
-    "grouped_gemm(Tensor x, Tensor[] weight, Tensor expert_offsets) -> Tensor",
+    "grouped_gemm(Tensor x, Tensor weight, Tensor expert_offsets) -> Tensor",
     rows=(10,),
-    arguments={"x": "float [T, K]", "weight": "list(E) float [N, K]", "expert_offsets": "i32 [O]"},
+    arguments={"x": "float [T, K]", "weight": "float [E, N, K]", **_OFFSETS},
     tolerance=_TOLERANCE,
 )
-def grouped_gemm(x: torch.Tensor, weight: Weights, expert_offsets: torch.Tensor) -> torch.Tensor:
+def grouped_gemm(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor) -> torch.Tensor:
     """`x W^T` of every row with the float weight of its expert.
 
-    x: [T, K] float, rows sorted by expert; weight: one [N, K] float per expert; expert_offsets: int32 [E+1], from 0 to
-    T, never falling. Returns [T, N] in x's dtype: fp32 sums, one cast. Differentiable; an expert without rows gets a
-    zero gradient. Source: spec/v4.md 5.2, 6.3.
+    x: [T, K] float, rows sorted by expert; weight: [E, N, K] float, experts may lie apart in memory; expert_offsets:
+    int32 [E+1], from 0 to T, never falling. Returns [T, N] in x's dtype: fp32 sums, one cast. Differentiable; an expert
+    without rows gets a zero gradient. Source: spec/v4.md 5.2, 6.3.
     """
     rows = compute(x)
-    return grouped_product(rows, weight, expert_offsets, lambda e: weight[e].to(rows.dtype)).to(x.dtype)
+    # One view per expert in one step: the gradient of a single view is as large as all experts.
+    experts = weight.unbind() if weight.requires_grad else weight
+    return grouped_product(rows, weight, expert_offsets, lambda e: experts[e].to(rows.dtype)).to(x.dtype)
 
 
 def grouped_product(
-    rows: torch.Tensor, weight: Weights, expert_offsets: torch.Tensor, matrix: Callable[[int], torch.Tensor]
+    rows: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor, matrix: Callable[[int], torch.Tensor]
 ) -> torch.Tensor:
     """[T, N]: every row times the transposed matrix(e) [N, K] of its expert e; N and E are those of `weight`."""
-    n = weight[0].shape[0]
-    if _has_values(expert_offsets):
-        parts = rows.split(expert_offsets.diff().tolist())
-        # An expert without rows is not widened, but a trained one takes part, to get its zero gradient.
-        active = [e for e, part in enumerate(parts) if part.shape[0] or weight[e].requires_grad]
-        return torch.cat([rows.new_zeros(0, n), *(parts[e] @ matrix(e).T for e in active)])
+    if not _has_values(expert_offsets):
+        return _traced_product(rows, weight, expert_offsets, matrix)
+    bounds = expert_offsets.tolist()
+    # Experts without rows are not widened. Without any row one is: the result has its size and its gradient.
+    active = [e for e in range(weight.shape[0]) if bounds[e] < bounds[e + 1]] or [0]
+    return torch.cat([rows[bounds[e] : bounds[e + 1]] @ matrix(e).T for e in active])
+
+
+def _traced_product(
+    rows: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor, matrix: Callable[[int], torch.Tensor]
+) -> torch.Tensor:
+    """`grouped_product` where offsets have no values: every row times every expert, and its own one kept."""
     expert = torch.searchsorted(
         expert_offsets[1:], torch.arange(rows.shape[0], device=rows.device, dtype=torch.int32), right=True
     )
-    product = rows.new_zeros(rows.shape[0], n)
-    for e in range(len(weight)):
+    product = rows.new_zeros(rows.shape[0], weight.shape[1])
+    for e in range(weight.shape[0]):
         product = torch.where((expert == e).unsqueeze(-1), rows @ matrix(e).T, product)
     return product
 
@@ -161,11 +193,9 @@ def _check_activations(op: Operator, x: torch.Tensor, x_scale: torch.Tensor | No
         raise op.reject("x_scale", f"{found} with x {x.dtype}", "a scale exactly if x is float8_e4m3fn")
 
 
-def _check_experts(op: Operator, weight: Weights, expert_offsets: torch.Tensor) -> None:
-    if not weight:
-        raise op.reject("weight", "an empty list", "one weight per expert")
-    if expert_offsets.shape[0] != len(weight) + 1:
-        raise op.reject("expert_offsets", f"{expert_offsets.shape[0]} offsets", f"{len(weight) + 1} (experts + 1)")
+def _check_experts(op: Operator, weight: torch.Tensor) -> None:
+    if weight.shape[0] < 1:
+        raise op.reject("weight", f"shape {tuple(weight.shape)}", "at least 1 expert")
 
 
 def _check_offsets(op: Operator, expert_offsets: torch.Tensor, rows: int) -> None:
@@ -179,43 +209,11 @@ def _(x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weigh
     _check_activations(fp8_gemm, x, x_scale)
 
 
-@fp8_grouped_gemm.shapes
-def _(
-    x: torch.Tensor, x_scale: torch.Tensor | None, weight: Weights, weight_scale: Weights, offsets: torch.Tensor
-) -> None:
-    _check_activations(fp8_grouped_gemm, x, x_scale)
-    _check_experts(fp8_grouped_gemm, weight, offsets)
-
-
-@fp8_grouped_gemm.contents
-def _(
-    x: torch.Tensor, x_scale: torch.Tensor | None, weight: Weights, weight_scale: Weights, offsets: torch.Tensor
-) -> None:
-    _check_offsets(fp8_grouped_gemm, offsets, x.shape[0])
-
-
-@fp4_grouped_gemm.shapes
-def _(
-    x: torch.Tensor, x_scale: torch.Tensor | None, weight: Weights, weight_scale: Weights, offsets: torch.Tensor
-) -> None:
-    _check_activations(fp4_grouped_gemm, x, x_scale)
-    _check_experts(fp4_grouped_gemm, weight, offsets)
-    if x.shape[1] % 32:
-        raise fp4_grouped_gemm.reject("x", f"{x.shape[1]} channels", "a multiple of 32, one weight scale per 32")
-
-
-@fp4_grouped_gemm.contents
-def _(
-    x: torch.Tensor, x_scale: torch.Tensor | None, weight: Weights, weight_scale: Weights, offsets: torch.Tensor
-) -> None:
-    _check_offsets(fp4_grouped_gemm, offsets, x.shape[0])
-
-
 @grouped_gemm.shapes
-def _(x: torch.Tensor, weight: Weights, offsets: torch.Tensor) -> None:
-    _check_experts(grouped_gemm, weight, offsets)
+def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> None:
+    _check_experts(grouped_gemm, weight)
 
 
 @grouped_gemm.contents
-def _(x: torch.Tensor, weight: Weights, offsets: torch.Tensor) -> None:
+def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> None:
     _check_offsets(grouped_gemm, offsets, x.shape[0])

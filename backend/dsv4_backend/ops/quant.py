@@ -183,13 +183,13 @@ def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def quantize_weight_fp4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float [N, K], K a multiple of 32 -> (int8 [N, K/2], float8_e8m0fnu [N, K/32]), low nibble = even k.
+    """Float [..., N, K], K a multiple of 32 -> (int8 [..., N, K/2], float8_e8m0fnu [..., N, K/32]), low nibble = even k.
 
     Source: spec/v4.md 6.3.
     """
-    if w.shape[1] % FP4_BLOCK:
+    if w.shape[-1] % FP4_BLOCK:
         expected = f"a multiple of {FP4_BLOCK}"
-        raise argument_error("quantize_weight_fp4", "w", f"{w.shape[1]} columns", expected)
+        raise argument_error("quantize_weight_fp4", "w", f"{w.shape[-1]} columns", expected)
     return quantise_fp4(w, FP4_BLOCK)
 
 
@@ -199,7 +199,7 @@ def dequantize_fp8(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize_fp4(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(int8 [N, K/2], float8_e8m0fnu [N, K/32]) -> fp32 [N, K], exact. Source: spec/v4.md 6.3."""
+    """(int8 [..., N, K/2], float8_e8m0fnu [..., N, K/32]) -> fp32 [..., N, K], exact. Source: spec/v4.md 6.3."""
     return unpack_e2m1(packed) * scale_values(scale).repeat_interleave(FP4_BLOCK, -1)
 
 

@@ -11,7 +11,6 @@ import torch
 from dsv4_backend.contract import Case, Draw, Operator, Reference
 from dsv4_backend.mutants import add_output_faults
 from dsv4_backend.ops.gemm import (
-    Weights,
     _output_dtype,
     dequantize_rows,
     fp4_grouped_gemm,
@@ -23,7 +22,6 @@ from dsv4_backend.ops.quant import act_quant, dequantize_fp8, quantize_weight_fp
 from dsv4_backend.proofs.numerics import BF16, Array, cast, fp4_values, wide
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 
-Arrays = list[Array]
 Expert = Callable[[int, slice], Array]
 
 
@@ -67,29 +65,23 @@ def _by_expert(offsets: Array, expert: Expert) -> Array:
 fp8_gemm.oracle(_fp8_product)
 
 
-@fp8_grouped_gemm.oracle
-def _(x: Array, x_scale: Array | None, weight: Arrays, scale: Arrays, offsets: Array) -> Array:
-    def expert(e: int, rows: slice) -> Array:
-        return _fp8_product(x[rows], _part(x_scale, rows), weight[e], scale[e])
+def _grouped_oracle(product: Callable[..., Array]) -> Callable[..., Array]:
+    def oracle(x: Array, x_scale: Array | None, weight: Array, scale: Array, offsets: Array) -> Array:
+        def expert(e: int, rows: slice) -> Array:
+            return product(x[rows], None if x_scale is None else x_scale[rows], weight[e], scale[e])
 
-    return _by_expert(offsets, expert)
+        return _by_expert(offsets, expert)
+
+    return oracle
 
 
-@fp4_grouped_gemm.oracle
-def _(x: Array, x_scale: Array | None, weight: Arrays, scale: Arrays, offsets: Array) -> Array:
-    def expert(e: int, rows: slice) -> Array:
-        return _fp4_product(x[rows], _part(x_scale, rows), weight[e], scale[e])
-
-    return _by_expert(offsets, expert)
+fp8_grouped_gemm.oracle(_grouped_oracle(_fp8_product))
+fp4_grouped_gemm.oracle(_grouped_oracle(_fp4_product))
 
 
 @grouped_gemm.oracle
-def _(x: Array, weight: list[Array], offsets: Array) -> Array:
+def _(x: Array, weight: Array, offsets: Array) -> Array:
     return _by_expert(offsets, lambda e, rows: cast(x.dtype, wide(x[rows]) @ wide(weight[e]).T))
-
-
-def _part(scale: Array | None, rows: slice) -> Array | None:
-    return None if scale is None else scale[rows]
 
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
@@ -112,9 +104,15 @@ def _activations(draw: Draw, profile: str, t: int, k: int) -> tuple[torch.Tensor
     return q, scale
 
 
-def _quantised(draw: Draw, quantise: Quantise, sizes: tuple[int, int, int]) -> tuple[Weights, Weights]:
+def _experts(draw: Draw, quantise: Quantise, sizes: tuple[int, int, int]) -> list[torch.Tensor]:
+    """[codes, scales] of E experts [N, K]."""
     pairs = [quantise(_weight(draw, *sizes[1:])) for _ in range(sizes[0])]
-    return [w for w, _ in pairs], [s for _, s in pairs]
+    return [torch.stack(parts) for parts in zip(*pairs, strict=True)]
+
+
+def _apart(weight: torch.Tensor) -> torch.Tensor:
+    """The same experts, other bytes between them, as a checkpoint's file has them."""
+    return weight.repeat_interleave(2, 0)[::2]
 
 
 def _offsets(*rows: int) -> torch.Tensor:
@@ -124,6 +122,7 @@ def _offsets(*rows: int) -> torch.Tensor:
 # Rows of every expert, N, K.
 _GROUPS: tuple[tuple[tuple[int, ...], int, int], ...] = (
     ((0, 0, 0), 64, 128),
+    ((0,), 32, 64),
     ((1,), 32, 32),
     ((0, 3, 0, 0, 5, 1, 0, 2), 96, 160),
     ((4, 1, 7), 144, 384),
@@ -163,46 +162,45 @@ def _grouped_cases(draw: Draw, quantise: Quantise) -> Iterator[Case]:
     for profile in _DTYPES:
         for rows, n, k in _GROUPS:
             x, x_scale = _activations(draw, profile, sum(rows), k)
-            weight, scale = _quantised(draw, quantise, (len(rows), n, k))
-            yield Case(f"{rows} {n}x{k}", profile, (x, x_scale, weight, scale, _offsets(*rows)))
+            experts = _experts(draw, quantise, (len(rows), n, k))
+            yield Case(f"{rows} {n}x{k}", profile, (x, x_scale, *experts, _offsets(*rows)))
         x, x_scale = _activations(draw, profile, 8, 256)
-        weight, scale = _quantised(draw, quantise, (2, 64, 256))
-        strided = (x[::2], None if x_scale is None else x_scale[::2], weight, scale, _offsets(1, 3))
-        yield Case("strided", profile, strided)
-        broken = [scale[0], torch.full_like(scale[1], torch.nan)]
+        weight, scale = _experts(draw, quantise, (2, 64, 256))
+        half = (x[::2], None if x_scale is None else x_scale[::2])
+        yield Case("strided", profile, (*half, weight, scale, _offsets(1, 3)))
+        yield Case("experts apart", profile, (*half, _apart(weight), _apart(scale), _offsets(3, 1)))
+        broken = torch.stack([scale[0], torch.full_like(scale[1], torch.nan)])
         yield Case("NaN scale of one expert", profile, (x, x_scale, weight, broken, _offsets(5, 3)))
-    weight, scale = _quantised(draw, quantise, (2, 9, 192))
     x = draw.normal(3, 192).double()
-    yield Case("fp64 rows", "ideal", (x, None, weight, scale, _offsets(1, 2)))
+    yield Case("fp64 rows", "ideal", (x, None, *_experts(draw, quantise, (2, 9, 192)), _offsets(1, 2)))
 
 
 @grouped_gemm.cases
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for rows, n, k in (*_GROUPS, ((2, 0, 3), 5, 7)):
-            weight = [_weight(draw, n, k).to(dtype) for _ in rows]
+            weight = torch.stack([_weight(draw, n, k) for _ in rows]).to(dtype)
             yield Case(f"{rows} {n}x{k}", profile, (draw.normal(sum(rows), k, dtype=dtype), weight, _offsets(*rows)))
         x = draw.normal(24, 8, dtype=dtype).T[::2]
-        weight = [_weight(draw, 24, 10).to(dtype).T for _ in range(3)]
+        weight = torch.stack([_weight(draw, 24, 10) for _ in range(3)]).to(dtype).transpose(1, 2)
         yield Case("strided", profile, (x, weight, _offsets(1, 2, 1)))
+        yield Case("experts apart", profile, (x, _apart(weight), _offsets(2, 0, 2)))
         x = x.clone()
         x[1, 3] = torch.nan
-        broken = [*weight[:2], torch.full_like(weight[2], torch.nan)]
+        broken = torch.cat([weight[:2], torch.full_like(weight[2:], torch.nan)])
         yield Case("NaN row, NaN expert", profile, (x, broken, _offsets(2, 1, 1)))
-    weight = [_weight(draw, 9, 130) for _ in range(2)]
+    weight = torch.stack([_weight(draw, 9, 130) for _ in range(2)])
     x = draw.normal(3, 130)
     yield Case("bf16 rows, fp32 weights", "official", (x.bfloat16(), weight, _offsets(1, 2)))
     yield Case("fp64 rows", "ideal", (x.double(), weight, _offsets(1, 2)))
 
 
 def _edit(op: Operator, argument: int, edit: Callable[[torch.Tensor], torch.Tensor]) -> Reference:
-    """Mutant that edits one argument (every tensor of a list) and then computes as the reference does."""
+    """Mutant that edits one argument and then computes as the reference does."""
 
     def mutant(*args: Any) -> Any:
         changed = list(args)
-        value = args[argument]
-        if value is not None:
-            changed[argument] = [edit(t) for t in value] if isinstance(value, list | tuple) else edit(value)
+        changed[argument] = None if args[argument] is None else edit(args[argument])
         return op.reference(*changed)
 
     return mutant
@@ -214,7 +212,7 @@ def _bits(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tenso
 
 _SCALE_EDITS = {
     "moved by one block": _bits(lambda b: b.roll(1, -1)),
-    "of the first block for all": _bits(lambda b: b[:, :1].expand_as(b).contiguous()),
+    "of the first block for all": _bits(lambda b: b[..., :1].expand_as(b).contiguous()),
     "cast as numbers": lambda s: s.view(torch.uint8).float().to(torch.float8_e8m0fnu),
     "left out": lambda s: torch.ones_like(s, dtype=torch.float32).to(s.dtype),
 }
@@ -232,22 +230,33 @@ def _add_scale_faults(op: Operator[..., torch.Tensor]) -> None:
     for name, change in _SCALE_EDITS.items():
         op.fault(f"activation scales {name}")(_edit(op, 1, change))
         op.fault(f"weight scales {name}")(_edit(op, 3, change))
-    op.fault("weight scales of the first rows for all")(_edit(op, 3, _bits(lambda b: b[:1].expand_as(b).contiguous())))
+    first_rows = _bits(lambda b: b[..., :1, :].expand_as(b).contiguous())
+    op.fault("weight scales of the first rows for all")(_edit(op, 3, first_rows))
     op.fault("last channel left out")(_edit(op, 0, lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)))
     op.fault("activations rounded to bf16")(_edit(op, 0, lambda x: x.bfloat16().to(x.dtype)))
 
 
-def _add_offset_faults(op: Operator[..., torch.Tensor], argument: int) -> None:
+def _add_expert_faults(op: Operator[..., torch.Tensor], weights: tuple[int, ...], offsets: int) -> None:
     for name, change in _OFFSET_EDITS.items():
-        op.fault(name)(_edit(op, argument, change))
+        op.fault(name)(_edit(op, offsets, change))
+    for argument in weights:
+        what = "scales" if argument == 3 else "weights"
+        op.fault(f"{what} of the first expert for all")(_edit(op, argument, lambda w: w[:1].expand_as(w)))
+        op.fault(f"{what} of experts apart read as dense")(_edit(op, argument, _read_dense))
+
+
+def _read_dense(weight: torch.Tensor) -> torch.Tensor:
+    """What a kernel reads that takes experts to follow each other."""
+    strides = (weight.shape[1] * weight.shape[2], *weight.stride()[1:])
+    return weight.as_strided(weight.shape, strides) if weight[0].is_contiguous() else weight
 
 
 _add_scale_faults(fp8_gemm)
 _add_scale_faults(fp8_grouped_gemm)
 _add_scale_faults(fp4_grouped_gemm)
-_add_offset_faults(fp8_grouped_gemm, 4)
-_add_offset_faults(fp4_grouped_gemm, 4)
-_add_offset_faults(grouped_gemm, 2)
+_add_expert_faults(fp8_grouped_gemm, (2, 3), 4)
+_add_expert_faults(fp4_grouped_gemm, (2, 3), 4)
+_add_expert_faults(grouped_gemm, (1,), 2)
 add_output_faults(fp8_gemm, *_OUTPUT_FAULTS)
 add_output_faults(fp8_grouped_gemm, *_OUTPUT_FAULTS)
 add_output_faults(fp4_grouped_gemm, *_OUTPUT_FAULTS)
@@ -273,24 +282,16 @@ def _(x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weigh
     return y.to(_output_dtype(x, x_scale))
 
 
-TRACED_ONLY = (
-    "grouped_product: expert == e -> expert != e",
-    "grouped_product: rows @ matrix(e).T -> matrix(e).T @ rows",
-    "grouped_product: True -> False",
-    "grouped_product: 0 -> 1 (5)",
-    "grouped_product: 0 -> 1 (6)",
-    "grouped_product: 1 -> 2",
-    "grouped_product: 1 -> 2 (2)",
-)
-"""Mutants of the branch for tracing, where offsets have no values; no case reaches it."""
-_TOLD_BY = "only tracing runs it; tests/backend/test_traced_gemm.py tells them apart"
 for _contract in (fp8_grouped_gemm, fp4_grouped_gemm, grouped_gemm):
-    for _name in TRACED_ONLY:
-        _contract.equivalent(_name, _TOLD_BY)
-    _contract.equivalent("grouped_product: 0 -> 1 (4)", "an expert without rows is widened in vain, for no rows")
+    _contract.equivalent("_traced_product: *", "only tracing runs it; tests/backend/test_traced_gemm.py kills them")
     _contract.equivalent(
-        "_has_values: tensor.device.type != 'meta' -> tensor.device.type == 'meta'",
-        "the branch for tracing, on real offsets: the same product by another way",
+        "grouped_product: bounds[e] < bounds[e + 1] -> bounds[e] <= bounds[e + 1]",
+        "an expert without rows is widened in vain, for no rows",
     )
+    for _name in (
+        "_has_values: tensor.device.type != 'meta' -> tensor.device.type == 'meta'",
+        "grouped_product: not _has_values(expert_offsets) -> _has_values(expert_offsets)",
+    ):
+        _contract.equivalent(_name, "the branch for tracing, on real offsets: the same product by another way")
 for _quantised_contract in (fp8_gemm, fp8_grouped_gemm, fp4_grouped_gemm):
     _quantised_contract.equivalent(*NO_257TH_CODE)

@@ -31,12 +31,6 @@ class _Kind(NamedTuple):
 _KINDS = {
     "Tensor": _Kind("torch.Tensor", "Array", "float [T, d]", "draw.normal(tokens, d, dtype=dtype)"),
     "Optional[Tensor]": _Kind("torch.Tensor | None", "Array | None", "float [T, d]", "None"),
-    "List[Tensor]": _Kind(
-        "list[torch.Tensor]",
-        "list[Array]",
-        "list(n) float [T, d]",
-        "[draw.normal(tokens, d, dtype=dtype)]",
-    ),
     "int": _Kind("int", "int", None, "1"),
     "float": _Kind("float", "float", None, "1e-6"),
     "bool": _Kind("bool", "bool", None, "False"),

@@ -13,6 +13,7 @@ from rich.progress import Progress, TextColumn
 from dsv4_ascend.cli import console, print_json
 from dsv4_ascend.model.profile import IDEAL
 from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.model.weights import official_tensors
 from dsv4_ascend.tiny.corpus import encode_documents, read_corpus, train_tokenizer
 from dsv4_ascend.tiny.release import measure, write_release
 from dsv4_ascend.tiny.training import TINY, Recipe, train
@@ -46,7 +47,7 @@ def train_tiny(
             bar.update(task, completed=step + 1, loss=loss)
 
         train(network, stream, replace(Recipe(), steps=steps, seed=seed), report)
-    trained = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    trained = dict(official_tensors(network))
     found = measure(trained, stream, held_out, corpus.digest, evaluated_tokens)
     write_release(output, trained, tokenizer, found)
     print_json({"output": str(output), **asdict(found)})

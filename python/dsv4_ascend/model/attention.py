@@ -9,6 +9,7 @@ from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.batch import Batch, RatioIndex
 from dsv4_ascend.model.cache import LayerCache
 from dsv4_ascend.model.profile import Profile
+from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.cache import write_cache
@@ -42,7 +43,7 @@ class Compressor(nn.Module):
     def __init__(self, config: V4Config, ratio: int, head_dim: int, overlap: bool) -> None:
         super().__init__()
         width = head_dim * (2 if overlap else 1)
-        self.wkv, self.wgate = Linear(width, config.hidden_size), Linear(width, config.hidden_size)
+        self.wkv, self.wgate = (Linear(width, config.hidden_size, UNQUANTISED) for _ in range(2))
         self.ape = empty_parameter(ratio, width)
         self.norm = RMSNormWeight(head_dim)
         self.eps = config.rms_norm_eps
@@ -171,13 +172,6 @@ class Attention(nn.Module):
 
     def _project(self, o: torch.Tensor) -> torch.Tensor:
         """Heads o [T, H, D] -> [T, d] (4.7)."""
-        if not (self.wo_a.float_scaled or self.wo_b.float_scaled):
-            return grouped_output_projection(
-                o, self.wo_a.weight, self.wo_a.scale, self.wo_b.weight, self.wo_b.scale, self.groups
-            )
-        # The same in steps: wo_a rounds to o's dtype, sums are fp32, wo_b is a linear as any other.
-        weight = self.wo_a.values().to(o.dtype).float().unflatten(0, (self.groups, -1))
-        grouped = o.flatten(1).unflatten(1, (self.groups, -1)).float()
-        z = (grouped.transpose(0, 1) @ weight.transpose(1, 2)).transpose(0, 1)
-        joined: torch.Tensor = self.wo_b(z.flatten(1).to(o.dtype))
+        wo_a = self.wo_a.stored().values(o.dtype).unflatten(0, (self.groups, -1))
+        joined: torch.Tensor = self.wo_b(grouped_output_projection(o, wo_a))
         return joined

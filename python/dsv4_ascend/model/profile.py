@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv4_ascend.weights.linear import Quantise, fp8_blocks
+from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.quant import act_qdq, fp4_qdq
@@ -20,14 +20,14 @@ INDEX_BLOCK = 32
 class Profile:
     """What a network rounds, beside what its operators say.
 
-    dtype: of streams, activations and caches. activations: how the input of a quantised weight's product is quantised,
-    None where it is not. latent(kv [.., D], channels without RoPE): what the window's keys and compressed entries are
+    dtype: of streams, activations and caches. activations: what the input of a quantised weight's product is quantised
+    to. latent(kv [.., D], channels without RoPE): what the window's keys and compressed entries are
     when they are cached. index(x [.., 128]): the same of index keys and index queries.
     """
 
     name: str
     dtype: torch.dtype
-    activations: Quantise | None
+    activations: ActivationFormat
     latent: Callable[[torch.Tensor, int], torch.Tensor]
     index: Callable[[torch.Tensor], torch.Tensor]
 
@@ -49,8 +49,8 @@ def _fp4_index(x: torch.Tensor) -> torch.Tensor:
     return fp4_qdq(hadamard(x), INDEX_BLOCK)
 
 
-IDEAL = Profile("ideal", torch.float32, None, _unrounded_latent, _unrounded_index)
-OFFICIAL = Profile("official", torch.bfloat16, fp8_blocks, _fp8_latent, _fp4_index)
+IDEAL = Profile("ideal", torch.float32, UNQUANTISED, _unrounded_latent, _unrounded_index)
+OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _fp4_index)
 PROFILES = {profile.name: profile for profile in (IDEAL, OFFICIAL)}
 
 

@@ -13,7 +13,9 @@ from dsv4_ascend.model.attention import Attention
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.cache import LayerCache, PagedCache
 from dsv4_ascend.model.profile import Profile
-from dsv4_ascend.weights.linear import Expert, Linear, RMSNormWeight, empty_parameter, run_experts
+from dsv4_ascend.weights.activations import UNQUANTISED
+from dsv4_ascend.weights.experts import Experts
+from dsv4_ascend.weights.linear import Linear, RMSNormWeight, SharedExpert, empty_parameter
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.gate import gate_hash, gate_topk
 from dsv4_backend.ops.hyper import hc_head, hc_post, hc_pre
@@ -49,19 +51,17 @@ class MoE(nn.Module):
     def __init__(self, config: V4Config, hashed: bool, profile: Profile) -> None:
         super().__init__()
         d, m = config.hidden_size, config.moe_intermediate_size
-        self.activations = profile.activations
         self.gate = Gate(config, hashed)
-        self.experts = nn.ModuleList(Expert(d, m, self.activations) for _ in range(config.n_routed_experts))
-        self.shared_experts = Expert(d, m, self.activations)
+        self.experts = Experts(config.n_routed_experts, d, m, profile.activations)
+        self.shared_experts = SharedExpert(d, m, profile.activations)
         self.limit = config.swiglu_limit
 
     def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]."""
         weights, ids = self.gate(x, input_ids)
-        rows, expert_offsets, order = moe_dispatch(x, ids, len(self.experts))
-        experts = [e for e in self.experts if isinstance(e, Expert)]
-        weights = weights.flatten()[order]
-        y = run_experts(experts, rows, weights, expert_offsets, self.limit, self.activations)
+        experts = self.experts
+        rows, expert_offsets, order = moe_dispatch(x, experts.slots_of(ids), experts.count)
+        y = experts(rows, weights.flatten()[order], expert_offsets, self.limit)
         routed = moe_combine(y, order, ids.shape[1])
         shared: torch.Tensor = self.shared_experts(x, self.limit)
         return (routed + shared).to(x.dtype)
@@ -131,10 +131,8 @@ class MTPBlock(Block, HeadOwner):
         """Embedded [T, d] of the next tokens, streams x [T, n, d] -> the block's input streams [T, n, d]."""
         e = rms_norm(embedded, self.enorm.weight, self.norm_eps)
         h = rms_norm(x, self.hnorm.weight, self.norm_eps)
-        if self.e_proj.float_scaled or self.h_proj.float_scaled:
-            hidden: torch.Tensor = self.h_proj(h.flatten(0, 1)).view(h.shape)
-            return self.e_proj(e).unsqueeze(1) + hidden  # type: ignore[no-any-return]
-        return mtp_combine(e, h, self.e_proj.weight, self.e_proj.scale, self.h_proj.weight, self.h_proj.scale)
+        hidden: torch.Tensor = self.h_proj(h.flatten(0, 1))
+        return mtp_combine(self.e_proj(e), hidden.view(h.shape))
 
 
 class Transformer(HeadOwner):
@@ -145,7 +143,7 @@ class Transformer(HeadOwner):
         self.config, self.profile = config, profile
         self.add_head(config)
         v, d, n_layers = config.vocab_size, config.hidden_size, config.num_hidden_layers
-        self.embed, self.head = Linear(v, d), Linear(v, d)
+        self.embed, self.head = (Linear(v, d, UNQUANTISED) for _ in range(2))
         shapes = list(zip(config.layer_kinds, config.compress_ratios, strict=True))
         self.layers = nn.ModuleList(
             Block(config, kind, ratio, i < config.num_hash_layers, profile)

@@ -1,30 +1,64 @@
-"""Putting tensors into the network by their checkpoint names, without copying the large ones."""
+"""Putting tensors into the network by their checkpoint names, and taking them out, without copying the large ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.weights.experts import Experts, ExpertStack
+from dsv4_backend.errors import ArgumentError
+
+_EXPERT = re.compile(r"(.+\.ffn\.experts)\.(\d+)\.(w[123])\.(weight|scale)")
 
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
-    """Make `tensor` the parameter of official name `name`; it keeps its storage, but for BF16 `FP32_NAMES`."""
+    """Make `tensor` the parameter of official name `name`; it keeps its storage, but for BF16 `FP32_NAMES`.
+
+    Experts: `...ffn.experts.w1.weight` [E, ...] is all of a projection at once, with `...ffn.experts.slots` (see
+    `Experts`) if their order is not that of their numbers. One by one, under their official names, they are copied into
+    such a tensor when the last one comes.
+    """
+    expert = _EXPERT.fullmatch(name)
+    if expert:
+        experts = network.get_submodule(expert[1])
+        assert isinstance(experts, Experts)
+        experts.put(int(expert[2]), expert[3], expert[4], tensor)
+        return
     if tensor.dtype == torch.bfloat16 and name.endswith(FP32_NAMES):
         tensor = tensor.float()
     path, _, leaf = name.rpartition(".")
     module = network.get_submodule(path)
-    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+    is_buffer = leaf in module._buffers
+    setattr(module, leaf, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
 
 
 def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> Transformer:
-    """Assign (name, tensor) pairs, moved to `device` if they are not there, and put the network in eval mode."""
+    """Assign (name, tensor) pairs, moved to `device` if they are not there, and put the network in eval mode.
+
+    ArgumentError if some experts of a projection came without the others.
+    """
     for name, tensor in tensors:
         assign(network, name, tensor.to(device))
-    for module in network.modules():
+    for path, module in network.named_modules():
+        if isinstance(module, ExpertStack) and module.waiting:
+            leaf, found = next(iter(module.waiting.items()))
+            count = module.weight.shape[0]
+            raise ArgumentError(f"{path}.{leaf}: found {len(found)} experts, expected all {count} of them")
         for buffer_name, buffer in module.named_buffers(recurse=False):
             setattr(module, buffer_name, buffer.to(device))
     return network.eval()
+
+
+def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
+    """(official name, tensor) of every parameter, detached: what `assign_all` takes and a checkpoint holds."""
+    for path, module in network.named_modules():
+        if isinstance(module, Experts):
+            yield from ((f"{path}.{name}", tensor.detach()) for name, tensor in module.by_expert())
+        elif not isinstance(module, ExpertStack):
+            for leaf, parameter in module.named_parameters(recurse=False):
+                yield f"{path}.{leaf}" if path else leaf, parameter.detach()

@@ -15,6 +15,7 @@ from dsv4_ascend.checkpoint.config import RopeScaling, V4Config
 from dsv4_ascend.model.batch import Batch, make_batch
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.transformer import Gate, Transformer
+from dsv4_ascend.model.weights import assign, official_tensors
 from dsv4_ascend.tiny.alignment import align_indexers
 from dsv4_backend.ops.quant import (
     dequantize_fp4,
@@ -74,10 +75,10 @@ class Recipe:
 
 
 def stored_format(name: str, shape: torch.Size) -> str:
-    """How the release stores a parameter: "fp4", "fp8" or "float" (spec/v4.md 7.1)."""
-    if len(shape) != 2 or any(part in name for part in _FLOAT_MATRICES):
-        return "float"
-    return "fp4" if ".ffn.experts." in name else "fp8"
+    """How the release stores a parameter, or a projection of all experts: "fp4", "fp8" or "float" (spec/v4.md 7.1)."""
+    if ".ffn.experts." in name:
+        return "fp4"
+    return "float" if len(shape) != 2 or any(part in name for part in _FLOAT_MATRICES) else "fp8"
 
 
 class _Quantise(torch.autograd.Function):
@@ -98,12 +99,13 @@ def initialise(network: Transformer, seed: int) -> None:
     """Give every parameter its starting value, in the order of names, from one generator."""
     generator = torch.Generator().manual_seed(seed)
     depth = math.sqrt(2 * len(network.layers))
-    for name, parameter in list(network.named_parameters()):
+    for name, parameter in list(official_tensors(network)):
         value = _initial(name, parameter, network.config, generator)
         if name.endswith(("wo_b.weight", "w2.weight")):
             value /= depth
-        module = network.get_submodule(name.rpartition(".")[0])
-        setattr(module, name.rpartition(".")[2], nn.Parameter(value, requires_grad=value.is_floating_point()))
+        assign(network, name, value)
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _initial(name: str, parameter: torch.Tensor, config: V4Config, generator: torch.Generator) -> torch.Tensor:
@@ -194,8 +196,8 @@ def train(
     initialise(network, recipe.seed)
     model, balance = LossModel(network, recipe.mtp_weight), _Balance(network, recipe.balance_rate)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad and not n.endswith("gate.bias")}
-    matrices = [p for p in trained.values() if p.dim() == 2]
-    others = [p for p in trained.values() if p.dim() != 2]
+    matrices = [p for p in trained.values() if p.dim() > 1]
+    others = [p for p in trained.values() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), eps=1e-9, foreach=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, recipe))

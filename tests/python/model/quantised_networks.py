@@ -11,6 +11,7 @@ from tiny_networks import CONFIG, random_model
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.layout import FP8, layout
 from dsv4_ascend.checkpoint.save import save_checkpoint
+from dsv4_ascend.model.weights import official_tensors
 from dsv4_backend.ops.quant import quantize_weight_fp4, quantize_weight_fp8
 
 F32_ENDINGS = ("attn_sink", ".ape", "gate.bias", "_fn", "_base", "_scale")
@@ -34,10 +35,10 @@ QUANTISED = dataclasses.replace(
 
 def write_quantised(folder: Path, config: V4Config = QUANTISED, seed: int = 0) -> Path:
     """A checkpoint folder of random weights, quantised as the release is."""
-    values = dict(random_model(config, seed=seed).network.named_parameters())
+    values = dict(official_tensors(random_model(config, seed=seed).network))
     tensors: dict[str, torch.Tensor] = {}
     for name, entry in layout(config).items():
-        value = values[name].detach()
+        value = values[name]
         if entry.scale_name:
             quantise = quantize_weight_fp8 if entry.dtypes[0] == FP8 else quantize_weight_fp4
             tensors[name], tensors[entry.scale_name] = quantise(value)

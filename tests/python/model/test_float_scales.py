@@ -9,7 +9,10 @@ from tiny_checkpoints import random_tensors
 import dsv4_ascend
 from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.checkpoint.layout import FP8, layout
-from dsv4_ascend.weights.linear import Expert, Linear, fp8_blocks, run_experts, widened
+from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED
+from dsv4_ascend.weights.experts import Experts, ExpertStack
+from dsv4_ascend.weights.formats import FloatScaled, FloatScaledExperts, widened
+from dsv4_ascend.weights.linear import Linear
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 IDS = list(range(11))
@@ -54,10 +57,10 @@ def quantised(x):
     return result
 
 
-ACTIVATIONS = {torch.float32: None, torch.bfloat16: fp8_blocks}
+ACTIVATIONS = {torch.float32: UNQUANTISED, torch.bfloat16: FP8_BLOCKS}
 
 
-def linear(weight, scale, activations=None):
+def linear(weight, scale, activations):
     module = Linear(1, 1, activations)
     module.weight = torch.nn.Parameter(weight, requires_grad=False)
     module.scale = torch.nn.Parameter(scale, requires_grad=False)
@@ -93,18 +96,17 @@ def silu(x):
 def test_routed_experts(make, dtype):
     """Three experts, one without rows; in profile official the product before w2 is quantised again."""
     d, m = 256, 128
-    experts, values = [], []
+    experts, values = Experts(3, d, m, ACTIVATIONS[dtype]), []
     for seed in range(3):
-        expert = Expert(d, m, ACTIVATIONS[dtype])
         parts = {name: make(*shape, seed=10 * seed + i) for i, (name, shape) in enumerate(
             {"w1": (m, d), "w2": (d, m), "w3": (m, d)}.items())}  # fmt: skip
         for name, (weight, scale) in parts.items():
-            setattr(expert, name, linear(weight, scale / 16))
-        experts.append(expert)
+            experts.put(seed, name, "weight", weight)
+            experts.put(seed, name, "scale", scale / 16)
         values.append({name: formula(weight, scale / 16).astype(np.float64) for name, (weight, scale) in parts.items()})
     x, weights = (draw(5, d, seed=77) / 4).to(dtype), torch.rand(5) + 0.5
     offsets = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
-    got = run_experts(experts, x, weights, offsets, 10.0, ACTIVATIONS[dtype]).float().numpy()
+    got = experts(x, weights, offsets, 10.0).float().numpy()
     official = dtype == torch.bfloat16
 
     def narrow(y):
@@ -140,7 +142,8 @@ def test_a_model_equals_its_weights_widened(tmp_path, expert):
         wide[name] = torch.from_numpy(formula(tensors[name], tensors[scale]))
     put(tmp_path / "wide", hub(expert_dtype=None), wide)
     ours, theirs = (dsv4_ascend.load(path, dtype=torch.float32) for path in (folder, tmp_path / "wide"))
-    assert all(m.float_scaled for m in ours.network.modules() if isinstance(m, Linear) and m.scale is not None)
+    stored = [m.stored() for m in ours.network.modules() if isinstance(m, Linear | ExpertStack) and m.scale is not None]
+    assert {type(weight) for weight in stored} == {FloatScaled, FloatScaledExperts}
     want = theirs.forward(IDS)
     assert (ours.forward(IDS) - want).norm() <= 1e-4 * want.norm()
     options = {"draft_tokens": 2, "max_new_tokens": 6, "stop_ids": frozenset()}
@@ -157,7 +160,7 @@ def test_powers_of_two_give_the_same_either_way(tmp_path, expert, dtype):
     options = {"draft_tokens": 2, "max_new_tokens": 6, "stop_ids": frozenset()}
     want, tokens, accepted = model.forward(IDS), model.generate([IDS], **options), model.draft_acceptance
     for module in model.network.modules():
-        if isinstance(module, Linear) and module.scale is not None:
+        if isinstance(module, Linear | ExpertStack) and module.scale is not None:
             module.scale = torch.nn.Parameter(module.scale.float(), requires_grad=False)
     assert torch.equal(model.forward(IDS), want)
     assert (model.generate([IDS], **options), model.draft_acceptance) == (tokens, accepted)

@@ -18,8 +18,9 @@ from dsv4_ascend.model import attention
 from dsv4_ascend.model import profile as profile_module
 from dsv4_ascend.model.batch import make_batch
 from dsv4_ascend.model.model import Model, load
-from dsv4_ascend.weights import linear as linear_module
-from dsv4_ascend.weights.linear import Expert, Linear, fp8_blocks, run_experts
+from dsv4_ascend.weights import formats
+from dsv4_ascend.weights.experts import Experts
+from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.quant import act_qdq, dequantize_fp4, dequantize_fp8, fp4_qdq
 
@@ -186,9 +187,9 @@ def _activations(tokens: int, channels: int) -> torch.Tensor:
 
 
 def _linears(model: Model) -> list[tuple[str, Linear]]:
-    """FP8 linears that the model calls as such; wo_a, wo_b, e_proj and h_proj are read by operators."""
+    """FP8 linears that the model calls as such: wo_a is read by an operator, in bf16."""
     named = [(n, m) for n, m in model.network.named_modules() if isinstance(m, Linear) and m.scale is not None]
-    return [(n, m) for n, m in named if ".experts." not in n and not n.endswith(("wo_a", "wo_b", "e_proj", "h_proj"))]
+    return [(n, m) for n, m in named if not n.endswith("wo_a")]
 
 
 def _distance_to_quantised(module: Linear) -> tuple[float, float]:
@@ -201,7 +202,8 @@ def _distance_to_quantised(module: Linear) -> tuple[float, float]:
 
 def test_every_fp8_linear_quantises_its_input(official: Model) -> None:
     linears = _linears(official)
-    assert len(linears) == 4 * 6 + 1  # wq_a, wq_b, wkv and three of the shared expert per block, and the indexer's wq_b
+    # wq_a, wq_b, wkv, wo_b and three of the shared expert per block, the indexer's wq_b, e_proj and h_proj
+    assert len(linears) == 4 * 7 + 1 + 2
     for name, module in linears:
         quantised, plain = _distance_to_quantised(module)
         assert quantised < SAME, name
@@ -218,12 +220,13 @@ def test_a_linear_that_keeps_bf16_inputs_is_noticed(official: Model, monkeypatch
     assert plain < SAME
 
 
-def _experts_by_hand(experts: list[Expert], rows, weights, ends, *, without: str = "") -> torch.Tensor:
+def _experts_by_hand(experts: Experts, rows, weights, ends, *, without: str = "") -> torch.Tensor:
     """Spec 5.2 expert by expert, with one rounding point left out."""
     results = []
-    for i, expert in enumerate(experts):
+    named = dict(experts.by_expert())
+    for i in range(experts.count):
         part = slice(ends[i], ends[i + 1])
-        w1, w2, w3 = (dequantize_fp4(w.weight, w.scale) for w in (expert.w1, expert.w2, expert.w3))
+        w1, w2, w3 = (dequantize_fp4(named[f"{i}.{w}.weight"], named[f"{i}.{w}.scale"]) for w in ("w1", "w2", "w3"))
         x, share = rows[part], weights[part, None]
         x = x if without == "input" else act_qdq(x, 128, x.shape[1])
         gate, up = (linear(x.float(), w).bfloat16().float() for w in (w1, w3))
@@ -236,12 +239,12 @@ def _experts_by_hand(experts: list[Expert], rows, weights, ends, *, without: str
 
 
 def test_experts_round_where_the_release_does(official: Model) -> None:
-    experts = list(official.network.layers[1].ffn.experts)
+    experts = official.network.layers[1].ffn.experts
     counts = torch.tensor([5, 0, 9, 1, 17, 3, 2, 11])
     ends = [0, *counts.cumsum(0).tolist()]
     rows = _activations(ends[-1], QUANTISED.hidden_size)
     weights = torch.rand(ends[-1], generator=torch.Generator().manual_seed(4)) * 1.5
-    got = run_experts(experts, rows, weights, torch.tensor(ends, dtype=torch.int32), QUANTISED.swiglu_limit, fp8_blocks)
+    got = experts(rows, weights, torch.tensor(ends, dtype=torch.int32), QUANTISED.swiglu_limit)
     assert relative(got, _experts_by_hand(experts, rows, weights, ends)) < SAME
     for point in ("input", "weight before w2", "hidden"):
         assert relative(got, _experts_by_hand(experts, rows, weights, ends, without=point)) > OTHER, point
@@ -250,13 +253,13 @@ def test_experts_round_where_the_release_does(official: Model) -> None:
 def test_routed_and_shared_products_get_fp8_inputs_only(official: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.dtype, bool]] = []
     for name in ("fp8_gemm", "fp4_grouped_gemm"):
-        product = getattr(linear_module, name)
+        product = getattr(formats, name)
 
         def watched(x, x_scale, *more, product=product):
             seen.append((x.dtype, x_scale is not None))
             return product(x, x_scale, *more)
 
-        monkeypatch.setattr(linear_module, name, watched)
+        monkeypatch.setattr(formats, name, watched)
     official.forward(IDS[:20])
-    assert len(seen) == 3 * (6 + 3) + 1
+    assert len(seen) == 3 * (7 + 3) + 1
     assert set(seen) == {(torch.float8_e4m3fn, True)}

@@ -8,7 +8,7 @@ from dsv4_ascend.checkpoint.config import RopeScaling, V4Config
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.profile import IDEAL, OFFICIAL
 from dsv4_ascend.model.transformer import Transformer
-from dsv4_ascend.model.weights import assign_all
+from dsv4_ascend.model.weights import assign_all, official_tensors
 
 CONFIG = V4Config(
     vocab_size=97,
@@ -44,7 +44,7 @@ def random_model(config: V4Config = CONFIG, *, seed: int = 0, dtype: torch.dtype
     generator = torch.Generator().manual_seed(seed)
     network = Transformer(config, OFFICIAL if dtype == torch.bfloat16 else IDEAL)
     device = torch.device("cpu")
-    tensors = [(name, _value(name, p, config, generator)) for name, p in network.named_parameters()]
+    tensors = [(name, _value(name, p, config, generator)) for name, p in official_tensors(network)]
     return Model(assign_all(network, tensors, device), device=device)
 
 

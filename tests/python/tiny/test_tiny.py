@@ -19,6 +19,7 @@ from dsv4_ascend.cli.main import main
 from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.model.profile import IDEAL
 from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.model.weights import official_tensors
 from dsv4_ascend.tiny.corpus import Corpus, encode_documents, ngram_perplexities, read_corpus, train_tokenizer
 from dsv4_ascend.tiny.release import CARD, SHIPPED, measure, perplexity, release_tensors, write_release
 from dsv4_ascend.tiny.training import TINY, Recipe, fake_quantised, initialise, train
@@ -93,8 +94,8 @@ def test_the_loss_falls_and_every_weight_learns(stream: torch.Tensor) -> None:
     network, losses = _train(stream, dataclasses.replace(RECIPE, steps=12, quantise_from=0.8))
     assert len(losses) == 12
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
-    start = dict(before.named_parameters())
-    same = [n for n, p in network.named_parameters() if torch.equal(p, start[n])]
+    start = dict(official_tensors(before))
+    same = [n for n, p in official_tensors(network) if torch.equal(p, start[n])]
     assert [n for n in same if not n.endswith("tid2eid")] == []
 
 
@@ -128,7 +129,7 @@ STORED = {
 def test_every_tensor_is_stored_as_the_release_stores_it() -> None:
     network = Transformer(TINY, IDEAL)
     initialise(network, 0)
-    released = release_tensors({name: p.detach() for name, p in network.named_parameters()})
+    released = release_tensors(dict(official_tensors(network)))
     names = {dtype: name for name, (bits, dtype) in DTYPES.items() if bits >= 8}
     want: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, entry in layout(TINY).items():
@@ -142,7 +143,7 @@ def test_every_tensor_is_stored_as_the_release_stores_it() -> None:
 
 def test_a_release_folder_loads_and_its_card_is_recomputable(tmp_path: Path, tokenizer, stream: torch.Tensor) -> None:
     network, _ = _train(stream, dataclasses.replace(RECIPE, steps=1))
-    trained = {name: p.detach() for name, p in network.named_parameters()}
+    trained = dict(official_tensors(network))
     found = measure(trained, stream, stream, "digest", 512, REDUCED)
     write_release(tmp_path / "out", trained, tokenizer, found, REDUCED)
     card = json.loads((tmp_path / "out" / CARD).read_text())

@@ -1,0 +1,88 @@
+"""Routed experts: one tensor per projection, whatever the checkpoint's names say (spec/v4.md 5.2, 7.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from dsv4_ascend.weights.activations import ActivationFormat
+from dsv4_ascend.weights.formats import EXPERTS, ExpertWeights, as_stored
+from dsv4_ascend.weights.linear import empty_parameter
+
+
+class ExpertStack(nn.Module):
+    """One projection of all experts: `weight` [E, N, ...] and `scale` [E, ...] (None for floats) as stored."""
+
+    scale: nn.Parameter | None
+
+    def __init__(self, experts: int, n: int, k: int) -> None:
+        super().__init__()
+        self.weight = empty_parameter(experts, n, k)
+        self.register_parameter("scale", None)
+        self.waiting: dict[str, dict[int, torch.Tensor]] = {}
+
+    def stored(self) -> ExpertWeights:
+        """The weights in their format."""
+        return as_stored(EXPERTS, self.weight, self.scale)
+
+    def put(self, leaf: str, slot: int, tensor: torch.Tensor) -> None:
+        """Give one expert its "weight" or "scale"; they are stacked, and count, when all experts have theirs."""
+        waiting = self.waiting.setdefault(leaf, {})
+        waiting[slot] = tensor
+        if len(waiting) == self.weight.shape[0]:
+            parts = [waiting[i] for i in range(len(waiting))]
+            del self.waiting[leaf]
+            setattr(self, leaf, nn.Parameter(torch.stack(parts), requires_grad=False))
+
+
+class Experts(nn.Module):
+    """w1 (gate), w3 (up) and w2 (down) of `count` routed experts.
+
+    slots: int64 [count], at which place of the stacks an expert's matrices are; None where matrix e is expert e's.
+    A file may have experts in another order (names sort 10 before 2): then they are used in the file's order.
+    """
+
+    slots: torch.Tensor | None
+
+    def __init__(self, count: int, d: int, m: int, activations: ActivationFormat) -> None:
+        super().__init__()
+        self.count, self.activations = count, activations
+        self.w1, self.w3 = ExpertStack(count, m, d), ExpertStack(count, m, d)
+        self.w2 = ExpertStack(count, d, m)
+        self.register_buffer("slots", None, persistent=False)
+
+    def forward(
+        self, rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
+    ) -> torch.Tensor:
+        """Rows [M, d] sorted by slot, weights fp32 [M], expert_offsets int32 [count + 1] of slots -> [M, d] (5.2).
+
+        The routing weight multiplies before w2 and before its input is quantised.
+        """
+        w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
+        like = w1.accepts(self.activations)
+        x = like.quantise(rows)
+        gate, up = w1.matmul(x, expert_offsets, like), w3.matmul(x, expert_offsets, like)
+        return w2.matmul(like.swiglu(gate, up, weights, limit), expert_offsets, like)
+
+    def slots_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where the experts `ids` are in the stacks, of any shape."""
+        return ids if self.slots is None else self.slots[ids]
+
+    def put(self, expert: int, projection: str, leaf: str, tensor: torch.Tensor) -> None:
+        """Give one expert the "weight" or "scale" of its "w1", "w2" or "w3"."""
+        slot = expert if self.slots is None else int(self.slots[expert])
+        self.stacks()[projection].put(leaf, slot, tensor)
+
+    def stacks(self) -> dict[str, ExpertStack]:
+        """The three projections by name."""
+        return {"w1": self.w1, "w3": self.w3, "w2": self.w2}
+
+    def by_expert(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """("0.w1.weight", tensor) of every expert under its official name: views of the stacks."""
+        slots = range(self.count) if self.slots is None else self.slots.tolist()
+        for expert, slot in enumerate(slots):
+            for projection, stack in self.stacks().items():
+                for leaf, tensor in stack.named_parameters():
+                    yield f"{expert}.{projection}.{leaf}", tensor[slot]

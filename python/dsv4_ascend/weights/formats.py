@@ -1,0 +1,174 @@
+"""One class per stored format: what a weight is kept as, and its product (spec/v4.md 6.3).
+
+`WEIGHTS` and `EXPERTS` give the class of a format by the dtypes of its codes and scales; a new format is a class and a
+row. Tensors are kept as the checkpoint gives them, so a weight may be a view of a mapped file. A device that wants a
+layout of its own gets a class that holds it, made by an operator `pack` when the weight is assigned; none does yet.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.nn.functional import linear
+
+from dsv4_ascend.checkpoint.layout import FP4_BLOCK, FP8_TILE
+from dsv4_ascend.weights.activations import UNQUANTISED, ActivationFormat, Rows
+from dsv4_backend.errors import ArgumentError
+from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
+from dsv4_backend.ops.gemm import fp4_grouped_gemm, fp8_gemm, fp8_grouped_gemm, grouped_gemm, grouped_product
+from dsv4_backend.ops.quant import dequantize_fp8
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+Format = tuple[torch.dtype, torch.dtype | None]
+"""Dtypes of codes and of scales."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint stores of a weight: `scale` is a tensor, None for floats."""
+
+    weight: torch.Tensor
+    scale: Any
+
+
+class Weight(Stored, ABC):
+    """A matrix W [N, K]."""
+
+    @abstractmethod
+    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+        """`x Wᵀ` of float x [T, K], which a quantised weight takes in the format `activations`: [T, N] in x's dtype."""
+
+    @abstractmethod
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """W as `dtype` [N, K], rounded once; a temporary of this call unless it is stored so."""
+
+
+class ExpertWeights(Stored, ABC):
+    """The matrices [E, N, K] of one projection of all routed experts, which may lie apart in memory."""
+
+    def accepts(self, activations: ActivationFormat) -> ActivationFormat:
+        """The format that rows must have: a profile's `activations`, but for float weights."""
+        return activations
+
+    @abstractmethod
+    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+        """Each of the rows [M, K], sorted by expert and in the format `like`, times its expert's Wᵀ: [M, N]."""
+
+
+class Float(Weight):
+    """Floats, which take x's dtype for the product."""
+
+    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+        """See `Weight`; x is not quantised."""
+        return linear(x, self.weight.to(x.dtype))
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """See `Weight`."""
+        return self.weight.to(dtype)
+
+
+class Fp8(Weight):
+    """e4m3 [N, K] with an e8m0 scale per tile of 128x128."""
+
+    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+        """See `Weight`."""
+        return fp8_gemm(*activations.quantise(x), self.weight, self.scale)
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """See `Weight`."""
+        return dequantize_fp8(self.weight, self.scale).to(dtype)
+
+
+class FloatScaled(Weight):
+    """FP8 codes with fp32 scales of any value, which no operator takes: widened for each product."""
+
+    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+        """See `Weight`."""
+        return linear(activations.values(*activations.quantise(x)), self.values(torch.float32)).to(x.dtype)
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """See `Weight`."""
+        return widened(self.weight, self.scale).to(dtype)
+
+
+class FloatExperts(ExpertWeights):
+    """Experts of floats."""
+
+    def accepts(self, activations: ActivationFormat) -> ActivationFormat:
+        """Rows as they are."""
+        return UNQUANTISED
+
+    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+        """See `ExpertWeights`."""
+        x = rows[0]
+        # Narrower weights are widened by the operator, for the experts that have rows only.
+        weight = self.weight if self.weight.itemsize <= x.itemsize else self.weight.to(x.dtype)
+        return grouped_gemm(x, weight, expert_offsets)
+
+
+class Fp8Experts(ExpertWeights):
+    """e4m3 [E, N, K] with e8m0 scales [E, ceil(N/128), ceil(K/128)]."""
+
+    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+        """See `ExpertWeights`."""
+        return fp8_grouped_gemm(*rows, self.weight, self.scale, expert_offsets)
+
+
+class Fp4Experts(ExpertWeights):
+    """Packed e2m1 int8 [E, N, K/2] with e8m0 scales [E, N, K/32]."""
+
+    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+        """See `ExpertWeights`."""
+        return fp4_grouped_gemm(*rows, self.weight, self.scale, expert_offsets)
+
+
+class FloatScaledExperts(ExpertWeights):
+    """FP8 or FP4 codes with fp32 scales of any value: the experts that have rows are widened one at a time."""
+
+    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+        """See `ExpertWeights`."""
+        product = grouped_product(
+            like.values(*rows), self.weight, expert_offsets, lambda e: widened(self.weight[e], self.scale[e])
+        )
+        return product.to(rows[0].dtype if rows[1] is None else torch.bfloat16)
+
+
+_E4M3, _E2M1, _E8M0, _F32 = torch.float8_e4m3fn, torch.int8, torch.float8_e8m0fnu, torch.float32
+WEIGHTS: dict[Format, type[Weight]] = {
+    **{(dtype, None): Float for dtype in FLOATS},
+    (_E4M3, _E8M0): Fp8,
+    (_E4M3, _F32): FloatScaled,
+}
+EXPERTS: dict[Format, type[ExpertWeights]] = {
+    **{(dtype, None): FloatExperts for dtype in FLOATS},
+    (_E4M3, _E8M0): Fp8Experts,
+    (_E2M1, _E8M0): Fp4Experts,
+    (_E4M3, _F32): FloatScaledExperts,
+    (_E2M1, _F32): FloatScaledExperts,
+}
+_S = TypeVar("_S", bound=Stored)
+
+
+def as_stored(classes: Mapping[Format, type[_S]], weight: torch.Tensor, scale: torch.Tensor | None) -> _S:
+    """The weight in the class of its format; ArgumentError names dtypes that no class takes."""
+    found = weight.dtype, None if scale is None else scale.dtype
+    if found not in classes:
+        known = ", ".join(f"{codes} with {scales} scales" for codes, scales in classes)
+        raise ArgumentError(f"weight: found {found[0]} with {found[1]} scales, expected one of: {known}")
+    return classes[found](weight, scale)
+
+
+def widened(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """fp32 [N, K] of e4m3 [N, K] with tiles of 128x128, or of packed e2m1 int8 [N, K/2] with blocks of 32 inputs.
+
+    scale: e8m0 or fp32; a value times a scale that is no power of two rounds once.
+    """
+    wide = scale if scale.dtype == torch.float32 else scale_values(scale)
+    if weight.dtype != torch.float8_e4m3fn:
+        return unpack_e2m1(weight) * wide.repeat_interleave(FP4_BLOCK, 1)
+    rows = wide.repeat_interleave(FP8_TILE, 0)[: weight.shape[0]]
+    return e4m3_values(weight) * rows.repeat_interleave(FP8_TILE, 1)[:, : weight.shape[1]]
