@@ -17,10 +17,13 @@ class Policy:
 class Choice:
     """What `dispatch.use` sets for a thread."""
 
-    def __init__(self, policy: Policy, only: str, check_on_device: bool) -> None: ...
+    def __init__(
+        self, policy: Policy, only: str, check_on_device: bool, check_contents: bool
+    ) -> None: ...  # fmt: skip
     policy: Policy
     only: str
     check_on_device: bool
+    check_contents: bool
 
 class Context:
     """What predicates know; see `dispatch.Context`."""

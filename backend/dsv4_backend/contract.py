@@ -217,7 +217,10 @@ class Operator(Generic[_Parameters, _Result]):
         return check
 
     def contents(self, check: Check) -> Check:
-        """Decorator: relations between values (offsets that add up, NaN). Runs on real host tensors only."""
+        """Decorator: relations between values (offsets that add up, NaN).
+
+        Runs on real host tensors only, and not under `dispatch.use(check_contents=False)`.
+        """
         self.check_contents = check
         return check
 

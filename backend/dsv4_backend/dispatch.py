@@ -74,16 +74,38 @@ _reference_library = torch.library.Library("dsv4_reference", "IMPL")
 
 
 @contextmanager
-def use(policy: str, *, only: str = "", check_on_device: bool = False) -> Iterator[None]:
-    """Force a policy for this thread: one of `POLICIES`.
+def use(
+    policy: str | None = None,
+    *,
+    only: str = "",
+    check_on_device: bool | None = None,
+    check_contents: bool | None = None,
+) -> Iterator[None]:
+    """Force a policy for this thread: one of `POLICIES`, and one candidate if `only` names it.
 
-    only: the name of the one candidate that may run. check_on_device: ranges of ids and indices are checked on device
-    tensors too, at the cost of one synchronisation per call; on the CPU they always are.
+    What is None stays as it is, and `only` stays with the policy.
+    check_on_device: ranges of ids and indices are checked on device tensors too, at the cost of one
+    synchronisation per call; on the CPU they always are, unless check_contents is False.
+    check_contents: False reads no value of an argument before an operator runs (ids, offsets,
+    lengths, block tables, slots, NaN), for an engine that vouches for them; shapes, dtypes and
+    overlaps of memory are checked all the same. A wrong value then has no promised result: a
+    reference indexes with torch, which raises IndexError outside a tensor but counts some negative
+    indices from its end, and an absent block (-1) reads as rows that are not there. A native kernel
+    has to stay inside its tensors by itself, as on a device, where no value is checked either; the
+    one there is, rms_norm, takes no indices.
     """
-    if policy not in POLICIES:
+    if policy is not None and policy not in POLICIES:
         raise ValueError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
     before = _C.choice()
-    _C.set_choice(_C.Choice(getattr(_C.Policy, policy), only, check_on_device))
+    on_device = before.check_on_device if check_on_device is None else check_on_device
+    contents = before.check_contents if check_contents is None else check_contents
+    if check_on_device and not contents:
+        raise ValueError("check_on_device: found True, expected False where contents are unchecked")
+    if policy is None:
+        chosen, only = before.policy, only or before.only
+    else:
+        chosen = getattr(_C.Policy, policy)
+    _C.set_choice(_C.Choice(chosen, only, on_device, contents))
     try:
         yield
     finally:

@@ -150,10 +150,11 @@ PYBIND11_MODULE(_C, m) {
       .value("reference", Policy::reference)
       .value("strict", Policy::strict);
   py::class_<Choice>(m, "Choice")
-      .def(py::init<Policy, std::string, bool>())
+      .def(py::init<Policy, std::string, bool, bool>())
       .def_readonly("policy", &Choice::policy)
       .def_readonly("only", &Choice::only)
-      .def_readonly("check_on_device", &Choice::check_on_device);
+      .def_readonly("check_on_device", &Choice::check_on_device)
+      .def_readonly("check_contents", &Choice::check_contents);
   py::class_<Context>(m, "Context")
       .def(py::init([](const std::string& isa, std::string chip, std::string cann, std::vector<std::string> libraries) {
         return Context(known_isa(isa), std::move(chip), std::move(cann), std::move(libraries));

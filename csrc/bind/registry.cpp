@@ -72,11 +72,10 @@ class Operator {
     }
     if (on_host(specification_, arguments)) {
       check_memory(specification_, arguments);
-      check_values(specification_, arguments, sizes);
-      if (contents_) {
-        contents_(arguments);
+      if (active_choice.check_contents) {
+        check_host_values(arguments, sizes);
       }
-    } else if (active_choice.check_on_device) {
+    } else if (active_choice.check_contents && active_choice.check_on_device) {
       check_device_values(arguments, sizes);
     }
   }
@@ -180,6 +179,13 @@ class Operator {
       if (!tensor.is_inference()) {
         tensor.unsafeGetTensorImpl()->bump_version();
       }
+    }
+  }
+
+  void check_host_values(Arguments arguments, const std::vector<int64_t>& sizes) const {
+    check_values(specification_, arguments, sizes);
+    if (contents_) {
+      contents_(arguments);
     }
   }
 

@@ -61,6 +61,7 @@ struct Choice {
   Policy policy = Policy::automatic;
   std::string only;              // no other candidate than this one; empty: any
   bool check_on_device = false;  // read values (ids, block tables) of device tensors too: one synchronisation a call
+  bool check_contents = true;    // false: read no values, of host tensors neither
 };
 const Choice& choice();
 void set_choice(Choice value);  // of the calling thread

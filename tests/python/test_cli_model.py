@@ -19,7 +19,7 @@ from tiny_networks import CONFIG, random_model
 from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_ascend.cli.main import main
 from dsv4_ascend.model import model as model_module
-from dsv4_ascend.model.batch import make_batch
+from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.model import load
 from dsv4_ascend.model.weights import official_tensors
 from dsv4_ascend.tiny.corpus import train_tokenizer
@@ -235,10 +235,10 @@ def test_logits_are_prefilled_in_chunks(logits, monkeypatch: pytest.MonkeyPatch,
 
     def seen(cache, sequences, parts):
         found.append(len(parts[0]))
-        return make_batch(cache, sequences, parts)
+        return make_step(cache, sequences, parts)
 
     monkeypatch.setattr(model_module, "PREFILL_CHUNK", 16)
-    monkeypatch.setattr(model_module, "make_batch", seen)
+    monkeypatch.setattr(model_module, "make_step", seen)
     assert logits(IDS, *options).code == 0
     assert found == steps
 

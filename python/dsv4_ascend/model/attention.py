@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 from dsv4_ascend.checkpoint.config import V4Config
-from dsv4_ascend.model.batch import Batch, RatioIndex
-from dsv4_ascend.model.cache import LayerCache
+from dsv4_ascend.model.batch import Batch
+from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_ascend.model.profile import Profile
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import sparse_attention
-from dsv4_backend.ops.cache import write_cache
 from dsv4_backend.ops.compressor import compress
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import head_rms_norm, rms_norm
@@ -49,7 +48,11 @@ class Compressor(nn.Module):
         self.eps = config.rms_norm_eps
 
     def forward(
-        self, x: torch.Tensor, inv_freq: torch.Tensor, state: torch.Tensor, index: RatioIndex, batch: Batch
+        self,
+        x: torch.Tensor,
+        inv_freq: torch.Tensor,
+        state: Paged,
+        batch: Batch,
     ) -> torch.Tensor:
         """X [T, d] -> the entries that close in this step [rows, head_dim]; updates `state` in place."""
         return compress(
@@ -59,8 +62,7 @@ class Compressor(nn.Module):
             self.ape,
             self.norm.weight,
             inv_freq,
-            state,
-            index.state_table,
+            *state.read(),
             batch.query_start_loc,
             batch.seq_lens,
             self.eps,
@@ -85,20 +87,20 @@ class Indexer(nn.Module):
         qr: torch.Tensor,
         inv_freq: torch.Tensor,
         cache: LayerCache,
-        index: RatioIndex,
         batch: Batch,
     ) -> torch.Tensor:
         """X [T, d], qr [T, q_lora] -> scores [T, entries] of visible entries, -inf elsewhere; writes the new keys."""
         assert cache.index_state is not None
         assert cache.index_keys is not None
-        keys = self.compressor(x, inv_freq, cache.index_state, index, batch)
-        write_cache(cache.index_keys, self.profile.index(keys), index.entry_slots)
+        keys = self.compressor(x, inv_freq, cache.index_state, batch)
+        slots = batch.entry_slots(cache.index_keys, self.ratio)
+        cache.index_keys.write(self.profile.index(keys), slots)
         q = rope(self.wq_b(qr).unflatten(-1, (self.heads, self.dim)), batch.positions, inv_freq)
+        q = self.profile.index(q)
         weights = self.weights_proj(x) * (self.dim**-0.5 * self.heads**-0.5)
-        table, starts = index.entry_table, batch.query_start_loc
-        return indexer_scores(
-            self.profile.index(q), cache.index_keys, weights, table, starts, batch.seq_lens, self.ratio
-        )
+        pages, table = batch.reachable(cache.index_keys, self.ratio).read()
+        starts, ends = batch.query_start_loc, batch.seq_lens
+        return indexer_scores(q, pages, weights, table, starts, ends, self.ratio)
 
 
 class Attention(nn.Module):
@@ -134,33 +136,40 @@ class Attention(nn.Module):
         return rope(q, positions, self.inv_freq)
 
     def _update_compressed(
-        self, x: torch.Tensor, qr: torch.Tensor, cache: LayerCache, index: RatioIndex, batch: Batch
-    ) -> torch.Tensor | None:
-        """Write the new compressed entries; return the indexer's choice (CSA) or None (all are visible)."""
-        assert cache.entries is not None
-        assert cache.state is not None
-        entries = self.compressor(x, self.inv_freq, cache.state, index, batch)
-        write_cache(cache.entries, self.profile.latent(entries, self.nope_dim), index.entry_slots)
+        self, x: torch.Tensor, qr: torch.Tensor, cache: LayerCache, batch: Batch
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Write the new entries; (pages, table, which of them), each None where there is none.
+
+        Without the indexer's choice all visible ones are attended.
+        """
+        if cache.entries is None or cache.state is None:
+            return None, None, None
+        entries = self.compressor(x, self.inv_freq, cache.state, batch)
+        slots = batch.entry_slots(cache.entries, self.ratio)
+        cache.entries.write(self.profile.latent(entries, self.nope_dim), slots)
+        pages, table = batch.reachable(cache.entries, self.ratio).read()
         if self.kind != "csa":
-            return None
-        scores = self.indexer(x, qr, self.inv_freq, cache, index, batch)
-        return topk_indices(scores, index.visible, self.indexer.topk)
+            return pages, table, None
+        scores = self.indexer(x, qr, self.inv_freq, cache, batch)
+        visible = batch.compressed(self.ratio).visible
+        return pages, table, topk_indices(scores, visible, self.indexer.topk)
 
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
         qr = rms_norm(self.wq_a(x), self.q_norm.weight, self.eps)
         q = self.queries(qr, batch.positions)
-        kv = rope(rms_norm(self.wkv(x), self.kv_norm.weight, self.eps), batch.positions, self.inv_freq)
-        write_cache(cache.window, self.profile.latent(kv, self.nope_dim), batch.window_slots)
-        index = batch.ratios.get(self.ratio)
-        chosen = self._update_compressed(x, qr, cache, index, batch) if index is not None else None
+        kv = rms_norm(self.wkv(x), self.kv_norm.weight, self.eps)
+        kv = self.profile.latent(rope(kv, batch.positions, self.inv_freq), self.nope_dim)
+        cache.window.write(kv, batch.token_slots(cache.window))
+        entries, entry_table, chosen = self._update_compressed(x, qr, cache, batch)
+        window, window_table = cache.window.read()
         o = sparse_attention(
             q,
             self.attn_sink,
-            cache.window,
-            batch.window_table,
-            cache.entries,
-            index.entry_table if index is not None else None,
+            window,
+            window_table,
+            entries,
+            entry_table,
             chosen,
             batch.query_start_loc,
             batch.seq_lens,

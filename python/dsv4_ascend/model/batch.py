@@ -1,79 +1,170 @@
-"""One step of a ragged batch: its tokens and all index tensors that the layers share."""
+"""One step of a ragged batch: its tokens, and the index tensors that all layers share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
+from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_backend import ragged
+from dsv4_backend.errors import ArgumentError
+
+_T = TypeVar("_T")
+_Found = dict[tuple[object, ...], tuple[object, Paged | None]]
 
 
-@dataclass(frozen=True)
-class RatioIndex:
-    """What layers of one compression ratio share. `entry_slots` and `visible` are int64 [rows] and int32 [T]."""
+class Compressed(NamedTuple):
+    """Entries of one ratio: those that close in a step, and how many each of its tokens sees.
 
-    state_table: torch.Tensor
-    entry_table: torch.Tensor
-    entry_slots: torch.Tensor
+    sequence, block: int64 [M] as `ragged.closed_blocks` gives them; visible: int32 [T].
+    """
+
+    sequence: torch.Tensor
+    block: torch.Tensor
     visible: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """T new tokens of R sequences, flattened (see dsv4_backend.ragged)."""
+    """T new tokens of R sequences, flattened (dsv4_backend.ragged): what is true for all layers.
+
+    input_ids: int [T]. query_start_loc: int32 [R + 1], the same offset twice for a sequence without
+    tokens. seq_lens: int32 [R], this step's tokens among them. owners, positions: int64 [T], the
+    sequence and position of every token. rows: of the results, at least T. max_seq_len: a bound of
+    seq_lens that the host knows. What follows from a table is computed once for all parts with that
+    table and as many rows per block; so a table must not change while its step runs.
+    """
 
     input_ids: torch.Tensor
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
+    owners: torch.Tensor
     positions: torch.Tensor
-    window_table: torch.Tensor
-    window_slots: torch.Tensor
-    ratios: dict[int, RatioIndex]
+    rows: int
+    max_seq_len: int | None = None
+    _found: _Found = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def last_rows(self) -> torch.Tensor:
-        """Row of every sequence's last token; meaningless for a sequence without tokens in this step."""
+        """Row of every sequence's last token; meaningless for a sequence without tokens here."""
         return self.query_start_loc[1:].long() - 1
 
+    def compressed(self, ratio: int) -> Compressed:
+        """What layers of that compression ratio share."""
 
-def make_batch(
-    cache: PagedCache, sequences: Sequence[CachedSequence], tokens: Sequence[Sequence[int]] | Sequence[torch.Tensor]
+        def find() -> Compressed:
+            starts, ends, tokens = self.query_start_loc, self.seq_lens, len(self.positions)
+            closed = ragged.closed_blocks(starts, ends, tokens, ratio)
+            return Compressed(*closed, ((self.positions + 1) // ratio).int())
+
+        return self._once((ratio,), find)
+
+    def token_slots(self, part: Paged) -> torch.Tensor:
+        """Slots int64 [T] of this step's tokens in a part with a row per token."""
+
+        def find() -> torch.Tensor:
+            return ragged.slots(part.table, self.owners, self.positions, part.block_size)
+
+        return self._once(("tokens",), find, part)
+
+    def entry_slots(self, part: Paged, ratio: int) -> torch.Tensor:
+        """Slots int64 [M] of this step's entries in a part with a row per `ratio` tokens."""
+
+        def find() -> torch.Tensor:
+            sequence, block, _ = self.compressed(ratio)
+            return ragged.slots(part.table, sequence, block, part.block_size)
+
+        return self._once(("entries", ratio), find, part)
+
+    def reachable(self, part: Paged, ratio: int) -> Paged:
+        """A part of entries without the columns behind those of `max_seq_len` tokens."""
+        if self.max_seq_len is None:
+            return part
+        columns = max(1, -(-(self.max_seq_len // ratio) // part.block_size))
+        table = self._once(("reachable", ratio), lambda: part.table[:, :columns], part)
+        return replace(part, table=table)
+
+    def own_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows of x [rows, ...] that are tokens: [T, ...]."""
+        return x[: len(self.positions)]
+
+    def padded(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows of x [T, ...], then zeros: [rows, ...]."""
+        missing = self.rows - len(x)
+        return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+    def _once(self, name: tuple[object, ...], find: Callable[[], _T], part: Paged | None = None) -> _T:
+        """What `find` gives, from the first of all calls with this name and an equal table."""
+        key = name if part is None else (*name, *_same_slots(part))
+        if key not in self._found:
+            # The part is kept so that no other table can take the address of its table.
+            self._found[key] = find(), part
+        return self._found[key][0]  # type: ignore[return-value]
+
+
+def _same_slots(part: Paged) -> tuple[object, ...]:
+    """Equal for two parts whose tables are the same memory, with as many rows per block."""
+    table = part.table
+    return table.data_ptr(), table.shape, table.stride(), part.block_size
+
+
+def build_batch(
+    input_ids: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    *,
+    num_actual_tokens: int | None = None,
+    max_seq_len: int | None = None,
 ) -> Batch:
-    """Grow every sequence by its tokens (possibly none) and build the step. Nothing is written to the cache tensors.
+    """The step that an engine's metadata describes; tables come with the layers' caches (paged.py).
+
+    input_ids: int [rows], of which num_actual_tokens are tokens and the others padding;
+    query_start_loc[-1] of them if None, which reads a value from the device. query_start_loc: int32
+    [R + 1], padded by repeating its last offset. seq_lens: int32 [R], with this step's tokens.
+    max_seq_len: at least every seq_lens; tables of entries are then not read behind it.
+    ArgumentError for shapes that do not fit; values are the operators' to check.
+    """
+    rows, sequences = len(input_ids), len(seq_lens)
+    if query_start_loc.shape != (sequences + 1,):
+        expected = f"shape ({sequences + 1},), one more than seq_lens"
+        found = f"shape {tuple(query_start_loc.shape)}"
+        raise ArgumentError(f"query_start_loc: found {found}, expected {expected}")
+    tokens = int(query_start_loc[-1]) if num_actual_tokens is None else num_actual_tokens
+    if not 0 <= tokens <= rows:
+        expected = f"0 to {rows}, the rows of input_ids"
+        raise ArgumentError(f"num_actual_tokens: found {tokens}, expected {expected}")
+    owners = ragged.token_sequences(query_start_loc, tokens)
+    positions = ragged.token_positions(query_start_loc, seq_lens, tokens)
+    ids = input_ids[:tokens]
+    return Batch(ids, query_start_loc, seq_lens, owners, positions, rows, max_seq_len)
+
+
+class Step(NamedTuple):
+    """A step over a `PagedCache`: its batch, and the caches of all blocks, MTP blocks last."""
+
+    batch: Batch
+    layers: list[LayerCache]
+
+
+def make_step(
+    cache: PagedCache,
+    sequences: Sequence[CachedSequence],
+    tokens: Sequence[Sequence[int]] | Sequence[torch.Tensor],
+) -> Step:
+    """Grow every sequence by its tokens (possibly none). Nothing is written to the cache tensors.
 
     tokens: per sequence the new token ids. ArgumentError (from the cache) when there is no room.
     """
-    device = cache.device
     ids = [torch.as_tensor(t, dtype=torch.int64) for t in tokens]
     for sequence, new in zip(sequences, ids, strict=True):
         cache.grow(sequence, len(new))
     lengths = torch.tensor([0] + [len(new) for new in ids])
-    query_start_loc = lengths.cumsum(0).to(device, torch.int32)
-    seq_lens = torch.tensor([s.length for s in sequences], dtype=torch.int32, device=device)
-    input_ids = torch.cat([*ids, torch.zeros(0, dtype=torch.int64)]).to(device)
-    tables = cache.block_tables(sequences)
-    size, total = cache.block_size, input_ids.shape[0]
-    owner = ragged.token_sequences(query_start_loc, total)
-    positions = ragged.token_positions(query_start_loc, seq_lens, total)
-    ratios = {}
-    for ratio in sorted({g.ratio for g in cache.groups.values() if g.ring_rows is None}):
-        entry_table = tables[f"entries:{ratio}"]
-        sequence_of, block = ragged.closed_blocks(query_start_loc, seq_lens, total, ratio)
-        ratios[ratio] = RatioIndex(
-            state_table=tables[f"state:{ratio}"],
-            entry_table=entry_table,
-            entry_slots=ragged.slots(entry_table, sequence_of, block, size),
-            visible=((positions + 1) // ratio).int(),
-        )
-    return Batch(
-        input_ids=input_ids,
-        query_start_loc=query_start_loc,
-        seq_lens=seq_lens,
-        positions=positions,
-        window_table=tables["window"],
-        window_slots=ragged.slots(tables["window"], owner, positions, size),
-        ratios=ratios,
-    )
+    query_start_loc = lengths.cumsum(0).to(cache.device, torch.int32)
+    seq_lens = torch.tensor([s.length for s in sequences], dtype=torch.int32, device=cache.device)
+    input_ids = torch.cat([*ids, torch.zeros(0, dtype=torch.int64)]).to(cache.device)
+    batch = build_batch(input_ids, query_start_loc, seq_lens, num_actual_tokens=len(input_ids))
+    return Step(batch, cache.layers(cache.block_tables(sequences)))

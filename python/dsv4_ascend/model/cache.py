@@ -1,19 +1,22 @@
 """Paged caches of one model: window keys, compressed entries, indexer keys and compressor states, in block pools.
 
-A *group* is what shares one block table: "window" (every layer), and per compression ratio "entries:R" (main entries,
-and the indexer keys of CSA layers beside them) and "state:R" (the open blocks of the compressors). Window and state
-groups are rings: they hold what a step of `max_step_tokens` tokens can still look back at (ragged.py).
+A *group* is what shares one block table here (an engine groups in other ways, see paged.py):
+"window" (every layer), and per compression ratio "entries:R" (main entries, and the indexer keys of
+CSA layers beside them) and "state:R" (the open blocks of the compressors). Window and state groups
+are rings: they hold what a step of `max_step_tokens` tokens can still look back at (ragged.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from dsv4_ascend.arguments import MAX_SIZE, integer
 from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_backend.errors import ArgumentError
 
 
@@ -43,15 +46,11 @@ def cache_groups(config: V4Config, max_step_tokens: int) -> dict[str, Group]:
     return groups
 
 
-@dataclass(frozen=True)
-class LayerCache:
-    """The tensors of one layer, each `[num_blocks, block_size, width]`; None where the layer has no such part."""
+class Pool(NamedTuple):
+    """The pages of one part of one layer, and the group whose table finds rows in them."""
 
-    window: torch.Tensor
-    entries: torch.Tensor | None = None
-    state: torch.Tensor | None = None
-    index_keys: torch.Tensor | None = None
-    index_state: torch.Tensor | None = None
+    group: str
+    pages: torch.Tensor
 
 
 @dataclass
@@ -98,24 +97,25 @@ class PagedCache:
                 order = torch.randperm(counts[name], generator=torch.Generator().manual_seed(free_order))
             self._free[name] = order.flip(0).tolist()
 
-        def pool(group: str, width: int, of: torch.dtype) -> torch.Tensor:
-            return torch.zeros(counts[group], block_size, width, dtype=of, device=self.device)
+        def pool(group: str, width: int, of: torch.dtype) -> Pool:
+            shape = counts[group], block_size, width
+            return Pool(group, torch.zeros(shape, dtype=of, device=self.device))
 
-        def layer(kind: str, ratio: int) -> LayerCache:
-            window = pool("window", config.head_dim, dtype)
+        def layer(kind: str, ratio: int) -> dict[str, Pool]:
+            pools = {"window": pool("window", config.head_dim, dtype)}
             if kind == "swa":
-                return LayerCache(window)
+                return pools
             overlap = 2 if kind == "csa" else 1
-            entries = pool(f"entries:{ratio}", config.head_dim, dtype)
-            state = pool(f"state:{ratio}", 2 * overlap * config.head_dim, torch.float32)
-            if kind == "hca":
-                return LayerCache(window, entries, state)
-            keys = pool(f"entries:{ratio}", config.index_head_dim, dtype)
-            return LayerCache(
-                window, entries, state, keys, pool(f"state:{ratio}", 4 * config.index_head_dim, torch.float32)
-            )
+            entries, state = f"entries:{ratio}", f"state:{ratio}"
+            pools["entries"] = pool(entries, config.head_dim, dtype)
+            pools["state"] = pool(state, 2 * overlap * config.head_dim, torch.float32)
+            if kind == "csa":
+                pools["index_keys"] = pool(entries, config.index_head_dim, dtype)
+                pools["index_state"] = pool(state, 4 * config.index_head_dim, torch.float32)
+            return pools
 
-        self.layers = [layer(k, r) for k, r in zip(config.layer_kinds, config.compress_ratios, strict=True)]
+        kinds = zip(config.layer_kinds, config.compress_ratios, strict=True)
+        self.pools = [layer(kind, ratio) for kind, ratio in kinds]
 
     def new_sequence(self) -> CachedSequence:
         """An empty sequence; it takes blocks as it grows."""
@@ -160,3 +160,11 @@ class PagedCache:
             rows = [s.blocks[name] + [-1] * (columns - len(s.blocks[name])) for s in sequences]
             tables[name] = torch.tensor(rows, dtype=torch.int32, device=self.device).reshape(len(rows), columns)
         return tables
+
+    def layers(self, tables: dict[str, torch.Tensor]) -> list[LayerCache]:
+        """The parts of every block, MTP blocks last, with the tables of a step (`block_tables`)."""
+
+        def parts(pools: dict[str, Pool]) -> dict[str, Paged]:
+            return {name: Paged(pool.pages, tables[pool.group]) for name, pool in pools.items()}
+
+        return [LayerCache(**parts(pools)) for pools in self.pools]

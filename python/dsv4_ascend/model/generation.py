@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dsv4_ascend.model.batch import Batch, make_batch
+from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend.errors import ArgumentError, UnsupportedError
@@ -109,29 +109,32 @@ class Generator:
                 row.exponential_(generator=request.noise)
         return sample(logits, noise.to(logits.device), self.sampling.temperature, self.sampling.top_p).tolist()
 
-    def _step(self, requests: list[_Request], tokens: list[list[int]]) -> tuple[Batch, torch.Tensor]:
-        batch = make_batch(self.cache, [r.cached for r in requests], tokens)
-        return batch, self.network.run_layers(batch, self.cache)
+    def _step(self, requests: list[_Request], tokens: list[list[int]]) -> tuple[Step, torch.Tensor]:
+        step = make_step(self.cache, [r.cached for r in requests], tokens)
+        return step, self.network.run_layers(*step)
 
     def _prefill(self, requests: list[_Request]) -> list[list[int]]:
         """All prompts in chunks; the result is each prompt's first new token."""
         first: dict[int, int] = {}
-        step = self.cache.max_step_tokens
-        for start in range(0, max((len(r.prompt) for r in requests), default=0), step):
+        size = self.cache.max_step_tokens
+        for start in range(0, max((len(r.prompt) for r in requests), default=0), size):
             chunk = [r for r in requests if len(r.prompt) > start]
-            batch, streams = self._step(chunk, [r.prompt[start : start + step] for r in chunk])
-            ended = [i for i, r in enumerate(chunk) if len(r.prompt) <= start + step]
+            step, streams = self._step(chunk, [r.prompt[start : start + size] for r in chunk])
+            last = step.batch.last_rows
+            ended = [i for i, r in enumerate(chunk) if len(r.prompt) <= start + size]
             if ended:
-                sampled = self._sample([chunk[i] for i in ended], self.network.logits(streams[batch.last_rows[ended]]))
+                logits = self.network.logits(streams[last[ended]])
+                sampled = self._sample([chunk[i] for i in ended], logits)
                 first.update({chunk[i].index: token for i, token in zip(ended, sampled, strict=True)})
-            follow = [[*r.prompt[start + 1 : start + 1 + step], first.get(r.index, -1)][:step] for r in chunk]
-            self._draft(chunk, batch, streams, follow, batch.last_rows.tolist())
+            after = start + 1
+            follow = [[*r.prompt[after : after + size], first.get(r.index, -1)][:size] for r in chunk]
+            self._draft(chunk, step, streams, follow, last.tolist())
         return [[first[r.index]] for r in requests]
 
     def _decode(self, requests: list[_Request]) -> list[list[int]]:
         """One step: feed pending tokens with their drafts, keep what the main model agrees with."""
         fed = [[r.pending, *r.drafts] for r in requests]
-        batch, streams = self._step(requests, fed)
+        step, streams = self._step(requests, fed)
         rows = [r for r, tokens in zip(requests, fed, strict=True) for _ in tokens]
         decided = self._sample(rows, self.network.logits(streams))
         results, follow, kept_rows = [], [], []
@@ -148,24 +151,29 @@ class Generator:
             follow.append(true)
             kept_rows.append(start + agreed)
             start += len(tokens)
-        self._draft(requests, batch, streams, follow, kept_rows)
+        self._draft(requests, step, streams, follow, kept_rows)
         return results
 
     def _draft(
-        self, requests: list[_Request], batch: Batch, streams: torch.Tensor, follow: list[list[int]], rows: list[int]
+        self,
+        requests: list[_Request],
+        step: Step,
+        streams: torch.Tensor,
+        follow: list[list[int]],
+        rows: list[int],
     ) -> None:
         """Run the MTP block over a step whose rows are followed by `follow`, and draft after each row in `rows`."""
         if not self.draft_tokens:
             return
         next_ids = torch.tensor([t for tokens in follow for t in tokens], device=streams.device)
-        streams = self.network.run_mtp(0, next_ids, streams, batch, self.cache)[rows]
+        streams = self.network.run_mtp(0, next_ids, streams, *step)[rows]
         guesses = self.network.logits(streams, depth=0).argmax(-1)
         for request, token in zip(requests, guesses.tolist(), strict=True):
             request.drafts = [token]
         for _ in range(self.draft_tokens - 1):
             cached = [r.cached for r in requests]
-            chained = make_batch(self.cache, cached, [[r.drafts[-1]] for r in requests])
-            streams = self.network.run_mtp(0, guesses, streams, chained, self.cache)
+            chained = make_step(self.cache, cached, [[r.drafts[-1]] for r in requests])
+            streams = self.network.run_mtp(0, guesses, streams, *chained)
             guesses = self.network.logits(streams, depth=0).argmax(-1)
             for request, token in zip(requests, guesses.tolist(), strict=True):
                 request.drafts.append(token)

@@ -25,7 +25,7 @@ from dsv4_ascend.chat.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.chat.tokenizer import Tokenizer
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import open_checkpoint
-from dsv4_ascend.model.batch import make_batch
+from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
 from dsv4_ascend.model.profile import PROFILES, Profile, profile_named
@@ -133,8 +133,8 @@ class Model:
             if decode_from is not None:
                 size = 1 if start >= decode_from else min(step, decode_from - start)
             parts = [p[start : start + size] for p in prompts]
-            batch = make_batch(cache, sequences, parts)
-            logits = self.network.logits(self.network.run_layers(batch, cache))
+            streams = self.network.run_layers(*make_step(cache, sequences, parts))
+            logits = self.network.logits(streams)
             for kept, part in zip(pieces, logits.split([len(p) for p in parts]), strict=True):
                 kept.append(part)
             start += size

@@ -5,13 +5,15 @@ Module paths equal the official checkpoint names (spec section 7), so a weight i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.attention import Attention
 from dsv4_ascend.model.batch import Batch
-from dsv4_ascend.model.cache import LayerCache, PagedCache
+from dsv4_ascend.model.paged import LayerCache
 from dsv4_ascend.model.profile import Profile
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.experts import Experts
@@ -152,24 +154,37 @@ class Transformer(HeadOwner):
         blocks = shapes[n_layers:] if config.dspark is None else []  # DSpark's stages are not run yet
         self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio, profile) for kind, ratio in blocks)
 
-    def run_layers(self, batch: Batch, cache: PagedCache) -> torch.Tensor:
-        """Tokens of `batch` -> streams [T, n, d] after the last layer; updates `cache`."""
+    def run_layers(self, batch: Batch, layers: Sequence[LayerCache]) -> torch.Tensor:
+        """Tokens of `batch` -> streams [rows, n, d] after the last layer, zeros behind the tokens.
+
+        layers: the caches of the layers in order, updated in place; those of MTP blocks may follow.
+        """
         x = embed_streams(batch.input_ids, self.embed.weight, self.config.hc_mult)
         x = x.to(self.profile.dtype)
-        for block, layer_cache in zip(self.layers, cache.layers, strict=False):
+        for block, layer_cache in zip(self.layers, layers[: len(self.layers)], strict=True):
             assert isinstance(block, Block)
             x = block.run(x, batch.input_ids, layer_cache, batch)
-        return x
+        return batch.padded(x)
 
     def run_mtp(
-        self, depth: int, next_ids: torch.Tensor, x: torch.Tensor, batch: Batch, cache: PagedCache
+        self,
+        depth: int,
+        next_ids: torch.Tensor,
+        x: torch.Tensor,
+        batch: Batch,
+        layers: Sequence[LayerCache],
     ) -> torch.Tensor:
-        """One MTP block on streams x [T, n, d] and the ids that follow each row [T] -> its streams [T, n, d]."""
+        """One MTP block on streams x [rows, n, d] and the ids [rows] after them -> its streams.
+
+        layers: the caches of all blocks, MTP blocks last, or of these alone.
+        Zeros behind the tokens, as in `run_layers`.
+        """
         block = self.mtp[depth]
         assert isinstance(block, MTPBlock)
+        next_ids, x = batch.own_rows(next_ids), batch.own_rows(x)
         embedded = embed_streams(next_ids, self.embed.weight, 1).squeeze(1).to(x.dtype)
-        layer_cache = cache.layers[self.config.num_hidden_layers + depth]
-        return block.run(block.combine(embedded, x), next_ids, layer_cache, batch)
+        layer_cache = layers[depth - len(self.mtp)]
+        return batch.padded(block.run(block.combine(embedded, x), next_ids, layer_cache, batch))
 
     def logits(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Streams [T, n, d] -> logits fp32 [T, V]; `depth` chooses the MTP block's own collapse and norm."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dsv4_ascend.model.attention import Attention, Indexer
-from dsv4_ascend.model.batch import Batch, RatioIndex
-from dsv4_ascend.model.cache import LayerCache
+from dsv4_ascend.model.batch import Batch
+from dsv4_ascend.model.paged import LayerCache
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend import ragged
 
@@ -26,25 +26,26 @@ class AlignedIndexer(Indexer):
         qr: torch.Tensor,
         inv_freq: torch.Tensor,
         cache: LayerCache,
-        index: RatioIndex,
         batch: Batch,
     ) -> torch.Tensor:
         """As `Indexer`; also sets `loss`."""
-        scores = super().forward(x.detach(), qr.detach(), inv_freq, cache, index, batch)
-        target = self._attention(qr, cache, index, batch)
+        scores = super().forward(x.detach(), qr.detach(), inv_freq, cache, batch)
+        target = self._attention(qr, cache, batch)
         log_probabilities = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
         self.loss = -(target * log_probabilities).sum(-1).mean()
         return scores
 
     @torch.no_grad()
-    def _attention(self, qr: torch.Tensor, cache: LayerCache, index: RatioIndex, batch: Batch) -> torch.Tensor:
+    def _attention(self, qr: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """Mean over heads of the softmax over all visible entries, [T, entries]; 0 where none is visible."""
         assert cache.entries is not None
         q = self.teacher[0].queries(qr, batch.positions)
         owners = ragged.token_sequences(batch.query_start_loc, q.shape[0])
-        entries = cache.entries[index.entry_table.long()].flatten(1, 2)
+        pages, table = batch.reachable(cache.entries, self.ratio).read()
+        entries = pages[table.long()].flatten(1, 2)
         dots = torch.stack([q[owners == s] @ rows.T for s, rows in enumerate(entries)]).flatten(0, 1)
-        hidden = torch.arange(entries.shape[1], device=q.device) >= index.visible[:, None]
+        visible = batch.compressed(self.ratio).visible
+        hidden = torch.arange(entries.shape[1], device=q.device) >= visible[:, None]
         dots = (dots * q.shape[-1] ** -0.5).masked_fill(hidden[:, None], -torch.inf)
         attention: torch.Tensor = dots.softmax(-1).nan_to_num(0).mean(1)
         return attention

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dsv4_ascend.checkpoint.config import RopeScaling, V4Config
-from dsv4_ascend.model.batch import Batch, make_batch
+from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.transformer import Gate, Transformer
 from dsv4_ascend.model.weights import assign, official_tensors
@@ -138,18 +138,18 @@ class LossModel(nn.Module):
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [B, L + 2] -> (next-token loss, training loss), both means in nats."""
         length = tokens.shape[1] - 2
-        batch, cache = step_inputs(self.network.config, tokens[:, :length])
-        streams = self.network.run_layers(batch, cache)
+        step = step_inputs(self.network.config, tokens[:, :length])
+        streams = self.network.run_layers(*step)
         next_ids = tokens[:, 1 : length + 1].flatten()
         loss = cross_entropy(self.network.logits(streams), next_ids)
-        drafted = self.network.run_mtp(0, next_ids, streams, batch, cache)
+        drafted = self.network.run_mtp(0, next_ids, streams, *step)
         mtp = cross_entropy(self.network.logits(drafted, depth=0), tokens[:, 2:].flatten())
         alignment = torch.stack([indexer.loss for indexer in self.indexers]).sum()
         return loss, loss + self.mtp_weight * mtp + alignment
 
 
-def step_inputs(config: V4Config, tokens: torch.Tensor) -> tuple[Batch, PagedCache]:
-    """A fresh cache and one prefill of all rows of `tokens` [B, L]."""
+def step_inputs(config: V4Config, tokens: torch.Tensor) -> Step:
+    """In a fresh cache, one prefill of all rows of `tokens` [B, L]."""
     count, length = tokens.shape
     cache = PagedCache(
         config,
@@ -159,7 +159,7 @@ def step_inputs(config: V4Config, tokens: torch.Tensor) -> tuple[Batch, PagedCac
         dtype=torch.float32,
         block_size=16,
     )
-    return make_batch(cache, [cache.new_sequence() for _ in range(count)], list(tokens)), cache
+    return make_step(cache, [cache.new_sequence() for _ in range(count)], list(tokens))
 
 
 def _crops(stream: torch.Tensor, recipe: Recipe) -> Iterator[torch.Tensor]:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from layer_oracle import Given
 
-from dsv4_ascend.model.batch import Batch, make_batch
-from dsv4_ascend.model.cache import PagedCache
+from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.model import Model
+from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_ascend.model.transformer import Block
 from dsv4_ascend.parity.arrays import to_array
 from dsv4_backend.ops.embedding import embed_streams
@@ -64,18 +64,17 @@ def _listen(block: Block) -> _Steps:
 def _run_step(
     model: Model,
     recorded: list[_Steps],
-    batch: Batch,
+    step: Step,
     next_ids: torch.Tensor,
-    cache: PagedCache,
 ) -> None:
-    network = model.network
+    network, batch = model.network, step.batch
     x = embed_streams(batch.input_ids, network.embed.weight, model.config.hc_mult)
-    for block, layer_cache, steps in zip(network.layers, cache.layers, recorded, strict=False):
+    for block, layer_cache, steps in zip(network.layers, step.layers, recorded, strict=False):
         steps.keep("in", x)
         x = steps.passing("out", block.run(x, batch.input_ids, layer_cache, batch))
     for depth, steps in enumerate(recorded[len(network.layers) :]):
         steps.keep("in", x)
-        x = steps.passing("out", network.run_mtp(depth, next_ids, x, batch, cache))
+        x = steps.passing("out", network.run_mtp(depth, next_ids, x, *step))
 
 
 @torch.inference_mode()
@@ -86,30 +85,29 @@ def capture(model: Model, ids: list[int], chunks: list[int]) -> list[Captured]:
     cache = model.new_cache(max_sequences=1, max_tokens=total, max_step_tokens=total)
     sequence = cache.new_sequence()
     for size, end in zip(chunks, accumulate(chunks), strict=True):
-        batch = make_batch(cache, [sequence], [ids[end - size : end]])
-        _run_step(model, recorded, batch, torch.tensor(ids[end - size + 1 : end + 1]), cache)
-    tables = {name: to_array(table)[0] for name, table in cache.block_tables([sequence]).items()}
+        step = make_step(cache, [sequence], [ids[end - size : end]])
+        _run_step(model, recorded, step, torch.tensor(ids[end - size + 1 : end + 1]))
+    layers = make_step(cache, [sequence], [[]]).layers
     whole = np.array(ids[: total + 1])
-    return [_captured(model, i, steps, cache, tables, whole) for i, steps in enumerate(recorded)]
+    return [_captured(model, i, steps, layers[i], whole) for i, steps in enumerate(recorded)]
 
 
 def _captured(
     model: Model,
     number: int,
     steps: _Steps,
-    cache: PagedCache,
-    tables: dict[str, Array],
+    layer: LayerCache,
     ids: Array,
 ) -> Captured:
     config, total = model.config, len(ids) - 1
-    layer, ratio = cache.layers[number], config.compress_ratios[number]
+    ratio = config.compress_ratios[number]
     parts = {"streams": wide(steps.whole("out")), "queries": wide(steps.whole("queries"))}
-    parts["window"] = _rows(layer.window, tables["window"], total)
+    parts["window"] = _rows(layer.window, total)
     chosen = None
     if layer.entries is not None:
-        parts["entries"] = _rows(layer.entries, tables[f"entries:{ratio}"], total // ratio)
+        parts["entries"] = _rows(layer.entries, total // ratio)
     if layer.index_keys is not None:
-        parts["index keys"] = _rows(layer.index_keys, tables[f"entries:{ratio}"], total // ratio)
+        parts["index keys"] = _rows(layer.index_keys, total // ratio)
         scores = parts["index scores"] = _scores(steps.values["scores"], total // ratio)
         chosen = topk_indices(scores, (np.arange(total) + 1) // ratio, config.index_topk)
     is_mtp = number >= config.num_hidden_layers
@@ -118,8 +116,8 @@ def _captured(
     return Captured(wide(steps.whole("in")), own_ids, parts, given)
 
 
-def _rows(cache: torch.Tensor, table: Array, count: int) -> Array:
-    pages = Pages(to_array(cache), table)
+def _rows(part: Paged, count: int) -> Array:
+    pages = Pages(to_array(part.tensor), to_array(part.table)[0])
     return wide(np.stack([pages[i] for i in range(count)]))
 
 

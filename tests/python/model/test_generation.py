@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_networks import random_model
 
-from dsv4_ascend.model.batch import make_batch
+from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.generation import Generator
 from dsv4_ascend.model.model import Model, load
@@ -217,8 +217,8 @@ def _logits(model: Model, cache: PagedCache, ids: list[int], step: int) -> torch
     parts = []
     with torch.inference_mode():
         for start in range(0, len(ids), step):
-            batch = make_batch(cache, [sequence], [ids[start : start + step]])
-            parts.append(model.network.logits(model.network.run_layers(batch, cache)))
+            inputs = make_step(cache, [sequence], [ids[start : start + step]])
+            parts.append(model.network.logits(model.network.run_layers(*inputs)))
     cache.free(sequence)
     return torch.cat(parts)
 
@@ -248,11 +248,11 @@ def _cache(model: Model, block_size: int, free_order: int | None) -> PagedCache:
 def test_a_full_cache_says_so(model: Model) -> None:
     cache = _cache(model, 8, None)
     with pytest.raises(ArgumentError, match="at most 13"):
-        make_batch(cache, [cache.new_sequence()], [[1] * 14])
+        make_step(cache, [cache.new_sequence()], [[1] * 14])
     first, second = cache.new_sequence(), cache.new_sequence()
-    make_batch(cache, [first], [[1] * 13])
+    make_step(cache, [first], [[1] * 13])
     with pytest.raises(ArgumentError, match="out of blocks"):
-        make_batch(cache, [second], [[1]])
+        make_step(cache, [second], [[1]])
 
 
 def test_official_profile_runs_the_same_generation(model: Model) -> None:

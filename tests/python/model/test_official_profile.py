@@ -16,7 +16,7 @@ from torch.nn.functional import linear, silu
 
 from dsv4_ascend.model import attention
 from dsv4_ascend.model import profile as profile_module
-from dsv4_ascend.model.batch import make_batch
+from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.weights import formats
 from dsv4_ascend.weights.experts import Experts
@@ -130,14 +130,15 @@ def rounding_points(model: Model, patch: pytest.MonkeyPatch) -> dict[str, bool]:
     seen = _Seen(model, patch)
     cache = model.new_cache(max_sequences=1, max_tokens=LENGTH, max_step_tokens=LENGTH)
     with torch.inference_mode():
-        model.network.run_layers(make_batch(cache, [cache.new_sequence()], [IDS]), cache)
-    layers = cache.layers[: len(model.network.layers)]
+        step = make_step(cache, [cache.new_sequence()], [IDS])
+        model.network.run_layers(*step)
+    layers = step.layers[: len(model.network.layers)]
     (keys,), (rotated,), (queries,) = seen.keys, seen.rotated, seen.queries
-    (stored,) = [layer.index_keys.flatten(0, 1) for layer in layers if layer.index_keys is not None]
+    (stored,) = [part.tensor.flatten(0, 1) for layer in layers if (part := layer.index_keys)]
     wanted_keys = {tuple(row.tolist()) for row in fp4_qdq(hadamard(keys[: LENGTH // 4]), 32)}
     return {
-        "window": all(_kv_is_rounded(layer.window) for layer in layers),
-        "compressed": all(_kv_is_rounded(layer.entries) for layer in layers if layer.entries is not None),
+        "window": all(_kv_is_rounded(layer.window.tensor) for layer in layers),
+        "compressed": all(_kv_is_rounded(part.tensor) for layer in layers if (part := layer.entries)),
         "index key": wanted_keys <= {tuple(row.tolist()) for row in stored},
         "index query": torch.equal(queries, fp4_qdq(hadamard(rotated), 32)),
     }
