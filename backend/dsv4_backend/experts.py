@@ -1,4 +1,4 @@
-"""Rows sorted by expert: expert_offsets int32 [E+1], expert e owning rows offsets[e] .. offsets[e+1]-1 (spec/v4.md 5.3)."""
+"""Rows sorted by expert: expert e owns rows offsets[e] .. offsets[e+1]-1 of int32 offsets [E+1] (spec/v4.md 5.3)."""
 
 from __future__ import annotations
 

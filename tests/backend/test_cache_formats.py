@@ -15,8 +15,22 @@ from dsv4_backend.ops.cache_bytes import READS, WRITES
 from dsv4_backend.ops.cache_formats import FORMATS
 from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 
-CHANNELS = {"fp8_ds_mla": 512, "a5": 512, "indexer_fp8": 128, "indexer_token_fp8": 128, "indexer_mxfp4": 128, "indexer_int8": 128}
-ENTRY = {"fp8_ds_mla": 584, "a5": 640, "indexer_fp8": 132, "indexer_token_fp8": 132, "indexer_mxfp4": 68, "indexer_int8": 130}
+CHANNELS = {
+    "fp8_ds_mla": 512,
+    "a5": 512,
+    "indexer_fp8": 128,
+    "indexer_token_fp8": 128,
+    "indexer_mxfp4": 128,
+    "indexer_int8": 128,
+}
+ENTRY = {
+    "fp8_ds_mla": 584,
+    "a5": 640,
+    "indexer_fp8": 132,
+    "indexer_token_fp8": 132,
+    "indexer_mxfp4": 68,
+    "indexer_int8": 130,
+}
 BLOCK_SIZES = (1, 3, 16, 64, 128)
 
 every_format = pytest.mark.parametrize("name", CHANNELS)

@@ -16,7 +16,9 @@ from dsv4_backend.ops.quant import dequantize_fp8, quantize_weight_fp8
 def weights(*shape, seed=0):
     """Rows of very different scale, the first of zeros."""
     generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(shape, generator=generator) * torch.exp2(torch.randint(-9, 9, (*shape[:-1], 1), generator=generator))
+    w = torch.randn(shape, generator=generator) * torch.exp2(
+        torch.randint(-9, 9, (*shape[:-1], 1), generator=generator)
+    )
     w.view(-1, shape[-1])[0] = 0.0
     return w
 

@@ -109,9 +109,7 @@ def _latent_read(form: Format) -> Callable[..., torch.Tensor]:
 
 
 def _key_read(form: Format) -> Callable[..., torch.Tensor]:
-    def read_keys(
-        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int = INDEXER
-    ) -> torch.Tensor:
+    def read_keys(cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int = INDEXER) -> torch.Tensor:
         return read_bytes(sized(form, channels, 0), cache, slots, block_size)
 
     return read_keys

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from dsv4_backend.contract import Tolerance, operator
@@ -33,9 +35,7 @@ def scaled(sums: torch.Tensor, weight_scale: torch.Tensor, x_scale: torch.Tensor
     arguments={"x": "i8 [T, K]", "x_scale": "f32 [T]", "weight": "i8 [N, K]", "weight_scale": "f32 [N]"},
     tolerance=_EXACT,
 )
-def int8_gemm(
-    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
-) -> torch.Tensor:
+def int8_gemm(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
     """`x W^T` of int8 rows with one scale each and an int8 weight with one scale per output channel.
 
     x: int8 [T, K] with x_scale fp32 [T] (`int8_token_quant`); weight: int8 [N, K] with weight_scale fp32 [N].
@@ -90,9 +90,7 @@ def int8_grouped_sum(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torc
     expert_offsets: int32 [E+1], from 0 to T, never falling. Returns int32 [T, N], exact for K below 2^17.
     Source: aclnnGroupedMatmulWeightNz with int32 output; spec/ascend-operators.md 4.7, 9, spec/v4.md 5.2.
     """
-    return by_expert(
-        expert_offsets, x.shape[0], weight.shape[0], lambda e, part: exact_product(x[part], weight[e])
-    )
+    return by_expert(expert_offsets, x.shape[0], weight.shape[0], lambda e, part: exact_product(x[part], weight[e]))
 
 
 def swiglu_codes(
@@ -103,7 +101,7 @@ def swiglu_codes(
     limit: float,
     scaled_by: Step = scaled,
     product: Step = clamped_swiglu,
-    quantise: Step = quantise_int8,
+    quantise: Callable[..., Codes] = quantise_int8,
 ) -> Codes:
     """`int8_swiglu_quant` with steps that faults replace."""
     wide = by_expert(
@@ -144,8 +142,8 @@ def int8_swiglu_quant(
 
     sums: int32 [M, 2m] of `int8_grouped_sum`, w1's channels first, rows sorted by expert; weight_scale: fp32 [E, 2m];
     x_scale: fp32 [M]; expert_offsets: int32 [E+1], from 0 to M, never falling; limit: > 0, as in `swiglu`.
-    g and u are sums * weight_scale * x_scale; h = silu(min(g, limit)) * clamp(u, -limit, limit), nothing rounded to bf16
-    in between and no routing weight. Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h.
+    g and u are sums * weight_scale * x_scale; h = silu(min(g, limit)) * clamp(u, -limit, limit), nothing rounded to
+    bf16 in between and no routing weight. Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h.
     Zero rows give empty results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/ascend-operators.md 4.14, 12,
     spec/v4.md 5.2.
     """

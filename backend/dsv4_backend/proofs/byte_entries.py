@@ -163,7 +163,8 @@ def _a5(channels: int, rope: int) -> Entry:
     )
 
 
-Encode, Decode = Callable[[Array], Pieces], Callable[[Pieces], Array]
+Encode = Callable[[Array], Pieces]
+Decode = Callable[[Pieces], Array]
 
 
 def _values_then_scales(values: int, scales: int, encode: Encode, decode: Decode) -> Entry:

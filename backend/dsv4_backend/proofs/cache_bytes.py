@@ -38,7 +38,7 @@ def _prove_write(form: Format) -> None:
 
     for name, change in SLOT_FAULTS.items():
         contract.fault(name)(_write_with_slots(form, change))
-    for name, _ in _wrong_formats(form):
+    for name in dict(_wrong_formats(form)):
         contract.fault(name)(_write_as(form, name))
     contract.fault("page cleared first")(_write_on_zeros(form))
 
@@ -71,7 +71,7 @@ def _prove_read(form: Format) -> None:
         contract.fault(name.replace("skipped rows land in", "skipped rows read"))(
             _read_with_slots(form, SLOT_FAULTS[name])
         )
-    for name, _ in _wrong_readers(form):
+    for name in dict(_wrong_readers(form)):
         contract.fault(name)(_read_as(form, name))
 
 
@@ -80,7 +80,7 @@ def _is_latent(form: Format) -> bool:
 
 
 LATENT_WIDTHS = ((128, 64), (96, 32), (70, 6), (203, 10), (65, 64), (190, 64), (576, 64))
-"""(channels, of which RoPE): those of the shipped model, of fewer than a tile, of odd bytes, of entries that just fit."""
+"""(channels, of which RoPE): the shipped model's, fewer than a tile, odd bytes, entries that just fit."""
 KEY_WIDTHS = (64, 2, 30, 32, 130)
 
 
@@ -209,7 +209,9 @@ def _filled(draw: Draw, form: Format, rows: torch.Tensor, block_size: int) -> to
 def _write_as(form: Format, wrong: str) -> Callable[..., None]:
     own = form.codec
 
-    def mutant(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope) -> None:
+    def mutant(
+        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope
+    ) -> None:
         formats = dict(_wrong_formats(sized(form, rows.shape[1], rope)))
         write_bytes(formats[wrong], cache, rows, slots, block_size)
 
@@ -230,7 +232,9 @@ def _read_as(form: Format, wrong: str) -> Callable[..., torch.Tensor]:
 def _write_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., None]:
     own = form.codec
 
-    def mutant(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope) -> None:
+    def mutant(
+        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope
+    ) -> None:
         other = change(slots, cache.shape[0] * block_size)
         write_bytes(sized(form, rows.shape[1], rope), cache, rows, other, block_size)
 
@@ -252,7 +256,9 @@ def _read_with_slots(form: Format, change: Callable[[torch.Tensor, int], torch.T
 def _write_on_zeros(form: Format) -> Callable[..., None]:
     own = form.codec
 
-    def mutant(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope) -> None:
+    def mutant(
+        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope
+    ) -> None:
         write_bytes(sized(form, rows.shape[1], rope), cache.zero_(), rows, slots, block_size)
 
     return mutant

@@ -118,7 +118,9 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(f"{t}x{n}x{k}", PROFILE, (*_rows(draw, t, k), *_weight(draw, n, k)))
     x, x_scale = _rows(draw, 6, 64)
     weight, scale = _weight(draw, 24, 64)
-    yield Case("strided", PROFILE, (x[::2], x_scale[::2], weight.T.contiguous().T, torch.stack([scale, scale], 1)[:, 0]))
+    yield Case(
+        "strided", PROFILE, (x[::2], x_scale[::2], weight.T.contiguous().T, torch.stack([scale, scale], 1)[:, 0])
+    )
     x, weight = _extremes(draw, 3, 4099), _extremes(draw, 20, 4099)
     # scales that leave the low bits of large sums visible in bf16
     yield Case("large sums", PROFILE, (x, draw.uniform(3, low=0.5), weight, draw.uniform(20, low=0.5)))
@@ -158,19 +160,22 @@ def _(draw: Draw) -> Iterator[Case]:
 _STEP_MARGIN = 2.0**-12
 
 
+Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]
+
+
 def _decided(
     sums: torch.Tensor, weight_scale: torch.Tensor, x_scale: torch.Tensor, offsets: torch.Tensor, limit: float
-) -> tuple[object, ...]:
+) -> Arguments:
     """Arguments with both sums zeroed where a code hangs on the last bits of fp32."""
     with np.errstate(all="ignore"):
-        h = _hidden(*(a.numpy() for a in (sums, weight_scale, x_scale, offsets)), limit)
+        h = _hidden(sums.numpy(), weight_scale.numpy(), x_scale.numpy(), offsets.numpy(), limit)
         ratio = h / (np.abs(h).max(1, keepdims=True) / 127)
         open_ = np.abs(np.abs(ratio - np.floor(ratio)) - 0.5) < _STEP_MARGIN
     both = torch.from_numpy(np.concatenate([open_, open_], 1))
     return sums.masked_fill(both, 0), weight_scale, x_scale, offsets, limit
 
 
-def _swiglu_arguments(draw: Draw, rows: tuple[int, ...], m: int, limit: float) -> tuple[object, ...]:
+def _swiglu_arguments(draw: Draw, rows: tuple[int, ...], m: int, limit: float) -> Arguments:
     """Gate and up about 1 in size, in some rows beyond the clamp and in some far below."""
     t = sum(rows)
     sums = (draw.normal(t, 2 * m) * 3e4).to(torch.int32)
@@ -185,12 +190,11 @@ def _(draw: Draw) -> Iterator[Case]:
         for limit in (10.0, 0.3017, math.inf):
             yield Case(f"{rows} {m}, limit {limit}", PROFILE, _swiglu_arguments(draw, rows, m, limit))
     sums, weight_scale, x_scale, offsets, limit = _swiglu_arguments(draw, (4, 4), 48, 10.0)
-    assert isinstance(sums, torch.Tensor)
     strided = (torch.stack([sums, sums], 2)[..., 0], weight_scale, x_scale, offsets, limit)
     yield Case("strided", PROFILE, strided)
     special = sums.clone()
     special[3] = 0
-    scales = torch.as_tensor(x_scale).clone()
+    scales = x_scale.clone()
     scales[1], scales[2], scales[5] = torch.nan, torch.inf, 0.0
     yield Case("NaN and infinite scales, zero rows", PROFILE, (special, weight_scale, scales, offsets, limit))
     large = torch.full_like(sums, 2**24 + 1)
@@ -286,7 +290,8 @@ add_output_faults(int8_swiglu_quant, "last token zero", "stale tail of channels"
 
 @int8_swiglu_quant.fault("codes cut instead of rounded")
 def _(*arguments: Any) -> Any:
-    return swiglu_codes(*arguments, quantise=partial(quantise_int8, round_to=lambda x: round_int8(x.trunc())))
+    cut = partial(quantise_int8, round_to=lambda x: round_int8(x.trunc()))
+    return partial(swiglu_codes, quantise=cut)(*arguments)
 
 
 @int8_swiglu_quant.fault("range 128 instead of 127")
@@ -294,7 +299,7 @@ def _(*arguments: Any) -> Any:
     def scale(rows: torch.Tensor, largest: float) -> torch.Tensor:
         return rows.abs().amax(-1) / (INT8_MAX + 1)
 
-    return swiglu_codes(*arguments, quantise=partial(quantise_int8, scale_of=scale))
+    return partial(swiglu_codes, quantise=partial(quantise_int8, scale_of=scale))(*arguments)
 
 
 _SAME_SUMS = {"exact_product: True -> False": "the lengths agree anyway"}

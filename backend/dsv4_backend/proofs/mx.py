@@ -123,8 +123,8 @@ def _grouped_cases(op: Operator, quantise: Callable[[torch.Tensor], Pair], odd: 
     @op.cases
     def _(draw: Draw) -> Iterator[Case]:
         for rows, n, k in (*_GROUPS, *([((2, 0, 3), 5, 7)] if odd else [])):
-            weight = _experts(draw, quantise, len(rows), n, k)
-            yield Case(f"{rows} {n}x{k}", PROFILE, (*_rows(draw, sum(rows), k), *weight, _offsets(*rows)))
+            experts = _experts(draw, quantise, len(rows), n, k)
+            yield Case(f"{rows} {n}x{k}", PROFILE, (*_rows(draw, sum(rows), k), *experts, _offsets(*rows)))
         x, x_scale = _rows(draw, 8, 256)
         weight, scale = _experts(draw, quantise, 2, 64, 256)
         turned = weight.transpose(1, 2).contiguous().transpose(1, 2)
@@ -141,12 +141,13 @@ _TIE_MARGIN = 2.0**-18
 
 
 def _undecided(x: torch.Tensor, limit: float) -> Array:
-    """bool [M, m]: where a code or its block's scale hangs on the last bits of fp32."""
+    """Bool [M, m]: where a code or its block's scale hangs on the last bits of fp32."""
     with np.errstate(all="ignore"):
         exact = _product(x.double().numpy(), limit)
         (low, low_scale), (high, high_scale) = (quantise_fp8(exact * (1 + s * _TIE_MARGIN), 32) for s in (-1, 1))
         moved = per_channel((low_scale != high_scale) & np.isfinite(low_scale), 32, exact.shape[1])
-        return np.isfinite(exact) & ((low != high) & ~np.isnan(wide(low)) | moved)
+        open_: Array = np.isfinite(exact) & ((low != high) & ~np.isnan(wide(low)) | moved)
+    return open_
 
 
 def _decided(x: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:
@@ -245,9 +246,14 @@ for _name, _wrong in _PRODUCTS.items():
 add_output_faults(mx_swiglu_quant, "tokens shifted by one")
 
 
+def _hidden(x: torch.Tensor, limit: float) -> torch.Tensor:
+    gate, up = x.chunk(2, -1)
+    return clamped_swiglu(gate, up, limit)
+
+
 @mx_swiglu_quant.fault("amax without its floor")
 def _(x: torch.Tensor, limit: float) -> Pair:
-    blocks = split_blocks(clamped_swiglu(*x.chunk(2, -1), limit), MX_BLOCK)
+    blocks = split_blocks(_hidden(x, limit), MX_BLOCK)
     scale = block_scale(blocks, E4M3_MAX, 2.0**-100)
     q = round_e4m3(divide_blocks(blocks, scale)).flatten(1)[:, : x.shape[1] // 2]
     return q.contiguous(), scale.view(torch.float8_e8m0fnu)
@@ -255,7 +261,7 @@ def _(x: torch.Tensor, limit: float) -> Pair:
 
 @mx_swiglu_quant.fault("exponent rounded down")
 def _(x: torch.Tensor, limit: float) -> Pair:
-    blocks = split_blocks(clamped_swiglu(*x.chunk(2, -1), limit), MX_BLOCK)
+    blocks = split_blocks(_hidden(x, limit), MX_BLOCK)
     scale = block_scale(blocks, 2 * E4M3_MAX, 1e-4)
     q = round_e4m3(divide_blocks(blocks, scale)).flatten(1)[:, : x.shape[1] // 2]
     return q.contiguous(), scale.view(torch.float8_e8m0fnu)
@@ -263,7 +269,7 @@ def _(x: torch.Tensor, limit: float) -> Pair:
 
 @mx_swiglu_quant.fault("blocks of 128")
 def _(x: torch.Tensor, limit: float) -> Pair:
-    q, scale = act_quant.reference(clamped_swiglu(*x.chunk(2, -1), limit), 128)
+    q, scale = act_quant.reference(_hidden(x, limit), 128)
     return q, scale.view(torch.uint8).repeat_interleave(4, 1)[:, : -(-q.shape[1] // 32)].view(scale.dtype)
 
 

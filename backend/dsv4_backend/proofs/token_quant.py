@@ -108,9 +108,9 @@ _SCALE_FAULTS: dict[str, Step] = {
     "one step more": lambda rows, largest: row_scale(rows, largest + 1),
     "largest value instead of magnitude": lambda rows, largest: row_scale(rows.clamp(min=0), largest),
     "magnitude of the smallest value": lambda rows, largest: row_scale(rows.clamp(max=0), largest),
-    "one scale for all rows": lambda rows, largest: row_scale(rows.flatten(), largest).expand(rows.shape[:-1])
-    if rows.numel()
-    else row_scale(rows, largest),
+    "one scale for all rows": lambda rows, largest: (
+        row_scale(rows.flatten(), largest).expand(rows.shape[:-1]) if rows.numel() else row_scale(rows, largest)
+    ),
     "scale rounded up to a power of two": _power_of_two,
     "scale in half precision": lambda rows, largest: row_scale(rows, largest).half().float(),
     "reciprocal multiplied": lambda rows, largest: row_scale(rows, 1.0) * (1 / largest),
