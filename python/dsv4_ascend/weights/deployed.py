@@ -215,11 +215,16 @@ def experts_to_int8(weight: ExpertWeights) -> ExpertWeights:
 
 
 def experts_to_mx(weight: ExpertWeights) -> ExpertWeights:
-    """MX: official FP4 as it is, official FP8 with its tiles' scales repeated, else quantised to FP4."""
+    """MX: official FP4 as it is, official FP8 with its tiles' scales repeated, else quantised.
+
+    What is quantised becomes FP4, or FP8 where its inputs do not fill blocks of 32.
+    """
     if isinstance(weight, Fp4Experts):
         return Mx4Experts(weight.weight, weight.scale)
     if isinstance(weight, Fp8Experts):
         return Mx8Experts(weight.weight, _repeated(weight.scale, *weight.weight.shape[1:]))
+    if _expert_values(weight, 0).shape[1] % MX_BLOCK:
+        return Mx8Experts(*_each_expert(weight, quantize_weight_mxfp8))
     return Mx4Experts(*_each_expert(weight, quantize_weight_fp4))
 
 
