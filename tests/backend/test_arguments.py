@@ -120,8 +120,6 @@ MUTATIONS = (*HARMLESS, other_dtype, other_values, huge, garbage)
 
 def mutate(draw, argument, others):
     """One argument made odd; whether the case's tolerance still applies."""
-    if isinstance(argument, list | tuple):
-        return mutate_list(draw, argument), False
     if not isinstance(argument, torch.Tensor):
         return draw(st.sampled_from((*INTEGERS, *FLOATS, *GARBAGE, True))), False
     if argument.numel() > HUGE or argument.layout != torch.strided:
@@ -133,25 +131,14 @@ def mutate(draw, argument, others):
     return mutation(draw, argument), mutation in HARMLESS
 
 
-def mutate_list(draw, tensors):
-    kind = draw(st.integers(0, 4))
-    if kind < 3 or not tensors:
-        return ([], list(tensors)[:-1], draw(st.sampled_from(GARBAGE)))[min(kind, 2)]
-    i = draw(st.integers(0, len(tensors) - 1))
-    return [mutate(draw, t, tensors)[0] if j == i else t for j, t in enumerate(tensors)]
-
-
 def small_cases(operator):
     def size(argument):
-        tensors = argument if isinstance(argument, list | tuple) else [argument]
-        return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
+        return argument.numel() if isinstance(argument, torch.Tensor) else 0
 
     return [c for c in operator.iterate_cases() if sum(map(size, c.arguments)) <= SMALL]
 
 
 def describe(argument):
-    if isinstance(argument, list | tuple):
-        return "[" + ", ".join(map(describe, argument)) + "]"
     if not isinstance(argument, torch.Tensor):
         return repr(argument)
     layout = argument.stride() if argument.layout == torch.strided else argument.layout

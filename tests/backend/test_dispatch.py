@@ -167,8 +167,8 @@ def gradients(operator, function, case):
     total = sum((wave(t) * t).sum() for t in outputs if t.requires_grad)
     if isinstance(total, int):
         return ()
-    leaves = [t for i, a in enumerate(arguments) if i not in written for t in (a if isinstance(a, list) else [a])]
-    leaves = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
+    kept = [a for i, a in enumerate(arguments) if i not in written]
+    leaves = [t for t in kept if isinstance(t, torch.Tensor) and t.requires_grad]
     return tuple(g if g is not None else torch.zeros(()) for g in torch.autograd.grad(total, leaves, allow_unused=True))
 
 

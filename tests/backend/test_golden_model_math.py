@@ -8,7 +8,6 @@ import torch
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as transformers_v4
 
 from dsv4_backend.errors import ArgumentError
-from dsv4_backend.ops import quant
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.hyper import hc_head, hc_post, hc_pre, sinkhorn
 from dsv4_backend.ops.mtp import mtp_combine

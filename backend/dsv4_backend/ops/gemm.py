@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -166,7 +167,7 @@ def grouped_product(
         return _traced_product(rows, weight, expert_offsets, matrix)
     bounds = expert_offsets.tolist()
     # Experts without rows are not widened. Without any row one is: the result has its size and its gradient.
-    active = [e for e in range(weight.shape[0]) if bounds[e] < bounds[e + 1]] or [0]
+    active = [e for e, (low, high) in enumerate(pairwise(bounds)) if low < high] or [0]
     return torch.cat([rows[bounds[e] : bounds[e + 1]] @ matrix(e).T for e in active])
 
 

@@ -19,9 +19,9 @@ from dsv4_backend.contract import Tolerance, compute, operator
 def mtp_combine(e: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Streams entering the MTP block: `x'[t, j] = e[t] + x[t, j]` for each stream j.
 
-    e: [T, d], e_proj of the next token's normed embedding; x: [T, n, d] of the same dtype, h_proj of each of the main
-    model's normed streams. Both are results of ordinary linears, which round to that dtype (6.3).
-    Returns [T, n, d] in that dtype: an fp32 sum, one cast. T = 0 gives an empty result. Differentiable.
-    Source: spec/v4.md 8.1 step 2 [OFF-M].
+    e: [T, d], e_proj of the next token's normed embedding; x: [T, n, d] of the same dtype, h_proj
+    of each of the main model's normed streams. Both are results of ordinary linears, which round to
+    that dtype (6.3). Returns [T, n, d] in that dtype: an fp32 sum, one cast. T = 0 gives an empty
+    result. Differentiable. Source: spec/v4.md 8.1 step 2 [OFF-M].
     """
     return (compute(e).unsqueeze(1) + compute(x)).to(x.dtype)

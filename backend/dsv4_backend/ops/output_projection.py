@@ -35,8 +35,8 @@ def _project(
     rows=(17,),
     arguments={"o": "f32|bf16 [T, H, D]", "wo_a": "float [G, R, K]"},
     tolerance=Tolerance(
-        reason="fp32 sums of up to 1024 products, near 1 in the cases, in any order; the one cast to bf16 may then land "
-        "on the other neighbour (2^-8)",
+        reason="fp32 sums of up to 1024 products, near 1 in the cases, in any order; the one cast "
+        "to bf16 may then land on the other neighbour (2^-8)",
         ideal=(4e-6, 4e-6),
         official=(4e-6, 2**-7),
     ),
@@ -44,10 +44,11 @@ def _project(
 def grouped_output_projection(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
     """Project each group of heads to R channels; an ordinary linear (wo_b) then joins the groups.
 
-    o: [T, H, D]; wo_a: [G, R, H*D/G] float, wo_a[g] belongs to heads g*H/G .. (g+1)*H/G-1 flattened in order (the
-    stored [G*R, H*D/G] as a view). Returns [T, G*R] in o's dtype, the R channels of group 0 first.
-    wo_a is rounded to o's dtype, an FP8 one dequantised by the caller; sums are fp32, one cast; nothing is quantised.
-    T = 0 gives an empty result. Differentiable. Source: spec/v4.md 4.7 step 2, 6.4 [OFF-M, OFF-CONV].
+    o: [T, H, D]; wo_a: [G, R, H*D/G] float, wo_a[g] belongs to heads g*H/G .. (g+1)*H/G-1 flattened
+    in order (the stored [G*R, H*D/G] as a view). Returns [T, G*R] in o's dtype, the R channels of
+    group 0 first. wo_a is rounded to o's dtype, an FP8 one dequantised by the caller; sums are
+    fp32, one cast; nothing is quantised. T = 0 gives an empty result. Differentiable. Source:
+    spec/v4.md 4.7 step 2, 6.4 [OFF-M, OFF-CONV].
     """
     return _project(o, wo_a)
 

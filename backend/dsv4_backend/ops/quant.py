@@ -183,9 +183,9 @@ def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def quantize_weight_fp4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float [..., N, K], K a multiple of 32 -> (int8 [..., N, K/2], float8_e8m0fnu [..., N, K/32]), low nibble = even k.
+    """Float [..., N, K], K % 32 = 0 -> (int8 [..., N, K/2], float8_e8m0fnu [..., N, K/32]).
 
-    Source: spec/v4.md 6.3.
+    Low nibble = even k. Source: spec/v4.md 6.3.
     """
     if w.shape[-1] % FP4_BLOCK:
         expected = f"a multiple of {FP4_BLOCK}"

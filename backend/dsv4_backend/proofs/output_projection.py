@@ -74,7 +74,11 @@ def _(draw: Draw) -> Iterator[Case]:
 
 
 add_output_faults(
-    grouped_output_projection, "last token zero", "stale tail of channels", "one NaN", "tokens shifted by one"
+    grouped_output_projection,
+    "last token zero",
+    "stale tail of channels",
+    "one NaN",
+    "tokens shifted by one",
 )
 
 
@@ -113,7 +117,10 @@ _fault("heads dealt round-robin", flatten=_heads_interleaved)
 _fault("heads in reverse order", flatten=lambda o, wo_a: _flatten_groups(o.flip(1), wo_a))
 _fault("channels before heads", flatten=_channels_first)
 _fault("o quantised before wo_a", flatten=_quantised_first)
-_fault("first group's weight for all", weights=lambda o, wo_a: _round_weight(o, wo_a[:1].expand_as(wo_a)))
+_fault(
+    "first group's weight for all",
+    weights=lambda o, wo_a: _round_weight(o, wo_a[:1].expand_as(wo_a)),
+)
 _fault("groups of wo_a in reverse order", weights=lambda o, wo_a: _round_weight(o, wo_a.flip(0)))
 _fault("rows of wo_a dealt round-robin", weights=_rows_interleaved)
 _fault("wo_a rounded to bf16 for fp32 o", weights=lambda o, wo_a: _round_weight(o, wo_a.bfloat16()))
@@ -127,5 +134,8 @@ def _(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
     return _project(o, wo_a).bfloat16().to(o.dtype)
 
 
-for _name in ("compute: x.float() -> x", "compute: x.dtype == torch.float64 -> x.dtype != torch.float64"):
+for _name in (
+    "compute: x.float() -> x",
+    "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
+):
     grouped_output_projection.equivalent(_name, "torch's product of bf16 matrices has fp32 sums and one cast")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.config_file import read_noted_config
+from dsv4_ascend.checkpoint.experts import by_projection, stacks
 from dsv4_ascend.checkpoint.fit import misfits
 from dsv4_ascend.checkpoint.foreign import foreign_format
 from dsv4_ascend.checkpoint.layout import Layout, layout
@@ -82,6 +84,26 @@ class Checkpoint:
         for name, source in wanted.items():
             yield name, self.tensor(name)
             done += source.nbytes
+            if progress:
+                progress(done, total)
+
+    def network_tensors(
+        self, progress: Progress | None = None, drafts: bool = True
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `tensors`, but all experts of a layer's projection in one tensor `...ffn.experts.w1.weight` [E, ...].
+
+        `...ffn.experts.slots` int64 [E] says at which place an expert is, where it is not that of its number.
+        """
+        wanted = {name: source for name, source in self._sources.items() if drafts or not name.startswith("mtp.")}
+        total, done = sum(source.nbytes for source in wanted.values()), 0
+        experts = by_projection(wanted)
+        names = {f"{prefix}.{part}": names for prefix, parts in experts.items() for part, names in parts.items()}
+        single = wanted.keys() - {name for stacked in names.values() for name in stacked}
+        found = ((name, self.tensor(name)) for name in wanted if name in single)
+        stacked = (pair for prefix, parts in experts.items() for pair in stacks(prefix, parts, wanted, self.tensor))
+        for name, tensor in chain(found, stacked):
+            yield name, tensor
+            done += sum(wanted[part].nbytes for part in names.get(name, [name] if name in wanted else []))
             if progress:
                 progress(done, total)
 

@@ -67,7 +67,8 @@ class SafetensorsFile:
             raise checkpoint_error(path, [f"{path.name}: {problem}"]) from None
         try:
             self.tensors = _read_header(path.name, descriptor, size)
-            self._bytes = _map(descriptor, size)
+            self._mapping = _map(descriptor, size)
+            self._bytes = torch.frombuffer(self._mapping, dtype=torch.uint8)
         except FileProblem as problem:
             raise checkpoint_error(path, [f"{path.name}: {problem}"]) from None
         finally:
@@ -83,14 +84,29 @@ class SafetensorsFile:
         shape = (*info.shape[:-1], info.shape[-1] // 2) if info.dtype == "F4" else info.shape
         return raw.view(dtype).view(shape)
 
+    def strided(
+        self, begin: int, dtype: torch.dtype, shape: tuple[int, ...], count: int, distance: int
+    ) -> torch.Tensor:
+        """A view [count, *shape] of tensors of that form, the first at byte `begin`, `distance` bytes apart."""
+        size = prod(shape) * dtype.itemsize
+        raw = self._bytes[begin : begin + (count - 1) * distance + size].view(dtype)
+        strides = torch.empty(shape, device="meta").stride()
+        return raw.as_strided((count, *shape), (distance // dtype.itemsize, *strides))
 
-def _map(descriptor: int, size: int) -> torch.Tensor:
+    def release(self, name: str) -> None:
+        """Let the kernel take back the pages of a tensor that has been copied; reading it again reads the file."""
+        info = self.tensors[name]
+        start = info.begin - info.begin % mmap.PAGESIZE
+        if info.end > start:
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, info.end - start)
+
+
+def _map(descriptor: int, size: int) -> mmap.mmap:
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
     try:
-        mapping = mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, ValueError) as error:
         raise FileProblem(f"cannot be mapped ({error})") from None
-    return torch.frombuffer(mapping, dtype=torch.uint8)
 
 
 def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]:

@@ -32,6 +32,14 @@ class Source(NamedTuple):
         """Bytes in the file."""
         return prod(self.shape) * DTYPES[self.dtype][0] // 8
 
+    @property
+    def begin(self) -> int:
+        """Where its bytes begin in the file."""
+        info = self.file.tensors[self.stored]
+        if self.expert < 0:
+            return info.begin
+        return info.begin + (self.expert * info.shape[1] + self.first_row) * (self.nbytes // self.shape[0])
+
     def describe(self, official: str) -> str:
         """How messages name it."""
         alias = "" if self.stored == official or self.expert >= 0 else f" ({official})"

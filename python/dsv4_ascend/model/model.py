@@ -269,7 +269,7 @@ def load(
         raise ArgumentError(f"progress: found {progress!r:.40}, expected a function or None")
     where = usable_device(device)
     checkpoint = open_checkpoint(folder, allow_unknown=allow_unknown)
-    tensors = checkpoint.tensors(progress, drafts=checkpoint.config.dspark is None)
+    tensors = checkpoint.network_tensors(progress, drafts=checkpoint.config.dspark is None)
     network = assign_all(Transformer(checkpoint.config, chosen), tensors, where)
     model = Model(network, device=where, folder=folder)
     model.notes = checkpoint.notes

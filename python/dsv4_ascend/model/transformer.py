@@ -63,7 +63,7 @@ class MoE(nn.Module):
         weights, ids = self.gate(x, input_ids)
         experts = self.experts
         rows, expert_offsets, order = moe_dispatch(x, experts.slots_of(ids), experts.count)
-        y = experts(rows, weights.flatten()[order], expert_offsets, self.limit)
+        y = experts(rows, weights.flatten().index_select(0, order), expert_offsets, self.limit)
         routed = moe_combine(y, order, ids.shape[1])
         shared: torch.Tensor = self.shared_experts(x, self.limit)
         return (routed + shared).to(x.dtype)

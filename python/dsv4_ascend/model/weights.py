@@ -1,13 +1,13 @@
-"""Putting tensors into the network by their checkpoint names, and taking them out, without copying the large ones."""
+"""Putting tensors into the network by their checkpoint names, and taking them out of it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
+from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.weights.deployed import Storage
@@ -16,17 +16,16 @@ from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.errors import ArgumentError
 
 _MIXES = ("hc_attn_fn", "hc_ffn_fn", "hc_head_fn")
-_EXPERT = re.compile(r"(.+\.ffn\.experts)\.(\d+)\.(w[123])\.(weight|scale)")
 
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
-    """Make `tensor` the parameter of official name `name`; it keeps its storage, but for BF16 `FP32_NAMES`.
+    """Make `tensor` the parameter `name`; it keeps its storage, but for BF16 `FP32_NAMES`.
 
-    Experts: `...ffn.experts.w1.weight` [E, ...] is all of a projection at once, with `...ffn.experts.slots` (see
-    `Experts`) if their order is not that of their numbers. One by one, under their official names, they are copied into
-    such a tensor when the last one comes.
+    Experts: `...ffn.experts.w1.weight` [E, ...] is all of a projection at once, with
+    `...ffn.experts.slots` (see `Experts`) if their order is not that of their numbers. One by one,
+    under their official names, they are copied into such a tensor when the last one comes.
     """
-    expert = _EXPERT.fullmatch(name)
+    expert = EXPERT.fullmatch(name)
     if expert:
         experts = network.get_submodule(expert[1])
         assert isinstance(experts, Experts)
@@ -41,7 +40,7 @@ def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
 
 
 def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> Transformer:
-    """Assign (name, tensor) pairs, moved to `device` if they are not there, and put the network in eval mode.
+    """Assign (name, tensor) pairs, moved to `device`, and put the network in eval mode.
 
     Then the network's profile keeps its weights in other formats, if it does. ArgumentError if some experts of a
     projection came without the others.
@@ -74,7 +73,7 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
 
 
 def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
-    """(official name, tensor) of every parameter, detached: what `assign_all` takes and a checkpoint holds."""
+    """(official name, tensor) of every parameter, detached: what a checkpoint holds."""
     for path, module in network.named_modules():
         if isinstance(module, Experts):
             yield from ((f"{path}.{name}", tensor.detach()) for name, tensor in module.by_expert())

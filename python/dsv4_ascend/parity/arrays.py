@@ -21,10 +21,8 @@ _TORCH_TYPES = {np.dtype(array): tensor for tensor, array in _BY_BITS.items()}
 def to_array(argument: Any) -> Any:
     """A copy of a tensor as an array: fp32 widened to float64, other floats in the type of the same bits.
 
-    Lists become lists of arrays; what is no tensor stays as it is.
+    What is no tensor stays as it is.
     """
-    if isinstance(argument, list | tuple):
-        return [to_array(item) for item in argument]
     if not isinstance(argument, torch.Tensor):
         return argument
     tensor = argument.detach().contiguous()

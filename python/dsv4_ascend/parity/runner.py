@@ -80,9 +80,7 @@ def mutated_arguments(operator: Operator) -> tuple[int, ...]:
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], argument: Any) -> Any:
-    """Apply `function` to an argument that is a tensor, or to the tensors of a list; others stay as they are."""
-    if isinstance(argument, list | tuple):
-        return [map_tensors(function, item) for item in argument]
+    """Apply `function` to an argument that is a tensor; others stay as they are."""
     return function(argument) if isinstance(argument, torch.Tensor) else argument
 
 

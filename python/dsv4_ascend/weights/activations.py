@@ -1,4 +1,4 @@
-"""Activation formats: how rows are quantised before the product of a quantised weight (spec/v4.md 6.1, 6.3)."""
+"""How rows are quantised before the product of a quantised weight (spec/v4.md 6.1, 6.3)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.ops.swiglu import swiglu, swiglu_quant
 
 Rows = tuple[torch.Tensor, torch.Tensor | None]
-"""Codes [T, K] and the scales of their blocks [T, ceil(K / block)], or rows as they are and None."""
+"""Codes [T, K] and scales of their blocks [T, ceil(K / block)], or rows as they are and None."""
 
 
 @dataclass(frozen=True)
 class ActivationFormat:
     """What a profile makes of the input of quantised weights.
 
-    block: consecutive channels that share a scale, 0 where there is none. quantise(x [T, K]) -> rows.
-    swiglu(gate, up [M, m], weights fp32 [M] or None, limit) -> the input of w2, quantised (5.2).
-    values(*rows) -> fp32 [T, K], for products that no operator takes.
+    block: consecutive channels that share a scale, 0 where there is none. quantise(x [T, K]) ->
+    rows. swiglu(gate, up [M, m], weights fp32 [M] or None, limit) -> the input of w2, quantised
+    (5.2). values(*rows) -> fp32 [T, K], for products that no operator takes.
     """
 
     name: str

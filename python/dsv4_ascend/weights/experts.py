@@ -1,4 +1,4 @@
-"""Routed experts: one tensor per projection, whatever the checkpoint's names say (spec/v4.md 5.2, 7.1)."""
+"""Routed experts: one tensor per projection, however names divide it (spec/v4.md 5.2, 7.1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsv4_ascend.weights.linear import empty_parameter, keep
 
 
 class ExpertStack(nn.Module):
-    """One projection of all experts: `weight` [E, N, ...] and `scale` [E, ...] (None for floats) as stored."""
+    """One projection of all experts as stored: `weight` [E, ...], `scale` [E, ...] or None."""
 
     scale: nn.Parameter | None
 
@@ -36,7 +36,7 @@ class ExpertStack(nn.Module):
         self.kept = type(weight)
 
     def put(self, leaf: str, slot: int, tensor: torch.Tensor) -> None:
-        """Give one expert its "weight" or "scale"; they are stacked, and count, when all experts have theirs."""
+        """Give one expert its "weight" or "scale"; they count when all experts have theirs."""
         waiting = self.waiting.setdefault(leaf, {})
         waiting[slot] = tensor
         if len(waiting) == self.weight.shape[0]:
@@ -48,8 +48,9 @@ class ExpertStack(nn.Module):
 class Experts(nn.Module):
     """w1 (gate), w3 (up) and w2 (down) of `count` routed experts.
 
-    slots: int64 [count], at which place of the stacks an expert's matrices are; None where matrix e is expert e's.
-    A file may have experts in another order (names sort 10 before 2): then they are used in the file's order.
+    slots: int64 [count], at which place of the stacks an expert's matrices are; None where matrix e
+    is expert e's. A file may have experts in another order (names sort 10 before 2): then they are
+    used in the file's order.
     """
 
     slots: torch.Tensor | None
@@ -64,7 +65,7 @@ class Experts(nn.Module):
     def forward(
         self, rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
     ) -> torch.Tensor:
-        """Rows [M, d] sorted by slot, weights fp32 [M], expert_offsets int32 [count + 1] of slots -> [M, d] (5.2)."""
+        """Rows [M, d] sorted by slot, weights fp32 [M], expert_offsets int32 [count + 1] -> [M, d]."""
         w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
         return w1.mlp(w3, w2, rows, weights, expert_offsets, limit, self.activations)
 

@@ -1,8 +1,9 @@
 """One class per stored format: what a weight is kept as, and its product (spec/v4.md 6.3).
 
-`WEIGHTS` and `EXPERTS` give the class of a format by the dtypes of its codes and scales; a new format is a class and a
-row. Tensors are kept as the checkpoint gives them, so a weight may be a view of a mapped file. A device that wants a
-layout of its own gets a class that holds it, made by an operator `pack` when the weight is assigned; none does yet.
+`WEIGHTS` and `EXPERTS` give the class of a format by the dtypes of its codes and scales; a new
+format is a class and a row. Tensors are kept as the checkpoint gives them, so a weight may be a
+view of a mapped file. A device that wants a layout of its own gets a class that holds it, made by
+an operator `pack` when the weight is assigned; none does yet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from dsv4_ascend.checkpoint.layout import FP4_BLOCK, FP8_TILE
 from dsv4_ascend.weights.activations import UNQUANTISED, ActivationFormat, Rows
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
-from dsv4_backend.ops.gemm import fp4_grouped_gemm, fp8_gemm, fp8_grouped_gemm, grouped_gemm, grouped_product
+from dsv4_backend.ops.gemm import (
+    fp4_grouped_gemm,
+    fp8_gemm,
+    fp8_grouped_gemm,
+    grouped_gemm,
+    grouped_product,
+)
 from dsv4_backend.ops.output_projection import grouped_output_projection
 from dsv4_backend.ops.quant import dequantize_fp8
 from dsv4_backend.ops.swiglu import swiglu
@@ -42,7 +49,7 @@ class Weight(Stored, ABC):
 
     @abstractmethod
     def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
-        """`x Wᵀ` of float x [T, K], which a quantised weight takes in the format `activations`: [T, N] in x's dtype."""
+        """`x Wᵀ` of float x [T, K] -> [T, N] in x's dtype; quantised weights take `activations`."""
 
     @abstractmethod
     def values(self, dtype: torch.dtype) -> torch.Tensor:
@@ -61,7 +68,7 @@ class Weight(Stored, ABC):
 
 
 class ExpertWeights(Stored, ABC):
-    """The matrices [E, N, K] of one projection of all routed experts, which may lie apart in memory."""
+    """The matrices [E, N, K] of one projection of all experts; they may lie apart in memory."""
 
     def accepts(self, activations: ActivationFormat) -> ActivationFormat:
         """The format that rows must have: a profile's `activations`, but for float weights."""
@@ -69,7 +76,7 @@ class ExpertWeights(Stored, ABC):
 
     @abstractmethod
     def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
-        """Each of the rows [M, K], sorted by expert and in the format `like`, times its expert's Wᵀ: [M, N]."""
+        """Rows [M, K], sorted by expert, in the format `like`, times their experts' Wᵀ: [M, N]."""
 
     def mlp(
         self,
@@ -116,7 +123,7 @@ class Fp8(Weight):
 
 
 class FloatScaled(Weight):
-    """FP8 codes with fp32 scales of any value, which no operator takes: widened for each product."""
+    """FP8 codes with fp32 scales, which no operator takes: widened for each product."""
 
     def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
         """See `Weight`."""
@@ -159,12 +166,15 @@ class Fp4Experts(ExpertWeights):
 
 
 class FloatScaledExperts(ExpertWeights):
-    """FP8 or FP4 codes with fp32 scales of any value: the experts that have rows are widened one at a time."""
+    """FP8 or FP4 codes with fp32 scales: experts that have rows are widened one at a time."""
 
     def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
         """See `ExpertWeights`."""
         product = grouped_product(
-            like.values(*rows), self.weight, expert_offsets, lambda e: widened(self.weight[e], self.scale[e])
+            like.values(*rows),
+            self.weight,
+            expert_offsets,
+            lambda e: widened(self.weight[e], self.scale[e]),
         )
         return product.to(rows[0].dtype if rows[1] is None else torch.bfloat16)
 
@@ -195,7 +205,7 @@ def as_stored(classes: Mapping[Format, type[_S]], weight: torch.Tensor, scale: t
 
 
 def widened(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """fp32 [N, K] of e4m3 [N, K] with tiles of 128x128, or of packed e2m1 int8 [N, K/2] with blocks of 32 inputs.
+    """fp32 [N, K] of e4m3 [N, K] with tiles of 128x128, or packed e2m1 [N, K/2] with blocks of 32.
 
     scale: e8m0 or fp32; a value times a scale that is no power of two rounds once.
     """

@@ -1,4 +1,4 @@
-"""The weights of a network as modules, so that module paths equal checkpoint names; routed experts are in experts.py."""
+"""Weights as modules, so that module paths equal checkpoint names; routed experts: experts.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def keep(module: nn.Module, weight: Stored) -> None:
 
 
 class Linear(nn.Module):
-    """`y = x Wᵀ` with `weight` [N, K] and `scale` (None for floats) in any format of `formats.WEIGHTS`.
+    """`y = x Wᵀ` with `weight` and `scale` (None for floats) in a format of `formats.WEIGHTS`.
 
     activations: what the input of a quantised weight is quantised to.
     """
@@ -60,7 +60,7 @@ class RMSNormWeight(nn.Module):
 
 
 class SharedExpert(nn.Module):
-    """w1 (gate), w3 (up) `[m, d]` and w2 (down) `[d, m]` of the expert that every token takes (5.2)."""
+    """w1 (gate), w3 (up) `[m, d]`, w2 (down) `[d, m]` of the expert that every token takes (5.2)."""
 
     def __init__(self, d: int, m: int, activations: ActivationFormat) -> None:
         super().__init__()
