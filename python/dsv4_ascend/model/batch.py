@@ -14,7 +14,8 @@ from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
 
 _T = TypeVar("_T")
-_Found = dict[tuple[object, ...], tuple[object, Paged | None]]
+_Name = tuple[object, ...]
+_Found = dict[_Name, tuple[object, Paged | None]]
 
 
 class Compressed(NamedTuple):
@@ -102,7 +103,7 @@ class Batch:
         missing = self.rows - len(x)
         return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
-    def _once(self, name: tuple[object, ...], find: Callable[[], _T], part: Paged | None = None) -> _T:
+    def _once(self, name: _Name, find: Callable[[], _T], part: Paged | None = None) -> _T:
         """What `find` gives, from the first of all calls with this name and an equal table."""
         key = name if part is None else (*name, *_same_slots(part))
         if key not in self._found:

@@ -3,17 +3,17 @@
 The contract between the network and an engine (an adapter, `PagedCache`, a test):
 
 * A **part** of a layer's cache is a tensor of pages `[num_blocks, block_size, width]` and the block
-  table `[R, columns]` that finds the rows of R sequences in it. Every part has its own pair, because
-  engines group parts by their own rules; block_size counts rows and may differ from part to part.
+  table `[R, columns]` that finds the rows of R sequences in it. Every part has a pair of its own:
+  engines group parts by their own rules. block_size counts rows and may differ from part to part.
   Pages may have any strides: parts of many layers may lie interleaved in one storage, and share it
   with parts that own other blocks of it.
 * Index i of a sequence (a position, or a compressed entry) lies in column `i // block_size`, modulo
   the columns: a table is absolute, or a ring. A step uses no columns but those of these indices, so
   all others may hold anything:
     window       the last sliding_window - 1 positions before the step, and its own
-    entries      every closed block of `ratio` tokens; entry i: tokens i * ratio to (i + 1) * ratio - 1
+    entries      every closed block of `ratio` tokens; entry i is of tokens i * ratio and following
     index_keys   the same entries (CSA)
-    state        the last c * ratio - 1 positions before the step, and its own; c is 2 (CSA) or 1 (HCA)
+    state        the last c * ratio - 1 positions before the step, and its own; c: 2 (CSA), 1 (HCA)
     index_state  the same positions (CSA)
 * An index that a step writes lies in a block that no other sequence uses. Blocks of a common prefix
   may be shared for reading, if the prefix ends where a block of every part ends.

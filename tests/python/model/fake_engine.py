@@ -1,8 +1,8 @@
 """A serving engine's side of paged caches, over nothing but `build_batch` and `LayerCache`.
 
-It groups cache parts at random, gives each group blocks of its own size out of one pool, frees blocks
-that a window has passed as early as it may, shares blocks of common prefixes, pads its batches, and
-fills with garbage what nobody may read: freed blocks hold NaN, unused columns ids that mean nothing.
+It groups cache parts at random, gives each group blocks of its own size out of one pool, frees what
+a window has passed as early as it may, shares blocks of common prefixes, pads batches, and fills
+with garbage what nobody may read: freed blocks hold NaN, unused columns ids that mean nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATE = torch.float32
 
 
 class Part(NamedTuple):
-    """A cache part of one layer: `tokens` per row, and the window of tokens it keeps (None: all)."""
+    """A cache part of one layer: tokens per row, and how many tokens it keeps (None: all)."""
 
     layer: int
     name: str
@@ -59,7 +59,10 @@ class Group(NamedTuple):
     window: int | None
 
 
-def random_groups(parts: list[Part], sizes: dict[str, list[int]], rng: random.Random) -> list[Group]:
+Sizes = dict[str, list[int]]
+
+
+def random_groups(parts: list[Part], sizes: Sizes, rng: random.Random) -> list[Group]:
     """Parts that keep the same tokens in blocks of one size, split further by chance."""
     found: dict[tuple[object, ...], list[Part]] = {}
     for part in parts:
@@ -69,7 +72,7 @@ def random_groups(parts: list[Part], sizes: dict[str, list[int]], rng: random.Ra
 
 
 class Pages:
-    """Memory of all parts: packed (a block of the pool holds one page of each part of its group) or apart."""
+    """Memory of all parts, apart or packed: a block holds a page of every part of its group."""
 
     def __init__(self, groups: list[Group], blocks: int, packed: bool, rng: random.Random) -> None:
         self.tensors: dict[Part, torch.Tensor] = {}
@@ -81,10 +84,13 @@ class Pages:
         ends = [end for *_, end in offsets]
         shared = torch.empty(blocks, max(ends) // 4, dtype=torch.int32) if packed else None
         for layout, places in zip(layouts, offsets, strict=True):
-            own = shared if shared is not None else torch.empty(blocks, places[-1] // 4, dtype=torch.int32)
+            own = shared
+            if own is None:
+                own = torch.empty(blocks, places[-1] // 4, dtype=torch.int32)
             self._buffers.append(own)
             for (group, part), offset in zip(layout, places, strict=False):
-                self.tensors[part] = _page_view(own, part, group.block_tokens // part.tokens, offset)
+                rows = group.block_tokens // part.tokens
+                self.tensors[part] = _page_view(own, part, rows, offset)
         self.forget(slice(None))
 
     @staticmethod
@@ -133,7 +139,7 @@ class FakeEngine:
     model: Model
     rng: random.Random
     max_tokens: int
-    sizes: dict[str, list[int]]
+    sizes: Sizes
     packed: bool = True
     check_contents: bool = True
     bound_lengths: bool = False
@@ -211,7 +217,7 @@ class FakeEngine:
     # Steps
 
     def step(self, work: list[Work]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Streams of the layers and of the MTP block, and how many empty sequences were appended."""
+        """Streams of the layers and of the MTP block, and how many empty sequences it added."""
         for item in work:
             self._free_passed(item.request)
         for item in work:
@@ -238,7 +244,8 @@ class FakeEngine:
         return streams, drafted, empty
 
     def _padded(self, ids: list[int], behind: int) -> torch.Tensor:
-        return torch.tensor(ids + [self.rng.choice([-1, 0, 10**6]) for _ in range(behind)])
+        garbage = [self.rng.choice([-1, 0, 10**6]) for _ in range(behind)]
+        return torch.tensor(ids + garbage, dtype=self.rng.choice([torch.int32, torch.int64]))
 
     def _layers(self, requests: list[Request], empty: int) -> list[LayerCache]:
         tables = [self._table(i, requests, empty) for i in range(len(self.groups))]
