@@ -61,8 +61,10 @@ class Faults:
 
     def __init__(self, schema: str, reference: Function) -> None:
         self._run = reference
-        self._names = tuple(inspect.signature(reference).parameters)
-        self._named: Callable[..., Any] = namedtuple("Arguments", self._names)  # type: ignore[misc]
+        parameters = inspect.signature(reference).parameters
+        self._names = tuple(parameters)
+        defaults = [p.default for p in parameters.values() if p.default is not inspect.Parameter.empty]
+        self._named: Callable[..., Any] = namedtuple("Arguments", self._names, defaults=defaults)  # type: ignore[misc]
         returns = torch._C.parse_schema(schema).returns
         self._outputs = tuple(r.name or f"output {i}" for i, r in enumerate(returns))
         self._faults: dict[str, Function] = {}

@@ -15,8 +15,22 @@ from dsv4_backend.ops.cache_bytes import READS, WRITES
 from dsv4_backend.ops.cache_formats import FORMATS
 from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 
-CHANNELS = {"fp8_ds_mla": 512, "a5": 512, "indexer_fp8": 128, "indexer_mxfp4": 128, "indexer_int8": 128}
-ENTRY = {"fp8_ds_mla": 584, "a5": 640, "indexer_fp8": 132, "indexer_mxfp4": 68, "indexer_int8": 130}
+CHANNELS = {
+    "fp8_ds_mla": 512,
+    "a5": 512,
+    "indexer_fp8": 128,
+    "indexer_token_fp8": 128,
+    "indexer_mxfp4": 128,
+    "indexer_int8": 128,
+}
+ENTRY = {
+    "fp8_ds_mla": 584,
+    "a5": 640,
+    "indexer_fp8": 132,
+    "indexer_token_fp8": 132,
+    "indexer_mxfp4": 68,
+    "indexer_int8": 130,
+}
 BLOCK_SIZES = (1, 3, 16, 64, 128)
 
 every_format = pytest.mark.parametrize("name", CHANNELS)
@@ -65,6 +79,12 @@ def place_indexer_fp8(row, n, o):
     return {o * 128: values, n * 128 + o * 4: struct.pack("<f", 2.0**e)}
 
 
+def place_indexer_token_fp8(row, n, o):
+    scale = np.float32(np.abs(row).max()) / np.float32(448)
+    codes = (row / scale).astype(ml_dtypes.float8_e4m3fn) if scale else np.zeros(128, np.uint8)
+    return {o * 128: codes.tobytes(), n * 128 + o * 4: struct.pack("<f", scale)}
+
+
 def place_indexer_mxfp4(row, n, o):
     exponents = [exponent(b, 6, 6 * 2.0**-126) for b in row.reshape(4, 32)]
     scaled = np.concatenate([b / np.float32(2.0**e) for b, e in zip(row.reshape(4, 32), exponents, strict=True)])
@@ -83,6 +103,7 @@ PLACE = {
     "fp8_ds_mla": place_fp8_ds_mla,
     "a5": place_a5,
     "indexer_fp8": place_indexer_fp8,
+    "indexer_token_fp8": place_indexer_token_fp8,
     "indexer_mxfp4": place_indexer_mxfp4,
     "indexer_int8": place_indexer_int8,
 }
@@ -233,7 +254,7 @@ def error_bound(name, rows):
     if name == "indexer_mxfp4":  # steps of s/2 below 2s, then at most 2/5 of the value
         scale = 2 * rows.unflatten(1, (4, 32)).abs().amax(2, keepdim=True) / 6
         return torch.maximum((scale / 4).expand(-1, -1, 32).flatten(1), rows.abs() / 5)
-    tile = 128 if name == "indexer_fp8" else 64
+    tile = 128 if "fp8" in name and "mla" not in name else 64
     scale = 2 * rows.unflatten(1, (-1, tile)).abs().amax(2, keepdim=True).clamp(min=1e-4) / 448
     bound = torch.maximum((scale * 2**-10).expand(-1, -1, tile).flatten(1), rows.abs() * 2**-4)
     if tile == 64:

@@ -149,7 +149,7 @@ def test_the_profile_reaches_the_model(generate, checkpoint: Path) -> None:
         (["--draft-tokens", "1"], 2, "temperature 0"),
         (["--top-p", "0"], 2, "top_p: found 0.0, expected a finite number in (0, 1]"),
         (["--temperature", "inf"], 2, "temperature: found inf, expected a finite number >= 0"),
-        (["--profile", "fast"], 2, "--profile: found 'fast', expected ideal or official"),
+        (["--profile", "fast"], 2, "--profile: found 'fast', expected ideal, official, a2a3-int8 or a5-mx"),
         (["--device", "gpu"], 2, "--device: found 'gpu', expected cpu or npu"),
         (["--device", "meta"], 2, "--device: found 'meta', expected cpu or npu"),
         (["--prompt", "a\udcff"], 2, r"text: found '\udcff' at 1, expected Unicode"),

@@ -1,5 +1,7 @@
 """Byte formats of cache entries (spec/v4.md 6.5): which bytes, in which order, and where on a page.
 
+A format is given for the channels of the released models; `sized` is the same format for others.
+
 A page holds `block_size` entries. Its sections follow one another; a section holds one group of fields of entry 0, then
 of entry 1, and so on: a format with one section keeps entries whole, one with two keeps the scales apart.
 """
@@ -7,17 +9,19 @@ of entry 1, and so on: a format with one section keeps entries whole, one with t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from dsv4_backend.ops import quant
-from dsv4_backend.ops.formats import scale_values
+from dsv4_backend.ops import quant, token_quant
+from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
 
-NOPE, ROPE, TILE = 448, 64, 64
-"""Channels of a KV row before and of its RoPE part, and channels per scale."""
+LATENT_CHANNELS, ROPE, TILE = 512, 64, 64
+"""Channels of a released model's KV row and of its RoPE part at the end, and channels per scale before that."""
 INDEXER, MX_TILE = 128, 32
-"""Channels of an indexer key, and channels per scale in MXFP4."""
+"""Channels of a released model's indexer key, and channels per scale in MXFP4."""
+A5_ENTRY_MULTIPLE = 128
+"""What entries of a5 are padded to a multiple of: 583 bytes to 640."""
 
 Parts = Mapping[str, torch.Tensor]
 
@@ -47,25 +51,34 @@ class Field:
 
 
 Section = tuple[Field, ...]
+Sections = tuple[Section, ...]
 
 
 @dataclass(frozen=True)
 class Codec:
-    """fp32 rows `[M, channels]` to named parts `[M, count]`, and back to fp32 rows; `rule` says how values round."""
+    """fp32 rows `[M, channels]` to named parts `[M, count]`, and back to fp32 rows; `rule` says how values round.
+
+    rope: how many of the channels, at the end, are the RoPE part; encode takes the rows and this number.
+    """
 
     channels: int
+    rope: int
     rule: str
-    encode: Callable[[torch.Tensor], Parts]
+    encode: Callable[[torch.Tensor, int], Parts]
     decode: Callable[[Parts], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A codec and the places of its parts on a page."""
+    """A codec and the places of its parts on a page.
+
+    layout: the sections for (channels, rope); `sections` are those of the codec's own.
+    """
 
     name: str
     codec: Codec
-    sections: tuple[Section, ...]
+    layout: Callable[[int, int], Sections]
+    sections: Sections
     page_multiple: int = 1
 
     @property
@@ -87,6 +100,12 @@ class Format:
         sections = ", then ".join(f"block_size x ({_describe_section(section)})" for section in self.sections)
         padding = f", padded to a multiple of {self.page_multiple} bytes" if self.page_multiple > 1 else ""
         return f"{sections}{padding}; {self.entry_bytes} bytes per entry"
+
+
+def sized(form: Format, channels: int, rope: int) -> Format:
+    """The same format for rows of `channels`, of which the last `rope` are the RoPE part."""
+    codec = replace(form.codec, channels=channels, rope=rope)
+    return replace(form, codec=codec, sections=form.layout(channels, rope))
 
 
 def section_width(section: Section) -> int:
@@ -112,7 +131,7 @@ def data_columns(form: Format, offset: torch.Tensor, block_size: int) -> torch.T
 
 def to_bytes(form: Format, rows: torch.Tensor) -> torch.Tensor:
     """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
-    parts = form.codec.encode(rows.detach().float())
+    parts = form.codec.encode(rows.detach().float(), form.codec.rope)
     # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
     dense = (parts[field.name].clone(memory_format=torch.contiguous_format) for field in form.fields)
     return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
@@ -136,58 +155,79 @@ def _one_nan(x: torch.Tensor) -> torch.Tensor:
     return x.masked_fill(x.isnan(), torch.nan)
 
 
-def _encode_latent(rows: torch.Tensor) -> Parts:
-    nope, scale = quant.act_quant.reference(rows[:, :NOPE], TILE)
-    return {"nope": nope, "scale": scale, "rope": _one_nan(rows[:, NOPE:].bfloat16())}
+def _encode_latent(rows: torch.Tensor, rope: int) -> Parts:
+    nope, rotated = rows.split([rows.shape[1] - rope, rope], 1)
+    values, scale = quant.act_quant.reference(nope, TILE)
+    return {"nope": values, "scale": scale, "rope": _one_nan(rotated.bfloat16())}
 
 
 def _decode_latent(parts: Parts) -> torch.Tensor:
-    nope = parts["nope"].float().unflatten(1, (NOPE // TILE, TILE)) * scale_values(parts["scale"]).unsqueeze(-1)
-    return torch.cat([nope.flatten(1), parts["rope"].float()], dim=1)
+    values = parts["nope"].float()
+    scale = scale_values(parts["scale"]).repeat_interleave(TILE, 1)[:, : values.shape[1]]
+    return torch.cat([values * scale, parts["rope"].float()], dim=1)
 
 
-def _encode_fp8(rows: torch.Tensor) -> Parts:
-    values, scale = quant.act_quant.reference(rows, INDEXER)
+def _encode_fp8(rows: torch.Tensor, _: int) -> Parts:
+    values, scale = quant.act_quant.reference(rows, rows.shape[1])
     return {"values": values, "scale": _one_nan(scale_values(scale))}
 
 
-def _encode_int8(rows: torch.Tensor) -> Parts:
-    amax = rows.abs().amax(1, keepdim=True)
-    scale = torch.where(amax.isfinite(), amax / 127, torch.nan)
-    # a subnormal s is too coarse to keep x / s within 127
-    steps = torch.where(scale > 0, rows / scale, 0.0).round().clamp(-127, 127)
-    return {"values": steps.to(torch.int8), "scale": scale.clamp(max=torch.finfo(torch.float16).max).half()}
+def _encode_token_fp8(rows: torch.Tensor, _: int) -> Parts:
+    values, scale = token_quant.quantise_e4m3(rows)
+    return {"values": values, "scale": scale.unsqueeze(1)}
 
 
-def _decode_scaled(parts: Parts) -> torch.Tensor:
+def _decode_fp8(parts: Parts) -> torch.Tensor:
+    return e4m3_values(parts["values"]) * parts["scale"]
+
+
+def _encode_int8(rows: torch.Tensor, _: int) -> Parts:
+    values, scale = token_quant.quantise_int8(rows)
+    largest = torch.finfo(torch.float16).max
+    return {"values": values, "scale": scale.clamp(max=largest).half().unsqueeze(1)}
+
+
+def _decode_int8(parts: Parts) -> torch.Tensor:
     return parts["values"].float() * parts["scale"].float()
 
 
-def _encode_mxfp4(rows: torch.Tensor) -> Parts:
+def _encode_mxfp4(rows: torch.Tensor, _: int) -> Parts:
     values, scale = quant.fp4_quant.reference(rows, MX_TILE)
     return {"values": values, "scale": scale}
 
 
 def _decode_mxfp4(parts: Parts) -> torch.Tensor:
-    return quant.dequantize_fp4(parts["values"], parts["scale"])
+    values = unpack_e2m1(parts["values"])
+    return values * scale_values(parts["scale"]).repeat_interleave(MX_TILE, 1)[:, : values.shape[1]]
 
 
 LATENT = Codec(
-    NOPE + ROPE,
-    "act_quant with block 64 on channels 0..447 (6.1: power-of-two scales, amax floored at 1e-4), channels 448..511 "
-    "rounded to bf16, NaN as 0x7FC0",
+    LATENT_CHANNELS,
+    ROPE,
+    "act_quant with block 64 on the channels before RoPE (6.1: power-of-two scales, amax floored at 1e-4), RoPE "
+    "channels rounded to bf16, NaN as 0x7FC0",
     _encode_latent,
     _decode_latent,
 )
 FP8 = Codec(
     INDEXER,
-    "act_quant with block 128 (6.1), its power-of-two scale stored as fp32, NaN as 0x7FC00000. UNCONFIRMED: 6.5 gives "
+    0,
+    "act_quant with one block (6.1), its power-of-two scale stored as fp32, NaN as 0x7FC00000. UNCONFIRMED: 6.5 gives "
     "the layout only",
     _encode_fp8,
-    _decode_scaled,
+    _decode_fp8,
+)
+TOKEN_FP8 = Codec(
+    INDEXER,
+    0,
+    "fp8_token_quant (scale fp32(amax / 448), no power of two), NaN as 0x7FC00000: aclnnIndexerQuantCache with "
+    "quantMode 1 and roundScale false, spec/ascend-operators.md 4.16",
+    _encode_token_fp8,
+    _decode_fp8,
 )
 MXFP4 = Codec(
     INDEXER,
+    0,
     "fp4_quant with block 32 (6.2), low nibble = even channel. UNCONFIRMED: 6.5 gives the sizes, not that scales stand "
     "after all values of the page",
     _encode_mxfp4,
@@ -195,30 +235,65 @@ MXFP4 = Codec(
 )
 INT8 = Codec(
     INDEXER,
-    "s = fp32(amax / 127), value = x / s rounded to nearest even and clamped to +-127, s stored as fp16 (at most "
-    "65504); values are 0 where s is 0, as in a row of zeros; NaN or infinity anywhere in a row: s = NaN (0x7E00), "
-    "values 0. UNCONFIRMED: 6.5 gives the layout only, and scales may live in a tensor of their own",
+    0,
+    "int8_token_quant: s = fp32(amax / 127), value = x / s rounded to nearest even and clamped to +-127, s stored as "
+    "fp16 (at most 65504); values are 0 where s is 0, as in a row of zeros; NaN or infinity anywhere in a row: s = NaN "
+    "(0x7E00), values 0. UNCONFIRMED: 6.5 gives the layout only, and scales may live in a tensor of their own",
     _encode_int8,
-    _decode_scaled,
+    _decode_int8,
 )
 
-_NOPE = Field("nope", torch.float8_e4m3fn, NOPE)
-_ROPE = Field("rope", torch.bfloat16, ROPE)
-_TILE_SCALES = Field("scale", torch.float8_e8m0fnu, NOPE // TILE)
+
+def _pad(count: int) -> Field:
+    return Field("pad", torch.uint8, count)
+
+
+def _nope(channels: int, rope: int) -> Field:
+    return Field("nope", torch.float8_e4m3fn, channels - rope)
+
+
+def _rope(rope: int) -> Field:
+    return Field("rope", torch.bfloat16, rope)
+
+
+def _tile_scales(channels: int, rope: int) -> Field:
+    return Field("scale", torch.float8_e8m0fnu, -(-(channels - rope) // TILE))
+
+
+def _lay_out_mla(channels: int, rope: int) -> Sections:
+    scales = _tile_scales(channels, rope)
+    return (_nope(channels, rope), _rope(rope)), (scales, _pad(-scales.count % 8))
+
+
+def _lay_out_a5(channels: int, rope: int) -> Sections:
+    data = (_rope(rope), _nope(channels, rope), _tile_scales(channels, rope))
+    return ((*data, _pad(-section_width(data) % A5_ENTRY_MULTIPLE)),)
+
+
+def _lay_out_fp8(channels: int, _: int) -> Sections:
+    return (Field("values", torch.float8_e4m3fn, channels),), (Field("scale", torch.float32, 1),)
+
+
+def _lay_out_mxfp4(channels: int, _: int) -> Sections:
+    scales = Field("scale", torch.float8_e8m0fnu, -(-channels // MX_TILE))
+    return (Field("values", torch.int8, channels // 2),), (scales,)
+
+
+def _lay_out_int8(channels: int, _: int) -> Sections:
+    return (Field("values", torch.int8, channels),), (Field("scale", torch.float16, 1),)
+
+
+def _format(name: str, codec: Codec, layout: Callable[[int, int], Sections], page_multiple: int = 1) -> Format:
+    return Format(name, codec, layout, layout(codec.channels, codec.rope), page_multiple)
+
 
 FORMATS = (
-    Format("fp8_ds_mla", LATENT, ((_NOPE, _ROPE), (_TILE_SCALES, Field("pad", torch.uint8, 1))), page_multiple=576),
-    Format("indexer_fp8", FP8, ((Field("values", torch.float8_e4m3fn, INDEXER),), (Field("scale", torch.float32, 1),))),
-    Format(
-        "indexer_mxfp4",
-        MXFP4,
-        (
-            (Field("values", torch.int8, INDEXER // 2),),
-            (Field("scale", torch.float8_e8m0fnu, INDEXER // MX_TILE),),
-        ),
-    ),
-    Format("indexer_int8", INT8, ((Field("values", torch.int8, INDEXER),), (Field("scale", torch.float16, 1),))),
-    Format("a5", LATENT, ((_ROPE, _NOPE, _TILE_SCALES, Field("pad", torch.uint8, 57)),)),
+    _format("fp8_ds_mla", LATENT, _lay_out_mla, 576),
+    _format("indexer_fp8", FP8, _lay_out_fp8),
+    _format("indexer_token_fp8", TOKEN_FP8, _lay_out_fp8),
+    _format("indexer_mxfp4", MXFP4, _lay_out_mxfp4),
+    _format("indexer_int8", INT8, _lay_out_int8),
+    _format("a5", LATENT, _lay_out_a5),
 )
-"""fp8_ds_mla: FlashMLA MODEL1 and vLLM. indexer_fp8: vLLM, SGLang and Ascend 950. indexer_mxfp4: vLLM option.
-indexer_int8: Ascend A2/A3. a5: Ascend 950 KV rows of 640 bytes, RoPE first."""
+"""fp8_ds_mla: FlashMLA MODEL1 and vLLM. indexer_fp8: vLLM and SGLang. indexer_token_fp8: Ascend A5.
+indexer_mxfp4: vLLM option. indexer_int8: Ascend A2/A3. a5: Ascend A5 KV rows of 640 bytes, RoPE first."""

@@ -64,16 +64,17 @@ def swiglu_quant(
     return q, scale
 
 
-def _check_limit(contract: Operator, limit: float) -> None:
+def check_limit(contract: Operator, limit: float) -> None:
+    """ArgumentError unless limit is a number above 0 or infinity."""
     if not (0 < limit <= torch.finfo(torch.float32).max or limit == math.inf):
         raise contract.reject("limit", limit, "a number > 0 that fp32 holds, or infinity")
 
 
 @swiglu.shapes
 def _(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> None:
-    _check_limit(swiglu, limit)
+    check_limit(swiglu, limit)
 
 
 @swiglu_quant.shapes
 def _(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> None:
-    _check_limit(swiglu_quant, limit)
+    check_limit(swiglu_quant, limit)

@@ -14,7 +14,7 @@ Pieces = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """One format: bytes of its pieces, where piece by piece they start on a page, and the two directions.
+    """One format for rows of some width: bytes of its pieces, where they start on a page, and the two directions.
 
     start: (entries per page, entry) -> first byte of every piece. encode: fp32 [channels] -> the pieces, uint8.
     decode: the pieces -> fp32 [channels].
@@ -63,22 +63,33 @@ def _blocks(row: Array, size: int) -> list[Array]:
     return [row[i : i + size] for i in range(0, len(row), size)]
 
 
-def _encode_latent(row: Array) -> Pieces:
-    """448 channels in e4m3, 64 in bf16, a scale byte for each 64 of the former."""
-    codes, exponents = zip(*(_e4m3_block(block) for block in _blocks(row[:448], 64)), strict=True)
+def _encode_latent(row: Array, rope: int) -> Pieces:
+    """Channels before RoPE in e4m3, RoPE in bf16, a scale byte for each 64 of the former."""
+    nope, rotated = row[: len(row) - rope], row[len(row) - rope :]
+    codes, exponents = zip(*(_e4m3_block(block) for block in _blocks(nope, 64)), strict=True)
     scales = np.array([_e8m0(e) for e in exponents], np.uint8)
-    return np.concatenate(codes), row[448:].astype(BF16).view(np.uint8), scales
+    rotated = np.where(np.isnan(rotated), np.float32(np.nan), rotated)
+    return np.concatenate(codes), rotated.astype(BF16).view(np.uint8), scales
 
 
 def _decode_latent(pieces: Pieces) -> Array:
     codes, rope, scales = pieces
-    scale = np.repeat(scales.view(E8M0).astype(np.float32), 64)
+    scale = np.repeat(scales.view(E8M0).astype(np.float32), 64)[: len(codes)]
     return np.concatenate([codes.view(E4M3).astype(np.float32) * scale, rope.view(BF16).astype(np.float32)])
 
 
 def _encode_fp8(row: Array) -> Pieces:
     codes, e = _e4m3_block(row)
     return codes, np.array([np.nan if e is None else np.ldexp(1.0, e)], np.float32).view(np.uint8)
+
+
+def _encode_token_fp8(row: Array) -> Pieces:
+    """The scale is amax / 448 as it comes; a row of zeros has none, a row that is not finite an unknown one."""
+    if not np.isfinite(row).all():
+        return np.full(len(row), 0x7F, np.uint8), np.array([np.nan], np.float32).view(np.uint8)
+    scale = np.float32(np.abs(row).max() / np.float32(448))
+    codes = np.clip(row / scale, -448, 448).astype(E4M3).view(np.uint8) if scale else np.zeros(len(row), np.uint8)
+    return codes, np.array([scale], np.float32).view(np.uint8)
 
 
 def _decode_fp8(pieces: Pieces) -> Array:
@@ -103,16 +114,16 @@ def _encode_mxfp4(row: Array) -> Pieces:
 
 def _decode_mxfp4(pieces: Pieces) -> Array:
     packed, scales = pieces
-    scale = np.repeat(scales.view(E8M0).astype(np.float32), 32)
-    return np.asarray(fp4_values(packed).astype(np.float32) * scale)
+    values = fp4_values(packed).astype(np.float32)
+    return np.asarray(values * np.repeat(scales.view(E8M0).astype(np.float32), 32)[: len(values)])
 
 
 def _encode_int8(row: Array) -> Pieces:
     """The scale is amax / 127; a row of zeros has none, a row that is not finite an unknown one."""
     if not np.isfinite(row).all():
-        return np.zeros(128, np.uint8), np.array([np.nan], np.float16).view(np.uint8)
+        return np.zeros(len(row), np.uint8), np.array([np.nan], np.float16).view(np.uint8)
     scale = np.float32(np.abs(row).max() / np.float32(127))
-    steps = np.clip(np.rint(row / scale), -127, 127) if scale else np.zeros(128)
+    steps = np.clip(np.rint(row / scale), -127, 127) if scale else np.zeros(len(row))
     stored = np.array([min(scale, np.float32(65504))], np.float16)
     return steps.astype(np.int8).view(np.uint8), stored.view(np.uint8)
 
@@ -122,14 +133,52 @@ def _decode_int8(pieces: Pieces) -> Array:
     return np.asarray(steps.view(np.int8).astype(np.float32) * scale.view(np.float16).astype(np.float32))
 
 
-ENTRIES = {
-    # all entries' values, then all entries' scales of 7 bytes and 1 to spare
-    "fp8_ds_mla": Entry(
-        (448, 128, 7), lambda n, i: (576 * i, 576 * i + 448, 576 * n + 8 * i), _encode_latent, _decode_latent
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _mla(channels: int, rope: int) -> Entry:
+    """All entries' values, then all entries' scales, 8 bytes of them or a multiple."""
+    nope = channels - rope
+    values, tiles = nope + 2 * rope, _up(nope, 64) // 64
+    scales = _up(tiles, 8)
+    return Entry(
+        (nope, 2 * rope, tiles),
+        lambda n, i: (values * i, values * i + nope, values * n + scales * i),
+        lambda row: _encode_latent(row, rope),
+        _decode_latent,
+    )
+
+
+def _a5(channels: int, rope: int) -> Entry:
+    """Whole entries of a multiple of 128 bytes, RoPE channels first."""
+    nope = channels - rope
+    tiles = _up(nope, 64) // 64
+    width = _up(2 * rope + nope + tiles, 128)
+    return Entry(
+        (nope, 2 * rope, tiles),
+        lambda n, i: (width * i + 2 * rope, width * i, width * i + 2 * rope + nope),
+        lambda row: _encode_latent(row, rope),
+        _decode_latent,
+    )
+
+
+Encode = Callable[[Array], Pieces]
+Decode = Callable[[Pieces], Array]
+
+
+def _values_then_scales(values: int, scales: int, encode: Encode, decode: Decode) -> Entry:
+    return Entry((values, scales), lambda n, i: (values * i, values * n + scales * i), encode, decode)
+
+
+ENTRIES: dict[str, Callable[[int, int], Entry]] = {
+    "fp8_ds_mla": _mla,
+    "indexer_fp8": lambda channels, _: _values_then_scales(channels, 4, _encode_fp8, _decode_fp8),
+    "indexer_token_fp8": lambda channels, _: _values_then_scales(channels, 4, _encode_token_fp8, _decode_fp8),
+    "indexer_mxfp4": lambda channels, _: _values_then_scales(
+        channels // 2, _up(channels, 32) // 32, _encode_mxfp4, _decode_mxfp4
     ),
-    "indexer_fp8": Entry((128, 4), lambda n, i: (128 * i, 128 * n + 4 * i), _encode_fp8, _decode_fp8),
-    "indexer_mxfp4": Entry((64, 4), lambda n, i: (64 * i, 64 * n + 4 * i), _encode_mxfp4, _decode_mxfp4),
-    "indexer_int8": Entry((128, 2), lambda n, i: (128 * i, 128 * n + 2 * i), _encode_int8, _decode_int8),
-    # whole entries of 640 bytes, RoPE channels first
-    "a5": Entry((448, 128, 7), lambda n, i: (640 * i + 128, 640 * i, 640 * i + 576), _encode_latent, _decode_latent),
+    "indexer_int8": lambda channels, _: _values_then_scales(channels, 2, _encode_int8, _decode_int8),
+    "a5": _a5,
 }
+"""Name -> (channels, of which RoPE) -> the format of such rows."""

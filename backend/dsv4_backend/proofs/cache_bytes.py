@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,13 @@ import torch
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops import quant
 from dsv4_backend.ops.cache_bytes import READS, WRITES, read_bytes, write_bytes
-from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts
+from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts, sized
 from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3, scale_values
 from dsv4_backend.proofs.byte_entries import ENTRIES, read_entry, write_entry
 from dsv4_backend.proofs.cache import PAGES, draw_slots, slot_faults
 from dsv4_backend.proofs.numerics import Array
+from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
+from dsv4_backend.proofs.token_quant import SAME_CODES
 
 _WRONG_READ_SLOTS = {
     "skipped rows read slot 0": "skipped rows land in slot 0",
@@ -32,17 +33,19 @@ def _capacity(a: Any) -> int:
 
 
 def _prove_write(form: Format) -> None:
-    contract, entry = WRITES[form.name], ENTRIES[form.name]
+    contract = WRITES[form.name]
 
     @contract.oracle
-    def _(cache: Array, rows: Array, slots: Array, block_size: int) -> None:
+    def _(cache: Array, rows: Array, slots: Array, block_size: int, rope: int = form.codec.rope) -> None:
+        entry = ENTRIES[form.name](rows.shape[1], rope)
         for row, slot in zip(rows, slots.tolist(), strict=True):
             if slot != -1:
                 write_entry(entry, cache[slot // block_size], block_size, slot % block_size, row)
 
     @contract.cases
     def _(draw: Draw) -> Iterator[Case]:
-        return _write_cases(draw, form)
+        yield from _write_cases(draw, form)
+        yield from _other_writes(draw, form)
 
     contract.wrong_arguments(
         {
@@ -50,16 +53,23 @@ def _prove_write(form: Format) -> None:
             "page cleared first": {"cache": lambda cache: cache.zero_()},
         }
     )
-    for name, mutant in _wrong_formats(form):
-        contract.fault(name)(partial(write_bytes, mutant))
+    for name in dict(_wrong_formats(form)):
+        contract.fault(name)(_write_as(form, name))
 
 
 def _prove_read(form: Format) -> None:
-    contract, entry = READS[form.name], ENTRIES[form.name]
+    contract = READS[form.name]
 
     @contract.oracle
-    def _(cache: Array, slots: Array, block_size: int) -> Array:
-        rows = np.zeros((len(slots), form.codec.channels))
+    def _(
+        cache: Array,
+        slots: Array,
+        block_size: int,
+        channels: int = form.codec.channels,
+        rope: int = form.codec.rope,
+    ) -> Array:
+        entry = ENTRIES[form.name](channels, rope)
+        rows = np.zeros((len(slots), channels))
         for row, slot in zip(rows, slots.tolist(), strict=True):
             if slot != -1:
                 row[:] = read_entry(entry, cache[slot // block_size], block_size, slot % block_size)
@@ -67,12 +77,46 @@ def _prove_read(form: Format) -> None:
 
     @contract.cases
     def _(draw: Draw) -> Iterator[Case]:
-        return _read_cases(draw, form)
+        yield from _read_cases(draw, form)
+        yield from _other_reads(draw, form)
 
     slots = slot_faults(_capacity)
     contract.wrong_arguments({name: slots[of_write] for name, of_write in _WRONG_READ_SLOTS.items()})
-    for name, mutant in _wrong_readers(form):
-        contract.fault(name)(partial(read_bytes, mutant))
+    for name in dict(_wrong_readers(form)):
+        contract.fault(name)(_read_as(form, name))
+
+
+def _is_latent(form: Format) -> bool:
+    return form.codec.encode is LATENT.encode
+
+
+LATENT_WIDTHS = ((128, 64), (96, 32), (70, 6), (203, 10), (65, 64), (190, 64), (576, 64))
+"""(channels, of which RoPE): the shipped model's, fewer than a tile, odd bytes, entries that just fit."""
+KEY_WIDTHS = (64, 2, 30, 32, 130)
+
+
+def _widths(form: Format) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """(channels, what calls take for them) of rows that no released model has."""
+    if _is_latent(form):
+        return tuple((channels, (rope,)) for channels, rope in LATENT_WIDTHS)
+    return tuple((channels, ()) for channels in KEY_WIDTHS)
+
+
+def _other_writes(draw: Draw, form: Format) -> Iterator[Case]:
+    for channels, rope in _widths(form):
+        other = sized(form, channels, *(rope or (0,)))
+        rows = torch.cat([draw.spread(5, channels), _edge_rows(draw, other, torch.float32)])
+        slots = draw_slots(draw, len(rows), 14, 2)
+        name = f"{channels} channels{''.join(f', {n} of RoPE' for n in rope)}"
+        yield Case(name, "official", (draw.bytes(2, other.page_bytes(7)), rows.bfloat16(), slots, 7, *rope))
+
+
+def _other_reads(draw: Draw, form: Format) -> Iterator[Case]:
+    for channels, rope in _widths(form):
+        other = sized(form, channels, *(rope or (0,)))
+        cache = _filled(draw, other, draw.spread(14, channels), 7)
+        name = f"{channels} channels{''.join(f', {n} of RoPE' for n in rope)}"
+        yield Case(name, "official", (cache, draw_slots(draw, 11, 14, 2), 7, channels, *rope))
 
 
 def _draw_rows(draw: Draw, count: int, form: Format, dtype: torch.dtype) -> torch.Tensor:
@@ -90,8 +134,8 @@ def _edge_rows(draw: Draw, form: Format, dtype: torch.dtype) -> torch.Tensor:
     rows[4, ::32] = 450.0
     rows[5] = (draw.integers(form.codec.channels, low=-127, high=128) * 0.5).to(dtype)
     rows[5, ::32] = 63.5
-    rows[6, 5] = float("nan")
-    rows[7, 7] = float("inf")
+    rows[6, 5 % form.codec.channels] = float("nan")
+    rows[7, 7 % form.codec.channels] = float("inf")
     return rows
 
 
@@ -139,7 +183,7 @@ def _subnormal(draw: Draw, form: Format) -> torch.Tensor:
 def _large(draw: Draw, form: Format) -> torch.Tensor:
     """fp32 rows up to the largest number, with special values where RoPE channels are."""
     rows = draw.uniform(4, form.codec.channels, low=-1.0) * torch.tensor([[1e6], [2e7], [1e20], [3.4e38]])
-    if form.codec is LATENT:
+    if _is_latent(form):
         rows[0, -4:] = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0])
     return rows
 
@@ -173,10 +217,37 @@ def _filled(draw: Draw, form: Format, rows: torch.Tensor, block_size: int) -> to
     return cache
 
 
+def _write_as(form: Format, wrong: str) -> Callable[..., None]:
+    own = form.codec
+
+    def mutant(
+        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope
+    ) -> None:
+        formats = dict(_wrong_formats(sized(form, rows.shape[1], rope)))
+        write_bytes(formats[wrong], cache, rows, slots, block_size)
+
+    return mutant
+
+
+def _read_as(form: Format, wrong: str) -> Callable[..., torch.Tensor]:
+    own = form.codec
+
+    def mutant(
+        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int = own.channels, rope: int = own.rope
+    ) -> torch.Tensor:
+        return read_bytes(dict(_wrong_readers(sized(form, channels, rope)))[wrong], cache, slots, block_size)
+
+    return mutant
+
+
 def _encoding(form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]) -> Format:
     """`form` whose parts pass through `change(rows, parts)` before they are stored."""
     codec = form.codec
-    return replace(form, codec=replace(codec, encode=lambda rows: change(rows, dict(codec.encode(rows)))))
+    return replace(form, codec=replace(codec, encode=lambda rows, rope: change(rows, dict(codec.encode(rows, rope)))))
+
+
+def _encode(form: Format, rows: torch.Tensor) -> Parts:
+    return form.codec.encode(rows, form.codec.rope)
 
 
 def _decoding(form: Format, change: Callable[[dict[str, torch.Tensor]], Parts]) -> Format:
@@ -212,21 +283,26 @@ def _wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
     yield from _wrong_layouts(form)
     yield "scale one exponent too small", _encoding(form, lambda _, parts: _scale_bits(parts, _halve_step))
     yield "scale of the row before", _encoding(form, lambda _, parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
-    yield "low precision input", _encoding(form, lambda rows, _: form.codec.encode(rows.to(torch.float8_e5m2).float()))
-    if form.codec is LATENT:
+    yield "low precision input", _encoding(form, lambda rows, _: _encode(form, rows.to(torch.float8_e5m2).float()))
+    if _is_latent(form):
         yield "scale floored instead of amax", _encoding(form, _floor_scale)
         yield "scales cast as numbers", _encoding(form, _cast_scale)
-        yield "RoPE channels taken from the front", _encoding(form, lambda rows, _: form.codec.encode(rows.roll(64, 1)))
+        yield "RoPE channels taken from the front", _encoding(form, lambda rows, _: _encode(form, rows.roll(64, 1)))
     elif form.name == "indexer_fp8":
         yield "scale not rounded to a power of two", _encoding(form, _exact_scale)
+    elif form.name == "indexer_token_fp8":
+        yield "scale rounded to a power of two", _encoding(form, lambda rows, _: _encode(_INDEXER_FP8, rows))
     elif form.name == "indexer_mxfp4":
         yield (
             "nibbles swapped",
-            _encoding(form, lambda rows, _: form.codec.encode(rows.unflatten(1, (-1, 2)).flip(2).flatten(1))),
+            _encoding(form, lambda rows, _: _encode(form, rows.unflatten(1, (-1, 2)).flip(2).flatten(1))),
         )
     else:
         yield "range 128 instead of 127", _encoding(form, _range_128)
         yield "values cut instead of rounded", _encoding(form, _cut_steps)
+
+
+_INDEXER_FP8 = next(form for form in FORMATS if form.name == "indexer_fp8")
 
 
 def _wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
@@ -234,7 +310,7 @@ def _wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
     yield from _wrong_layouts(form)
     yield "scale one exponent too small", _decoding(form, lambda parts: _scale_bits(parts, _halve_step))
     yield "scale of the row before", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
-    if form.codec is LATENT:
+    if _is_latent(form):
         yield "tile scales in reverse", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.flip(1)))
 
 
@@ -265,6 +341,7 @@ def _cut_steps(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
 
 _EQUIVALENT_WRITES = {
     "write_targets: 1 -> 2 (2)": "every negative slot is a skipped one",
+    "write_keys: 0 -> 1": "keys have no RoPE part to place",
     "write_targets: True -> False": "a pivot without its dimension broadcasts the same",
     "write_bytes: 1 -> 2 (3)": "only the first page is gathered from",
 }
@@ -277,20 +354,29 @@ _ONE_SECTION = {
     f"data_columns: block_size * width -> {after}": "no section follows the only one"
     for after in ("block_size", "block_size / width")
 }
+_NO_ROPE = {"read_keys: 0 -> 1": "keys have no RoPE part to look for"}
 _ROPE = {"_decode_latent: parts['rope'].float() -> parts['rope']": "cat widens bf16 beside fp32"}
-_SCALE = "_decode_scaled: parts['scale'].float() -> parts['scale']"
 _BY_FP32 = {_ROUNDS: "act_quant and the cast to bf16 take fp64 by way of fp32 themselves"}
 _EQUIVALENT = {
     "write_cache_fp8_ds_mla": _BY_FP32,
     "write_cache_a5": _BY_FP32 | _ONE_SECTION,
     "write_cache_indexer_fp8": _BY_FP32,
-    "write_cache_indexer_int8": {"_encode_int8: 0.0 -> 0.01": "0.01 rounds to 0"},
+    "write_cache_indexer_int8": SAME_CODES,
     "read_cache_fp8_ds_mla": _ROPE,
     "read_cache_a5": _ROPE | _ONE_SECTION,
-    "read_cache_indexer_fp8": {_SCALE: "the scale is fp32"},
+    "write_cache_indexer_token_fp8": {
+        "round_e4m3: x.float() -> x": "ratios are fp32 already",
+        "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the cast to e4m3 saturates too",
+    },
+    "read_cache_indexer_fp8": _NO_ROPE | dict([NO_257TH_CODE]),
+    "read_cache_indexer_token_fp8": _NO_ROPE | dict([NO_257TH_CODE]),
+    "read_cache_indexer_mxfp4": _NO_ROPE,
     "read_cache_indexer_int8": {
-        _SCALE: "a product with an fp32 factor is fp32 without the cast too",
-        "_decode_scaled: parts['values'].float() -> parts['values']": "int8 times fp32 is fp32",
+        **_NO_ROPE,
+        "_decode_int8: parts['scale'].float() -> parts['scale']": (
+            "a product with an fp32 factor is fp32 without the cast too"
+        ),
+        "_decode_int8: parts['values'].float() -> parts['values']": "int8 times fp32 is fp32",
     },
 }
 """What only some formats have, beside `_EQUIVALENT_WRITES` and `_EQUIVALENT_READS`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from dsv4_backend.contract import PROFILES, Case, Draw
+from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.gemm import (
     _output_dtype,
     dequantize_rows,
@@ -131,7 +131,7 @@ _GROUPS: tuple[tuple[tuple[int, ...], int, int], ...] = (
 
 @fp8_gemm.cases
 def _(draw: Draw) -> Iterator[Case]:
-    for profile in PROFILES:
+    for profile in _DTYPES:
         for t, n, k in ((0, 128, 128), (1, 256, 1024), (3, 5, 7), (5, 192, 320), (17, 130, 512), (4, 300, 129)):
             x, x_scale = _activations(draw, profile, t, k)
             yield Case(f"{t}x{n}x{k}", profile, (x, x_scale, *quantize_weight_fp8(_weight(draw, n, k))))
@@ -157,7 +157,7 @@ def _(draw: Draw) -> Iterator[Case]:
 
 
 def _grouped_cases(draw: Draw, quantise: Quantise) -> Iterator[Case]:
-    for profile in PROFILES:
+    for profile in _DTYPES:
         for rows, n, k in _GROUPS:
             x, x_scale = _activations(draw, profile, sum(rows), k)
             experts = _experts(draw, quantise, (len(rows), n, k))

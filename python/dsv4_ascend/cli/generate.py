@@ -16,7 +16,7 @@ from dsv4_ascend.chat.encoding import ChatMode, encode_messages
 from dsv4_ascend.chat.messages import Message
 from dsv4_ascend.chat.release_texts import ReleaseTexts
 from dsv4_ascend.cli.inputs import STDIN, check_ids, read_ids, read_messages, read_text
-from dsv4_ascend.cli.loading import AllowUnknown, load_model
+from dsv4_ascend.cli.loading import AllowUnknown, ProfileName, load_model
 from dsv4_ascend.model.generation import Sampling
 from dsv4_ascend.model.model import Model
 from dsv4_backend.errors import ArgumentError
@@ -83,7 +83,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Keep the most likely tokens up to this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling noise.")] = 33377335,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
-    profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
+    profile: ProfileName = "official",
     chat: Annotated[bool, typer.Option("--chat", help="Encode the text as a user's message.")] = False,
     thinking: Annotated[bool, typer.Option("--thinking", help="Chat: let the model reason first.")] = False,
     effort: Annotated[str | None, typer.Option(help="Chat: low, high or max, as the release knows them.")] = None,

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from dsv4_ascend.checkpoint.foreign import foreign_format
 from dsv4_ascend.cli import console
 from dsv4_ascend.model.model import Model, load, usable_device
-from dsv4_ascend.model.profile import profile_named
+from dsv4_ascend.model.profile import PROFILES, profile_named
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.errors import CheckpointError
 
@@ -21,6 +21,8 @@ AllowUnknown = Annotated[
     list[str] | None,
     typer.Option(help="A field of config.json to ignore though it is unknown; repeatable.", metavar="FIELD"),
 ]
+
+ProfileName = Annotated[str, typer.Option("--profile", help=f"What is rounded: {', '.join(PROFILES)}.")]
 
 
 def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown: list[str] | None = None) -> Model:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dsv4_ascend.cli.inputs import check_ids, read_ids
-from dsv4_ascend.cli.loading import AllowUnknown, load_model
+from dsv4_ascend.cli.loading import AllowUnknown, ProfileName, load_model
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 
@@ -23,7 +23,7 @@ def logits(
     ],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Folder; the shipped small model if absent.")] = None,
-    profile: Annotated[str, typer.Option(help="official (bf16) or ideal (fp32).")] = "official",
+    profile: ProfileName = "official",
     chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")] = None,
     decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",

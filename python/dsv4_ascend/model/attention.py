@@ -14,8 +14,7 @@ from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.compressor import compress
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
-from dsv4_backend.ops.norm import head_rms_norm, rms_norm
-from dsv4_backend.ops.output_projection import grouped_output_projection
+from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope, rope_frequencies, yarn_frequencies
 
 
@@ -74,7 +73,7 @@ class Indexer(nn.Module):
 
     def __init__(self, config: V4Config, ratio: int, profile: Profile) -> None:
         super().__init__()
-        self.profile = profile
+        self.form = profile.index
         self.heads, self.dim = config.index_n_heads, config.index_head_dim
         self.topk, self.ratio = config.index_topk, ratio
         self.wq_b = Linear(self.heads * self.dim, config.q_lora_rank, profile.activations)
@@ -94,13 +93,13 @@ class Indexer(nn.Module):
         assert cache.index_keys is not None
         keys = self.compressor(x, inv_freq, cache.index_state, batch)
         slots = batch.entry_slots(cache.index_keys, self.ratio)
-        cache.index_keys.write(self.profile.index(keys), slots)
+        cache.index_keys.write(self.form.keys(keys), slots)
         q = rope(self.wq_b(qr).unflatten(-1, (self.heads, self.dim)), batch.positions, inv_freq)
-        q = self.profile.index(q)
-        weights = self.weights_proj(x) * (self.dim**-0.5 * self.heads**-0.5)
+        q = self.form.queries(q)
+        weights = self.form.weights(self.weights_proj, x, self.dim**-0.5 * self.heads**-0.5)
         pages, table = batch.reachable(cache.index_keys, self.ratio).read()
         starts, ends = batch.query_start_loc, batch.seq_lens
-        return indexer_scores(q, pages, weights, table, starts, ends, self.ratio)
+        return self.form.scores(indexer_scores(q, pages, weights, table, starts, ends, self.ratio))
 
 
 class Attention(nn.Module):
@@ -132,7 +131,7 @@ class Attention(nn.Module):
 
     def queries(self, qr: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
-        q = head_rms_norm(self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps)
+        q = self.profile.head_norm(self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps)
         return rope(q, positions, self.inv_freq)
 
     def _update_compressed(
@@ -162,7 +161,7 @@ class Attention(nn.Module):
         kv = self.profile.latent(rope(kv, batch.positions, self.inv_freq), self.nope_dim)
         cache.window.write(kv, batch.token_slots(cache.window))
         entries, entry_table, chosen = self._update_compressed(x, qr, cache, batch)
-        window, window_table = cache.window.read()
+        window, window_table = batch.window(cache.window, self.window)
         o = sparse_attention(
             q,
             self.attn_sink,
@@ -177,10 +176,5 @@ class Attention(nn.Module):
             self.ratio,
         )
         o = rope(o, batch.positions, self.inv_freq, True)
-        return self._project(o)
-
-    def _project(self, o: torch.Tensor) -> torch.Tensor:
-        """Heads o [T, H, D] -> [T, d] (4.7)."""
-        wo_a = self.wo_a.stored().values(o.dtype).unflatten(0, (self.groups, -1))
-        joined: torch.Tensor = self.wo_b(grouped_output_projection(o, wo_a))
+        joined: torch.Tensor = self.wo_b(self.wo_a.stored().project(o, self.groups))
         return joined

@@ -89,6 +89,11 @@ class Batch:
         table = self._once(("reachable", ratio), lambda: part.table[:, :columns], part)
         return replace(part, table=table)
 
+    def window(self, part: Paged, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pages and table of what the `window` last positions of this step's tokens hold."""
+        earliest = self.seq_lens - self.query_start_loc.diff() + 1 - window
+        return part.read(earliest.clamp(min=0), window - 1 + len(self.positions))
+
     def own_rows(self, x: torch.Tensor) -> torch.Tensor:
         """The rows of x [rows, ...] that are tokens: [T, ...]."""
         return x[: len(self.positions)]

@@ -16,7 +16,7 @@ import torch
 
 from dsv4_ascend.arguments import MAX_SIZE, integer
 from dsv4_ascend.checkpoint.config import V4Config
-from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.paged import FLOATS, BytePaged, ByteRows, CacheFormats, LayerCache, Paged
 from dsv4_backend.errors import ArgumentError
 
 
@@ -47,10 +47,18 @@ def cache_groups(config: V4Config, max_step_tokens: int) -> dict[str, Group]:
 
 
 class Pool(NamedTuple):
-    """The pages of one part of one layer, and the group whose table finds rows in them."""
+    """The pages of one part of one layer, and the group whose table finds rows in them.
+
+    rows: what the pages hold as bytes, None for floats.
+    """
 
     group: str
     pages: torch.Tensor
+    rows: ByteRows | None = None
+
+    def part(self, table: torch.Tensor) -> Paged:
+        """The pages with a table."""
+        return Paged(self.pages, table) if self.rows is None else BytePaged(self.pages, table, self.rows)
 
 
 @dataclass
@@ -66,7 +74,8 @@ class PagedCache:
 
     block_size: rows per block, any positive number. max_step_tokens: tokens of one sequence in one call, at most.
     Blocks are handed out in the order of `free_order` (a permutation seed, None for ascending): results do not depend
-    on it. Source of the geometry: spec/v4.md 4.8, 4.3.1 (position-addressed state).
+    on it. dtype: of rows as they are read. formats: in which bytes they are kept.
+    Source of the geometry: spec/v4.md 4.8, 4.3.1 (position-addressed state).
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class PagedCache:
         device: torch.device | str = "cpu",
         block_size: int = 64,
         free_order: int | None = None,
+        formats: CacheFormats = FLOATS,
     ) -> None:
         block_size = integer("block_size", block_size, 1, MAX_SIZE)
         max_step_tokens = integer("max_step_tokens", max_step_tokens, 1, MAX_SIZE)
@@ -101,16 +111,28 @@ class PagedCache:
             shape = counts[group], block_size, width
             return Pool(group, torch.zeros(shape, dtype=of, device=self.device))
 
+        def latent_pool(group: str) -> Pool:
+            if formats.latent is None:
+                return pool(group, config.head_dim, dtype)
+            rows = ByteRows(formats.latent, block_size, config.head_dim, config.qk_rope_head_dim, dtype)
+            return Pool(group, rows.empty(counts[group], self.device), rows)
+
+        def key_pool(group: str) -> Pool:
+            if formats.index_keys is None:
+                return pool(group, config.index_head_dim, dtype)
+            rows = ByteRows(formats.index_keys, block_size, config.index_head_dim, 0, torch.float32)
+            return Pool(group, rows.empty(counts[group], self.device), rows)
+
         def layer(kind: str, ratio: int) -> dict[str, Pool]:
-            pools = {"window": pool("window", config.head_dim, dtype)}
+            pools = {"window": latent_pool("window")}
             if kind == "swa":
                 return pools
             overlap = 2 if kind == "csa" else 1
             entries, state = f"entries:{ratio}", f"state:{ratio}"
-            pools["entries"] = pool(entries, config.head_dim, dtype)
+            pools["entries"] = latent_pool(entries)
             pools["state"] = pool(state, 2 * overlap * config.head_dim, torch.float32)
             if kind == "csa":
-                pools["index_keys"] = pool(entries, config.index_head_dim, dtype)
+                pools["index_keys"] = key_pool(entries)
                 pools["index_state"] = pool(state, 4 * config.index_head_dim, torch.float32)
             return pools
 
@@ -165,6 +187,6 @@ class PagedCache:
         """The parts of every block, MTP blocks last, with the tables of a step (`block_tables`)."""
 
         def parts(pools: dict[str, Pool]) -> dict[str, Paged]:
-            return {name: Paged(pool.pages, tables[pool.group]) for name, pool in pools.items()}
+            return {name: pool.part(tables[pool.group]) for name, pool in pools.items()}
 
         return [LayerCache(**parts(pools)) for pools in self.pools]

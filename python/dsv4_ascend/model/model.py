@@ -94,6 +94,7 @@ class Model:
             dtype=self.dtype,
             device=self.device,
             block_size=block_size,
+            formats=self.profile.caches,
         )
 
     def _check_length(self, tokens: int) -> None:
@@ -255,7 +256,8 @@ def load(
     """Open a checkpoint folder (official or transformers layout) without copying its weights.
 
     device: where it runs. profile: what is rounded, `official` if neither it nor dtype is given; dtype names it too:
-    torch.bfloat16 is `official`, torch.float32 is `ideal`.
+    torch.bfloat16 is `official`, torch.float32 is `ideal`. `a2a3-int8` and `a5-mx` emulate Ascend deployments: their
+    weights are quantised again while loading, one after the other.
     progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration
     to ignore though they may change what the model computes. The model's `notes` say what was ignored.
     CheckpointError and ConfigError list everything that does not fit; ArgumentError for another

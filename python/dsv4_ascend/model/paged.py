@@ -21,6 +21,8 @@ The contract between the network and an engine (an adapter, `PagedCache`, a test
   fewer. A sequence without tokens in a step needs no block.
 * Nothing of this is copied or made contiguous, and no value is read on the host but by the
   operators' checks, which `dispatch.use(check_contents=False)` switches off.
+* Pages may hold bytes of a format of `cache_formats` instead of floats (`BytePaged`): what a step
+  can see is then widened for it, into pages of its own.
 
 `batch.build_batch` takes what is true for all layers. Source: spec/v4.md 4.3.1, 4.8.
 """
@@ -28,10 +30,13 @@ The contract between the network and an engine (an adapter, `PagedCache`, a test
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from dsv4_backend.ops.cache import write_cache
+from dsv4_backend.ops.cache_bytes import READS, WRITES
+from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Format, sized
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,89 @@ class Paged:
         """Store rows [M, width] at slots int64 [M]: block * block_size + offset, -1 skips a row."""
         write_cache(self.tensor, rows, slots)
 
-    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float pages [num_blocks, block_size, width] and their table, as operators take them."""
+    def read(self, first: torch.Tensor | None = None, rows: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float pages [num_blocks, block_size, width] and their table, as operators take them.
+
+        first, rows: of sequence s only the indices first[s] .. first[s] + rows - 1 are needed; without
+        them, all that lie in the table's columns.
+        """
         return self.tensor, self.table
+
+
+class ByteRows(NamedTuple):
+    """Rows as bytes: a name of `cache_formats`, rows per block, channels, how many of them are RoPE.
+
+    dtype: what they are read as.
+    """
+
+    form: str
+    block_size: int
+    channels: int
+    rope: int
+    dtype: torch.dtype
+
+    @property
+    def layout(self) -> Format:
+        """The format for these channels."""
+        return sized(_FORMATS[self.form], self.channels, self.rope)
+
+    def empty(self, num_blocks: int, device: torch.device) -> torch.Tensor:
+        """Pages of zeros, uint8 [num_blocks, page bytes]."""
+        return torch.zeros(num_blocks, self.layout.page_bytes(self.block_size), dtype=torch.uint8, device=device)
+
+    def widths(self) -> tuple[int, ...]:
+        """What reading takes beside the rows per block."""
+        return (self.channels, self.rope) if _FORMATS[self.form].codec is LATENT else (self.channels,)
+
+
+_FORMATS = {form.name: form for form in FORMATS}
+
+
+@dataclass(frozen=True)
+class BytePaged(Paged):
+    """A cache part whose pages uint8 [num_blocks, page bytes] hold `rows` in a byte format (spec/v4.md 6.5)."""
+
+    rows: ByteRows
+
+    @property
+    def block_size(self) -> int:
+        """Rows per block."""
+        return self.rows.block_size
+
+    def write(self, rows: torch.Tensor, slots: torch.Tensor) -> None:
+        """See `Paged`: quantises the rows."""
+        WRITES[self.rows.form](self.tensor, rows, slots, self.block_size, *self.rows.widths()[1:])
+
+    def read(self, first: torch.Tensor | None = None, rows: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Paged`: new pages that hold what is needed and no more, and the ring table that finds it there."""
+        sequences, columns = self.table.shape
+        size, device = self.block_size, self.table.device
+        width = columns if rows is None else max(1, min(columns, (rows + size - 2) // size + 1))
+        low = torch.zeros(sequences, dtype=torch.int64, device=device) if first is None else first.long() // size
+        column = low[:, None] + torch.arange(width, device=device)
+        blocks = self.table.long().gather(1, column % columns)
+        there = (blocks >= 0) & (blocks < self.tensor.shape[0])
+        own = torch.arange(sequences * width, device=device, dtype=torch.int32).view(sequences, width)
+        table = torch.full_like(own, -1).scatter(1, column % width, own.masked_fill(~there, -1))
+        return self._widened(blocks.masked_fill(~there, -1)), table
+
+    def _widened(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Pages of the rows in these blocks, zeros for -1: [blocks, block_size, channels]."""
+        size = self.block_size
+        slots = blocks.flatten()[:, None] * size + torch.arange(size, device=blocks.device)
+        flat = slots.masked_fill(blocks.flatten()[:, None] < 0, -1).flatten()
+        values: torch.Tensor = READS[self.rows.form](self.tensor, flat, size, *self.rows.widths())
+        return values.to(self.rows.dtype).view(-1, size, self.rows.channels)
+
+
+class CacheFormats(NamedTuple):
+    """Byte formats of window and entries, and of index keys; None for rows of floats."""
+
+    latent: str | None = None
+    index_keys: str | None = None
+
+
+FLOATS = CacheFormats()
 
 
 @dataclass(frozen=True)

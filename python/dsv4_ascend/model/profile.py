@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from dsv4_ascend.model import ascend
+from dsv4_ascend.model.paged import FLOATS, CacheFormats
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
+from dsv4_ascend.weights.deployed import INT8_STORAGE, MX_STORAGE, Storage
+from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.hadamard import hadamard
+from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 
 LATENT_BLOCK = 64
@@ -17,19 +22,41 @@ INDEX_BLOCK = 32
 
 
 @dataclass(frozen=True)
+class IndexFormat:
+    """What the indexer's tensors are (4.5).
+
+    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj, x [T, d], the factor of
+    4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best are chosen by.
+    """
+
+    keys: Callable[[torch.Tensor], torch.Tensor]
+    queries: Callable[[torch.Tensor], torch.Tensor]
+    weights: Callable[[Linear, torch.Tensor, float], torch.Tensor]
+    scores: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Profile:
     """What a network rounds, beside what its operators say.
 
     dtype: of streams, activations and caches. activations: what the input of a quantised weight's product is quantised
-    to. latent(kv [.., D], channels without RoPE): what the window's keys and compressed entries are
-    when they are cached. index(x [.., 128]): the same of index keys and index queries.
+    to. latent(kv [.., D], channels without RoPE): what the window's keys and compressed entries are when they are
+    cached. index: of the indexer's tensors. head_norm(q [T, H, D], eps): the norm of queries. caches: byte formats of
+    cache parts. storage: the formats that weights are put into while loading, None for those of the checkpoint.
     """
 
     name: str
     dtype: torch.dtype
     activations: ActivationFormat
     latent: Callable[[torch.Tensor, int], torch.Tensor]
-    index: Callable[[torch.Tensor], torch.Tensor]
+    index: IndexFormat
+    head_norm: Callable[[torch.Tensor, float], torch.Tensor]
+    caches: CacheFormats = FLOATS
+    storage: Storage | None = None
+
+
+def _head_norm(q: torch.Tensor, eps: float) -> torch.Tensor:
+    return head_rms_norm(q, eps)
 
 
 def _unrounded_latent(kv: torch.Tensor, channels: int) -> torch.Tensor:
@@ -49,13 +76,50 @@ def _fp4_index(x: torch.Tensor) -> torch.Tensor:
     return fp4_qdq(hadamard(x), INDEX_BLOCK)
 
 
-IDEAL = Profile("ideal", torch.float32, UNQUANTISED, _unrounded_latent, _unrounded_index)
-OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _fp4_index)
-PROFILES = {profile.name: profile for profile in (IDEAL, OFFICIAL)}
+def _scaled_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
+    weights: torch.Tensor = weights_proj(x)
+    return weights * factor
+
+
+def _unrounded_scores(scores: torch.Tensor) -> torch.Tensor:
+    return scores
+
+
+_UNROUNDED = IndexFormat(_unrounded_index, _unrounded_index, _scaled_weights, _unrounded_scores)
+_FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights, _unrounded_scores)
+_INT8 = IndexFormat(ascend.rotate, ascend.int8_queries, ascend.half_weights, _unrounded_scores)
+_TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.fp8_queries, ascend.fp32_weights, ascend.bf16_scores)
+
+IDEAL = Profile("ideal", torch.float32, UNQUANTISED, _unrounded_latent, _UNROUNDED, _head_norm)
+OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, _head_norm)
+A2A3_INT8 = Profile(
+    "a2a3-int8",
+    torch.bfloat16,
+    UNQUANTISED,
+    _unrounded_latent,
+    _INT8,
+    ascend.head_norm,
+    CacheFormats(index_keys="indexer_int8"),
+    INT8_STORAGE,
+)
+"""Ascend A2 and A3: W8A8, latent cache in bf16 without rounding, int8 index keys and queries (see ascend.py)."""
+A5_MX = Profile(
+    "a5-mx",
+    torch.bfloat16,
+    UNQUANTISED,
+    _unrounded_latent,
+    _TOKEN_FP8,
+    ascend.head_norm,
+    CacheFormats("a5", "indexer_token_fp8"),
+    MX_STORAGE,
+)
+"""Ascend A5: MX-FP8 with MX-FP4 experts, FP8 latent cache, e4m3 index keys and queries (see ascend.py)."""
+PROFILES = {profile.name: profile for profile in (IDEAL, OFFICIAL, A2A3_INT8, A5_MX)}
 
 
 def profile_named(name: object, argument: str = "profile") -> Profile:
     """The profile of that name. ArgumentError names `argument` and the names there are."""
     if isinstance(name, str) and name in PROFILES:
         return PROFILES[name]
-    raise ArgumentError(f"{argument}: found {name!r:.40}, expected {' or '.join(PROFILES)}")
+    *others, last = PROFILES
+    raise ArgumentError(f"{argument}: found {name!r:.40}, expected {', '.join(others)} or {last}")

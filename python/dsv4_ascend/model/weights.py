@@ -10,8 +10,12 @@ from torch import nn
 from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.weights.deployed import Storage
 from dsv4_ascend.weights.experts import Experts, ExpertStack
+from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.errors import ArgumentError
+
+_MIXES = ("hc_attn_fn", "hc_ffn_fn", "hc_head_fn")
 
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
@@ -38,7 +42,8 @@ def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
 def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> Transformer:
     """Assign (name, tensor) pairs, moved to `device`, and put the network in eval mode.
 
-    ArgumentError if some experts of a projection came without the others.
+    Then the network's profile keeps its weights in other formats, if it does. ArgumentError if some experts of a
+    projection came without the others.
     """
     for name, tensor in tensors:
         assign(network, name, tensor.to(device))
@@ -49,7 +54,22 @@ def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]]
             raise ArgumentError(f"{path}.{leaf}: found {len(found)} experts, expected all {count} of them")
         for buffer_name, buffer in module.named_buffers(recurse=False):
             setattr(module, buffer_name, buffer.to(device))
+    if network.profile.storage is not None:
+        keep_weights(network, network.profile.storage)
     return network.eval()
+
+
+def keep_weights(network: Transformer, storage: Storage) -> None:
+    """Put every weight into the format of `storage`, one after the other: what it was made of can go at once."""
+    for path, module in network.named_modules():
+        if isinstance(module, ExpertStack):
+            module.keep(storage.experts(module.stored()))
+        elif isinstance(module, Linear):
+            module.keep(storage.linear(path)(module.stored()))
+        else:
+            for leaf, parameter in list(module.named_parameters(recurse=False)):
+                if leaf.endswith(_MIXES):
+                    setattr(module, leaf, nn.Parameter(storage.mixes(parameter.detach()), requires_grad=False))
 
 
 def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:

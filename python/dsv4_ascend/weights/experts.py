@@ -9,7 +9,7 @@ from torch import nn
 
 from dsv4_ascend.weights.activations import ActivationFormat
 from dsv4_ascend.weights.formats import EXPERTS, ExpertWeights, as_stored
-from dsv4_ascend.weights.linear import empty_parameter
+from dsv4_ascend.weights.linear import empty_parameter, keep
 
 
 class ExpertStack(nn.Module):
@@ -22,10 +22,18 @@ class ExpertStack(nn.Module):
         self.weight = empty_parameter(experts, n, k)
         self.register_parameter("scale", None)
         self.waiting: dict[str, dict[int, torch.Tensor]] = {}
+        self.kept: type[ExpertWeights] | None = None
 
     def stored(self) -> ExpertWeights:
         """The weights in their format."""
+        if self.kept is not None:
+            return self.kept(self.weight, self.scale)
         return as_stored(EXPERTS, self.weight, self.scale)
+
+    def keep(self, weight: ExpertWeights) -> None:
+        """Have these weights, in their own class, instead of what the checkpoint stores."""
+        keep(self, weight)
+        self.kept = type(weight)
 
     def put(self, leaf: str, slot: int, tensor: torch.Tensor) -> None:
         """Give one expert its "weight" or "scale"; they count when all experts have theirs."""
@@ -57,15 +65,9 @@ class Experts(nn.Module):
     def forward(
         self, rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
     ) -> torch.Tensor:
-        """Rows [M, d] sorted by slot, weights fp32 [M], expert_offsets int32 [count + 1] -> [M, d].
-
-        The routing weight multiplies before w2 and before its input is quantised.
-        """
+        """Rows [M, d] sorted by slot, weights fp32 [M], expert_offsets int32 [count + 1] -> [M, d]."""
         w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
-        like = w1.accepts(self.activations)
-        x = like.quantise(rows)
-        gate, up = w1.matmul(x, expert_offsets, like), w3.matmul(x, expert_offsets, like)
-        return w2.matmul(like.swiglu(gate, up, weights, limit), expert_offsets, like)
+        return w1.mlp(w3, w2, rows, weights, expert_offsets, limit, self.activations)
 
     def slots_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Where the experts `ids` are in the stacks, of any shape."""

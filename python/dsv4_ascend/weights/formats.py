@@ -27,7 +27,9 @@ from dsv4_backend.ops.gemm import (
     grouped_gemm,
     grouped_product,
 )
+from dsv4_backend.ops.output_projection import grouped_output_projection
 from dsv4_backend.ops.quant import dequantize_fp8
+from dsv4_backend.ops.swiglu import swiglu
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Format = tuple[torch.dtype, torch.dtype | None]
@@ -53,6 +55,17 @@ class Weight(Stored, ABC):
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """W as `dtype` [N, K], rounded once; a temporary of this call unless it is stored so."""
 
+    def mlp(
+        self, up: Weight, down: Weight, x: torch.Tensor, limit: float, activations: ActivationFormat
+    ) -> torch.Tensor:
+        """`down(SwiGLU(W x, up x))` of x [T, d], clamped at `limit`: [T, d] (5.2)."""
+        gate = self.matmul(x, activations)
+        return down.matmul(swiglu(gate, up.matmul(x, activations), None, limit), activations)
+
+    def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
+        """Heads o [T, H, D], a group of them times its rows of W [G*R, H*D/G] each: [T, G*R] (4.7)."""
+        return grouped_output_projection(o, self.values(o.dtype).unflatten(0, (groups, -1)))
+
 
 class ExpertWeights(Stored, ABC):
     """The matrices [E, N, K] of one projection of all experts; they may lie apart in memory."""
@@ -64,6 +77,25 @@ class ExpertWeights(Stored, ABC):
     @abstractmethod
     def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
         """Rows [M, K], sorted by expert, in the format `like`, times their experts' Wᵀ: [M, N]."""
+
+    def mlp(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        rows: torch.Tensor,
+        weights: torch.Tensor,
+        expert_offsets: torch.Tensor,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """`down(weight * SwiGLU(W x, up x))` of rows [M, d] sorted by expert: [M, d] (5.2).
+
+        weights: fp32 [M]. The routing weight multiplies before w2 and before its input is quantised.
+        """
+        like = self.accepts(activations)
+        x = like.quantise(rows)
+        gate, right = self.matmul(x, expert_offsets, like), up.matmul(x, expert_offsets, like)
+        return down.matmul(like.swiglu(gate, right, weights, limit), expert_offsets, like)
 
 
 class Float(Weight):

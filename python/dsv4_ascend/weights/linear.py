@@ -6,13 +6,18 @@ import torch
 from torch import nn
 
 from dsv4_ascend.weights.activations import ActivationFormat
-from dsv4_ascend.weights.formats import WEIGHTS, Weight, as_stored
-from dsv4_backend.ops.swiglu import swiglu
+from dsv4_ascend.weights.formats import WEIGHTS, Stored, Weight, as_stored
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
     """A placeholder on the meta device, replaced when weights are loaded or initialised."""
     return nn.Parameter(torch.empty(shape, device="meta"))
+
+
+def keep(module: nn.Module, weight: Stored) -> None:
+    """Make the tensors of `weight` the parameters `weight` and `scale` of a module."""
+    for leaf, tensor in (("weight", weight.weight), ("scale", weight.scale)):
+        setattr(module, leaf, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
 
 
 class Linear(nn.Module):
@@ -28,10 +33,18 @@ class Linear(nn.Module):
         self.activations = activations
         self.weight = empty_parameter(n, k)
         self.register_parameter("scale", None)
+        self.kept: type[Weight] | None = None
 
     def stored(self) -> Weight:
         """The weight in its format."""
+        if self.kept is not None:
+            return self.kept(self.weight, self.scale)
         return as_stored(WEIGHTS, self.weight, self.scale)
+
+    def keep(self, weight: Weight) -> None:
+        """Have this weight, in its own class, instead of what the checkpoint stores."""
+        keep(self, weight)
+        self.kept = type(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """X [T, K] -> [T, N] in x's dtype."""
@@ -56,5 +69,5 @@ class SharedExpert(nn.Module):
 
     def forward(self, x: torch.Tensor, limit: float) -> torch.Tensor:
         """X [T, d] -> [T, d], SwiGLU clamped at `limit`."""
-        y: torch.Tensor = self.w2(swiglu(self.w1(x), self.w3(x), None, limit))
-        return y
+        w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
+        return w1.mlp(w3, w2, x, limit, self.w1.activations)

@@ -1,0 +1,82 @@
+"""Quantisation of activations with one fp32 scale per row, as Ascend's DynamicQuant (spec/ascend-operators.md 4.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dsv4_backend.contract import Operator, Tolerance, operator
+from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3
+
+INT8_MAX = 127.0
+_EXACT = Tolerance(reason="one fp32 division per row and one per value, then one rounding: every bit is decided")
+_ROWS = {"x": "bf16|f16 [..., K]"}
+Codes = tuple[torch.Tensor, torch.Tensor]
+Step = Callable[..., torch.Tensor]
+
+
+def row_scale(rows: torch.Tensor, largest: float) -> torch.Tensor:
+    """fp32 [...]: largest magnitude of every fp32 row [..., K] over `largest`; NaN where the row is not finite."""
+    amax = rows.abs().amax(-1)
+    return torch.where(amax.isfinite(), amax / largest, torch.nan)
+
+
+def over_scale(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rows [..., K] / scale [...], 0 where the scale is 0 or NaN."""
+    divisor = scale.unsqueeze(-1)
+    return torch.where(divisor > 0, rows / divisor, 0.0)
+
+
+def round_int8(x: torch.Tensor) -> torch.Tensor:
+    """int8 nearest to clamp(x, -127, 127), ties to even."""
+    return x.round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
+
+
+def quantise_int8(rows: torch.Tensor, scale_of: Step = row_scale, round_to: Step = round_int8) -> Codes:
+    """(int8 [..., K], fp32 [...]) of fp32 rows, by replaceable steps."""
+    scale = scale_of(rows, INT8_MAX)
+    return round_to(over_scale(rows, scale)), scale
+
+
+def quantise_e4m3(rows: torch.Tensor, scale_of: Step = row_scale, round_to: Step = round_e4m3) -> Codes:
+    """(e4m3 [..., K], fp32 [...]) of fp32 rows, by replaceable steps; codes are 0x7F under a NaN scale."""
+    scale = scale_of(rows, E4M3_MAX)
+    ratios = over_scale(rows, scale).masked_fill(scale.isnan().unsqueeze(-1), torch.nan)
+    return round_to(ratios), scale
+
+
+@operator("int8_token_quant(Tensor x) -> (Tensor q, Tensor scale)", rows=(7,), arguments=_ROWS, tolerance=_EXACT)
+def int8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 codes of every row with one fp32 scale: x is about q * scale.
+
+    x: [..., K] bf16 or fp16, K >= 1. Returns q int8 [..., K], scale fp32 [...].
+    scale = fp32(max |x| / 127); q = fp32(x / scale) rounded to nearest, ties to even, within +-127. A row of zeros: 0
+    and 0, and so where the scale is 0; a row with NaN or infinity: scale NaN, codes 0. Zero rows give empty results. No
+    gradient. Source: aclnnDynamicQuant, spec/ascend-operators.md 4.6, spec/v4.md 10 (column VA).
+    """
+    return quantise_int8(x.detach().float())
+
+
+@operator("fp8_token_quant(Tensor x) -> (Tensor q, Tensor scale)", rows=(7,), arguments=_ROWS, tolerance=_EXACT)
+def fp8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """e4m3 codes of every row with one fp32 scale, which is no power of two: x is about q * scale.
+
+    x: [..., K] bf16 or fp16, K >= 1. Returns q float8_e4m3fn [..., K], scale fp32 [...].
+    scale = fp32(max |x| / 448); q = fp32(x / scale) rounded to nearest even. A row of zeros: +0 and 0, and so where the
+    scale is 0; a row with NaN or infinity: scale NaN, codes 0x7F. Zero rows give empty results. No gradient.
+    Source: aclnnDynamicQuantV2 on A5, spec/ascend-operators.md 4.6, spec/v4.md 10 (column VA).
+    """
+    return quantise_e4m3(x.detach().float())
+
+
+def _refuse_no_channels(op: Operator) -> None:
+    @op.shapes
+    def _(*arguments: Any) -> None:
+        if arguments[0].shape[-1] < 1:
+            raise op.reject("x", "0 channels", "at least 1")
+
+
+for _op in (int8_token_quant, fp8_token_quant):
+    _refuse_no_channels(_op)

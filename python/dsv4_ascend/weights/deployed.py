@@ -1,0 +1,278 @@
+"""Weights as Ascend deployments keep them: a class per format with its products, and how a stored weight becomes one.
+
+Sources: spec/ascend-operators.md 6 (formats), 4.7, 4.12, 4.14 (products); official FP8 and FP4 become MX without error.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dsv4_ascend.checkpoint.layout import FP8_TILE
+from dsv4_ascend.weights.activations import UNQUANTISED, ActivationFormat, Rows
+from dsv4_ascend.weights.formats import (
+    ExpertWeights,
+    Float,
+    Fp4Experts,
+    Fp8,
+    Fp8Experts,
+    Stored,
+    Weight,
+    widened,
+)
+from dsv4_backend.errors import ArgumentError
+from dsv4_backend.ops.int8 import (
+    dequantize_int8,
+    int8_gemm,
+    int8_grouped_gemm,
+    int8_grouped_sum,
+    int8_swiglu_quant,
+    quantize_weight_int8,
+)
+from dsv4_backend.ops.mx import (
+    MX_BLOCK,
+    dequantize_mx,
+    mx_swiglu_quant,
+    mxfp4_grouped_gemm,
+    mxfp8_gemm,
+    mxfp8_grouped_gemm,
+    quantize_weight_mxfp8,
+)
+from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
+from dsv4_backend.ops.token_quant import int8_token_quant
+
+Codes = tuple[torch.Tensor, torch.Tensor]
+
+
+def _one_expert(x: torch.Tensor) -> torch.Tensor:
+    """Offsets int32 [2] that give all rows to the only expert."""
+    return torch.tensor([0, x.shape[0]], dtype=torch.int32, device=x.device)
+
+
+def _stack(weight: Stored) -> Codes:
+    """A matrix as the only one of a stack."""
+    scale = weight.scale.view(torch.uint8) if weight.scale.itemsize == 1 else weight.scale
+    return weight.weight.unsqueeze(0), scale.unsqueeze(0).view(weight.scale.dtype)
+
+
+class DeployedExperts(ExpertWeights):
+    """Experts whose routing weight multiplies after w2, in fp32 (spec/ascend-operators.md 4.15)."""
+
+    @abstractmethod
+    def run(
+        self, up: DeployedExperts, down: DeployedExperts, rows: torch.Tensor, offsets: torch.Tensor, limit: float
+    ) -> torch.Tensor:
+        """`down(SwiGLU(W x, up x))` of rows [M, d] sorted by expert: bf16 [M, d]."""
+
+    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+        """See `ExpertWeights`."""
+        product: torch.Tensor = self.product(*rows, self.weight, self.scale, expert_offsets)
+        return product
+
+    product: Callable[..., torch.Tensor]
+
+    def mlp(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        rows: torch.Tensor,
+        weights: torch.Tensor,
+        expert_offsets: torch.Tensor,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """See `ExpertWeights`, but fp32 [M, d] with the weight multiplied last."""
+        assert isinstance(up, DeployedExperts)
+        assert isinstance(down, DeployedExperts)
+        return self.run(up, down, rows, expert_offsets, limit).float() * weights.unsqueeze(-1)
+
+
+class DeployedWeight(Weight):
+    """A matrix that makes a shared expert as `experts` makes one of many."""
+
+    experts: type[DeployedExperts]
+
+    def mlp(
+        self, up: Weight, down: Weight, x: torch.Tensor, limit: float, activations: ActivationFormat
+    ) -> torch.Tensor:
+        """See `Weight`."""
+        w1, w3, w2 = (self.experts(*_as_stack(w)) for w in (self, up, down))
+        offsets = torch.tensor([0, x.shape[0]], dtype=torch.int32, device=x.device)
+        return w1.run(w3, w2, x, offsets, limit)
+
+
+def _as_stack(weight: Stored) -> Codes:
+    """A matrix as the only one of a stack."""
+    return weight.weight.unsqueeze(0), weight.scale.unsqueeze(0)
+
+
+class Int8Experts(DeployedExperts):
+    """int8 [E, N, K] with fp32 scales [E, N]: W8A8, an fp32 scale per row too."""
+
+    product = staticmethod(int8_grouped_gemm)
+
+    def run(
+        self, up: DeployedExperts, down: DeployedExperts, rows: torch.Tensor, offsets: torch.Tensor, limit: float
+    ) -> torch.Tensor:
+        """See `DeployedExperts`; from w1 and w3 to the input of w2 nothing is rounded to bf16."""
+        x, scale = int8_token_quant(rows)
+        sums = torch.cat([int8_grouped_sum(x, w.weight, offsets) for w in (self, up)], -1)
+        channels = torch.cat([self.scale, up.scale], -1)
+        hidden = int8_swiglu_quant(sums, channels, scale, offsets, limit)
+        return down.matmul(hidden, offsets, UNQUANTISED)
+
+
+class Int8(DeployedWeight):
+    """int8 [N, K] with an fp32 scale per output channel [N]: W8A8, an fp32 scale per row too."""
+
+    experts = Int8Experts
+
+    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+        """See `Weight`."""
+        return int8_gemm(*int8_token_quant(x), self.weight, self.scale)
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """See `Weight`."""
+        return dequantize_int8(self.weight, self.scale).to(dtype)
+
+
+class MxExperts(DeployedExperts):
+    """MX weights of experts: rows are e4m3 with a scale per 32 channels, whatever the weight's codes are."""
+
+    def run(
+        self, up: DeployedExperts, down: DeployedExperts, rows: torch.Tensor, offsets: torch.Tensor, limit: float
+    ) -> torch.Tensor:
+        """See `DeployedExperts`; the input of w2 is quantised straight from fp32."""
+        x = act_quant(rows, MX_BLOCK)
+        both = torch.cat([w.matmul(x, offsets, UNQUANTISED) for w in (self, up)], -1)
+        return down.matmul(mx_swiglu_quant(both, limit), offsets, UNQUANTISED)
+
+
+class Mx8Experts(MxExperts):
+    """e4m3 [E, N, K] with e8m0 scales [E, N, ceil(K/32)]."""
+
+    product = staticmethod(mxfp8_grouped_gemm)
+
+
+class Mx4Experts(MxExperts):
+    """Packed e2m1 int8 [E, N, K/2] with e8m0 scales [E, N, K/32]: the bytes of official FP4."""
+
+    product = staticmethod(mxfp4_grouped_gemm)
+
+
+class Mx8(DeployedWeight):
+    """e4m3 [N, K] with e8m0 scales [N, ceil(K/32)], times rows of e4m3 with a scale per 32 channels."""
+
+    experts = Mx8Experts
+
+    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+        """See `Weight`."""
+        return mxfp8_gemm(*act_quant(x, MX_BLOCK), self.weight, self.scale)
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """See `Weight`."""
+        return dequantize_mx(self.weight, self.scale).to(dtype)
+
+    def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
+        """See `Weight`; the heads are quantised too."""
+        rows = o.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+        weight, scale = self.weight.unflatten(0, (groups, -1)), self.scale.unflatten(0, (groups, -1))
+        offsets = torch.arange(groups + 1, dtype=torch.int32, device=o.device) * o.shape[0]
+        z = mxfp8_grouped_gemm(*act_quant(rows, MX_BLOCK), weight, scale, offsets)
+        return z.view(groups, o.shape[0], z.shape[1]).transpose(0, 1).flatten(1)
+
+
+def to_bf16(weight: Weight) -> Weight:
+    """The values in bf16, which holds every e4m3 value times a power of two."""
+    return Float(weight.values(torch.bfloat16), None)
+
+
+def to_int8(weight: Weight) -> Weight:
+    """int8 with a scale per output channel."""
+    return Int8(*quantize_weight_int8(weight.values(torch.float32)))
+
+
+def to_mx8(weight: Weight) -> Weight:
+    """MX-FP8: the codes of an official FP8 weight with its tiles' scales repeated, else quantised."""
+    if isinstance(weight, Fp8):
+        return Mx8(weight.weight, _repeated(weight.scale, *weight.weight.shape))
+    return Mx8(*quantize_weight_mxfp8(weight.values(torch.float32)))
+
+
+def _repeated(scale: torch.Tensor, n: int, k: int) -> torch.Tensor:
+    """E8m0 scales [..., ceil(n/128), ceil(k/128)] of tiles for every row and block of 32: [..., n, ceil(k/32)]."""
+    rows = scale.view(torch.uint8).repeat_interleave(FP8_TILE, -2)[..., :n, :]
+    blocks = rows.repeat_interleave(FP8_TILE // MX_BLOCK, -1)[..., : -(-k // MX_BLOCK)]
+    return blocks.contiguous().view(scale.dtype)
+
+
+def experts_to_int8(weight: ExpertWeights) -> ExpertWeights:
+    """int8 with a scale per output channel, expert by expert."""
+    return Int8Experts(*_each_expert(weight, quantize_weight_int8))
+
+
+def experts_to_mx(weight: ExpertWeights) -> ExpertWeights:
+    """MX: official FP4 as it is, official FP8 with its tiles' scales repeated, else quantised.
+
+    What is quantised becomes FP4, or FP8 where its inputs do not fill blocks of 32.
+    """
+    if isinstance(weight, Fp4Experts):
+        return Mx4Experts(weight.weight, weight.scale)
+    if isinstance(weight, Fp8Experts):
+        return Mx8Experts(weight.weight, _repeated(weight.scale, *weight.weight.shape[1:]))
+    if _expert_values(weight, 0).shape[1] % MX_BLOCK:
+        return Mx8Experts(*_each_expert(weight, quantize_weight_mxfp8))
+    return Mx4Experts(*_each_expert(weight, quantize_weight_fp4))
+
+
+def _each_expert(weight: ExpertWeights, quantise: Callable[[torch.Tensor], Codes]) -> Codes:
+    """The codes and scales of all experts, of which one at a time is widened."""
+    codes = scales = None
+    for e in range(weight.weight.shape[0]):
+        code, scale = quantise(_expert_values(weight, e))
+        if codes is None or scales is None:
+            codes, scales = (torch.empty(weight.weight.shape[0], *t.shape, dtype=t.dtype) for t in (code, scale))
+            codes, scales = codes.to(code.device), scales.to(scale.device)
+        codes[e], scales[e] = code, scale
+    if codes is None or scales is None:
+        raise ArgumentError("experts: found none, expected at least one")
+    return codes, scales
+
+
+def _expert_values(weight: ExpertWeights, e: int) -> torch.Tensor:
+    """fp32 [N, K] of one expert."""
+    if weight.scale is None:
+        return weight.weight[e].float()
+    return widened(weight.weight[e], weight.scale[e])
+
+
+def to_hf32(x: torch.Tensor) -> torch.Tensor:
+    """fp32 cut to 10 mantissa bits, as the GEMM of the mixes takes it; bf16 rows lose nothing (spec/v4.md 2.4)."""
+    return (x.float().view(torch.int32) & -(1 << 13)).view(torch.float32)
+
+
+Convert = Callable[[Weight], Weight]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """In which formats a profile keeps weights.
+
+    linears: by the last name of their path, bf16 for others. experts: of every projection. mixes: of `hc_*_fn`.
+    """
+
+    linears: Mapping[str, Convert]
+    experts: Callable[[ExpertWeights], ExpertWeights]
+    mixes: Callable[[torch.Tensor], torch.Tensor]
+
+    def linear(self, path: str) -> Convert:
+        """What a linear at this path becomes."""
+        return self.linears.get(path.rpartition(".")[2], to_bf16)
+
+
+_QUANTISED = ("wq_b", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
+INT8_STORAGE = Storage(dict.fromkeys(_QUANTISED, to_int8), experts_to_int8, to_hf32)
+MX_STORAGE = Storage(dict.fromkeys((*_QUANTISED, "wo_a"), to_mx8), experts_to_mx, to_hf32)

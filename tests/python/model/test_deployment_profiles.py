@@ -1,0 +1,465 @@
+"""Profiles a2a3-int8 and a5-mx: what each weight becomes, and each rounding point against a formula written here.
+
+Sources: spec/ascend-operators.md 4 and 6, the deviations of the launch plan (HF, HN, NQ, I8, MX, WOA, W2, C0, K8, KF,
+SB). Roundings inside one operator are tested with that operator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from quantised_networks import QUANTISED, write_quantised
+from tiny_networks import CONFIG, random_model
+from torch.nn.functional import linear, silu
+
+from dsv4_ascend.model import ascend, attention
+from dsv4_ascend.model import profile as profile_module
+from dsv4_ascend.model.batch import make_step
+from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.model.paged import BytePaged, CacheFormats
+from dsv4_ascend.model.profile import A2A3_INT8, A5_MX, PROFILES
+from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.model.weights import assign_all, official_tensors
+from dsv4_ascend.weights.deployed import Int8, Int8Experts, Mx4Experts, Mx8, Mx8Experts
+from dsv4_ascend.weights.experts import ExpertStack
+from dsv4_ascend.weights.formats import Float
+from dsv4_ascend.weights.linear import Linear
+from dsv4_backend.ops.norm import head_rms_norm
+from dsv4_backend.ops.quant import act_qdq
+from dsv4_backend.proofs.numerics import BF16, E4M3
+
+LENGTH = 96
+IDS = torch.randint(0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)).tolist()
+SMOOTH = dataclasses.replace(QUANTISED, n_routed_experts=4, num_experts_per_tok=4, index_topk=64)
+DEPLOYED = ("a2a3-int8", "a5-mx")
+
+both = pytest.mark.parametrize("name", DEPLOYED)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quantised(tmp_path_factory.mktemp("quantised") / "checkpoint", QUANTISED)
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> dict[str, Model]:
+    return {name: load(folder, profile=name) for name in ("official", *DEPLOYED)}
+
+
+def linears(model: Model) -> dict[str, Linear]:
+    return {n: m for n, m in model.network.named_modules() if isinstance(m, Linear)}
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got.float() - want.float()).norm() / want.float().norm()).item()
+
+
+def rows_of(tokens: int, channels: int) -> torch.Tensor:
+    return torch.randn(tokens, channels, generator=torch.Generator().manual_seed(3)).bfloat16()
+
+
+# What weights become.
+
+LEFT_IN_BF16 = ("wq_a", "wkv", "wgate", "weights_proj", "embed", "head")
+QUANTISED_LINEARS = ("wq_b", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
+
+
+@both
+def test_every_linear_has_the_format_of_the_launch_plan(models: dict[str, Model], name: str) -> None:
+    codes = {"a2a3-int8": Int8, "a5-mx": Mx8}[name]
+    wo_a = {"a2a3-int8": Float, "a5-mx": Mx8}[name]
+    wanted = dict.fromkeys(LEFT_IN_BF16, Float) | dict.fromkeys(QUANTISED_LINEARS, codes) | {"wo_a": wo_a}
+    found = {path: type(module.stored()) for path, module in linears(models[name]).items()}
+    assert {path.rpartition(".")[2] for path in found} == set(wanted)
+    assert found == {path: wanted[path.rpartition(".")[2]] for path in found}
+    stacks = [m for m in models[name].network.modules() if isinstance(m, ExpertStack)]
+    assert {type(s.stored()) for s in stacks} == {{"a2a3-int8": Int8Experts, "a5-mx": Mx4Experts}[name]}
+
+
+@both
+def test_weights_lose_what_their_format_says_and_no_more(models: dict[str, Model], name: str) -> None:
+    """FP8 in bf16 and FP8 and FP4 as MX are exact; int8 is half a step away at most."""
+    official = linears(models["official"])
+    for path, module in linears(models[name]).items():
+        want, kept = official[path].stored().values(torch.float32), module.stored()
+        error = (kept.values(torch.float32) - want).abs()
+        allowed = kept.scale.unsqueeze(1) / 2 if isinstance(kept, Int8) else torch.zeros(1, 1)
+        assert (error <= allowed * (1 + 1e-6)).all(), path
+        if isinstance(kept, Int8):
+            assert (kept.weight.abs().amax(1) >= 126).all(), path
+
+
+def test_official_experts_are_mx_as_they_are(models: dict[str, Model]) -> None:
+    stored = models["official"].network.layers[0].ffn.experts.stacks()
+    for projection, stack in models["a5-mx"].network.layers[0].ffn.experts.stacks().items():
+        assert torch.equal(stack.weight, stored[projection].weight)
+        assert torch.equal(stack.scale.view(torch.uint8), stored[projection].scale.view(torch.uint8))
+
+
+@both
+def test_mixes_are_cut_to_ten_bits(models: dict[str, Model], name: str) -> None:
+    wanted = dict(models["official"].network.named_parameters())
+    mixes = {n: p for n, p in models[name].network.named_parameters() if n.endswith("_fn")}
+    assert len(mixes) == 2 * 4 + 2  # a layer has two, and so has the MTP block; the head and that block's head one
+    for path, found in mixes.items():
+        exact = wanted[path].numpy().astype(np.float64)
+        mantissa, exponent = np.frexp(exact)
+        assert np.array_equal(found.numpy(), np.ldexp(np.trunc(mantissa * 2**11), exponent - 11))
+        assert not np.array_equal(found.numpy(), exact)
+
+
+def as_deployed(model: Model, name: str) -> Model:
+    tensors = list(official_tensors(model.network))
+    device = torch.device("cpu")
+    return Model(assign_all(Transformer(model.config, PROFILES[name]), tensors, device), device=device)
+
+
+@both
+def test_float_weights_of_odd_sizes_are_deployed_too(name: str) -> None:
+    """Heads of 24 + 8 channels, index keys of 32, experts of 48: no width of a released model."""
+    model = random_model(CONFIG)
+    deployed = as_deployed(model, name)
+    ids = IDS[:40]
+    want, got = model.forward(ids), deployed.forward(ids)
+    assert relative(got, want) < 0.5
+    assert torch.isfinite(got).all()
+    assert torch.equal(deployed.forward(ids, block_size=3), got)
+    stacks = deployed.network.layers[0].ffn.experts.stacks()
+    if name == "a5-mx":
+        assert [type(stacks[p].stored()) for p in ("w1", "w2")] == [Mx4Experts, Mx8Experts]
+
+
+# Products.
+
+SAME, OTHER = 0.004, 0.006
+"""A bf16 result carries 2^-9 of rounding noise; int8 inputs about 1 %, MX-FP8 inputs 2.5 %."""
+
+
+def int8_by_hand(x: torch.Tensor, weight: Int8) -> np.ndarray:
+    """Row by row: integers, then both scales in fp32, then bf16."""
+    result = []
+    for row in x.float().numpy():
+        scale = np.float32(np.abs(row).max() / np.float32(127))
+        codes = np.rint(row / scale).astype(np.int64)
+        sums = (weight.weight.numpy().astype(np.int64) @ codes).astype(np.float32)
+        result.append((sums * weight.scale.numpy() * scale).astype(BF16))
+    return np.stack(result).astype(np.float32)
+
+
+def test_int8_linears_are_integers_times_scales(models: dict[str, Model]) -> None:
+    for path, module in linears(models["a2a3-int8"]).items():
+        weight = module.stored()
+        if isinstance(weight, Int8):
+            x = rows_of(5, weight.weight.shape[1])
+            assert np.array_equal(module(x).float().numpy(), int8_by_hand(x, weight)), path
+            assert relative(module(x), linear(x.float(), weight.values(torch.float32))) > OTHER, path
+
+
+def test_mx_linears_quantise_blocks_of_32(models: dict[str, Model]) -> None:
+    for path, module in linears(models["a5-mx"]).items():
+        kept = module.stored()
+        if isinstance(kept, Mx8):
+            channels = kept.weight.shape[1]
+            x = rows_of(5, channels)
+            x[:, ::128] = 2**14  # next to it, a block of 128 channels loses the others; its weight is 0
+            codes = kept.weight.clone()
+            codes.view(torch.uint8)[:, ::128] = 0
+            weight = Mx8(codes, kept.scale)
+            got, by_hand = weight.matmul(x, module.activations), weight.values(torch.float32)
+            assert relative(got, linear(act_qdq(x, 32, channels).float(), by_hand)) < SAME, path
+            assert relative(got, linear(act_qdq(x, 128, channels).float(), by_hand)) > OTHER, path
+            assert relative(got, linear(x.float(), by_hand)) > OTHER, path
+            assert relative(module(rows_of(5, channels)), linear(rows_of(5, channels).float(), by_hand)) > OTHER, path
+
+
+@both
+def test_wq_a_and_wkv_take_bf16(models: dict[str, Model], name: str) -> None:
+    for path, module in linears(models[name]).items():
+        if path.endswith(("wq_a", "wkv")):
+            x = rows_of(5, module.weight.shape[1])
+            assert relative(module(x), linear(x.float(), module.weight.float())) < SAME, path
+
+
+@both
+def test_heads_are_quantised_before_wo_a_on_a5_only(models: dict[str, Model], name: str) -> None:
+    attn = models[name].network.layers[0].attn
+    o = rows_of(7, attn.heads * attn.head_dim).view(7, attn.heads, attn.head_dim)
+    weight = attn.wo_a.stored().values(torch.float32).unflatten(0, (attn.groups, -1))
+    got = attn.wo_a.stored().project(o, attn.groups)
+
+    def projected(heads: torch.Tensor) -> torch.Tensor:
+        grouped = heads.float().flatten(1).unflatten(1, (attn.groups, -1))
+        return torch.einsum("tgk,grk->tgr", grouped, weight).flatten(1)
+
+    plain, quantised = projected(o), projected(act_qdq(o.flatten(1), 32, o[0].numel()).view(o.shape))
+    near, far = (plain, quantised) if name == "a2a3-int8" else (quantised, plain)
+    assert relative(got, near) < SAME
+    assert relative(got, far) > OTHER
+
+
+def quantised_rows(x: torch.Tensor, name: str) -> torch.Tensor:
+    if name == "a5-mx":
+        return act_qdq(x, 32, x.shape[1])
+    scale = x.abs().amax(1, keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
+def experts_by_hand(stacks, rows: torch.Tensor, ends: list[int], name: str, without: str = "") -> torch.Tensor:
+    """w2 of the clamped SwiGLU of every row, with one rounding point left out; quantised straight from fp32."""
+    results = []
+    limit = QUANTISED.swiglu_limit
+    for e in range(len(ends) - 1):
+        x = rows[ends[e] : ends[e + 1]].float()
+        x = x if without == "input" else quantised_rows(x, name)
+        gate, up = (linear(x, values(stacks[p], e)) for p in ("w1", "w3"))
+        if name == "a5-mx":
+            gate, up = gate.bfloat16().float(), up.bfloat16().float()
+        h = silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+        h = h if without == "hidden" else quantised_rows(h, name)
+        results.append(linear(h, values(stacks["w2"], e)).bfloat16())
+    return torch.cat(results)
+
+
+def values(stack: ExpertStack, e: int) -> torch.Tensor:
+    weights = stack.stored()
+    if isinstance(weights, Int8Experts):
+        return weights.weight[e].float() * weights.scale[e].unsqueeze(1)
+    nibbles = torch.stack([weights.weight[e].view(torch.uint8) & 15, weights.weight[e].view(torch.uint8) >> 4], -1)
+    magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    codes = nibbles.flatten(1).long()
+    signed = magnitudes[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
+    return signed * weights.scale[e].float().repeat_interleave(32, 1)
+
+
+@both
+def test_experts_round_where_the_launch_plan_does(models: dict[str, Model], name: str) -> None:
+    experts = models[name].network.layers[1].ffn.experts
+    ends = [0, *torch.tensor([5, 0, 9, 1, 17, 3, 2, 11]).cumsum(0).tolist()]
+    offsets = torch.tensor(ends, dtype=torch.int32)
+    rows = rows_of(ends[-1], QUANTISED.hidden_size)
+    plain = experts(rows, torch.ones(ends[-1]), offsets, QUANTISED.swiglu_limit)
+    assert relative(plain, experts_by_hand(experts.stacks(), rows, ends, name)) < SAME
+    for point in ("input", "hidden"):
+        assert relative(plain, experts_by_hand(experts.stacks(), rows, ends, name, point)) > OTHER, point
+    # the routing weight multiplies the bf16 result of w2, in fp32
+    weights = torch.rand(ends[-1], generator=torch.Generator().manual_seed(4)) * 1.5
+    assert torch.equal(plain, plain.bfloat16().float())
+    weighted = experts(rows, weights, offsets, QUANTISED.swiglu_limit)
+    assert weighted.dtype == torch.float32
+    assert torch.equal(weighted, plain * weights.unsqueeze(1))
+
+
+@both
+def test_the_shared_expert_is_one_of_many(models: dict[str, Model], name: str) -> None:
+    """Same formula: a stack of one expert made of its matrices gives the same bits."""
+    shared = models[name].network.layers[1].ffn.shared_experts
+    kind = {"a2a3-int8": Int8Experts, "a5-mx": Mx8Experts}[name]
+    stacks = [kind(w.weight.unsqueeze(0), w.scale.unsqueeze(0)) for w in (shared.w1, shared.w3, shared.w2)]
+    x, limit = rows_of(9, QUANTISED.hidden_size), QUANTISED.swiglu_limit
+    offsets = torch.tensor([0, 9], dtype=torch.int32)
+    want = stacks[0].mlp(stacks[1], stacks[2], x, torch.ones(9), offsets, limit, shared.w1.activations)
+    assert torch.equal(shared(x, limit).float(), want)
+
+
+@both
+def test_the_norm_of_queries_rounds_once(name: str) -> None:
+    q = rows_of(40 * 8, 128).view(40, 8, 128)
+    wide = q.double().numpy()
+    want = (wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)).astype(np.float32).astype(BF16)
+    got = PROFILES[name].head_norm(q, 1e-6).float().numpy()
+    assert (got == want.astype(np.float32)).mean() > 0.999
+    assert (head_rms_norm(q, 1e-6).float().numpy() == want.astype(np.float32)).mean() < 0.9
+
+
+# The indexer.
+
+
+class Seen:
+    """What one prefill handed to the index scores and to the selection, and what it was made from."""
+
+    def __init__(self, model: Model, patch: pytest.MonkeyPatch) -> None:
+        self.scored: tuple[torch.Tensor, ...] = ()
+        self.selected = self.rotated = self.keys = self.x = torch.empty(0)
+        rope, scores, topk = attention.rope, attention.indexer_scores, attention.topk_indices
+
+        def seen_rope(x: torch.Tensor, *more: object) -> torch.Tensor:
+            result = rope(x, *more)
+            if x.shape[1:] == (QUANTISED.index_n_heads, QUANTISED.index_head_dim):
+                self.rotated = result
+            return result
+
+        def seen_scores(*given: torch.Tensor) -> torch.Tensor:
+            self.scored = given
+            return scores(*given)
+
+        def seen_topk(given: torch.Tensor, *more: object) -> torch.Tensor:
+            self.selected = given
+            return topk(given, *more)
+
+        for attribute, seen in (("rope", seen_rope), ("indexer_scores", seen_scores), ("topk_indices", seen_topk)):
+            patch.setattr(attention, attribute, seen)
+        (self.indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
+        self.indexer.compressor.register_forward_hook(self._keep)
+
+    def _keep(self, module: object, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        self.x, self.keys = given[0], result
+
+
+SIGNS = np.array([[(-1) ** bin(i & j).count("1") for j in range(64)] for i in range(64)], np.float64)
+
+
+def index_by_hand(rows: np.ndarray, name: str) -> np.ndarray:
+    """Rotated by the +-1 matrix to bf16, then codes with a scale per row: fp16 beside int8, fp32 beside e4m3."""
+    turned = (rows.astype(np.float64) @ SIGNS).astype(np.float32).astype(BF16).astype(np.float32)
+    amax = np.abs(turned).max(-1, keepdims=True)
+    if name == "a2a3-int8":
+        scale = amax / np.float32(127)
+        return np.rint(turned / scale).astype(np.float32) * scale.astype(np.float16).astype(np.float32)
+    scale = amax / np.float32(448)
+    return (turned / scale).astype(E4M3).astype(np.float32) * scale
+
+
+def index_points(model: Model, patch: pytest.MonkeyPatch, name: str) -> dict[str, bool]:
+    """Which rounding points of the indexer one prefill shows."""
+    seen = Seen(model, patch)
+    with torch.inference_mode():
+        model.forward(IDS)
+    queries, pages, weights = seen.scored[:3]
+    stored = {tuple(row) for row in pages.flatten(0, 1).tolist()}
+    keys = index_by_hand(seen.keys[: LENGTH // 4].float().numpy(), name)
+    exact = linear(seen.x.float(), seen.indexer.weights_proj.weight.float())
+    rounded = exact.half().float() if name == "a2a3-int8" else exact
+    return {
+        "keys": {tuple(row) for row in keys.tolist()} <= stored,
+        "queries": np.array_equal(queries.numpy(), index_by_hand(seen.rotated.float().numpy(), name)),
+        "weights": torch.equal(weights, rounded) and not torch.equal(weights, weights.bfloat16().float()),
+        "scores": (seen.selected.dtype == torch.bfloat16) == (name == "a5-mx"),
+    }
+
+
+@both
+def test_the_indexer_rounds_where_the_launch_plan_does(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert set(index_points(models[name], monkeypatch, name).values()) == {True}
+
+
+def _unturned(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+Form = profile_module.IndexFormat
+REMOVED: dict[str, tuple[str, Callable[[Form], dict[str, object]]]] = {
+    "keys not rotated": ("keys", lambda form: {"keys": _unturned}),
+    "queries not quantised": ("queries", lambda form: {"queries": lambda q: ascend.rotate(q).float()}),
+    "weights in bf16": ("weights", lambda form: {"weights": lambda w, x, f: w(x).float()}),
+    "scores of the other chip": (
+        "scores",
+        lambda form: {"scores": _unturned if form.scores is ascend.bf16_scores else ascend.bf16_scores},
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("removed", REMOVED)
+def test_a_removed_rounding_point_of_the_indexer_is_noticed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, removed: str
+) -> None:
+    model = load(folder, profile=name)
+    (indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
+    point, change = REMOVED[removed]
+    indexer.form = dataclasses.replace(indexer.form, **change(indexer.form))
+    found = index_points(model, monkeypatch, name)
+    assert [name for name, there in found.items() if not there] == [point]
+
+
+# Latent caches.
+
+
+def with_caches(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Model:
+    """a5-mx with other latent caches."""
+    monkeypatch.setitem(PROFILES, "a5-mx", dataclasses.replace(A5_MX, **changes))
+    return load(folder, profile="a5-mx")
+
+
+@pytest.mark.parametrize("form", ["a5", "fp8_ds_mla"])
+@pytest.mark.parametrize("options", [{}, {"chunk": 7, "block_size": 5}, {"decode_from": 60, "block_size": 16}])
+def test_latent_bytes_have_the_bits_of_the_qdq_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, form: str, options: dict
+) -> None:
+    keys = A5_MX.caches.index_keys
+    bytes_ = with_caches(folder, monkeypatch, caches=CacheFormats(form, keys)).forward(IDS, **options)
+    rounded = {"caches": CacheFormats(None, keys), "latent": profile_module._fp8_latent}
+    assert torch.equal(bytes_, with_caches(folder, monkeypatch, **rounded).forward(IDS, **options))
+    if not options:
+        plain = with_caches(folder, monkeypatch, caches=CacheFormats(None, keys)).forward(IDS)
+        assert not torch.equal(bytes_, plain)
+
+
+@both
+def test_caches_are_what_the_chips_keep(models: dict[str, Model], name: str) -> None:
+    model = models[name]
+    cache = model.new_cache(max_sequences=1, max_tokens=LENGTH, max_step_tokens=LENGTH, block_size=16)
+    step = make_step(cache, [cache.new_sequence()], [IDS])
+    with torch.inference_mode():
+        model.network.run_layers(*step)
+    (csa,) = (layer for layer in step.layers if layer.index_keys is not None)
+    nope = QUANTISED.head_dim - QUANTISED.qk_rope_head_dim
+    if name == "a5-mx":
+        assert all(isinstance(part, BytePaged) for part in (csa.window, csa.entries, csa.index_keys))
+        # a row: 64 RoPE channels of 2 bytes, 64 others of 1, one scale, padded to a multiple of 128
+        assert csa.window.tensor.shape[1:] == (16 * 256,)
+        assert csa.index_keys.tensor.shape[1:] == (16 * (64 + 4),)
+    else:
+        assert csa.window.tensor.dtype == csa.entries.tensor.dtype == torch.bfloat16
+        rows = csa.window.tensor.flatten(0, 1)
+        assert not torch.equal(act_qdq(rows, 64, nope), rows)  # C0: nothing rounds them
+        assert csa.index_keys.tensor.shape[1:] == (16 * (64 + 2),)
+    assert csa.state.tensor.dtype == torch.float32
+
+
+# The whole model.
+
+
+def distances(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """RMS error of each position relative to the spread of its logits."""
+    return ((got - want).pow(2).mean(-1) / want.var(-1)).sqrt()
+
+
+# As in test_official_profile.py: random weights amplify rounding; int8 has 7 bits, FP8 and MX-FP8 have 3.
+NOISE, WORST = 0.16, 0.3
+
+
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quantised(tmp_path_factory.mktemp("smooth") / "checkpoint", SMOOTH)
+
+
+@both
+def test_a_deployment_is_ideal_within_its_noise_however_tokens_come(smooth: Path, name: str) -> None:
+    model, want = load(smooth, profile=name), load(smooth, profile="ideal").forward(IDS)
+    whole = model.forward(IDS)
+    for options in ({}, {"chunk": 7}, {"decode_from": 60}):
+        got = model.forward(IDS, **options)
+        for reference in (want, whole):
+            found = distances(got, reference)
+            assert found.median() < NOISE
+            assert found.max() < WORST
+    assert distances(whole, want).median() > 0.01, "nothing was rounded"
+    assert distances(model.forward(IDS[60:]), whole[60:]).median() > 2 * NOISE  # lost context is seen
+
+
+@both
+def test_drafts_and_batches_run(models: dict[str, Model], name: str) -> None:
+    found = models[name].generate([IDS[:20], IDS[:5]], max_new_tokens=6, draft_tokens=2, stop_ids=())
+    assert [len(ids) for ids in found] == [6, 6]
+
+
+def test_profiles_differ() -> None:
+    assert A2A3_INT8.storage != A5_MX.storage
+    assert list(PROFILES) == ["ideal", "official", "a2a3-int8", "a5-mx"]
