@@ -10,7 +10,7 @@ SOURCES = HERE.parents[1] / "csrc" / "softnpu" / "opapi"
 TENSOR, LIST, OUT, OUTS = "const aclTensor*", "const aclTensorList*", "aclTensor*", "aclTensorList*"
 
 LAMBDAS = {
-    "aclnnMul": (TENSOR, TENSOR, OUT),
+    "aclnnIndexSelect": (TENSOR, "int64_t", TENSOR, OUT),
     "aclnnMean": (TENSOR, "const aclIntArray*", "bool", "aclDataType", OUT),
     "aclnnIndex": (TENSOR, LIST, OUT),
     "aclnnInplaceUniform": (OUT, "double", "double", "uint64_t", "uint64_t"),
@@ -41,7 +41,7 @@ def signatures():
     names = sorted(set(re.findall(r"^(?:OP|NAMED)\((aclnn\w+),", written, re.MULTILINE)))
     code, output = run("signatures.py", *names, "aclnnNothing", "aclnnMulGetWorkspaceSize")
     assert code == 0, output
-    return json.loads(output.splitlines()[0])
+    return json.loads(next(line for line in output.splitlines() if line.startswith("{")))
 
 
 def test_every_operator_has_one(signatures):

@@ -197,6 +197,7 @@ loose = [
     (rows, integers(70, 5), positive(5) / 100, None, positive(3), f32(5), HALF, I8, "vector", False),
     (rows, integers(70, 5), positive(5).bfloat16(), None, positive(3), bf16(5), BRAIN, I8, "vector", False),
     (rows, integers(70, 5), positive(5), None, None, bf16(5), BRAIN, I8, "vector", False),
+    (integers(7, 20), integers(20, 5), positive(5) / 100, None, positive(7), None, HALF, I8, "vector", False),
     (
         integers(2, 3, 8),
         integers(2, 8, 5),
