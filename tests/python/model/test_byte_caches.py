@@ -61,9 +61,7 @@ def attend(part: Paged, new: torch.Tensor, lengths: torch.Tensor) -> torch.Tenso
 
 
 @every_form
-@pytest.mark.parametrize(
-    ("block_size", "columns"), [(1, 40), (3, 14), (4, 4), (16, 3), (64, 1)], ids=lambda n: str(n)
-)
+@pytest.mark.parametrize(("block_size", "columns"), [(1, 40), (3, 14), (4, 4), (16, 3), (64, 1)], ids=lambda n: str(n))
 def test_attention_sees_the_bits_of_rounded_rows(form: str, block_size: int, columns: int) -> None:
     """Absolute tables and rings (4 columns of 4 rows), decode and several new tokens."""
     lengths, new = torch.tensor([33, 9, 40]), torch.tensor([3, 2, 1])
