@@ -11,7 +11,10 @@ from dsv4_backend.contract import Operator
 
 
 def by_expert(
-    expert_offsets: torch.Tensor, rows: int, experts: int, product: Callable[[int, slice], torch.Tensor]
+    expert_offsets: torch.Tensor,
+    rows: int,
+    experts: int,
+    product: Callable[[int, slice], torch.Tensor],
 ) -> torch.Tensor:
     """The results [n, ...] of product(e, rows of e), one after the other: [rows, ...]."""
     if type(expert_offsets) is torch.Tensor and expert_offsets.device.type != "meta":

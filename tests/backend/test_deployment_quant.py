@@ -27,7 +27,12 @@ def weights(*shape, seed=0):
 def test_int8_scales_are_the_next_bf16_above_amax_over_127(shape):
     w = weights(*shape)
     codes, scale = quantize_weight_int8(w)
-    assert (codes.shape, scale.shape, codes.dtype, scale.dtype) == (w.shape, shape[:-1], torch.int8, torch.float32)
+    assert (codes.shape, scale.shape, codes.dtype, scale.dtype) == (
+        w.shape,
+        shape[:-1],
+        torch.int8,
+        torch.float32,
+    )
     for row, code, s in zip(w.view(-1, shape[-1]), codes.view(-1, shape[-1]), scale.flatten().tolist(), strict=True):
         exact = np.float32(row.abs().max().item()) / np.float32(127)
         assert s >= exact

@@ -8,7 +8,13 @@ from dsv4_ascend.parity.mutants import mutants
 from dsv4_backend import OPERATORS
 from dsv4_backend.proofs.by_expert import traced_only
 
-NAMES = ("int8_grouped_gemm", "int8_grouped_sum", "int8_swiglu_quant", "mxfp8_grouped_gemm", "mxfp4_grouped_gemm")
+NAMES = (
+    "int8_grouped_gemm",
+    "int8_grouped_sum",
+    "int8_swiglu_quant",
+    "mxfp8_grouped_gemm",
+    "mxfp4_grouped_gemm",
+)
 CASES = {"int8_swiglu_quant": "(2, 5, 0, 1) 130, limit 10.0"}
 
 
@@ -41,7 +47,11 @@ def test_the_traced_reference_computes_what_every_expert_computes(name):
     assert equal(traced(name, OPERATORS[name].reference), result if isinstance(result, tuple) else (result,))
 
 
-FUNCTIONS = {"int8_swiglu_quant": "swiglu_codes", "mxfp8_grouped_gemm": "grouped", "mxfp4_grouped_gemm": "grouped"}
+FUNCTIONS = {
+    "int8_swiglu_quant": "swiglu_codes",
+    "mxfp8_grouped_gemm": "grouped",
+    "mxfp4_grouped_gemm": "grouped",
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -52,7 +52,10 @@ def write_bytes(form: Format, cache: torch.Tensor, rows: torch.Tensor, slots: to
     target, source = write_targets(slots)
     present = cache[:1].gather(1, data_columns(form, target.new_zeros(1), block_size))
     data = torch.cat([to_bytes(form, rows), present])[source]
-    cache.index_put_(((target // block_size).unsqueeze(-1), data_columns(form, target % block_size, block_size)), data)
+    cache.index_put_(
+        ((target // block_size).unsqueeze(-1), data_columns(form, target % block_size, block_size)),
+        data,
+    )
 
 
 def read_bytes(form: Format, cache: torch.Tensor, slots: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -79,13 +82,21 @@ def _check_widths(contract: Operator, form: Format, argument: str, channels: int
 def _document(template: str, form: Format) -> str:
     widths = _LATENT_WIDTHS + _LATENT_PADDING[form.name] if form.codec is LATENT else ""
     return template.format(
-        name=form.name, channels=form.codec.channels, layout=form.describe(), rule=form.codec.rule, widths=widths
+        name=form.name,
+        channels=form.codec.channels,
+        layout=form.describe(),
+        rule=form.codec.rule,
+        widths=widths,
     )
 
 
 def _latent_write(form: Format) -> Callable[..., None]:
     def write_latents(
-        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = ROPE
+        cache: torch.Tensor,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        block_size: int,
+        rope: int = ROPE,
     ) -> None:
         write_bytes(sized(form, rows.shape[1], rope), cache, rows, slots, block_size)
 
@@ -101,7 +112,11 @@ def _key_write(form: Format) -> Callable[..., None]:
 
 def _latent_read(form: Format) -> Callable[..., torch.Tensor]:
     def read_latents(
-        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int = LATENT_CHANNELS, rope: int = ROPE
+        cache: torch.Tensor,
+        slots: torch.Tensor,
+        block_size: int,
+        channels: int = LATENT_CHANNELS,
+        rope: int = ROPE,
     ) -> torch.Tensor:
         return read_bytes(sized(form, channels, rope), cache, slots, block_size)
 
@@ -119,7 +134,13 @@ def _declare(form: Format, schema: str, reference: Callable[..., Any], lines: di
     """The contract of a write or a read; `lines` are of its own arguments."""
     reference.__doc__ = _document(_WRITE_DOC if "rows" in lines else _READ_DOC, form)
     rope = {"rope": "at least 1"} if form.codec is LATENT else {}
-    arguments = {"cache": "u8 [num_blocks, page]", "slots": "i64 [M]", "block_size": "at least 1", **lines, **rope}
+    arguments = {
+        "cache": "u8 [num_blocks, page]",
+        "slots": "i64 [M]",
+        "block_size": "at least 1",
+        **lines,
+        **rope,
+    }
     return operator(schema, rows=(21,), arguments=arguments, tolerance=Tolerance(reason=why))(reference)
 
 

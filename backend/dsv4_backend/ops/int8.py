@@ -32,15 +32,21 @@ def scaled(sums: torch.Tensor, weight_scale: torch.Tensor, x_scale: torch.Tensor
 @operator(
     "int8_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale) -> Tensor",
     rows=(9,),
-    arguments={"x": "i8 [T, K]", "x_scale": "f32 [T]", "weight": "i8 [N, K]", "weight_scale": "f32 [N]"},
+    arguments={
+        "x": "i8 [T, K]",
+        "x_scale": "f32 [T]",
+        "weight": "i8 [N, K]",
+        "weight_scale": "f32 [N]",
+    },
     tolerance=_EXACT,
 )
 def int8_gemm(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
     """`x W^T` of int8 rows with one scale each and an int8 weight with one scale per output channel.
 
-    x: int8 [T, K] with x_scale fp32 [T] (`int8_token_quant`); weight: int8 [N, K] with weight_scale fp32 [N].
-    Returns bf16 [T, N]: the exact integer sum as fp32, times weight_scale, times x_scale, one cast. Zero tokens give
-    [0, N]. Source: aclnnQuantMatmulV5, aclnnQuantMatmulWeightNz; spec/ascend-operators.md 4.7, spec/v4.md 6.3.
+    x: int8 [T, K] with x_scale fp32 [T] (`int8_token_quant`); weight: int8 [N, K] with
+    weight_scale fp32 [N]. Returns bf16 [T, N]: the exact integer sum as fp32, times weight_scale,
+    times x_scale, one cast. Zero tokens give [0, N]. Source: aclnnQuantMatmulV5,
+    aclnnQuantMatmulWeightNz; spec/ascend-operators.md 4.7, spec/v4.md 6.3.
     """
     return scaled(exact_product(x, weight), weight_scale, x_scale).bfloat16()
 
@@ -66,9 +72,9 @@ def int8_grouped_gemm(
 ) -> torch.Tensor:
     """`int8_gemm` of every row with the weight of its expert: rows expert_offsets[e] .. expert_offsets[e+1]-1 are e's.
 
-    x: int8 [T, K], rows sorted by expert, with x_scale fp32 [T]; weight: int8 [E, N, K] with weight_scale fp32 [E, N];
-    expert_offsets: int32 [E+1], from 0 to T, never falling. Returns bf16 [T, N].
-    Source: aclnnGroupedMatmulWeightNz W8A8; spec/ascend-operators.md 4.7, spec/v4.md 5.2.
+    x: int8 [T, K], rows sorted by expert, with x_scale fp32 [T]; weight: int8 [E, N, K] with
+    weight_scale fp32 [E, N]; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns bf16
+    [T, N]. Source: aclnnGroupedMatmulWeightNz W8A8; spec/ascend-operators.md 4.7, spec/v4.md 5.2.
     """
 
     def product(e: int, part: slice) -> torch.Tensor:
@@ -86,11 +92,17 @@ def int8_grouped_gemm(
 def int8_grouped_sum(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor) -> torch.Tensor:
     """The integer sums of `int8_grouped_gemm`, which `int8_swiglu_quant` scales: rows times their expert's weight.
 
-    x: int8 [T, K], rows sorted by expert; weight: int8 [E, N, K], for w1 and w3 one after the other [E, 2m, K];
-    expert_offsets: int32 [E+1], from 0 to T, never falling. Returns int32 [T, N], exact for K below 2^17.
-    Source: aclnnGroupedMatmulWeightNz with int32 output; spec/ascend-operators.md 4.7, 9, spec/v4.md 5.2.
+    x: int8 [T, K], rows sorted by expert; weight: int8 [E, N, K], for w1 and w3 one after the
+    other [E, 2m, K]; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns int32 [T,
+    N], exact for K below 2^17. Source: aclnnGroupedMatmulWeightNz with int32 output;
+    spec/ascend-operators.md 4.7, 9, spec/v4.md 5.2.
     """
-    return by_expert(expert_offsets, x.shape[0], weight.shape[0], lambda e, part: exact_product(x[part], weight[e]))
+    return by_expert(
+        expert_offsets,
+        x.shape[0],
+        weight.shape[0],
+        lambda e, part: exact_product(x[part], weight[e]),
+    )
 
 
 def swiglu_codes(
@@ -140,11 +152,12 @@ def int8_swiglu_quant(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Integer sums of w1 and w3 to the int8 input of w2: scales, clamped SwiGLU and quantisation in fp32.
 
-    sums: int32 [M, 2m] of `int8_grouped_sum`, w1's channels first, rows sorted by expert; weight_scale: fp32 [E, 2m];
-    x_scale: fp32 [M]; expert_offsets: int32 [E+1], from 0 to M, never falling; limit: > 0, as in `swiglu`.
-    g and u are sums * weight_scale * x_scale; h = silu(min(g, limit)) * clamp(u, -limit, limit), nothing rounded to
-    bf16 in between and no routing weight. Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h.
-    Zero rows give empty results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/ascend-operators.md 4.14, 12,
+    sums: int32 [M, 2m] of `int8_grouped_sum`, w1's channels first, rows sorted by expert;
+    weight_scale: fp32 [E, 2m]; x_scale: fp32 [M]; expert_offsets: int32 [E+1], from 0 to M, never
+    falling; limit: > 0, as in `swiglu`. g and u are sums * weight_scale * x_scale; h = silu(min(g,
+    limit)) * clamp(u, -limit, limit), nothing rounded to bf16 in between and no routing weight.
+    Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h. Zero rows give empty
+    results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/ascend-operators.md 4.14, 12,
     spec/v4.md 5.2.
     """
     return swiglu_codes(sums, weight_scale, x_scale, expert_offsets, limit)
@@ -152,14 +165,22 @@ def int8_swiglu_quant(
 
 @int8_grouped_gemm.shapes
 def _(
-    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, offsets: torch.Tensor
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    offsets: torch.Tensor,
 ) -> None:
     check_experts(int8_grouped_gemm, "weight", weight.shape[0])
 
 
 @int8_grouped_gemm.contents
 def _(
-    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, offsets: torch.Tensor
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    offsets: torch.Tensor,
 ) -> None:
     check_offsets(int8_grouped_gemm, offsets, x.shape[0])
 
@@ -176,7 +197,11 @@ def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> None:
 
 @int8_swiglu_quant.shapes
 def _(
-    sums: torch.Tensor, weight_scale: torch.Tensor, x_scale: torch.Tensor, offsets: torch.Tensor, limit: float
+    sums: torch.Tensor,
+    weight_scale: torch.Tensor,
+    x_scale: torch.Tensor,
+    offsets: torch.Tensor,
+    limit: float,
 ) -> None:
     check_experts(int8_swiglu_quant, "weight_scale", weight_scale.shape[0])
     check_limit(int8_swiglu_quant, limit)
@@ -186,7 +211,11 @@ def _(
 
 @int8_swiglu_quant.contents
 def _(
-    sums: torch.Tensor, weight_scale: torch.Tensor, x_scale: torch.Tensor, offsets: torch.Tensor, limit: float
+    sums: torch.Tensor,
+    weight_scale: torch.Tensor,
+    x_scale: torch.Tensor,
+    offsets: torch.Tensor,
+    limit: float,
 ) -> None:
     check_offsets(int8_swiglu_quant, offsets, sums.shape[0])
 
@@ -194,8 +223,9 @@ def _(
 def quantize_weight_int8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Float [..., N, K] -> (int8 [..., N, K], fp32 [..., N]), one scale per output channel.
 
-    scale: max |w| / 127 rounded up to a bf16 value, because aclnnGroupedMatmul takes bf16 scales for a bf16 output;
-    code: fp32(w / scale) rounded to nearest even. A row of zeros: 0 and 0. Source: spec/ascend-operators.md 6.
+    scale: max |w| / 127 rounded up to a bf16 value, because aclnnGroupedMatmul takes bf16 scales
+    for a bf16 output; code: fp32(w / scale) rounded to nearest even. A row of zeros: 0 and 0.
+    Source: spec/ascend-operators.md 6.
     """
     wide = w.detach().float()
     scale = _bf16_at_least(wide.abs().amax(-1) / 127)

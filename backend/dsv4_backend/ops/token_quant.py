@@ -47,26 +47,38 @@ def quantise_e4m3(rows: torch.Tensor, scale_of: Step = row_scale, round_to: Step
     return round_to(ratios), scale
 
 
-@operator("int8_token_quant(Tensor x) -> (Tensor q, Tensor scale)", rows=(7,), arguments=_ROWS, tolerance=_EXACT)
+@operator(
+    "int8_token_quant(Tensor x) -> (Tensor q, Tensor scale)",
+    rows=(7,),
+    arguments=_ROWS,
+    tolerance=_EXACT,
+)
 def int8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes of every row with one fp32 scale: x is about q * scale.
 
-    x: [..., K] bf16 or fp16, K >= 1. Returns q int8 [..., K], scale fp32 [...].
-    scale = fp32(max |x| / 127); q = fp32(x / scale) rounded to nearest, ties to even, within +-127. A row of zeros: 0
-    and 0, and so where the scale is 0; a row with NaN or infinity: scale NaN, codes 0. Zero rows give empty results. No
-    gradient. Source: aclnnDynamicQuant, spec/ascend-operators.md 4.6, spec/v4.md 10 (column VA).
+    x: [..., K] bf16 or fp16, K >= 1. Returns q int8 [..., K], scale fp32 [...]. scale = fp32(max
+    |x| / 127); q = fp32(x / scale) rounded to nearest, ties to even, within +-127. A row of zeros:
+    0 and 0, and so where the scale is 0; a row with NaN or infinity: scale NaN, codes 0. Zero rows
+    give empty results. No gradient. Source: aclnnDynamicQuant, spec/ascend-operators.md 4.6,
+    spec/v4.md 10 (column VA).
     """
     return quantise_int8(x.detach().float())
 
 
-@operator("fp8_token_quant(Tensor x) -> (Tensor q, Tensor scale)", rows=(7,), arguments=_ROWS, tolerance=_EXACT)
+@operator(
+    "fp8_token_quant(Tensor x) -> (Tensor q, Tensor scale)",
+    rows=(7,),
+    arguments=_ROWS,
+    tolerance=_EXACT,
+)
 def fp8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """e4m3 codes of every row with one fp32 scale, which is no power of two: x is about q * scale.
 
-    x: [..., K] bf16 or fp16, K >= 1. Returns q float8_e4m3fn [..., K], scale fp32 [...].
-    scale = fp32(max |x| / 448); q = fp32(x / scale) rounded to nearest even. A row of zeros: +0 and 0, and so where the
-    scale is 0; a row with NaN or infinity: scale NaN, codes 0x7F. Zero rows give empty results. No gradient.
-    Source: aclnnDynamicQuantV2 on A5, spec/ascend-operators.md 4.6, spec/v4.md 10 (column VA).
+    x: [..., K] bf16 or fp16, K >= 1. Returns q float8_e4m3fn [..., K], scale fp32 [...]. scale =
+    fp32(max |x| / 448); q = fp32(x / scale) rounded to nearest even. A row of zeros: +0 and 0, and
+    so where the scale is 0; a row with NaN or infinity: scale NaN, codes 0x7F. Zero rows give
+    empty results. No gradient. Source: aclnnDynamicQuantV2 on A5, spec/ascend-operators.md 4.6,
+    spec/v4.md 10 (column VA).
     """
     return quantise_e4m3(x.detach().float())
 

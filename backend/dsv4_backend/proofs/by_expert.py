@@ -28,4 +28,7 @@ def explain_experts(op: Operator, function: str) -> None:
         "by_expert: expert_offsets.device.type != 'meta' -> expert_offsets.device.type == 'meta'",
         "the branch for tracing, on real offsets: the same results by another way",
     )
-    op.equivalent("by_expert: span.start < span.stop -> span.start <= span.stop", "an expert without rows adds none")
+    op.equivalent(
+        "by_expert: span.start < span.stop -> span.start <= span.stop",
+        "an expert without rows adds none",
+    )

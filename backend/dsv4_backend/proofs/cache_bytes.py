@@ -202,11 +202,19 @@ def _read_cases(draw: Draw, form: Format) -> Iterator[Case]:
         slots = draw_slots(draw, count, blocks * size, skipped)
         yield Case(f"{count} rows of {blocks}x{size}, {skipped} skipped", "official", (cache, slots, size))
     edges = _filled(draw, form, _edge_rows(draw, form, torch.bfloat16), 4)
-    yield Case("edges of rounding, repeated", "official", (edges, torch.tensor([7, 0, 1, 2, 3, 4, 5, 6, 6, -1, 2]), 4))
+    yield Case(
+        "edges of rounding, repeated",
+        "official",
+        (edges, torch.tensor([7, 0, 1, 2, 3, 4, 5, 6, 6, -1, 2]), 4),
+    )
     pages = _filled(draw, form, _draw_rows(draw, 128, form, torch.bfloat16), 64)
     yield Case("block 64, strided slots", "official", (pages, draw.permutation(128)[::3], 64))
     one_row_blocks = _filled(draw, form, _draw_rows(draw, 9, form, torch.bfloat16), 1)
-    yield Case("blocks of one row, all in reverse", "official", (one_row_blocks, torch.arange(8, -1, -1), 1))
+    yield Case(
+        "blocks of one row, all in reverse",
+        "official",
+        (one_row_blocks, torch.arange(8, -1, -1), 1),
+    )
     yield Case("nothing but skips", "official", (pages, torch.full((5,), -1), 64))
     yield Case("any bytes", "official", (draw.bytes(5, form.page_bytes(7)), torch.arange(35), 7))
 
@@ -221,7 +229,11 @@ def _write_as(form: Format, wrong: str) -> Callable[..., None]:
     own = form.codec
 
     def mutant(
-        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = own.rope
+        cache: torch.Tensor,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        block_size: int,
+        rope: int = own.rope,
     ) -> None:
         formats = dict(_wrong_formats(sized(form, rows.shape[1], rope)))
         write_bytes(formats[wrong], cache, rows, slots, block_size)
@@ -233,7 +245,11 @@ def _read_as(form: Format, wrong: str) -> Callable[..., torch.Tensor]:
     own = form.codec
 
     def mutant(
-        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int = own.channels, rope: int = own.rope
+        cache: torch.Tensor,
+        slots: torch.Tensor,
+        block_size: int,
+        channels: int = own.channels,
+        rope: int = own.rope,
     ) -> torch.Tensor:
         return read_bytes(dict(_wrong_readers(sized(form, channels, rope)))[wrong], cache, slots, block_size)
 
@@ -243,7 +259,10 @@ def _read_as(form: Format, wrong: str) -> Callable[..., torch.Tensor]:
 def _encoding(form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]) -> Format:
     """`form` whose parts pass through `change(rows, parts)` before they are stored."""
     codec = form.codec
-    return replace(form, codec=replace(codec, encode=lambda rows, rope: change(rows, dict(codec.encode(rows, rope)))))
+    return replace(
+        form,
+        codec=replace(codec, encode=lambda rows, rope: change(rows, dict(codec.encode(rows, rope)))),
+    )
 
 
 def _encode(form: Format, rows: torch.Tensor) -> Parts:
@@ -257,14 +276,20 @@ def _decoding(form: Format, change: Callable[[dict[str, torch.Tensor]], Parts]) 
 
 def _wrong_layouts(form: Format) -> Iterator[tuple[str, Format]]:
     merged = tuple(field for section in form.sections for field in section)
-    yield "fields in reverse order", replace(form, sections=tuple(section[::-1] for section in form.sections[::-1]))
+    yield (
+        "fields in reverse order",
+        replace(form, sections=tuple(section[::-1] for section in form.sections[::-1])),
+    )
     if len(form.sections) > 1:
         yield "scales beside their entry", replace(form, sections=(merged,))
     else:
         data, scales, pad = merged[:-2], merged[-2], merged[-1]
         yield "scales after all entries", replace(form, sections=(data, (scales, pad)))
     if merged[-1].name == "pad":
-        yield "no padding after the scales", replace(form, sections=(*form.sections[:-1], form.sections[-1][:-1]))
+        yield (
+            "no padding after the scales",
+            replace(form, sections=(*form.sections[:-1], form.sections[-1][:-1])),
+        )
 
 
 def _scale_bits(parts: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Parts:
@@ -281,17 +306,32 @@ def _halve_step(scale: torch.Tensor) -> torch.Tensor:
 def _wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
     """Named wrong writers of a format."""
     yield from _wrong_layouts(form)
-    yield "scale one exponent too small", _encoding(form, lambda _, parts: _scale_bits(parts, _halve_step))
-    yield "scale of the row before", _encoding(form, lambda _, parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
-    yield "low precision input", _encoding(form, lambda rows, _: _encode(form, rows.to(torch.float8_e5m2).float()))
+    yield (
+        "scale one exponent too small",
+        _encoding(form, lambda _, parts: _scale_bits(parts, _halve_step)),
+    )
+    yield (
+        "scale of the row before",
+        _encoding(form, lambda _, parts: _scale_bits(parts, lambda bits: bits.roll(1, 0))),
+    )
+    yield (
+        "low precision input",
+        _encoding(form, lambda rows, _: _encode(form, rows.to(torch.float8_e5m2).float())),
+    )
     if _is_latent(form):
         yield "scale floored instead of amax", _encoding(form, _floor_scale)
         yield "scales cast as numbers", _encoding(form, _cast_scale)
-        yield "RoPE channels taken from the front", _encoding(form, lambda rows, _: _encode(form, rows.roll(64, 1)))
+        yield (
+            "RoPE channels taken from the front",
+            _encoding(form, lambda rows, _: _encode(form, rows.roll(64, 1))),
+        )
     elif form.name == "indexer_fp8":
         yield "scale not rounded to a power of two", _encoding(form, _exact_scale)
     elif form.name == "indexer_token_fp8":
-        yield "scale rounded to a power of two", _encoding(form, lambda rows, _: _encode(_INDEXER_FP8, rows))
+        yield (
+            "scale rounded to a power of two",
+            _encoding(form, lambda rows, _: _encode(_INDEXER_FP8, rows)),
+        )
     elif form.name == "indexer_mxfp4":
         yield (
             "nibbles swapped",
@@ -308,10 +348,19 @@ _INDEXER_FP8 = next(form for form in FORMATS if form.name == "indexer_fp8")
 def _wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
     """Named wrong readers of a format."""
     yield from _wrong_layouts(form)
-    yield "scale one exponent too small", _decoding(form, lambda parts: _scale_bits(parts, _halve_step))
-    yield "scale of the row before", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.roll(1, 0)))
+    yield (
+        "scale one exponent too small",
+        _decoding(form, lambda parts: _scale_bits(parts, _halve_step)),
+    )
+    yield (
+        "scale of the row before",
+        _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.roll(1, 0))),
+    )
     if _is_latent(form):
-        yield "tile scales in reverse", _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.flip(1)))
+        yield (
+            "tile scales in reverse",
+            _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.flip(1))),
+        )
 
 
 def _floor_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:

@@ -118,7 +118,9 @@ def _(draw: Draw) -> Iterator[Case]:
     x, x_scale = _rows(draw, 6, 64)
     weight, scale = _weight(draw, 24, 64)
     yield Case(
-        "strided", PROFILE, (x[::2], x_scale[::2], weight.T.contiguous().T, torch.stack([scale, scale], 1)[:, 0])
+        "strided",
+        PROFILE,
+        (x[::2], x_scale[::2], weight.T.contiguous().T, torch.stack([scale, scale], 1)[:, 0]),
     )
     x, weight = _extremes(draw, 3, 4099), _extremes(draw, 20, 4099)
     # scales that leave the low bits of large sums visible in bf16
@@ -136,7 +138,13 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(f"{rows} {n}x{k}", PROFILE, arguments)
     x, x_scale = _rows(draw, 8, 96)
     weight, scale = _weight(draw, 2, 40, 96)
-    strided = (x[::2], x_scale[::2], weight.transpose(1, 2).contiguous().transpose(1, 2), scale, _offsets(1, 3))
+    strided = (
+        x[::2],
+        x_scale[::2],
+        weight.transpose(1, 2).contiguous().transpose(1, 2),
+        scale,
+        _offsets(1, 3),
+    )
     yield Case("strided", PROFILE, strided)
     broken = torch.stack([scale[0], torch.full_like(scale[1], torch.nan)])
     yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, _offsets(5, 3)))
@@ -163,7 +171,11 @@ Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]
 
 
 def _decided(
-    sums: torch.Tensor, weight_scale: torch.Tensor, x_scale: torch.Tensor, offsets: torch.Tensor, limit: float
+    sums: torch.Tensor,
+    weight_scale: torch.Tensor,
+    x_scale: torch.Tensor,
+    offsets: torch.Tensor,
+    limit: float,
 ) -> Arguments:
     """Arguments with both sums zeroed where a code hangs on the last bits of fp32."""
     with np.errstate(all="ignore"):
@@ -185,7 +197,14 @@ def _swiglu_arguments(draw: Draw, rows: tuple[int, ...], m: int, limit: float) -
 
 @int8_swiglu_quant.cases
 def _(draw: Draw) -> Iterator[Case]:
-    for rows, m in (((0, 0), 16), ((0,), 3), ((1,), 1), ((3, 0, 4), 7), ((2, 5, 0, 1), 130), ((5,), 512)):
+    for rows, m in (
+        ((0, 0), 16),
+        ((0,), 3),
+        ((1,), 1),
+        ((3, 0, 4), 7),
+        ((2, 5, 0, 1), 130),
+        ((5,), 512),
+    ):
         for limit in (10.0, 0.3017, math.inf):
             yield Case(f"{rows} {m}, limit {limit}", PROFILE, _swiglu_arguments(draw, rows, m, limit))
     sums, weight_scale, x_scale, offsets, limit = _swiglu_arguments(draw, (4, 4), 48, 10.0)
@@ -195,12 +214,21 @@ def _(draw: Draw) -> Iterator[Case]:
     special[3] = 0
     scales = x_scale.clone()
     scales[1], scales[2], scales[5] = torch.nan, torch.inf, 0.0
-    yield Case("NaN and infinite scales, zero rows", PROFILE, (special, weight_scale, scales, offsets, limit))
+    yield Case(
+        "NaN and infinite scales, zero rows",
+        PROFILE,
+        (special, weight_scale, scales, offsets, limit),
+    )
     large = torch.full_like(sums, 2**24 + 1)
     yield Case("large sums", PROFILE, (large, weight_scale, scales * 2.0**-12, offsets, 1e4))
 
 
-def _edits(op: Operator, argument: int, named: dict[str, Callable[[torch.Tensor], torch.Tensor]], prefix: str) -> None:
+def _edits(
+    op: Operator,
+    argument: int,
+    named: dict[str, Callable[[torch.Tensor], torch.Tensor]],
+    prefix: str,
+) -> None:
     for name, change in named.items():
         op.fault(f"{prefix}{name}")(edited(op, argument, change))
 
@@ -310,7 +338,11 @@ int8_swiglu_quant.explain(
     _SAME_SCALED,
     SAME_CODES,
     dict.fromkeys(
-        ("clamped_swiglu: compute(gate) -> gate", "clamped_swiglu: compute(up) -> up", "compute: x.float() -> x"),
+        (
+            "clamped_swiglu: compute(gate) -> gate",
+            "clamped_swiglu: compute(up) -> up",
+            "compute: x.float() -> x",
+        ),
         "gate and up are fp32 already",
     ),
     {

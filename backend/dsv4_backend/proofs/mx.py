@@ -25,7 +25,16 @@ from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.swiglu import clamped_swiglu
 from dsv4_backend.proofs.argument_edits import OFFSET_EDITS, edited
 from dsv4_backend.proofs.by_expert import explain_experts
-from dsv4_backend.proofs.numerics import BF16, E8M0, Array, cast, fp4_values, per_channel, quantise_fp8, wide
+from dsv4_backend.proofs.numerics import (
+    BF16,
+    E8M0,
+    Array,
+    cast,
+    fp4_values,
+    per_channel,
+    quantise_fp8,
+    wide,
+)
 from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 
@@ -97,8 +106,19 @@ def _offsets(*rows: int) -> torch.Tensor:
 
 @mxfp8_gemm.cases
 def _(draw: Draw) -> Iterator[Case]:
-    for t, n, k in ((0, 16, 64), (1, 256, 1024), (3, 5, 7), (5, 192, 320), (17, 130, 512), (4, 30, 129)):
-        yield Case(f"{t}x{n}x{k}", PROFILE, (*_rows(draw, t, k), *quantize_weight_mxfp8(_weight(draw, n, k))))
+    for t, n, k in (
+        (0, 16, 64),
+        (1, 256, 1024),
+        (3, 5, 7),
+        (5, 192, 320),
+        (17, 130, 512),
+        (4, 30, 129),
+    ):
+        yield Case(
+            f"{t}x{n}x{k}",
+            PROFILE,
+            (*_rows(draw, t, k), *quantize_weight_mxfp8(_weight(draw, n, k))),
+        )
     x, x_scale = _rows(draw, 6, 256)
     weight, scale = quantize_weight_mxfp8(_weight(draw, 64, 256))
     yield Case("strided", PROFILE, (x[::2], x_scale[::2], weight.T.contiguous().T, scale.T.contiguous().T))
@@ -213,7 +233,9 @@ def _(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale
     return y
 
 
-def _quantised(product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> Callable[..., Any]:
+def _quantised(
+    product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
+) -> Callable[..., Any]:
     def mutant(x: torch.Tensor, limit: float) -> Any:
         gate, up = x.float().chunk(2, -1)
         return act_quant.reference(product(gate, up, limit), MX_BLOCK)

@@ -66,11 +66,20 @@ def _inputs(draw: Draw, dtype: torch.dtype, largest: float, ties: torch.Tensor) 
     for shape in ((0, 8), (1, 1), (3, 7), (2, 0, 5), (2, 3, 130), (4, 4096)):
         yield "x".join(map(str, shape)), draw.spread(*shape, dtype=dtype)
     yield "strided rows and channels", draw.spread(48, 6, dtype=dtype).T[::2]
-    yield "largest value last", (draw.uniform(6, 9, low=0.5) * torch.exp2(torch.arange(9.0))).to(dtype)
+    yield (
+        "largest value last",
+        (draw.uniform(6, 9, low=0.5) * torch.exp2(torch.arange(9.0))).to(dtype),
+    )
     yield "ties", _ties(largest, ties, 5).to(dtype)
     yield "maxima of either sign", (draw.uniform(8, 33, low=-1) - 1).to(dtype)
     special = draw.normal(6, 40, dtype=dtype)
-    special[0, 3], special[1, 0], special[2, 5], special[3], special[4] = torch.nan, torch.inf, -torch.inf, 0.0, -0.0
+    special[0, 3], special[1, 0], special[2, 5], special[3], special[4] = (
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+        0.0,
+        -0.0,
+    )
     special[5, ::2] = -0.0
     yield "NaN, infinities, zeros", special
     smallest = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}[dtype]
@@ -162,6 +171,7 @@ int8_token_quant.equivalent(
     "a scale of bf16 or fp16 rows is so precise that no ratio passes 127 by half a step",
 )
 fp8_token_quant.equivalent(
-    "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()", "the cast to e4m3 saturates too"
+    "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()",
+    "the cast to e4m3 saturates too",
 )
 fp8_token_quant.equivalent("round_e4m3: x.float() -> x", "ratios are fp32 already")

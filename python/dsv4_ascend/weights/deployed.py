@@ -1,6 +1,7 @@
 """Weights as Ascend deployments keep them: a class per format with its products, and how a stored weight becomes one.
 
-Sources: spec/ascend-operators.md 6 (formats), 4.7, 4.12, 4.14 (products); official FP8 and FP4 become MX without error.
+Sources: spec/ascend-operators.md 6 (formats), 4.7, 4.12, 4.14 (products); official FP8 and FP4
+become MX without error.
 """
 
 from __future__ import annotations
@@ -63,7 +64,12 @@ class DeployedExperts(ExpertWeights):
 
     @abstractmethod
     def run(
-        self, up: DeployedExperts, down: DeployedExperts, rows: torch.Tensor, offsets: torch.Tensor, limit: float
+        self,
+        up: DeployedExperts,
+        down: DeployedExperts,
+        rows: torch.Tensor,
+        offsets: torch.Tensor,
+        limit: float,
     ) -> torch.Tensor:
         """`down(SwiGLU(W x, up x))` of rows [M, d] sorted by expert: bf16 [M, d]."""
 
@@ -115,7 +121,12 @@ class Int8Experts(DeployedExperts):
     product = staticmethod(int8_grouped_gemm)
 
     def run(
-        self, up: DeployedExperts, down: DeployedExperts, rows: torch.Tensor, offsets: torch.Tensor, limit: float
+        self,
+        up: DeployedExperts,
+        down: DeployedExperts,
+        rows: torch.Tensor,
+        offsets: torch.Tensor,
+        limit: float,
     ) -> torch.Tensor:
         """See `DeployedExperts`; from w1 and w3 to the input of w2 nothing is rounded to bf16."""
         x, scale = int8_token_quant(rows)
@@ -143,7 +154,12 @@ class MxExperts(DeployedExperts):
     """MX weights of experts: rows are e4m3 with a scale per 32 channels, whatever the weight's codes are."""
 
     def run(
-        self, up: DeployedExperts, down: DeployedExperts, rows: torch.Tensor, offsets: torch.Tensor, limit: float
+        self,
+        up: DeployedExperts,
+        down: DeployedExperts,
+        rows: torch.Tensor,
+        offsets: torch.Tensor,
+        limit: float,
     ) -> torch.Tensor:
         """See `DeployedExperts`; the input of w2 is quantised straight from fp32."""
         x = act_quant(rows, MX_BLOCK)
@@ -179,7 +195,10 @@ class Mx8(DeployedWeight):
     def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
         """See `Weight`; the heads are quantised too."""
         rows = o.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
-        weight, scale = self.weight.unflatten(0, (groups, -1)), self.scale.unflatten(0, (groups, -1))
+        weight, scale = (
+            self.weight.unflatten(0, (groups, -1)),
+            self.scale.unflatten(0, (groups, -1)),
+        )
         offsets = torch.arange(groups + 1, dtype=torch.int32, device=o.device) * o.shape[0]
         z = mxfp8_grouped_gemm(*act_quant(rows, MX_BLOCK), weight, scale, offsets)
         return z.view(groups, o.shape[0], z.shape[1]).transpose(0, 1).flatten(1)
@@ -261,7 +280,8 @@ Convert = Callable[[Weight], Weight]
 class Storage:
     """In which formats a profile keeps weights.
 
-    linears: by the last name of their path, bf16 for others. experts: of every projection. mixes: of `hc_*_fn`.
+    linears: by the last name of their path, bf16 for others. experts: of every projection. mixes:
+    of `hc_*_fn`.
     """
 
     linears: Mapping[str, Convert]

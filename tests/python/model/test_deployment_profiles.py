@@ -1,7 +1,7 @@
 """Profiles a2a3-int8 and a5-mx: what each weight becomes, and each rounding point against a formula written here.
 
-Sources: spec/ascend-operators.md 4 and 6, the deviations of the launch plan (HF, HN, NQ, I8, MX, WOA, W2, C0, K8, KF,
-SB). Roundings inside one operator are tested with that operator.
+Sources: spec/ascend-operators.md 4 and 6, the deviations of the launch plan (HF, HN, NQ, I8, MX,
+WOA, W2, C0, K8, KF, SB). Roundings inside one operator are tested with that operator.
 """
 
 from __future__ import annotations
@@ -196,7 +196,10 @@ def test_heads_are_quantised_before_wo_a_on_a5_only(models: dict[str, Model], na
         grouped = heads.float().flatten(1).unflatten(1, (attn.groups, -1))
         return torch.einsum("tgk,grk->tgr", grouped, weight).flatten(1)
 
-    plain, quantised = projected(o), projected(act_qdq(o.flatten(1), 32, o[0].numel()).view(o.shape))
+    plain, quantised = (
+        projected(o),
+        projected(act_qdq(o.flatten(1), 32, o[0].numel()).view(o.shape)),
+    )
     near, far = (plain, quantised) if name == "a2a3-int8" else (quantised, plain)
     assert relative(got, near) < SAME
     assert relative(got, far) > OTHER
@@ -301,7 +304,11 @@ class Seen:
             self.selected = given
             return topk(given, *more)
 
-        for attribute, seen in (("rope", seen_rope), ("indexer_scores", seen_scores), ("topk_indices", seen_topk)):
+        for attribute, seen in (
+            ("rope", seen_rope),
+            ("indexer_scores", seen_scores),
+            ("topk_indices", seen_topk),
+        ):
             patch.setattr(attention, attribute, seen)
         (self.indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
         self.indexer.compressor.register_forward_hook(self._keep)
@@ -356,7 +363,10 @@ def _unturned(x: torch.Tensor) -> torch.Tensor:
 Form = profile_module.IndexFormat
 REMOVED: dict[str, tuple[str, Callable[[Form], dict[str, object]]]] = {
     "keys not rotated": ("keys", lambda form: {"keys": _unturned}),
-    "queries not quantised": ("queries", lambda form: {"queries": lambda q: ascend.rotate(q).float()}),
+    "queries not quantised": (
+        "queries",
+        lambda form: {"queries": lambda q: ascend.rotate(q).float()},
+    ),
     "weights in bf16": ("weights", lambda form: {"weights": lambda w, x, f: w(x).float()}),
     "scores of the other chip": (
         "scores",
