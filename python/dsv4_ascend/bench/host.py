@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dsv4_ascend.bench.small_moe import beside_operators, small_moe
 from dsv4_ascend.bench.timing import Timing, interleaved
 from dsv4_ascend.parity.runner import map_tensors, samples
 from dsv4_backend import OPERATORS, dispatch
@@ -15,6 +16,8 @@ from dsv4_backend.contract import Operator
 
 BASELINE = "aten.add"
 """torch.add of two tensors of one element: what torch itself asks for a call of two arguments."""
+LAYER = "MoE"
+"""A layer of 256 experts for one token: what it does beside its operators."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,14 @@ class Call:
 
 
 def host(pattern: str, rounds: int) -> list[Call]:
-    """The baseline, then the operators whose names contain `pattern`, those with native kernels first."""
+    """The baseline, then the layer and the operators whose names contain `pattern`, native kernels first."""
     one = torch.ones(1)
     with torch.inference_mode():
         calls: dict[str, Callable[[], object]] = {BASELINE: lambda: torch.add(one, one)}
         counts, who = {BASELINE: 2}, {BASELINE: "torch"}
+        if pattern in LAYER:
+            calls[LAYER], counts[LAYER] = beside_operators(small_moe(256)), 2
+            who[LAYER] = "beside its operators"
         for operator in OPERATORS.values():
             if pattern in operator.name:
                 arguments = _smallest(operator)
