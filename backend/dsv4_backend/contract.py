@@ -40,7 +40,7 @@ from dsv4_backend.errors import argument_error
 
 PROFILES = ("ideal", "official", "a2a3-int8", "a5-mx")
 """ideal: fp32, no quantise-dequantise. official: bf16 tensors and the rounding points of spec section 10. a2a3-int8 and
-a5-mx: what Ascend A2 and A3, or A5, compute in deployment (spec/ascend-operators.md)."""
+a5-mx: what Ascend A2 and A3, or A5, compute in deployment (spec/deployments.md)."""
 
 Reference = Callable[..., Any]
 Oracle = Callable[..., Any]
