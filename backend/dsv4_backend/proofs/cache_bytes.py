@@ -292,7 +292,6 @@ def _write_on_zeros(form: Format) -> Callable[..., None]:
 
 _EQUIVALENT_WRITES = {
     "write_targets: 1 -> 2 (2)": "every negative slot is a skipped one",
-    "write_keys: 0 -> 1": "keys have no RoPE part to place",
     "write_targets: True -> False": "a pivot without its dimension broadcasts the same",
     "write_bytes: 1 -> 2 (3)": "only the first page is gathered from",
 }
@@ -305,7 +304,7 @@ _ONE_SECTION = {
     f"data_columns: block_size * width -> {after}": "no section follows the only one"
     for after in ("block_size", "block_size / width")
 }
-_NO_ROPE = {"read_keys: 0 -> 1": "keys have no RoPE part to look for"}
+_NO_ROPE = "keys have no RoPE part"
 _ROPE = {"_decode_latent: parts['rope'].float() -> parts['rope']": "cat widens bf16 beside fp32"}
 _BY_FP32 = {_ROUNDS: "act_quant and the cast to bf16 take fp64 by way of fp32 themselves"}
 _EQUIVALENT = {
@@ -319,11 +318,9 @@ _EQUIVALENT = {
         "round_e4m3: x.float() -> x": "ratios are fp32 already",
         "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the cast to e4m3 saturates too",
     },
-    "read_cache_indexer_fp8": _NO_ROPE | dict([NO_257TH_CODE]),
-    "read_cache_indexer_token_fp8": _NO_ROPE | dict([NO_257TH_CODE]),
-    "read_cache_indexer_mxfp4": _NO_ROPE,
+    "read_cache_indexer_fp8": dict([NO_257TH_CODE]),
+    "read_cache_indexer_token_fp8": dict([NO_257TH_CODE]),
     "read_cache_indexer_int8": {
-        **_NO_ROPE,
         "_decode_int8: parts['scale'].float() -> parts['scale']": (
             "a product with an fp32 factor is fp32 without the cast too"
         ),
@@ -343,3 +340,6 @@ for _form in FORMATS:
     _prove_read(_form)
     _explain(WRITES[_form.name], _EQUIVALENT_WRITES)
     _explain(READS[_form.name], _EQUIVALENT_READS)
+    if not is_latent(_form):
+        WRITES[_form.name].equivalent("write_keys: 0 -> 1", _NO_ROPE)
+        READS[_form.name].equivalent("read_keys: 0 -> 1", _NO_ROPE)
