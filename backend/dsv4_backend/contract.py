@@ -41,8 +41,8 @@ from dsv4_backend.faults import Faults
 PROFILES = {
     "ideal": "fp32, no quantise-dequantise",
     "official": "bf16 tensors and the rounding points of spec section 10",
-    "a2a3-int8": "what Ascend A2 and A3 compute in deployment (spec/ascend-operators.md)",
-    "a5-mx": "what Ascend A5 computes in deployment (spec/ascend-operators.md)",
+    "a2a3-int8": "what Ascend A2 and A3 compute in deployment (spec/deployments.md)",
+    "a5-mx": "what Ascend A5 computes in deployment (spec/deployments.md)",
 }
 """Name -> what it is. The only place that says which profiles there are."""
 DEPLOYMENTS = ("a2a3-int8", "a5-mx")

@@ -1,4 +1,4 @@
-"""Weights as Ascend deployments store them, made from float and from official ones (spec/ascend-operators.md 6)."""
+"""Weights as Ascend deployments store them, made from float and from official ones (spec/deployments.md 5)."""
 
 import math
 from fractions import Fraction

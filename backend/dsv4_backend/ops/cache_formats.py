@@ -221,7 +221,7 @@ TOKEN_FP8 = Codec(
     INDEXER,
     0,
     "fp8_token_quant (scale fp32(amax / 448), no power of two), NaN as 0x7FC00000: aclnnIndexerQuantCache with "
-    "quantMode 1 and roundScale false, spec/ascend-operators.md 4.16",
+    "quantMode 1 and roundScale false, spec/deployments.md 7",
     _encode_token_fp8,
     _decode_fp8,
 )

@@ -1,4 +1,4 @@
-"""W8A8 matrix products and the SwiGLU between them, as on Ascend A2 and A3 (spec/ascend-operators.md 4.7, 4.14)."""
+"""W8A8 matrix products and the SwiGLU between them, as on Ascend A2 and A3 (spec/deployments.md 2, 4)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def int8_gemm(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weig
     x: int8 [T, K] with x_scale fp32 [T] (`int8_token_quant`); weight: int8 [N, K] with
     weight_scale fp32 [N]. Returns bf16 [T, N]: the exact integer sum as fp32, times weight_scale,
     times x_scale, one cast. Zero tokens give [0, N]. Source: aclnnQuantMatmulV5,
-    aclnnQuantMatmulWeightNz; spec/ascend-operators.md 4.7, spec/v4.md 6.3.
+    aclnnQuantMatmulWeightNz; spec/deployments.md 2, spec/v4.md 6.3.
     """
     return scaled(exact_product(x, weight), weight_scale, x_scale).bfloat16()
 
@@ -74,7 +74,7 @@ def int8_grouped_gemm(
 
     x: int8 [T, K], rows sorted by expert, with x_scale fp32 [T]; weight: int8 [E, N, K] with
     weight_scale fp32 [E, N]; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns bf16
-    [T, N]. Source: aclnnGroupedMatmulWeightNz W8A8; spec/ascend-operators.md 4.7, spec/v4.md 5.2.
+    [T, N]. Source: aclnnGroupedMatmulWeightNz W8A8; spec/deployments.md 2, spec/v4.md 5.2.
     """
 
     def product(e: int, part: slice) -> torch.Tensor:
@@ -95,7 +95,7 @@ def int8_grouped_sum(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torc
     x: int8 [T, K], rows sorted by expert; weight: int8 [E, N, K], for w1 and w3 one after the
     other [E, 2m, K]; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns int32 [T,
     N], exact for K below 2^17. Source: aclnnGroupedMatmulWeightNz with int32 output;
-    spec/ascend-operators.md 4.7, 9, spec/v4.md 5.2.
+    spec/deployments.md 2, spec/v4.md 5.2.
     """
     return by_expert(
         expert_offsets,
@@ -157,7 +157,7 @@ def int8_swiglu_quant(
     falling; limit: > 0, as in `swiglu`. g and u are sums * weight_scale * x_scale; h = silu(min(g,
     limit)) * clamp(u, -limit, limit), nothing rounded to bf16 in between and no routing weight.
     Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h. Zero rows give empty
-    results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/ascend-operators.md 4.14, 12,
+    results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/deployments.md 4,
     spec/v4.md 5.2.
     """
     return swiglu_codes(sums, weight_scale, x_scale, expert_offsets, limit)
@@ -225,7 +225,7 @@ def quantize_weight_int8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     scale: max |w| / 127 rounded up to a bf16 value, because aclnnGroupedMatmul takes bf16 scales
     for a bf16 output; code: fp32(w / scale) rounded to nearest even. A row of zeros: 0 and 0.
-    Source: spec/ascend-operators.md 6.
+    Source: spec/deployments.md 5.
     """
     wide = w.detach().float()
     scale = _bf16_at_least(wide.abs().amax(-1) / 127)

@@ -1,7 +1,7 @@
-"""MX products of Ascend A5: e4m3 rows with one scale per 32 channels (spec/ascend-operators.md 4.7, 4.14).
+"""MX products of Ascend A5: e4m3 rows with one scale per 32 channels (spec/deployments.md 3, 4).
 
 The rows come from `act_quant` with block 32: that is aclnnDynamicMxQuantV3 with scaleAlg 1
-(exponent rounded up) and maxLowBound 1e-4, which the launch plan asks for.
+(exponent rounded up) and maxLowBound 1e-4.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def mxfp8_gemm(
     x: float8_e4m3fn [T, K] with x_scale float8_e8m0fnu [T, ceil(K/32)] (`act_quant` with block
     32); weight: float8_e4m3fn [N, K] with weight_scale float8_e8m0fnu [N, ceil(K/32)]. Returns
     bf16 [T, N] out of fp32 sums, cast once. Zero tokens give [0, N]. Source: aclnnQuantMatmulV5,
-    groupSize [1,1,32]; spec/ascend-operators.md 4.7, spec/v4.md 6.3.
+    groupSize [1,1,32]; spec/deployments.md 3, spec/v4.md 6.3.
     """
     return (dequantize_mx(x, x_scale) @ dequantize_mx(weight, weight_scale).T).bfloat16()
 
@@ -96,7 +96,7 @@ def mxfp8_grouped_gemm(
     x, x_scale: as for `mxfp8_gemm`, rows sorted by expert; weight: float8_e4m3fn [E, N, K] with
     weight_scale float8_e8m0fnu [E, N, ceil(K/32)]; expert_offsets: int32 [E+1], from 0 to T, never
     falling. Returns bf16 [T, N]. Source: aclnnGroupedMatmul, aclnnTransposeQuantBatchMatMul;
-    spec/ascend-operators.md 4.7, 4.12, spec/v4.md 4.7, 5.2.
+    spec/deployments.md 3, spec/v4.md 4.7, 5.2.
     """
     return grouped(x, x_scale, weight, weight_scale, expert_offsets, dequantize_mx)
 
@@ -118,7 +118,7 @@ def mxfp4_grouped_gemm(
 
     x, x_scale, expert_offsets: as for `mxfp8_grouped_gemm`, K a multiple of 32; weight: int8 [E,
     N, K/2], e2m1 codes, low nibble = even k; weight_scale: float8_e8m0fnu [E, N, K/32]. Returns
-    bf16 [T, N]. Source: aclnnGroupedMatmulWeightNz A8W4 MX; spec/ascend-operators.md 4.7,
+    bf16 [T, N]. Source: aclnnGroupedMatmulWeightNz A8W4 MX; spec/deployments.md 3,
     spec/v4.md 5.2, 6.3.
     """
     return grouped(x, x_scale, weight, weight_scale, expert_offsets, dequantize_fp4)
@@ -157,7 +157,7 @@ def mx_swiglu_quant(x: torch.Tensor, limit: float) -> tuple[torch.Tensor, torch.
     `swiglu`. Returns q e4m3 [M, m] and scale e8m0 [M, ceil(m/32)], by the rule of `act_quant` with
     block 32 on the fp32 product: no rounding to bf16 before it, and no routing weight. Zero rows
     give empty results. Source: built-in aclnnSwigluGroupQuant quantMode 1;
-    spec/ascend-operators.md 4.14, 12, spec/v4.md 5.2, 6.1.
+    spec/deployments.md 4, spec/v4.md 5.2, 6.1.
     """
     gate, up = x.chunk(2, -1)
     q, scale = act_quant.reference(clamped_swiglu(gate, up, limit), MX_BLOCK)
@@ -175,7 +175,7 @@ def quantize_weight_mxfp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Float [..., N, K] -> (float8_e4m3fn [..., N, K], float8_e8m0fnu [..., N, ceil(K/32)]), one scale per 32 inputs.
 
     The exponent is rounded up, so that no value saturates: scaleAlg 1. Source:
-    spec/ascend-operators.md 4.6, 6.
+    spec/deployments.md 3, 5.
     """
     blocks = split_blocks(w, MX_BLOCK)
     scale = block_scale(blocks, E4M3_MAX, FP8_WEIGHT_FLOOR)

@@ -1,4 +1,4 @@
-"""Quantisation of activations with one fp32 scale per row, as Ascend's DynamicQuant (spec/ascend-operators.md 4.6)."""
+"""Quantisation of activations with one fp32 scale per row, as Ascend's DynamicQuant (spec/deployments.md 1)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def int8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x: [..., K] bf16 or fp16, K >= 1. Returns q int8 [..., K], scale fp32 [...]. scale = fp32(max
     |x| / 127); q = fp32(x / scale) rounded to nearest, ties to even, within +-127. A row of zeros:
     0 and 0, and so where the scale is 0; a row with NaN or infinity: scale NaN, codes 0. Zero rows
-    give empty results. No gradient. Source: aclnnDynamicQuant, spec/ascend-operators.md 4.6,
+    give empty results. No gradient. Source: aclnnDynamicQuant, spec/deployments.md 1,
     spec/v4.md 10 (column VA).
     """
     return quantise_int8(x.detach().float())
@@ -77,7 +77,7 @@ def fp8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x: [..., K] bf16 or fp16, K >= 1. Returns q float8_e4m3fn [..., K], scale fp32 [...]. scale =
     fp32(max |x| / 448); q = fp32(x / scale) rounded to nearest even. A row of zeros: +0 and 0, and
     so where the scale is 0; a row with NaN or infinity: scale NaN, codes 0x7F. Zero rows give
-    empty results. No gradient. Source: aclnnDynamicQuantV2 on A5, spec/ascend-operators.md 4.6,
+    empty results. No gradient. Source: aclnnDynamicQuantV2 on A5, spec/deployments.md 1,
     spec/v4.md 10 (column VA).
     """
     return quantise_e4m3(x.detach().float())

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.ops import quant
 from dsv4_backend.ops.cache_bytes import READS, WRITES, read_bytes, write_bytes
-from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts, sized
-from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3, scale_values
+from dsv4_backend.ops.cache_formats import FORMATS, Format, sized
 from dsv4_backend.proofs.byte_entries import ENTRIES, read_entry, write_entry
 from dsv4_backend.proofs.cache import PAGES, draw_slots, slot_faults
 from dsv4_backend.proofs.numerics import Array
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 from dsv4_backend.proofs.token_quant import SAME_CODES
+from dsv4_backend.proofs.wrong_formats import is_latent, wrong_formats, wrong_readers
 
 _WRONG_READ_SLOTS = {
     "skipped rows read slot 0": "skipped rows land in slot 0",
@@ -53,7 +51,7 @@ def _prove_write(form: Format) -> None:
             "page cleared first": {"cache": lambda cache: cache.zero_()},
         }
     )
-    for name in dict(_wrong_formats(form)):
+    for name in dict(wrong_formats(form)):
         contract.fault(name)(_write_as(form, name))
 
 
@@ -82,12 +80,8 @@ def _prove_read(form: Format) -> None:
 
     slots = slot_faults(_capacity)
     contract.wrong_arguments({name: slots[of_write] for name, of_write in _WRONG_READ_SLOTS.items()})
-    for name in dict(_wrong_readers(form)):
+    for name in dict(wrong_readers(form)):
         contract.fault(name)(_read_as(form, name))
-
-
-def _is_latent(form: Format) -> bool:
-    return form.codec.encode is LATENT.encode
 
 
 LATENT_WIDTHS = ((128, 64), (96, 32), (70, 6), (203, 10), (65, 64), (190, 64), (576, 64))
@@ -97,7 +91,7 @@ KEY_WIDTHS = (64, 2, 30, 32, 130)
 
 def _widths(form: Format) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """(channels, what calls take for them) of rows that no released model has."""
-    if _is_latent(form):
+    if is_latent(form):
         return tuple((channels, (rope,)) for channels, rope in LATENT_WIDTHS)
     return tuple((channels, ()) for channels in KEY_WIDTHS)
 
@@ -183,7 +177,7 @@ def _subnormal(draw: Draw, form: Format) -> torch.Tensor:
 def _large(draw: Draw, form: Format) -> torch.Tensor:
     """fp32 rows up to the largest number, with special values where RoPE channels are."""
     rows = draw.uniform(4, form.codec.channels, low=-1.0) * torch.tensor([[1e6], [2e7], [1e20], [3.4e38]])
-    if _is_latent(form):
+    if is_latent(form):
         rows[0, -4:] = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0])
     return rows
 
@@ -235,7 +229,7 @@ def _write_as(form: Format, wrong: str) -> Callable[..., None]:
         block_size: int,
         rope: int = own.rope,
     ) -> None:
-        formats = dict(_wrong_formats(sized(form, rows.shape[1], rope)))
+        formats = dict(wrong_formats(sized(form, rows.shape[1], rope)))
         write_bytes(formats[wrong], cache, rows, slots, block_size)
 
     return mutant
@@ -251,146 +245,13 @@ def _read_as(form: Format, wrong: str) -> Callable[..., torch.Tensor]:
         channels: int = own.channels,
         rope: int = own.rope,
     ) -> torch.Tensor:
-        return read_bytes(dict(_wrong_readers(sized(form, channels, rope)))[wrong], cache, slots, block_size)
+        return read_bytes(dict(wrong_readers(sized(form, channels, rope)))[wrong], cache, slots, block_size)
 
     return mutant
 
 
-def _encoding(form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]) -> Format:
-    """`form` whose parts pass through `change(rows, parts)` before they are stored."""
-    codec = form.codec
-    return replace(
-        form,
-        codec=replace(codec, encode=lambda rows, rope: change(rows, dict(codec.encode(rows, rope)))),
-    )
-
-
-def _encode(form: Format, rows: torch.Tensor) -> Parts:
-    return form.codec.encode(rows, form.codec.rope)
-
-
-def _decoding(form: Format, change: Callable[[dict[str, torch.Tensor]], Parts]) -> Format:
-    codec: Codec = form.codec
-    return replace(form, codec=replace(codec, decode=lambda parts: codec.decode(change(dict(parts)))))
-
-
-def _wrong_layouts(form: Format) -> Iterator[tuple[str, Format]]:
-    merged = tuple(field for section in form.sections for field in section)
-    yield (
-        "fields in reverse order",
-        replace(form, sections=tuple(section[::-1] for section in form.sections[::-1])),
-    )
-    if len(form.sections) > 1:
-        yield "scales beside their entry", replace(form, sections=(merged,))
-    else:
-        data, scales, pad = merged[:-2], merged[-2], merged[-1]
-        yield "scales after all entries", replace(form, sections=(data, (scales, pad)))
-    if merged[-1].name == "pad":
-        yield (
-            "no padding after the scales",
-            replace(form, sections=(*form.sections[:-1], form.sections[-1][:-1])),
-        )
-
-
-def _scale_bits(parts: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Parts:
-    scale = parts["scale"]
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[scale.dtype.itemsize]
-    return parts | {"scale": change(scale.view(integers)).view(scale.dtype)}
-
-
-def _halve_step(scale: torch.Tensor) -> torch.Tensor:
-    """Bits of half the scale: one less in the exponent."""
-    return scale - {torch.uint8: 1, torch.int16: 1 << 10, torch.int32: 1 << 23}[scale.dtype]
-
-
-def _wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
-    """Named wrong writers of a format."""
-    yield from _wrong_layouts(form)
-    yield (
-        "scale one exponent too small",
-        _encoding(form, lambda _, parts: _scale_bits(parts, _halve_step)),
-    )
-    yield (
-        "scale of the row before",
-        _encoding(form, lambda _, parts: _scale_bits(parts, lambda bits: bits.roll(1, 0))),
-    )
-    yield (
-        "low precision input",
-        _encoding(form, lambda rows, _: _encode(form, rows.to(torch.float8_e5m2).float())),
-    )
-    if _is_latent(form):
-        yield "scale floored instead of amax", _encoding(form, _floor_scale)
-        yield "scales cast as numbers", _encoding(form, _cast_scale)
-        yield (
-            "RoPE channels taken from the front",
-            _encoding(form, lambda rows, _: _encode(form, rows.roll(64, 1))),
-        )
-    elif form.name == "indexer_fp8":
-        yield "scale not rounded to a power of two", _encoding(form, _exact_scale)
-    elif form.name == "indexer_token_fp8":
-        yield (
-            "scale rounded to a power of two",
-            _encoding(form, lambda rows, _: _encode(_INDEXER_FP8, rows)),
-        )
-    elif form.name == "indexer_mxfp4":
-        yield (
-            "nibbles swapped",
-            _encoding(form, lambda rows, _: _encode(form, rows.unflatten(1, (-1, 2)).flip(2).flatten(1))),
-        )
-    else:
-        yield "range 128 instead of 127", _encoding(form, _range_128)
-        yield "values cut instead of rounded", _encoding(form, _cut_steps)
-
-
-_INDEXER_FP8 = next(form for form in FORMATS if form.name == "indexer_fp8")
-
-
-def _wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
-    """Named wrong readers of a format."""
-    yield from _wrong_layouts(form)
-    yield (
-        "scale one exponent too small",
-        _decoding(form, lambda parts: _scale_bits(parts, _halve_step)),
-    )
-    yield (
-        "scale of the row before",
-        _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.roll(1, 0))),
-    )
-    if _is_latent(form):
-        yield (
-            "tile scales in reverse",
-            _decoding(form, lambda parts: _scale_bits(parts, lambda bits: bits.flip(1))),
-        )
-
-
-def _floor_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    return _scale_bits(parts, lambda bits: bits.clamp(min=127 - 13))
-
-
-def _cast_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    numbers = scale_values(parts["scale"]).nan_to_num(0).clamp(max=255).to(torch.uint8)
-    return parts | {"scale": numbers.view(torch.float8_e8m0fnu)}
-
-
-def _exact_scale(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    scale = rows.abs().amax(1, keepdim=True).clamp(min=quant.ACT_FLOOR) / E4M3_MAX
-    return parts | {"values": round_e4m3(rows / scale), "scale": scale}
-
-
-def _range_128(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    scale = rows.abs().amax(1, keepdim=True) / 128
-    steps = (rows / scale).nan_to_num(0).round().clamp(-128, 127)
-    return parts | {"values": steps.to(torch.int8), "scale": scale.half()}
-
-
-def _cut_steps(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    steps = (rows / (rows.abs().amax(1, keepdim=True) / 127)).nan_to_num(0).clamp(-127, 127)
-    return parts | {"values": steps.trunc().to(torch.int8)}
-
-
 _EQUIVALENT_WRITES = {
     "write_targets: 1 -> 2 (2)": "every negative slot is a skipped one",
-    "write_keys: 0 -> 1": "keys have no RoPE part to place",
     "write_targets: True -> False": "a pivot without its dimension broadcasts the same",
     "write_bytes: 1 -> 2 (3)": "only the first page is gathered from",
 }
@@ -403,7 +264,7 @@ _ONE_SECTION = {
     f"data_columns: block_size * width -> {after}": "no section follows the only one"
     for after in ("block_size", "block_size / width")
 }
-_NO_ROPE = {"read_keys: 0 -> 1": "keys have no RoPE part to look for"}
+_NO_ROPE = "keys have no RoPE part"
 _ROPE = {"_decode_latent: parts['rope'].float() -> parts['rope']": "cat widens bf16 beside fp32"}
 _BY_FP32 = {_ROUNDS: "act_quant and the cast to bf16 take fp64 by way of fp32 themselves"}
 _EQUIVALENT = {
@@ -417,11 +278,9 @@ _EQUIVALENT = {
         "round_e4m3: x.float() -> x": "ratios are fp32 already",
         "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the cast to e4m3 saturates too",
     },
-    "read_cache_indexer_fp8": _NO_ROPE | dict([NO_257TH_CODE]),
-    "read_cache_indexer_token_fp8": _NO_ROPE | dict([NO_257TH_CODE]),
-    "read_cache_indexer_mxfp4": _NO_ROPE,
+    "read_cache_indexer_fp8": dict([NO_257TH_CODE]),
+    "read_cache_indexer_token_fp8": dict([NO_257TH_CODE]),
     "read_cache_indexer_int8": {
-        **_NO_ROPE,
         "_decode_int8: parts['scale'].float() -> parts['scale']": (
             "a product with an fp32 factor is fp32 without the cast too"
         ),
@@ -434,8 +293,10 @@ _EQUIVALENT = {
 for _form in FORMATS:
     _prove_write(_form)
     _prove_read(_form)
-    for _contract, _shared in (
-        (WRITES[_form.name], _EQUIVALENT_WRITES),
-        (READS[_form.name], _EQUIVALENT_READS),
+    for _contract, _shared, _step in (
+        (WRITES[_form.name], _EQUIVALENT_WRITES, "write_keys"),
+        (READS[_form.name], _EQUIVALENT_READS, "read_keys"),
     ):
         _contract.explain(_shared, _EQUIVALENT.get(_contract.name, {}))
+        if not is_latent(_form):
+            _contract.explain({f"{_step}: 0 -> 1": _NO_ROPE})

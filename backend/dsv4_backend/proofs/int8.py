@@ -1,4 +1,4 @@
-"""Proof of W8A8 products and of the SwiGLU between them (spec/ascend-operators.md 4.7, 4.14)."""
+"""Proof of W8A8 products and of the SwiGLU between them (spec/deployments.md 2, 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof of MX products and of the SwiGLU between them (spec/ascend-operators.md 4.7, 4.14): cases, oracles, faults."""
+"""Proof of MX products and of the SwiGLU between them (spec/deployments.md 3, 4): cases, oracles, faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof of per-token quantisation (spec/ascend-operators.md 4.6): cases, oracles, named faults."""
+"""Proof of per-token quantisation (spec/deployments.md 1): cases, oracles, named faults."""
 
 from __future__ import annotations
 

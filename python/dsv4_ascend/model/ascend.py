@@ -1,15 +1,6 @@
-"""Rounding points of Ascend's kernels that profiles emulate (spec/ascend-operators.md 4.4, 4.6, 4.8, 4.10).
+"""Rounding points of Ascend's kernels that no operator has by itself: what the profiles emulate.
 
-What both deployment profiles do, by the codes of the launch plan: HF (mixes cut to HF32 while
-loading), HN (one rounding in the norm of queries), I8 or MX (activations and weights), NQ (wq_a
-and wkv in bf16), W2 (routing weight after w2), K8 or KF (index keys and queries); A2/A3: C0
-(latent cache in bf16); A5: WOA and SB (wo_a's input in MX, bf16 scores).
-
-Not emulated, because documents do not decide the bits or no operator of ours has them: attention
-in tiles of 512 keys (P512; ours are 64), which of equal scores is chosen (TIE; ours the smaller
-index), the order of fp32 sums, the shared expert before the routed ones in their sum (SUM),
-whether a norm fused with quantisation rounds to bf16 in between (ours does), the missing floor of
-1e-4 in such a norm on A5, and page formats of equal values (608 bytes beside `a5`'s 640).
+spec/deployments.md 8 says what each profile does at each site, 9 what is not emulated.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ A2A3_INT8 = Profile(
     CacheFormats(index_keys="indexer_int8"),
     INT8_STORAGE,
 )
-"""Ascend A2 and A3: W8A8, latent cache in bf16 without rounding, int8 index keys and queries (see ascend.py)."""
+"""Ascend A2 and A3: W8A8, bf16 latent cache that rounds no further, int8 index keys (spec/deployments.md 8)."""
 A5_MX = Profile(
     "a5-mx",
     torch.bfloat16,
@@ -113,7 +113,7 @@ A5_MX = Profile(
     CacheFormats("a5", "indexer_token_fp8"),
     MX_STORAGE,
 )
-"""Ascend A5: MX-FP8 with MX-FP4 experts, FP8 latent cache, e4m3 index keys and queries (see ascend.py)."""
+"""Ascend A5: MX-FP8, MX-FP4 experts, FP8 latent cache, e4m3 index keys (spec/deployments.md 8)."""
 PROFILES = {profile.name: profile for profile in (IDEAL, OFFICIAL, A2A3_INT8, A5_MX)}
 
 

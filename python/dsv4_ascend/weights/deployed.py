@@ -1,7 +1,6 @@
 """Weights as Ascend deployments keep them: a class per format with its products, and how a stored weight becomes one.
 
-Sources: spec/ascend-operators.md 6 (formats), 4.7, 4.12, 4.14 (products); official FP8 and FP4
-become MX without error.
+Sources: spec/deployments.md 2 to 5. Official FP8 and FP4 become MX without error.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def _stack(weight: Stored) -> Codes:
 
 
 class DeployedExperts(ExpertWeights):
-    """Experts whose routing weight multiplies after w2, in fp32 (spec/ascend-operators.md 4.15)."""
+    """Experts whose routing weight multiplies after w2, in fp32 (spec/deployments.md 4)."""
 
     @abstractmethod
     def run(

@@ -52,7 +52,7 @@ class Twin:
         while copied.length < source.length:
             cache.grow(copied, min(cache.max_step_tokens, source.length - copied.length))
         for pools in cache.pools:
-            for group, pages in pools.values():
+            for group, pages, *_ in pools.values():
                 count = len(copied.blocks[group])
                 pages[copied.blocks[group]] = pages[source.blocks[group][:count]]
         return copied

@@ -1,13 +1,12 @@
 """Profiles a2a3-int8 and a5-mx: what each weight becomes, and each rounding point against a formula written here.
 
-Sources: spec/ascend-operators.md 4 and 6, the deviations of the launch plan (HF, HN, NQ, I8, MX,
-WOA, W2, C0, K8, KF, SB). Roundings inside one operator are tested with that operator.
+Sources: spec/deployments.md 2 to 5, 7, 8. Roundings inside one operator are tested with it, the
+indexer in test_deployment_indexer.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from quantised_networks import QUANTISED, write_quantised
 from tiny_networks import CONFIG, random_model
 from torch.nn.functional import linear, silu
 
-from dsv4_ascend.model import ascend, attention
 from dsv4_ascend.model import profile as profile_module
 from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.model import Model, load
@@ -31,7 +29,7 @@ from dsv4_ascend.weights.formats import Float
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.quant import act_qdq
-from dsv4_backend.proofs.numerics import BF16, E4M3
+from dsv4_backend.proofs.numerics import BF16
 
 LENGTH = 96
 IDS = torch.randint(0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)).tolist()
@@ -70,7 +68,7 @@ QUANTISED_LINEARS = ("wq_b", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
 
 
 @both
-def test_every_linear_has_the_format_of_the_launch_plan(models: dict[str, Model], name: str) -> None:
+def test_every_linear_has_the_format_of_its_site(models: dict[str, Model], name: str) -> None:
     codes = {"a2a3-int8": Int8, "a5-mx": Mx8}[name]
     wo_a = {"a2a3-int8": Float, "a5-mx": Mx8}[name]
     wanted = dict.fromkeys(LEFT_IN_BF16, Float) | dict.fromkeys(QUANTISED_LINEARS, codes) | {"wo_a": wo_a}
@@ -240,7 +238,7 @@ def values(stack: ExpertStack, e: int) -> torch.Tensor:
 
 
 @both
-def test_experts_round_where_the_launch_plan_does(models: dict[str, Model], name: str) -> None:
+def test_experts_round_where_the_chips_do(models: dict[str, Model], name: str) -> None:
     experts = models[name].network.layers[1].ffn.experts
     ends = [0, *torch.tensor([5, 0, 9, 1, 17, 3, 2, 11]).cumsum(0).tolist()]
     offsets = torch.tensor(ends, dtype=torch.int32)
@@ -277,115 +275,6 @@ def test_the_norm_of_queries_rounds_once(name: str) -> None:
     got = PROFILES[name].head_norm(q, 1e-6).float().numpy()
     assert (got == want.astype(np.float32)).mean() > 0.999
     assert (head_rms_norm(q, 1e-6).float().numpy() == want.astype(np.float32)).mean() < 0.9
-
-
-# The indexer.
-
-
-class Seen:
-    """What one prefill handed to the index scores and to the selection, and what it was made from."""
-
-    def __init__(self, model: Model, patch: pytest.MonkeyPatch) -> None:
-        self.scored: tuple[torch.Tensor, ...] = ()
-        self.selected = self.rotated = self.keys = self.x = torch.empty(0)
-        rope, scores, topk = attention.rope, attention.indexer_scores, attention.topk_indices
-
-        def seen_rope(x: torch.Tensor, *more: object) -> torch.Tensor:
-            result = rope(x, *more)
-            if x.shape[1:] == (QUANTISED.index_n_heads, QUANTISED.index_head_dim):
-                self.rotated = result
-            return result
-
-        def seen_scores(*given: torch.Tensor) -> torch.Tensor:
-            self.scored = given
-            return scores(*given)
-
-        def seen_topk(given: torch.Tensor, *more: object) -> torch.Tensor:
-            self.selected = given
-            return topk(given, *more)
-
-        for attribute, seen in (
-            ("rope", seen_rope),
-            ("indexer_scores", seen_scores),
-            ("topk_indices", seen_topk),
-        ):
-            patch.setattr(attention, attribute, seen)
-        (self.indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
-        self.indexer.compressor.register_forward_hook(self._keep)
-
-    def _keep(self, module: object, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
-        self.x, self.keys = given[0], result
-
-
-SIGNS = np.array([[(-1) ** bin(i & j).count("1") for j in range(64)] for i in range(64)], np.float64)
-
-
-def index_by_hand(rows: np.ndarray, name: str) -> np.ndarray:
-    """Rotated by the +-1 matrix to bf16, then codes with a scale per row: fp16 beside int8, fp32 beside e4m3."""
-    turned = (rows.astype(np.float64) @ SIGNS).astype(np.float32).astype(BF16).astype(np.float32)
-    amax = np.abs(turned).max(-1, keepdims=True)
-    if name == "a2a3-int8":
-        scale = amax / np.float32(127)
-        return np.rint(turned / scale).astype(np.float32) * scale.astype(np.float16).astype(np.float32)
-    scale = amax / np.float32(448)
-    return (turned / scale).astype(E4M3).astype(np.float32) * scale
-
-
-def index_points(model: Model, patch: pytest.MonkeyPatch, name: str) -> dict[str, bool]:
-    """Which rounding points of the indexer one prefill shows."""
-    seen = Seen(model, patch)
-    with torch.inference_mode():
-        model.forward(IDS)
-    queries, pages, weights = seen.scored[:3]
-    stored = {tuple(row) for row in pages.flatten(0, 1).tolist()}
-    keys = index_by_hand(seen.keys[: LENGTH // 4].float().numpy(), name)
-    exact = linear(seen.x.float(), seen.indexer.weights_proj.weight.float())
-    rounded = exact.half().float() if name == "a2a3-int8" else exact
-    return {
-        "keys": {tuple(row) for row in keys.tolist()} <= stored,
-        "queries": np.array_equal(queries.numpy(), index_by_hand(seen.rotated.float().numpy(), name)),
-        "weights": torch.equal(weights, rounded) and not torch.equal(weights, weights.bfloat16().float()),
-        "scores": (seen.selected.dtype == torch.bfloat16) == (name == "a5-mx"),
-    }
-
-
-@both
-def test_the_indexer_rounds_where_the_launch_plan_does(
-    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    assert set(index_points(models[name], monkeypatch, name).values()) == {True}
-
-
-def _unturned(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-Form = profile_module.IndexFormat
-REMOVED: dict[str, tuple[str, Callable[[Form], dict[str, object]]]] = {
-    "keys not rotated": ("keys", lambda form: {"keys": _unturned}),
-    "queries not quantised": (
-        "queries",
-        lambda form: {"queries": lambda q: ascend.rotate(q).float()},
-    ),
-    "weights in bf16": ("weights", lambda form: {"weights": lambda w, x, f: w(x).float()}),
-    "scores of the other chip": (
-        "scores",
-        lambda form: {"scores": _unturned if form.scores is ascend.bf16_scores else ascend.bf16_scores},
-    ),
-}
-
-
-@both
-@pytest.mark.parametrize("removed", REMOVED)
-def test_a_removed_rounding_point_of_the_indexer_is_noticed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, removed: str
-) -> None:
-    model = load(folder, profile=name)
-    (indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
-    point, change = REMOVED[removed]
-    indexer.form = dataclasses.replace(indexer.form, **change(indexer.form))
-    found = index_points(model, monkeypatch, name)
-    assert [name for name, there in found.items() if not there] == [point]
 
 
 # Latent caches.
