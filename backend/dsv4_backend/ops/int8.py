@@ -122,7 +122,7 @@ def swiglu_codes(
         weight_scale.shape[0],
         lambda e, part: scaled_by(sums[part], weight_scale[e], x_scale[part]),
     )
-    gate, up = wide.chunk(2, -1)
+    gate, up = wide.detach().chunk(2, -1)
     q, scale = quantise(product(gate, up, limit))
     return q, scale
 
@@ -156,7 +156,7 @@ def int8_swiglu_quant(
     weight_scale: fp32 [E, 2m]; x_scale: fp32 [M]; expert_offsets: int32 [E+1], from 0 to M, never
     falling; limit: > 0, as in `swiglu`. g and u are sums * weight_scale * x_scale; h = silu(min(g,
     limit)) * clamp(u, -limit, limit), nothing rounded to bf16 in between and no routing weight.
-    Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h. Zero rows give empty
+    Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h. No gradient. Zero rows give empty
     results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/deployments.md 4,
     spec/v4.md 5.2.
     """
