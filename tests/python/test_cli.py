@@ -109,6 +109,32 @@ def test_ops_names_every_operator_and_reason(run):
     assert spec_rows == sorted(spec_rows)
 
 
+def test_ops_answers_for_chips_that_are_not_here(run):
+    code, out, _ = run("ops", "--chip", "A2", "--chip", "Ascend950PR_9599", "--json")
+    devices = {row["name"]: row["devices"] for row in json.loads(out)["operators"]}
+    assert code == 0
+    assert devices["hc_pre"]["A2"]["name"] == "reference"
+    assert "A5 from CANN 9.0" in devices["hc_pre"]["A2"]["reason"]
+    assert devices["hc_pre"]["Ascend950PR_9599"]["name"] == "hc_pre/aclnnMhcPre"
+    assert devices["sample"]["A2"] == {"name": "reference", "reason": "no kernel for this device in this build"}
+
+
+def test_ops_asks_with_the_cann_and_the_packages_given(run):
+    _, out, _ = run("ops", "--chip", "A3", "--cann", "9.0.0", "--package", "builtin", "--json")
+    (post,) = [row for row in json.loads(out)["operators"] if row["name"] == "hc_post"]
+    assert "A2, A3 from CANN 9.1" in post["devices"]["A3"]["reason"]
+    _, out, _ = run("ops", "--chip", "A3", "--package", "recipes", "--json")
+    (norm,) = [row for row in json.loads(out)["operators"] if row["name"] == "rms_norm"]
+    assert norm["devices"]["A3"]["name"] == "reference"
+
+
+@pytest.mark.parametrize("options", [("--chip", "H100"), ("--chip", "A2", "--package", "cuda"), ("--chip", "")])
+def test_ops_refuses_other_chips_and_packages(run, options):
+    code, _, err = run("ops", *options)
+    assert code == 2
+    assert options[-2] in err
+
+
 def test_ops_table(run):
     code, out, _ = run("ops")
     assert code == 0

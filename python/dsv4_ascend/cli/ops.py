@@ -18,7 +18,9 @@ from dsv4_backend import OPERATORS, dispatch
 from dsv4_backend.contract import Operator
 from dsv4_backend.support import npu_fault
 
-DEVICES = ("cpu", "npu")
+CHIPS = ("A2", "A3", "A5")
+PACKAGES = ("builtin", "vllm-ascend", "recipes")
+"""Operator packages for Ascend: CANN's own, vllm-ascend's, cann-recipes-infer's."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Implementation:
     reason: str
 
 
+Machines = dict[str, tuple[str, dispatch.Context | None]]
+"""Heading of a column -> device, and the machine to ask about; None: this one."""
+
 app = typer.Typer()
 app.command("new")(new)
 
@@ -36,6 +41,15 @@ app.command("new")(new)
 @app.callback(invoke_without_command=True)
 def ops(
     context: typer.Context,
+    chip: Annotated[
+        list[str] | None,
+        typer.Option(help="A2, A3, A5 or a SoC name, here or not; repeatable.", metavar="CHIP"),
+    ] = None,
+    cann: Annotated[str, typer.Option(help="The CANN that --chip has.")] = "9.1.0",
+    package: Annotated[
+        list[str] | None,
+        typer.Option(help=f"An operator package that --chip has: {', '.join(PACKAGES)}; repeatable."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     docs: Annotated[
         Path | None,
@@ -45,22 +59,36 @@ def ops(
     """List every operator with the implementation that runs it on each device, and the reason.
 
     A native kernel is asked about the operator's own parity cases; the others of its calls run the reference.
+    With --chip it is asked for that machine: by what documents say, not by what is installed.
     """
     if context.invoked_subcommand is not None:
         return
     if docs is not None:
         _write(docs)
         return
+    machines = _machines(chip, cann, tuple(package or PACKAGES[:1]))
     found = sorted(OPERATORS.values(), key=lambda op: (op.rows, op.name))
-    rows = [(op, {device: implementation(op, device) for device in DEVICES}) for op in found]
+    rows = [(op, {name: implementation(op, *machine) for name, machine in machines.items()}) for op in found]
     if json:
         print_json({"operators": [_as_json(op, answers) for op, answers in rows]})
         return
-    table = Table("operator", "spec rows", *(f"{c}" for d in DEVICES for c in (d, f"why on {d}")), box=None)
+    table = Table("operator", "spec rows", *(c for name in machines for c in (name, f"why on {name}")), box=None)
     for op, answers in rows:
-        cells = (cell for device in DEVICES for cell in (answers[device].name, escape(answers[device].reason)))
+        cells = (cell for answer in answers.values() for cell in (answer.name, escape(answer.reason)))
         table.add_row(f"[bold]{op.name}[/]", ", ".join(map(str, op.rows)), *cells)
     console().print(table)
+
+
+def _machines(chips: list[str] | None, cann: str, packages: tuple[str, ...]) -> Machines:
+    """CPU and NPU of this machine, or the chips that are asked about."""
+    for name in packages:
+        if name not in PACKAGES:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(PACKAGES)}", param_hint="--package")
+    for name in chips or ():
+        if not name.startswith(("Ascend", *CHIPS)):
+            raise typer.BadParameter(f"{name!r} is not {', '.join(CHIPS)} or a SoC name", param_hint="--chip")
+    asked: Machines = {c: ("npu", dispatch.Context("portable", c, cann, packages)) for c in chips or ()}
+    return asked or {"cpu": ("cpu", None), "npu": ("npu", None)}
 
 
 def _write(folder: Path) -> None:
@@ -71,20 +99,23 @@ def _write(folder: Path) -> None:
     print(f"{len(OPERATORS)} operators: {len(changed)} pages changed in {folder}")
 
 
-def implementation(operator: Operator, device: str) -> Implementation:
-    """Which implementation of `operator` the dispatcher picks on `device`, as far as can be said without arguments."""
-    fault = npu_fault() if device == "npu" else None
-    kernels = dispatch.native_kernels().get((operator.name, device))
+def implementation(operator: Operator, device: str, context: dispatch.Context | None = None) -> Implementation:
+    """Which implementation of `operator` the dispatcher picks on `device`, as far as can be said without arguments.
+
+    context: a machine to ask about instead of this one.
+    """
+    fault = npu_fault() if device == "npu" and context is None else None
     if fault is not None:
         return Implementation("none", fault)
-    if kernels is None:
-        return Implementation("reference", "no kernel for this device in this build")
-    return Implementation(*_coverage(operator, device))
+    if (operator.name, device) not in dispatch.native_kernels():
+        return Implementation("reference", dispatch.NO_KERNEL)
+    return Implementation(*_coverage(operator, device, context))
 
 
-def _coverage(operator: Operator, device: str) -> tuple[str, str]:
+def _coverage(operator: Operator, device: str, context: dispatch.Context | None) -> tuple[str, str]:
     """The candidate that runs most of the operator's cases, and how many of them run natively."""
-    answers = [dispatch.support(operator.name, *c.arguments, device=device) for c in operator.iterate_cases()]
+    cases = operator.iterate_cases()
+    answers = [dispatch.support(operator.name, *c.arguments, device=device, context=context) for c in cases]
     refusals = [answer.reason for answer in answers if not answer]
     names = Counter(answer.reason for answer in answers if answer)
     name = names.most_common(1)[0][0] if names else "reference"
