@@ -5,7 +5,8 @@ import json
 import sys
 
 import torch  # noqa: F401  (libopapi is linked against it)
-from dsv4_backend.softnpu import library_folder
+
+from softnpu import library_folder
 
 library = ctypes.CDLL(str(library_folder() / "libopapi.so"))
 library.softnpu_signature.restype = ctypes.c_char_p
