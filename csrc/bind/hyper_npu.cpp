@@ -10,20 +10,14 @@ namespace {
 
 constexpr std::initializer_list<at::ScalarType> kHalves = {at::kBFloat16, at::kHalf};
 
-WhyNot not_streams(const Context& context, const at::Tensor& x) {
-  const int64_t n = x.size(1), width = x.size(2);
-  if (npu::generation_of(context.machine.chip) == npu::Generation::a5) {
-    return unless(n == 4 || n == 6 || n == 8, "A5 takes 4, 6 or 8 streams");
-  }
-  return first(unless(n == 4, "A2 and A3 take 4 streams"),
-               unless(width % 128 == 0 && width <= 100000, "A2 and A3 take a multiple of 128 channels, up to 100000"));
-}
-
 struct Post {
   static WhyNot why_not(const Context& context, const at::Tensor& z, const at::Tensor& x, const at::Tensor&,
                         const at::Tensor&) {
-    return first(not_available<npu::MhcPost>(context), not_of("x", x, kHalves), not_of("z", z, {x.scalar_type()}),
-                 not_streams(context, x));
+    const int64_t width = x.size(2);
+    return first(
+        not_available<npu::MhcPost>(context), not_of("x", x, kHalves), not_of("z", z, {x.scalar_type()}),
+        unless(x.size(1) == 4, "the chip takes 4 streams"),
+        unless(width % 128 == 0 && width <= 100000, "the chip takes a multiple of 128 channels, up to 100000"));
   }
 
   static at::Tensor run(const at::Tensor& z, const at::Tensor& x, const at::Tensor& post, const at::Tensor& comb) {
@@ -42,9 +36,10 @@ struct Post {
 struct Pre {
   static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
                         const at::Tensor&, int64_t rounds, double, double) {
-    const bool fits = x.size(2) % 16 == 0 && x.size(2) <= 16384;
+    const int64_t n = x.size(1), width = x.size(2);
     return first(not_available<npu::MhcPre>(context), not_available<npu::MhcSinkhorn>(context), not_of("x", x, kHalves),
-                 not_streams(context, x), unless(fits, "the chip takes a multiple of 16 channels, up to 16384"),
+                 unless(n == 4 || n == 6 || n == 8, "the chip takes 4, 6 or 8 streams"),
+                 unless(width % 16 == 0 && width <= 16384, "the chip takes a multiple of 16 channels, up to 16384"),
                  unless(rounds <= 100, "the chip does at most 100 rounds of Sinkhorn"));
   }
 

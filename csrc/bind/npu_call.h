@@ -40,8 +40,15 @@ class NpuCall {
 // Why a machine has no such function; for predicates.
 template <class Function>
 WhyNot not_available(const Context& context) {
-  const std::string reason = npu::missing(Function::symbol, Function::versions, context.machine);
-  return reason.empty() ? WhyNot() : WhyNot(reason);
+  const auto ask = [](const npu::Machine& machine) {
+    const std::string reason = npu::missing(Function::symbol, Function::versions, machine);
+    return reason.empty() ? WhyNot() : WhyNot(reason);
+  };
+  if (&context != &npu_context()) {
+    return ask(context.machine);
+  }
+  static const WhyNot here = ask(npu_context().machine);  // looking a symbol up costs more than a launch
+  return here;
 }
 
 // The first reason there is.

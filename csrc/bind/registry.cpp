@@ -222,7 +222,8 @@ class Operator {
   void announce(c10::DeviceType device, const std::string& reason) const {
     static std::mutex mutex;
     static std::set<std::string> announced;
-    const bool any = !candidates_.at(device).empty();
+    const auto found = candidates_.find(device);
+    const bool any = found != candidates_.end() && !found->second.empty();
     const std::string what = any ? "dsv4::" + name() : "dsv4::" + name() + ", as every operator without a kernel,";
     const std::lock_guard lock(mutex);
     if (announced.insert(any ? name() : "").second) {

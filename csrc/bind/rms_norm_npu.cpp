@@ -9,8 +9,7 @@ namespace {
 
 WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& weight, double) {
   const auto types = {at::kFloat, at::kHalf, at::kBFloat16};
-  return first(not_available<npu::RmsNorm>(context), not_of("x", x, types),
-               not_of("weight", weight, {x.scalar_type(), at::kFloat}),
+  return first(not_available<npu::RmsNorm>(context), not_of("x", x, types), not_of("weight", weight, types),
                unless(x.dim() <= 8, "x has more than 8 dimensions"));
 }
 
@@ -22,8 +21,10 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
   std::vector<int64_t> rows = x.sizes().vec();
   rows.back() = 1;
   const at::Tensor rstd = at::empty(rows, x.options().dtype(at::kFloat));
+  const bool fits = weight.scalar_type() == x.scalar_type() || weight.scalar_type() == at::kFloat;
+  const at::Tensor gamma = fits ? weight : weight.to(at::kFloat);
   NpuCall call("rms_norm", x);
-  call.launch(npu::RmsNorm{call.in(x), call.in(weight), eps, call.out(y), call.out(rstd)});
+  call.launch(npu::RmsNorm{call.in(x), call.in(gamma), eps, call.out(y), call.out(rstd)});
   return y;
 }
 

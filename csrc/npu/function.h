@@ -74,14 +74,6 @@ struct Int : Number<int64_t> {
   static constexpr const char* c_type = "int64_t";
   using Number::Number;
 };
-struct Bool : Number<bool> {
-  static constexpr const char* c_type = "bool";
-  using Number::Number;
-};
-struct Ints {
-  static constexpr const char* c_type = "const aclIntArray*";
-  std::span<const int64_t> values;
-};
 
 #define DSV4_ARGUMENTS(...)                               \
   static constexpr std::string_view names = #__VA_ARGS__; \

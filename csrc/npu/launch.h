@@ -31,7 +31,6 @@ class Descriptors {
   AclTensor* make(const Out& argument) { return tensor(argument.view); }
   AclTensor* make(const OptionalIn& argument) { return argument.view == nullptr ? nullptr : tensor(*argument.view); }
   AclTensor* make(const OptionalOut& argument) { return argument.view == nullptr ? nullptr : tensor(*argument.view); }
-  AclIntArray* make(const Ints& argument);
   template <class T>
   T make(const Number<T>& argument) {
     return argument.value;
@@ -41,7 +40,6 @@ class Descriptors {
   AclTensor* tensor(const View& view);
 
   std::vector<const AclTensor*> tensors_;
-  std::vector<const AclIntArray*> arrays_;
 };
 
 struct Prepared {

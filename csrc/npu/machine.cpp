@@ -20,13 +20,14 @@ std::string installed_cann(const SharedLibrary& runtime) {
 std::optional<Generation> generation_of(const std::string& chip) {
   struct Family {
     const char* prefix;
+    const char* name;
     Generation generation;
   };
-  constexpr std::array families = {Family{"Ascend910_93", Generation::a3}, Family{"Ascend910B", Generation::a2},
-                                   Family{"Ascend950", Generation::a5},    Family{"A2", Generation::a2},
-                                   Family{"A3", Generation::a3},           Family{"A5", Generation::a5}};
+  constexpr std::array families = {Family{"Ascend910_93", "A3", Generation::a3},
+                                   Family{"Ascend910B", "A2", Generation::a2},
+                                   Family{"Ascend950", "A5", Generation::a5}};
   for (const Family& family : families) {
-    if (chip.starts_with(family.prefix)) {
+    if (chip.starts_with(family.prefix) || chip == family.name) {
       return family.generation;
     }
   }

@@ -61,11 +61,12 @@ std::optional<Package> vendor_of(const SharedLibrary& library) {
 
 std::vector<SharedLibrary> builtin_libraries(const std::string& home) {
   std::vector<SharedLibrary> libraries;
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(home + "/lib64", ignored)) {
-    const std::string name = entry.path().filename();
-    if (name.starts_with("libopapi_") && name.ends_with(".so")) {
-      libraries.push_back(SharedLibrary::open(entry.path()));
+  std::error_code error;
+  auto entry = home.empty() ? fs::directory_iterator() : fs::directory_iterator(home + "/lib64", error);
+  for (; entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    if (name.starts_with("libopapi_") && name.ends_with(".so") && is_trusted(entry->path())) {
+      libraries.push_back(SharedLibrary::open(entry->path()));
     }
   }
   libraries.push_back(SharedLibrary::open("libopapi.so"));

@@ -261,3 +261,16 @@ def test_strict_refuses_to_differentiate_the_reference_in_silence():
         with pytest.raises(UnsupportedError, match="gradient"):
             torch.ops.dsv4.rms_norm(x, torch.ones(4), 1e-6)
         torch.ops.dsv4.rms_norm(x.detach(), torch.ones(4), 1e-6)
+
+
+def test_a_device_that_nobody_serves_runs_the_reference():
+    """In a process of its own: the lazy backend starts once, and the announcement comes once."""
+    program = (
+        "import torch, torch._lazy, torch._lazy.ts_backend; from dsv4_backend.ops.norm import rms_norm\n"
+        "torch._lazy.ts_backend.init(); x = torch.randn(3, 8)\n"
+        "y = rms_norm(x.to('lazy'), torch.ones(8).to('lazy'), 1e-6).cpu()\n"
+        "print(torch.allclose(y, rms_norm(x, torch.ones(8), 1e-6)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+    assert "runs as its PyTorch reference on lazy" in done.stderr

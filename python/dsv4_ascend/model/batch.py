@@ -47,7 +47,7 @@ class Batch:
     positions: torch.Tensor
     rows: int
     max_seq_len: int | None = None
-    _found: _Found = field(default_factory=dict, repr=False, compare=False)
+    _found: _Found = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def last_rows(self) -> torch.Tensor:

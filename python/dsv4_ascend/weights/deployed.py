@@ -47,17 +47,6 @@ from dsv4_backend.ops.token_quant import int8_token_quant
 Codes = tuple[torch.Tensor, torch.Tensor]
 
 
-def _one_expert(x: torch.Tensor) -> torch.Tensor:
-    """Offsets int32 [2] that give all rows to the only expert."""
-    return torch.tensor([0, x.shape[0]], dtype=torch.int32, device=x.device)
-
-
-def _stack(weight: Stored) -> Codes:
-    """A matrix as the only one of a stack."""
-    scale = weight.scale.view(torch.uint8) if weight.scale.itemsize == 1 else weight.scale
-    return weight.weight.unsqueeze(0), scale.unsqueeze(0).view(weight.scale.dtype)
-
-
 class DeployedExperts(ExpertWeights):
     """Experts whose routing weight multiplies after w2, in fp32 (spec/deployments.md 4)."""
 
@@ -252,8 +241,7 @@ def _each_expert(weight: ExpertWeights, quantise: Callable[[torch.Tensor], Codes
     for e in range(weight.weight.shape[0]):
         code, scale = quantise(_expert_values(weight, e))
         if codes is None or scales is None:
-            codes, scales = (torch.empty(weight.weight.shape[0], *t.shape, dtype=t.dtype) for t in (code, scale))
-            codes, scales = codes.to(code.device), scales.to(scale.device)
+            codes, scales = (t.new_empty(weight.weight.shape[0], *t.shape) for t in (code, scale))
         codes[e], scales[e] = code, scale
     if codes is None or scales is None:
         raise ArgumentError("experts: found none, expected at least one")

@@ -75,7 +75,8 @@ if sys.argv[2:]:
     same("ragged batch", *(model.generate(ragged, max_new_tokens=3) for model in (npu, cpu)))
     found = npu.forward(torch.tensor([0, 5, 9]))
     same("device of forward", (found.device.type, found.device.index, found.dtype), ("npu", 1, torch.float32))
-    same("native on npu", dispatch.support("rms_norm", found, found[0], 1e-6).native, False)
+    same("native on npu", dispatch.support("rms_norm", found, found[0], 1e-6).native, True)
+    same("native on npu", dispatch.support("embed_streams", torch.tensor([0]).npu(), found, 4).native, False)
 for problem in problems:
     print("PROBLEM", problem)
 print(f"first commands: {len(problems)} problems")
