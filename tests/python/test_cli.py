@@ -38,7 +38,7 @@ def wrong_norm(monkeypatch):
     """rms_norm as if its reference were wrong, and as if one fault were no fault."""
     original = rms_norm.reference
     monkeypatch.setattr(rms_norm, "reference", lambda x, weight, eps: 2 * original(x, weight, eps))
-    monkeypatch.setitem(rms_norm.faults, "none at all", original)
+    monkeypatch.setitem(rms_norm._faults, "none at all", original)
 
 
 def test_help_lists_every_command(run):

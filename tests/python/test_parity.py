@@ -181,7 +181,7 @@ def test_a_mutant_with_a_python_mistake_is_not_taken_for_a_fault(monkeypatch):
     [
         # of another module
         ("compress", "closed_blocks: first[sequence] + row - before -> first[sequence] + row"),
-        ("write_cache_indexer_int8", "_encode_int8: amax / 127 -> amax"),  # in a record of a closure
+        ("write_cache_indexer_int8", "_encode_int8: scale.clamp(max=largest) -> scale"),  # in a record of a closure
         (
             "read_cache_indexer_mxfp4",
             "data_columns: block_size * width -> block_size",
