@@ -5,11 +5,10 @@ import sys
 
 import torch
 import torch_npu  # noqa: F401
-from seeds import seed
 from torch import nn
 
 torch.set_num_threads(1)
-generator = torch.Generator().manual_seed(seed("inputs"))
+generator = torch.Generator().manual_seed(3)
 
 
 def floats(*shape):
@@ -93,7 +92,7 @@ worst, count = 0.0, 0
 for name, (make, x) in MODELS.items():
     for optimiser in OPTIMISERS:
         for loss in LOSSES:
-            torch.manual_seed(seed(name))
+            torch.manual_seed(1)
             model = make()
             classes = 17 if name == "transformer" else 3
             target = torch.randint(0, classes, (21 if name == "transformer" else 5,), generator=generator)
