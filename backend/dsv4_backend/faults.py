@@ -56,6 +56,11 @@ OUTPUT_FAULTS: dict[str, Callable[[torch.Tensor], None]] = {
 """Edits in place of an output [T, ...], or of the bytes of one in FP8 or E8M0; integers hold no NaN."""
 
 
+def on_bytes(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An edit of the bytes of a tensor of one-byte elements, as FP8, E8M0 and packed FP4 are."""
+    return lambda t: edit(t.contiguous().view(torch.uint8)).to(torch.uint8).view(t.dtype)
+
+
 class Faults:
     """The named faults of one reference; base of `contract.Operator`."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 from dsv4_backend.contract import Operator, Tolerance, compute, operator
+from dsv4_backend.experts import by_expert, check_by_expert
 from dsv4_backend.ops.formats import e4m3_values, scale_values
 from dsv4_backend.ops.quant import dequantize_fp4, dequantize_fp8
 
@@ -103,21 +103,12 @@ def _declare(
         tolerance=_TOLERANCE,
     )(reference)
 
-    @contract.shapes
-    def _(
-        x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor
-    ) -> None:
+    def check(x: torch.Tensor, x_scale: torch.Tensor | None, *_: torch.Tensor) -> None:
         _check_activations(contract, x, x_scale)
-        _check_experts(contract, weight)
         if x.shape[1] % form.channels:
             raise contract.reject("x", f"{x.shape[1]} channels", f"a multiple of {form.channels}, one scale for each")
 
-    @contract.contents
-    def _(
-        x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor
-    ) -> None:
-        _check_offsets(contract, offsets, x.shape[0])
-
+    check_by_expert(contract, "weight", "x", check)
     return contract
 
 
@@ -131,10 +122,11 @@ def quantised_product(
 ) -> torch.Tensor:
     """Reference of both grouped products of quantised weights."""
     rows = dequantize_rows(x, x_scale)
-    product = grouped_product(
-        rows, weight, expert_offsets, lambda e: form.dequantise(weight[e], weight_scale[e]).to(rows.dtype)
-    )
-    return product.to(_output_dtype(x, x_scale))
+
+    def product(e: int, part: slice) -> torch.Tensor:
+        return rows[part] @ form.dequantise(weight[e], weight_scale[e]).to(rows.dtype).T
+
+    return by_expert(expert_offsets, rows, product).to(_output_dtype(x, x_scale))
 
 
 fp8_grouped_gemm, fp4_grouped_gemm = (_declare(name, form) for name, form in STORED.items())
@@ -156,36 +148,11 @@ def grouped_gemm(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Te
     rows = compute(x)
     # One view per expert in one step: the gradient of a single view is as large as all experts.
     experts = weight.unbind() if weight.requires_grad else weight
-    return grouped_product(rows, weight, expert_offsets, lambda e: experts[e].to(rows.dtype)).to(x.dtype)
 
+    def product(e: int, part: slice) -> torch.Tensor:
+        return rows[part] @ experts[e].to(rows.dtype).T
 
-def grouped_product(
-    rows: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor, matrix: Callable[[int], torch.Tensor]
-) -> torch.Tensor:
-    """[T, N]: every row times the transposed matrix(e) [N, K] of its expert e; N and E are those of `weight`."""
-    if not _has_values(expert_offsets):
-        return _traced_product(rows, weight, expert_offsets, matrix)
-    bounds = expert_offsets.tolist()
-    # Experts without rows are not widened. Without any row one is: the result has its size and its gradient.
-    active = [e for e, (low, high) in enumerate(pairwise(bounds)) if low < high] or [0]
-    return torch.cat([rows[bounds[e] : bounds[e + 1]] @ matrix(e).T for e in active])
-
-
-def _traced_product(
-    rows: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor, matrix: Callable[[int], torch.Tensor]
-) -> torch.Tensor:
-    """`grouped_product` where offsets have no values: every row times every expert, and its own one kept."""
-    expert = torch.searchsorted(
-        expert_offsets[1:], torch.arange(rows.shape[0], device=rows.device, dtype=torch.int32), right=True
-    )
-    product = rows.new_zeros(rows.shape[0], weight.shape[1])
-    for e in range(weight.shape[0]):
-        product = torch.where((expert == e).unsqueeze(-1), rows @ matrix(e).T, product)
-    return product
-
-
-def _has_values(tensor: torch.Tensor) -> bool:
-    return type(tensor) is torch.Tensor and tensor.device.type != "meta"
+    return by_expert(expert_offsets, rows, product).to(x.dtype)
 
 
 def _check_activations(op: Operator, x: torch.Tensor, x_scale: torch.Tensor | None) -> None:
@@ -194,27 +161,9 @@ def _check_activations(op: Operator, x: torch.Tensor, x_scale: torch.Tensor | No
         raise op.reject("x_scale", f"{found} with x {x.dtype}", "a scale exactly if x is float8_e4m3fn")
 
 
-def _check_experts(op: Operator, weight: torch.Tensor) -> None:
-    if weight.shape[0] < 1:
-        raise op.reject("weight", f"shape {tuple(weight.shape)}", "at least 1 expert")
-
-
-def _check_offsets(op: Operator, expert_offsets: torch.Tensor, rows: int) -> None:
-    offsets = expert_offsets.tolist()
-    if offsets[0] != 0 or offsets[-1] != rows or offsets != sorted(offsets):
-        raise op.reject("expert_offsets", offsets, f"offsets from 0 to the number of rows {rows}, never falling")
-
-
 @fp8_gemm.shapes
 def _(x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
     _check_activations(fp8_gemm, x, x_scale)
 
 
-@grouped_gemm.shapes
-def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> None:
-    _check_experts(grouped_gemm, weight)
-
-
-@grouped_gemm.contents
-def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> None:
-    _check_offsets(grouped_gemm, offsets, x.shape[0])
+check_by_expert(grouped_gemm, "weight", "x")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
-from dsv4_backend.experts import by_expert, check_experts, check_offsets
+from dsv4_backend.experts import by_expert, check_by_expert
 from dsv4_backend.ops.swiglu import check_limit, clamped_swiglu
-from dsv4_backend.ops.token_quant import Codes, Step, quantise_int8
+from dsv4_backend.ops.token_quant import quantise_int8
 
 _EXACT = Tolerance(reason="integer sums are exact, then two fp32 products and one cast: every bit is decided")
 _EXACT_TERMS = 1024
@@ -80,7 +78,7 @@ def int8_grouped_gemm(
     def product(e: int, part: slice) -> torch.Tensor:
         return scaled(exact_product(x[part], weight[e]), weight_scale[e], x_scale[part])
 
-    return by_expert(expert_offsets, x.shape[0], weight.shape[0], product).bfloat16()
+    return by_expert(expert_offsets, x, product).bfloat16()
 
 
 @operator(
@@ -97,34 +95,7 @@ def int8_grouped_sum(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torc
     N], exact for K below 2^17. Source: aclnnGroupedMatmulWeightNz with int32 output;
     spec/deployments.md 2, spec/v4.md 5.2.
     """
-    return by_expert(
-        expert_offsets,
-        x.shape[0],
-        weight.shape[0],
-        lambda e, part: exact_product(x[part], weight[e]),
-    )
-
-
-def swiglu_codes(
-    sums: torch.Tensor,
-    weight_scale: torch.Tensor,
-    x_scale: torch.Tensor,
-    expert_offsets: torch.Tensor,
-    limit: float,
-    scaled_by: Step = scaled,
-    product: Step = clamped_swiglu,
-    quantise: Callable[..., Codes] = quantise_int8,
-) -> Codes:
-    """`int8_swiglu_quant` with steps that faults replace."""
-    wide = by_expert(
-        expert_offsets,
-        sums.shape[0],
-        weight_scale.shape[0],
-        lambda e, part: scaled_by(sums[part], weight_scale[e], x_scale[part]),
-    )
-    gate, up = wide.detach().chunk(2, -1)
-    q, scale = quantise(product(gate, up, limit))
-    return q, scale
+    return by_expert(expert_offsets, x, lambda e, part: exact_product(x[part], weight[e]))
 
 
 @operator(
@@ -160,64 +131,20 @@ def int8_swiglu_quant(
     results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/deployments.md 4,
     spec/v4.md 5.2.
     """
-    return swiglu_codes(sums, weight_scale, x_scale, expert_offsets, limit)
+    wide = by_expert(expert_offsets, sums, lambda e, part: scaled(sums[part], weight_scale[e], x_scale[part]))
+    gate, up = wide.detach().chunk(2, -1)
+    return quantise_int8(clamped_swiglu(gate, up, limit))
 
 
-@int8_grouped_gemm.shapes
-def _(
-    x: torch.Tensor,
-    x_scale: torch.Tensor,
-    weight: torch.Tensor,
-    weight_scale: torch.Tensor,
-    offsets: torch.Tensor,
-) -> None:
-    check_experts(int8_grouped_gemm, "weight", weight.shape[0])
-
-
-@int8_grouped_gemm.contents
-def _(
-    x: torch.Tensor,
-    x_scale: torch.Tensor,
-    weight: torch.Tensor,
-    weight_scale: torch.Tensor,
-    offsets: torch.Tensor,
-) -> None:
-    check_offsets(int8_grouped_gemm, offsets, x.shape[0])
-
-
-@int8_grouped_sum.shapes
-def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> None:
-    check_experts(int8_grouped_sum, "weight", weight.shape[0])
-
-
-@int8_grouped_sum.contents
-def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> None:
-    check_offsets(int8_grouped_sum, offsets, x.shape[0])
-
-
-@int8_swiglu_quant.shapes
-def _(
-    sums: torch.Tensor,
-    weight_scale: torch.Tensor,
-    x_scale: torch.Tensor,
-    offsets: torch.Tensor,
-    limit: float,
-) -> None:
-    check_experts(int8_swiglu_quant, "weight_scale", weight_scale.shape[0])
+def _check_sums(sums: torch.Tensor, _w: torch.Tensor, _x: torch.Tensor, _o: torch.Tensor, limit: float) -> None:
     check_limit(int8_swiglu_quant, limit)
     if sums.shape[1] < 2 or sums.shape[1] % 2:
         raise int8_swiglu_quant.reject("sums", f"{sums.shape[1]} channels", "an even number, gate and up")
 
 
-@int8_swiglu_quant.contents
-def _(
-    sums: torch.Tensor,
-    weight_scale: torch.Tensor,
-    x_scale: torch.Tensor,
-    offsets: torch.Tensor,
-    limit: float,
-) -> None:
-    check_offsets(int8_swiglu_quant, offsets, sums.shape[0])
+check_by_expert(int8_grouped_gemm, "weight", "x")
+check_by_expert(int8_grouped_sum, "weight", "x")
+check_by_expert(int8_swiglu_quant, "weight_scale", "sums", _check_sums)
 
 
 def quantize_weight_int8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,12 +7,11 @@ The rows come from `act_quant` with block 32: that is aclnnDynamicMxQuantV3 with
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from dsv4_backend.contract import DEPLOYMENTS, Operator, Tolerance, operator
-from dsv4_backend.experts import by_expert, check_experts, check_offsets
+from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
+from dsv4_backend.experts import by_expert, check_by_expert
 from dsv4_backend.ops.formats import (
     E4M3_MAX,
     block_scale,
@@ -75,7 +74,7 @@ def grouped(
     def product(e: int, part: slice) -> torch.Tensor:
         return rows[part] @ values(weight[e], weight_scale[e]).T
 
-    return by_expert(expert_offsets, x.shape[0], weight.shape[0], product).bfloat16()
+    return by_expert(expert_offsets, rows, product).bfloat16()
 
 
 @operator(
@@ -124,21 +123,14 @@ def mxfp4_grouped_gemm(
     return grouped(x, x_scale, weight, weight_scale, expert_offsets, dequantize_fp4)
 
 
-def _check_grouped(op: Operator) -> None:
-    @op.shapes
-    def _(*arguments: Any) -> None:
-        check_experts(op, "weight", arguments[2].shape[0])
-        if op is mxfp4_grouped_gemm and arguments[0].shape[1] % MX_BLOCK:
-            expected = f"a multiple of {MX_BLOCK}, one weight scale per {MX_BLOCK}"
-            raise op.reject("x", f"{arguments[0].shape[1]} channels", expected)
-
-    @op.contents
-    def _(*arguments: Any) -> None:
-        check_offsets(op, arguments[4], arguments[0].shape[0])
+def _check_blocks(x: torch.Tensor, *_: torch.Tensor) -> None:
+    if x.shape[1] % MX_BLOCK:
+        expected = f"a multiple of {MX_BLOCK}, one weight scale per {MX_BLOCK}"
+        raise mxfp4_grouped_gemm.reject("x", f"{x.shape[1]} channels", expected)
 
 
-for _op in (mxfp8_grouped_gemm, mxfp4_grouped_gemm):
-    _check_grouped(_op)
+check_by_expert(mxfp8_grouped_gemm, "weight", "x")
+check_by_expert(mxfp4_grouped_gemm, "weight", "x", _check_blocks)
 
 
 @operator(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ INT8_MAX = 127.0
 _EXACT = Tolerance(reason="one fp32 division per row and one per value, then one rounding: every bit is decided")
 _ROWS = {"x": "bf16|f16 [..., K]"}
 Codes = tuple[torch.Tensor, torch.Tensor]
-Step = Callable[..., torch.Tensor]
 
 
 def row_scale(rows: torch.Tensor, largest: float) -> torch.Tensor:
@@ -34,17 +32,17 @@ def round_int8(x: torch.Tensor) -> torch.Tensor:
     return x.round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
 
 
-def quantise_int8(rows: torch.Tensor, scale_of: Step = row_scale, round_to: Step = round_int8) -> Codes:
-    """(int8 [..., K], fp32 [...]) of fp32 rows, by replaceable steps."""
-    scale = scale_of(rows, INT8_MAX)
-    return round_to(over_scale(rows, scale)), scale
+def quantise_int8(rows: torch.Tensor) -> Codes:
+    """(int8 [..., K], fp32 [...]) of fp32 rows."""
+    scale = row_scale(rows, INT8_MAX)
+    return round_int8(over_scale(rows, scale)), scale
 
 
-def quantise_e4m3(rows: torch.Tensor, scale_of: Step = row_scale, round_to: Step = round_e4m3) -> Codes:
-    """(e4m3 [..., K], fp32 [...]) of fp32 rows, by replaceable steps; codes are 0x7F under a NaN scale."""
-    scale = scale_of(rows, E4M3_MAX)
+def quantise_e4m3(rows: torch.Tensor) -> Codes:
+    """(e4m3 [..., K], fp32 [...]) of fp32 rows; codes are 0x7F under a NaN scale."""
+    scale = row_scale(rows, E4M3_MAX)
     ratios = over_scale(rows, scale).masked_fill(scale.isnan().unsqueeze(-1), torch.nan)
-    return round_to(ratios), scale
+    return round_e4m3(ratios), scale
 
 
 @operator(

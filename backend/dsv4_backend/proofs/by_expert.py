@@ -1,34 +1,48 @@
-"""Automatic mutants of the loop over experts that no case can tell from it, for all operators that use it."""
+"""What proofs of operators on rows sorted by expert share: offsets, the oracle's loop, wrong offsets, equivalents."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
 from dsv4_backend.contract import Operator
-
-_TRACED_ONLY = (
-    "by_expert: owner == e -> owner != e",
-    "by_expert: True -> False",
-    "by_expert: 1 -> 2",
-    "by_expert: 1 -> 2 (2)",
-    "by_expert: 1 -> 2 (3)",
-    "by_expert: 0 -> 1 (2)",
-)
-"""Mutants of the branch for tracing, where offsets have no values; no case reaches it."""
+from dsv4_backend.faults import Edits
+from dsv4_backend.proofs.numerics import Array
 
 
-def traced_only(function: str) -> tuple[str, ...]:
-    """Mutants that only tracing tells apart, of `by_expert` and of the function that counts its rows and experts."""
-    return (*_TRACED_ONLY, f"{function}: 0 -> 1", f"{function}: 0 -> 1 (2)")
+def offsets_of(*rows: int) -> torch.Tensor:
+    """int32 [E + 1] of experts with so many rows each."""
+    return torch.tensor([0, *rows]).cumsum(0).int()
 
 
-def explain_experts(op: Operator, function: str) -> None:
-    """Say why mutants of `by_expert`, called by `function`, compute what an operator's reference computes."""
-    for name in traced_only(function):
-        op.equivalent(name, "only tracing runs it; tests/backend/test_traced_experts.py tells them apart")
-    op.equivalent(
-        "by_expert: expert_offsets.device.type != 'meta' -> expert_offsets.device.type == 'meta'",
-        "the branch for tracing, on real offsets: the same results by another way",
-    )
-    op.equivalent(
-        "by_expert: span.start < span.stop -> span.start <= span.stop",
-        "an expert without rows adds none",
-    )
+def joined(offsets: Array, expert: Callable[[int, slice], Array]) -> Array:
+    """The results of expert(e, rows of e), one after the other; offsets cover every row."""
+    bounds = offsets.tolist()
+    return np.concatenate([expert(e, slice(*bounds[e : e + 2])) for e in range(len(bounds) - 1)])
+
+
+_EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "boundary rows to the next expert": lambda o: torch.cat([o[:1], (o[1:-1] - 1).clamp(min=0), o[-1:]]),
+    "boundary rows to the expert before": lambda o: torch.cat([o[:1], (o[1:-1] + 1).clamp(max=int(o[-1])), o[-1:]]),
+    "every row to the first expert": lambda o: torch.cat([o[:1], o[-1:].expand(len(o) - 1)]),
+    "experts without rows not counted": lambda o: torch.cat([o.unique(), o[-1:].expand(len(o) - len(o.unique()))]),
+    "experts reversed": lambda o: torch.cat([o[:1], o.diff().flip(0).cumsum(0).int()]),
+}
+WRONG_OFFSETS: dict[str, Edits] = {name: {"expert_offsets": edit} for name, edit in _EDITS.items()}
+"""Wrong arguments of every such operator."""
+
+TRACED_ONLY = "_traced: *"
+"""Mutants of the branch of `by_expert` for tracing, where offsets have no values; no case reaches it."""
+
+
+def explain_experts(op: Operator) -> None:
+    """Say why mutants of `by_expert` compute what the reference of `op` computes."""
+    op.equivalent(TRACED_ONLY, "only tracing runs it; tests/backend/test_traced_experts.py kills them")
+    op.equivalent("by_expert: low < high -> low <= high", "an expert without rows adds none")
+    for name in (
+        "_has_values: tensor.device.type != 'meta' -> tensor.device.type == 'meta'",
+        "by_expert: not _has_values(expert_offsets) -> _has_values(expert_offsets)",
+    ):
+        op.equivalent(name, "the branch for tracing, on real offsets: the same results by another way")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw
+from dsv4_backend.faults import on_bytes
 from dsv4_backend.ops.gemm import (
     _output_dtype,
     dequantize_rows,
@@ -17,10 +18,9 @@ from dsv4_backend.ops.gemm import (
     grouped_gemm,
 )
 from dsv4_backend.ops.quant import act_quant, dequantize_fp8, quantize_weight_fp4, quantize_weight_fp8
+from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
 from dsv4_backend.proofs.numerics import BF16, Array, cast, fp4_values, wide
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
-
-Expert = Callable[[int, slice], Array]
 
 
 def _sum_of_blocks(
@@ -54,12 +54,6 @@ def _fp4_product(x: Array, x_scale: Array | None, weight: Array, weight_scale: A
     return _sum_of_blocks(x, x_scale, fp4_values(weight), weight_scale, 32)
 
 
-def _by_expert(offsets: Array, expert: Expert) -> Array:
-    """The results of expert(e, rows of e), one after the other; offsets cover every row."""
-    bounds = offsets.tolist()
-    return np.concatenate([expert(e, slice(*bounds[e : e + 2])) for e in range(len(bounds) - 1)])
-
-
 fp8_gemm.oracle(_fp8_product)
 
 
@@ -68,7 +62,7 @@ def _grouped_oracle(product: Callable[..., Array]) -> Callable[..., Array]:
         def expert(e: int, rows: slice) -> Array:
             return product(x[rows], None if x_scale is None else x_scale[rows], weight[e], scale[e])
 
-        return _by_expert(offsets, expert)
+        return joined(offsets, expert)
 
     return oracle
 
@@ -79,7 +73,7 @@ fp4_grouped_gemm.oracle(_grouped_oracle(_fp4_product))
 
 @grouped_gemm.oracle
 def _(x: Array, weight: Array, offsets: Array) -> Array:
-    return _by_expert(offsets, lambda e, rows: cast(x.dtype, wide(x[rows]) @ wide(weight[e]).T))
+    return joined(offsets, lambda e, rows: cast(x.dtype, wide(x[rows]) @ wide(weight[e]).T))
 
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
@@ -111,10 +105,6 @@ def _experts(draw: Draw, quantise: Quantise, sizes: tuple[int, int, int]) -> lis
 def _apart(weight: torch.Tensor) -> torch.Tensor:
     """The same experts, other bytes between them, as a checkpoint's file has them."""
     return weight.repeat_interleave(2, 0)[::2]
-
-
-def _offsets(*rows: int) -> torch.Tensor:
-    return torch.tensor([0, *rows]).cumsum(0).int()
 
 
 # Rows of every expert, N, K.
@@ -161,16 +151,16 @@ def _grouped_cases(draw: Draw, quantise: Quantise) -> Iterator[Case]:
         for rows, n, k in _GROUPS:
             x, x_scale = _activations(draw, profile, sum(rows), k)
             experts = _experts(draw, quantise, (len(rows), n, k))
-            yield Case(f"{rows} {n}x{k}", profile, (x, x_scale, *experts, _offsets(*rows)))
+            yield Case(f"{rows} {n}x{k}", profile, (x, x_scale, *experts, offsets_of(*rows)))
         x, x_scale = _activations(draw, profile, 8, 256)
         weight, scale = _experts(draw, quantise, (2, 64, 256))
         half = (x[::2], None if x_scale is None else x_scale[::2])
-        yield Case("strided", profile, (*half, weight, scale, _offsets(1, 3)))
-        yield Case("experts apart", profile, (*half, _apart(weight), _apart(scale), _offsets(3, 1)))
+        yield Case("strided", profile, (*half, weight, scale, offsets_of(1, 3)))
+        yield Case("experts apart", profile, (*half, _apart(weight), _apart(scale), offsets_of(3, 1)))
         broken = torch.stack([scale[0], torch.full_like(scale[1], torch.nan)])
-        yield Case("NaN scale of one expert", profile, (x, x_scale, weight, broken, _offsets(5, 3)))
+        yield Case("NaN scale of one expert", profile, (x, x_scale, weight, broken, offsets_of(5, 3)))
     x = draw.normal(3, 192).double()
-    yield Case("fp64 rows", "ideal", (x, None, *_experts(draw, quantise, (2, 9, 192)), _offsets(1, 2)))
+    yield Case("fp64 rows", "ideal", (x, None, *_experts(draw, quantise, (2, 9, 192)), offsets_of(1, 2)))
 
 
 @grouped_gemm.cases
@@ -178,37 +168,26 @@ def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for rows, n, k in (*_GROUPS, ((2, 0, 3), 5, 7)):
             weight = torch.stack([_weight(draw, n, k) for _ in rows]).to(dtype)
-            yield Case(f"{rows} {n}x{k}", profile, (draw.normal(sum(rows), k, dtype=dtype), weight, _offsets(*rows)))
+            yield Case(f"{rows} {n}x{k}", profile, (draw.normal(sum(rows), k, dtype=dtype), weight, offsets_of(*rows)))
         x = draw.normal(24, 8, dtype=dtype).T[::2]
         weight = torch.stack([_weight(draw, 24, 10) for _ in range(3)]).to(dtype).transpose(1, 2)
-        yield Case("strided", profile, (x, weight, _offsets(1, 2, 1)))
-        yield Case("experts apart", profile, (x, _apart(weight), _offsets(2, 0, 2)))
+        yield Case("strided", profile, (x, weight, offsets_of(1, 2, 1)))
+        yield Case("experts apart", profile, (x, _apart(weight), offsets_of(2, 0, 2)))
         x = x.clone()
         x[1, 3] = torch.nan
         broken = torch.cat([weight[:2], torch.full_like(weight[2:], torch.nan)])
-        yield Case("NaN row, NaN expert", profile, (x, broken, _offsets(2, 1, 1)))
+        yield Case("NaN row, NaN expert", profile, (x, broken, offsets_of(2, 1, 1)))
     weight = torch.stack([_weight(draw, 9, 130) for _ in range(2)])
     x = draw.normal(3, 130)
-    yield Case("bf16 rows, fp32 weights", "official", (x.bfloat16(), weight, _offsets(1, 2)))
-    yield Case("fp64 rows", "ideal", (x.double(), weight, _offsets(1, 2)))
-
-
-def _bits(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda t: edit(t.contiguous().view(torch.uint8)).to(torch.uint8).view(t.dtype)
+    yield Case("bf16 rows, fp32 weights", "official", (x.bfloat16(), weight, offsets_of(1, 2)))
+    yield Case("fp64 rows", "ideal", (x.double(), weight, offsets_of(1, 2)))
 
 
 _SCALE_EDITS = {
-    "moved by one block": _bits(lambda b: b.roll(1, -1)),
-    "of the first block for all": _bits(lambda b: b[..., :1].expand_as(b).contiguous()),
+    "moved by one block": on_bytes(lambda b: b.roll(1, -1)),
+    "of the first block for all": on_bytes(lambda b: b[..., :1].expand_as(b).contiguous()),
     "cast as numbers": lambda s: s.view(torch.uint8).float().to(torch.float8_e8m0fnu),
     "left out": lambda s: torch.ones_like(s, dtype=torch.float32).to(s.dtype),
-}
-_OFFSET_EDITS = {
-    "boundary rows to the next expert": lambda o: torch.cat([o[:1], (o[1:-1] - 1).clamp(min=0), o[-1:]]),
-    "boundary rows to the expert before": lambda o: torch.cat([o[:1], (o[1:-1] + 1).clamp(max=int(o[-1])), o[-1:]]),
-    "every row to the first expert": lambda o: torch.cat([o[:1], o[-1:].expand(len(o) - 1)]),
-    "experts without rows not counted": lambda o: torch.cat([o.unique(), o[-1:].expand(len(o) - len(o.unique()))]),
-    "experts reversed": lambda o: torch.cat([o[:1], o.diff().flip(0).cumsum(0).int()]),
 }
 
 
@@ -222,13 +201,13 @@ _SCALED = {
     **{f"activation scales {name}": {"x_scale": edit} for name, edit in _SCALE_EDITS.items()},
     **{f"weight scales {name}": {"weight_scale": edit} for name, edit in _SCALE_EDITS.items()},
     "weight scales of the first rows for all": {
-        "weight_scale": _bits(lambda b: b[..., :1, :].expand_as(b).contiguous())
+        "weight_scale": on_bytes(lambda b: b[..., :1, :].expand_as(b).contiguous())
     },
     "last channel left out": {"x": lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)},
     "activations rounded to bf16": {"x": lambda x: x.bfloat16().to(x.dtype)},
 }
 _BY_EXPERT = {
-    **{name: {"expert_offsets": edit} for name, edit in _OFFSET_EDITS.items()},
+    **WRONG_OFFSETS,
     "weights of the first expert for all": {"weight": lambda w: w[:1].expand_as(w)},
     "weights of experts apart read as dense": {"weight": _read_dense},
 }
@@ -238,9 +217,9 @@ _SCALES_BY_EXPERT = {
 }
 _FP8 = {"weight exponent bias of FNUZ": {"weight": lambda w: (w.float() / 2).to(w.dtype)}}
 _FP4 = {
-    "nibbles swapped": {"weight": _bits(lambda b: b << 4 | b >> 4)},
-    "sign bits lost": {"weight": _bits(lambda b: b & 0x77)},
-    "code 7 read as 5": {"weight": _bits(lambda b: b - 2 * (b & 7 == 7).to(b.dtype))},
+    "nibbles swapped": {"weight": on_bytes(lambda b: b << 4 | b >> 4)},
+    "sign bits lost": {"weight": on_bytes(lambda b: b & 0x77)},
+    "code 7 read as 5": {"weight": on_bytes(lambda b: b - 2 * (b & 7 == 7).to(b.dtype))},
 }
 _FLOAT = {
     "weights rounded to fp8": {"weight": lambda w: w.to(torch.float8_e4m3fn).to(w.dtype)},
@@ -262,15 +241,6 @@ def _(x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weigh
 
 
 for _contract in (fp8_grouped_gemm, fp4_grouped_gemm, grouped_gemm):
-    _contract.equivalent("_traced_product: *", "only tracing runs it; tests/backend/test_traced_gemm.py kills them")
-    _contract.equivalent(
-        "grouped_product: low < high -> low <= high",
-        "an expert without rows is widened in vain, for no rows",
-    )
-    for _name in (
-        "_has_values: tensor.device.type != 'meta' -> tensor.device.type == 'meta'",
-        "grouped_product: not _has_values(expert_offsets) -> _has_values(expert_offsets)",
-    ):
-        _contract.equivalent(_name, "the branch for tracing, on real offsets: the same product by another way")
+    explain_experts(_contract)
 for _quantised_contract in (fp8_gemm, fp8_grouped_gemm, fp4_grouped_gemm):
     _quantised_contract.equivalent(*NO_257TH_CODE)

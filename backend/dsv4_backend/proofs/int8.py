@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from dsv4_backend.contract import Case, Draw, Operator
+from dsv4_backend.contract import Case, Draw
+from dsv4_backend.faults import Edits
 from dsv4_backend.ops.int8 import (
     exact_product,
     int8_gemm,
@@ -20,15 +18,16 @@ from dsv4_backend.ops.int8 import (
     int8_swiglu_quant,
     quantize_weight_int8,
     scaled,
-    swiglu_codes,
 )
-from dsv4_backend.ops.token_quant import INT8_MAX, int8_token_quant, quantise_int8, round_int8
-from dsv4_backend.proofs.argument_edits import OFFSET_EDITS, edited
-from dsv4_backend.proofs.by_expert import explain_experts
+from dsv4_backend.ops.swiglu import clamped_swiglu
+from dsv4_backend.ops.token_quant import int8_token_quant, round_int8, row_scale
+from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
 from dsv4_backend.proofs.numerics import BF16, Array, cast, wide
+from dsv4_backend.proofs.swiglu import WRONG_HALVES
 from dsv4_backend.proofs.token_quant import SAME_CODES, int8_codes
 
 PROFILE = "a2a3-int8"
+Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _integers(x: Array, weight: Array) -> Array:
@@ -42,11 +41,6 @@ def _times_scales(sums: Array, weight_scale: Array, x_scale: Array) -> Array:
     return np.asarray(by_channel * x_scale.astype(np.float32)[:, None])
 
 
-def _by_expert(offsets: Array, expert: Callable[[int, slice], Array]) -> Array:
-    bounds = offsets.tolist()
-    return np.concatenate([expert(e, slice(*bounds[e : e + 2])) for e in range(len(bounds) - 1)])
-
-
 @int8_gemm.oracle
 def _(x: Array, x_scale: Array, weight: Array, weight_scale: Array) -> Array:
     return cast(BF16, _times_scales(_integers(x, weight), weight_scale, x_scale))
@@ -57,17 +51,17 @@ def _(x: Array, x_scale: Array, weight: Array, weight_scale: Array, offsets: Arr
     def expert(e: int, rows: slice) -> Array:
         return cast(BF16, _times_scales(_integers(x[rows], weight[e]), weight_scale[e], x_scale[rows]))
 
-    return _by_expert(offsets, expert)
+    return joined(offsets, expert)
 
 
 @int8_grouped_sum.oracle
 def _(x: Array, weight: Array, offsets: Array) -> Array:
-    return _by_expert(offsets, lambda e, rows: _integers(x[rows], weight[e])).astype(np.int32)
+    return joined(offsets, lambda e, rows: _integers(x[rows], weight[e])).astype(np.int32)
 
 
 def _hidden(sums: Array, weight_scale: Array, x_scale: Array, offsets: Array, limit: float) -> Array:
     """float64 [M, m]: what is quantised."""
-    both = _by_expert(offsets, lambda e, rows: wide(_times_scales(sums[rows], weight_scale[e], x_scale[rows])))
+    both = joined(offsets, lambda e, rows: wide(_times_scales(sums[rows], weight_scale[e], x_scale[rows])))
     half = both.shape[1] // 2
     g, u = np.minimum(both[:, :half], limit), np.clip(both[:, half:], -limit, limit)
     return np.asarray(g / (1 + np.exp(-g)) * u)
@@ -102,10 +96,6 @@ def _weight(draw: Draw, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     return quantize_weight_int8(draw.normal(*shape) * spread)
 
 
-def _offsets(*rows: int) -> torch.Tensor:
-    return torch.tensor([0, *rows]).cumsum(0).int()
-
-
 def _extremes(draw: Draw, *shape: int) -> torch.Tensor:
     """int8 of -128 and 127, mostly of one sign: sums beyond what fp32 holds exactly."""
     return torch.where(draw.uniform(*shape) < 0.03, 127, -128).to(torch.int8)
@@ -134,7 +124,7 @@ def _(draw: Draw) -> Iterator[Case]:
 @int8_grouped_gemm.cases
 def _(draw: Draw) -> Iterator[Case]:
     for rows, n, k in _GROUPS:
-        arguments = (*_rows(draw, sum(rows), k), *_weight(draw, len(rows), n, k), _offsets(*rows))
+        arguments = (*_rows(draw, sum(rows), k), *_weight(draw, len(rows), n, k), offsets_of(*rows))
         yield Case(f"{rows} {n}x{k}", PROFILE, arguments)
     x, x_scale = _rows(draw, 8, 96)
     weight, scale = _weight(draw, 2, 40, 96)
@@ -143,25 +133,25 @@ def _(draw: Draw) -> Iterator[Case]:
         x_scale[::2],
         weight.transpose(1, 2).contiguous().transpose(1, 2),
         scale,
-        _offsets(1, 3),
+        offsets_of(1, 3),
     )
     yield Case("strided", PROFILE, strided)
     broken = torch.stack([scale[0], torch.full_like(scale[1], torch.nan)])
-    yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, _offsets(5, 3)))
+    yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, offsets_of(5, 3)))
 
 
 @int8_grouped_sum.cases
 def _(draw: Draw) -> Iterator[Case]:
     for rows, n, k in _GROUPS:
         x, weight = _rows(draw, sum(rows), k)[0], _weight(draw, len(rows), n, k)[0]
-        yield Case(f"{rows} {n}x{k}", PROFILE, (x, weight, _offsets(*rows)))
+        yield Case(f"{rows} {n}x{k}", PROFILE, (x, weight, offsets_of(*rows)))
     x, weight = draw.bytes(8, 96).view(torch.int8), draw.bytes(2, 40, 96).view(torch.int8)
-    strided = (x[::2], weight.transpose(1, 2).contiguous().transpose(1, 2), _offsets(1, 3))
+    strided = (x[::2], weight.transpose(1, 2).contiguous().transpose(1, 2), offsets_of(1, 3))
     yield Case("strided, any bytes", PROFILE, strided)
-    large = (_extremes(draw, 5, 4099), _extremes(draw, 2, 20, 4099), _offsets(2, 3))
+    large = (_extremes(draw, 5, 4099), _extremes(draw, 2, 20, 4099), offsets_of(2, 3))
     yield Case("large sums", PROFILE, large)
     most = torch.full((2, 1025), -128, dtype=torch.int8)
-    yield Case("largest products", PROFILE, (most, most.clone().unsqueeze(0), _offsets(2)))
+    yield Case("largest products", PROFILE, (most, most.clone().unsqueeze(0), offsets_of(2)))
 
 
 _STEP_MARGIN = 2.0**-12
@@ -192,7 +182,7 @@ def _swiglu_arguments(draw: Draw, rows: tuple[int, ...], m: int, limit: float) -
     sums = (draw.normal(t, 2 * m) * 3e4).to(torch.int32)
     size = torch.tensor([1.0, 8.0, 0.05, 30.0]).repeat(t)[:t]
     scales = draw.uniform(len(rows), 2 * m, low=0.5, high=2.0)
-    return _decided(sums, scales, size / 3e4 * draw.uniform(t, low=0.7), _offsets(*rows), limit)
+    return _decided(sums, scales, size / 3e4 * draw.uniform(t, low=0.7), offsets_of(*rows), limit)
 
 
 @int8_swiglu_quant.cases
@@ -223,39 +213,39 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("large sums", PROFILE, (large, weight_scale, scales * 2.0**-12, offsets, 1e4))
 
 
-def _edits(
-    op: Operator,
-    argument: int,
-    named: dict[str, Callable[[torch.Tensor], torch.Tensor]],
-    prefix: str,
-) -> None:
-    for name, change in named.items():
-        op.fault(f"{prefix}{name}")(edited(op, argument, change))
-
-
-_SCALES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_SCALES: dict[str, Edit] = {
     "of the next one": lambda s: s.roll(1, -1),
     "of the first one for all": lambda s: s[..., :1].expand_as(s).contiguous(),
     "left out": torch.ones_like,
     "in bf16": lambda s: (s * 1.003).bfloat16().float(),
 }
-_CODES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_CODES: dict[str, Edit] = {
     "last channel left out": lambda x: torch.cat([x[..., :-1], torch.zeros_like(x[..., -1:])], -1),
     "unsigned": lambda x: x.clamp(min=0),
     "int4": lambda x: x.clamp(-8, 7),
 }
 
 
-for _op in (int8_gemm, int8_grouped_gemm):
-    _edits(_op, 1, _SCALES, "row scales ")
-    _edits(_op, 3, _SCALES, "channel scales ")
-    _edits(_op, 0, _CODES, "rows: ")
-    _edits(_op, 2, {"of weights": _CODES["unsigned"]}, "unsigned codes ")
-_edits(int8_grouped_gemm, 4, OFFSET_EDITS, "")
-_edits(int8_grouped_sum, 2, OFFSET_EDITS, "")
-_edits(int8_grouped_sum, 0, _CODES, "rows: ")
-_edits(int8_grouped_sum, 1, _CODES, "weights: ")
+def _of(argument: str, prefix: str, edits: dict[str, Edit]) -> dict[str, Edits]:
+    return {f"{prefix}{name}": {argument: edit} for name, edit in edits.items()}
 
+
+for _op in (int8_gemm, int8_grouped_gemm):
+    _op.wrong_arguments(
+        _of("x_scale", "row scales ", _SCALES)
+        | _of("weight_scale", "channel scales ", _SCALES)
+        | _of("x", "rows: ", _CODES)
+        | {"unsigned codes of weights": {"weight": _CODES["unsigned"]}}
+    )
+for _grouped in (int8_grouped_gemm, int8_grouped_sum, int8_swiglu_quant):
+    _grouped.wrong_arguments(WRONG_OFFSETS)
+int8_grouped_sum.wrong_arguments(_of("x", "rows: ", _CODES) | _of("weight", "weights: ", _CODES))
+int8_grouped_sum.wrong_results(
+    {
+        "summed in fp32": lambda a, sums: (sums.float().int(),),
+        "sums saturate in 24 bits": lambda a, sums: (sums.clamp(-(2**23), 2**23 - 1),),
+    }
+)
 int8_grouped_sum.no_output_fault("one NaN", "int32 sums hold no NaN")
 int8_swiglu_quant.no_output_fault("one NaN", "int8 codes hold no NaN")
 
@@ -270,64 +260,18 @@ def _(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale
     return (exact_product(x, weight).float() * weight_scale).bfloat16() * x_scale.unsqueeze(-1).bfloat16()
 
 
-@int8_grouped_sum.fault("summed in fp32")
-def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    sums = int8_grouped_sum.reference(x, weight, offsets)
-    return sums.float().int()
-
-
-@int8_grouped_sum.fault("sums saturate in 24 bits")
-def _(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    return int8_grouped_sum.reference(x, weight, offsets).clamp(-(2**23), 2**23 - 1)
-
-
-def _swap(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.Tensor:
-    return F.silu(up.clamp(max=limit)) * gate.clamp(-limit, limit)
-
-
-_PRODUCTS: dict[str, Callable[..., torch.Tensor]] = {
-    "gate and up swapped": _swap,
-    "no clamp": lambda g, u, limit: F.silu(g) * u,
-    "gate clamped below too": lambda g, u, limit: F.silu(g.clamp(-limit, limit)) * u.clamp(-limit, limit),
-    "up clamped above only": lambda g, u, limit: F.silu(g.clamp(max=limit)) * u.clamp(max=limit),
-    "gate not clamped": lambda g, u, limit: F.silu(g) * u.clamp(-limit, limit),
-    "clamp after silu": lambda g, u, limit: F.silu(g).clamp(max=limit) * u.clamp(-limit, limit),
-    "GELU instead of SiLU": lambda g, u, limit: F.gelu(g.clamp(max=limit)) * u.clamp(-limit, limit),
-    "even and odd channels": lambda g, u, limit: _interleaved(g, u, limit),
-    "rounded to bf16 before the SwiGLU": lambda g, u, limit: (
-        F.silu(g.bfloat16().float().clamp(max=limit)) * u.bfloat16().float().clamp(-limit, limit)
-    ),
-    "rounded to bf16 before quantisation": lambda g, u, limit: (
-        (F.silu(g.clamp(max=limit)) * u.clamp(-limit, limit)).bfloat16().float()
-    ),
-}
-
-
-def _interleaved(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.Tensor:
-    joined = torch.cat([gate, up], -1)
-    return F.silu(joined[:, 0::2].clamp(max=limit)) * joined[:, 1::2].clamp(-limit, limit)
-
-
-for _name, _product in _PRODUCTS.items():
-    int8_swiglu_quant.fault(_name)(partial(swiglu_codes, product=_product))
-_edits(int8_swiglu_quant, 3, OFFSET_EDITS, "")
-_edits(int8_swiglu_quant, 1, {k: v for k, v in _SCALES.items() if k != "in bf16"}, "channel scales ")
-_edits(int8_swiglu_quant, 2, {k: v for k, v in _SCALES.items() if k != "in bf16"}, "row scales ")
-
-
-@int8_swiglu_quant.fault("codes cut instead of rounded")
-def _(*arguments: Any) -> Any:
-    cut = partial(quantise_int8, round_to=lambda x: round_int8(x.trunc()))
-    return partial(swiglu_codes, quantise=cut)(*arguments)
-
-
-@int8_swiglu_quant.fault("range 128 instead of 127")
-def _(*arguments: Any) -> Any:
-    def scale(rows: torch.Tensor, largest: float) -> torch.Tensor:
-        return rows.abs().amax(-1) / (INT8_MAX + 1)
-
-    return partial(swiglu_codes, quantise=partial(quantise_int8, scale_of=scale))(*arguments)
-
+_EXACT_SCALES = {name: edit for name, edit in _SCALES.items() if name != "in bf16"}
+int8_swiglu_quant.wrong_arguments(
+    _of("weight_scale", "channel scales ", _EXACT_SCALES) | _of("x_scale", "row scales ", _EXACT_SCALES)
+)
+int8_swiglu_quant.wrong_step(clamped_swiglu, WRONG_HALVES)
+int8_swiglu_quant.wrong_steps(
+    {
+        "rounded to bf16 before the SwiGLU": {scaled: lambda *arguments: scaled(*arguments).bfloat16().float()},
+        "codes cut instead of rounded": {round_int8: lambda x: round_int8(x.trunc())},
+        "range 128 instead of 127": {row_scale: lambda rows, largest: row_scale(rows, largest + 1)},
+    }
+)
 
 _SAME_SUMS = {"exact_product: True -> False": "the lengths agree anyway"}
 _SAME_SCALED = {"scaled: sums.float() -> sums": "int32 times fp32 is fp32"}
@@ -352,6 +296,6 @@ int8_swiglu_quant.explain(
         ),
     },
 )
-explain_experts(int8_grouped_gemm, "int8_grouped_gemm")
-explain_experts(int8_grouped_sum, "int8_grouped_sum")
-explain_experts(int8_swiglu_quant, "swiglu_codes")
+explain_experts(int8_grouped_gemm)
+explain_experts(int8_grouped_sum)
+explain_experts(int8_swiglu_quant)

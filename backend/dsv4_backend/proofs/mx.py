@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, Operator
-from dsv4_backend.ops.formats import E4M3_MAX, block_scale, divide_blocks, round_e4m3, split_blocks
+from dsv4_backend.faults import on_bytes
+from dsv4_backend.ops.formats import block_scale
 from dsv4_backend.ops.mx import (
     MX_BLOCK,
     dequantize_mx,
@@ -23,8 +22,7 @@ from dsv4_backend.ops.mx import (
 )
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.swiglu import clamped_swiglu
-from dsv4_backend.proofs.argument_edits import OFFSET_EDITS, edited
-from dsv4_backend.proofs.by_expert import explain_experts
+from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
 from dsv4_backend.proofs.numerics import (
     BF16,
     E8M0,
@@ -37,6 +35,7 @@ from dsv4_backend.proofs.numerics import (
 )
 from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
+from dsv4_backend.proofs.swiglu import WRONG_HALVES
 
 PROFILE = "a5-mx"
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -57,10 +56,10 @@ mxfp8_gemm.oracle(_sum_of_blocks)
 
 def _grouped(values: Callable[[Array], Array]) -> Callable[..., Array]:
     def golden(x: Array, x_scale: Array, weight: Array, weight_scale: Array, offsets: Array) -> Array:
-        bounds = offsets.tolist()
-        rows = [slice(*bounds[e : e + 2]) for e in range(len(weight))]
-        parts = [_sum_of_blocks(x[r], x_scale[r], values(weight[e]), weight_scale[e]) for e, r in enumerate(rows)]
-        return np.concatenate(parts)
+        def expert(e: int, rows: slice) -> Array:
+            return _sum_of_blocks(x[rows], x_scale[rows], values(weight[e]), weight_scale[e])
+
+        return joined(offsets, expert)
 
     return golden
 
@@ -98,10 +97,6 @@ def _weight(draw: Draw, n: int, k: int) -> torch.Tensor:
 def _experts(draw: Draw, quantise: Callable[[torch.Tensor], Pair], experts: int, n: int, k: int) -> Pair:
     codes, scales = zip(*(quantise(_weight(draw, n, k)) for _ in range(experts)), strict=True)
     return torch.stack(codes), torch.stack([s.view(torch.uint8) for s in scales]).view(torch.float8_e8m0fnu)
-
-
-def _offsets(*rows: int) -> torch.Tensor:
-    return torch.tensor([0, *rows]).cumsum(0).int()
 
 
 @mxfp8_gemm.cases
@@ -143,14 +138,14 @@ def _grouped_cases(op: Operator, quantise: Callable[[torch.Tensor], Pair], odd: 
     def _(draw: Draw) -> Iterator[Case]:
         for rows, n, k in (*_GROUPS, *([((2, 0, 3), 5, 7)] if odd else [])):
             experts = _experts(draw, quantise, len(rows), n, k)
-            yield Case(f"{rows} {n}x{k}", PROFILE, (*_rows(draw, sum(rows), k), *experts, _offsets(*rows)))
+            yield Case(f"{rows} {n}x{k}", PROFILE, (*_rows(draw, sum(rows), k), *experts, offsets_of(*rows)))
         x, x_scale = _rows(draw, 8, 256)
         weight, scale = _experts(draw, quantise, 2, 64, 256)
         turned = weight.transpose(1, 2).contiguous().transpose(1, 2)
-        yield Case("strided", PROFILE, (x[::2], x_scale[::2], turned, scale, _offsets(1, 3)))
+        yield Case("strided", PROFILE, (x[::2], x_scale[::2], turned, scale, offsets_of(1, 3)))
         broken = scale.clone()
         broken[1] = torch.nan
-        yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, _offsets(5, 3)))
+        yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, offsets_of(5, 3)))
 
 
 _grouped_cases(mxfp8_grouped_gemm, quantize_weight_mxfp8, odd=True)
@@ -198,30 +193,28 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("largest * 2^k", PROFILE, (torch.cat([torch.full_like(up, 112), up], 1), math.inf))
 
 
-def _bytes(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda t: edit(t.contiguous().view(torch.uint8)).to(torch.uint8).view(t.dtype)
-
-
 _SCALE_EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "moved by one block": _bytes(lambda b: b.roll(1, -1)),
-    "of the first block for all": _bytes(lambda b: b[..., :1].expand_as(b).contiguous()),
-    "of 128 channels": _bytes(lambda b: b[..., torch.arange(b.shape[-1]) // 4 * 4]),
+    "moved by one block": on_bytes(lambda b: b.roll(1, -1)),
+    "of the first block for all": on_bytes(lambda b: b[..., :1].expand_as(b).contiguous()),
+    "of 128 channels": on_bytes(lambda b: b[..., torch.arange(b.shape[-1]) // 4 * 4]),
     "cast as numbers": lambda s: s.view(torch.uint8).float().to(torch.float8_e8m0fnu),
-    "left out": _bytes(lambda b: torch.full_like(b, 127)),
-    "in exchanged pairs": _bytes(lambda b: b[..., (torch.arange(b.shape[-1]) ^ 1).clamp(max=b.shape[-1] - 1)]),
+    "left out": on_bytes(lambda b: torch.full_like(b, 127)),
+    "in exchanged pairs": on_bytes(lambda b: b[..., (torch.arange(b.shape[-1]) ^ 1).clamp(max=b.shape[-1] - 1)]),
 }
 for _op in (mxfp8_gemm, mxfp8_grouped_gemm, mxfp4_grouped_gemm):
-    for _name, _change in _SCALE_EDITS.items():
-        _op.fault(f"row scales {_name}")(edited(_op, 1, _change))
-        _op.fault(f"weight scales {_name}")(edited(_op, 3, _change))
-    _op.fault("last channel left out")(edited(_op, 0, _bytes(lambda b: torch.cat([b[:, :-1], 0 * b[:, -1:]], 1))))
+    _op.wrong_arguments({f"row scales {name}": {"x_scale": edit} for name, edit in _SCALE_EDITS.items()})
+    _op.wrong_arguments({f"weight scales {name}": {"weight_scale": edit} for name, edit in _SCALE_EDITS.items()})
+    _op.wrong_arguments({"last channel left out": {"x": on_bytes(lambda b: torch.cat([b[:, :-1], 0 * b[:, -1:]], 1))}})
 for _op in (mxfp8_grouped_gemm, mxfp4_grouped_gemm):
-    for _name, _change in OFFSET_EDITS.items():
-        _op.fault(_name)(edited(_op, 4, _change))
+    _op.wrong_arguments(WRONG_OFFSETS)
 for _op in (mxfp8_gemm, mxfp8_grouped_gemm):
-    _op.fault("weight exponent bias of FNUZ")(edited(_op, 2, lambda w: (w.float() / 2).to(w.dtype)))
-mxfp4_grouped_gemm.fault("nibbles swapped")(edited(mxfp4_grouped_gemm, 2, _bytes(lambda b: b << 4 | b >> 4)))
-mxfp4_grouped_gemm.fault("sign bits lost")(edited(mxfp4_grouped_gemm, 2, _bytes(lambda b: b & 0x77)))
+    _op.wrong_arguments({"weight exponent bias of FNUZ": {"weight": lambda w: (w.float() / 2).to(w.dtype)}})
+mxfp4_grouped_gemm.wrong_arguments(
+    {
+        "nibbles swapped": {"weight": on_bytes(lambda b: b << 4 | b >> 4)},
+        "sign bits lost": {"weight": on_bytes(lambda b: b & 0x77)},
+    }
+)
 
 
 @mxfp8_gemm.fault("partial sums of 32 rounded to bf16")
@@ -233,67 +226,23 @@ def _(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale
     return y
 
 
-def _quantised(
-    product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
-) -> Callable[..., Any]:
-    def mutant(x: torch.Tensor, limit: float) -> Any:
-        gate, up = x.float().chunk(2, -1)
-        return act_quant.reference(product(gate, up, limit), MX_BLOCK)
-
-    return mutant
+def _blocks_of_128(h: torch.Tensor, block: int) -> Pair:
+    q, scale = act_quant.reference(h, 4 * block)
+    return q, scale.view(torch.uint8).repeat_interleave(4, 1)[:, : -(-q.shape[1] // block)].view(scale.dtype)
 
 
-_PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
-    "gate and up swapped": lambda g, u, limit: clamped_swiglu(u, g, limit),
-    "no clamp": lambda g, u, limit: F.silu(g) * u,
-    "gate clamped below too": lambda g, u, limit: F.silu(g.clamp(-limit, limit)) * u.clamp(-limit, limit),
-    "up clamped above only": lambda g, u, limit: F.silu(g.clamp(max=limit)) * u.clamp(max=limit),
-    "gate not clamped": lambda g, u, limit: F.silu(g) * u.clamp(-limit, limit),
-    "clamp after silu": lambda g, u, limit: F.silu(g).clamp(max=limit) * u.clamp(-limit, limit),
-    "GELU instead of SiLU": lambda g, u, limit: F.gelu(g.clamp(max=limit)) * u.clamp(-limit, limit),
-    "rounded to bf16 before quantisation": lambda g, u, limit: clamped_swiglu(g, u, limit).bfloat16(),
-    "even and odd channels": lambda g, u, limit: _interleaved(g, u, limit),
-}
+mx_swiglu_quant.wrong_step(clamped_swiglu, WRONG_HALVES)
+mx_swiglu_quant.wrong_step(
+    block_scale,
+    {
+        "amax without its floor": lambda blocks, largest, _: block_scale(blocks, largest, 2.0**-100),
+        "exponent rounded down": lambda blocks, largest, floor: block_scale(blocks, 2 * largest, floor),
+    },
+)
+mx_swiglu_quant.wrong_steps({"blocks of 128": {act_quant.reference: _blocks_of_128}})
 
-
-def _interleaved(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.Tensor:
-    joined = torch.cat([gate, up], -1)
-    return clamped_swiglu(joined[:, 0::2], joined[:, 1::2], limit)
-
-
-for _name, _wrong in _PRODUCTS.items():
-    mx_swiglu_quant.fault(_name)(_quantised(_wrong))
-
-
-def _hidden(x: torch.Tensor, limit: float) -> torch.Tensor:
-    gate, up = x.chunk(2, -1)
-    return clamped_swiglu(gate, up, limit)
-
-
-@mx_swiglu_quant.fault("amax without its floor")
-def _(x: torch.Tensor, limit: float) -> Pair:
-    blocks = split_blocks(_hidden(x, limit), MX_BLOCK)
-    scale = block_scale(blocks, E4M3_MAX, 2.0**-100)
-    q = round_e4m3(divide_blocks(blocks, scale)).flatten(1)[:, : x.shape[1] // 2]
-    return q.contiguous(), scale.view(torch.float8_e8m0fnu)
-
-
-@mx_swiglu_quant.fault("exponent rounded down")
-def _(x: torch.Tensor, limit: float) -> Pair:
-    blocks = split_blocks(_hidden(x, limit), MX_BLOCK)
-    scale = block_scale(blocks, 2 * E4M3_MAX, 1e-4)
-    q = round_e4m3(divide_blocks(blocks, scale)).flatten(1)[:, : x.shape[1] // 2]
-    return q.contiguous(), scale.view(torch.float8_e8m0fnu)
-
-
-@mx_swiglu_quant.fault("blocks of 128")
-def _(x: torch.Tensor, limit: float) -> Pair:
-    q, scale = act_quant.reference(_hidden(x, limit), 128)
-    return q, scale.view(torch.uint8).repeat_interleave(4, 1)[:, : -(-q.shape[1] // 32)].view(scale.dtype)
-
-
-explain_experts(mxfp8_grouped_gemm, "grouped")
-explain_experts(mxfp4_grouped_gemm, "grouped")
+explain_experts(mxfp8_grouped_gemm)
+explain_experts(mxfp4_grouped_gemm)
 for _op in (mxfp8_gemm, mxfp8_grouped_gemm, mxfp4_grouped_gemm):
     _op.equivalent(*NO_257TH_CODE)
 mx_swiglu_quant.explain(ACT_QUANT_EQUIVALENTS)

@@ -95,7 +95,7 @@ def _wide(product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) 
     return lambda gate, up, limit: product(compute(gate), compute(up), limit)
 
 
-_WRONG_PRODUCTS = {
+WRONG_PRODUCTS = {
     "gate clamped below too": _wide(lambda g, u, limit: F.silu(g.clamp(-limit, limit)) * u.clamp(-limit, limit)),
     "up clamped above only": _wide(lambda g, u, limit: F.silu(g.clamp(max=limit)) * u.clamp(max=limit)),
     "gate not clamped": _wide(lambda g, u, limit: F.silu(g) * u.clamp(-limit, limit)),
@@ -104,6 +104,20 @@ _WRONG_PRODUCTS = {
     "GELU instead of SiLU": _wide(lambda g, u, limit: F.gelu(g.clamp(max=limit)) * u.clamp(-limit, limit)),
     "up + 1": _wide(lambda g, u, limit: F.silu(g.clamp(max=limit)) * (u.clamp(-limit, limit) + 1)),
 }
+
+
+def _even_and_odd(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.Tensor:
+    joined = torch.cat([gate, up], -1)
+    return clamped_swiglu(joined[:, 0::2], joined[:, 1::2], limit)
+
+
+WRONG_HALVES = WRONG_PRODUCTS | {
+    "gate and up swapped": lambda g, u, limit: clamped_swiglu(u, g, limit),
+    "no clamp": lambda g, u, limit: clamped_swiglu(g, u, math.inf),
+    "even and odd channels": _even_and_odd,
+    "rounded to bf16 before quantisation": lambda g, u, limit: clamped_swiglu(g, u, limit).bfloat16().float(),
+}
+"""Wrong products of operators that take gate and up as halves of one tensor, and quantise straight from fp32."""
 
 
 def _rounded_before_weight(
@@ -122,7 +136,7 @@ for _contract in (swiglu, swiglu_quant):
             "weights of the row before": {"weights": lambda weights: weights.roll(1)},
         }
     )
-    _contract.wrong_step(clamped_swiglu, _WRONG_PRODUCTS)
+    _contract.wrong_step(clamped_swiglu, WRONG_PRODUCTS)
 swiglu.fault("rounded before the weight")(_rounded_before_weight)
 
 

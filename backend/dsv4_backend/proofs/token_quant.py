@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,8 @@ from dsv4_backend.contract import Case, Draw, Operator
 from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3
 from dsv4_backend.ops.token_quant import (
     INT8_MAX,
-    Codes,
-    Step,
     fp8_token_quant,
     int8_token_quant,
-    quantise_e4m3,
-    quantise_int8,
     round_int8,
     row_scale,
 )
@@ -112,7 +107,7 @@ def _power_of_two(rows: torch.Tensor, largest: float) -> torch.Tensor:
     return torch.exp2(row_scale(rows, largest).log2().ceil())
 
 
-_SCALE_FAULTS: dict[str, Step] = {
+_SCALE_FAULTS: dict[str, Callable[..., torch.Tensor]] = {
     "one step more": lambda rows, largest: row_scale(rows, largest + 1),
     "largest value instead of magnitude": lambda rows, largest: row_scale(rows.clamp(min=0), largest),
     "magnitude of the smallest value": lambda rows, largest: row_scale(rows.clamp(max=0), largest),
@@ -131,14 +126,14 @@ def _half_away(x: torch.Tensor) -> torch.Tensor:
     return x.sign() * (x.abs() + 0.5).floor()
 
 
-_INT8_FAULTS: dict[str, Step] = {
+_INT8_FAULTS: dict[str, Callable[..., torch.Tensor]] = {
     "cut": lambda x: round_int8(x.trunc()),
     "ties away from zero": lambda x: round_int8(_half_away(x)),
     "rounded down": lambda x: round_int8(x.floor()),
     "unsigned": lambda x: x.round().clamp(0, INT8_MAX).to(torch.int8),
     "wraps past 127": lambda x: (x * 1.02).round().to(torch.int16).to(torch.int8),
 }
-_E4M3_FAULTS: dict[str, Step] = {
+_E4M3_FAULTS: dict[str, Callable[..., torch.Tensor]] = {
     "e5m2 codes": lambda x: x.to(torch.float8_e5m2).view(torch.float8_e4m3fn),
     "subnormals flushed": lambda x: round_e4m3(torch.where(x.abs() < 2.0**-6, 0 * x, x)),
     "largest code 240": lambda x: round_e4m3(x.clamp(-240, 240)),
@@ -146,18 +141,12 @@ _E4M3_FAULTS: dict[str, Step] = {
 }
 
 
-def _add_faults(op: Operator, quantise: Callable[..., Codes], faults: dict[str, Step]) -> None:
-    def mutant(**steps: Step) -> Callable[..., Any]:
-        return lambda x: quantise(x.float(), **steps)
-
-    for name, step in _SCALE_FAULTS.items():
-        op.fault(name)(mutant(scale_of=step))
-    for name, step in faults.items():
-        op.fault(name)(mutant(round_to=step))
-
-
-_add_faults(int8_token_quant, quantise_int8, _INT8_FAULTS)
-_add_faults(fp8_token_quant, quantise_e4m3, _E4M3_FAULTS)
+for _op, _round, _roundings in (
+    (int8_token_quant, round_int8, _INT8_FAULTS),
+    (fp8_token_quant, round_e4m3, _E4M3_FAULTS),
+):
+    _op.wrong_step(row_scale, _SCALE_FAULTS)
+    _op.wrong_step(_round, _roundings)
 
 SAME_CODES = {
     "over_scale: divisor > 0 -> divisor >= 0": "0 / 0 is NaN, which the cast to int8 makes 0",

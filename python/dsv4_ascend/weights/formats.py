@@ -19,13 +19,13 @@ from torch.nn.functional import linear
 from dsv4_ascend.checkpoint.layout import FP4_BLOCK, FP8_TILE
 from dsv4_ascend.weights.activations import UNQUANTISED, ActivationFormat, Rows
 from dsv4_backend.errors import ArgumentError
+from dsv4_backend.experts import by_expert
 from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
 from dsv4_backend.ops.gemm import (
     fp4_grouped_gemm,
     fp8_gemm,
     fp8_grouped_gemm,
     grouped_gemm,
-    grouped_product,
 )
 from dsv4_backend.ops.output_projection import grouped_output_projection
 from dsv4_backend.ops.quant import dequantize_fp8
@@ -170,13 +170,12 @@ class FloatScaledExperts(ExpertWeights):
 
     def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
         """See `ExpertWeights`."""
-        product = grouped_product(
-            like.values(*rows),
-            self.weight,
-            expert_offsets,
-            lambda e: widened(self.weight[e], self.scale[e]),
-        )
-        return product.to(rows[0].dtype if rows[1] is None else torch.bfloat16)
+        x = like.values(*rows)
+
+        def product(e: int, part: slice) -> torch.Tensor:
+            return x[part] @ widened(self.weight[e], self.scale[e]).T
+
+        return by_expert(expert_offsets, x, product).to(rows[0].dtype if rows[1] is None else torch.bfloat16)
 
 
 _E4M3, _E2M1, _E8M0, _F32 = torch.float8_e4m3fn, torch.int8, torch.float8_e8m0fnu, torch.float32
