@@ -31,7 +31,7 @@ def test_tour_runs() -> None:
 def test_named_commands_exist() -> None:
     named = set(re.findall(r"`dsv4-ascend ([a-z-]+)", README))
     assert named
-    assert named <= set(COMMANDS)
+    assert named == set(COMMANDS)
 
 
 @cache

@@ -56,24 +56,24 @@ struct OptionalOut {
 };
 // Numbers take exactly their own type: an int where CANN reads a double is silent nonsense.
 template <class T>
+inline constexpr const char* kNumberType = nullptr;
+template <>
+inline constexpr const char* kNumberType<double> = "double";
+template <>
+inline constexpr const char* kNumberType<float> = "float";
+template <>
+inline constexpr const char* kNumberType<int64_t> = "int64_t";
+
+template <class T>
 struct Number {
-  using Value = T;
+  static constexpr const char* c_type = kNumberType<T>;
   template <std::same_as<T> Same>
   constexpr Number(Same value) : value(value) {}
   T value;
 };
-struct Real : Number<double> {
-  static constexpr const char* c_type = "double";
-  using Number::Number;
-};
-struct Single : Number<float> {
-  static constexpr const char* c_type = "float";
-  using Number::Number;
-};
-struct Int : Number<int64_t> {
-  static constexpr const char* c_type = "int64_t";
-  using Number::Number;
-};
+using Real = Number<double>;
+using Single = Number<float>;
+using Int = Number<int64_t>;
 
 #define DSV4_ARGUMENTS(...)                               \
   static constexpr std::string_view names = #__VA_ARGS__; \

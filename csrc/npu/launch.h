@@ -43,7 +43,6 @@ class Descriptors {
 };
 
 struct Prepared {
-  const char* symbol;
   Resolved function;
   uint64_t workspace = 0;
   AclExecutor* executor = nullptr;
@@ -58,7 +57,7 @@ void finish(const Site& site, Prepared prepared);
 template <class Function>
 void launch(const Site& site, const Function& function) {
   static const Resolved resolved = resolve_or_throw(Function::symbol, Function::versions, *site.machine);
-  Prepared prepared{Function::symbol, resolved, 0, nullptr, std::make_shared<Descriptors>()};
+  Prepared prepared{resolved, 0, nullptr, std::make_shared<Descriptors>()};
   const auto raw =
       std::apply([&](const auto&... argument) { return std::tuple{prepared.descriptors->make(argument)...}; },
                  function.arguments());

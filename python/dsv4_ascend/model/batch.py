@@ -35,9 +35,10 @@ class Batch:
 
     input_ids: int [T]. query_start_loc: int32 [R + 1], the same offset twice for a sequence without
     tokens. seq_lens: int32 [R], this step's tokens among them. owners, positions: int64 [T], the
-    sequence and position of every token. rows: of the results, at least T. max_seq_len: a bound of
-    seq_lens that the host knows. What follows from a table is computed once for all parts with that
-    table and as many rows per block; so a table must not change while its step runs.
+    sequence and position of every token. rows: of the results, at least T. max_query_len,
+    max_seq_len: bounds that the host knows, of one sequence's tokens in this step and of seq_lens.
+    What follows from a table is computed once for all parts with that table and as many rows per
+    block; so a table must not change while its step runs.
     """
 
     input_ids: torch.Tensor
@@ -46,6 +47,7 @@ class Batch:
     owners: torch.Tensor
     positions: torch.Tensor
     rows: int
+    max_query_len: int
     max_seq_len: int | None = None
     _found: _Found = field(init=False, default_factory=dict, repr=False, compare=False)
 
@@ -91,8 +93,11 @@ class Batch:
 
     def window(self, part: Paged, window: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Pages and table of what the `window` last positions of this step's tokens hold."""
-        earliest = self.seq_lens - self.query_start_loc.diff() + 1 - window
-        return part.read(earliest.clamp(min=0), window - 1 + len(self.positions))
+
+        def find() -> torch.Tensor:
+            return (self.seq_lens - self.query_start_loc.diff() + 1 - window).clamp(min=0)
+
+        return part.read(self._once(("window", window), find), window - 1 + self.max_query_len)
 
     def own_rows(self, x: torch.Tensor) -> torch.Tensor:
         """The rows of x [rows, ...] that are tokens: [T, ...]."""
@@ -124,6 +129,7 @@ def build_batch(
     seq_lens: torch.Tensor,
     *,
     num_actual_tokens: int | None = None,
+    max_query_len: int | None = None,
     max_seq_len: int | None = None,
 ) -> Batch:
     """The step that an engine's metadata describes; tables come with the layers' caches (paged.py).
@@ -131,7 +137,8 @@ def build_batch(
     input_ids: int [rows], of which num_actual_tokens are tokens and the others padding;
     query_start_loc[-1] of them if None, which reads a value from the device. query_start_loc: int32
     [R + 1], padded by repeating its last offset. seq_lens: int32 [R], with this step's tokens.
-    max_seq_len: at least every seq_lens; tables of entries are then not read behind it.
+    max_query_len: at least the tokens of every sequence, all of them if None; no more of a window is
+    widened from bytes. max_seq_len: at least every seq_lens; tables of entries are then not read behind it.
     ArgumentError for shapes that do not fit; values are the operators' to check.
     """
     rows, sequences = len(input_ids), len(seq_lens)
@@ -146,7 +153,8 @@ def build_batch(
     owners = ragged.token_sequences(query_start_loc, tokens)
     positions = ragged.token_positions(query_start_loc, seq_lens, tokens)
     ids = input_ids[:tokens]
-    return Batch(ids, query_start_loc, seq_lens, owners, positions, rows, max_seq_len)
+    longest = tokens if max_query_len is None else max_query_len
+    return Batch(ids, query_start_loc, seq_lens, owners, positions, rows, longest, max_seq_len)
 
 
 class Step(NamedTuple):
@@ -172,5 +180,11 @@ def make_step(
     query_start_loc = lengths.cumsum(0).to(cache.device, torch.int32)
     seq_lens = torch.tensor([s.length for s in sequences], dtype=torch.int32, device=cache.device)
     input_ids = torch.cat([*ids, torch.zeros(0, dtype=torch.int64)]).to(cache.device)
-    batch = build_batch(input_ids, query_start_loc, seq_lens, num_actual_tokens=len(input_ids))
+    batch = build_batch(
+        input_ids,
+        query_start_loc,
+        seq_lens,
+        num_actual_tokens=len(input_ids),
+        max_query_len=int(lengths.max()),
+    )
     return Step(batch, cache.layers(cache.block_tables(sequences)))

@@ -111,28 +111,25 @@ class PagedCache:
             shape = counts[group], block_size, width
             return Pool(group, torch.zeros(shape, dtype=of, device=self.device))
 
-        def latent_pool(group: str) -> Pool:
-            if formats.latent is None:
-                return pool(group, config.head_dim, dtype)
-            rows = ByteRows(formats.latent, block_size, config.head_dim, config.qk_rope_head_dim, dtype)
+        def formed(group: str, form: str | None, width: int, rope: int, read_as: torch.dtype) -> Pool:
+            if form is None:
+                return pool(group, width, dtype)
+            rows = ByteRows(form, block_size, width, rope, read_as)
             return Pool(group, rows.empty(counts[group], self.device), rows)
 
-        def key_pool(group: str) -> Pool:
-            if formats.index_keys is None:
-                return pool(group, config.index_head_dim, dtype)
-            rows = ByteRows(formats.index_keys, block_size, config.index_head_dim, 0, torch.float32)
-            return Pool(group, rows.empty(counts[group], self.device), rows)
+        def latents(group: str) -> Pool:
+            return formed(group, formats.latent, config.head_dim, config.qk_rope_head_dim, dtype)
 
         def layer(kind: str, ratio: int) -> dict[str, Pool]:
-            pools = {"window": latent_pool("window")}
+            pools = {"window": latents("window")}
             if kind == "swa":
                 return pools
             overlap = 2 if kind == "csa" else 1
             entries, state = f"entries:{ratio}", f"state:{ratio}"
-            pools["entries"] = latent_pool(entries)
+            pools["entries"] = latents(entries)
             pools["state"] = pool(state, 2 * overlap * config.head_dim, torch.float32)
             if kind == "csa":
-                pools["index_keys"] = key_pool(entries)
+                pools["index_keys"] = formed(entries, formats.index_keys, config.index_head_dim, 0, torch.float32)
                 pools["index_state"] = pool(state, 4 * config.index_head_dim, torch.float32)
             return pools
 

@@ -55,10 +55,6 @@ class Profile:
     storage: Storage | None = None
 
 
-def _head_norm(q: torch.Tensor, eps: float) -> torch.Tensor:
-    return head_rms_norm(q, eps)
-
-
 def _unrounded_latent(kv: torch.Tensor, channels: int) -> torch.Tensor:
     return kv
 
@@ -90,8 +86,8 @@ _FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights, _unrounded_scores)
 _INT8 = IndexFormat(ascend.rotate, ascend.int8_queries, ascend.half_weights, _unrounded_scores)
 _TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.fp8_queries, ascend.fp32_weights, ascend.bf16_scores)
 
-IDEAL = Profile("ideal", torch.float32, UNQUANTISED, _unrounded_latent, _UNROUNDED, _head_norm)
-OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, _head_norm)
+IDEAL = Profile("ideal", torch.float32, UNQUANTISED, _unrounded_latent, _UNROUNDED, head_rms_norm)
+OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, head_rms_norm)
 A2A3_INT8 = Profile(
     "a2a3-int8",
     torch.bfloat16,

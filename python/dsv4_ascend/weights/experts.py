@@ -8,32 +8,16 @@ import torch
 from torch import nn
 
 from dsv4_ascend.weights.activations import ActivationFormat
-from dsv4_ascend.weights.formats import EXPERTS, ExpertWeights, as_stored
-from dsv4_ascend.weights.linear import empty_parameter, keep
+from dsv4_ascend.weights.formats import EXPERTS, ExpertWeights
+from dsv4_ascend.weights.linear import StoredModule
 
 
-class ExpertStack(nn.Module):
-    """One projection of all experts as stored: `weight` [E, ...], `scale` [E, ...] or None."""
-
-    scale: nn.Parameter | None
+class ExpertStack(StoredModule[ExpertWeights]):
+    """One projection of all experts: `weight` [E, ...], `scale` [E, ...] or None."""
 
     def __init__(self, experts: int, n: int, k: int) -> None:
-        super().__init__()
-        self.weight = empty_parameter(experts, n, k)
-        self.register_parameter("scale", None)
+        super().__init__(EXPERTS, experts, n, k)
         self.waiting: dict[str, dict[int, torch.Tensor]] = {}
-        self.kept: type[ExpertWeights] | None = None
-
-    def stored(self) -> ExpertWeights:
-        """The weights in their format."""
-        if self.kept is not None:
-            return self.kept(self.weight, self.scale)
-        return as_stored(EXPERTS, self.weight, self.scale)
-
-    def keep(self, weight: ExpertWeights) -> None:
-        """Have these weights, in their own class, instead of what the checkpoint stores."""
-        keep(self, weight)
-        self.kept = type(weight)
 
     def put(self, leaf: str, slot: int, tensor: torch.Tensor) -> None:
         """Give one expert its "weight" or "scale"; they count when all experts have theirs."""

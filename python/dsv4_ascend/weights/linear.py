@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
 import torch
 from torch import nn
 
 from dsv4_ascend.weights.activations import ActivationFormat
-from dsv4_ascend.weights.formats import WEIGHTS, Stored, Weight, as_stored
+from dsv4_ascend.weights.formats import WEIGHTS, Format, Stored, Weight, as_stored
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -14,37 +17,40 @@ def empty_parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device="meta"))
 
 
-def keep(module: nn.Module, weight: Stored) -> None:
-    """Make the tensors of `weight` the parameters `weight` and `scale` of a module."""
-    for leaf, tensor in (("weight", weight.weight), ("scale", weight.scale)):
-        setattr(module, leaf, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
+_S = TypeVar("_S", bound=Stored)
 
 
-class Linear(nn.Module):
-    """`y = x Wᵀ` with `weight` and `scale` (None for floats) in a format of `formats.WEIGHTS`.
-
-    activations: what the input of a quantised weight is quantised to.
-    """
+class StoredModule(nn.Module, Generic[_S]):
+    """A weight as stored: `weight`, and `scale` or None for floats, in a format of `classes`."""
 
     scale: nn.Parameter | None
 
-    def __init__(self, n: int, k: int, activations: ActivationFormat) -> None:
+    def __init__(self, classes: Mapping[Format, type[_S]], *shape: int) -> None:
         super().__init__()
-        self.activations = activations
-        self.weight = empty_parameter(n, k)
+        self._classes = classes
+        self._kept: type[_S] | None = None
+        self.weight = empty_parameter(*shape)
         self.register_parameter("scale", None)
-        self.kept: type[Weight] | None = None
 
-    def stored(self) -> Weight:
+    def stored(self) -> _S:
         """The weight in its format."""
-        if self.kept is not None:
-            return self.kept(self.weight, self.scale)
-        return as_stored(WEIGHTS, self.weight, self.scale)
+        if self._kept is not None:
+            return self._kept(self.weight, self.scale)
+        return as_stored(self._classes, self.weight, self.scale)
 
-    def keep(self, weight: Weight) -> None:
+    def keep(self, weight: _S) -> None:
         """Have this weight, in its own class, instead of what the checkpoint stores."""
-        keep(self, weight)
-        self.kept = type(weight)
+        for leaf, tensor in (("weight", weight.weight), ("scale", weight.scale)):
+            setattr(self, leaf, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
+        self._kept = type(weight)
+
+
+class Linear(StoredModule[Weight]):
+    """`y = x Wᵀ`; activations: what the input of a quantised weight is quantised to."""
+
+    def __init__(self, n: int, k: int, activations: ActivationFormat) -> None:
+        super().__init__(WEIGHTS, n, k)
+        self.activations = activations
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """X [T, K] -> [T, N] in x's dtype."""

@@ -233,6 +233,7 @@ class FakeEngine:
             torch.tensor(starts + [tokens] * empty, dtype=torch.int32),
             torch.tensor(lengths + [self.rng.randrange(50)] * empty, dtype=torch.int32),
             num_actual_tokens=self.rng.choice([tokens, None]),
+            max_query_len=max(len(item.ids) for item in work) if self.bound_lengths else None,
             max_seq_len=max(lengths) if self.bound_lengths else None,
         )
         layers = self._layers([item.request for item in work], empty)

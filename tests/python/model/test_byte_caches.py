@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dsv4_ascend.model.batch import build_batch
 from dsv4_ascend.model.paged import BytePaged, ByteRows, Paged
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
@@ -126,3 +127,23 @@ def test_every_format_of_a_page_is_a_part(form) -> None:
     assert (found - values).abs().max() < 0.6  # FP4 keeps a bit of 4 at worst
     assert not part.tensor[1].any()
     assert not part.tensor[3].any()
+
+
+@every_form
+def test_a_step_of_many_sequences_widens_what_the_longest_needs(form):
+    """Absolute tables: 6 sequences of 5 tokens see 12 rows each, not as many as if all 30 tokens were one's."""
+    lengths, new = torch.tensor([40, 33, 60, 29, 51, 47]), torch.full((6,), 5)
+    part = byte_part(form, 4, 120, scattered_table(6, 16, 120))
+    fill(part, lengths)
+    starts = torch.cat([torch.zeros(1), new.cumsum(0)]).int()
+    q = torch.randn(30, HEADS, CHANNELS).bfloat16()
+    pages, results = [], []
+    for longest in (None, 5):
+        batch = build_batch(torch.zeros(30, dtype=torch.int64), starts, lengths.int(), max_query_len=longest)
+        widened, table = batch.window(part, WINDOW)
+        pages.append(len(widened))
+        sink = torch.zeros(HEADS)
+        arguments = (q, sink, widened, table, None, None, None, starts, lengths.int(), WINDOW, 0)
+        results.append(sparse_attention(*arguments))
+    assert pages == [6 * 10, 6 * 4]
+    assert torch.equal(*results)
