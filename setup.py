@@ -13,16 +13,31 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 CSRC = Path("csrc")
-SOURCES = sorted(str(path) for folder in ("bind", "common", "cpu", "npu") for path in (CSRC / folder).glob("*.cpp"))
-FLAGS = ["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fstack-protector-strong"]
+SOURCES = sorted(
+    str(path)
+    for folder in ("bind", "common", "cpu", "npu")
+    for path in (CSRC / folder).glob("*.cpp")
+)
+FLAGS = [
+    "-std=c++20",
+    "-O2",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+    "-fvisibility=hidden",
+    "-fstack-protector-strong",
+]
 # Only compiled for OpenMP, not linked: the runtime must be the one that torch brings along.
 FLAGS += ["-fopenmp"]
-# torch's headers as system headers: our own warnings stay readable (gcc then ignores the -I of the same folder).
+# torch's headers as system headers: our own warnings stay readable (gcc then ignores the -I of the
+# same folder).
 FLAGS += [f"-isystem{path}" for path in include_paths()]
 
 
 class BuildExt(BuildExtension):
-    """Keeps its objects between editable installs too, so that only what changed is compiled again."""
+    """Keeps its objects between editable installs too,
+    so that only what changed is compiled again.
+    """
 
     def finalize_options(self) -> None:
         super().finalize_options()

@@ -1,6 +1,8 @@
-"""Random numbers of a test follow from its id: no test owes its success to a lucky constant, and each can be repeated.
+"""Random numbers of a test follow from its id: no test owes its success to a lucky constant,
+and each can be repeated.
 
-`conftest.py` seeds torch with `seed_of(id)` before every test. What several tests share is seeded by its own name.
+`conftest.py` seeds torch with `seed_of(id)` before every test. What several tests share is seeded
+by its own name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Building: a failure is loud, a broken device backend does not matter, and packages are complete."""
+"""Building: a failure is loud, a broken device backend does not matter,
+and packages are complete.
+"""
 
 import os
 import re
@@ -22,14 +24,18 @@ def tree(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target)
     for name in ("backend", "python"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(
+            ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
     (target / "csrc" / "cpu").mkdir(parents=True)
     return target
 
 
 def run(tree, *command, **environment):
     env = {**os.environ, **environment}
-    return subprocess.run([sys.executable, *command], cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *command], cwd=tree, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def build_wheel(tree, source, **environment):
@@ -46,7 +52,9 @@ def test_a_kernel_that_does_not_compile_fails_the_build(tree):
 
 
 def test_the_only_library_of_the_wheel_is_the_extension(tree):
-    """The software Ascend device is a distribution of its own, also where an older build left its libraries behind."""
+    """The software Ascend device is a distribution of its own,
+    also where an older build left its libraries behind.
+    """
     for folder in ("backend/dsv4_backend/softnpu/lib", "csrc/softnpu/python/softnpu/lib"):
         (tree / folder).mkdir(parents=True)
         (tree / folder / "libascendcl.so").touch()
@@ -55,7 +63,9 @@ def test_the_only_library_of_the_wheel_is_the_extension(tree):
     with zipfile.ZipFile(*wheels) as archive:
         names = archive.namelist()
     assert [re.sub(r"_C\..*", "_C", name) for name in names if ".so" in name] == ["dsv4_backend/_C"]
-    assert not [name for name in names if "softnpu" in name and name != "dsv4_ascend/cli/softnpu.py"]
+    assert not [
+        name for name in names if "softnpu" in name and name != "dsv4_ascend/cli/softnpu.py"
+    ]
 
 
 def test_a_missing_compiler_fails_the_build(tree):
@@ -70,7 +80,9 @@ def test_a_broken_device_backend_does_not_matter(tree):
     metadata = tree / "site" / "broken_npu-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken_npu\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[torch.backends]\nbroken_npu = broken_npu:autoload\n")
+    (metadata / "entry_points.txt").write_text(
+        "[torch.backends]\nbroken_npu = broken_npu:autoload\n"
+    )
     (tree / "site" / "broken_npu.py").write_text(
         "raise ImportError('libascendcl.so: cannot open shared object file')\n"
     )
@@ -84,8 +96,12 @@ def test_a_broken_device_backend_does_not_matter(tree):
 def test_packages_are_complete(tree):
     done = run(tree, "setup.py", "--quiet", "build_py", "--build-lib", "packed")
     assert done.returncode == 0, done.stderr
-    packed = {path.relative_to(tree / "packed") for path in (tree / "packed").rglob("*") if path.is_file()}
-    tracked = subprocess.run(["git", "ls-files", "backend", "python"], cwd=ROOT, capture_output=True, text=True)
+    packed = {
+        path.relative_to(tree / "packed") for path in (tree / "packed").rglob("*") if path.is_file()
+    }
+    tracked = subprocess.run(
+        ["git", "ls-files", "backend", "python"], cwd=ROOT, capture_output=True, text=True
+    )
     if tracked.returncode != 0:
         pytest.skip("not a git checkout")
     wanted = {Path(*Path(line).parts[1:]) for line in tracked.stdout.splitlines()}

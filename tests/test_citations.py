@@ -13,8 +13,8 @@ SUFFIXES = {".py", ".pyi", ".h", ".cpp", ".md"}
 
 NUMBER = r"\d+(?:\.\d+)*"
 INSIDE = rf"(?:item|step)s? {NUMBER}(?: to {NUMBER})?"
-# `spec/NAME.md`, or `spec` alone for v4.md; then numbers of sections and the words between them. Numbers of items and
-# steps are no sections. Comment marks stand where a line ends.
+# `spec/NAME.md`, or `spec` alone for v4.md; then numbers of sections and the words between them.
+# Numbers of items and steps are no sections. Comment marks stand where a line ends.
 CITATION = re.compile(
     rf"\bspec(?:/(?P<page>[\w-]+)\.md)?"
     rf"(?P<where>(?:[\s,;#]|//|and\b|to\b|sections?\b|{INSIDE}|{NUMBER}(?![\w^%]))*)"
@@ -22,7 +22,9 @@ CITATION = re.compile(
 
 
 def citations(text):
-    """(page, section or None) of every citation: `spec/v4.md 2.2 to 2.4, 6` is v4 with 2.2, 2.4 and 6."""
+    """(page, section or None) of every citation: `spec/v4.md 2.2 to 2.4, 6` is v4 with 2.2,
+    2.4 and 6.
+    """
     for match in CITATION.finditer(text):
         sections = re.findall(NUMBER, re.sub(INSIDE, "", match["where"]))
         if match["page"]:
@@ -47,7 +49,9 @@ def unresolved(text):
 
 
 def cited_files():
-    paths = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES)
+    paths = (
+        path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES
+    )
     return sorted(p for p in paths if SPEC not in p.parents and p != Path(__file__))
 
 
@@ -85,7 +89,13 @@ def test_the_reader_of_citations_finds(text, sections):
 
 @pytest.mark.parametrize(
     "text",
-    ["spec/v4.md 6.99", "spec/v4.md 4.5, 18.1", "(spec 3.1 and 99)", "spec/lost.md section 4", "spec/lost.md"],
+    [
+        "spec/v4.md 6.99",
+        "spec/v4.md 4.5, 18.1",
+        "(spec 3.1 and 99)",
+        "spec/lost.md section 4",
+        "spec/lost.md",
+    ],
 )
 def test_the_reader_of_citations_refuses(text):
     assert unresolved(text)

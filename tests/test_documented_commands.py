@@ -1,4 +1,6 @@
-"""Every command line that the README files and docs/ show works as it stands; model commands on cpu and on npu."""
+"""Every command line that the README files and docs/ show works as it stands;
+model commands on cpu and on npu.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,14 @@ import tier
 ROOT = Path(__file__).parents[1]
 SOFTNPU = ROOT / "csrc" / "softnpu"
 FOLDERS = (ROOT / "docs", SOFTNPU / "docs")
-PAGES = [ROOT / "README.md", SOFTNPU / "README.md", *sorted(p for folder in FOLDERS for p in folder.rglob("*.md"))]
-COMMAND = re.compile(r"(?:dsv4-ascend|softnpu|python3?|pip|torchrun|pytest) .+|(?:\./)?ci/\w+(?: .+)?")
+PAGES = [
+    ROOT / "README.md",
+    SOFTNPU / "README.md",
+    *sorted(p for folder in FOLDERS for p in folder.rglob("*.md")),
+]
+COMMAND = re.compile(
+    r"(?:dsv4-ascend|softnpu|python3?|pip|torchrun|pytest) .+|(?:\./)?ci/\w+(?: .+)?"
+)
 SHELL = {"sh", "bash", "shell", "console"}
 IN_A_COMMENT = re.compile(r"\((\./ci/[^)]+)\)")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -41,7 +49,9 @@ class Elsewhere(NamedTuple):
     text: str
 
 
-PYTEST_IN_CI = Elsewhere("it runs this test's run", "ci/test", '-m pytest -n 2 --dist worksteal "$@"')
+PYTEST_IN_CI = Elsewhere(
+    "it runs this test's run", "ci/test", '-m pytest -n 2 --dist worksteal "$@"'
+)
 SCAFFOLD_TEST = "tests/python/test_new_operator.py"
 
 ELSEWHERE = {
@@ -50,15 +60,20 @@ ELSEWHERE = {
     "./ci/test -k rope": PYTEST_IN_CI,
     "./ci/test tests/softnpu": PYTEST_IN_CI,
     "python -m pytest tests/backend -k markov_bias": PYTEST_IN_CI,
-    "python -m pytest tests/test_readme.py tests/test_citations.py tests/python/test_operator_docs.py": PYTEST_IN_CI,
-    "dsv4-ascend ops new NAME": Elsewhere("it writes into a checkout", SCAFFOLD_TEST, "def test_a_skeleton_is_clean"),
+    "python -m pytest tests/test_readme.py tests/test_citations.py "
+    "tests/python/test_operator_docs.py": PYTEST_IN_CI,
+    "dsv4-ascend ops new NAME": Elsewhere(
+        "it writes into a checkout", SCAFFOLD_TEST, "def test_a_skeleton_is_clean"
+    ),
     'dsv4-ascend ops new markov_bias --family dspark --schema "markov_bias(Tensor logits, Tensor previous, '
     'Tensor markov_w1, Tensor markov_w2) -> Tensor"': Elsewhere(
         "it writes into a checkout", SCAFFOLD_TEST, "def test_the_walk_through_prints_what_it_says"
     ),
     "./ci/setup test": Elsewhere("it makes this environment", "ci/test", "ci/setup test"),
     "pip install torch==2.13.0": Elsewhere("it installs", "pyproject.toml", '"torch==2.13.0"'),
-    "pip install --no-build-isolation .": Elsewhere("it installs", "ci/setup", "--no-build-isolation --editable"),
+    "pip install --no-build-isolation .": Elsewhere(
+        "it installs", "ci/setup", "--no-build-isolation --editable"
+    ),
     'pip install --no-deps --target "$VIRTUAL_ENV/npu" torch-npu==2.13.0': Elsewhere(
         "it installs", "ci/setup", '--no-deps --target .venv/npu "${npu[@]}"'
     ),
@@ -74,13 +89,21 @@ ELSEWHERE = {
 
 def shown_by(page: str) -> list[str]:
     """Command lines of a page: in fenced shell blocks, in the comments there, and in backticks."""
-    blocks = [(language in SHELL, block) for language, block in FENCE.findall(page) if language in SHELL | {""}]
+    blocks = [
+        (language in SHELL, block)
+        for language, block in FENCE.findall(page)
+        if language in SHELL | {""}
+    ]
     found = [line for shell, block in blocks for line in lines_of(block, shell)]
-    return found + [text for text in re.findall(r"`([^`\n]+)`", FENCE.sub("", page)) if COMMAND.fullmatch(text)]
+    return found + [
+        text for text in re.findall(r"`([^`\n]+)`", FENCE.sub("", page)) if COMMAND.fullmatch(text)
+    ]
 
 
 def lines_of(block: str, shell: bool) -> list[str]:
-    """What a block tells to type; in a block that names no language only what looks like a command."""
+    """What a block tells to type;
+    in a block that names no language only what looks like a command.
+    """
     found = []
     for line in block.replace("\\\n", " ").splitlines():
         text, _, comment = line.strip().removeprefix("$ ").partition(" #")
@@ -101,7 +124,11 @@ def documented() -> dict[str, list[str]]:
 
 DOCUMENTED = documented()
 HERE = sorted(set(DOCUMENTED) - set(ELSEWHERE))
-MODEL_LINES = [line for line in DOCUMENTED if line.split()[0] == "dsv4-ascend" and line.split()[1] in MODEL_COMMANDS]
+MODEL_LINES = [
+    line
+    for line in DOCUMENTED
+    if line.split()[0] == "dsv4-ascend" and line.split()[1] in MODEL_COMMANDS
+]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +148,9 @@ def type_in(line: str, folder: Path) -> str:
     environ = {name: value for name, value in os.environ.items() if name not in unset}
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ["PATH"]])
     command = ["bash", "-c", line]
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -145,7 +174,9 @@ def test_every_line_that_runs_elsewhere_does() -> None:
     assert set(ELSEWHERE) <= set(DOCUMENTED), set(ELSEWHERE) - set(DOCUMENTED)
     for line, (reason, file, text) in ELSEWHERE.items():
         assert reason
-        assert text in (ROOT / file).read_text(encoding="utf-8"), f"{line}: {file} no longer shows {text}"
+        assert text in (ROOT / file).read_text(encoding="utf-8"), (
+            f"{line}: {file} no longer shows {text}"
+        )
 
 
 def test_model_commands_are_documented() -> None:
@@ -159,7 +190,10 @@ def test_model_commands_are_documented() -> None:
         ("```\n./ci/test    # or more (./ci/test -k x)\n```", ["./ci/test", "./ci/test -k x"]),
         ("```bash\n$ nonsense \\\n  --option\n```", ["nonsense    --option"]),
         ("```python\nprint('dsv4-ascend x')\n```", []),
-        ("| `dsv4-ascend x --y` | says `python` |\nand `pip install z`", ["dsv4-ascend x --y", "pip install z"]),
+        (
+            "| `dsv4-ascend x --y` | says `python` |\nand `pip install z`",
+            ["dsv4-ascend x --y", "pip install z"],
+        ),
         ("`dsv4_ascend.load` of `ci/setup`", ["ci/setup"]),
     ],
 )

@@ -1,4 +1,6 @@
-"""The rules of the house that no linter knows: sizes, C++ include directions, and what must never be called."""
+"""The rules of the house that no linter knows: sizes, C++ include directions,
+and what must never be called.
+"""
 
 import ast
 import re
@@ -27,13 +29,32 @@ MAY_INCLUDE = {
     "softnpu": set(),
     "bind": {"common", "cpu", "npu"},
 }
-# The software device computes with torch's own kernels; its runtime and its collectives do not know torch.
+# The software device computes with torch's own kernels; its runtime and its collectives do not know
+# torch.
 MAY_SEE_TORCH = ("bind/", "softnpu/opapi/")
 
 # Calls that execute what they are given, or open formats that can.
-BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml"}
+BANNED_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "marshal",
+    "shelve",
+    "joblib",
+    "yaml",
+}
 BANNED_BUILTINS = {"eval", "exec", "compile", "__import__"}
-BANNED_CALLS = {"torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load", "os.system"}
+BANNED_CALLS = {
+    "torch.load",
+    "torch.save",
+    "torch.jit.load",
+    "torch.hub.load",
+    "numpy.load",
+    "np.load",
+    "os.system",
+}
 
 
 def relative(path):
@@ -60,11 +81,17 @@ def banned(tree):
     """Line and name of everything that BANNED_* forbids."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names if alias.name.split(".")[0] in BANNED_MODULES]
+            found = [
+                alias.name for alias in node.names if alias.name.split(".")[0] in BANNED_MODULES
+            ]
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             names = [f"{module}.{alias.name}" for alias in node.names]
-            found = [module] if module.split(".")[0] in BANNED_MODULES else [n for n in names if n in BANNED_CALLS]
+            found = (
+                [module]
+                if module.split(".")[0] in BANNED_MODULES
+                else [n for n in names if n in BANNED_CALLS]
+            )
         elif isinstance(node, ast.Call):
             name = dotted(node.func)
             found = [name] if name in BANNED_BUILTINS | BANNED_CALLS else []
@@ -81,7 +108,11 @@ def allows_code(keyword):
 
 
 def test_files_are_short():
-    long = {relative(p): n for p in [*PYTHON, *CPP] if (n := len(p.read_text().splitlines())) > MAX_FILE_LINES}
+    long = {
+        relative(p): n
+        for p in [*PYTHON, *CPP]
+        if (n := len(p.read_text().splitlines())) > MAX_FILE_LINES
+    }
     assert not long
 
 
@@ -143,8 +174,12 @@ def may_include(place, header):
 
 def test_include_directions():
     places = {path: path.relative_to(CSRC).as_posix() for path in CPP}
-    pairs = [(place, header) for path, place in places.items() for header in includes(path.read_text())]
-    wrong = [f"{place} includes {header}" for place, header in pairs if not may_include(place, header)]
+    pairs = [
+        (place, header) for path, place in places.items() for header in includes(path.read_text())
+    ]
+    wrong = [
+        f"{place} includes {header}" for place, header in pairs if not may_include(place, header)
+    ]
     assert not wrong
 
 
@@ -153,7 +188,9 @@ def test_every_folder_of_csrc_has_a_rule():
 
 
 def test_softnpu_does_not_know_the_project():
-    code = {p: re.sub(r"//.*", "", p.read_text()) for p in [*CPP, *PYTHON] if p.is_relative_to(SOFTNPU)}
+    code = {
+        p: re.sub(r"//.*", "", p.read_text()) for p in [*CPP, *PYTHON] if p.is_relative_to(SOFTNPU)
+    }
     assert not [relative(path) for path, text in code.items() if "dsv4" in text]
 
 

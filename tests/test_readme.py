@@ -1,4 +1,6 @@
-"""The README's tour runs as printed, every command it names exists, and its counts are the right ones."""
+"""The README's tour runs as printed, every command it names exists,
+and its counts are the right ones.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 def test_tour_runs() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Support(native=True" in done.stdout
     difference = float(re.search(r"tensor\(([\d.e+-]+)\)", done.stdout)[1])
@@ -36,13 +40,17 @@ def test_named_commands_exist() -> None:
 
 @cache
 def counts():
-    """Words of the README with `#` for their number -> the right number, as the README writes it."""
+    """Words of the README with `#` for their number -> the right number,
+    as the README writes it.
+    """
     perplexity = json.loads((Path(SHIPPED) / "perplexity.json").read_text())
     rows = {row for op in OPERATORS.values() for row in op.rows}
     cases = sum(len(list(op.iterate_cases())) for op in OPERATORS.values())
     return {
         "# contracts": f"{len(OPERATORS):,}",
-        "rows 1 to # of the inventory": f"{len(rows):,}" if rows == set(range(1, len(rows) + 1)) else "a gap",
+        "rows 1 to # of the inventory": f"{len(rows):,}"
+        if rows == set(range(1, len(rows) + 1))
+        else "a gap",
         "# parity cases": f"{cases:,}",
         "# named faults, every one caught": f"{sum(len(op.faults) for op in OPERATORS.values()):,}",
         "per token over # tokens": f"{perplexity['tokens']:,}",
@@ -64,7 +72,11 @@ def wrong_counts(readme):
         found = re.findall(pattern, readme)
         if not found:
             problems.append(f"write {words.replace('#', right)!r} somewhere")
-        problems += [f"{words.replace('#', n)!r} is now {words.replace('#', right)!r}" for n in found if n != right]
+        problems += [
+            f"{words.replace('#', n)!r} is now {words.replace('#', right)!r}"
+            for n in found
+            if n != right
+        ]
     return problems
 
 

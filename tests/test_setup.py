@@ -18,7 +18,10 @@ FILES = (
 """A change of one of them is a reason to install its distribution again."""
 
 BUILT = ("backend/dsv4_backend/_C.x.so", "csrc/softnpu/python/softnpu/lib/libopapi.so")
-IGNORED = (*BUILT, *(f"csrc/softnpu/{name}" for name in ("README.md", "python/softnpu/device.py", "build/part.o")))
+IGNORED = (
+    *BUILT,
+    *(f"csrc/softnpu/{name}" for name in ("README.md", "python/softnpu/device.py", "build/part.o")),
+)
 
 
 class Checkout:
@@ -49,7 +52,9 @@ class Checkout:
         """What `ci/setup EXTRAS` installs, in order."""
         (self.root / "calls").write_text("")
         environ = {**os.environ, "FAILING": failing}
-        done = subprocess.run([self.root / "ci" / "setup", *extras], env=environ, capture_output=True, text=True)
+        done = subprocess.run(
+            [self.root / "ci" / "setup", *extras], env=environ, capture_output=True, text=True
+        )
         assert (done.returncode == 0) == (failing == "nothing"), done.stderr
         calls = (self.root / "calls").read_text().splitlines()
         return [call[call.index("--editable") :] for call in calls if "--editable" in call]
@@ -83,7 +88,9 @@ def test_a_renamed_source_is_a_change(checkout):
     assert checkout.setup("test") == [SOFTNPU]
 
 
-@pytest.mark.parametrize(("gone", "installed"), [(BUILT[0], [f"{PACKAGE}[test]"]), (BUILT[1], [SOFTNPU])])
+@pytest.mark.parametrize(
+    ("gone", "installed"), [(BUILT[0], [f"{PACKAGE}[test]"]), (BUILT[1], [SOFTNPU])]
+)
 def test_a_library_that_is_gone_is_built_again(checkout, gone, installed):
     checkout.setup("test")
     (checkout.root / gone).unlink()

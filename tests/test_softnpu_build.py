@@ -26,7 +26,9 @@ BUILD_WHEEL = "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(s
 
 
 class Tree:
-    """The distribution in a folder of another name, with small sources; a compiler that writes down its calls."""
+    """The distribution in a folder of another name, with small sources;
+    a compiler that writes down its calls.
+    """
 
     def __init__(self, root):
         self.root = root
@@ -34,7 +36,9 @@ class Tree:
         for name in ("setup.py", "softnpu_build.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(SOFTNPU / name, root)
         shutil.copytree(
-            SOFTNPU / "python", root / "python", ignore=shutil.ignore_patterns("lib", "__pycache__", "*.egg*")
+            SOFTNPU / "python",
+            root / "python",
+            ignore=shutil.ignore_patterns("lib", "__pycache__", "*.egg*"),
         )
         for name, text in SOURCES.items():
             self.write(name, text)
@@ -57,7 +61,9 @@ class Tree:
 
     def build(self):
         """What a build compiles and links."""
-        spec = importlib.util.spec_from_file_location("softnpu_build", self.root / "softnpu_build.py")
+        spec = importlib.util.spec_from_file_location(
+            "softnpu_build", self.root / "softnpu_build.py"
+        )
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.build()
@@ -66,7 +72,12 @@ class Tree:
     def run(self, *command, **environment):
         env = {**os.environ, "CXX": self.cxx(), **environment}
         return subprocess.run(
-            [sys.executable, *command], cwd=self.root, env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, *command],
+            cwd=self.root,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
 
@@ -74,7 +85,9 @@ class Tree:
 def tree(tmp_path, monkeypatch):
     tree = Tree(tmp_path / "odd $name")
     monkeypatch.setenv("CXX", tree.cxx())
-    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # the build sets it: for this test only
+    monkeypatch.setenv(
+        "TORCH_DEVICE_BACKEND_AUTOLOAD", "0"
+    )  # the build sets it: for this test only
     return tree
 
 
@@ -88,8 +101,13 @@ def test_the_wheel_has_libraries_and_package_and_is_for_every_python(tree):
     assert done.returncode == 0, done.stderr
     (wheel,) = tree.root.glob("*.whl")
     assert re.fullmatch(r"softnpu-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
-    package = {str(path.relative_to(SOFTNPU / "python")) for path in (SOFTNPU / "python" / "softnpu").glob("*.py")}
-    assert names(wheel) == package | {"softnpu/py.typed"} | {f"softnpu/lib/{name}" for name in LIBRARIES}
+    package = {
+        str(path.relative_to(SOFTNPU / "python"))
+        for path in (SOFTNPU / "python" / "softnpu").glob("*.py")
+    }
+    assert names(wheel) == package | {"softnpu/py.typed"} | {
+        f"softnpu/lib/{name}" for name in LIBRARIES
+    }
 
 
 def test_an_editable_installation_builds_beside_the_sources(tree):
@@ -119,16 +137,23 @@ def test_compiler_and_flags_of_the_environment_are_used(tree, monkeypatch):
     monkeypatch.setenv("CXX", tree.cxx("-DMINE=1"))
     monkeypatch.setenv("CXXFLAGS", "-DALSO='\"$5\"'")
     monkeypatch.setenv("LDFLAGS", "-Wl,--defsym=softnpu_mine=5")
-    tree.write("acl/part.cpp", "static_assert(MINE == 1 && sizeof(ALSO) == 3 && ALSO[0] == '$', \"flags\");\n")
+    tree.write(
+        "acl/part.cpp",
+        "static_assert(MINE == 1 && sizeof(ALSO) == 3 && ALSO[0] == '$', \"flags\");\n",
+    )
     assert tree.build() >= LIBRARIES
     libraries = [tree.root / "python" / "softnpu" / "lib" / name for name in LIBRARIES]
     assert all(b"softnpu_mine" in path.read_bytes() for path in libraries)
 
 
-@pytest.mark.parametrize("compiler", ["/nowhere/c++", "no-such-compiler -O1", "'/no where/g++' -m64"])
+@pytest.mark.parametrize(
+    "compiler", ["/nowhere/c++", "no-such-compiler -O1", "'/no where/g++' -m64"]
+)
 def test_a_missing_compiler_is_named(tree, monkeypatch, compiler):
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(SystemExit, match=r"compiler not found: (/nowhere/c|no-such-compiler|/no where/g).*CXX"):
+    with pytest.raises(
+        SystemExit, match=r"compiler not found: (/nowhere/c|no-such-compiler|/no where/g).*CXX"
+    ):
         tree.build()
 
 
@@ -143,6 +168,9 @@ def test_a_source_that_does_not_compile_fails_the_build(tree, capfd):
 
 def test_both_distributions_are_for_one_torch():
     """The libraries are linked against torch's."""
-    pins = [re.findall(r'"(torch[=><][^"]+)"', (folder / "pyproject.toml").read_text()) for folder in (ROOT, SOFTNPU)]
+    pins = [
+        re.findall(r'"(torch[=><][^"]+)"', (folder / "pyproject.toml").read_text())
+        for folder in (ROOT, SOFTNPU)
+    ]
     assert pins[0] == pins[1]
     assert len(pins[0]) == 2

@@ -1,4 +1,6 @@
-"""What the tests on the software device do where it is missing: a skip for a person, a failure in CI."""
+"""What the tests on the software device do where it is missing: a skip for a person,
+a failure in CI.
+"""
 
 import os
 import re
@@ -16,7 +18,8 @@ RUN = "import pytest\nsys.exit(pytest.main(['-rs', *sys.argv[1:]]))"
 
 MISSING = {
     "softnpu is not installed": "sys.modules['softnpu'] = None",
-    "libno_such.so not in": "import softnpu.settings as s; s.LIBRARIES = (*s.LIBRARIES, 'libno_such.so')",
+    "libno_such.so not in": "import softnpu.settings as s; s.LIBRARIES = "
+    "(*s.LIBRARIES, 'libno_such.so')",
     "torch_npu is neither installed nor in /nowhere/npu": "sys.prefix = '/nowhere'",
 }
 """What is said -> what makes it so."""
@@ -37,7 +40,9 @@ def pytest_run(prelude, *arguments, path=os.environ["PATH"], **variables):
 
 
 def needs(said):
-    """What comes later in the list of MISSING can only be missed where the earlier things are there."""
+    """What comes later in the list of MISSING can only be missed
+    where the earlier things are there.
+    """
     what = tier.missing()
     if what and said != next(iter(MISSING)):
         tier.lacking(what)
@@ -67,7 +72,9 @@ def test_a_missing_compiler_is_one_more_thing(name, required):
 
 
 def test_documented_commands_are_of_this_tier():
-    line = "tests/test_documented_commands.py::test_a_documented_line_works[python -m softnpu --help]"
+    line = (
+        "tests/test_documented_commands.py::test_a_documented_line_works[python -m softnpu --help]"
+    )
     prelude = MISSING["softnpu is not installed"]
     assert pytest_run(prelude, line)[0] == 0
     code, output = pytest_run(prelude, line, SOFTNPU_REQUIRED="1")
@@ -88,4 +95,6 @@ def test_tests_of_other_things_may_be_chosen_in_ci():
 
 
 def test_ci_requires_it():
-    assert re.search(rf"^export {tier.REQUIRED}=1\b", (ROOT / "ci" / "test").read_text(), re.MULTILINE)
+    assert re.search(
+        rf"^export {tier.REQUIRED}=1\b", (ROOT / "ci" / "test").read_text(), re.MULTILINE
+    )

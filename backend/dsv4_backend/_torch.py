@@ -1,8 +1,9 @@
 """Import torch without letting a broken device backend take the process down.
 
-`import torch` autoloads every `torch.backends` entry point and fails if one of them does; torch_npu without a CANN
-runtime is the usual case. Here torch is imported first and its backends second, so that the fault is kept for
-`dsv4-ascend doctor` and the CPU path stays usable. The environment is left as it was found.
+`import torch` autoloads every `torch.backends` entry point and fails if one of them does; torch_npu
+without a CANN runtime is the usual case. Here torch is imported first and its backends second, so
+that the fault is kept for `dsv4-ascend doctor` and the CPU path stays usable. The environment is
+left as it was found.
 """
 
 from __future__ import annotations

@@ -2,16 +2,20 @@
 
 Tensors: ``DTYPES [like ARGUMENT] [DIM, DIM, ...] [in [LOW, HIGH)]``
 
-* DTYPES: names joined by ``|``, from `DTYPES` (``float`` and ``int`` are groups); like: the very dtype of ARGUMENT.
-* DIM: an integer, a name (bound by its first use, then checked), or a term of them such as ``n*(n+2)``, ``d/2``
-  (exact half) or ``K^32`` (ceiling division). A leading ``...`` stands for any number of dimensions.
-* LOW, HIGH: integers, names that a dimension binds, ``inf``. Names of integer arguments stand for their values, here
-  and in dimensions.
+* DTYPES: names joined by ``|``, from `DTYPES` (``float`` and ``int`` are groups); like: the very
+  dtype of ARGUMENT.
+* DIM: an integer, a name (bound by its first use, then checked), or a term of them such as
+  ``n*(n+2)``, ``d/2`` (exact half) or ``K^32`` (ceiling division). A leading ``...`` stands for any
+  number of dimensions.
+* LOW, HIGH: integers, names that a dimension binds, ``inf``. Names of integer arguments stand for
+  their values, here and in dimensions.
 
-Scalars: ``[a finite number | a number] BOUND`` with ``>= LOW``, ``> LOW``, ``in (LOW, HIGH]``, or in words ``at least
-LOW`` and ``LOW to HIGH``; LOW and HIGH are terms as above. The line itself is what an error says was expected.
+Scalars: ``[a finite number | a number] BOUND`` with ``>= LOW``, ``> LOW``, ``in (LOW, HIGH]``, or
+in words ``at least LOW`` and ``LOW to HIGH``; LOW and HIGH are terms as above. The line itself is
+what an error says was expected.
 
-Lines are parsed once, here, and handed to the checker in csrc/bind/specification.cpp, which every call passes.
+Lines are parsed once, here, and handed to the checker in csrc/bind/specification.cpp, which every
+call passes.
 """
 
 from __future__ import annotations
@@ -74,9 +78,13 @@ class TensorSpec:
             raise ValueError(f"argument specification {text!r} is not {expected}")
         dims = tuple(d.strip() for d in match["shape"].split(",") if d.strip())
         any_leading = bool(dims) and dims[0] == "..."
-        dtypes = tuple(dict.fromkeys(t for name in match["dtypes"].split("|") for t in DTYPES[name]))
+        dtypes = tuple(
+            dict.fromkeys(t for name in match["dtypes"].split("|") for t in DTYPES[name])
+        )
         if match["low"] is not None and not set(dtypes) <= _INDEX_DTYPES:
-            raise ValueError(f"argument specification {text!r}: only i32 and i64 values have a range")
+            raise ValueError(
+                f"argument specification {text!r}: only i32 and i64 values have a range"
+            )
         shape = dims[1:] if any_leading else dims
         return cls(text, dtypes, match["like"], shape, any_leading, match["low"], match["high"])
 
@@ -96,18 +104,24 @@ class ScalarSpec:
         """Parse one line; ValueError names the line when it does not follow the grammar."""
         match = _SCALAR.match(text)
         if match is None:
-            expected = "'at least LOW', 'LOW to HIGH', 'a number >= LOW' or 'a number in (LOW, HIGH]'"
+            expected = (
+                "'at least LOW', 'LOW to HIGH', 'a number >= LOW' or 'a number in (LOW, HIGH]'"
+            )
             raise ValueError(f"argument specification {text!r} is not {expected}")
         low = match["bound"] or match["least"] or match["low"] or match["open"]
         low_open = match["sign"] == ">" or match["open"] is not None
-        return cls(text, low, low_open, match["high"] or match["closed"], match["finite"] is not None)
+        return cls(
+            text, low, low_open, match["high"] or match["closed"], match["finite"] is not None
+        )
 
 
 Spec = TensorSpec | ScalarSpec
 
 
 class Term(NamedTuple):
-    """A dimension or bound, and its program: ("n", number), ("v", number of a name) or (operator, 0) per step."""
+    """A dimension or bound, and its program: ("n", number),
+    ("v", number of a name) or (operator, 0) per step.
+    """
 
     text: str
     program: list[tuple[str, int]]
@@ -174,7 +188,8 @@ class Names:
         unknown = [t for t in _postfix(text) if t[0].isalpha() and t not in self.numbers]
         if unknown:
             raise ValueError(
-                f"argument specification {line!r}: no dimension and no integer argument is named {unknown[0]!r}"
+                f"argument specification {line!r}: no dimension and no integer argument is named "
+                f"{unknown[0]!r}"
             )
         return self.term(text)
 
@@ -214,7 +229,9 @@ def _postfix(text: str) -> list[str]:
 
 
 def _is_program(postfix: Sequence[str]) -> bool:
-    """Whether every operator finds two operands, one value is left, and the checker's stack is deep enough."""
+    """Whether every operator finds two operands, one value is left,
+    and the checker's stack is deep enough.
+    """
     depth = 0
     for token in postfix:
         depth += -1 if token in _PRECEDENCE else 1
@@ -247,7 +264,9 @@ def rules(
     tensor_rules = []
     for name, spec in tensors.items():
         if spec.like is not None and spec.like not in tensors:
-            raise ValueError(f"argument specification {spec.text!r}: no tensor is named {spec.like!r}")
+            raise ValueError(
+                f"argument specification {spec.text!r}: no tensor is named {spec.like!r}"
+            )
         tensor_rules.append(
             TensorRule(
                 name,

@@ -1,4 +1,5 @@
-"""What an operator is: a schema, a reference, argument specifications, parity cases, named faults and a tolerance.
+"""What an operator is: a schema, a reference, argument specifications,
+parity cases, named faults and a tolerance.
 
     @operator(
         "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
@@ -18,7 +19,8 @@ and proved beside it, in `proofs/<family>.py`, which is loaded when somebody ask
 
     rms_norm.wrong_arguments({"epsilon left out": {"eps": 0.0}})   # named faults: see `faults`
 
-Registration with torch, fake kernel, autograd, opcheck samples, fuzzing, parity and the coverage table follow from it.
+Registration with torch, fake kernel, autograd, opcheck samples, fuzzing, parity and the coverage
+table follow from it.
 """
 
 from __future__ import annotations
@@ -52,15 +54,19 @@ Reference = Callable[..., Any]
 Oracle = Callable[..., Any]
 _Parameters = ParamSpec("_Parameters", default=...)
 _Result = TypeVar("_Result", default=Any)
-_P = ParamSpec("_P")  # mypy loses the link between the arguments of `operator` and its result when defaults are set
+_P = ParamSpec(
+    "_P"
+)  # mypy loses the link between the arguments of `operator` and its result when defaults are set
 _R = TypeVar("_R")
 
 
 class Tolerance:
-    """Limit on |got - want| <= atol + rtol * |want|, elementwise, per profile, with the reason for the numbers.
+    """Limit on |got - want| <= atol + rtol * |want|, elementwise, per profile,
+    with the reason for the numbers.
 
-    limits: (atol, rtol) by profile; (0, 0), which a profile without limits has, means bit equality. NaN and
-    infinities must sit at the same places. No element is exempt. ValueError for a name that is no profile.
+    limits: (atol, rtol) by profile; (0, 0), which a profile without limits has, means bit equality.
+    NaN and infinities must sit at the same places. No element is exempt. ValueError for a name that
+    is no profile.
     """
 
     def __init__(self, reason: str, **limits: Limits) -> None:
@@ -76,7 +82,8 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Case:
-    """One parity case: arguments in schema order. Mutated arguments are cloned by whoever runs the case.
+    """One parity case: arguments in schema order.
+    Mutated arguments are cloned by whoever runs the case.
 
     ValueError for a name that is no profile.
     """
@@ -101,7 +108,9 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def normal(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
+    def normal(
+        self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0
+    ) -> torch.Tensor:
         """Normal values times `scale`."""
         return (torch.randn(shape, generator=self._generator) * scale).to(dtype)
 
@@ -116,7 +125,9 @@ class Draw:
         """Uniform values in [low, high)."""
         return (torch.rand(shape, generator=self._generator) * (high - low) + low).to(dtype)
 
-    def integers(self, *shape: int, low: int = 0, high: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    def integers(
+        self, *shape: int, low: int = 0, high: int, dtype: torch.dtype = torch.int32
+    ) -> torch.Tensor:
         """Uniform integers in [low, high)."""
         return torch.randint(low, high, shape, generator=self._generator).to(dtype)
 
@@ -173,17 +184,20 @@ class Operator(Faults, Generic[_Parameters, _Result]):
         return make
 
     def oracle(self, golden: Oracle) -> Oracle:
-        """Decorator: a second formula of the result, in NumPy, from the specification and not from the reference.
+        """Decorator: a second formula of the result, in NumPy,
+        from the specification and not from the reference.
 
-        It gets the arguments as arrays: bf16, FP8 and E8M0 tensors with ml_dtypes' types of the same bits, fp32 ones
-        widened to float64 (so that `ideal` results are exact), None and numbers as they are. It returns one array or
-        a tuple, float64 where the operator returns fp32, and writes the arguments that the operator writes.
+        It gets the arguments as arrays: bf16, FP8 and E8M0 tensors with ml_dtypes' types of the
+        same bits, fp32 ones widened to float64 (so that `ideal` results are exact), None and
+        numbers as they are. It returns one array or a tuple, float64 where the operator returns
+        fp32, and writes the arguments that the operator writes.
         """
         self.make_golden = golden
         return golden
 
     def equivalent(self, mutant: str, why: str) -> None:
-        """Say why an automatic mutant of the reference computes what the reference computes (see parity/mutants.py).
+        """Say why an automatic mutant of the reference computes
+        what the reference computes (see parity/mutants.py).
 
         mutant: its name, or "FUNCTION: *" for all edits of a function that decides no value.
         """
@@ -220,7 +234,8 @@ class Operator(Faults, Generic[_Parameters, _Result]):
     def load_proof(self) -> None:
         """Import the family's module in `proofs/`, where cases, oracle and faults are.
 
-        ProofError if there is none, or if it leaves out a part of the proof of one of the family's operators.
+        ProofError if there is none, or if it leaves out a part of the proof of one of the family's
+        operators.
         """
         family: list[Operator] = [self]
         if ".proofs." in self._proof:
@@ -250,7 +265,9 @@ class Operator(Faults, Generic[_Parameters, _Result]):
         return ProofError(f"dsv4::{self.name} is not proved: {what} in {where}; {advice}")
 
     def shapes(self, check: Check) -> Check:
-        """Decorator: relations between shapes and scalars that the specification lines cannot say (no values read)."""
+        """Decorator: relations between shapes and scalars
+        that the specification lines cannot say (no values read).
+        """
         self.check_shapes = check
         return check
 
@@ -263,17 +280,23 @@ class Operator(Faults, Generic[_Parameters, _Result]):
         return check
 
     def rules(self) -> argspec.Rules:
-        """The argument lines as the checker takes them; ValueError for a line that names what is not there."""
+        """The argument lines as the checker takes them;
+        ValueError for a line that names what is not there.
+        """
         integers = re.findall(r"\bint (\w+)", self.schema)
         return argspec.rules(self.specs, self._parameters, integers, self._optional, self._written)
 
     def plain_reference(self, *args: Any) -> Any:
-        """The reference with contiguous results: what runs, behind the checks, where no kernel does."""
+        """The reference with contiguous results: what runs, behind the checks,
+        where no kernel does.
+        """
         reference: Reference = self.reference
         return _contiguous(reference(*self.with_defaults(args)))
 
     def with_defaults(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """All arguments of a call: torch leaves out trailing ones that equal the schema's defaults."""
+        """All arguments of a call:
+        torch leaves out trailing ones that equal the schema's defaults.
+        """
         return (*args, *self._defaults[len(args) :])
 
     def reject(self, argument: str, found: object, expected: object) -> Exception:
@@ -289,7 +312,9 @@ class Operator(Faults, Generic[_Parameters, _Result]):
 
 
 def _contiguous(result: Any) -> Any:
-    """One layout for the results of every implementation, whatever the strides of the inputs were."""
+    """One layout for the results of every implementation,
+    whatever the strides of the inputs were.
+    """
     if isinstance(result, tuple):
         return tuple(_contiguous(item) for item in result)
     return result.contiguous() if isinstance(result, torch.Tensor) else result
@@ -303,13 +328,18 @@ def operator(
 ) -> Callable[[Callable[_P, _R]], Operator[_P, _R]]:
     """Declare an operator over its reference.
 
-    schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of spec/v4.md section 17.
-    arguments: a specification line (see `argspec`) for every tensor argument, and for numbers with a range.
+    schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of
+    spec/v4.md section 17.
+    arguments: a specification line (see `argspec`) for every tensor argument, and for numbers with
+    a range.
     """
 
     def declare(reference: Callable[_P, _R]) -> Operator[_P, _R]:
         if "Tensor[]" in schema:
-            raise ValueError(f"{schema!r}: a list of tensors has no specification line, expected one tensor [E, ...]")
+            raise ValueError(
+                f"{schema!r}: a list of tensors has no specification line, expected one tensor "
+                "[E, ...]"
+            )
         specs = argspec.parse(arguments, re.findall(r"Tensor\S* (\w+)", schema.partition("->")[0]))
         contract = Operator(schema, rows, reference, specs, tolerance)
         if contract.name in OPERATORS:
@@ -321,5 +351,7 @@ def operator(
 
 
 def compute(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the accumulation dtype of references: fp32, or fp64 when the input is fp64 (golden values)."""
+    """`x` in the accumulation dtype of references: fp32,
+    or fp64 when the input is fp64 (golden values).
+    """
     return x if x.dtype == torch.float64 else x.float()

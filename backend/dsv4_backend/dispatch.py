@@ -1,8 +1,8 @@
 """Which implementation runs where, why, what ran, and how to force another.
 
-`torch.ops.dsv4.<name>` chooses per call: the first candidate of the device whose predicate agrees with these
-arguments, else the reference on the same device. The choice is made in C++ (csrc/bind/registry.cpp); this module is
-its Python face.
+`torch.ops.dsv4.<name>` chooses per call: the first candidate of the device whose predicate agrees
+with these arguments, else the reference on the same device. The choice is made in C++
+(csrc/bind/registry.cpp); this module is its Python face.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from dsv4_backend.contract import OPERATORS, Operator
 from dsv4_backend.support import Support, npu_fault
 
 POLICIES = tuple(_C.Policy.__members__)
-"""auto: native, else reference. reference: always the reference. strict: native, else UnsupportedError."""
+"""auto: native, else reference. reference: always the reference.
+strict: native, else UnsupportedError.
+"""
 NO_KERNEL = "no kernel for this device in this build"
 
 
@@ -29,8 +31,8 @@ NO_KERNEL = "no kernel for this device in this build"
 class Context:
     """A machine that predicates are asked about, this one or another.
 
-    isa: "portable", "avx2" or "avx512"; chip: "Ascend910B3" or "A2", "" without an NPU; cann: "9.1.0"; packages: the
-    operator packages there: "builtin", "vllm-ascend", "recipes".
+    isa: "portable", "avx2" or "avx512"; chip: "Ascend910B3" or "A2", "" without an NPU; cann:
+    "9.1.0"; packages: the operator packages there: "builtin", "vllm-ascend", "recipes".
     """
 
     isa: str
@@ -41,7 +43,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One implementation and what its predicate says of a call: `reason` against it, None when it would run."""
+    """One implementation and what its predicate says of a call: `reason` against it,
+    None when it would run.
+    """
 
     name: str
     reason: str | None
@@ -65,7 +69,9 @@ def _in_cpp(value: Any) -> Any:
 
 
 def _fake(contract: Operator, *args: Any) -> Any:
-    """Shapes and dtypes of the results for tensors without values, after the checks that need none."""
+    """Shapes and dtypes of the results for tensors without values,
+    after the checks that need none.
+    """
     _C.check(contract.name, *contract.with_defaults(args))
     return contract.plain_reference(*args)
 
@@ -115,9 +121,11 @@ def use(
 def candidates(
     name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any
 ) -> list[Candidate]:
-    """Every candidate of `torch.ops.dsv4.<name>` on a device, best first, with what it says of these arguments.
+    """Every candidate of `torch.ops.dsv4.<name>` on a device, best first,
+    with what it says of these arguments.
 
-    device: "cpu" or "npu" asks for that one whatever the arguments are on; None for the first tensor's.
+    device: "cpu" or "npu" asks for that one whatever the arguments are on; None for the first
+    tensor's.
     """
     if name not in OPERATORS:
         raise KeyError(f"dsv4::{name} is not an operator; `dsv4-ascend ops` lists them")
@@ -134,11 +142,13 @@ def device_of(arguments: Iterable[Any]) -> str:
     return next((tensor.device.type for tensor in tensors), "cpu")
 
 
-def support(name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any) -> Support:
+def support(
+    name: str, *args: Any, device: str | None = None, context: Context | None = None, **kwargs: Any
+) -> Support:
     """Would a native kernel run `torch.ops.dsv4.<name>(*args, **kwargs)`, and if not, why?
 
-    device, context: as in `candidates`; without a context the device must be there. The reason names the candidate
-    that would run, or what the last candidate, which asks for least, misses.
+    device, context: as in `candidates`; without a context the device must be there. The reason
+    names the candidate that would run, or what the last candidate, which asks for least, misses.
     """
     device = device or device_of((*args, *kwargs.values()))
     fault = npu_fault() if device == "npu" and context is None else None
@@ -160,7 +170,9 @@ def native_kernels() -> dict[tuple[str, str], tuple[str, ...]]:
 
 
 def ran() -> dict[tuple[str, str], dict[str, int]]:
-    """(operator, device type) -> implementation -> how often it ran in this process since `forget_ran`."""
+    """(operator, device type) -> implementation -> how often it ran
+    in this process since `forget_ran`.
+    """
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for op, device, implementation, times in _C.ran():
         counts.setdefault((op, device), {})[implementation] = times

@@ -1,4 +1,6 @@
-"""The one error family. A message names the operator or file, the argument, what was found and what was expected."""
+"""The one error family.
+A message names the operator or file, the argument, what was found and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -42,4 +44,6 @@ class LaunchError(Dsv4Error, RuntimeError):
 
 def argument_error(operator: str, argument: str, found: object, expected: object) -> ArgumentError:
     """Build the standard message ``dsv4::operator: argument 'x': found ..., expected ...``."""
-    return ArgumentError(f"dsv4::{operator}: argument '{argument}': found {found}, expected {expected}")
+    return ArgumentError(
+        f"dsv4::{operator}: argument '{argument}': found {found}, expected {expected}"
+    )

@@ -1,4 +1,6 @@
-"""Rows sorted by expert: expert e owns rows offsets[e] .. offsets[e+1]-1 of int32 offsets [E+1] (spec/v4.md 5.3)."""
+"""Rows sorted by expert: expert e owns rows offsets[e] ..
+offsets[e+1]-1 of int32 offsets [E+1] (spec/v4.md 5.3).
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,22 @@ Product = Callable[[int, slice], torch.Tensor]
 
 
 def by_expert(expert_offsets: torch.Tensor, rows: torch.Tensor, product: Product) -> torch.Tensor:
-    """The results [n, ...] of product(e, rows of e), one after the other: [T, ...] for `rows` [T, ...]."""
+    """The results [n, ...] of product(e, rows of e),
+    one after the other: [T, ...] for `rows` [T, ...].
+    """
     if not _has_values(expert_offsets):
         return _traced(expert_offsets, rows, product)
     bounds = expert_offsets.tolist()
-    # Experts without rows are passed over. Without any row one is not: the result has its width and its gradient.
+    # Experts without rows are passed over. Without any row one is not: the result has its width and
+    # its gradient.
     active = [e for e, (low, high) in enumerate(pairwise(bounds)) if low < high] or [0]
     return torch.cat([product(e, slice(bounds[e], bounds[e + 1])) for e in active])
 
 
 def _traced(expert_offsets: torch.Tensor, rows: torch.Tensor, product: Product) -> torch.Tensor:
-    """`by_expert` where offsets have no values: every row with every expert, and its own result kept."""
+    """`by_expert` where offsets have no values: every row with every expert,
+    and its own result kept.
+    """
     everything = slice(None)
     row = torch.arange(rows.shape[0], device=rows.device, dtype=torch.int32)
     owner = torch.searchsorted(expert_offsets[1:], row, right=True)
@@ -39,8 +46,11 @@ def _has_values(tensor: torch.Tensor) -> bool:
     return type(tensor) is torch.Tensor and tensor.device.type != "meta"
 
 
-def check_by_expert(op: Operator, stack: str, rows: str, also: Callable[..., None] | None = None) -> None:
-    """Have `op` checked: an expert in the argument `stack` [E, ...], offsets that cover the argument `rows` [T, ...].
+def check_by_expert(
+    op: Operator, stack: str, rows: str, also: Callable[..., None] | None = None
+) -> None:
+    """Have `op` checked: an expert in the argument `stack` [E, ...],
+    offsets that cover the argument `rows` [T, ...].
 
     also: further relations between the shapes of all arguments.
     """

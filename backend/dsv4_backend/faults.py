@@ -1,12 +1,15 @@
-"""Named faults: mutants of a reference that its parity cases must tell from the oracle, in one dialect.
+"""Named faults: mutants of a reference that its parity cases must tell from the oracle,
+in one dialect.
 
-    rms_norm.wrong_arguments({"epsilon left out": {"eps": 0.0}, "weight + 1": {"weight": lambda w: w + 1}})
+    rms_norm.wrong_arguments({"epsilon left out": {"eps": 0.0}, "weight + 1": {"weight": lambda w: w
+    + 1}})
     hc_pre.wrong_results({"comb transposed": {"comb": lambda comb: comb.mT}})
     hc_pre.wrong_step(sinkhorn, {"softmax alone": lambda logits, rounds, eps: logits.softmax(-1)})
     topk_indices.no_output_fault("one NaN", "indices are integers")
 
-Each table maps names of faults to edits. Every output has the faults of `OUTPUT_FAULTS` without being asked. What no
-edit of arguments, results or steps can say is a function of the arguments: `@rms_norm.fault("sum instead of mean")`.
+Each table maps names of faults to edits. Every output has the faults of `OUTPUT_FAULTS` without
+being asked. What no edit of arguments, results or steps can say is a function of the arguments:
+`@rms_norm.fault("sum instead of mean")`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ import torch
 Function = Callable[..., Any]
 Edit = Callable[..., Any]
 Edits = Mapping[str, Any] | Edit
-"""New values by name (a function gets the old value: never None, and each tensor of a list), or a function of all."""
+"""New values by name (a function gets the old value: never None, and each tensor of a list),
+or a function of all.
+"""
 Steps = Mapping[Function, Function]
 
 _PACKAGE = __name__.partition(".")[0]
@@ -53,10 +58,14 @@ OUTPUT_FAULTS: dict[str, Callable[[torch.Tensor], None]] = {
     "one NaN": _one_nan,
     "tokens shifted by one": _tokens_shifted,
 }
-"""Edits in place of an output [T, ...], or of the bytes of one in FP8 or E8M0; integers hold no NaN."""
+"""Edits in place of an output [T, ...], or of the bytes of one in FP8 or E8M0;
+integers hold no NaN.
+"""
 
 
-def on_bytes(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+def on_bytes(
+    edit: Callable[[torch.Tensor], torch.Tensor],
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """An edit of the bytes of a tensor of one-byte elements, as FP8, E8M0 and packed FP4 are."""
     return lambda t: edit(t.contiguous().view(torch.uint8)).to(torch.uint8).view(t.dtype)
 
@@ -68,7 +77,9 @@ class Faults:
         self._run = reference
         parameters = inspect.signature(reference).parameters
         self._names = tuple(parameters)
-        defaults = [p.default for p in parameters.values() if p.default is not inspect.Parameter.empty]
+        defaults = [
+            p.default for p in parameters.values() if p.default is not inspect.Parameter.empty
+        ]
         self._named: Callable[..., Any] = namedtuple("Arguments", self._names, defaults=defaults)  # type: ignore[misc]
         returns = torch._C.parse_schema(schema).returns
         self._outputs = tuple(r.name or f"output {i}" for i, r in enumerate(returns))
@@ -91,8 +102,8 @@ class Faults:
     def wrong_arguments(self, faults: Mapping[str, Edits]) -> None:
         """Faults that are the reference of other arguments.
 
-        An edit maps names of arguments to new values, or is a function of all arguments, as a named tuple, that
-        returns them. ValueError for an argument that is not there.
+        An edit maps names of arguments to new values, or is a function of all arguments, as a named
+        tuple, that returns them. ValueError for an argument that is not there.
         """
         for name, edit in faults.items():
             change = self._change(name, edit, self._names)
@@ -101,21 +112,27 @@ class Faults:
     def wrong_results(self, faults: Mapping[str, Edits]) -> None:
         """Faults that edit what the reference returns.
 
-        An edit maps names of the schema's outputs to new values, or is a function of the arguments, as a named
-        tuple, and of every output, that returns the outputs. ValueError for an output that is not there.
+        An edit maps names of the schema's outputs to new values, or is a function of the arguments,
+        as a named tuple, and of every output, that returns the outputs. ValueError for an output
+        that is not there.
         """
         for name, edit in faults.items():
             if callable(edit):
-                self.fault(name)(lambda *a, edit=edit: edit(self._named(*a), *_outputs(self._run(*a))))
+                self.fault(name)(
+                    lambda *a, edit=edit: edit(self._named(*a), *_outputs(self._run(*a)))
+                )
                 continue
             self._check_names(name, edit, self._outputs)
             edits = [edit.get(output, _same) for output in self._outputs]
-            self.fault(name)(lambda *a, edits=edits: tuple(map(_edited, _outputs(self._run(*a)), edits)))
+            self.fault(name)(
+                lambda *a, edits=edits: tuple(map(_edited, _outputs(self._run(*a)), edits))
+            )
 
     def wrong_steps(self, faults: Mapping[str, Steps]) -> None:
         """Faults that replace functions which the reference calls, directly or not.
 
-        A replacement may call the function that it replaces. ValueError for one that the reference does not call.
+        A replacement may call the function that it replaces. ValueError for one that the reference
+        does not call.
         """
         for name, steps in faults.items():
             try:
@@ -128,14 +145,20 @@ class Faults:
         self.wrong_steps({name: {step: replacement} for name, replacement in faults.items()})
 
     def no_output_fault(self, name: str, why: str) -> None:
-        """Leave out an output fault that changes nothing here; ValueError when there is none of that name."""
+        """Leave out an output fault that changes nothing here;
+        ValueError when there is none of that name.
+        """
         if name not in self.output_faults:
-            raise self._wrong(name, f"is no output fault; there are {', '.join(self.output_faults)}")
+            raise self._wrong(
+                name, f"is no output fault; there are {', '.join(self.output_faults)}"
+            )
         self.left_out[name] = why
 
     def all_faults(self) -> dict[str, Function]:
         """Output faults that are not left out, then the others."""
-        return {n: f for n, f in self.output_faults.items() if n not in self.left_out} | self._faults
+        return {
+            n: f for n, f in self.output_faults.items() if n not in self.left_out
+        } | self._faults
 
     def left_out_faults(self) -> dict[str, Function]:
         """Output faults that are left out: no case may tell them from the oracle."""
@@ -145,7 +168,9 @@ class Faults:
         if callable(edit):
             return edit
         self._check_names(name, edit, known)
-        return lambda record: record._replace(**{n: _edited(getattr(record, n), e) for n, e in edit.items()})
+        return lambda record: record._replace(
+            **{n: _edited(getattr(record, n), e) for n, e in edit.items()}
+        )
 
     def _check_names(self, fault: str, edit: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for name in set(edit) - set(known):
@@ -182,17 +207,23 @@ def _with_output(reference: Function, place: int, edit: Callable[[torch.Tensor],
     def mutant(*args: Any) -> Any:
         outputs = list(_outputs(reference(*args)))
         outputs[place] = outputs[place].clone(memory_format=torch.contiguous_format)
-        edit(outputs[place].view(torch.uint8) if "float8" in str(outputs[place].dtype) else outputs[place])
+        edit(
+            outputs[place].view(torch.uint8)
+            if "float8" in str(outputs[place].dtype)
+            else outputs[place]
+        )
         return tuple(outputs)
 
     return mutant
 
 
 def replace_steps(function: Function, steps: Steps) -> Function:
-    """`function` over copies of all functions of this package that it reaches by name, with others for some.
+    """`function` over copies of all functions of this package that it reaches by name,
+    with others for some.
 
-    steps: the function to be replaced -> what runs instead. LookupError for one that is not reached. Functions of
-    operators and functions of modules are reached as `name.reference` and `module.name`.
+    steps: the function to be replaced -> what runs instead. LookupError for one that is not
+    reached. Functions of operators and functions of modules are reached as `name.reference` and
+    `module.name`.
     """
     copies: dict[Function, Function] = {}
 

@@ -24,7 +24,9 @@ def tokens_of(sequences: list[Sequence]) -> int:
     return sum(new for _, new in sequences)
 
 
-def shuffled_table(draw: Draw, sequences: list[Sequence], rows: int, block_size: int) -> torch.Tensor:
+def shuffled_table(
+    draw: Draw, sequences: list[Sequence], rows: int, block_size: int
+) -> torch.Tensor:
     """Distinct random blocks that hold `rows` rows for every sequence: int32 [R, columns >= 1]."""
     columns = max(1, -(-rows // block_size))
     count = len(sequences) * columns
@@ -36,8 +38,12 @@ def blocks_of(table: torch.Tensor) -> int:
     return table.numel() + SPARE_BLOCKS
 
 
-def only_blocks(table: torch.Tensor, first: torch.Tensor, after: torch.Tensor, block_size: int) -> torch.Tensor:
-    """A copy of a table with nonsense in every entry that indices first[s] .. after[s]-1 do not need."""
+def only_blocks(
+    table: torch.Tensor, first: torch.Tensor, after: torch.Tensor, block_size: int
+) -> torch.Tensor:
+    """A copy of a table with nonsense in every entry that indices first[s] ..
+    after[s]-1 do not need.
+    """
     kept = torch.full_like(table, 1 << 30)
     for s, (low, high) in enumerate(zip(first.tolist(), after.tolist(), strict=True)):
         for i in range(low, high):
@@ -46,8 +52,12 @@ def only_blocks(table: torch.Tensor, first: torch.Tensor, after: torch.Tensor, b
     return kept
 
 
-def only_rows(cache: torch.Tensor, table: torch.Tensor, first: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """A copy of a cache with NaN in every row but indices first[s] .. after[s]-1 of the sequences."""
+def only_rows(
+    cache: torch.Tensor, table: torch.Tensor, first: torch.Tensor, after: torch.Tensor
+) -> torch.Tensor:
+    """A copy of a cache with NaN in every row but indices first[s] ..
+    after[s]-1 of the sequences.
+    """
     kept = torch.full_like(cache, float("nan"))
     block_size = cache.shape[1]
     for row, low, high in zip(table.tolist(), first.tolist(), after.tolist(), strict=True):

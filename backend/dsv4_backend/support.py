@@ -53,7 +53,9 @@ class Cann:
 
 @dataclass(frozen=True)
 class Probes:
-    """What was found on this machine. Faults are the text of the error, None where there was none."""
+    """What was found on this machine.
+    Faults are the text of the error, None where there was none.
+    """
 
     python: str
     machine: str
@@ -85,7 +87,9 @@ class Finding:
 
 
 def probe(environ: Mapping[str, str] = os.environ) -> Probes:
-    """Look at the machine. Opens libascendcl.so if the loader finds one; torch_npu is asked about its devices."""
+    """Look at the machine. Opens libascendcl.so if the loader finds one;
+    torch_npu is asked about its devices.
+    """
     npus, npu = npu_count(), _torch_npu()
     return Probes(
         python=platform.python_version(),
@@ -177,7 +181,9 @@ def _isa_flags(cpuinfo: Path) -> tuple[str, ...]:
 
 
 def _ascend_home_fault(home: str | None) -> str | None:
-    return None if home is None or os.path.isdir(home) else f"ASCEND_HOME_PATH={home} is not a folder"
+    return (
+        None if home is None or os.path.isdir(home) else f"ASCEND_HOME_PATH={home} is not a folder"
+    )
 
 
 def _load_fault(library: str) -> str | None:
@@ -189,7 +195,9 @@ def _load_fault(library: str) -> str | None:
 
 
 def _write_fault(folder: str) -> str | None:
-    """Why no file can be created in a folder. Tries it, because permission bits lie to root and on read-only disks."""
+    """Why no file can be created in a folder.
+    Tries it, because permission bits lie to root and on read-only disks.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -198,10 +206,14 @@ def _write_fault(folder: str) -> str | None:
 
 
 def find_cann(environ: Mapping[str, str]) -> Iterator[Cann]:
-    """CANN installations named by the environment or in the usual place, each once, the loader's choice first."""
+    """CANN installations named by the environment or in the usual place,
+    each once, the loader's choice first.
+    """
     seen: set[str] = set()
     for named_by, home in _cann_homes(environ):
-        libraries = os.path.realpath(home / "lib64")  # several names and links lead to one installation
+        libraries = os.path.realpath(
+            home / "lib64"
+        )  # several names and links lead to one installation
         if libraries not in seen and home.is_dir():
             seen.add(libraries)
             yield Cann(str(home), named_by, _cann_version(home))
@@ -221,8 +233,17 @@ def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 def _cann_version(home: Path) -> str | None:
     if home.resolve() == _softnpu_folder():
         return "softnpu, the software device"
-    patterns = ("ascend_toolkit_install.info", "*/ascend_toolkit_install.info", "version.info", "*/version.info")
-    for path in (p for pattern in (*patterns, "share/info/*/version.info") for p in sorted(home.glob(pattern))):
+    patterns = (
+        "ascend_toolkit_install.info",
+        "*/ascend_toolkit_install.info",
+        "version.info",
+        "*/version.info",
+    )
+    for path in (
+        p
+        for pattern in (*patterns, "share/info/*/version.info")
+        for p in sorted(home.glob(pattern))
+    ):
         try:
             match = re.search(r"^version=(\S+)", path.read_text(), re.MULTILINE | re.IGNORECASE)
         except OSError:
@@ -242,7 +263,14 @@ def diagnose(probes: Probes) -> tuple[Finding, ...]:
     """Judge the probes: what is fine, what is missing, and what to do."""
     return tuple(
         finding
-        for rule in (_judge_host, _judge_torch_npu, _judge_autoload, _judge_cann, _judge_npus, _judge_folders)
+        for rule in (
+            _judge_host,
+            _judge_torch_npu,
+            _judge_autoload,
+            _judge_cann,
+            _judge_npus,
+            _judge_folders,
+        )
         for finding in rule(probes)
     )
 
@@ -264,7 +292,10 @@ def _judge_host(p: Probes) -> Iterator[Finding]:
 
 def _judge_torch_npu(p: Probes) -> Iterator[Finding]:
     if p.torch_npu is None:
-        advice = f"for an Ascend NPU: {install_torch_npu(p.torch)}; without one: dsv4-ascend softnpu -- COMMAND"
+        advice = (
+            f"for an Ascend NPU: {install_torch_npu(p.torch)}; without one: dsv4-ascend softnpu -- "
+            "COMMAND"
+        )
         yield Finding("torch_npu", "note", "not installed: CPU only", advice)
     elif _release(p.torch_npu) != _release(p.torch):
         found = f"{p.torch_npu} is built for torch {_release(p.torch_npu)}, but torch is {p.torch}"
@@ -273,7 +304,12 @@ def _judge_torch_npu(p: Probes) -> Iterator[Finding]:
         yield Finding("torch_npu", "ok", p.torch_npu)
     if p.backend_fault is not None:
         subject = "torch_npu" if p.torch_npu is not None else " ".join(p.backends)
-        yield Finding(subject, "problem", f"import fails: {p.backend_fault}", _backend_advice(p, p.backend_fault))
+        yield Finding(
+            subject,
+            "problem",
+            f"import fails: {p.backend_fault}",
+            _backend_advice(p, p.backend_fault),
+        )
 
 
 def install_torch_npu(torch_version: str, options: str = "") -> str:
@@ -284,8 +320,9 @@ def install_torch_npu(torch_version: str, options: str = "") -> str:
 def _backend_advice(p: Probes, fault: str) -> str:
     if "cannot open shared object file" in fault:
         return (
-            "install CANN, then in each shell: source <CANN folder>/set_env.sh (it sets LD_LIBRARY_PATH); "
-            "without an NPU, run on the software device: dsv4-ascend softnpu -- COMMAND"
+            "install CANN, then in each shell: source <CANN folder>/set_env.sh "
+            "(it sets LD_LIBRARY_PATH); without an NPU, run on the software device: dsv4-ascend "
+            "softnpu -- COMMAND"
         )
     if p.torch_npu is None:
         return f"pip uninstall the package that registers {' '.join(p.backends)}, or repair it"
@@ -299,11 +336,19 @@ def _release(version: str) -> str:
 def _judge_autoload(p: Probes) -> Iterator[Finding]:
     if p.backend_fault is not None:
         found = "a plain `import torch` fails here, because torch autoloads the broken backend"
-        advice = "import dsv4_ascend before torch (it keeps the fault aside), or export TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+        advice = (
+            "import dsv4_ascend before torch (it keeps the fault aside), or export "
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+        )
         yield Finding("autoload", "warning", found, advice)
     elif p.autoload == "0" and p.torch_npu is not None:
         found = "TORCH_DEVICE_BACKEND_AUTOLOAD=0: torch_npu is not loaded"
-        yield Finding("autoload", "warning", found, "unset TORCH_DEVICE_BACKEND_AUTOLOAD, or import torch_npu yourself")
+        yield Finding(
+            "autoload",
+            "warning",
+            found,
+            "unset TORCH_DEVICE_BACKEND_AUTOLOAD, or import torch_npu yourself",
+        )
 
 
 def _judge_cann(p: Probes) -> Iterator[Finding]:
@@ -311,17 +356,26 @@ def _judge_cann(p: Probes) -> Iterator[Finding]:
         advice = "source the set_env.sh of an installed CANN, or unset ASCEND_HOME_PATH"
         yield Finding("CANN", "problem", p.ascend_home_fault, advice)
     for cann in p.cann:
-        yield Finding("CANN", "ok", f"{cann.version or 'unknown version'}, in {cann.home} ({cann.named_by})")
+        yield Finding(
+            "CANN", "ok", f"{cann.version or 'unknown version'}, in {cann.home} ({cann.named_by})"
+        )
     if len(p.cann) > 1:
         first = next((c for c in p.cann if c.named_by == "LD_LIBRARY_PATH"), p.cann[0])
         found = f"{len(p.cann)} installations; the loader picks {first.version or first.home}"
-        yield Finding("CANN", "warning", found, "source the set_env.sh of the one you mean, in a fresh shell")
+        yield Finding(
+            "CANN", "warning", found, "source the set_env.sh of the one you mean, in a fresh shell"
+        )
     if p.ascendcl_fault is None:
         yield Finding("libascendcl.so", "ok", "found by the loader")
         return
     needed = p.torch_npu is not None or bool(p.cann)
     advice = "source <CANN folder>/set_env.sh, so that LD_LIBRARY_PATH leads to libascendcl.so"
-    yield Finding("libascendcl.so", "problem" if needed else "note", p.ascendcl_fault, advice if needed else "")
+    yield Finding(
+        "libascendcl.so",
+        "problem" if needed else "note",
+        p.ascendcl_fault,
+        advice if needed else "",
+    )
 
 
 def _judge_npus(p: Probes) -> Iterator[Finding]:
@@ -329,13 +383,20 @@ def _judge_npus(p: Probes) -> Iterator[Finding]:
         kind = "software device(s) of softnpu, no hardware" if p.npu_is_software else "device(s)"
         yield Finding("NPU", "ok", f"{p.npus} {kind}: {p.npu_name}, CANN {p.npu_cann}")
     elif p.torch_npu is not None and p.backend_fault is None and p.autoload != "0":
-        yield Finding("NPU", "warning", "torch_npu sees no device", "check `npu-smi info` and /dev/davinci*")
+        yield Finding(
+            "NPU", "warning", "torch_npu sees no device", "check `npu-smi info` and /dev/davinci*"
+        )
 
 
 def _judge_folders(p: Probes) -> Iterator[Finding]:
     if p.home_fault is not None:
-        advice = "set HOME to a writable folder, or TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR for torch.compile"
+        advice = (
+            "set HOME to a writable folder, or TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR for "
+            "torch.compile"
+        )
         yield Finding("HOME", "warning", f"no file can be created in {p.home_fault}", advice)
     if p.cwd_fault is not None:
         advice = "give output options an absolute path in a writable folder"
-        yield Finding("current folder", "warning", f"no file can be created in {p.cwd_fault}", advice)
+        yield Finding(
+            "current folder", "warning", f"no file can be created in {p.cwd_fault}", advice
+        )

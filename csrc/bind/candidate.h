@@ -1,4 +1,5 @@
-// Makes a candidate of a function with an operator's own parameters and of a predicate with the same ones.
+// Makes a candidate of a function with an operator's own parameters and of a predicate with the
+// same ones.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,10 +22,13 @@ decltype(auto) unpack(const c10::IValue& value) {
 
 template <class... Values>
 void push(torch::jit::Stack& stack, std::tuple<Values...> results) {
-  std::apply([&](auto&&... value) { (stack.emplace_back(std::move(value)), ...); }, std::move(results));
+  std::apply([&](auto&&... value) { (stack.emplace_back(std::move(value)), ...); },
+             std::move(results));
 }
 
-inline void push(torch::jit::Stack& stack, at::Tensor result) { stack.emplace_back(std::move(result)); }
+inline void push(torch::jit::Stack& stack, at::Tensor result) {
+  stack.emplace_back(std::move(result));
+}
 
 template <auto function>
 struct TypedFunction;
@@ -77,8 +81,9 @@ struct Registration {
   }
 };
 
-// One CPU candidate per instruction set of a kernel `template <Isa> Result function(Parameters...)`, best first.
-// `Kernel` has `template <Isa isa> static Result run(...)` and `static WhyNot why_not(const Context&, ...)`.
+// One CPU candidate per instruction set of a kernel `template <Isa> Result
+// function(Parameters...)`, best first. `Kernel` has `template <Isa isa> static Result run(...)`
+// and `static WhyNot why_not(const Context&, ...)`.
 template <class Kernel>
 struct IsaRegistration {
   explicit IsaRegistration(const std::string& op) {
@@ -94,7 +99,8 @@ struct IsaRegistration {
   static void add(const std::string& op) {
     const auto why_not = [](const Context& context, Arguments arguments) -> WhyNot {
       if (context.isa < isa) {
-        return std::string("needs ") + isa_name(isa) + ", and this process uses " + isa_name(context.isa);
+        return std::string("needs ") + isa_name(isa) + ", and this process uses " +
+               isa_name(context.isa);
       }
       return TypedPredicate<&Kernel::why_not>::why_not(context, arguments);
     };

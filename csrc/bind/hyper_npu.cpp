@@ -11,16 +11,18 @@ namespace {
 constexpr std::initializer_list<at::ScalarType> kHalves = {at::kBFloat16, at::kHalf};
 
 struct Post {
-  static WhyNot why_not(const Context& context, const at::Tensor& z, const at::Tensor& x, const at::Tensor&,
-                        const at::Tensor&) {
+  static WhyNot why_not(const Context& context, const at::Tensor& z, const at::Tensor& x,
+                        const at::Tensor&, const at::Tensor&) {
     const int64_t width = x.size(2);
-    return first(
-        not_available<npu::MhcPost>(context), not_of("x", x, kHalves), not_of("z", z, {x.scalar_type()}),
-        unless(x.size(1) == 4, "the chip takes 4 streams"),
-        unless(width % 128 == 0 && width <= 100000, "the chip takes a multiple of 128 channels, up to 100000"));
+    return first(not_available<npu::MhcPost>(context), not_of("x", x, kHalves),
+                 not_of("z", z, {x.scalar_type()}),
+                 unless(x.size(1) == 4, "the chip takes 4 streams"),
+                 unless(width % 128 == 0 && width <= 100000,
+                        "the chip takes a multiple of 128 channels, up to 100000"));
   }
 
-  static at::Tensor run(const at::Tensor& z, const at::Tensor& x, const at::Tensor& post, const at::Tensor& comb) {
+  static at::Tensor run(const at::Tensor& z, const at::Tensor& x, const at::Tensor& post,
+                        const at::Tensor& comb) {
     at::Tensor out = at::empty(x.sizes(), x.options());
     if (out.numel() == 0) {
       return out;
@@ -34,21 +36,26 @@ struct Post {
 
 // The exact fp32 route of two launches; the one-launch route multiplies in HF32.
 struct Pre {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
-                        const at::Tensor&, int64_t rounds, double, double) {
+  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, int64_t rounds, double, double) {
     const int64_t n = x.size(1), width = x.size(2);
-    return first(not_available<npu::MhcPre>(context), not_available<npu::MhcSinkhorn>(context), not_of("x", x, kHalves),
+    return first(not_available<npu::MhcPre>(context), not_available<npu::MhcSinkhorn>(context),
+                 not_of("x", x, kHalves),
                  unless(n == 4 || n == 6 || n == 8, "the chip takes 4, 6 or 8 streams"),
-                 unless(width % 16 == 0 && width <= 16384, "the chip takes a multiple of 16 channels, up to 16384"),
+                 unless(width % 16 == 0 && width <= 16384,
+                        "the chip takes a multiple of 16 channels, up to 16384"),
                  unless(rounds <= 100, "the chip does at most 100 rounds of Sinkhorn"));
   }
 
-  static std::tuple<at::Tensor, at::Tensor, at::Tensor> run(const at::Tensor& x, const at::Tensor& fn,
-                                                            const at::Tensor& base, const at::Tensor& scale,
-                                                            int64_t rounds, double norm_eps, double hc_eps) {
+  static std::tuple<at::Tensor, at::Tensor, at::Tensor> run(const at::Tensor& x,
+                                                            const at::Tensor& fn,
+                                                            const at::Tensor& base,
+                                                            const at::Tensor& scale, int64_t rounds,
+                                                            double norm_eps, double hc_eps) {
     const int64_t tokens = x.size(0), n = x.size(1);
     const auto single = x.options().dtype(at::kFloat);
-    at::Tensor y = at::empty({tokens, x.size(2)}, x.options()), post = at::empty({tokens, n}, single);
+    at::Tensor y = at::empty({tokens, x.size(2)}, x.options()),
+               post = at::empty({tokens, n}, single);
     at::Tensor comb = at::empty({tokens, n, n}, single);
     if (tokens == 0) {
       return {y, post, comb};
@@ -68,7 +75,8 @@ struct Pre {
                             {},
                             {},
                             {}});
-    call.launch(npu::MhcSinkhorn{call.in(logits), static_cast<float>(hc_eps), rounds, call.out(comb), {}, {}});
+    call.launch(npu::MhcSinkhorn{
+        call.in(logits), static_cast<float>(hc_eps), rounds, call.out(comb), {}, {}});
     return {y, post, comb};
   }
 };
@@ -76,8 +84,10 @@ struct Pre {
 const npu::List<npu::MhcPre> pre;
 const npu::List<npu::MhcSinkhorn> sinkhorn;
 const npu::List<npu::MhcPost> post;
-const Registration<Post::run, Post::why_not> hc_post("hc_post", c10::DeviceType::PrivateUse1, "hc_post/aclnnMhcPost");
-const Registration<Pre::run, Pre::why_not> hc_pre("hc_pre", c10::DeviceType::PrivateUse1, "hc_pre/aclnnMhcPre");
+const Registration<Post::run, Post::why_not> hc_post("hc_post", c10::DeviceType::PrivateUse1,
+                                                     "hc_post/aclnnMhcPost");
+const Registration<Pre::run, Pre::why_not> hc_pre("hc_pre", c10::DeviceType::PrivateUse1,
+                                                  "hc_pre/aclnnMhcPre");
 
 }  // namespace
 }  // namespace dsv4::bind

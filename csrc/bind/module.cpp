@@ -23,7 +23,8 @@ using dsv4::bind::Term;
 
 namespace {
 
-Term make_term(const std::string& text, const std::vector<std::pair<std::string, int64_t>>& program) {
+Term make_term(const std::string& text,
+               const std::vector<std::pair<std::string, int64_t>>& program) {
   std::vector<Term::Step> steps;
   for (const auto& [operation, value] : program) {
     steps.push_back({operation.at(0), value});
@@ -31,7 +32,8 @@ Term make_term(const std::string& text, const std::vector<std::pair<std::string,
   return {text, std::move(steps)};
 }
 
-// A Python check as a function of the boxed arguments. Operators live as long as the process, so it is never freed.
+// A Python check as a function of the boxed arguments. Operators live as long as the process, so it
+// is never freed.
 Relation make_relation(const py::object& check) {
   if (check.is_none()) {
     return nullptr;
@@ -68,12 +70,14 @@ std::string device_name(c10::DeviceType type) {
 using Answers = std::vector<std::pair<std::string, std::optional<std::string>>>;
 
 // What every candidate's predicate says of a call: (name, reason against or None), best first.
-Answers candidates(const std::string& op, const std::string& device, const std::optional<Context>& context,
-                   const py::args& args, const py::kwargs& kwargs) {
+Answers candidates(const std::string& op, const std::string& device,
+                   const std::optional<Context>& context, const py::args& args,
+                   const py::kwargs& kwargs) {
   const auto stack = stack_of(op, args, kwargs);
   Answers answers;
   for (const Candidate* candidate : dsv4::bind::candidates_of(op, device_type(device))) {
-    answers.emplace_back(candidate->name, candidate->why_not(context.value_or(dsv4::bind::context()), stack));
+    answers.emplace_back(candidate->name,
+                         candidate->why_not(context.value_or(dsv4::bind::context()), stack));
   }
   return answers;
 }
@@ -94,18 +98,21 @@ std::vector<std::tuple<std::string, std::string, std::string, uint64_t>> list_ra
   return rows;
 }
 
-// (symbol, C signature of phase 1 without its last two arguments, package that has it here or nothing)
+// (symbol, C signature of phase 1 without its last two arguments, package that has it here or
+// nothing)
 std::vector<std::tuple<std::string, std::string, std::string>> list_npu_functions() {
   const auto machine = dsv4::npu::machine_here();
   std::vector<std::tuple<std::string, std::string, std::string>> rows;
   for (const auto& one : dsv4::npu::listed()) {
     const auto found = dsv4::npu::resolve(one.symbol, one.versions, machine);
-    rows.emplace_back(one.symbol, one.signature(), found.phase1 ? dsv4::npu::package_name(found.package) : "");
+    rows.emplace_back(one.symbol, one.signature(),
+                      found.phase1 ? dsv4::npu::package_name(found.package) : "");
   }
   return rows;
 }
 
-// Any instruction set that the code knows: predicates are asked about machines that are not here, too.
+// Any instruction set that the code knows: predicates are asked about machines that are not here,
+// too.
 dsv4::Isa known_isa(const std::string& name) {
   for (const dsv4::Isa value : {dsv4::Isa::portable, dsv4::Isa::avx2, dsv4::Isa::avx512}) {
     if (name == dsv4::isa_name(value)) {
@@ -126,17 +133,21 @@ std::vector<std::string> list_isas() {
 void bind_rules(py::module_& m) {
   py::class_<Term>(m, "Term").def(py::init(&make_term));
   py::class_<TensorRule>(m, "TensorRule")
-      .def(py::init<std::string, std::string, size_t, bool, bool, std::vector<c10::ScalarType>, int64_t, std::string,
-                    std::vector<Term>, bool, std::optional<Term>, std::optional<Term>>());
+      .def(py::init<std::string, std::string, size_t, bool, bool, std::vector<c10::ScalarType>,
+                    int64_t, std::string, std::vector<Term>, bool, std::optional<Term>,
+                    std::optional<Term>>());
   py::class_<ScalarRule>(m, "ScalarRule")
-      .def(py::init<std::string, size_t, std::string, std::optional<Term>, bool, std::optional<Term>, bool>());
-  m.def("define", [](const std::string& schema, size_t names, std::vector<std::pair<size_t, size_t>> integers,
-                     std::vector<TensorRule> tensors, std::vector<ScalarRule> scalars, const py::object& shapes,
-                     const py::object& contents) {
-    Specification specification{schema.substr(0, schema.find('(')), names, std::move(integers), std::move(tensors),
-                                std::move(scalars)};
-    dsv4::bind::define(schema, std::move(specification), make_relation(shapes), make_relation(contents));
-  });
+      .def(py::init<std::string, size_t, std::string, std::optional<Term>, bool,
+                    std::optional<Term>, bool>());
+  m.def("define",
+        [](const std::string& schema, size_t names, std::vector<std::pair<size_t, size_t>> integers,
+           std::vector<TensorRule> tensors, std::vector<ScalarRule> scalars,
+           const py::object& shapes, const py::object& contents) {
+          Specification specification{schema.substr(0, schema.find('(')), names,
+                                      std::move(integers), std::move(tensors), std::move(scalars)};
+          dsv4::bind::define(schema, std::move(specification), make_relation(shapes),
+                             make_relation(contents));
+        });
 }
 
 }  // namespace
@@ -170,14 +181,14 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("check_on_device", &Choice::check_on_device)
       .def_readonly("check_contents", &Choice::check_contents);
   py::class_<Context>(m, "Context")
-      .def(py::init(
-          [](const std::string& isa, std::string chip, std::string cann, const std::vector<std::string>& packages) {
-            dsv4::npu::Machine machine{std::move(chip), std::move(cann), {}};
-            for (const std::string& name : packages) {
-              machine.packages.push_back(dsv4::npu::package_named(name));
-            }
-            return Context{known_isa(isa), std::move(machine)};
-          }));
+      .def(py::init([](const std::string& isa, std::string chip, std::string cann,
+                       const std::vector<std::string>& packages) {
+        dsv4::npu::Machine machine{std::move(chip), std::move(cann), {}};
+        for (const std::string& name : packages) {
+          machine.packages.push_back(dsv4::npu::package_named(name));
+        }
+        return Context{known_isa(isa), std::move(machine)};
+      }));
   m.def("choice", [] { return dsv4::bind::choice(); });
   m.def("set_choice", &dsv4::bind::set_choice);
   bind_rules(m);

@@ -38,7 +38,8 @@ npu::AclType acl_type(at::ScalarType type) {
 }  // namespace
 
 NpuCall::NpuCall(const char* op, const at::Tensor& on)
-    : guard_(on.device()), stream_(c10::impl::VirtualGuardImpl(on.device().type()).getStream(on.device())) {
+    : guard_(on.device()),
+      stream_(c10::impl::VirtualGuardImpl(on.device().type()).getStream(on.device())) {
   const auto options = at::TensorOptions().dtype(at::kByte).device(on.device());
   site_ = {op, &npu_context().machine, &stream_, [this, options](uint64_t bytes) {
              workspaces_.push_back(at::empty({static_cast<int64_t>(bytes)}, options));
@@ -55,7 +56,8 @@ npu::View NpuCall::view(const at::Tensor& tensor) {
           tensor.storage_offset()};
 }
 
-WhyNot not_of(const char* name, const at::Tensor& tensor, std::initializer_list<at::ScalarType> types) {
+WhyNot not_of(const char* name, const at::Tensor& tensor,
+              std::initializer_list<at::ScalarType> types) {
   if (std::find(types.begin(), types.end(), tensor.scalar_type()) != types.end()) {
     return std::nullopt;
   }
@@ -63,7 +65,8 @@ WhyNot not_of(const char* name, const at::Tensor& tensor, std::initializer_list<
   for (const at::ScalarType type : types) {
     expected += (expected.empty() ? "" : " or ") + std::string(c10::toString(type));
   }
-  return std::string(name) + " is " + c10::toString(tensor.scalar_type()) + ", and the chip takes " + expected;
+  return std::string(name) + " is " + c10::toString(tensor.scalar_type()) +
+         ", and the chip takes " + expected;
 }
 
 }  // namespace dsv4::bind

@@ -1,4 +1,5 @@
-// Launches of one operator call: torch's tensors as descriptors, its current stream, workspace from its allocator.
+// Launches of one operator call: torch's tensors as descriptors, its current stream, workspace from
+// its allocator.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -47,7 +48,8 @@ WhyNot not_available(const Context& context) {
   if (&context != &npu_context()) {
     return ask(context.machine);
   }
-  static const WhyNot here = ask(npu_context().machine);  // looking a symbol up costs more than a launch
+  static const WhyNot here =
+      ask(npu_context().machine);  // looking a symbol up costs more than a launch
   return here;
 }
 
@@ -62,7 +64,8 @@ WhyNot first(WhyNot reason, More... more) {
 }
 
 // Why a tensor is none of these dtypes.
-WhyNot not_of(const char* name, const at::Tensor& tensor, std::initializer_list<at::ScalarType> types);
+WhyNot not_of(const char* name, const at::Tensor& tensor,
+              std::initializer_list<at::ScalarType> types);
 
 inline WhyNot unless(bool holds, const char* reason) { return holds ? WhyNot() : WhyNot(reason); }
 

@@ -45,7 +45,8 @@ const Context& cpu_context() {
 // Library objects own their registrations: they live as long as the process.
 torch::Library& library(const char* name) {
   static torch::Library dsv4(torch::Library::FRAGMENT, "dsv4", std::nullopt, __FILE__, __LINE__);
-  static torch::Library reference(torch::Library::FRAGMENT, "dsv4_reference", std::nullopt, __FILE__, __LINE__);
+  static torch::Library reference(torch::Library::FRAGMENT, "dsv4_reference", std::nullopt,
+                                  __FILE__, __LINE__);
   return std::string_view(name) == "dsv4" ? dsv4 : reference;
 }
 
@@ -56,7 +57,8 @@ class Operator {
       : specification_(std::move(specification)),
         shapes_(std::move(shapes)),
         contents_(std::move(contents)),
-        reference_(c10::Dispatcher::singleton().findSchemaOrThrow(("dsv4_reference::" + name).c_str(), "")),
+        reference_(c10::Dispatcher::singleton().findSchemaOrThrow(
+            ("dsv4_reference::" + name).c_str(), "")),
         arity_(reference_.schema().arguments().size()) {
     for (const auto device : {c10::DeviceType::CPU, c10::DeviceType::PrivateUse1}) {
       candidates_[device] = candidates_of(name, device);
@@ -101,12 +103,14 @@ class Operator {
     reference_.callBoxed(&stack);
   }
 
-  // Lets the reference run where no candidate does: an error under policy strict, announced on an NPU.
+  // Lets the reference run where no candidate does: an error under policy strict, announced on an
+  // NPU.
   void fall_back(c10::DeviceType device, const std::string& reason) const {
     if (active_choice.policy == Policy::strict) {
-      throw UnsupportedError("dsv4::" + name() + " has no native implementation for these arguments on " +
-                             c10::DeviceTypeName(device, true) + ": " + reason +
-                             ". Use dispatch.use(\"auto\") to run the reference on the same device.");
+      throw UnsupportedError(
+          "dsv4::" + name() + " has no native implementation for these arguments on " +
+          c10::DeviceTypeName(device, true) + ": " + reason +
+          ". Use dispatch.use(\"auto\") to run the reference on the same device.");
     }
     if (device != c10::DeviceType::CPU && device != c10::DeviceType::Meta) {
       announce(device, reason);
@@ -126,8 +130,9 @@ class Operator {
     if (!c10::GradMode::is_enabled()) {
       return false;
     }
-    return std::any_of(arguments.begin(), arguments.end(),
-                       [](const c10::IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); });
+    return std::any_of(arguments.begin(), arguments.end(), [](const c10::IValue& value) {
+      return value.isTensor() && value.toTensor().requires_grad();
+    });
   }
 
   void collect(std::vector<Ran>& rows) const {
@@ -190,7 +195,8 @@ class Operator {
     }
   }
 
-  // Smallest and largest value of every ranged argument, computed on the device and fetched at once.
+  // Smallest and largest value of every ranged argument, computed on the device and fetched at
+  // once.
   void check_device_values(Arguments arguments, const std::vector<int64_t>& sizes) const {
     std::vector<const TensorRule*> rules;
     std::vector<at::Tensor> extremes;
@@ -212,7 +218,8 @@ class Operator {
       const int64_t low = rules[i]->low->value(sizes).value();
       const int64_t high = rules[i]->high ? rules[i]->high->value(sizes).value() : INT64_MAX;
       if (value[2 * i] < low || value[2 * i + 1] >= high) {
-        throw ArgumentError(name(), rules[i]->name, c10::str("values from ", value[2 * i], " to ", value[2 * i + 1]),
+        throw ArgumentError(name(), rules[i]->name,
+                            c10::str("values from ", value[2 * i], " to ", value[2 * i + 1]),
                             c10::str("values in [", low, ", ", high, ")"));
       }
     }
@@ -224,11 +231,14 @@ class Operator {
     static std::set<std::string> announced;
     const auto found = candidates_.find(device);
     const bool any = found != candidates_.end() && !found->second.empty();
-    const std::string what = any ? "dsv4::" + name() : "dsv4::" + name() + ", as every operator without a kernel,";
+    const std::string what =
+        any ? "dsv4::" + name() : "dsv4::" + name() + ", as every operator without a kernel,";
     const std::lock_guard lock(mutex);
     if (announced.insert(any ? name() : "").second) {
-      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true), ": ", reason,
-                 ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an error.");
+      TORCH_WARN(what, " runs as its PyTorch reference on ", c10::DeviceTypeName(device, true),
+                 ": ", reason,
+                 ". `dsv4-ascend ops` lists every operator; dispatch.use(\"strict\") makes this an "
+                 "error.");
     }
   }
 
@@ -273,7 +283,8 @@ struct RunAutograd final : c10::OperatorKernel {
       op->check(arguments);
       const auto device = op->device_of(arguments);
       if (active_choice.policy != Policy::reference) {
-        op->fall_back(device, "a gradient is needed, and it is the reference that is differentiated");
+        op->fall_back(device,
+                      "a gradient is needed, and it is the reference that is differentiated");
       }
       op->run_reference(device, *stack);
       return;
@@ -287,7 +298,8 @@ struct RunAutograd final : c10::OperatorKernel {
 
 template <class Kernel>
 torch::CppFunction boxed(const std::shared_ptr<Operator>& op) {
-  return torch::CppFunction::makeFromBoxedKernel(c10::BoxedKernel::makeFromFunctor(std::make_unique<Kernel>(op)));
+  return torch::CppFunction::makeFromBoxedKernel(
+      c10::BoxedKernel::makeFromFunctor(std::make_unique<Kernel>(op)));
 }
 
 }  // namespace
@@ -326,17 +338,23 @@ const Context& npu_context() {
 const Choice& choice() { return active_choice; }
 void set_choice(Choice value) { active_choice = std::move(value); }
 
-void define(const std::string& schema, Specification specification, Relation shapes, Relation contents) {
+void define(const std::string& schema, Specification specification, Relation shapes,
+            Relation contents) {
   const auto name = schema.substr(0, schema.find('('));
   library("dsv4_reference").def(schema.c_str(), {at::Tag::pt2_compliant_tag});
   library("dsv4").def(schema.c_str(), {at::Tag::pt2_compliant_tag});
-  const auto op = std::make_shared<Operator>(name, std::move(specification), std::move(shapes), std::move(contents));
+  const auto op = std::make_shared<Operator>(name, std::move(specification), std::move(shapes),
+                                             std::move(contents));
   operators()[name] = op;
-  library("dsv4").impl(name.c_str(), torch::dispatch(DispatchKey::CompositeExplicitAutograd, boxed<Run>(op)));
-  library("dsv4").impl(name.c_str(), torch::dispatch(DispatchKey::Autograd, boxed<RunAutograd>(op)));
+  library("dsv4").impl(name.c_str(),
+                       torch::dispatch(DispatchKey::CompositeExplicitAutograd, boxed<Run>(op)));
+  library("dsv4").impl(name.c_str(),
+                       torch::dispatch(DispatchKey::Autograd, boxed<RunAutograd>(op)));
 }
 
-void check_call(const std::string& op, Arguments arguments) { operators().at(op)->check(arguments); }
+void check_call(const std::string& op, Arguments arguments) {
+  operators().at(op)->check(arguments);
+}
 
 std::vector<Ran> ran() {
   std::vector<Ran> rows;

@@ -1,4 +1,5 @@
-// Which implementation of an operator runs where: ordered candidates per device behind torch.ops.dsv4.
+// Which implementation of an operator runs where: ordered candidates per device behind
+// torch.ops.dsv4.
 #pragma once
 
 #include <ATen/core/ivalue.h>
@@ -21,7 +22,8 @@ namespace dsv4::bind {
 // Says why these arguments cannot run, or nothing when they can.
 using WhyNot = std::optional<std::string>;
 
-// What a predicate may know beside the arguments. A made-up one answers for a machine that is not here.
+// What a predicate may know beside the arguments. A made-up one answers for a machine that is not
+// here.
 struct Context {
   Isa isa = Isa::portable;
   npu::Machine machine;
@@ -33,15 +35,22 @@ struct Candidate {
   c10::DeviceType device;
   std::string name;  // for example "rms_norm/avx512"
   std::function<WhyNot(const Context&, Arguments)> why_not;
-  std::function<void(torch::jit::Stack&)> run;  // takes the arguments off the stack and leaves the results
+  std::function<void(torch::jit::Stack&)>
+      run;  // takes the arguments off the stack and leaves the results
   mutable std::atomic<uint64_t> runs{0};
 
   Candidate(std::string op, c10::DeviceType device, std::string name,
-            std::function<WhyNot(const Context&, Arguments)> why_not, std::function<void(torch::jit::Stack&)> run)
-      : op(std::move(op)), device(device), name(std::move(name)), why_not(std::move(why_not)), run(std::move(run)) {}
+            std::function<WhyNot(const Context&, Arguments)> why_not,
+            std::function<void(torch::jit::Stack&)> run)
+      : op(std::move(op)),
+        device(device),
+        name(std::move(name)),
+        why_not(std::move(why_not)),
+        run(std::move(run)) {}
 };
 
-// Candidates register themselves while the extension loads, best first, before any operator is defined.
+// Candidates register themselves while the extension loads, best first, before any operator is
+// defined.
 void add_candidate(std::string op, c10::DeviceType device, std::string name,
                    std::function<WhyNot(const Context&, Arguments)> why_not,
                    std::function<void(torch::jit::Stack&)> run);
@@ -54,9 +63,10 @@ const Context& npu_context();  // the same where an NPU's tensor exists: looked 
 enum class Policy { automatic, reference, strict };
 struct Choice {
   Policy policy = Policy::automatic;
-  std::string only;              // no other candidate than this one; empty: any
-  bool check_on_device = false;  // read values (ids, block tables) of device tensors too: one synchronisation a call
-  bool check_contents = true;    // false: read no values, of host tensors neither
+  std::string only;  // no other candidate than this one; empty: any
+  bool check_on_device =
+      false;  // read values (ids, block tables) of device tensors too: one synchronisation a call
+  bool check_contents = true;  // false: read no values, of host tensors neither
 };
 const Choice& choice();
 void set_choice(Choice value);  // of the calling thread
@@ -64,8 +74,10 @@ void set_choice(Choice value);  // of the calling thread
 // Checks that a contract keeps in Python because its lines cannot say them.
 using Relation = std::function<void(Arguments)>;
 
-// Defines dsv4::<schema> and dsv4_reference::<schema> and routes the first to a candidate or to the second.
-void define(const std::string& schema, Specification specification, Relation shapes, Relation contents);
+// Defines dsv4::<schema> and dsv4_reference::<schema> and routes the first to a candidate or to the
+// second.
+void define(const std::string& schema, Specification specification, Relation shapes,
+            Relation contents);
 
 // Everything that is checked before a call of a defined operator, for fake tensors and for queries.
 void check_call(const std::string& op, Arguments arguments);

@@ -17,9 +17,10 @@ struct RmsNormKernel {
   template <Isa isa>
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
     at::Tensor y = at::empty(x.sizes(), x.options());
-    cpu::rms_norm({dtype_of(x), x.const_data_ptr(), rows_of(x), dtype_of(weight), weight.const_data_ptr(),
-                   static_cast<float>(eps), y.mutable_data_ptr(), rows_of(y)},
-                  isa);
+    cpu::rms_norm(
+        {dtype_of(x), x.const_data_ptr(), rows_of(x), dtype_of(weight), weight.const_data_ptr(),
+         static_cast<float>(eps), y.mutable_data_ptr(), rows_of(y)},
+        isa);
     return y;
   }
 };

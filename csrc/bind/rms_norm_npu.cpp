@@ -9,7 +9,8 @@ namespace {
 
 WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& weight, double) {
   const auto types = {at::kFloat, at::kHalf, at::kBFloat16};
-  return first(not_available<npu::RmsNorm>(context), not_of("x", x, types), not_of("weight", weight, types),
+  return first(not_available<npu::RmsNorm>(context), not_of("x", x, types),
+               not_of("weight", weight, types),
                unless(x.dim() <= 8, "x has more than 8 dimensions"));
 }
 
@@ -29,7 +30,8 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 const npu::List<npu::RmsNorm> function;
-const Registration<run, why_not> registration("rms_norm", c10::DeviceType::PrivateUse1, "rms_norm/aclnnRmsNorm");
+const Registration<run, why_not> registration("rms_norm", c10::DeviceType::PrivateUse1,
+                                              "rms_norm/aclnnRmsNorm");
 
 }  // namespace
 }  // namespace dsv4::bind

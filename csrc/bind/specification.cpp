@@ -19,7 +19,9 @@ namespace {
 class Check {
  public:
   Check(const Specification& specification, Arguments arguments)
-      : specification_(specification), arguments_(arguments), sizes_(specification.names, kUnbound) {}
+      : specification_(specification),
+        arguments_(arguments),
+        sizes_(specification.names, kUnbound) {}
 
   std::vector<int64_t> run() {
     for (const auto& [name, position] : specification_.integers) {
@@ -49,7 +51,8 @@ class Check {
     int64_t size;
   };
 
-  [[noreturn]] void reject(const std::string& name, const std::string& found, const std::string& expected) const {
+  [[noreturn]] void reject(const std::string& name, const std::string& found,
+                           const std::string& expected) const {
     throw ArgumentError(specification_.op, name, found, expected);
   }
 
@@ -68,7 +71,8 @@ class Check {
     if (!device_) {
       device_ = tensor.device();
     } else if (tensor.device() != *device_) {
-      reject(rule.name, c10::str("device ", tensor.device()), c10::str(*device_, " like the first tensor"));
+      reject(rule.name, c10::str("device ", tensor.device()),
+             c10::str(*device_, " like the first tensor"));
     }
     if (tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
       return;
@@ -87,7 +91,8 @@ class Check {
     if (rule.dtype_of >= 0) {
       const auto& first = arguments_[static_cast<size_t>(rule.dtype_of)].toTensor();
       if (first.defined() && first.scalar_type() != found) {
-        reject(rule.name, dtype_words(found), c10::str(dtype_words(first.scalar_type()), " like ", rule.dtype_of_name));
+        reject(rule.name, dtype_words(found),
+               c10::str(dtype_words(first.scalar_type()), " like ", rule.dtype_of_name));
       }
     }
   }
@@ -96,7 +101,8 @@ class Check {
     const auto expected = term.value(sizes_);
     if (expected) {
       if (size != *expected) {
-        reject(rule.name, shape_words(tensor), c10::str(rule.text, " with ", term.text(), " = ", *expected));
+        reject(rule.name, shape_words(tensor),
+               c10::str(rule.text, " with ", term.text(), " = ", *expected));
       }
     } else if (const int64_t lone = term.lone_name(); lone >= 0) {
       sizes_[static_cast<size_t>(lone)] = size;
@@ -112,7 +118,8 @@ class Check {
     }
     const bool fits = value.isInt() ? inside(rule, value.toInt()) : inside(rule, value.toDouble());
     if (!fits) {
-      reject(rule.name, value.isInt() ? c10::str(value.toInt()) : number_words(value.toDouble()), words_of(rule));
+      reject(rule.name, value.isInt() ? c10::str(value.toInt()) : number_words(value.toDouble()),
+             words_of(rule));
     }
   }
 
@@ -129,7 +136,8 @@ class Check {
   }
 
   std::string words_of(const ScalarRule& rule) const {
-    const auto limit = rule.high && rule.high->lone_name() >= 0 ? rule.high->value(sizes_) : std::nullopt;
+    const auto limit =
+        rule.high && rule.high->lone_name() >= 0 ? rule.high->value(sizes_) : std::nullopt;
     return limit ? c10::str(rule.expected, " = ", *limit) : rule.expected;
   }
 
@@ -171,12 +179,14 @@ bool overlaps_itself(const at::Tensor& tensor) {
   return false;
 }
 
-void check_written(const Specification& specification, Arguments arguments, const TensorRule& rule) {
+void check_written(const Specification& specification, Arguments arguments,
+                   const TensorRule& rule) {
   const at::Tensor& tensor = arguments[rule.position].toTensor();
   if (overlaps_itself(tensor)) {
-    throw ArgumentError(specification.op, rule.name,
-                        c10::str("strides ", tuple_words(tensor.strides()), " of ", shape_words(tensor)),
-                        "elements that share no memory, because they are written");
+    throw ArgumentError(
+        specification.op, rule.name,
+        c10::str("strides ", tuple_words(tensor.strides()), " of ", shape_words(tensor)),
+        "elements that share no memory, because they are written");
   }
   const auto [start, end] = span_of(tensor);
   for (const TensorRule& other : specification.tensors) {
@@ -198,13 +208,14 @@ std::string range_words(int64_t low, int64_t high) {
 }
 
 template <class T>
-void check_range(const Specification& specification, const TensorRule& rule, const at::Tensor& tensor, int64_t low,
-                 int64_t high) {
+void check_range(const Specification& specification, const TensorRule& rule,
+                 const at::Tensor& tensor, int64_t low, int64_t high) {
   const at::Tensor values = tensor.contiguous();
   const T* value = values.const_data_ptr<T>();
   for (int64_t i = 0; i < values.numel(); ++i) {
     if (value[i] < low || value[i] >= high) {
-      throw ArgumentError(specification.op, rule.name, c10::str(value[i], " at ", index_words(values.sizes(), i)),
+      throw ArgumentError(specification.op, rule.name,
+                          c10::str(value[i], " at ", index_words(values.sizes(), i)),
                           range_words(low, high));
     }
   }
@@ -257,18 +268,22 @@ std::vector<int64_t> check_arguments(const Specification& specification, Argumen
 
 bool on_host(const Specification& specification, Arguments arguments) {
   // Wrappers of torch's transformations have no values of their own.
-  constexpr c10::DispatchKeySet wrappers{
-      c10::DispatchKey::Python,           c10::DispatchKey::Functionalize, c10::DispatchKey::FuncTorchGradWrapper,
-      c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Conjugate,     c10::DispatchKey::Negative,
-      c10::DispatchKey::ZeroTensor};
+  constexpr c10::DispatchKeySet wrappers{c10::DispatchKey::Python,
+                                         c10::DispatchKey::Functionalize,
+                                         c10::DispatchKey::FuncTorchGradWrapper,
+                                         c10::DispatchKey::FuncTorchBatched,
+                                         c10::DispatchKey::Conjugate,
+                                         c10::DispatchKey::Negative,
+                                         c10::DispatchKey::ZeroTensor};
   const auto readable = [&](const at::Tensor& tensor) {
     return tensor.device().is_cpu() && !tensor.key_set().has_any(wrappers) &&
            !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
   };
-  return std::all_of(specification.tensors.begin(), specification.tensors.end(), [&](const TensorRule& rule) {
-    const c10::IValue& value = arguments[rule.position];
-    return !value.isTensor() || readable(value.toTensor());
-  });
+  return std::all_of(specification.tensors.begin(), specification.tensors.end(),
+                     [&](const TensorRule& rule) {
+                       const c10::IValue& value = arguments[rule.position];
+                       return !value.isTensor() || readable(value.toTensor());
+                     });
 }
 
 void check_memory(const Specification& specification, Arguments arguments) {
@@ -279,7 +294,8 @@ void check_memory(const Specification& specification, Arguments arguments) {
   }
 }
 
-void check_values(const Specification& specification, Arguments arguments, const std::vector<int64_t>& sizes) {
+void check_values(const Specification& specification, Arguments arguments,
+                  const std::vector<int64_t>& sizes) {
   for (const TensorRule& rule : specification.tensors) {
     if (!rule.low || !arguments[rule.position].isTensor()) {
       continue;

@@ -1,5 +1,5 @@
-// The argument rules of an operator, as its contract's specification lines say them, and the one check of a call
-// against them. Words of errors are those of dsv4_backend.errors.argument_error.
+// The argument rules of an operator, as its contract's specification lines say them, and the one
+// check of a call against them. Words of errors are those of dsv4_backend.errors.argument_error.
 #pragma once
 
 #include <ATen/core/ivalue.h>
@@ -16,16 +16,18 @@ namespace dsv4::bind {
 
 using Arguments = c10::ArrayRef<c10::IValue>;
 
-// A dimension such as 7, d, n*(n+2), d/2 (exact half) or K^32 (ceiling division), as a program for a stack of
-// numbers. Names are numbered by the Specification that they belong to.
+// A dimension such as 7, d, n*(n+2), d/2 (exact half) or K^32 (ceiling division), as a program for
+// a stack of numbers. Names are numbered by the Specification that they belong to.
 class Term {
  public:
   struct Step {
-    char operation;  // 'n' pushes a number, 'v' the value of a name, else one of + * / ^ of the two on top
+    char operation;  // 'n' pushes a number, 'v' the value of a name, else one of + * / ^ of the two
+                     // on top
     int64_t value;
   };
 
-  Term(std::string text, std::vector<Step> program) : text_(std::move(text)), program_(std::move(program)) {}
+  Term(std::string text, std::vector<Step> program)
+      : text_(std::move(text)), program_(std::move(program)) {}
 
   const std::string& text() const { return text_; }
   // The number of the only name, or -1 when the term is anything more.
@@ -67,21 +69,25 @@ struct ScalarRule {
 
 struct Specification {
   std::string op;
-  size_t names;                                     // how many names its terms have
-  std::vector<std::pair<size_t, size_t>> integers;  // (name, position of the integer argument that it stands for)
+  size_t names;  // how many names its terms have
+  std::vector<std::pair<size_t, size_t>>
+      integers;  // (name, position of the integer argument that it stands for)
   std::vector<TensorRule> tensors;
   std::vector<ScalarRule> scalars;
 };
 
-// Throws ArgumentError unless dtype, rank, shape, layout and device of every tensor and the value of every scalar fit.
-// Shapes that are symbols (torch.compile) are left to the call that has numbers. Returns the values of the names.
+// Throws ArgumentError unless dtype, rank, shape, layout and device of every tensor and the value
+// of every scalar fit. Shapes that are symbols (torch.compile) are left to the call that has
+// numbers. Returns the values of the names.
 std::vector<int64_t> check_arguments(const Specification& specification, Arguments arguments);
 
 // Whether values of all tensor arguments can be read here without a device's help.
 bool on_host(const Specification& specification, Arguments arguments);
 
-// Throws ArgumentError when a written argument shares memory, or when an index is out of its range. For host tensors.
+// Throws ArgumentError when a written argument shares memory, or when an index is out of its range.
+// For host tensors.
 void check_memory(const Specification& specification, Arguments arguments);
-void check_values(const Specification& specification, Arguments arguments, const std::vector<int64_t>& sizes);
+void check_values(const Specification& specification, Arguments arguments,
+                  const std::vector<int64_t>& sizes);
 
 }  // namespace dsv4::bind

@@ -18,7 +18,8 @@ DType dtype_of(const at::Tensor& tensor) {
 }
 
 RowLayout rows_of(const at::Tensor& tensor) {
-  return {{tensor.sizes().data(), tensor.sizes().size()}, {tensor.strides().data(), tensor.strides().size()}};
+  return {{tensor.sizes().data(), tensor.sizes().size()},
+          {tensor.strides().data(), tensor.strides().size()}};
 }
 
 WhyNot not_float_rows(const char* name, const at::Tensor& tensor) {

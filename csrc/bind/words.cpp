@@ -24,7 +24,9 @@ std::string shape_words(const at::Tensor& tensor) {
   return c10::str("shape ", tuple_words(tensor.sizes()));
 }
 
-std::string dtype_words(c10::ScalarType type) { return c10::str("torch.", c10::getDtypeNames(type).first); }
+std::string dtype_words(c10::ScalarType type) {
+  return c10::str("torch.", c10::getDtypeNames(type).first);
+}
 
 std::string number_words(double value) {
   if (std::isnan(value)) {
@@ -53,7 +55,8 @@ std::string layout_words(c10::Layout layout) {
     return "torch.sparse_coo";
   }
   std::string words = c10::str("torch.", layout);
-  std::transform(words.begin(), words.end(), words.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(words.begin(), words.end(), words.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   return words;
 }
 

@@ -26,7 +26,8 @@ inline float to_float(Half value) {
   uint32_t wide = (magnitude << 13) + (112u << 23);
   if (magnitude >= 0x7c00u) {
     wide += 112u << 23;
-  } else if (magnitude < 0x0400u) {  // m * 2^-24, by a subtraction that also works where subnormals are flushed
+  } else if (magnitude <
+             0x0400u) {  // m * 2^-24, by a subtraction that also works where subnormals are flushed
     wide = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude | 0x3f000000u) - 0.5f);
   }
   return std::bit_cast<float>(wide | sign);
@@ -58,7 +59,8 @@ inline Half from_float<Half>(float value) {
   uint32_t half = 0x7c00u;  // 65520 and above round to infinity
   if (magnitude > 0x7f800000u) {
     half = 0x7e00u;
-  } else if (magnitude < 0x38800000u) {  // below 2^-14 the result counts 2^-24, which is the last bit of 0.5
+  } else if (magnitude <
+             0x38800000u) {  // below 2^-14 the result counts 2^-24, which is the last bit of 0.5
     half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   } else if (magnitude < 0x477ff000u) {
     const uint32_t rebiased = magnitude - (112u << 23);

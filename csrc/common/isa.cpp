@@ -53,7 +53,8 @@ const char* isa_name(Isa value) {
 
 Isa parse_isa(std::string_view name) {
   const auto& isas = available_isas();
-  const auto found = std::find_if(isas.begin(), isas.end(), [&](Isa value) { return name == isa_name(value); });
+  const auto found =
+      std::find_if(isas.begin(), isas.end(), [&](Isa value) { return name == isa_name(value); });
   if (found != isas.end()) {
     return *found;
   }
@@ -61,7 +62,8 @@ Isa parse_isa(std::string_view name) {
   for (const Isa value : isas) {
     names += std::string(names.empty() ? "" : ", ") + isa_name(value);
   }
-  throw std::invalid_argument("ISA '" + std::string(name) + "' is not one that this machine runs: " + names);
+  throw std::invalid_argument("ISA '" + std::string(name) +
+                              "' is not one that this machine runs: " + names);
 }
 
 }  // namespace dsv4

@@ -1,4 +1,5 @@
-// Which instruction set the CPU kernels use. Chosen from the machine; tests force every one in turn.
+// Which instruction set the CPU kernels use. Chosen from the machine; tests force every one in
+// turn.
 #pragma once
 
 #include <string>
@@ -16,6 +17,7 @@ Isa isa();
 void set_isa(Isa value);  // of the whole process
 
 const char* isa_name(Isa value);
-Isa parse_isa(std::string_view name);  // std::invalid_argument unless it is the name of an available one
+Isa parse_isa(
+    std::string_view name);  // std::invalid_argument unless it is the name of an available one
 
 }  // namespace dsv4

@@ -1,5 +1,5 @@
-// Where the rows of a tensor are: the last dimension is one row of adjacent elements, the leading ones have any
-// strides.
+// Where the rows of a tensor are: the last dimension is one row of adjacent elements, the leading
+// ones have any strides.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@ namespace dsv4 {
 class RowLayout {
  public:
   // Sizes and strides of all dimensions, at least one, strides in elements.
-  RowLayout(std::span<const int64_t> sizes, std::span<const int64_t> strides) : width_(sizes.back()) {
+  RowLayout(std::span<const int64_t> sizes, std::span<const int64_t> strides)
+      : width_(sizes.back()) {
     if (strides.back() != 1 && width_ > 1) {
       throw std::invalid_argument("RowLayout: the last dimension must be contiguous");
     }

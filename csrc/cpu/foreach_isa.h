@@ -1,11 +1,12 @@
-// Includes DSV4_ROWS once per instruction set, inside dsv4::cpu::<isa> and over that set's vector type `Vec`:
+// Includes DSV4_ROWS once per instruction set, inside dsv4::cpu::<isa> and over that set's vector
+// type `Vec`:
 //
 //   #define DSV4_ROWS "cpu/rms_norm_rows.h"
 //   #include "cpu/foreach_isa.h"
 //   DSV4_FOR_ISA(isa, rms_norm_rows)(call, begin, end);
 //
-// Functions of a rows header may use the instructions, so it must not make functions that other files share (no
-// standard library templates, only builtins). Include everything else before.
+// Functions of a rows header may use the instructions, so it must not make functions that other
+// files share (no standard library templates, only builtins). Include everything else before.
 #pragma once
 
 #include "common/dtype.h"
@@ -15,12 +16,14 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc bug 105593: its own headers' "undefined" operands
+#pragma GCC diagnostic ignored \
+    "-Wuninitialized"  // gcc bug 105593: its own headers' "undefined" operands
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
@@ -63,10 +66,10 @@ namespace {
 }  // namespace dsv4::cpu::portable
 
 #if defined(__x86_64__)
-#define DSV4_FOR_ISA(isa, function)     \
-  ((isa) == ::dsv4::Isa::avx512         \
-       ? &::dsv4::cpu::avx512::function \
-       : ((isa) == ::dsv4::Isa::avx2 ? &::dsv4::cpu::avx2::function : &::dsv4::cpu::portable::function))
+#define DSV4_FOR_ISA(isa, function)                                                          \
+  ((isa) == ::dsv4::Isa::avx512 ? &::dsv4::cpu::avx512::function                             \
+                                : ((isa) == ::dsv4::Isa::avx2 ? &::dsv4::cpu::avx2::function \
+                                                              : &::dsv4::cpu::portable::function))
 #else
 #define DSV4_FOR_ISA(isa, function) (static_cast<void>(isa), &::dsv4::cpu::portable::function)
 #endif

@@ -7,8 +7,9 @@
 
 namespace dsv4::cpu {
 
-// y[row] = weight * x[row] / sqrt(mean(x[row]^2) + eps), in fp32 with one rounding to y's dtype, which is x's.
-// x, y: rows of d elements; weight: d adjacent elements. The bits of a row depend on that row alone.
+// y[row] = weight * x[row] / sqrt(mean(x[row]^2) + eps), in fp32 with one rounding to y's dtype,
+// which is x's. x, y: rows of d elements; weight: d adjacent elements. The bits of a row depend on
+// that row alone.
 struct RmsNorm {
   DType dtype;
   const void* x;

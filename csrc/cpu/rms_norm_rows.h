@@ -6,7 +6,9 @@ template <class T>
 struct Tail {
   T element[Vec::lanes] = {};
 
-  Tail(const T* from, int64_t count) { __builtin_memcpy(element, from, static_cast<size_t>(count) * sizeof(T)); }
+  Tail(const T* from, int64_t count) {
+    __builtin_memcpy(element, from, static_cast<size_t>(count) * sizeof(T));
+  }
   Vec load() const { return Vec::load(element); }
 };
 
@@ -50,7 +52,8 @@ void normalize_rows(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) 
   const auto* weight = static_cast<const W*>(call.weight);
   auto* y = static_cast<X*>(call.y);
   for (int64_t row = begin; row < end; ++row) {
-    normalize_row(x + call.x_rows.offset(row), weight, call.eps, y + call.y_rows.offset(row), call.x_rows.width());
+    normalize_row(x + call.x_rows.offset(row), weight, call.eps, y + call.y_rows.offset(row),
+                  call.x_rows.width());
   }
 }
 

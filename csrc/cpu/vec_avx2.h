@@ -14,15 +14,19 @@ struct Vec {
   }
 
   void store(float* to) const { _mm256_storeu_ps(to, value); }
-  void store(dsv4::Half* to) const { store_half(to, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
+  void store(dsv4::Half* to) const {
+    store_half(to, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
   void store(dsv4::BFloat16* to) const {
     const __m256i bits = _mm256_castps_si256(value);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i rounded =
+        _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
     const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    store_half(to, _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+    store_half(to,
+               _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
   }
 
   float sum() const {
@@ -32,10 +36,16 @@ struct Vec {
   }
 
  private:
-  static __m128i load_half(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
-  static void store_half(void* to, __m128i bits) { _mm_storeu_si128(static_cast<__m128i*>(to), bits); }
+  static __m128i load_half(const void* from) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(from));
+  }
+  static void store_half(void* to, __m128i bits) {
+    _mm_storeu_si128(static_cast<__m128i*>(to), bits);
+  }
 };
 
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.value, b.value)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.value, b.value)}; }
-inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.value, b.value, c.value)};
+}

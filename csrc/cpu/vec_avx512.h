@@ -14,11 +14,14 @@ struct Vec {
   }
 
   void store(float* to) const { _mm512_storeu_ps(to, value); }
-  void store(dsv4::Half* to) const { store_half(to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
+  void store(dsv4::Half* to) const {
+    store_half(to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
   void store(dsv4::BFloat16* to) const {  // not vcvtneps2bf16: it flushes subnormals
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i rounded =
+        _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
     const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     store_half(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
@@ -27,10 +30,16 @@ struct Vec {
   float sum() const { return _mm512_reduce_add_ps(value); }
 
  private:
-  static __m256i load_half(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-  static void store_half(void* to, __m256i bits) { _mm256_storeu_si256(static_cast<__m256i*>(to), bits); }
+  static __m256i load_half(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+  }
+  static void store_half(void* to, __m256i bits) {
+    _mm256_storeu_si256(static_cast<__m256i*>(to), bits);
+  }
 };
 
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.value, b.value)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.value, b.value)}; }
-inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+  return {_mm512_fmadd_ps(a.value, b.value, c.value)};
+}

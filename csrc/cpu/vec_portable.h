@@ -1,5 +1,6 @@
-// Eight fp32 lanes in plain C++: what runs where no other vector type does (Arm hosts: the compiler makes NEON of it).
-// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
+// Eight fp32 lanes in plain C++: what runs where no other vector type does (Arm hosts: the compiler
+// makes NEON of it). Included by foreach_isa.h inside a namespace, so it includes nothing and has
+// no guard.
 
 struct Vec {
   static constexpr int lanes = 8;
@@ -24,7 +25,8 @@ struct Vec {
   }
 
   float sum() const {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
   }
 };
 

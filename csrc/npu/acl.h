@@ -23,9 +23,9 @@ enum class AclType : int {
 };
 enum class AclFormat : int { nd = 2 };
 
-using CreateTensor = AclTensor* (*)(const int64_t* sizes, uint64_t rank, AclType, const int64_t* strides,
-                                    int64_t offset, AclFormat, const int64_t* storage, uint64_t storage_rank,
-                                    void* data);
+using CreateTensor = AclTensor* (*)(const int64_t* sizes, uint64_t rank, AclType,
+                                    const int64_t* strides, int64_t offset, AclFormat,
+                                    const int64_t* storage, uint64_t storage_rank, void* data);
 using DestroyTensor = int (*)(const AclTensor*);
 using RecentErrorText = const char* (*)();
 

@@ -8,11 +8,13 @@ namespace dsv4::npu {
 namespace {
 
 bool has(const Machine& machine, Package package) {
-  return std::find(machine.packages.begin(), machine.packages.end(), package) != machine.packages.end();
+  return std::find(machine.packages.begin(), machine.packages.end(), package) !=
+         machine.packages.end();
 }
 
 bool is_documented(const Version& version, const Machine& machine, Generation generation) {
-  return (version.chips & static_cast<uint8_t>(generation)) != 0 && cann_version(machine.cann) >= version.since;
+  return (version.chips & static_cast<uint8_t>(generation)) != 0 &&
+         cann_version(machine.cann) >= version.since;
 }
 
 void* phase1_of(const char* symbol, Package package) {
@@ -21,7 +23,8 @@ void* phase1_of(const char* symbol, Package package) {
 
 std::string chips(uint8_t mask) {
   std::string text;
-  for (const auto& [bit, name] : {std::pair{kA2, "A2"}, std::pair{kA3, "A3"}, std::pair{kA5, "A5"}}) {
+  for (const auto& [bit, name] :
+       {std::pair{kA2, "A2"}, std::pair{kA3, "A3"}, std::pair{kA5, "A5"}}) {
     if ((mask & bit) != 0) {
       text += (text.empty() ? "" : ", ") + std::string(name);
     }
@@ -31,8 +34,9 @@ std::string chips(uint8_t mask) {
 
 // "builtin on A5 from CANN 9.0 on"
 std::string where(const Version& version) {
-  return std::string(package_name(version.package)) + " on " + chips(version.chips) + " from CANN " +
-         std::to_string(version.since.major) + "." + std::to_string(version.since.minor) + " on";
+  return std::string(package_name(version.package)) + " on " + chips(version.chips) +
+         " from CANN " + std::to_string(version.since.major) + "." +
+         std::to_string(version.since.minor) + " on";
 }
 
 }  // namespace
@@ -40,7 +44,8 @@ std::string where(const Version& version) {
 std::string missing(const char* symbol, std::span<const Version> versions, const Machine& machine) {
   const auto generation = generation_of(machine.chip);
   if (!generation) {
-    return machine.chip.empty() ? "no Ascend chip" : "chip '" + machine.chip + "' is none of A2, A3, A5";
+    return machine.chip.empty() ? "no Ascend chip"
+                                : "chip '" + machine.chip + "' is none of A2, A3, A5";
   }
   std::string known;
   for (const Version& version : versions) {
@@ -50,7 +55,8 @@ std::string missing(const char* symbol, std::span<const Version> versions, const
     }
     known += (known.empty() ? "" : "; ") + where(version);
   }
-  return std::string(symbol) + " is not on " + machine.chip + " with CANN " + machine.cann + " (" + known + ")";
+  return std::string(symbol) + " is not on " + machine.chip + " with CANN " + machine.cann + " (" +
+         known + ")";
 }
 
 Resolved resolve(const char* symbol, std::span<const Version> versions, const Machine& machine) {
@@ -67,7 +73,8 @@ Resolved resolve(const char* symbol, std::span<const Version> versions, const Ma
   return {};
 }
 
-Resolved resolve_or_throw(const char* symbol, std::span<const Version> versions, const Machine& machine) {
+Resolved resolve_or_throw(const char* symbol, std::span<const Version> versions,
+                          const Machine& machine) {
   const Resolved found = resolve(symbol, versions, machine);
   if (found.phase1 == nullptr) {
     throw LaunchError(missing(symbol, versions, machine));
@@ -79,7 +86,8 @@ std::string declared(std::span<const char* const> types, std::string_view names)
   std::string text;
   for (const char* type : types) {
     const size_t end = std::min(names.find(", "), names.size());
-    text += (text.empty() ? "" : ", ") + std::string(type) + " " + std::string(names.substr(0, end));
+    text +=
+        (text.empty() ? "" : ", ") + std::string(type) + " " + std::string(names.substr(0, end));
     names.remove_prefix(std::min(end + 2, names.size()));
   }
   return text;

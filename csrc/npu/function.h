@@ -9,8 +9,9 @@
 //     DSV4_ARGUMENTS(x, gamma, eps, y, rstd)
 //   };
 //
-// The C signature follows from the list. It is published under the names, so that a test can hold it against what the
-// other side declares: the ABI itself carries no types, and a call through a wrong one is not refused.
+// The C signature follows from the list. It is published under the names, so that a test can hold
+// it against what the other side declares: the ABI itself carries no types, and a call through a
+// wrong one is not refused.
 #pragma once
 
 #include <array>
@@ -104,14 +105,16 @@ std::string missing(const char* symbol, std::span<const Version> versions, const
 Resolved resolve(const char* symbol, std::span<const Version> versions, const Machine& machine);
 
 // LaunchError where there is none.
-Resolved resolve_or_throw(const char* symbol, std::span<const Version> versions, const Machine& machine);
+Resolved resolve_or_throw(const char* symbol, std::span<const Version> versions,
+                          const Machine& machine);
 
 // "const aclTensor* x, double eps"
 std::string declared(std::span<const char* const> types, std::string_view names);
 
 template <class... Arguments>
 std::string declared_by(const std::tuple<Arguments...>*, std::string_view names) {
-  const std::array<const char*, sizeof...(Arguments)> types = {std::remove_cvref_t<Arguments>::c_type...};
+  const std::array<const char*, sizeof...(Arguments)> types = {
+      std::remove_cvref_t<Arguments>::c_type...};
   return declared(types, names);
 }
 
@@ -129,7 +132,8 @@ struct List {
   List() {
     listed().push_back({Function::symbol, Function::versions, [] {
                           using Arguments = decltype(std::declval<const Function&>().arguments());
-                          return declared_by(static_cast<const Arguments*>(nullptr), Function::names);
+                          return declared_by(static_cast<const Arguments*>(nullptr),
+                                             Function::names);
                         }});
   }
 };

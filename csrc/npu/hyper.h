@@ -7,7 +7,8 @@ namespace dsv4::npu {
 
 inline constexpr std::array kMhcVersions = {Version{Package::builtin, kA5, {9, 0}}};
 
-struct MhcPre {  // streams x [.., n, D] -> h_in, h_post, and h_res before Sinkhorn; exact fp32 products
+struct MhcPre {  // streams x [.., n, D] -> h_in, h_post, and h_res before Sinkhorn; exact fp32
+                 // products
   static constexpr const char* symbol = "aclnnMhcPre";
   static constexpr std::array versions = kMhcVersions;
   In x, phi, alpha, bias;
@@ -15,7 +16,8 @@ struct MhcPre {  // streams x [.., n, D] -> h_in, h_post, and h_res before Sinkh
   Real norm_eps, hc_eps;
   Out h_in, h_post, h_res;
   OptionalOut inv_rms, h_mix, h_pre;
-  DSV4_ARGUMENTS(x, phi, alpha, bias, gamma, norm_eps, hc_eps, h_in, h_post, h_res, inv_rms, h_mix, h_pre)
+  DSV4_ARGUMENTS(x, phi, alpha, bias, gamma, norm_eps, hc_eps, h_in, h_post, h_res, inv_rms, h_mix,
+                 h_pre)
 };
 
 struct MhcSinkhorn {  // [.., n, n] logits -> doubly stochastic

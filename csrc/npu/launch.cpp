@@ -23,7 +23,8 @@ struct Runtime {
         void* found = base.find(symbol);
         found = found == nullptr ? acl.find(symbol) : found;
         if (found == nullptr) {
-          throw LaunchError(std::string("CANN's libnnopbase.so and libascendcl.so have no ") + symbol);
+          throw LaunchError(std::string("CANN's libnnopbase.so and libascendcl.so have no ") +
+                            symbol);
         }
         return found;
       };
@@ -50,8 +51,9 @@ Descriptors::~Descriptors() {
 }
 
 AclTensor* Descriptors::tensor(const View& view) {
-  AclTensor* made = Runtime::here().create_tensor(view.sizes.data(), view.sizes.size(), view.type, view.strides.data(),
-                                                  view.offset, AclFormat::nd, &view.storage_elements, 1, view.storage);
+  AclTensor* made = Runtime::here().create_tensor(view.sizes.data(), view.sizes.size(), view.type,
+                                                  view.strides.data(), view.offset, AclFormat::nd,
+                                                  &view.storage_elements, 1, view.storage);
   if (made == nullptr) {  // as an optional argument it would mean "absent"
     throw LaunchError(std::string("aclCreateTensor made no descriptor: ") + recent_error());
   }
@@ -60,16 +62,18 @@ AclTensor* Descriptors::tensor(const View& view) {
 }
 
 void refuse(const Site& site, const char* symbol, Package package, int code) {
-  throw LaunchError(std::string("dsv4::") + site.op + ": " + symbol + " (" + package_name(package) + ") on " +
-                    site.machine->chip + " with CANN " + site.machine->cann + " refused the call with code " +
-                    std::to_string(code) + ": " + recent_error());
+  throw LaunchError(std::string("dsv4::") + site.op + ": " + symbol + " (" + package_name(package) +
+                    ") on " + site.machine->chip + " with CANN " + site.machine->cann +
+                    " refused the call with code " + std::to_string(code) + ": " + recent_error());
 }
 
 void finish(const Site& site, Prepared prepared) {
   void* workspace = prepared.workspace == 0 ? nullptr : site.workspace(prepared.workspace);
-  enqueue(std::string("dsv4_") + site.op, site.stream, [prepared = std::move(prepared), workspace](void* stream) {
-    return prepared.function.phase2(workspace, prepared.workspace, prepared.executor, stream);
-  });
+  enqueue(std::string("dsv4_") + site.op, site.stream,
+          [prepared = std::move(prepared), workspace](void* stream) {
+            return prepared.function.phase2(workspace, prepared.workspace, prepared.executor,
+                                            stream);
+          });
 }
 
 }  // namespace dsv4::npu

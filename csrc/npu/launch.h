@@ -1,4 +1,5 @@
-// The two phases of an aclnn function: phase 1, with everything that can fail, here; phase 2 in torch_npu's queue.
+// The two phases of an aclnn function: phase 1, with everything that can fail, here; phase 2 in
+// torch_npu's queue.
 #pragma once
 
 #include <functional>
@@ -29,8 +30,12 @@ class Descriptors {
 
   AclTensor* make(const In& argument) { return tensor(argument.view); }
   AclTensor* make(const Out& argument) { return tensor(argument.view); }
-  AclTensor* make(const OptionalIn& argument) { return argument.view == nullptr ? nullptr : tensor(*argument.view); }
-  AclTensor* make(const OptionalOut& argument) { return argument.view == nullptr ? nullptr : tensor(*argument.view); }
+  AclTensor* make(const OptionalIn& argument) {
+    return argument.view == nullptr ? nullptr : tensor(*argument.view);
+  }
+  AclTensor* make(const OptionalOut& argument) {
+    return argument.view == nullptr ? nullptr : tensor(*argument.view);
+  }
   template <class T>
   T make(const Number<T>& argument) {
     return argument.value;
@@ -56,15 +61,17 @@ void finish(const Site& site, Prepared prepared);
 // Prepares and enqueues one call. LaunchError if phase 1 refuses; the queue is untouched then.
 template <class Function>
 void launch(const Site& site, const Function& function) {
-  static const Resolved resolved = resolve_or_throw(Function::symbol, Function::versions, *site.machine);
+  static const Resolved resolved =
+      resolve_or_throw(Function::symbol, Function::versions, *site.machine);
   Prepared prepared{resolved, 0, nullptr, std::make_shared<Descriptors>()};
-  const auto raw =
-      std::apply([&](const auto&... argument) { return std::tuple{prepared.descriptors->make(argument)...}; },
-                 function.arguments());
+  const auto raw = std::apply(
+      [&](const auto&... argument) { return std::tuple{prepared.descriptors->make(argument)...}; },
+      function.arguments());
   const int code = std::apply(
       [&](auto... argument) {
         using Phase1 = int (*)(decltype(argument)..., uint64_t*, AclExecutor**);
-        return reinterpret_cast<Phase1>(resolved.phase1)(argument..., &prepared.workspace, &prepared.executor);
+        return reinterpret_cast<Phase1>(resolved.phase1)(argument..., &prepared.workspace,
+                                                         &prepared.executor);
       },
       raw);
   if (code != 0) {

@@ -54,15 +54,17 @@ bool is_trusted(const std::string& file) {
 }
 
 std::optional<Package> vendor_of(const SharedLibrary& library) {
-  const auto known = std::find_if(kMarkers.begin(), kMarkers.end(),
-                                  [&](const Marker& marker) { return library.own(marker.symbol) != nullptr; });
+  const auto known = std::find_if(kMarkers.begin(), kMarkers.end(), [&](const Marker& marker) {
+    return library.own(marker.symbol) != nullptr;
+  });
   return known == kMarkers.end() ? std::nullopt : std::optional(known->package);
 }
 
 std::vector<SharedLibrary> builtin_libraries(const std::string& home) {
   std::vector<SharedLibrary> libraries;
   std::error_code error;
-  auto entry = home.empty() ? fs::directory_iterator() : fs::directory_iterator(home + "/lib64", error);
+  auto entry =
+      home.empty() ? fs::directory_iterator() : fs::directory_iterator(home + "/lib64", error);
   for (; entry != fs::directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename();
     if (name.starts_with("libopapi_") && name.ends_with(".so") && is_trusted(entry->path())) {
@@ -84,7 +86,8 @@ Package package_named(const std::string& name) {
       return package;
     }
   }
-  throw std::invalid_argument("operator package '" + name + "' is not builtin, vllm-ascend or recipes");
+  throw std::invalid_argument("operator package '" + name +
+                              "' is not builtin, vllm-ascend or recipes");
 }
 
 std::vector<std::string> vendor_folders(const std::string& custom, const std::string& opp) {
@@ -102,8 +105,10 @@ std::vector<std::string> vendor_folders(const std::string& custom, const std::st
 }
 
 Packages::Packages() {
-  libraries_[static_cast<size_t>(Package::builtin)] = builtin_libraries(variable("ASCEND_HOME_PATH"));
-  for (const auto& folder : vendor_folders(variable("ASCEND_CUSTOM_OPP_PATH"), variable("ASCEND_OPP_PATH"))) {
+  libraries_[static_cast<size_t>(Package::builtin)] =
+      builtin_libraries(variable("ASCEND_HOME_PATH"));
+  for (const auto& folder :
+       vendor_folders(variable("ASCEND_CUSTOM_OPP_PATH"), variable("ASCEND_OPP_PATH"))) {
     const std::string file = folder + "/op_api/lib/libcust_opapi.so";
     if (!is_trusted(file)) {
       continue;

@@ -1,5 +1,5 @@
-// Operator packages for Ascend: who brings which aclnn function. Equal names have different signatures in different
-// packages, so a function is asked of a package, never of the process.
+// Operator packages for Ascend: who brings which aclnn function. Equal names have different
+// signatures in different packages, so a function is asked of a package, never of the process.
 #pragma once
 
 #include <array>

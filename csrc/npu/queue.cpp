@@ -36,7 +36,8 @@ struct TorchNpu {
 
 }  // namespace
 
-void enqueue(const std::string& name, C10Stream stream, const std::function<int(void* stream)>& task) {
+void enqueue(const std::string& name, C10Stream stream,
+             const std::function<int(void* stream)>& task) {
   const TorchNpu& torch_npu = TorchNpu::here();
   if (torch_npu.run != nullptr && torch_npu.stream != nullptr) {
     void* raw = torch_npu.stream(stream, false);
@@ -45,7 +46,8 @@ void enqueue(const std::string& name, C10Stream stream, const std::function<int(
   }
   // Never the bare stream: it would overtake what is still queued.
   if (torch_npu.drained_stream == nullptr) {
-    throw std::runtime_error(name + ": this torch_npu exports neither its task queue nor its streams");
+    throw std::runtime_error(name +
+                             ": this torch_npu exports neither its task queue nor its streams");
   }
   if (const int code = task(torch_npu.drained_stream(stream))) {
     throw std::runtime_error(name + ": the launch failed with code " + std::to_string(code));

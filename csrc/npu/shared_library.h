@@ -17,7 +17,8 @@ class SharedLibrary {
   // A symbol found through this library, in it or in what it needs; nullptr without one.
   void* find(const std::string& symbol) const;
 
-  // A symbol that this very file defines: equal names of other packages in the process do not count.
+  // A symbol that this very file defines: equal names of other packages in the process do not
+  // count.
   void* own(const std::string& symbol) const;
 
  private:

@@ -1,7 +1,9 @@
-"""DeepSeek V4 on Huawei Ascend, provable on any laptop: the model, parity runs and the command line.
+"""DeepSeek V4 on Huawei Ascend, provable on any laptop: the model,
+parity runs and the command line.
 
-`load` opens a checkpoint; `Model.forward` gives logits and `Model.generate` tokens. Importing the package imports torch
-in the safe way (dsv4_backend._torch); the command `dsv4-ascend` does so itself, once it has seen to Ctrl-C.
+`load` opens a checkpoint; `Model.forward` gives logits and `Model.generate` tokens. Importing the
+package imports torch in the safe way (dsv4_backend._torch); the command `dsv4-ascend` does so
+itself, once it has seen to Ctrl-C.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Rules for values that users hand to the Python interface: flags, whole numbers, numbers, token ids."""
+"""Rules for values that users hand to the Python interface: flags,
+whole numbers, numbers, token ids.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def flag(name: str, value: object) -> bool:
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """The whole number that `value` is, NumPy's included; ArgumentError for another type, a bool, or out of range."""
+    """The whole number that `value` is, NumPy's included;
+    ArgumentError for another type, a bool, or out of range.
+    """
     number = _index(value)
     if number is None or number < low or (high is not None and number > high):
         limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
@@ -38,7 +42,9 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
 
 def _index(value: object) -> int | None:
     """The value as an int, or None: a bool is no number here."""
-    if isinstance(value, bool | np.bool_) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
+    if isinstance(value, bool | np.bool_) or (
+        isinstance(value, torch.Tensor) and value.dtype == torch.bool
+    ):
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]
@@ -46,8 +52,12 @@ def _index(value: object) -> int | None:
         return None
 
 
-def number(name: str, value: object, *, above: float = -math.inf, low: float = 0.0, high: float = math.inf) -> float:
-    """The finite number that `value` is, with low <= value <= high and value > above; else ArgumentError."""
+def number(
+    name: str, value: object, *, above: float = -math.inf, low: float = 0.0, high: float = math.inf
+) -> float:
+    """The finite number that `value` is, with low <= value <= high and value > above;
+    else ArgumentError.
+    """
     real = _real(value)
     if real is None or not math.isfinite(real) or not low <= real <= high or real <= above:
         limits = f"in ({above:g}, {high:g}]" if math.isfinite(high) else f">= {low:g}"
@@ -67,10 +77,14 @@ def _real(value: object) -> float | None:
 
 
 def folder_of(name: str, value: object) -> Path:
-    """The path that a string or a path object names; ArgumentError for another type, or a null character in it."""
+    """The path that a string or a path object names;
+    ArgumentError for another type, or a null character in it.
+    """
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str) or "\0" in path:
-        raise ArgumentError(f"{name}: found {value!r:.40}, expected the path of a folder, as str or Path")
+        raise ArgumentError(
+            f"{name}: found {value!r:.40}, expected the path of a folder, as str or Path"
+        )
     return Path(path)
 
 
@@ -83,15 +97,23 @@ def ids_of(name: str, values: object, vocab_size: int) -> frozenset[int]:
 
 
 def names_of(name: str, values: object) -> frozenset[str]:
-    """A set of names from a list, tuple or set of strings; ArgumentError for anything else, one string too."""
-    listed = list(values) if isinstance(values, Sequence | Set) and not isinstance(values, str | bytes) else [None]
+    """A set of names from a list, tuple or set of strings;
+    ArgumentError for anything else, one string too.
+    """
+    listed = (
+        list(values)
+        if isinstance(values, Sequence | Set) and not isinstance(values, str | bytes)
+        else [None]
+    )
     if not all(isinstance(value, str) for value in listed):
         raise ArgumentError(f"{name}: found {values!r:.40}, expected a list of strings")
     return frozenset(map(str, listed))
 
 
 def sequences_of(name: str, values: object, vocab_size: int) -> list[list[int]]:
-    """Token ids of one sequence or of several (see `TokenIds`) as lists; ArgumentError names sequence and position."""
+    """Token ids of one sequence or of several (see `TokenIds`) as lists;
+    ArgumentError names sequence and position.
+    """
     rows = as_list(values)
     if not isinstance(rows, list):
         raise ArgumentError(f"{name}: found {rows!r:.40}, expected token ids")
@@ -100,7 +122,9 @@ def sequences_of(name: str, values: object, vocab_size: int) -> list[list[int]]:
         rows = [rows]
     for sequence, row in enumerate(rows):
         if not isinstance(row, list):
-            raise ArgumentError(f"{name}: found {row!r:.40} as sequence {sequence}, expected a list of token ids")
+            raise ArgumentError(
+                f"{name}: found {row!r:.40} as sequence {sequence}, expected a list of token ids"
+            )
     return [_sequence(name, row, sequence, vocab_size) for sequence, row in enumerate(rows)]
 
 
@@ -110,7 +134,9 @@ def _sequence(name: str, row: Iterable[object], sequence: int, vocab_size: int) 
         token = _index(value)
         if token is None or not 0 <= token < vocab_size:
             where = f"in sequence {sequence} at {position}"
-            raise ArgumentError(f"{name}: found {value!r:.40} {where}, expected an id in [0, {vocab_size})")
+            raise ArgumentError(
+                f"{name}: found {value!r:.40} {where}, expected an id in [0, {vocab_size})"
+            )
         ids.append(token)
     return ids
 
@@ -119,4 +145,6 @@ def as_list(value: Any) -> Any:
     """Arrays, tensors and sequences as lists; anything else, text too, as it is."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+    return (
+        list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+    )

@@ -1,4 +1,6 @@
-"""Argument lines: the grammar, what is an error at declaration, and what the one checker says of a call."""
+"""Argument lines: the grammar, what is an error at declaration,
+and what the one checker says of a call.
+"""
 
 import pytest
 import torch
@@ -13,13 +15,17 @@ def rules(lines, parameters, integers=()):
     return argspec.rules(specs, parameters, integers, frozenset(), ())
 
 
-@pytest.mark.parametrize("line", ["float", "float [T", "float32 T]", "float [T] in [0, n]", "float [T] in 0, n"])
+@pytest.mark.parametrize(
+    "line", ["float", "float [T", "float32 T]", "float [T] in [0, n]", "float [T] in 0, n"]
+)
 def test_what_is_no_tensor_line(line):
     with pytest.raises((ValueError, KeyError)):
         TensorSpec.parse(line)
 
 
-@pytest.mark.parametrize("line", ["", "positive", ">= 0 and < 3", "1 until 5", "a number in [0, 1]", "at most 3"])
+@pytest.mark.parametrize(
+    "line", ["", "positive", ">= 0 and < 3", "1 until 5", "a number in [0, 1]", "at most 3"]
+)
 def test_what_is_no_scalar_line(line):
     with pytest.raises(ValueError, match="argument specification"):
         ScalarSpec.parse(line)
@@ -74,7 +80,8 @@ X = torch.ones(2, 4, 6)
 @pytest.mark.parametrize(
     ("operator", "arguments", "words"),
     [
-        ("rms_norm", (X, torch.ones(5), 1e-6), "'weight': found shape (5,), expected float [d] with d = 6"),
+        ("rms_norm", (X, torch.ones(5), 1e-6), "'weight': found shape (5,), expected float [d] "
+                                               "with d = 6"),
         ("rms_norm", (X, torch.ones(6), -1.0), "'eps': found -1.0, expected a number >= 0"),
         ("rms_norm", (X, torch.ones(6), float("nan")), "'eps': found nan, expected a number >= 0"),
         ("hc_pre", (X, torch.ones(23, 24), torch.ones(24), torch.ones(3), 3, 0.0, 0.0),
@@ -85,7 +92,9 @@ X = torch.ones(2, 4, 6)
          "'z': found torch.float16, expected torch.float32 like x"),
         ("act_quant", (X, 0), "'block_size': found 0, expected at least 1"),
         ("act_qdq", (X, 2, 7), "'channels': found 7, expected 0 to K = 6"),
-        ("gate_topk", (torch.ones(1, 6), torch.ones(3, 6), torch.ones(3), 4, 1.0), "'k': found 4, expected 1 to E = 3"),
+        ("gate_topk", (torch.ones(1, 6), torch.ones(3, 6), torch.ones(3), 4, 1.0), "'k': found 4, "
+                                                                                   "expected 1 to "
+                                                                                   "E = 3"),
         ("moe_dispatch", (torch.ones(1, 6), torch.tensor([[0, 9]]), 4),
          "'ids': found 9 at [0, 1], expected values in [0, 4)"),
         ("moe_dispatch", (torch.ones(1, 6), torch.tensor([[0, 1]]), 0),
@@ -94,7 +103,8 @@ X = torch.ones(2, 4, 6)
          "'input_ids': found 5 at [0], expected values in [0, 5)"),
         ("sample", (torch.ones(1, 6), torch.ones(1, 6), float("inf"), 1.0),
          "'temperature': found inf, expected a finite number >= 0"),
-        ("sample", (torch.ones(1, 6), torch.ones(1, 6), 1.0, 0.0), "'top_p': found 0.0, expected a number in (0, 1]"),
+        ("sample", (torch.ones(1, 6), torch.ones(1, 6), 1.0, 0.0), "'top_p': found 0.0, expected a "
+                                                                   "number in (0, 1]"),
         ("rope", (torch.ones(1, 2, 6), torch.tensor([-1]), torch.ones(2), False),
          "'positions': found -1 at [0], expected values in [0, inf)"),
     ],

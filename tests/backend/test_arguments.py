@@ -1,7 +1,8 @@
-"""Wrong, odd and hostile arguments: a right answer or a typed error, never a crash, and nothing written on error.
+"""Wrong, odd and hostile arguments: a right answer or a typed error, never a crash,
+and nothing written on error.
 
-pytest runs this file as a program, one family of operators at a time, so that a signal is a failure that names the
-call: python tests/backend/test_arguments.py FAMILY EXAMPLES LOG
+pytest runs this file as a program, one family of operators at a time, so that a signal is a failure
+that names the call: python tests/backend/test_arguments.py FAMILY EXAMPLES LOG
 """
 
 import collections
@@ -29,7 +30,14 @@ SMALL = 1 << 15
 HUGE = 1 << 22
 
 DTYPES = (
-    *(torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e8m0fnu),
+    *(
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+        torch.float8_e4m3fn,
+        torch.float8_e8m0fnu,
+    ),
     *(torch.int32, torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64),
 )
 INTEGERS = (0, 1, -1, 2, 7, 2**31, -(2**31), 2**63 - 1, -(2**63))
@@ -40,8 +48,8 @@ FAMILIES = collections.defaultdict(list)
 for _operator in OPERATORS.values():
     FAMILIES[_operator.reference.__module__.rpartition(".")[2]].append(_operator)
 
-# torch's own words for: no such overload for these Python types; no memory; more elements than fit an index; a leaf
-# that needs gradients, or a lazily negated view, given to be written.
+# torch's own words for: no such overload for these Python types; no memory; more elements than fit
+# an index; a leaf that needs gradients, or a lazily negated view, given to be written.
 TORCH_ERRORS = re.compile(
     r"^dsv4::\w+\(\)|Could not run 'dsv4::|can't allocate memory|not enough memory|"
     r"Storage size calculation overflowed|integer overflow|"
@@ -50,7 +58,11 @@ TORCH_ERRORS = re.compile(
 
 
 def other_rank(draw, t):
-    return draw(st.sampled_from((t.unsqueeze(0), t.unsqueeze(-1), t.flatten(), torch.zeros((), dtype=t.dtype))))
+    return draw(
+        st.sampled_from(
+            (t.unsqueeze(0), t.unsqueeze(-1), t.flatten(), torch.zeros((), dtype=t.dtype))
+        )
+    )
 
 
 def other_dtype(draw, t):
@@ -62,7 +74,13 @@ def other_size(draw, t):
         return t
     dim = draw(st.integers(0, t.dim() - 1))
     return draw(
-        st.sampled_from((t.narrow(dim, 0, 0), t.narrow(dim, 0, max(0, t.shape[dim] - 1)), torch.cat([t, t], dim)))
+        st.sampled_from(
+            (
+                t.narrow(dim, 0, 0),
+                t.narrow(dim, 0, max(0, t.shape[dim] - 1)),
+                torch.cat([t, t], dim),
+            )
+        )
     )
 
 
@@ -75,7 +93,9 @@ def other_strides(draw, t):
     """The same values behind other strides, or one row behind every index."""
     if t.dim() == 0:
         return t
-    spaced = t.new_zeros([2 * n + 1 for n in t.shape])[tuple(slice(1, 2 * n + 1, 2) for n in t.shape)]
+    spaced = t.new_zeros([2 * n + 1 for n in t.shape])[
+        tuple(slice(1, 2 * n + 1, 2) for n in t.shape)
+    ]
     turned = t.new_zeros(t.shape[::-1]).permute(*reversed(range(t.dim())))
     same_values = draw(st.sampled_from((spaced, turned))).copy_(t)
     return draw(st.sampled_from((same_values, t[:1].expand(t.shape) if t.shape[0] else t)))
@@ -91,7 +111,13 @@ def other_values(draw, t):
     else:
         info = torch.iinfo(t.dtype)
         value = draw(
-            st.sampled_from([v for v in (*INTEGERS, t.shape[0], info.max, info.min) if info.min <= v <= info.max])
+            st.sampled_from(
+                [
+                    v
+                    for v in (*INTEGERS, t.shape[0], info.max, info.min)
+                    if info.min <= v <= info.max
+                ]
+            )
         )
     if draw(st.booleans()):
         flat[:] = torch.tensor(value).to(t.dtype)
@@ -114,7 +140,13 @@ def garbage(draw, t):
     return draw(st.sampled_from(GARBAGE))
 
 
-HARMLESS = (other_rank, other_size, other_strides, other_strides, other_kind)  # the case's tolerance still applies
+HARMLESS = (
+    other_rank,
+    other_size,
+    other_strides,
+    other_strides,
+    other_kind,
+)  # the case's tolerance still applies
 MUTATIONS = (*HARMLESS, other_dtype, other_values, huge, garbage)
 
 
@@ -195,12 +227,19 @@ def check_answer(operator, before, arguments, result, limits):
     if any(isinstance(a, torch.Tensor) and a.numel() > HUGE for a in arguments):
         return
     want = operator.reference(*before)
-    outputs = [() if r is None else (r,) if isinstance(r, torch.Tensor) else r for r in (result, want)]
-    pairs = [*zip(*outputs, strict=True), *((arguments[i], before[i]) for i in mutated_arguments(operator))]
+    outputs = [
+        () if r is None else (r,) if isinstance(r, torch.Tensor) else r for r in (result, want)
+    ]
+    pairs = [
+        *zip(*outputs, strict=True),
+        *((arguments[i], before[i]) for i in mutated_arguments(operator)),
+    ]
     for got, wanted in pairs:
         if got.device.type == "cpu":
             comparison = compare(got, wanted, limits)
-            acceptable = comparison.ok or (limits[0] == float("inf") and "worst" in comparison.detail)
+            acceptable = comparison.ok or (
+                limits[0] == float("inf") and "worst" in comparison.detail
+            )
             assert acceptable, comparison.detail
 
 
@@ -236,16 +275,36 @@ def cache_and_part():
 
 PAST_FAILURES = {
     "None for a tensor": ("rms_norm", (None, torch.ones(4), 1e-6), "argument 'x': found None"),
-    "None behind a tensor": ("rms_norm", (torch.ones(2, 4), None, 1e-6), "argument 'weight': found None"),
-    "sparse": ("rms_norm", (torch.ones(2, 4).to_sparse(), torch.ones(4), 1e-6), "layout torch.sparse_coo"),
-    "rows inside the cache": ("write_cache", cache_and_part(), "argument 'rows': found memory of 'cache'"),
+    "None behind a tensor": (
+        "rms_norm",
+        (torch.ones(2, 4), None, 1e-6),
+        "argument 'weight': found None",
+    ),
+    "sparse": (
+        "rms_norm",
+        (torch.ones(2, 4).to_sparse(), torch.ones(4), 1e-6),
+        "layout torch.sparse_coo",
+    ),
+    "rows inside the cache": (
+        "write_cache",
+        cache_and_part(),
+        "argument 'rows': found memory of 'cache'",
+    ),
     "cache over itself": (
         "write_cache",
         (torch.zeros(1, 1, 8).expand(2, 4, 8), torch.ones(1, 8), torch.zeros(1, dtype=torch.int64)),
         "elements that share no memory",
     ),
-    "2^63 choices": ("moe_combine", (torch.ones(0, 5), torch.ones(0, dtype=torch.int32), 2**63 - 1), "argument 'k'"),
-    "2^63 streams": ("embed_streams", (torch.ones(0, dtype=torch.int64), torch.ones(5, 8), 2**63 - 1), "1 to 1024"),
+    "2^63 choices": (
+        "moe_combine",
+        (torch.ones(0, 5), torch.ones(0, dtype=torch.int32), 2**63 - 1),
+        "argument 'k'",
+    ),
+    "2^63 streams": (
+        "embed_streams",
+        (torch.ones(0, dtype=torch.int64), torch.ones(5, 8), 2**63 - 1),
+        "1 to 1024",
+    ),
 }
 
 
@@ -258,7 +317,9 @@ def test_past_failures(failure):
 
 def test_empty_rows_with_strides_are_written():
     rows = torch.zeros(0, 1024)[:, ::2]
-    OPERATORS["write_cache_fp8_ds_mla"](torch.zeros(2, 2304, dtype=torch.uint8), rows, rows[:, 0].long(), 3)
+    OPERATORS["write_cache_fp8_ds_mla"](
+        torch.zeros(2, 2304, dtype=torch.uint8), rows, rows[:, 0].long(), 3
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -266,7 +327,9 @@ def test_no_argument_crashes(family, tmp_path):
     log = tmp_path / "last-call"
     program = [sys.executable, __file__, family, str(EXAMPLES), str(log)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, f"exit code {done.returncode} at {log.read_text()}\n{done.stderr[-6000:]}"
+    assert done.returncode == 0, (
+        f"exit code {done.returncode} at {log.read_text()}\n{done.stderr[-6000:]}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What holds for sparse attention, indexer and selection whatever computes them (spec/v4.md 4.2, 4.5, 4.6, 15.2)."""
+"""What holds for sparse attention,
+indexer and selection whatever computes them (spec/v4.md 4.2, 4.5, 4.6, 15.2).
+"""
 
 import functools
 import math
@@ -20,7 +22,12 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def quick(examples):
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 class Sequence:
@@ -44,7 +51,11 @@ class Sequence:
         j = torch.arange(self.length)
         near = (j <= t) & (j > t - WINDOW)
         i = torch.arange(len(self.far))
-        far = (i < (t + 1) // RATIO) if self.kind != "window" else torch.zeros(self.length, len(i), dtype=torch.bool)
+        far = (
+            (i < (t + 1) // RATIO)
+            if self.kind != "window"
+            else torch.zeros(self.length, len(i), dtype=torch.bool)
+        )
         if self.chosen is not None:
             far = (self.chosen[:, :, None] == i).any(1)
         return torch.cat((near, far), 1)
@@ -59,9 +70,14 @@ class Sequence:
 
 
 def serve(sequences, splits, block_size=3, seed=0):
-    """Outputs [T, H, D] per sequence, computed step by step: splits[s] are the chunk sizes of sequence s."""
+    """Outputs [T, H, D] per sequence,
+    computed step by step: splits[s] are the chunk sizes of sequence s.
+    """
     kind, step = sequences[0].kind, max([1, *map(max, splits)])
-    columns = -(-(WINDOW - 1 + step) // block_size), max(1, -(-max(s.length for s in sequences) // RATIO // block_size))
+    columns = (
+        -(-(WINDOW - 1 + step) // block_size),
+        max(1, -(-max(s.length for s in sequences) // RATIO // block_size)),
+    )
     pools = [torch.full((len(sequences) * c + 2, block_size, DIM), math.nan) for c in columns]
     tables = [
         torch.randperm(len(pool), generator=generator(seed))[: len(sequences) * c].view(-1, c).int()
@@ -82,7 +98,9 @@ def serve(sequences, splits, block_size=3, seed=0):
             pools[0],
             tables[0],
             *(pools[1:] + tables[1:] if kind != "window" else (None, None)),
-            torch.cat([s.chosen[p] for s, p in zip(sequences, pieces, strict=True)]) if kind == "chosen" else None,
+            torch.cat([s.chosen[p] for s, p in zip(sequences, pieces, strict=True)])
+            if kind == "chosen"
+            else None,
             starts,
             torch.tensor(done, dtype=torch.int32),
             WINDOW,
@@ -95,7 +113,9 @@ def serve(sequences, splits, block_size=3, seed=0):
 
 def put(pool, table, s, indices, rows):
     for i in indices:
-        pool.view(-1, DIM)[ragged.slots(table, torch.tensor(s), torch.tensor(i), pool.shape[1])] = rows[i]
+        pool.view(-1, DIM)[ragged.slots(table, torch.tensor(s), torch.tensor(i), pool.shape[1])] = (
+            rows[i]
+        )
 
 
 @pytest.mark.parametrize("length", [1, 2, 6, 7, 8, 13, 14, 15, 40])
@@ -104,8 +124,12 @@ def test_without_sink_and_compression_it_is_sliding_window_attention(length):
     sequence.sink = torch.full((HEADS,), -math.inf)
     mask = sequence.visible()[:, :length]
     keys = sequence.near.expand(HEADS, -1, -1)
-    want = torch.nn.functional.scaled_dot_product_attention(sequence.q.transpose(0, 1), keys, keys, attn_mask=mask)
-    torch.testing.assert_close(serve([sequence], [[length]])[0], want.transpose(0, 1), rtol=1e-5, atol=1e-6)
+    want = torch.nn.functional.scaled_dot_product_attention(
+        sequence.q.transpose(0, 1), keys, keys, attn_mask=mask
+    )
+    torch.testing.assert_close(
+        serve([sequence], [[length]])[0], want.transpose(0, 1), rtol=1e-5, atol=1e-6
+    )
 
 
 @every_kind
@@ -113,7 +137,9 @@ def test_without_sink_and_compression_it_is_sliding_window_attention(length):
 def test_prefill_and_decode_are_one_dense_softmax(kind, length):
     sequence = Sequence(length, kind, length)
     for split in ([length], [1] * length):
-        torch.testing.assert_close(serve([sequence], [split])[0], sequence.dense(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            serve([sequence], [split])[0], sequence.dense(), rtol=1e-5, atol=1e-6
+        )
 
 
 @every_kind
@@ -136,7 +162,11 @@ def test_a_future_row_changes_no_earlier_bit(kind, length, seed, data):
     first, second = Sequence(length, kind, seed), Sequence(length, kind, seed)
     changed = data.draw(st.integers(1, length - 1))
     value = data.draw(st.sampled_from((0.0, 1e4, math.nan)))
-    second.near[changed:], second.q[changed:], second.far[(changed + 1) // RATIO :] = value, value, value
+    second.near[changed:], second.q[changed:], second.far[(changed + 1) // RATIO :] = (
+        value,
+        value,
+        value,
+    )
     got, other = (serve([s], [[length]])[0] for s in (first, second))
     assert torch.equal(got[:changed], other[:changed])
 
@@ -151,7 +181,9 @@ def test_sink_after_the_fact(kind):
     keys = torch.cat((sequence.near, sequence.far))
     scores = torch.einsum("thd,nd->thn", sequence.q, keys) / math.sqrt(DIM)
     lse = scores.masked_fill(~sequence.visible()[:, None], -math.inf).logsumexp(-1)
-    torch.testing.assert_close(with_sink, without / (1 + (sink - lse).exp())[..., None], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        with_sink, without / (1 + (sink - lse).exp())[..., None], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_sink_far_above_every_score_has_finite_gradients():
@@ -167,12 +199,16 @@ def test_all_visible_entries_chosen_is_the_same_as_no_choice():
     some, every = Sequence(30, "chosen", 3), Sequence(30, "all", 3)
     entry = torch.arange(7, dtype=torch.int32)
     some.chosen = torch.where(entry < (torch.arange(30)[:, None] + 1) // RATIO, entry, -1).int()
-    torch.testing.assert_close(serve([some], [[30]])[0], serve([every], [[30]])[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        serve([some], [[30]])[0], serve([every], [[30]])[0], rtol=1e-6, atol=1e-6
+    )
 
 
 @every_kind
 def test_gradients_reach_everything_through_the_caches(kind):
-    """Rows written in place into fresh caches, as in training; masked and unwritten rows get none."""
+    """Rows written in place into fresh caches, as in training;
+    masked and unwritten rows get none.
+    """
     sequence = Sequence(9, kind, 1, torch.float64)
     starts, lengths = torch.tensor([0, 9], dtype=torch.int32), torch.tensor([9], dtype=torch.int32)
     table = torch.tensor([[1, 3, 0]], dtype=torch.int32)
@@ -185,13 +221,17 @@ def test_gradients_reach_everything_through_the_caches(kind):
             caches.append(cache.index_put_((flat // 3, flat % 3), rows))
         compressed = (caches[1], table, sequence.chosen) if kind != "window" else (None, None, None)
         ratio = RATIO if kind != "window" else 0
-        return sparse_attention(q, sink, caches[0], table, *compressed, starts, lengths, WINDOW, ratio)
+        return sparse_attention(
+            q, sink, caches[0], table, *compressed, starts, lengths, WINDOW, ratio
+        )
 
     leaves = [t.requires_grad_() for t in (sequence.q, sequence.sink, sequence.near, sequence.far)]
     assert torch.autograd.gradcheck(outputs, leaves, fast_mode=True)
 
 
-scores_with_ties = st.lists(st.sampled_from((-math.inf, -1.0, -0.0, 0.0, 0.5, math.inf)), min_size=12, max_size=12)
+scores_with_ties = st.lists(
+    st.sampled_from((-math.inf, -1.0, -0.0, 0.0, 0.5, math.inf)), min_size=12, max_size=12
+)
 
 
 @quick(300)
@@ -200,7 +240,10 @@ scores_with_ties = st.lists(st.sampled_from((-math.inf, -1.0, -0.0, 0.0, 0.5, ma
     k=st.integers(1, 14),
 )
 def test_ties_go_to_the_smaller_index(rows, k):
-    scores, visible = torch.tensor([values for values, _ in rows]), torch.tensor([v for _, v in rows])
+    scores, visible = (
+        torch.tensor([values for values, _ in rows]),
+        torch.tensor([v for _, v in rows]),
+    )
     got = topk_indices(scores, visible, k)
     for (values, v), row in zip(rows, got.tolist(), strict=True):
         want = sorted(range(v), key=lambda i: (-values[i], i))[:k]
@@ -210,7 +253,9 @@ def test_ties_go_to_the_smaller_index(rows, k):
 def test_nan_among_visible_scores_is_an_error():
     scores = torch.tensor([[1.0, math.nan, 2.0]])
     assert topk_indices(scores, torch.tensor([1]), 2).tolist() == [[0, -1]]
-    with pytest.raises(ArgumentError, match=r"dsv4::topk_indices: argument 'scores': found NaN at \[0, 1\]"):
+    with pytest.raises(
+        ArgumentError, match=r"dsv4::topk_indices: argument 'scores': found NaN at \[0, 1\]"
+    ):
         topk_indices(scores, torch.tensor([2]), 2)
 
 
@@ -220,7 +265,10 @@ def test_selection_is_everything_until_there_are_more_than_k_entries(k):
     length = RATIO * (k + 2)
     draw = functools.partial(torch.randn, generator=generator(k))
     q, keys, weights = draw(length, 16, DIM), draw(4, 3, DIM), draw(length, 16)
-    starts, lengths = torch.tensor([0, length], dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
+    starts, lengths = (
+        torch.tensor([0, length], dtype=torch.int32),
+        torch.tensor([length], dtype=torch.int32),
+    )
     table = torch.tensor([[2, 0]], dtype=torch.int32)
     scores = indexer_scores(q, keys, weights, table, starts, lengths, RATIO)
     visible = (torch.arange(length) + 1) // RATIO
@@ -253,8 +301,12 @@ def test_indexer_scores_do_not_depend_on_chunks_or_blocks(splits, block_size, se
             put(pool, table, s, range(done[s] // RATIO, (done[s] + n) // RATIO), keys[s])
             done[s] += n
         starts = torch.tensor([0, *new]).cumsum(0).int()
-        q, w = (torch.cat([rows[s][p] for s, p in enumerate(pieces)]) for rows in (queries, weights))
-        got = indexer_scores(q, pool, w, table, starts, torch.tensor(done, dtype=torch.int32), RATIO)
+        q, w = (
+            torch.cat([rows[s][p] for s, p in enumerate(pieces)]) for rows in (queries, weights)
+        )
+        got = indexer_scores(
+            q, pool, w, table, starts, torch.tensor(done, dtype=torch.int32), RATIO
+        )
         for s, piece in enumerate(pieces):
             dots = torch.einsum("thd,nd->thn", queries[s][piece], keys[s]).relu()
             want = (dots * weights[s][piece][..., None]).sum(1)
@@ -268,5 +320,8 @@ def test_indexer_scores_do_not_depend_on_chunks_or_blocks(splits, block_size, se
 def test_an_index_that_is_not_visible_yet_is_refused():
     sequence = Sequence(9, "chosen", 0)
     sequence.chosen[6, 2] = 1
-    with pytest.raises(ArgumentError, match=r"'cmp_indices': found 1 at \[6, 2\], expected -1 or one of the 1 visible"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"'cmp_indices': found 1 at \[6, 2\], expected -1 or one of the 1 visible",
+    ):
         serve([sequence], [[9]])

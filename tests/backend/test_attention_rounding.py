@@ -1,4 +1,6 @@
-"""Where sparse attention rounds in bf16: 64-key tiles in list order, as the official kernel does (spec/v4.md 4.6)."""
+"""Where sparse attention rounds in bf16: 64-key tiles in list order,
+as the official kernel does (spec/v4.md 4.6).
+"""
 
 import math
 
@@ -16,7 +18,9 @@ LIMITS = sparse_attention.tolerance.limits("official")
 
 
 def key_list(call, owner, t):
-    """Rows of one token's list and whether there is a key, one after the other, as the specification says."""
+    """Rows of one token's list and whether there is a key, one after the other,
+    as the specification says.
+    """
     first = max(t - call.window + 1, 0)
     near = range(first, first + call.window)
     keys = [(call.window_cache, call.window_block_table, j if j <= t else -1) for j in near]
@@ -34,7 +38,9 @@ def key_list(call, owner, t):
 
 
 def online_softmax(q, sink, keys, valid, tile, noise):
-    """The official kernel for one token [H, D]: running maximum and sums, bf16 probabilities, one division."""
+    """The official kernel for one token [H, D]: running maximum and sums,
+    bf16 probabilities, one division.
+    """
     peak = torch.full((len(q), 1), -1e300, dtype=torch.float64)
     total, out = torch.zeros_like(peak), torch.zeros(q.shape, dtype=torch.float64)
     for k, v in zip(keys.split(tile), valid.split(tile), strict=True):
@@ -51,7 +57,9 @@ def oracle(arguments, tile=64, noise=lambda scores: scores):
     call = AttentionCall(*arguments)
     where = zip(call.owners().tolist(), call.positions().tolist(), strict=True)
     rows = [
-        online_softmax(call.q[i].double(), call.sink.double(), *key_list(call, (s, i), t), tile, noise)
+        online_softmax(
+            call.q[i].double(), call.sink.double(), *key_list(call, (s, i), t), tile, noise
+        )
         for i, (s, t) in enumerate(where)
     ]
     return torch.stack(rows).bfloat16() if rows else call.q.clone()
@@ -65,7 +73,9 @@ def test_the_kernel_step_by_step_gives_every_case(sample):
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_the_tolerance_bears_the_noise_of_fp32_sums(stream):
-    """Scores off by 4e-6 of themselves, more than sums of 512 products in any order: some probabilities tip."""
+    """Scores off by 4e-6 of themselves,
+    more than sums of 512 products in any order: some probabilities tip.
+    """
     source = generator(stream)
 
     def noise(scores):
@@ -79,20 +89,29 @@ def test_the_tolerance_bears_the_noise_of_fp32_sums(stream):
 @pytest.mark.parametrize("tile", [16, 32, 128, 100_000])
 def test_other_tiles_are_told_apart(tile):
     steps = [s for s in SAMPLES if "staircase" in s.name]
-    assert max(compare(oracle(s.case.arguments, tile), s.golden[0], LIMITS).limit_use for s in steps) > 1.4
+    assert (
+        max(compare(oracle(s.case.arguments, tile), s.golden[0], LIMITS).limit_use for s in steps)
+        > 1.4
+    )
 
 
 @pytest.mark.parametrize("keys", [12, 20, 64])
 def test_the_sum_takes_probabilities_before_they_are_rounded(keys):
-    """Equal values show it: the result is rounded / unrounded sum of them, where a rounded sum would cancel."""
-    cache = torch.tensor([-0.6875, -0.00205, 0, 1]).repeat(1, keys, 1)  # all but one round down to 0.5, by 0.9 of 2^-8
+    """Equal values show it: the result is rounded / unrounded sum of them,
+    where a rounded sum would cancel.
+    """
+    cache = torch.tensor([-0.6875, -0.00205, 0, 1]).repeat(
+        1, keys, 1
+    )  # all but one round down to 0.5, by 0.9 of 2^-8
     cache[0, -1, :2] = 0
     cache, q = cache.bfloat16(), torch.tensor([[[2.0, 2.0, 0, 0]]]).bfloat16()
     p = (q[0].double() @ cache[0].double().T / 2).exp()
     want = (p.float().bfloat16().double().sum() / p.sum()).bfloat16()
     batch = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([keys], dtype=torch.int32)
     none = torch.tensor([-math.inf])
-    got = sparse_attention(q, none, cache, torch.zeros(1, 1, dtype=torch.int32), None, None, None, *batch, keys, 0)
+    got = sparse_attention(
+        q, none, cache, torch.zeros(1, 1, dtype=torch.int32), None, None, None, *batch, keys, 0
+    )
     assert got[0, 0, 3] == want
     assert want != 1
 
@@ -100,7 +119,9 @@ def test_the_sum_takes_probabilities_before_they_are_rounded(keys):
 @pytest.mark.parametrize("kind", ["window", "all", "chosen"])
 @pytest.mark.parametrize("new", [1, 2, 9, 30])
 def test_a_chunk_has_the_list_of_the_whole(kind, new):
-    """The newest tokens alone have the bits they have in the whole prefill: tiles are those of the list."""
+    """The newest tokens alone have the bits they have in the whole prefill:
+    tiles are those of the list.
+    """
     whole = random_call(draw(), kind, [(0, 300)], torch.bfloat16, window=70)
     starts = torch.tensor([0, new], dtype=torch.int32)
     last = whole._replace(q=whole.q[-new:], query_start_loc=starts)

@@ -1,4 +1,6 @@
-"""Bytes of every cache format against spec/v4.md 6.5, with offsets counted here and rounding by ml_dtypes."""
+"""Bytes of every cache format against spec/v4.md 6.5,
+with offsets counted here and rounding by ml_dtypes.
+"""
 
 import math
 import struct
@@ -87,7 +89,9 @@ def place_indexer_token_fp8(row, n, o):
 
 def place_indexer_mxfp4(row, n, o):
     exponents = [exponent(b, 6, 6 * 2.0**-126) for b in row.reshape(4, 32)]
-    scaled = np.concatenate([b / np.float32(2.0**e) for b, e in zip(row.reshape(4, 32), exponents, strict=True)])
+    scaled = np.concatenate(
+        [b / np.float32(2.0**e) for b, e in zip(row.reshape(4, 32), exponents, strict=True)]
+    )
     codes = scaled.astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
     packed = bytes(int(low) | int(high) << 4 for low, high in codes.reshape(64, 2))
     return {o * 64: packed, n * 64 + o * 4: bytes(e + 127 for e in exponents)}
@@ -126,7 +130,9 @@ def random_cache(name, blocks, block_size):
 
 def rows_of(name, count, dtype=torch.float32):
     """Rows of very different scale, the first all zero, the second below the floors."""
-    rows = torch.randn(count, CHANNELS[name]) * torch.exp2(torch.randint(-10, 11, (count, 1)).float())
+    rows = torch.randn(count, CHANNELS[name]) * torch.exp2(
+        torch.randint(-10, 11, (count, 1)).float()
+    )
     rows[:1] = 0.0
     rows[1:2] *= 1e-9
     return rows.to(dtype)
@@ -137,15 +143,23 @@ def test_the_table_is_the_one_of_the_spec():
     assert {form.name: form.codec.channels for form in FORMATS} == CHANNELS
 
 
-@pytest.mark.parametrize(("block_size", "page"), [(1, 1152), (2, 1728), (64, 37440), (72, 42048), (128, 74880)])
+@pytest.mark.parametrize(
+    ("block_size", "page"), [(1, 1152), (2, 1728), (64, 37440), (72, 42048), (128, 74880)]
+)
 def test_mla_pages_are_padded_to_576(block_size, page):
     WRITES["fp8_ds_mla"](
-        torch.zeros(1, page, dtype=torch.uint8), torch.randn(1, 512), torch.zeros(1, dtype=torch.int64), block_size
+        torch.zeros(1, page, dtype=torch.uint8),
+        torch.randn(1, 512),
+        torch.zeros(1, dtype=torch.int64),
+        block_size,
     )
     for wrong in (page - 576, page + 576, block_size * 584 + 1):
         with pytest.raises(ArgumentError, match=f"write_cache_fp8_ds_mla.*cache.*{page}"):
             WRITES["fp8_ds_mla"](
-                torch.zeros(1, wrong, dtype=torch.uint8), torch.zeros(0, 512), torch.zeros(0).long(), block_size
+                torch.zeros(1, wrong, dtype=torch.uint8),
+                torch.zeros(0, 512),
+                torch.zeros(0).long(),
+                block_size,
             )
 
 
@@ -210,7 +224,9 @@ def test_reads_take_any_order_repeats_and_none(name):
     straight = READS[name](cache, slots, 4)
     assert straight.dtype == torch.float32
     mixed = READS[name](cache, torch.cat([slots.flip(0), torch.tensor([-1]), slots[:1]]), 4)
-    assert torch.equal(mixed, torch.cat([straight.flip(0), torch.zeros(1, CHANNELS[name]), straight[:1]]))
+    assert torch.equal(
+        mixed, torch.cat([straight.flip(0), torch.zeros(1, CHANNELS[name]), straight[:1]])
+    )
     for slot in (8, -2):
         with pytest.raises(ArgumentError, match=f"read_cache_{name}.*'slots'.*{slot} at 0"):
             READS[name](cache, torch.tensor([slot]), 4)
@@ -222,7 +238,10 @@ def test_rows_do_not_depend_on_block_size_or_slot(name):
     found = []
     for block_size in BLOCK_SIZES:
         blocks = math.ceil(6 / block_size) + 1
-        cache, slots = random_cache(name, blocks, block_size), torch.randperm(blocks * block_size)[:6]
+        cache, slots = (
+            random_cache(name, blocks, block_size),
+            torch.randperm(blocks * block_size)[:6],
+        )
         WRITES[name](cache, rows, slots, block_size)
         found.append(READS[name](cache, slots, block_size))
     assert all(torch.equal(found[0], other) for other in found[1:])
@@ -265,7 +284,9 @@ def error_bound(name, rows):
 @every_format
 def test_round_trip_errors_are_within_half_a_step(name):
     rows = rows_of(name, 48)
-    assert (round_trip(name, rows) - rows).abs().le(error_bound(name, rows) * (1 + 1e-6) + 1e-38).all()
+    assert (
+        (round_trip(name, rows) - rows).abs().le(error_bound(name, rows) * (1 + 1e-6) + 1e-38).all()
+    )
 
 
 @every_format
@@ -309,11 +330,17 @@ def test_bad_slots_of_plain_rows_are_refused(slots, message):
 
 def test_rows_of_another_dtype_are_refused():
     with pytest.raises(ArgumentError, match=r"write_cache.*'rows'.*bfloat16.*float32"):
-        write_cache(torch.zeros(2, 4, 3), torch.ones(1, 3, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64))
+        write_cache(
+            torch.zeros(2, 4, 3),
+            torch.ones(1, 3, dtype=torch.bfloat16),
+            torch.zeros(1, dtype=torch.int64),
+        )
 
 
 def test_gradients_of_plain_rows():
-    """Written rows and kept cache rows have gradient 1, skipped rows and overwritten cache rows 0."""
+    """Written rows and kept cache rows have gradient 1,
+    skipped rows and overwritten cache rows 0.
+    """
     former, rows = torch.randn(2, 3, 2, requires_grad=True), torch.randn(4, 2, requires_grad=True)
     cache = former.clone()
     write_cache(cache, rows, torch.tensor([4, -1, 0, -1]))

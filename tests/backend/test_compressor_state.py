@@ -1,4 +1,6 @@
-"""`compress` against the official decode state machine (spec/v4.md 4.3.1), for every way of feeding it."""
+"""`compress` against the official decode state machine (spec/v4.md 4.3.1),
+for every way of feeding it.
+"""
 
 import math
 
@@ -20,7 +22,12 @@ both_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def quick(examples):
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 class Weights:
@@ -37,7 +44,9 @@ class Weights:
 
 
 class Oracle:
-    """The official buffers kv_state and score_state, one token or one prefill at a time; entries in a list."""
+    """The official buffers kv_state and score_state, one token or one prefill at a time;
+    entries in a list.
+    """
 
     def __init__(self, w):
         self.w, self.length, self.entries = w, 0, []
@@ -81,7 +90,9 @@ class Oracle:
         entry = (weight * kv).sum(0) / weight.sum(0)
         entry = self.w.norm * entry / torch.sqrt((entry * entry).mean() + EPS)
         pairs = torch.view_as_complex(entry[-2 * PAIRS :].reshape(PAIRS, 2))
-        turned = torch.view_as_real(pairs * torch.polar(torch.ones(PAIRS), position * FREQUENCIES)).flatten()
+        turned = torch.view_as_real(
+            pairs * torch.polar(torch.ones(PAIRS), position * FREQUENCIES)
+        ).flatten()
         self.entries.append(torch.cat((entry[: -2 * PAIRS], turned)))
 
 
@@ -92,7 +103,9 @@ def expected(w, x):
 
 
 class Server:
-    """Feeds `compress` step by step: sequences x[s], a paged ring, and the entries it has given so far."""
+    """Feeds `compress` step by step: sequences x[s], a paged ring,
+    and the entries it has given so far.
+    """
 
     def __init__(self, w, xs, largest_step, block_size=3, seed=0, pool=None):
         self.w, self.xs, self.lengths = w, xs, [0] * len(xs)
@@ -105,13 +118,17 @@ class Server:
         self.entries = [{} for _ in xs]
 
     def step(self, counts, drafts=None):
-        """The next counts[s] tokens of every sequence, then drafts[s] (rows that are not x) which are rolled back."""
+        """The next counts[s] tokens of every sequence,
+        then drafts[s] (rows that are not x) which are rolled back.
+        """
         drafts = drafts or [x[:0] for x in self.xs]
         parts = [x[n : n + c] for x, n, c in zip(self.xs, self.lengths, counts, strict=True)]
         rows = [row for pair in zip(parts, drafts, strict=True) for row in pair]
         sizes = [len(p) + len(q) for p, q in zip(parts, drafts, strict=True)]
         starts = torch.tensor([0, *sizes]).cumsum(0).int()
-        ends = torch.tensor([n + size for n, size in zip(self.lengths, sizes, strict=True)], dtype=torch.int32)
+        ends = torch.tensor(
+            [n + size for n, size in zip(self.lengths, sizes, strict=True)], dtype=torch.int32
+        )
         out = compress(torch.cat(rows), *self.w.list(), self.cache, self.table, starts, ends, EPS)
         self.lengths = [n + len(p) for n, p in zip(self.lengths, parts, strict=True)]
         owner, block = ragged.closed_blocks(starts, ends, int(starts[-1]), self.w.ratio)
@@ -166,7 +183,9 @@ steps = st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=4), min_size=
 @quick(500)
 @given(splits=steps, block_size=st.integers(1, 9), seed=st.integers(0, 999))
 def test_any_chunking_gives_the_same_entries(kind, splits, block_size, seed):
-    """500 x 4 sequences for both kinds: 4,000 random splits, in ragged batches, in the smallest ring."""
+    """500 x 4 sequences for both kinds: 4,000 random splits,
+    in ragged batches, in the smallest ring.
+    """
     w = Weights(kind)
     xs = [tokens(sum(split), seed + i) for i, split in enumerate(splits)]
     server = Server(w, xs, max(map(max, splits)), block_size, seed)
@@ -246,7 +265,10 @@ def test_block_order_and_reused_blocks_change_no_bit(kind, seed):
 def test_gradients_reach_weights_through_the_state(kind):
     """Two calls over one cache: the second pools tokens that the first wrote."""
     w = Weights(kind, torch.float64)
-    xs = [torch.randn(w.ratio + 1, D, dtype=torch.float64), torch.randn(2 * w.ratio, D, dtype=torch.float64)]
+    xs = [
+        torch.randn(w.ratio + 1, D, dtype=torch.float64),
+        torch.randn(2 * w.ratio, D, dtype=torch.float64),
+    ]
     table = torch.tensor([[1, 0]], dtype=torch.int32)
 
     def entries(first, second, *weights):
@@ -268,7 +290,9 @@ def test_a_ring_that_would_lose_a_token_is_refused_before_anything_is_written(ki
     server = Server(w, [x], largest_step=1, block_size=1)
     server.step([1])
     before = server.cache.clone()
-    with pytest.raises(ArgumentError, match=r"dsv4::compress: argument 'state_block_table': found \d+ columns"):
+    with pytest.raises(
+        ArgumentError, match=r"dsv4::compress: argument 'state_block_table': found \d+ columns"
+    ):
         server.step([8 if w.c == 1 else 9])
     assert torch.equal(server.cache.nan_to_num(), before.nan_to_num())
 

@@ -61,24 +61,33 @@ def test_cases_are_the_same_every_time(operator):
 
 @every_operator
 def test_zero_tokens_are_a_case(operator):
-    assert any(isinstance(a, torch.Tensor) and a.numel() == 0 for c in operator.iterate_cases() for a in c.arguments), (
-        "no case has an empty tensor"
-    )
+    assert any(
+        isinstance(a, torch.Tensor) and a.numel() == 0
+        for c in operator.iterate_cases()
+        for a in c.arguments
+    ), "no case has an empty tensor"
 
 
 @every_operator
 def test_cases_hold(operator):
     failures = [r for r in run_cases(list(samples(operator))) if not r.comparison.ok]
-    assert not failures, "\n".join(f"{r.name}: {r.comparison.detail}  $ {reproduce(r)}" for r in failures)
+    assert not failures, "\n".join(
+        f"{r.name}: {r.comparison.detail}  $ {reproduce(r)}" for r in failures
+    )
 
 
 def opcheck_arguments(operator):
-    """Arguments of SAMPLES cases spread over all, every other one with gradients required; none whose result has NaN.
+    """Arguments of SAMPLES cases spread over all, every other one with gradients required;
+    none whose result has NaN.
 
     opcheck compares with itself under torch.compile and takes NaN for a difference.
     """
     cases = [c for c in operator.iterate_cases() if not gives_nan(operator, c)]
-    picked = cases if len(cases) <= SAMPLES else [cases[i * len(cases) // SAMPLES] for i in range(SAMPLES)]
+    picked = (
+        cases
+        if len(cases) <= SAMPLES
+        else [cases[i * len(cases) // SAMPLES] for i in range(SAMPLES)]
+    )
     for i, case in enumerate(picked):
         yield tuple(require_gradients(operator, case)) if i % 2 else case.arguments
 
@@ -87,7 +96,9 @@ def gives_nan(operator, case):
     arguments = [map_tensors(torch.clone, a) for a in case.arguments]
     result = operator.reference(*arguments)
     outputs = result if isinstance(result, tuple | list) else [result]
-    tensors = [t for t in (*outputs, *arguments) if isinstance(t, torch.Tensor) and t.dtype in FLOATS]
+    tensors = [
+        t for t in (*outputs, *arguments) if isinstance(t, torch.Tensor) and t.dtype in FLOATS
+    ]
     return any(t.isnan().any() for t in tensors)
 
 

@@ -1,4 +1,6 @@
-"""Weights as Ascend deployments store them, made from float and from official ones (spec/deployments.md 5)."""
+"""Weights as Ascend deployments store them,
+made from float and from official ones (spec/deployments.md 5).
+"""
 
 import math
 from fractions import Fraction
@@ -33,17 +35,23 @@ def test_int8_scales_are_the_next_bf16_above_amax_over_127(shape):
         torch.int8,
         torch.float32,
     )
-    for row, code, s in zip(w.view(-1, shape[-1]), codes.view(-1, shape[-1]), scale.flatten().tolist(), strict=True):
+    for row, code, s in zip(
+        w.view(-1, shape[-1]), codes.view(-1, shape[-1]), scale.flatten().tolist(), strict=True
+    ):
         exact = np.float32(row.abs().max().item()) / np.float32(127)
         assert s >= exact
         assert float(ml_dtypes.bfloat16(s)) == s
         below = np.nextafter(ml_dtypes.bfloat16(s), ml_dtypes.bfloat16(-1))
         assert s == 0 or float(below) < exact
-        assert code.tolist() == ([0] * len(code) if s == 0 else np.rint(row.numpy() / np.float32(s)).tolist())
+        assert code.tolist() == (
+            [0] * len(code) if s == 0 else np.rint(row.numpy() / np.float32(s)).tolist()
+        )
 
 
 def test_int8_rounds_half_to_even_and_never_passes_127():
-    w = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5], [-254.0, 1.0, 3.0, 5.0, -1.0, -3.0, -5.0]])
+    w = torch.tensor(
+        [[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5], [-254.0, 1.0, 3.0, 5.0, -1.0, -3.0, -5.0]]
+    )
     codes, scale = quantize_weight_int8(w)
     assert scale.tolist() == [1.0, 2.0]
     assert codes.tolist() == [[127, 0, 2, 2, 0, -2, -2], [-127, 0, 2, 2, 0, -2, -2]]
@@ -67,12 +75,18 @@ def test_mx_scales_are_the_smallest_that_saturate_nothing(k):
         if amax:
             assert Fraction(2) ** int(exponents[n, b]) * 448 >= amax
             assert Fraction(2) ** (int(exponents[n, b]) - 1) * 448 < amax
-    step = 2.0**-4 * w.abs() + torch.exp2(exponents.double()).repeat_interleave(32, 1)[:, :k] * 2**-10
+    step = (
+        2.0**-4 * w.abs() + torch.exp2(exponents.double()).repeat_interleave(32, 1)[:, :k] * 2**-10
+    )
     assert ((dequantize_mx(codes, scale) - w).abs() <= step).all()
 
 
 def test_tiles_of_128_are_mx_blocks_without_any_error():
     """An official FP8 weight keeps its codes; the scale of a tile is that of its blocks."""
     w, scale = quantize_weight_fp8(weights(200, 300))
-    rows = scale.view(torch.uint8).repeat_interleave(128, 0)[:200].repeat_interleave(4, 1)[:, : math.ceil(300 / 32)]
+    rows = (
+        scale.view(torch.uint8)
+        .repeat_interleave(128, 0)[:200]
+        .repeat_interleave(4, 1)[:, : math.ceil(300 / 32)]
+    )
     assert torch.equal(dequantize_mx(w, rows.view(torch.float8_e8m0fnu)), dequantize_fp8(w, scale))

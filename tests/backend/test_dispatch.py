@@ -24,12 +24,18 @@ WEIGHT = torch.ones(64)
 
 
 def tensors_of(result):
-    return () if result is None else (result,) if isinstance(result, torch.Tensor) else tuple(result)
+    return (
+        () if result is None else (result,) if isinstance(result, torch.Tensor) else tuple(result)
+    )
 
 
 def ordinary_case(operator):
     """The first case with something in every tensor, in the official profile where there is one."""
-    cases = [c for c in operator.iterate_cases() if all(t.numel() for t in c.arguments if isinstance(t, torch.Tensor))]
+    cases = [
+        c
+        for c in operator.iterate_cases()
+        if all(t.numel() for t in c.arguments if isinstance(t, torch.Tensor))
+    ]
     return next((c for c in cases if c.profile == "official"), cases[0])
 
 
@@ -93,7 +99,10 @@ def test_strict_names_operator_device_condition_and_way_out():
 def test_support_says_what_strict_does(operator):
     for case in operator.iterate_cases():
         answer = dispatch.support(operator.name, *copies(case.arguments))
-        with dispatch.use("strict"), contextlib.nullcontext() if answer else pytest.raises(UnsupportedError) as caught:
+        with (
+            dispatch.use("strict"),
+            contextlib.nullcontext() if answer else pytest.raises(UnsupportedError) as caught,
+        ):
             operator(*copies(case.arguments))
         assert answer or answer.reason in str(caught.value)
 
@@ -122,7 +131,10 @@ def test_policy_belongs_to_a_thread():
 
 
 def test_unknown_policy_is_named():
-    with pytest.raises(ValueError, match=r"'fast' is not one of auto, reference, strict"), dispatch.use("fast"):
+    with (
+        pytest.raises(ValueError, match=r"'fast' is not one of auto, reference, strict"),
+        dispatch.use("fast"),
+    ):
         pass
 
 
@@ -132,7 +144,9 @@ def test_support_asks_for_the_device_of_the_tensors():
     elsewhere = x.to("meta"), weight.to("meta"), 1e-6  # stands for npu: no kernel there either
     assert not dispatch.support("rms_norm", *elsewhere)
     assert not dispatch.support("rms_norm", x=elsewhere[0], weight=elsewhere[1], eps=1e-6)
-    assert dispatch.support("rms_norm", x, weight, 1e-6, device="npu").reason  # with torch_npu or without
+    assert dispatch.support(
+        "rms_norm", x, weight, 1e-6, device="npu"
+    ).reason  # with torch_npu or without
 
 
 def test_unknown_operator_is_named():
@@ -145,15 +159,25 @@ def test_gradient_is_the_references(operator):
     for profile in ("ideal", "official"):
         for sample in list(samples(operator, profile))[:6]:
             assert_same(
-                gradients(operator, operator, sample.case), gradients(operator, operator.reference, sample.case)
+                gradients(operator, operator, sample.case),
+                gradients(operator, operator.reference, sample.case),
             )
 
 
 def test_operators_without_gradient():
-    """Codes and what takes nothing else, bytes, choices and ids have none; every other operator has."""
+    """Codes and what takes nothing else, bytes, choices and ids have none;
+    every other operator has.
+    """
     without = {op.name for op in OPERATORS.values() if not any(map(len, case_gradients(op)))}
-    coded = {name for name in OPERATORS if name.startswith(("read_cache_", "write_cache_", "int8_", "mx"))}
-    coded = (coded | {"fp8_token_quant"}) - {"int8_gemm", "int8_grouped_gemm"}  # these have one by their scales
+    coded = {
+        name
+        for name in OPERATORS
+        if name.startswith(("read_cache_", "write_cache_", "int8_", "mx"))
+    }
+    coded = (coded | {"fp8_token_quant"}) - {
+        "int8_gemm",
+        "int8_grouped_gemm",
+    }  # these have one by their scales
     assert without == coded | {"act_quant", "fp4_quant", "swiglu_quant", "topk_indices", "sample"}
 
 
@@ -164,7 +188,8 @@ def case_gradients(operator):
 def gradients(operator, function, case):
     written = mutated_arguments(operator)
     arguments = [
-        map_tensors(torch.clone, a) if i in written else map_tensors(leaf, a) for i, a in enumerate(case.arguments)
+        map_tensors(torch.clone, a) if i in written else map_tensors(leaf, a)
+        for i, a in enumerate(case.arguments)
     ]
     outputs = tensors_of(function(*arguments)) + tuple(arguments[i] for i in written)
     total = sum((wave(t) * t).sum() for t in outputs if t.requires_grad)
@@ -172,7 +197,10 @@ def gradients(operator, function, case):
         return ()
     kept = [a for i, a in enumerate(arguments) if i not in written]
     leaves = [t for t in kept if isinstance(t, torch.Tensor) and t.requires_grad]
-    return tuple(g if g is not None else torch.zeros(()) for g in torch.autograd.grad(total, leaves, allow_unused=True))
+    return tuple(
+        g if g is not None else torch.zeros(())
+        for g in torch.autograd.grad(total, leaves, allow_unused=True)
+    )
 
 
 def leaf(tensor):
@@ -205,7 +233,10 @@ def test_compiles_without_a_graph_break(operator):
     compiled = torch.compile(lambda *args: operator(*args), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert_same(compiled(*traced), operator(*eager))
-    assert_same([traced[i] for i in mutated_arguments(operator)], [eager[i] for i in mutated_arguments(operator)])
+    assert_same(
+        [traced[i] for i in mutated_arguments(operator)],
+        [eager[i] for i in mutated_arguments(operator)],
+    )
     torch.compiler.reset()
 
 
@@ -222,7 +253,9 @@ def test_meta_device_gives_shapes(operator):
     case = ordinary_case(operator)
     real = tensors_of(operator(*copies(case.arguments)))
     meta = tensors_of(operator(*[map_tensors(lambda t: t.to("meta"), a) for a in case.arguments]))
-    assert [(t.shape, t.dtype, t.stride()) for t in real] == [(t.shape, t.dtype, t.stride()) for t in meta]
+    assert [(t.shape, t.dtype, t.stride()) for t in real] == [
+        (t.shape, t.dtype, t.stride()) for t in meta
+    ]
 
 
 IMPORT_PROBE = """
@@ -252,7 +285,9 @@ assert dict(os.environ) == before
 
 @pytest.mark.parametrize("probe", [IMPORT_PROBE, ENVIRONMENT_PROBE], ids=["process", "environment"])
 def test_import_does_nothing(probe):
-    done = subprocess.run([sys.executable, "-B", "-c", probe], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", probe], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -267,11 +302,14 @@ def test_strict_refuses_to_differentiate_the_reference_in_silence():
 def test_a_device_that_nobody_serves_runs_the_reference():
     """In a process of its own: the lazy backend starts once, and the announcement comes once."""
     program = (
-        "import torch, torch._lazy, torch._lazy.ts_backend; from dsv4_backend.ops.norm import rms_norm\n"
+        "import torch, torch._lazy, torch._lazy.ts_backend; from dsv4_backend.ops.norm import "
+        "rms_norm\n"
         "torch._lazy.ts_backend.init(); x = torch.randn(3, 8)\n"
         "y = rms_norm(x.to('lazy'), torch.ones(8).to('lazy'), 1e-6).cpu()\n"
         "print(torch.allclose(y, rms_norm(x, torch.ones(8), 1e-6)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.stdout == "True\n", done.stderr
     assert "runs as its PyTorch reference on lazy" in done.stderr

@@ -1,4 +1,6 @@
-"""The dialect of named faults: edits of arguments, results and steps, and what is refused when a fault is declared."""
+"""The dialect of named faults: edits of arguments, results and steps,
+and what is refused when a fault is declared.
+"""
 
 import pytest
 import torch
@@ -38,7 +40,9 @@ def outcome(faults, name, arguments):
 
 
 def test_edits_by_name(faults, arguments):
-    faults.wrong_arguments({"other k": {"k": lambda k: k + 1}, "constants": {"k": 7, "x": torch.zeros(2, 4)}})
+    faults.wrong_arguments(
+        {"other k": {"k": lambda k: k + 1}, "constants": {"k": 7, "x": torch.zeros(2, 4)}}
+    )
     assert torch.equal(outcome(faults, "other k", arguments)[0], torch.full((3, 4), 6.0))
     assert torch.equal(outcome(faults, "constants", arguments)[0], torch.zeros(2, 4))
 
@@ -100,13 +104,31 @@ def test_an_output_fault_is_left_out_with_a_reason(faults):
 @pytest.mark.parametrize(
     ("declare", "reason"),
     [
-        (lambda f: f.wrong_arguments({"typo": {"kk": 1}}), "fault 'typo' edits 'kk'; there are x, w, parts, k"),
-        (lambda f: f.wrong_results({"typo": {"id": 1}}), "fault 'typo' edits 'id'; there are y, ids"),
-        (lambda f: f.wrong_steps({"far": {round_e4m3: abs}}), "fault 'far' replaces round_e4m3, which"),
-        (lambda f: f.no_output_fault("nan", "why"), "fault 'nan' is no output fault; there are last token zero, "),
+        (
+            lambda f: f.wrong_arguments({"typo": {"kk": 1}}),
+            "fault 'typo' edits 'kk'; there are x, w, parts, k",
+        ),
+        (
+            lambda f: f.wrong_results({"typo": {"id": 1}}),
+            "fault 'typo' edits 'id'; there are y, ids",
+        ),
+        (
+            lambda f: f.wrong_steps({"far": {round_e4m3: abs}}),
+            "fault 'far' replaces round_e4m3, which",
+        ),
+        (
+            lambda f: f.no_output_fault("nan", "why"),
+            "fault 'nan' is no output fault; there are last token zero, ",
+        ),
         (lambda f: f.fault("one NaN")(abs), "fault 'one NaN' is defined twice"),
-        (lambda f: [f.wrong_arguments({"a": {"k": 1}}) for _ in range(2)], "fault 'a' is defined twice"),
-        (lambda f: [f.fault("b")(abs), f.wrong_results({"b": {"y": abs}})], "fault 'b' is defined twice"),
+        (
+            lambda f: [f.wrong_arguments({"a": {"k": 1}}) for _ in range(2)],
+            "fault 'a' is defined twice",
+        ),
+        (
+            lambda f: [f.fault("b")(abs), f.wrong_results({"b": {"y": abs}})],
+            "fault 'b' is defined twice",
+        ),
     ],
 )
 def test_what_is_no_fault_is_refused_when_it_is_declared(faults, declare, reason):
@@ -119,12 +141,21 @@ def a_case(contract, name):
 
 
 def test_a_step_is_replaced_wherever_it_is_called():
-    """Called by a function of another module, by another operator's reference, inside a nested function."""
+    """Called by a function of another module,
+    by another operator's reference, inside a nested function.
+    """
     gate_up = torch.ones(2, 128).bfloat16()
-    coarse = replace_steps(swiglu_quant.reference, {block_scale: lambda b, *_: block_scale(b, 1.0, 1e-4)})
-    right, wrong = swiglu_quant.reference(gate_up, gate_up, None, 10.0), coarse(gate_up, gate_up, None, 10.0)
+    coarse = replace_steps(
+        swiglu_quant.reference, {block_scale: lambda b, *_: block_scale(b, 1.0, 1e-4)}
+    )
+    right, wrong = (
+        swiglu_quant.reference(gate_up, gate_up, None, 10.0),
+        coarse(gate_up, gate_up, None, 10.0),
+    )
     assert not torch.equal(right[1].view(torch.uint8), wrong[1].view(torch.uint8))
-    nothing = replace_steps(sparse_attention.reference, {near_positions: lambda t, w: near_positions(t, w) * 0 - 1})
+    nothing = replace_steps(
+        sparse_attention.reference, {near_positions: lambda t, w: near_positions(t, w) * 0 - 1}
+    )
     call = a_case(sparse_attention, "window, one sequence")
     assert not nothing(*call).any()
     assert sparse_attention.reference(*call).any()
@@ -147,7 +178,9 @@ def test_a_replacement_may_call_what_it_replaces_and_the_original_stays():
 
 @pytest.mark.parametrize("step", [by_tokens, quantize_weight_fp8, sparse_attention.reference])
 def test_a_step_that_is_not_called(step):
-    with pytest.raises(LookupError, match=f"replaces {step.__name__}, which the reference does not call"):
+    with pytest.raises(
+        LookupError, match=f"replaces {step.__name__}, which the reference does not call"
+    ):
         replace_steps(act_quant.reference, {round_e4m3: abs, step: abs})
 
 
@@ -166,7 +199,8 @@ PARTS = {"oracle": lambda x: x, "cases": lambda draw: iter(()), "fault": lambda 
 
 @pytest.mark.parametrize("missing", PARTS)
 @pytest.mark.parametrize(
-    "ask", [lambda c: c.faults, lambda c: c.golden, lambda c: c.equivalents, lambda c: c.iterate_cases()]
+    "ask",
+    [lambda c: c.faults, lambda c: c.golden, lambda c: c.equivalents, lambda c: c.iterate_cases()],
 )
 def test_a_proof_without_a_part_is_none(missing, ask):
     contract = unproved(**{name: part for name, part in PARTS.items() if name != missing})
@@ -177,7 +211,9 @@ def test_a_proof_without_a_part_is_none(missing, ask):
 
 
 def test_all_that_is_missing_is_named_at_once():
-    with pytest.raises(ProofError, match=r"no @unproved.oracle and no @unproved.cases and no @unproved.fault"):
+    with pytest.raises(
+        ProofError, match=r"no @unproved.oracle and no @unproved.cases and no @unproved.fault"
+    ):
         unproved().load_proof()
     unproved(**PARTS).load_proof()
 
@@ -194,7 +230,9 @@ def test_an_incomplete_operator_stops_its_family(monkeypatch):
 
 def test_a_family_without_a_proof(monkeypatch):
     monkeypatch.setattr(rms_norm, "_proof", "dsv4_backend.proofs.nothing_there")
-    with pytest.raises(ProofError, match=r"rms_norm is not proved: no such module in .*proofs/nothing_there\.py"):
+    with pytest.raises(
+        ProofError, match=r"rms_norm is not proved: no such module in .*proofs/nothing_there\.py"
+    ):
         rms_norm.load_proof()
 
 
@@ -222,5 +260,10 @@ def test_a_profile_without_limits_is_bit_for_bit():
 
 def test_a_declaration_refuses_an_unknown_profile_before_it_registers():
     with pytest.raises(ValueError, match="'ofiicial' is no profile"):
-        operator("nobody(Tensor x) -> Tensor", rows=(), arguments={}, tolerance=Tolerance("why", ofiicial=(0, 0)))
+        operator(
+            "nobody(Tensor x) -> Tensor",
+            rows=(),
+            arguments={},
+            tolerance=Tolerance("why", ofiicial=(0, 0)),
+        )
     assert "nobody" not in OPERATORS

@@ -41,7 +41,9 @@ def test_weights_are_golden_scores_over_their_sum(dtype):
     weights, ids = gate_topk(x, weight, torch.zeros(8), 8, 2.5)
     scores = torch.tensor(list(GOLDEN.values()))
     assert ids.tolist() == [[7, 6, 5, 4, 3, 2, 1, 0]]
-    torch.testing.assert_close(weights, (2.5 * scores / scores.sum()).flip(0).unsqueeze(0), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        weights, (2.5 * scores / scores.sum()).flip(0).unsqueeze(0), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_outputs_are_fp32_and_int32():
@@ -50,7 +52,12 @@ def test_outputs_are_fp32_and_int32():
         gate_topk(x, weight, torch.zeros(5), 2, 1.5),
         gate_hash(x, weight, torch.tensor([0, 1, 0]), torch.tensor([[4, 0], [2, 3]]), 1.5),
     ):
-        assert (weights.dtype, ids.dtype, weights.shape, ids.shape) == (torch.float32, torch.int32, (3, 2), (3, 2))
+        assert (weights.dtype, ids.dtype, weights.shape, ids.shape) == (
+            torch.float32,
+            torch.int32,
+            (3, 2),
+            (3, 2),
+        )
         torch.testing.assert_close(weights.sum(-1), torch.full((3,), 1.5))
 
 
@@ -97,7 +104,9 @@ def test_gradients_reach_weight_and_input_but_not_the_bias():
 
 def test_hash_uses_the_experts_of_a_row_as_given():
     x, weight = one_hot_router(torch.tensor([[0.0, 1.0, 5.0]]))
-    weights, ids = gate_hash(x, weight, torch.tensor([2]), torch.tensor([[0, 0], [1, 1], [1, 1]]), 3.0)
+    weights, ids = gate_hash(
+        x, weight, torch.tensor([2]), torch.tensor([[0, 0], [1, 1], [1, 1]]), 3.0
+    )
     assert ids.tolist() == [[1, 1]]
     assert weights.tolist() == [[1.5, 1.5]]
 
@@ -118,6 +127,10 @@ def test_case_scores_are_equal_or_clearly_apart():
     """The exact ids that the cases demand do not hang on the order of an fp32 sum."""
     for case in OPERATORS["gate_topk"].iterate_cases():
         x, weight, bias = (t.double() for t in case.arguments[:3])
-        best = (expert_scores(x, weight) + bias).sort(-1, descending=True).values[:, : case.arguments[3] + 1]
+        best = (
+            (expert_scores(x, weight) + bias)
+            .sort(-1, descending=True)
+            .values[:, : case.arguments[3] + 1]
+        )
         gaps = -best.diff(dim=-1)
         assert not ((gaps > 1e-12) & (gaps < 4e-6)).any(), case.name

@@ -1,4 +1,6 @@
-"""Hyper-connections, norms, RoPE, sampling and the MTP input against the spec's numbers and independent formulas."""
+"""Hyper-connections, norms, RoPE,
+sampling and the MTP input against the spec's numbers and independent formulas.
+"""
 
 from types import SimpleNamespace
 
@@ -59,18 +61,26 @@ def test_sinkhorn_of_zeros():
 def test_sinkhorn_sums_fall_short_of_one_by_epsilon():
     comb = sinkhorn(torch.tensor(SINKHORN_LOGITS, dtype=torch.float64), 20, EPS)
     assert largest_difference(1 - comb.sum(0), torch.tensor(1e-6, dtype=torch.float64)) < 1e-11
-    assert largest_difference(1 - comb.sum(1), torch.tensor(1e-6)) < 5e-7  # rows are one column pass old
+    assert (
+        largest_difference(1 - comb.sum(1), torch.tensor(1e-6)) < 5e-7
+    )  # rows are one column pass old
 
 
 def hyper_parameters(n, d, seed):
     rows = n * (n + 2)
-    return normal(rows, n * d, seed=seed, scale=(n * d) ** -0.5), normal(rows, seed=seed + 1), normal(3, seed=seed + 2)
+    return (
+        normal(rows, n * d, seed=seed, scale=(n * d) ** -0.5),
+        normal(rows, seed=seed + 1),
+        normal(3, seed=seed + 2),
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 6])
 def test_hyper_connection_invariants(n):
     for seed in range(20):
-        x = normal(9, n, 16, seed=seed, scale=2.0 ** (seed % 7)).double()  # fp32 would round a large sigmoid to 1
+        x = normal(
+            9, n, 16, seed=seed, scale=2.0 ** (seed % 7)
+        ).double()  # fp32 would round a large sigmoid to 1
         _, post, comb = hc_pre(x, *hyper_parameters(n, 16, seed), 20, EPS, EPS)
         assert comb.min() > 0
         assert largest_difference(comb.sum(1), torch.ones(())) < 2e-6
@@ -89,14 +99,18 @@ def test_pre_lies_between_epsilon_and_one_plus_epsilon():
 
 @pytest.mark.parametrize(("n", "d", "rounds"), [(4, 32, 20), (2, 7, 3), (3, 16, 1)])
 def test_hyper_connections_equal_transformers(n, d, rounds):
-    config = SimpleNamespace(hc_mult=n, hc_sinkhorn_iters=rounds, hc_eps=1e-3, rms_norm_eps=1e-2, hidden_size=d)
+    config = SimpleNamespace(
+        hc_mult=n, hc_sinkhorn_iters=rounds, hc_eps=1e-3, rms_norm_eps=1e-2, hidden_size=d
+    )
     module = transformers_v4.DeepseekV4HyperConnection(config)
     fn, base, scale = hyper_parameters(n, d, 5)
     module.load_state_dict({"fn": fn, "base": base, "scale": scale})
     x = normal(11, n, d, seed=6)
     with torch.no_grad():
         post, comb, collapsed = (t[0] for t in module(x.unsqueeze(0)))
-    for got, want in zip(hc_pre(x, fn, base, scale, rounds, 1e-2, 1e-3), (collapsed, post, comb), strict=True):
+    for got, want in zip(
+        hc_pre(x, fn, base, scale, rounds, 1e-2, 1e-3), (collapsed, post, comb), strict=True
+    ):
         assert largest_difference(got, want) < 2e-6
 
 
@@ -112,7 +126,12 @@ def test_hyper_head_equals_transformers():
 
 
 def test_hc_post_sums_over_the_first_index_of_comb():
-    z, x, post, comb = normal(3, 5), normal(3, 4, 5, seed=1), normal(3, 4, seed=2), normal(3, 4, 4, seed=3)
+    z, x, post, comb = (
+        normal(3, 5),
+        normal(3, 4, 5, seed=1),
+        normal(3, 4, seed=2),
+        normal(3, 4, 4, seed=3),
+    )
     want = torch.zeros(3, 4, 5)
     for k in range(4):
         want[:, k] = post[:, k, None] * z + sum(comb[:, j, k, None] * x[:, j] for j in range(4))
@@ -132,7 +151,10 @@ def test_norms_give_unit_mean_square():
     x = normal(6, 3, 512) * torch.logspace(-2, 4, 6).view(-1, 1, 1)
     for y in (rms_norm(x, torch.ones(512), EPS), head_rms_norm(x, EPS)):
         assert largest_difference(y.square().mean(-1)[1:], torch.ones(())) < 2e-4
-        assert largest_difference(y, x / (x.double().square().mean(-1, keepdim=True) + EPS).sqrt()) < 3e-6
+        assert (
+            largest_difference(y, x / (x.double().square().mean(-1, keepdim=True) + EPS).sqrt())
+            < 3e-6
+        )
 
 
 def test_head_norm_rounds_every_step_to_bf16():
@@ -149,7 +171,9 @@ def test_head_norm_rounds_every_step_to_bf16():
 def test_head_norm_of_a_token_has_the_same_bits_in_any_chunk(rows):
     """torch's bf16 rsqrt rounds twice in the rows behind the last full vector."""
     x = normal(40, 3, 64).bfloat16()
-    assert torch.equal(torch.cat([head_rms_norm(part, EPS) for part in x.split(rows)]), head_rms_norm(x, EPS))
+    assert torch.equal(
+        torch.cat([head_rms_norm(part, EPS) for part in x.split(rows)]), head_rms_norm(x, EPS)
+    )
 
 
 # RoPE, spec/v4.md 3.2, 3.3
@@ -165,7 +189,9 @@ def test_yarn_keeps_fast_and_divides_slow_frequencies():
     plain, yarn = rope_frequencies(64, 160000), yarn_frequencies(64, 160000, **YARN)
     assert torch.equal(yarn[:16], plain[:16])
     assert torch.equal(yarn[25:], plain[25:] / 16)
-    torch.testing.assert_close(yarn_frequencies(64, 160000, **{**YARN, "factor": 1}), plain, rtol=2e-7, atol=0)
+    torch.testing.assert_close(
+        yarn_frequencies(64, 160000, **{**YARN, "factor": 1}), plain, rtol=2e-7, atol=0
+    )
 
 
 def test_yarn_of_an_empty_blend_is_a_step():
@@ -186,7 +212,9 @@ def rotated_as_complex_numbers(x, positions, inv_freq, sign):
     kept = values.shape[-1] - 2 * len(inv_freq)
     angles = np.float32(positions.numpy())[:, None] * inv_freq.numpy()
     assert angles.dtype == np.float32
-    turned = (values[..., kept::2] + 1j * values[..., kept + 1 :: 2]) * np.exp(sign * 1j * np.float64(angles))[:, None]
+    turned = (values[..., kept::2] + 1j * values[..., kept + 1 :: 2]) * np.exp(
+        sign * 1j * np.float64(angles)
+    )[:, None]
     pairs = np.stack((turned.real, turned.imag), -1).reshape(*values.shape[:-1], -1)
     return torch.from_numpy(np.concatenate((values[..., :kept], pairs), -1))
 
@@ -202,12 +230,18 @@ def test_rope_is_a_complex_product_with_an_fp32_angle(inverse):
 def test_rope_equals_transformers():
     x, positions, inv_freq = normal(9, 5, 40), torch.arange(9) + 300, rope_frequencies(16, 10000.0)
     angles = positions[None, :, None].float() * inv_freq
-    want = transformers_v4.apply_rotary_pos_emb(x.unsqueeze(0), angles.cos(), angles.sin(), unsqueeze_dim=2)[0]
+    want = transformers_v4.apply_rotary_pos_emb(
+        x.unsqueeze(0), angles.cos(), angles.sin(), unsqueeze_dim=2
+    )[0]
     assert largest_difference(rope(x, positions, inv_freq), want) < 1e-6
 
 
 def test_inverse_rope_undoes_rope():
-    x, positions, inv_freq = normal(9, 5, 512), torch.arange(9) * 1000, rope_frequencies(64, 10000.0)
+    x, positions, inv_freq = (
+        normal(9, 5, 512),
+        torch.arange(9) * 1000,
+        rope_frequencies(64, 10000.0),
+    )
     turned = rope(x, positions, inv_freq)
     assert largest_difference(rope(turned, positions, inv_freq, True), x) < 2e-6
     assert torch.equal(turned[0], x[0])
@@ -215,7 +249,11 @@ def test_inverse_rope_undoes_rope():
 
 
 def test_products_depend_on_the_distance_alone():
-    q, k, inv_freq = normal(1, 64).double(), normal(1, 64, seed=1).double(), 2.0 ** -torch.arange(32.0)
+    q, k, inv_freq = (
+        normal(1, 64).double(),
+        normal(1, 64, seed=1).double(),
+        2.0 ** -torch.arange(32.0),
+    )
     at = lambda x, t: rope(x, torch.tensor([t]), inv_freq)  # noqa: E731
     products = [(at(q, t) * at(k, t - 13)).sum().item() for t in (13, 14, 500, 4096)]
     assert max(products) - min(products) < 1e-9
@@ -250,11 +288,15 @@ def draws(logits, count, temperature, top_p):
     return torch.bincount(ids, minlength=len(logits)) / count
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (2.0, 1.0), (1.0, 0.75)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (2.0, 1.0), (1.0, 0.75)]
+)
 def test_samples_follow_the_distribution(temperature, top_p):
     logits = [2.0, 0.5, -1.0, 1.0, 0.0]
     want = torch.softmax(torch.tensor(logits) / temperature, 0)
-    if top_p < 1:  # 0.557, 0.205, 0.124: the third one crosses 0.75 only after the first two hold 0.762
+    if (
+        top_p < 1
+    ):  # 0.557, 0.205, 0.124: the third one crosses 0.75 only after the first two hold 0.762
         want = torch.tensor([want[0], 0, 0, want[3], 0]) / (want[0] + want[3])
     assert largest_difference(draws(logits, 40_000, temperature, top_p), want) < 0.01
 
@@ -304,18 +346,39 @@ def test_gradients_equal_finite_differences(operator, arguments):
         ),
         (lambda: embed_streams(torch.tensor([0]), torch.ones(5, 2), 0), r"'hc_mult': found 0"),
         (lambda: lm_head(torch.ones(2, 3), torch.ones(5, 4)), r"lm_head: argument 'weight'"),
-        (lambda: rope(torch.ones(1, 4), torch.tensor([-1]), torch.ones(2)), r"rope: argument 'positions': found -1"),
-        (lambda: rope(torch.ones(1, 4), torch.tensor([0]), torch.ones(3)), r"'inv_freq': found 3 frequencies"),
-        (lambda: rope(torch.ones(2, 4), torch.tensor([0]), torch.ones(2)), r"rope: argument 'x'.*T = 1"),
+        (
+            lambda: rope(torch.ones(1, 4), torch.tensor([-1]), torch.ones(2)),
+            r"rope: argument 'positions': found -1",
+        ),
+        (
+            lambda: rope(torch.ones(1, 4), torch.tensor([0]), torch.ones(3)),
+            r"'inv_freq': found 3 frequencies",
+        ),
+        (
+            lambda: rope(torch.ones(2, 4), torch.tensor([0]), torch.ones(2)),
+            r"rope: argument 'x'.*T = 1",
+        ),
         (
             lambda: sample(torch.tensor([[0.0, float("nan")]]), torch.ones(1, 2), 1.0, 1.0),
             r"'logits': found .*nan.*row 0",
         ),
-        (lambda: sample(torch.full((1, 2), -float("inf")), torch.ones(1, 2), 0.0, 1.0), r"'logits': found .*-inf"),
-        (lambda: sample(torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), 1.0, 1.0), r"'noise': found 0.0 at \[0, 1\]"),
-        (lambda: sample(torch.ones(1, 2), torch.ones(1, 2), -1.0, 1.0), r"'temperature': found -1.0"),
+        (
+            lambda: sample(torch.full((1, 2), -float("inf")), torch.ones(1, 2), 0.0, 1.0),
+            r"'logits': found .*-inf",
+        ),
+        (
+            lambda: sample(torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), 1.0, 1.0),
+            r"'noise': found 0.0 at \[0, 1\]",
+        ),
+        (
+            lambda: sample(torch.ones(1, 2), torch.ones(1, 2), -1.0, 1.0),
+            r"'temperature': found -1.0",
+        ),
         (lambda: sample(torch.ones(1, 2), torch.ones(1, 2), 1.0, 0.0), r"'top_p': found 0.0"),
-        (lambda: head_rms_norm(torch.ones(1, 2), -1.0), r"head_rms_norm: argument 'eps': found -1.0"),
+        (
+            lambda: head_rms_norm(torch.ones(1, 2), -1.0),
+            r"head_rms_norm: argument 'eps': found -1.0",
+        ),
         (lambda: rope_frequencies(7, 10000.0), r"'rope_head_dim': found 7"),
         (lambda: yarn_frequencies(8, 10000.0, 0, 64, 32, 1), r"'factor': found 0"),
     ],

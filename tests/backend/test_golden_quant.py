@@ -1,4 +1,6 @@
-"""Quantisation and block-scaled products against the spec's numbers, exact arithmetic and ml_dtypes."""
+"""Quantisation and block-scaled products against the spec's numbers,
+exact arithmetic and ml_dtypes.
+"""
 
 import math
 
@@ -12,26 +14,36 @@ from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops import formats, gemm, quant
 
 EXAMPLE = (0.10009765625, -0.369140625, 1, 2.71875, -3.5, 0.0009765625, 5, -0.0625)
-FINITE_BF16 = torch.arange(0x7F80).to(torch.int16).view(torch.bfloat16)  # magnitudes, from 0 to the largest
+FINITE_BF16 = (
+    torch.arange(0x7F80).to(torch.int16).view(torch.bfloat16)
+)  # magnitudes, from 0 to the largest
 FORMATS = {"e4m3": (448.0, 1e-4), "e2m1": (6.0, 6 * 2.0**-126)}
 
 every_format = pytest.mark.parametrize(("largest", "floor"), FORMATS.values(), ids=FORMATS)
 
 
 def bits(tensor):
-    return tensor.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
+    return tensor.contiguous().view(
+        {1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    )
 
 
 def as_numpy(tensor):
     """numpy array of a float8, bf16 or fp32 tensor, in ml_dtypes' types: no conversion by torch."""
-    names = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e8m0fnu: "float8_e8m0fnu", torch.bfloat16: "bfloat16"}
+    names = {
+        torch.float8_e4m3fn: "float8_e4m3fn",
+        torch.float8_e8m0fnu: "float8_e8m0fnu",
+        torch.bfloat16: "bfloat16",
+    }
     if tensor.dtype not in names:
         return tensor.numpy()
     return bits(tensor).numpy().view(getattr(ml_dtypes, names[tensor.dtype]))
 
 
 def same_bits(got, want):
-    return got.dtype == want.dtype and got.shape == want.shape and torch.equal(bits(got), bits(want))
+    return (
+        got.dtype == want.dtype and got.shape == want.shape and torch.equal(bits(got), bits(want))
+    )
 
 
 def spread(*shape, seed=0):
@@ -47,7 +59,9 @@ def test_act_quant_example_of_spec_6_1():
     x = torch.tensor(EXAMPLE, dtype=torch.bfloat16)
     q, scale = quant.act_quant(x, 128)
     assert scale.view(torch.uint8).tolist() == [127 - 6]
-    want = torch.tensor([0.1015625, -0.375, 1, 2.75, -3.5, 0.0009765625, 5, -0.0625], dtype=torch.bfloat16)
+    want = torch.tensor(
+        [0.1015625, -0.375, 1, 2.75, -3.5, 0.0009765625, 5, -0.0625], dtype=torch.bfloat16
+    )
     assert same_bits(quant.act_qdq(x, 128, 8), want)
     assert torch.equal(q.float() / 64, want.float())
 
@@ -98,7 +112,9 @@ def test_exponent_is_the_exact_ceiling_for_every_fp32_mantissa(largest, floor):
 @every_format
 def test_amax_one_ulp_above_the_largest_value_doubles_the_scale(largest, floor):
     amax = largest * torch.arange(-10.0, 100.0).exp2()
-    bytes_at, bytes_above = (formats.scale_bytes(a, largest).int() for a in (amax, amax.nextafter(amax * 2)))
+    bytes_at, bytes_above = (
+        formats.scale_bytes(a, largest).int() for a in (amax, amax.nextafter(amax * 2))
+    )
     assert torch.equal(bytes_at, torch.arange(-10, 100, dtype=torch.int32) + 127)
     assert torch.equal(bytes_above, bytes_at + 1)
 
@@ -117,7 +133,9 @@ def test_zero_blocks_have_the_floored_scale():
 
 
 def hard_values(code_values):
-    """Every code, every tie, their neighbours, random values, and all finite bf16, of both signs."""
+    """Every code, every tie, their neighbours, random values,
+    and all finite bf16, of both signs.
+    """
     ties = (code_values[1:] + code_values[:-1]) / 2
     points = torch.cat([code_values, ties])
     neighbours = [points.nextafter(torch.full_like(points, limit)) for limit in (0.0, math.inf)]
@@ -160,18 +178,24 @@ def test_every_code_decodes_as_in_ml_dtypes(decode, dtype, codes):
     every = torch.arange(codes, dtype=torch.uint8)
     want = every.numpy().view(getattr(ml_dtypes, dtype)).astype(np.float32)
     assert np.array_equal(decode(every).numpy(), want, equal_nan=True)
-    assert np.array_equal(np.signbit(decode(every).numpy())[~np.isnan(want)], np.signbit(want)[~np.isnan(want)])
+    assert np.array_equal(
+        np.signbit(decode(every).numpy())[~np.isnan(want)], np.signbit(want)[~np.isnan(want)]
+    )
 
 
 def second_opinion(x, block_size, largest, floor, dtype):
-    """Codes and E8M0 bytes of x [T, K] from numpy, ml_dtypes and exact powers of two: none of the code under test."""
+    """Codes and E8M0 bytes of x [T, K] from numpy,
+    ml_dtypes and exact powers of two: none of the code under test.
+    """
     codes, scales = [], []
     for start in range(0, x.shape[1], block_size):
         block = x[:, start : start + block_size].double().numpy()
         amax = np.maximum(np.abs(block).max(1), floor)
         mantissa, exponent = np.frexp(amax / largest)
         exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
-        codes.append((block / np.exp2(exponent)[:, None]).astype(np.float32).astype(dtype).view(np.uint8))
+        codes.append(
+            (block / np.exp2(exponent)[:, None]).astype(np.float32).astype(dtype).view(np.uint8)
+        )
         scales.append((exponent + 127).astype(np.uint8))
     return np.concatenate(codes, 1), np.stack(scales, 1)
 
@@ -227,7 +251,9 @@ def test_simulated_quantisation_is_idempotent_and_keeps_the_other_channels():
 
 
 @pytest.mark.parametrize(
-    "simulate", [lambda x: quant.act_qdq(x, 64, 100), lambda x: quant.fp4_qdq(x, 32)], ids=["fp8", "fp4"]
+    "simulate",
+    [lambda x: quant.act_qdq(x, 64, 100), lambda x: quant.fp4_qdq(x, 32)],
+    ids=["fp8", "fp4"],
 )
 def test_gradient_is_straight_through_and_values_keep_the_sign_of_zero(simulate):
     x = spread(3, 128).to(torch.bfloat16)
@@ -255,14 +281,19 @@ def random_scales(*shape, low, high, seed):
 
 @pytest.mark.parametrize(("n", "k"), [(128, 128), (256, 384), (130, 200), (1, 1)])
 def test_fp8_weight_round_trip_is_bit_exact(n, k):
-    scale = random_scales(-(-n // 128), -(-k // 128), low=100, high=140, seed=n).view(torch.float8_e8m0fnu)
+    scale = random_scales(-(-n // 128), -(-k // 128), low=100, high=140, seed=n).view(
+        torch.float8_e8m0fnu
+    )
     q = random_codes(n, k, seed=k)
     q.view(torch.uint8)[::128, ::128] = 0x7E  # 448 in every tile fixes its scale
     values = quant.dequantize_fp8(q, scale)
     again, scale_again = quant.quantize_weight_fp8(values)
     assert same_bits(again, q)
     assert same_bits(scale_again, scale)
-    want = as_numpy(q).astype(np.float32) * as_numpy(scale).astype(np.float32).repeat(128, 0).repeat(128, 1)[:n, :k]
+    want = (
+        as_numpy(q).astype(np.float32)
+        * as_numpy(scale).astype(np.float32).repeat(128, 0).repeat(128, 1)[:n, :k]
+    )
     assert np.array_equal(values.numpy(), want)
 
 
@@ -328,7 +359,10 @@ def test_fp8_gemm_is_the_block_sum_of_spec_6_3():
     q, scale = quant.act_quant(spread(9, 320, seed=1).clamp(-8, 8).to(torch.bfloat16), 128)
     weight, weight_scale = quant.quantize_weight_fp8(spread(200, 320, seed=2).clamp(-1, 1))
     rows = as_numpy(weight_scale).astype(np.float64).repeat(128, 0)[:200]
-    assert_bf16_of(gemm.fp8_gemm(q, scale, weight, weight_scale), blockwise(q, scale, as_numpy(weight), rows, 128))
+    assert_bf16_of(
+        gemm.fp8_gemm(q, scale, weight, weight_scale),
+        blockwise(q, scale, as_numpy(weight), rows, 128),
+    )
 
 
 def test_fp4_grouped_gemm_is_the_block_sum_of_spec_6_3():
@@ -339,9 +373,13 @@ def test_fp4_grouped_gemm_is_the_block_sum_of_spec_6_3():
     got = gemm.fp4_grouped_gemm(q, scale, weight, weight_scales, offsets)
     for e, rows in ((0, slice(0, 4)), (2, slice(4, 9))):
         packed, weight_scale = experts[e]
-        codes = np.stack([bits(packed).numpy() & 15, bits(packed).numpy() >> 4], -1).reshape(40, 320)
+        codes = np.stack([bits(packed).numpy() & 15, bits(packed).numpy() >> 4], -1).reshape(
+            40, 320
+        )
         values = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
-        want = blockwise(q[rows], scale[rows], values, as_numpy(weight_scale).astype(np.float64), 32)
+        want = blockwise(
+            q[rows], scale[rows], values, as_numpy(weight_scale).astype(np.float64), 32
+        )
         assert_bf16_of(got[rows], want)
 
 
@@ -358,11 +396,23 @@ def fp8_arguments():
     [
         (lambda: quant.act_quant(torch.ones(2, 4), 0), "act_quant: argument 'block_size': found 0"),
         (lambda: quant.act_qdq(torch.ones(2, 4), 4, 5), "act_qdq: argument 'channels': found 5"),
-        (lambda: quant.fp4_quant(torch.ones(2, 3), 32), "fp4_quant: argument 'x': found 3 channels"),
+        (
+            lambda: quant.fp4_quant(torch.ones(2, 3), 32),
+            "fp4_quant: argument 'x': found 3 channels",
+        ),
         (lambda: quant.fp4_qdq(torch.ones(2, 3), -1), "fp4_qdq: argument 'block_size': found -1"),
-        (lambda: quant.quantize_weight_fp4(torch.ones(2, 33)), "quantize_weight_fp4: argument 'w': found 33 columns"),
-        (lambda: gemm.fp8_gemm(fp8_arguments()[0], None, *fp8_arguments()[2:]), "argument 'x_scale': found None"),
-        (lambda: gemm.fp8_gemm(torch.ones(4, 128), *fp8_arguments()[1:]), "argument 'x_scale': found a scale"),
+        (
+            lambda: quant.quantize_weight_fp4(torch.ones(2, 33)),
+            "quantize_weight_fp4: argument 'w': found 33 columns",
+        ),
+        (
+            lambda: gemm.fp8_gemm(fp8_arguments()[0], None, *fp8_arguments()[2:]),
+            "argument 'x_scale': found None",
+        ),
+        (
+            lambda: gemm.fp8_gemm(torch.ones(4, 128), *fp8_arguments()[1:]),
+            "argument 'x_scale': found a scale",
+        ),
     ],
 )
 def test_refusals_name_operator_argument_and_value(call, message):

@@ -9,7 +9,11 @@ from dsv4_backend.ops import gemm
 
 def experts_and_rows():
     weight = torch.randn(4, 6, 10, requires_grad=True)
-    return torch.randn(7, 10, requires_grad=True), weight, torch.tensor([0, 3, 3, 6, 7], dtype=torch.int32)
+    return (
+        torch.randn(7, 10, requires_grad=True),
+        weight,
+        torch.tensor([0, 3, 3, 6, 7], dtype=torch.int32),
+    )
 
 
 def test_gradients_of_grouped_gemm_reach_every_expert():
@@ -33,9 +37,14 @@ def test_no_rows_give_every_expert_a_zero_gradient():
 
 def test_traced_grouped_gemm_equals_the_sliced_one():
     x, weight, offsets = experts_and_rows()
-    traced = torch.compile(lambda *a: torch.ops.dsv4.grouped_gemm(*a), backend="aot_eager", dynamic=True)
+    traced = torch.compile(
+        lambda *a: torch.ops.dsv4.grouped_gemm(*a), backend="aot_eager", dynamic=True
+    )
     torch.testing.assert_close(traced(x, weight, offsets), gemm.grouped_gemm(x, weight, offsets))
-    got, want = (torch.autograd.grad(f(x, weight, offsets).sum(), [x, weight]) for f in (traced, gemm.grouped_gemm))
+    got, want = (
+        torch.autograd.grad(f(x, weight, offsets).sum(), [x, weight])
+        for f in (traced, gemm.grouped_gemm)
+    )
     torch.testing.assert_close(got, want)
 
 
@@ -47,5 +56,9 @@ def test_offsets_that_do_not_add_up_are_refused(offsets):
 
 
 def test_no_experts_are_refused():
-    with pytest.raises(ArgumentError, match=r"'weight': found shape \(0, 6, 10\), expected at least 1 expert"):
-        gemm.grouped_gemm(torch.ones(0, 10), torch.ones(0, 6, 10), torch.zeros(1, dtype=torch.int32))
+    with pytest.raises(
+        ArgumentError, match=r"'weight': found shape \(0, 6, 10\), expected at least 1 expert"
+    ):
+        gemm.grouped_gemm(
+            torch.ones(0, 10), torch.ones(0, 6, 10), torch.zeros(1, dtype=torch.int32)
+        )

@@ -1,4 +1,6 @@
-"""The gate behind every tolerance: each named fault of each contract is caught by a case of that contract."""
+"""The gate behind every tolerance: each named fault
+of each contract is caught by a case of that contract.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ def test_every_fault_is_caught(operator):
     results = list(run_faults(operator))
     survivors = [f for f in results if not f.killed]
     assert not survivors, "\n".join(f"{f.name}  $ {reproduce(f)}" for f in survivors)
-    crashed = [f for f in results if f.raised]  # a fault is told from the reference by its values, not by an error
+    crashed = [
+        f for f in results if f.raised
+    ]  # a fault is told from the reference by its values, not by an error
     assert not crashed, "\n".join(f"{f.name}: {f.how}" for f in crashed)
 
 
@@ -33,7 +37,9 @@ def of_output(fault):
 @every_operator
 def test_every_output_has_its_faults_or_a_reason_why_not(operator):
     outputs = len(getattr(torch.ops.dsv4, operator.name).default._schema.returns)
-    assert sum(map(of_output, operator.faults)) + len(operator.left_out) == outputs * len(OUTPUT_FAULTS)
+    assert sum(map(of_output, operator.faults)) + len(operator.left_out) == outputs * len(
+        OUTPUT_FAULTS
+    )
     assert all(len(why.split()) >= 3 for why in operator.left_out.values())
 
 

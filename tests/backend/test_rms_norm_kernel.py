@@ -68,7 +68,9 @@ def test_every_dtype_pair_and_tail_length(isa, dtype, weight_dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_16_bit_value_is_read_exactly(isa, dtype):
     weight = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    got = RMS_NORM(torch.ones(len(weight)), weight, 0.0)  # 1 / sqrt(mean(1)) is 1: the weight comes through
+    got = RMS_NORM(
+        torch.ones(len(weight)), weight, 0.0
+    )  # 1 / sqrt(mean(1)) is 1: the weight comes through
     assert torch.equal(got.nan_to_num(nan=7e4), weight.float().nan_to_num(nan=7e4))
 
 
@@ -77,8 +79,13 @@ def test_rounding_to_16_bits_is_to_nearest_even(isa, dtype):
     values = torch.arange(2**15).to(torch.int16).view(dtype).float()
     values = values[values.isfinite()]
     midpoints = (values[1:] + values[:-1]) / 2
-    beyond = torch.tensor([65519.0, 65520.0, 1e38, torch.finfo().max, torch.inf, 2.0**-25, 2.0**-149])
-    inward, outward = midpoints.nextafter(torch.tensor(0.0)), midpoints.nextafter(torch.tensor(torch.inf))
+    beyond = torch.tensor(
+        [65519.0, 65520.0, 1e38, torch.finfo().max, torch.inf, 2.0**-25, 2.0**-149]
+    )
+    inward, outward = (
+        midpoints.nextafter(torch.tensor(0.0)),
+        midpoints.nextafter(torch.tensor(torch.inf)),
+    )
     weight = torch.cat([values, midpoints, inward, outward, beyond])
     weight = torch.cat([weight, -weight])
     for part in weight.split(4096):
@@ -178,7 +185,9 @@ def test_what_the_kernel_leaves_to_the_reference(x, weight, reason):
 
 def compile_kernels(compiler, folder, sources, *flags):
     options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", *flags, f"-I{CSRC}"]
-    done = subprocess.run([compiler, *options, "-c", *sources], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [compiler, *options, "-c", *sources], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -194,7 +203,9 @@ def test_kernels_compile_without_torch(tmp_path, compiler, flags):
     machine = subprocess.run([path, "-dumpmachine"], capture_output=True, text=True).stdout
     if flags and not machine.startswith("x86_64"):
         pytest.skip(f"{compiler} builds for {machine.strip()}")
-    compile_kernels(path, tmp_path, [CSRC / "common" / "isa.cpp", *(CSRC / "cpu").glob("*.cpp")], *flags)
+    compile_kernels(
+        path, tmp_path, [CSRC / "common" / "isa.cpp", *(CSRC / "cpu").glob("*.cpp")], *flags
+    )
 
 
 def test_special_instructions_stay_in_their_functions(tmp_path):
@@ -205,7 +216,9 @@ def test_special_instructions_stay_in_their_functions(tmp_path):
     compile_kernels("g++", tmp_path, sources)
     for source in sources:
         command = ["nm", "-C", tmp_path / f"{source.stem}.o"]
-        symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        symbols = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         assert any("::avx512::" in line for line in symbols)
         shared = [line for line in symbols if line[17:18] in "TWVu" and "cpu::avx" in line]
         assert not shared, shared
@@ -236,7 +249,10 @@ def test_one_candidate_can_be_forced():
         dispatch.forget_ran()
         RMS_NORM(*ARGUMENTS)
         assert dispatch.ran()["rms_norm", "cpu"] == {"rms_norm/portable": 1}
-    with dispatch.use("strict", only="rms_norm/amx"), pytest.raises(UnsupportedError, match="rms_norm/amx"):
+    with (
+        dispatch.use("strict", only="rms_norm/amx"),
+        pytest.raises(UnsupportedError, match="rms_norm/amx"),
+    ):
         RMS_NORM(*ARGUMENTS)
 
 

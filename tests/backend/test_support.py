@@ -41,7 +41,9 @@ def test_a_healthy_machine_has_nothing_to_do():
 
 def test_a_laptop_has_no_problem():
     no_npu = {"npus": 0, "npu_name": None, "npu_cann": None}
-    laptop = replace(HEALTHY, **no_npu, torch_npu=None, backends=(), cann=(), ascendcl_fault="OSError: not found")
+    laptop = replace(
+        HEALTHY, **no_npu, torch_npu=None, backends=(), cann=(), ascendcl_fault="OSError: not found"
+    )
     findings = diagnose(laptop)
     assert {f.state for f in findings} == {"ok", "note"}
     assert verdict(findings, 0) == "ready for CPU"
@@ -66,14 +68,24 @@ def test_a_device_is_named_and_a_software_one_is_no_hardware(software):
         ({"npus": 0}, "NPU", "warning"),
         ({"ascendcl_fault": "OSError: not found"}, "libascendcl.so", "problem"),
         ({"ascend_home_fault": "ASCEND_HOME_PATH=/x is not a folder"}, "CANN", "problem"),
-        ({"cann": (*HEALTHY.cann, Cann("/opt/cann", "ASCEND_HOME_PATH", "8.5.0"))}, "CANN", "warning"),
+        (
+            {"cann": (*HEALTHY.cann, Cann("/opt/cann", "ASCEND_HOME_PATH", "8.5.0"))},
+            "CANN",
+            "warning",
+        ),
         ({"home_fault": "/root: Permission denied"}, "HOME", "warning"),
         ({"cwd_fault": ".: Read-only file system"}, "current folder", "warning"),
-        ({"torch_npu": None, "backends": ("gaudi",), "backend_fault": "ImportError: no"}, "gaudi", "problem"),
+        (
+            {"torch_npu": None, "backends": ("gaudi",), "backend_fault": "ImportError: no"},
+            "gaudi",
+            "problem",
+        ),
     ],
 )
 def test_one_fault_gives_one_finding_with_advice(change, subject, state):
-    findings = [f for f in diagnose(replace(HEALTHY, **change)) if (f.subject, f.state) == (subject, state)]
+    findings = [
+        f for f in diagnose(replace(HEALTHY, **change)) if (f.subject, f.state) == (subject, state)
+    ]
     assert len(findings) == 1
     assert findings[0].advice
 
@@ -93,9 +105,13 @@ def test_cann_is_found_once_with_its_version(tmp_path):
     (home / "x86_64-linux" / "lib64").mkdir(parents=True)
     (home / "lib64").symlink_to(home / "x86_64-linux" / "lib64")
     (home / "lib64" / "libascendcl.so").touch()
-    (home / "x86_64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=8.3.RC1\n")
+    (home / "x86_64-linux" / "ascend_toolkit_install.info").write_text(
+        "package_name=x\nversion=8.3.RC1\n"
+    )
     (tmp_path / "latest").symlink_to(home)
-    found = list(find_cann({"ASCEND_HOME_PATH": str(tmp_path / "latest"), "ASCEND_TOOLKIT_HOME": str(home)}))
+    found = list(
+        find_cann({"ASCEND_HOME_PATH": str(tmp_path / "latest"), "ASCEND_TOOLKIT_HOME": str(home)})
+    )
     assert found == [Cann(str(tmp_path / "latest"), "ASCEND_HOME_PATH", "8.3.RC1")]
 
 
@@ -129,7 +145,9 @@ def test_softnpu_is_named_in_whole_words(softnpu_folder, named_by):
     assert line == f"softnpu, the software device, in {softnpu_folder} ({named_by})"
 
 
-@pytest.mark.parametrize("what", ["nothing", "a folder that is no package", "a module that must not be imported"])
+@pytest.mark.parametrize(
+    "what", ["nothing", "a folder that is no package", "a module that must not be imported"]
+)
 def test_without_softnpu_a_cann_is_a_cann(softnpu_folder, monkeypatch, what):
     (softnpu_folder / "__init__.py").unlink()
     if what == "nothing":

@@ -1,4 +1,6 @@
-"""Calls are done in tiles of tokens: the same bits for any budget, and memory that does not grow with the call."""
+"""Calls are done in tiles of tokens: the same bits for any budget,
+and memory that does not grow with the call.
+"""
 
 import os
 import subprocess
@@ -15,7 +17,11 @@ from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.proofs.attention import random_call
 from dsv4_backend.proofs.indexer import random_call as random_index_call
 
-SEQUENCES = {"one": [(0, 90)], "continued": [(120, 61)], "many": [(0, 33), (97, 1), (0, 0), (40, 25), (3, 1)]}
+SEQUENCES = {
+    "one": [(0, 90)],
+    "continued": [(120, 61)],
+    "many": [(0, 33), (97, 1), (0, 0), (40, 25), (3, 1)],
+}
 TYPES = [torch.float32, torch.bfloat16]
 every_batch = pytest.mark.parametrize("sequences", SEQUENCES.values(), ids=SEQUENCES)
 every_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -120,11 +126,15 @@ with torch.inference_mode():
 
 def megabytes(call):
     """Growth of a fresh process's peak memory in one call."""
-    done = subprocess.run([sys.executable, "-c", PEAK, call], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, call], capture_output=True, text=True, check=True
+    )
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc (Linux)")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc (Linux)"
+)
 @pytest.mark.parametrize(
     ("call", "limit"),
     [

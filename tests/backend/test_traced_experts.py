@@ -24,12 +24,16 @@ CASES = {"int8_swiglu_quant": "(2, 5, 0, 1) 130, limit 10.0"}
 def arguments(name):
     """Arguments of a case of several experts, the first with rows; quantised where it may be."""
     wanted = CASES.get(name, "(4, 1, 7) ")
-    named = (case.arguments for case in OPERATORS[name].iterate_cases() if case.name.startswith(wanted))
+    named = (
+        case.arguments for case in OPERATORS[name].iterate_cases() if case.name.startswith(wanted)
+    )
     return next(given for given in named if given[1] is not None)
 
 
 def traced(name, function):
-    """The results of a program that was traced with other offsets; the offsets are the last tensor."""
+    """The results of a program that was traced with other offsets;
+    the offsets are the last tensor.
+    """
     given = arguments(name)
     place = max(i for i, a in enumerate(given) if isinstance(a, torch.Tensor))
     tensors, rest = given[: place + 1], given[place + 1 :]
@@ -52,14 +56,20 @@ def same(a, b):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_traced_reference_computes_what_every_expert_computes(name):
     result = OPERATORS[name](*arguments(name))
-    assert equal(traced(name, OPERATORS[name].reference), result if isinstance(result, tuple) else (result,))
+    assert equal(
+        traced(name, OPERATORS[name].reference), result if isinstance(result, tuple) else (result,)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mutants_of_the_traced_branch_are_caught(name):
     result = OPERATORS[name](*arguments(name))
     want = result if isinstance(result, tuple) else (result,)
-    only = {m.name: m.run for m in mutants(OPERATORS[name]) if m.name.startswith(TRACED_ONLY.removesuffix("*"))}
+    only = {
+        m.name: m.run
+        for m in mutants(OPERATORS[name])
+        if m.name.startswith(TRACED_ONLY.removesuffix("*"))
+    }
     assert len(only) >= 6
     survivors = []
     for mutant, run in only.items():

@@ -1,4 +1,6 @@
-"""`dsv4-ascend bench`: what it reports, with made-up clocks where numbers matter. No test here times anything."""
+"""`dsv4-ascend bench`: what it reports, with made-up clocks where numbers matter.
+No test here times anything.
+"""
 
 import itertools
 import json
@@ -81,6 +83,8 @@ def test_json_and_table_name_the_machine():
     assert f"torch {torch.__version__}" in table
 
 
-@pytest.mark.parametrize("arguments", [["--suite", "decode!"], ["--rounds", "1"], ["-k", "no such operator"]])
+@pytest.mark.parametrize(
+    "arguments", [["--suite", "decode!"], ["--rounds", "1"], ["-k", "no such operator"]]
+)
 def test_bad_options_are_usage_errors(arguments):
     assert run(*arguments).exit_code == 2

@@ -51,12 +51,18 @@ class World:
         (package / "__init__.py").write_text(init)
         metadata = self.site / f"torch_npu-{version}.dist-info"
         metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch-npu\nVersion: {version}\n")
-        (metadata / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: torch-npu\nVersion: {version}\n"
+        )
+        (metadata / "entry_points.txt").write_text(
+            "[torch.backends]\ntorch_npu = torch_npu:_autoload\n"
+        )
         return package
 
     def install_cann(self, name, version):
-        """A folder as CANN's installer leaves it, with a library that loads; returns its folder of libraries."""
+        """A folder as CANN's installer leaves it, with a library that loads;
+        returns its folder of libraries.
+        """
         home = self.site / name
         (home / "lib64").mkdir(parents=True)
         (home / "version.info").write_text(f"Version={version}\n")
@@ -64,10 +70,16 @@ class World:
         return home / "lib64"
 
     def run(self, program):
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY"))}
+        environ = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY"))
+        }
         environ |= {"PYTHONPATH": str(self.site)} | self.environ
         command = [sys.executable, "-c", program]
-        return subprocess.run(command, cwd=self.cwd, env=environ, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command, cwd=self.cwd, env=environ, capture_output=True, text=True, timeout=120
+        )
 
     def doctor(self):
         """Exit code and findings of doctor, after imports and an operator have worked."""
@@ -83,7 +95,11 @@ def world(tmp_path):
 
 def found(findings, subject, state):
     """The only finding of a subject in a state, as one text."""
-    texts = [f"{f['found']} {f['advice']}" for f in findings if (f["subject"], f["state"]) == (subject, state)]
+    texts = [
+        f"{f['found']} {f['advice']}"
+        for f in findings
+        if (f["subject"], f["state"]) == (subject, state)
+    ]
     assert len(texts) == 1, findings
     return texts[0]
 
@@ -135,7 +151,9 @@ def test_torch_npu_for_another_torch(world):
 
 def test_own_library_corrupt(world):
     package = Path(dsv4_backend.__file__).parent
-    shutil.copytree(package, world.site / "dsv4_backend", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        package, world.site / "dsv4_backend", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     (world.site / "dsv4_backend" / EXTENSION).write_bytes(b"\x7fELF")
     done = world.run(PROGRAM)
     assert done.returncode != 0
@@ -160,7 +178,10 @@ def test_current_folder_is_read_only(world):
 
 
 def test_two_cann_versions(world):
-    first, second = world.install_cann("cann-9.1.0", "9.1.0"), world.install_cann("cann-8.5.0", "8.5.0")
+    first, second = (
+        world.install_cann("cann-9.1.0", "9.1.0"),
+        world.install_cann("cann-8.5.0", "8.5.0"),
+    )
     world.environ = {"LD_LIBRARY_PATH": f"{first}:{second}", "ASCEND_HOME_PATH": str(second.parent)}
     code, findings = world.doctor()
     assert code == 0

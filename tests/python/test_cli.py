@@ -82,7 +82,8 @@ def test_a_missing_device_is_3(run, monkeypatch):
     assert code == 3
     assert not out
     assert err == (
-        "dsv4-ascend: no NPU to run on: torch_npu is not loaded. `dsv4-ascend doctor` looks at the whole environment\n"
+        "dsv4-ascend: no NPU to run on: torch_npu is not loaded. `dsv4-ascend doctor` looks at the "
+        "whole environment\n"
     )
 
 
@@ -116,7 +117,10 @@ def test_ops_answers_for_chips_that_are_not_here(run):
     assert devices["hc_pre"]["A2"]["name"] == "reference"
     assert "A5 from CANN 9.0" in devices["hc_pre"]["A2"]["reason"]
     assert devices["hc_pre"]["Ascend950PR_9599"]["name"] == "hc_pre/aclnnMhcPre"
-    assert devices["sample"]["A2"] == {"name": "reference", "reason": "no kernel for this device in this build"}
+    assert devices["sample"]["A2"] == {
+        "name": "reference",
+        "reason": "no kernel for this device in this build",
+    }
 
 
 def test_ops_asks_with_the_cann_and_the_packages_given(run):
@@ -128,7 +132,9 @@ def test_ops_asks_with_the_cann_and_the_packages_given(run):
     assert norm["devices"]["A3"]["name"] == "reference"
 
 
-@pytest.mark.parametrize("options", [("--chip", "H100"), ("--chip", "A2", "--package", "cuda"), ("--chip", "")])
+@pytest.mark.parametrize(
+    "options", [("--chip", "H100"), ("--chip", "A2", "--package", "cuda"), ("--chip", "")]
+)
 def test_ops_refuses_other_chips_and_packages(run, options):
     code, _, err = run("ops", *options)
     assert code == 2
@@ -147,13 +153,17 @@ def test_doctor(run):
     problems = [f for f in report["findings"] if f["state"] == "problem"]
     assert code == (1 if problems else 0)
     assert all(f["advice"] for f in problems)
-    assert {"python", "cpu", "torch", "torch_npu", "operators"} <= {f["subject"] for f in report["findings"]}
+    assert {"python", "cpu", "torch", "torch_npu", "operators"} <= {
+        f["subject"] for f in report["findings"]
+    }
     assert report["verdict"].startswith("ready for CPU")
     assert report["probes"]["torch"].startswith("2.13")
 
 
 def test_doctor_table_says_what_to_do(run, monkeypatch):
-    monkeypatch.setattr(support._torch, "backend_fault", ImportError("libhccl.so: cannot open shared object file"))
+    monkeypatch.setattr(
+        support._torch, "backend_fault", ImportError("libhccl.so: cannot open shared object file")
+    )
     monkeypatch.setattr(support, "_installed", lambda name: "2.13.0")
     code, out, _ = run("doctor")
     assert code == 1
@@ -211,7 +221,11 @@ def test_mutants_of_the_reference_are_reported(run):
     assert code == 0
     assert report["totals"]["mutants"] >= 1
     assert report["totals"]["reference_mutation_score"] == 1
-    assert all(m["killed"] and "eps" in m["fault"] for op in report["operators"] for m in op["mutant_results"])
+    assert all(
+        m["killed"] and "eps" in m["fault"]
+        for op in report["operators"]
+        for m in op["mutant_results"]
+    )
 
 
 def test_interrupt_is_130_with_a_valid_partial_report(run, monkeypatch):
@@ -233,7 +247,10 @@ def test_interrupt_is_130_with_a_valid_partial_report(run, monkeypatch):
 def test_a_closed_pipe_is_no_traceback():
     script = "from dsv4_ascend.cli.main import main; main(['ops'])"
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ,
     )
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()

@@ -1,4 +1,6 @@
-"""`dsv4-ascend generate` and `logits` on a random checkpoint: what is printed, what is written, what is refused."""
+"""`dsv4-ascend generate` and `logits` on a random checkpoint: what is printed,
+what is written, what is refused.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,12 @@ from dsv4_ascend.model.weights import official_tensors
 from dsv4_ascend.tiny.corpus import train_tokenizer
 
 VOCAB = 300
-IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(seed_of(__name__))).tolist()
-SPEED = re.compile(r"prefill \d+ tokens, [\d.]+ tokens/s(; decode \d+ tokens, [\d.]+ tokens/s)?.*\n")
+IDS = torch.randint(
+    0, VOCAB, (40,), generator=torch.Generator().manual_seed(seed_of(__name__))
+).tolist()
+SPEED = re.compile(
+    r"prefill \d+ tokens, [\d.]+ tokens/s(; decode \d+ tokens, [\d.]+ tokens/s)?.*\n"
+)
 
 
 class Result(NamedTuple):
@@ -42,7 +48,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = random_model(dataclasses.replace(CONFIG, vocab_size=VOCAB, eos_token_ids=()))
     tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n", "grüße an die Welt"] * 3, VOCAB)
     tensors = dict(official_tensors(model.network))
-    save_checkpoint(folder, model.config, tensors, files={"tokenizer.json": tokenizer.to_str().encode()})
+    save_checkpoint(
+        folder, model.config, tensors, files={"tokenizer.json": tokenizer.to_str().encode()}
+    )
     return folder
 
 
@@ -69,7 +77,9 @@ def logits(run, checkpoint: Path, tmp_path: Path) -> Callable[..., Result]:
         path = ids if isinstance(ids, Path) else tmp_path / "ids.json"
         if not isinstance(ids, Path):
             path.write_text(json.dumps(ids))
-        return run("logits", "--checkpoint", checkpoint, "--input-ids", path, "--output", output, *more)
+        return run(
+            "logits", "--checkpoint", checkpoint, "--input-ids", path, "--output", output, *more
+        )
 
     return call
 
@@ -103,7 +113,9 @@ def test_text_on_stdout_and_speed_on_stderr(generate, checkpoint: Path) -> None:
 
 def test_generate_as_a_process(generate, checkpoint: Path) -> None:
     arguments = ["--prompt", "grüße", "--seed", 3]
-    process = in_a_process("generate", "--checkpoint", checkpoint, "--max-new-tokens", 6, *arguments)
+    process = in_a_process(
+        "generate", "--checkpoint", checkpoint, "--max-new-tokens", 6, *arguments
+    )
     assert process.returncode == 0, process.stderr
     assert process.stdout.decode() == generate(*arguments).out
     assert SPEED.fullmatch(process.stderr.decode())
@@ -123,10 +135,14 @@ def test_drafting_changes_no_text(generate) -> None:
 
 
 @pytest.mark.parametrize(("options", "opening"), [([], "</think>"), (["--thinking"], "<think>")])
-def test_chat_encodes_the_prompt(generate, checkpoint: Path, options: list[str], opening: str) -> None:
+def test_chat_encodes_the_prompt(
+    generate, checkpoint: Path, options: list[str], opening: str
+) -> None:
     found = generate("--chat", "--prompt", "def", "--temperature", 0, *options)
     model = load(checkpoint)
-    ids = model.tokenizer.encode(f"<｜begin▁of▁sentence｜><｜User｜>def<｜Assistant｜>{opening}", control=True)
+    ids = model.tokenizer.encode(
+        f"<｜begin▁of▁sentence｜><｜User｜>def<｜Assistant｜>{opening}", control=True
+    )
     want = model.generate([ids], max_new_tokens=6)[0]
     assert found.out == model.tokenizer.decode(want) + "\n"
     assert f"prefill {len(ids)} tokens" in found.err
@@ -149,7 +165,11 @@ def test_the_profile_reaches_the_model(generate, checkpoint: Path) -> None:
         (["--draft-tokens", "1"], 2, "temperature 0"),
         (["--top-p", "0"], 2, "top_p: found 0.0, expected a finite number in (0, 1]"),
         (["--temperature", "inf"], 2, "temperature: found inf, expected a finite number >= 0"),
-        (["--profile", "fast"], 2, "--profile: found 'fast', expected ideal, official, a2a3-int8 or a5-mx"),
+        (
+            ["--profile", "fast"],
+            2,
+            "--profile: found 'fast', expected ideal, official, a2a3-int8 or a5-mx",
+        ),
         (["--device", "gpu"], 2, "--device: found 'gpu', expected cpu or npu"),
         (["--device", "meta"], 2, "--device: found 'meta', expected cpu or npu"),
         (["--prompt", "a\udcff"], 2, r"text: found '\udcff' at 1, expected Unicode"),
@@ -168,17 +188,27 @@ def test_generate_refuses(generate, options: list[str], code: int, words: str) -
 @pytest.mark.parametrize("command", ["generate", "logits"])
 def test_an_absent_checkpoint_is_one_line(run, tmp_path: Path, command: str) -> None:
     (tmp_path / "ids.json").write_text("[1]")
-    more = ["--input-ids", tmp_path / "ids.json", "--output", tmp_path / "out"] if command == "logits" else []
+    more = (
+        ["--input-ids", tmp_path / "ids.json", "--output", tmp_path / "out"]
+        if command == "logits"
+        else []
+    )
     found = run(command, "--checkpoint", tmp_path / "none", *more)
     assert_refused(found, 1, f"--checkpoint: no folder {tmp_path}/none")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ids.json"]
 
 
-def test_a_checkpoint_without_tokenizer_says_what_to_do(run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_tokenizer_says_what_to_do(
+    run, checkpoint: Path, tmp_path: Path
+) -> None:
     for path in checkpoint.iterdir():
         if path.name != "tokenizer.json":
             (tmp_path / path.name).symlink_to(path)
-    assert_refused(run("generate", "--checkpoint", tmp_path), 1, "no tokenizer.json; give token ids instead of text")
+    assert_refused(
+        run("generate", "--checkpoint", tmp_path),
+        1,
+        "no tokenizer.json; give token ids instead of text",
+    )
 
 
 def assert_refused(found: Result, code: int, words: str) -> None:
@@ -202,14 +232,20 @@ def test_logits_from_json(logits, tmp_path: Path, whole: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint16])
-def test_logits_from_safetensors(logits, tmp_path: Path, whole: torch.Tensor, dtype: torch.dtype) -> None:
+def test_logits_from_safetensors(
+    logits, tmp_path: Path, whole: torch.Tensor, dtype: torch.dtype
+) -> None:
     save_file({"any name": torch.tensor(IDS, dtype=dtype)}, tmp_path / "ids.safetensors")
     assert logits(tmp_path / "ids.safetensors", "--profile", "ideal").code == 0
     assert torch.equal(written(tmp_path), whole)
 
 
-@pytest.mark.parametrize("options", [["--chunk", 7], ["--decode-from", 35], ["--chunk", 8, "--decode-from", 38]])
-def test_chunks_and_decoding_give_the_same(logits, tmp_path: Path, whole: torch.Tensor, options: list) -> None:
+@pytest.mark.parametrize(
+    "options", [["--chunk", 7], ["--decode-from", 35], ["--chunk", 8, "--decode-from", 38]]
+)
+def test_chunks_and_decoding_give_the_same(
+    logits, tmp_path: Path, whole: torch.Tensor, options: list
+) -> None:
     """Only the order of fp32 sums differs; logits are of size 3."""
     assert logits(IDS, "--profile", "ideal", *options).code == 0
     torch.testing.assert_close(written(tmp_path), whole, atol=1e-3, rtol=0)
@@ -229,7 +265,9 @@ def test_official_is_the_default_profile(logits, checkpoint: Path, tmp_path: Pat
         (["--chunk", 64], [40]),
     ],
 )
-def test_logits_are_prefilled_in_chunks(logits, monkeypatch: pytest.MonkeyPatch, options: list, steps: list) -> None:
+def test_logits_are_prefilled_in_chunks(
+    logits, monkeypatch: pytest.MonkeyPatch, options: list, steps: list
+) -> None:
     """The default bounds the memory of a long prompt: 512 tokens, 16 here."""
     assert model_module.PREFILL_CHUNK == 512
     found = []

@@ -1,4 +1,6 @@
-"""Where `generate` takes its prompt from, terminals that lack characters, and Ctrl-C at any time."""
+"""Where `generate` takes its prompt from, terminals that lack characters,
+and Ctrl-C at any time.
+"""
 
 from __future__ import annotations
 
@@ -61,30 +63,63 @@ def test_ids_from_everywhere(generate, typed, checkpoint: Path, tmp_path: Path) 
 
 def test_a_folder_without_tokenizer_takes_and_prints_ids(run, bare: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "ids").write_text("0 5 6")
-    found = run("generate", "--checkpoint", bare, "--input-ids", tmp_path / "ids", *QUIET, "--max-new-tokens", 4)
+    found = run(
+        "generate",
+        "--checkpoint",
+        bare,
+        "--input-ids",
+        tmp_path / "ids",
+        *QUIET,
+        "--max-new-tokens",
+        4,
+    )
     want = load(bare).generate([[0, 5, 6]], max_new_tokens=4)[0]
     assert (found.code, found.out.split()) == (0, [str(token) for token in want])
     (tmp_path / "ids").write_text(found.out)  # what was printed can be given again
-    assert run("generate", "--checkpoint", bare, "--input-ids", tmp_path / "ids", "--max-new-tokens", 1).code == 0
+    assert (
+        run(
+            "generate", "--checkpoint", bare, "--input-ids", tmp_path / "ids", "--max-new-tokens", 1
+        ).code
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "mode"),
-    [([], ChatMode()), (["--thinking"], ChatMode(True)), (["--encoding", "recipe"], ChatMode(revision="recipe"))],
+    [
+        ([], ChatMode()),
+        (["--thinking"], ChatMode(True)),
+        (["--encoding", "recipe"], ChatMode(revision="recipe")),
+    ],
 )
-def test_a_chat_from_a_file(generate, typed, checkpoint: Path, options: list, mode: ChatMode) -> None:  # noqa: F811
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+def test_a_chat_from_a_file(
+    generate, typed, checkpoint: Path, options: list, mode: ChatMode
+) -> None:  # noqa: F811
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     model = load(checkpoint)
-    want = model.generate([model.tokenizer.encode(encode_messages(turns, mode))], max_new_tokens=6)[0]
+    want = model.generate([model.tokenizer.encode(encode_messages(turns, mode))], max_new_tokens=6)[
+        0
+    ]
     for found in (turns, {"messages": turns}):
         typed(json.dumps(found).encode())
-        assert generate("--messages", "-", *QUIET, *options).out == model.tokenizer.decode(want) + "\n"
+        assert (
+            generate("--messages", "-", *QUIET, *options).out == model.tokenizer.decode(want) + "\n"
+        )
 
 
 @pytest.mark.parametrize("chat", [[], ["--chat"]])
-def test_literals_are_text_unless_control_is_asked_for(generate, checkpoint: Path, chat: list) -> None:  # noqa: F811
+def test_literals_are_text_unless_control_is_asked_for(
+    generate, checkpoint: Path, chat: list
+) -> None:  # noqa: F811
     tokenizer = load(checkpoint).tokenizer
-    counts = [generate("--prompt", "</think>", *QUIET, *chat, *more).err for more in ([], ["--control-tokens"])]
+    counts = [
+        generate("--prompt", "</think>", *QUIET, *chat, *more).err
+        for more in ([], ["--control-tokens"])
+    ]
     fewer = len(tokenizer.encode("</think>")) - 1
     first, second = (int(count.split()[1]) for count in counts)
     assert first - second == fewer > 0
@@ -128,7 +163,9 @@ main.main(sys.argv[1:])
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
 def test_what_the_terminal_lacks_is_escaped(encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "-c", EMOJI, "generate"], env=environment, capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", EMOJI, "generate"], env=environment, capture_output=True, timeout=300
+    )
     assert done.returncode == 0
     assert done.stdout == "é日本 😀 ok\n".encode(encoding, "backslashreplace")
 
@@ -143,7 +180,9 @@ main.main(["doctor"])
 
 def test_tables_too() -> None:
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, "-c", TABLE], env=environment, capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", TABLE], env=environment, capture_output=True, timeout=300
+    )
     assert (done.returncode, done.stdout) == (0, b"\\u65e5\\u672c \\u2192 \\U0001f600\n")
 
 
@@ -160,7 +199,9 @@ main(["generate", "--max-new-tokens", "9999"])
 @pytest.mark.parametrize("delay", [0.0, 0.3, None])
 def test_an_interrupt_is_130_without_a_traceback(delay: float | None) -> None:
     """While modules are imported, and (None) in the middle of the text."""
-    process = subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", START], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout.readline() == b"begin\n"
     time.sleep(delay if delay is not None else 0)
     if delay is None:

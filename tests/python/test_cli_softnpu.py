@@ -1,4 +1,6 @@
-"""`dsv4-ascend softnpu` hands over to the distribution of that name, and says how to install it where it is missing."""
+"""`dsv4-ascend softnpu` hands over to the distribution of that name,
+and says how to install it where it is missing.
+"""
 
 import subprocess
 import sys
@@ -22,13 +24,17 @@ def call(arguments, name):
 
 def run(prelude, *arguments, path=""):
     command = [sys.executable, "-c", f"import sys\n{prelude}\n{MAIN}", *arguments]
-    done = subprocess.run(command, cwd="/", env={"PYTHONPATH": str(path)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd="/", env={"PYTHONPATH": str(path)}, capture_output=True, text=True, timeout=120
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
 def fake(tmp_path):
-    """A package softnpu that writes down what it gets; torch must not be imported before it does."""
+    """A package softnpu that writes down what it gets;
+    torch must not be imported before it does.
+    """
     folder = tmp_path / "softnpu"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -37,7 +43,9 @@ def fake(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--soc", "X", "--", "python", "--help"], ["ls", "--", "-l"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--soc", "X", "--", "python", "--help"], ["ls", "--", "-l"]]
+)
 def test_everything_is_handed_over(fake, arguments):
     code, out, err = run("", "softnpu", *arguments, path=fake.parent)
     assert (code, out, err) == (7, f"dsv4-ascend softnpu {arguments}\n", "")
@@ -46,7 +54,9 @@ def test_everything_is_handed_over(fake, arguments):
 def test_what_softnpu_complains_about_is_an_environment_fault(fake):
     code, _, err = run("", "softnpu", "fails", path=fake.parent)
     assert code == 3
-    assert err == "dsv4-ascend: no such thing. `dsv4-ascend doctor` looks at the whole environment\n"
+    assert (
+        err == "dsv4-ascend: no such thing. `dsv4-ascend doctor` looks at the whole environment\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--", "python", "x.py"]])
@@ -58,7 +68,10 @@ def test_without_softnpu_it_says_how_to_install_it(arguments):
 
 
 def test_a_folder_of_that_name_is_not_softnpu():
-    prelude = "import types\nsys.modules['softnpu'] = types.ModuleType('softnpu')\nsys.modules['softnpu'].__path__ = []"
+    prelude = (
+        "import types\nsys.modules['softnpu'] = "
+        "types.ModuleType('softnpu')\nsys.modules['softnpu'].__path__ = []"
+    )
     code, _, err = run(prelude, "softnpu", "ls")
     assert code == 3
     assert "is not installed: pip install" in err

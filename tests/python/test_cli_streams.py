@@ -1,4 +1,6 @@
-"""Closed, full and broken standard streams, exhausted memory: one line and exit code 3, never a traceback."""
+"""Closed, full and broken standard streams,
+exhausted memory: one line and exit code 3, never a traceback.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ SHORT = "generate --max-new-tokens 2 --temperature 0"
 
 def in_a_shell(line: str) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        ["bash", "-c", COMMAND + line], capture_output=True, text=True, timeout=300, env=os.environ, check=False
+        ["bash", "-c", COMMAND + line],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ,
+        check=False,
     )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
@@ -59,9 +66,13 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("NPU out of memory. Tried to allocate 20.00 MiB (NPU 0).If reserved memory is\n[ERROR]"),
+        torch.OutOfMemoryError(
+            "NPU out of memory. Tried to allocate 20.00 MiB (NPU 0).If reserved memory is\n[ERROR]"
+        ),
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 8 bytes"
+        ),
         RuntimeError("std::bad_alloc"),
     ],
 )
@@ -85,7 +96,9 @@ def test_other_errors_are_no_memory_fault(generate, monkeypatch: pytest.MonkeyPa
         raise argument_error("sample", "logits", "NaN", "no NaN")
 
     monkeypatch.setattr(Transformer, "run_layers", fail)
-    assert generate().code == 1  # an operator refused what the checkpoint led to: a finding, no usage
+    assert (
+        generate().code == 1
+    )  # an operator refused what the checkpoint led to: a finding, no usage
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""`dsv4-ascend ops new`: the skeleton loads, fails honestly, and overwrites nothing; its walk-through is true."""
+"""`dsv4-ascend ops new`: the skeleton loads, fails honestly, and overwrites nothing;
+its walk-through is true.
+"""
 
 import ast
 import os
@@ -57,7 +59,9 @@ def checkout(tmp_path):
     def call(*command):
         env = {**os.environ, "PYTHONPATH": str(tmp_path / "copy" / "backend")}
         program = [sys.executable, "-c", "from dsv4_ascend.cli.main import main; main()", *command]
-        return subprocess.run(program, cwd=tmp_path / "copy", env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            program, cwd=tmp_path / "copy", env=env, capture_output=True, text=True, timeout=120
+        )
 
     return call
 
@@ -74,7 +78,10 @@ def commands():
 def test_a_skeleton_is_clean_code(new, root, kind):
     code, out, _ = new("new_op", "--schema", SCHEMAS[kind], "--family", "fresh")
     assert code == 0
-    assert "wrote backend/dsv4_backend/ops/fresh.py\nwrote backend/dsv4_backend/proofs/fresh.py\n" in out
+    assert (
+        "wrote backend/dsv4_backend/ops/fresh.py\nwrote backend/dsv4_backend/proofs/fresh.py\n"
+        in out
+    )
     contract, proof = ((root / folder / "fresh.py").read_text() for folder in FAMILIES)
     declared = next(n for n in ast.walk(ast.parse(contract)) if isinstance(n, ast.FunctionDef))
     assert declared.decorator_list[0].args[0].value == SCHEMAS[kind]
@@ -108,7 +115,10 @@ def test_a_skeleton_repeats_the_defaults_of_its_schema(new, root):
         (("new_op", "--schema", "new_op.out(Tensor x) -> Tensor"), "it names 'new_op'"),
         (("new_op", "--schema", "new_op(int k) -> Tensor"), "no argument is a Tensor"),
         (("new_op", "--schema", "new_op(Tensor x, *, int k) -> Tensor"), "no '*'"),
-        (("new_op", "--schema", "new_op(Tensor x, Dict(str, int) d) -> Tensor"), "is not one of the types"),
+        (
+            ("new_op", "--schema", "new_op(Tensor x, Dict(str, int) d) -> Tensor"),
+            "is not one of the types",
+        ),
         (("new_op", "--schema", "new_op(Tensor lambda) -> Tensor"), "'lambda' is a word of Python"),
     ],
 )
@@ -138,7 +148,9 @@ def test_a_root_that_is_no_checkout(new, root):
 
 
 def test_the_walk_through_prints_what_it_says(checkout):
-    """Scaffold, then the first failing parity run, in a copy where the operator is not there yet."""
+    """Scaffold, then the first failing parity run,
+    in a copy where the operator is not there yet.
+    """
     steps = [(command, printed) for command, printed in commands() if printed][:2]
     assert "ops new markov_bias" in steps[0][0]
     scaffold, first = (checkout(*shlex.split(command)[1:]) for command, _ in steps)
@@ -163,11 +175,18 @@ def test_an_operator_that_is_not_proved_stops_parity(checkout, tmp_path, there, 
     proof.write_text(text.replace(there, not_there, 1))
     done = checkout("parity", "-k", "swiglu")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"is not proved: no {missing} in backend/dsv4_backend/proofs/swiglu.py; write it as docs/" in done.stderr
+    assert (
+        f"is not proved: no {missing} in backend/dsv4_backend/proofs/swiglu.py; write it as docs/"
+        in done.stderr
+    )
 
 
 def test_the_walk_through_shows_the_score(capsys):
-    (shown,) = (printed for command, printed in commands() if "--faults" in command and printed.startswith("1 op"))
+    (shown,) = (
+        printed
+        for command, printed in commands()
+        if "--faults" in command and printed.startswith("1 op")
+    )
     cases, faults = len(list(markov_bias.iterate_cases())), len(markov_bias.faults)
     score = f"{faults} of {faults} faults killed, mutation score 100.0 %"
     assert shown == f"1 operators, {cases} cases, 0 failed; {score}"
@@ -177,7 +196,9 @@ def test_the_walk_through_names_commands_that_exist():
     found = [shlex.split(command) for command, _ in commands()]
     named = {words[1] for words in found if words[0] == "dsv4-ascend"}
     assert {"ops", "parity"} <= named <= set(COMMANDS)
-    files = [word for words in found for word in words if word.startswith(("tests", "./ci", "docs"))]
+    files = [
+        word for words in found for word in words if word.startswith(("tests", "./ci", "docs"))
+    ]
     assert len(files) >= 5
     assert not [name for name in files if not (ROOT / name).exists()]
     assert "markov_bias" in OPERATORS

@@ -1,4 +1,6 @@
-"""`dsv4-ascend ops --docs`: the committed pages are those of the contracts, and the writer minds its folder."""
+"""`dsv4-ascend ops --docs`: the committed pages are those of the contracts,
+and the writer minds its folder.
+"""
 
 import platform
 import re
@@ -41,7 +43,12 @@ def test_a_page_says_all_of_its_contract(operator, written):
     page = written[f"{operator.name}.md"]
     plain = page.replace(r"\|", "|")
     specs = [f"`{spec.text}`" for spec in operator.specs.values()]
-    parts = [operator.schema, *specs, operator.tolerance.reason, f"ops/{operator.reference.__module__[17:]}.py"]
+    parts = [
+        operator.schema,
+        *specs,
+        operator.tolerance.reason,
+        f"ops/{operator.reference.__module__[17:]}.py",
+    ]
     assert not [part for part in parts if part not in plain]
     assert all(f"* {fault}\n" in page for fault in operator.faults)
     assert f"{len(list(operator.iterate_cases()))} cases" in page
@@ -65,14 +72,20 @@ def test_pages_do_not_depend_on_the_instruction_set_in_force(written):
 
 
 def test_candidates_say_what_they_take(monkeypatch, written):
-    """As with an Ascend launcher in the build: asked for each chip, its reasons against what it does not take."""
+    """As with an Ascend launcher in the build: asked for each chip,
+    its reasons against what it does not take.
+    """
 
     def candidates(name, x, *_, device, context):
         asked.add((device, context.chip))
-        return [Candidate("rms_norm/aclnn", None if x.dim() == 2 else f"x has {x.dim()} | dimensions")]
+        return [
+            Candidate("rms_norm/aclnn", None if x.dim() == 2 else f"x has {x.dim()} | dimensions")
+        ]
 
     asked = set()
-    monkeypatch.setattr(dispatch, "native_kernels", lambda: {("rms_norm", "privateuseone"): ("rms_norm/aclnn",)})
+    monkeypatch.setattr(
+        dispatch, "native_kernels", lambda: {("rms_norm", "privateuseone"): ("rms_norm/aclnn",)}
+    )
     monkeypatch.setattr(dispatch, "candidates", candidates)
     page = "\n".join(operator_pages._page(rms_norm))
     assert asked == {("privateuseone", "Ascend910B3"), ("privateuseone", "Ascend950PR_9599")}
@@ -97,7 +110,9 @@ def test_only_what_lags_is_written(tmp_path, written, monkeypatch):
 @pytest.mark.parametrize("change", ["case", "fault", "reason"])
 def test_a_changed_contract_changes_its_page(change, monkeypatch, written):
     if change == "case":
-        monkeypatch.setattr(markov_bias, "make_cases", lambda draw: iter([Case("alone", "ideal", ())]))
+        monkeypatch.setattr(
+            markov_bias, "make_cases", lambda draw: iter([Case("alone", "ideal", ())])
+        )
     elif change == "fault":
         monkeypatch.setitem(markov_bias.output_faults, "one more", markov_bias.reference)
     else:
@@ -110,7 +125,9 @@ def test_the_command(tmp_path, capsys, monkeypatch, written):
     with pytest.raises(SystemExit) as left:
         main(["ops", "--docs", str(tmp_path / "pages")])
     assert left.value.code == 0
-    assert capsys.readouterr().out.startswith(f"{len(OPERATORS)} operators: {len(written)} pages changed in ")
+    assert capsys.readouterr().out.startswith(
+        f"{len(OPERATORS)} operators: {len(written)} pages changed in "
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path, capsys):

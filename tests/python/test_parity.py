@@ -88,13 +88,17 @@ def test_zero_limits_demand_the_sign_of_zero():
     assert compare(f32(-0.0), f32(0.0), LIMITS).ok
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.int8, torch.int32])
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.int8, torch.int32]
+)
 def test_codes_are_compared_by_bits(dtype):
     codes = torch.arange(256, dtype=torch.uint8)
     want = codes.view(dtype) if dtype.itemsize == 1 else codes.to(dtype)
     assert compare(want.clone(), want, (1e30, 1e30)).ok
     other = codes.flip(0)
-    assert not compare(other.view(dtype) if dtype.itemsize == 1 else other.to(dtype), want, (1e30, 1e30)).ok
+    assert not compare(
+        other.view(dtype) if dtype.itemsize == 1 else other.to(dtype), want, (1e30, 1e30)
+    ).ok
 
 
 def test_an_error_beside_a_zero_limit_is_infinite():
@@ -144,7 +148,10 @@ def test_an_implementation_that_raises_is_a_failure():
     bad = Sample(rms_norm, Case("wrong width", "ideal", (torch.ones(2, 3), torch.ones(1), 1e-6)))
     results = list(run_cases([bad]))
     assert results
-    assert all(math.isinf(r.comparison.limit_use) and "ArgumentError" in r.comparison.detail for r in results)
+    assert all(
+        math.isinf(r.comparison.limit_use) and "ArgumentError" in r.comparison.detail
+        for r in results
+    )
 
 
 def faults(monkeypatch, mutant):
@@ -181,7 +188,10 @@ def test_a_mutant_with_a_python_mistake_is_not_taken_for_a_fault(monkeypatch):
     [
         # of another module
         ("compress", "closed_blocks: first[sequence] + row - before -> first[sequence] + row"),
-        ("write_cache_indexer_int8", "_encode_int8: scale.clamp(max=largest) -> scale"),  # in a record of a closure
+        (
+            "write_cache_indexer_int8",
+            "_encode_int8: scale.clamp(max=largest) -> scale",
+        ),  # in a record of a closure
         (
             "read_cache_indexer_mxfp4",
             "data_columns: block_size * width -> block_size",
@@ -196,5 +206,9 @@ def test_an_edit_takes_effect_wherever_the_reference_reaches_it(operator, mutant
 
 
 def test_a_function_of_a_record_that_nobody_calls_is_not_edited():
-    assert not [m.name for m in mutants(OPERATORS["read_cache_indexer_int8"]) if "_encode" in m.name]
-    assert not [m.name for m in mutants(OPERATORS["write_cache_indexer_int8"]) if "_decode" in m.name]
+    assert not [
+        m.name for m in mutants(OPERATORS["read_cache_indexer_int8"]) if "_encode" in m.name
+    ]
+    assert not [
+        m.name for m in mutants(OPERATORS["write_cache_indexer_int8"]) if "_decode" in m.name
+    ]

@@ -1,5 +1,5 @@
-// A communicator's ranks as threads over one mapping, so that ThreadSanitizer sees all of its shared memory, and as
-// processes. Argument "race": a planted race instead.
+// A communicator's ranks as threads over one mapping, so that ThreadSanitizer sees all of its
+// shared memory, and as processes. Argument "race": a planted race instead.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -65,7 +65,9 @@ std::string fault_of(Comm& comm, const std::function<void()>& run) {
   return "";
 }
 
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 unsigned char* bytes(Data& data) { return reinterpret_cast<unsigned char*>(data.data()); }
 
@@ -80,9 +82,12 @@ void collectives(Comm& comm) {
   for (const size_t count : {size_t{1}, 2 * kSlot / 4 + 3}) {  // one round, and three
     Data mine(count), result(count), part(count);
     std::iota(mine.begin(), mine.end(), comm.rank);
-    comm.collective(said("reduce", static_cast<int64_t>(count)),
-                    [&] { comm.all_reduce(mine.data(), result.data(), count, kHcclInt32, kHcclSum, -1); });
-    const auto sum = [&](size_t at) { return static_cast<int32_t>(ranks * at + ranks * (ranks - 1) / 2); };
+    comm.collective(said("reduce", static_cast<int64_t>(count)), [&] {
+      comm.all_reduce(mine.data(), result.data(), count, kHcclInt32, kHcclSum, -1);
+    });
+    const auto sum = [&](size_t at) {
+      return static_cast<int32_t>(ranks * at + ranks * (ranks - 1) / 2);
+    };
     CHECK(result[0] == sum(0) && result.back() == sum(count - 1));
     comm.broadcast(mine.data(), count * 4, 1);
     CHECK(mine[0] == 1 && mine.back() == static_cast<int32_t>(count));
@@ -106,7 +111,8 @@ void collectives(Comm& comm) {
 }
 
 void messages(Comm& comm) {
-  const int after = (comm.rank + 1) % comm.ranks, before = (comm.rank + comm.ranks - 1) % comm.ranks;
+  const int after = (comm.rank + 1) % comm.ranks,
+            before = (comm.rank + comm.ranks - 1) % comm.ranks;
   for (int round = 0; round < 20; ++round) {
     const size_t count = round ? 5 : kBox / 2;  // two pieces at first
     Data one(count, comm.rank + round), two(3, 7), first(count), second(3);
@@ -140,7 +146,8 @@ void mismatches_reach_everyone() {
   together(2, [](Comm& comm) {
     Data data(4);
     const std::string why = fault_of(comm, [&] {
-      comm.transfer({{comm.rank == 0, bytes(data), comm.rank == 0 ? size_t{16} : size_t{8}, 1 - comm.rank}});
+      comm.transfer(
+          {{comm.rank == 0, bytes(data), comm.rank == 0 ? size_t{16} : size_t{8}, 1 - comm.rank}});
     });
     CHECK(has(why, "rank 0 sends 16 bytes to rank 1, which expects 8"));
   });
@@ -154,18 +161,21 @@ void mismatches_reach_everyone() {
   for (const auto& [what, other] : others)
     together(3, [&, what = "ranks disagree on " + what](Comm& comm) {
       const auto call = [&] { comm.collective(comm.rank == 2 ? other : alike, [] {}); };
-      CHECK(has(fault_of(comm, call), what) && has(fault_of(comm, call), what) && comm.error);  // now and later
+      CHECK(has(fault_of(comm, call), what) && has(fault_of(comm, call), what) &&
+            comm.error);  // now and later
     });
   together(2, [](Comm& comm) {
     Data data(4);
     const size_t expected = comm.rank ? 8 : 4;
     const std::vector<Piece> out(2, {bytes(data), 8}), in(2, {bytes(data), expected});
-    CHECK(has(fault_of(comm, [&] { comm.exchange(out, in); }), "sends 8 bytes to rank 0, which expects 4"));
+    CHECK(has(fault_of(comm, [&] { comm.exchange(out, in); }),
+              "sends 8 bytes to rank 0, which expects 4"));
   });
   together(2, [](Comm& comm) {
     Data data(4), result(4);
     const std::vector<Piece> out(2, {bytes(data), comm.rank ? size_t{8} : size_t{4}});
-    const std::string why = fault_of(comm, [&] { comm.reduce_scatter(out, result.data(), kHcclInt32, kHcclSum); });
+    const std::string why =
+        fault_of(comm, [&] { comm.reduce_scatter(out, result.data(), kHcclInt32, kHcclSum); });
     CHECK(has(why, "reduce-scatter: rank ") && has(why, " bytes for rank 0, rank "));
   });
 }
@@ -193,7 +203,8 @@ void root_infos_are_used_once() {
   const auto segment = fresh(2);
   std::thread other([&] {
     Comm comm(segment, 1);
-    CHECK(has(refusal([&] { Comm again(segment, 1); }), "rank 1 of " + segment->name + " is taken by process"));
+    CHECK(has(refusal([&] { Comm again(segment, 1); }),
+              "rank 1 of " + segment->name + " is taken by process"));
     CHECK(has(refusal([&] { Segment three(segment->name + "x", 3), two(segment->name + "x", 2); }),
               "2 ranks here and 3"));
   });
@@ -241,7 +252,8 @@ void ending(bool lost) {
   } catch (const Fault& fault) {
     why = fault.what();
   }
-  CHECK(lost ? has(why, "rank 1 (process " + std::to_string(ends) + ") of communicator " + first->name + " is gone")
+  CHECK(lost ? has(why, "rank 1 (process " + std::to_string(ends) + ") of communicator " +
+                            first->name + " is gone")
              : why.empty());
   if (late) CHECK(ended(late) == 0);
 }
@@ -279,19 +291,23 @@ void reductions() {
   for (const Generation chip : {Generation::kA2, Generation::kA3, Generation::kA5}) {
     const bool a5 = chip == Generation::kA5;
     for (const int dtype : {kHcclInt8, kHcclInt32, kHcclInt64, kHcclFp16, kHcclFp32})
-      CHECK(!refused(dtype, kHcclSum, chip) && !refused(dtype, kHcclProd, chip) && !refused(dtype, kHcclMin, chip));
+      CHECK(!refused(dtype, kHcclSum, chip) && !refused(dtype, kHcclProd, chip) &&
+            !refused(dtype, kHcclMin, chip));
     for (const int dtype : {kHcclInt16, kHcclBfp16})
       CHECK(!refused(dtype, kHcclMax, chip) && refused(dtype, kHcclProd, chip));
-    CHECK(!refused(kHcclBfp16, kHcclSum, chip, true) && refused(kHcclFp32, kHcclProd, chip, true) == !a5);
+    CHECK(!refused(kHcclBfp16, kHcclSum, chip, true) &&
+          refused(kHcclFp32, kHcclProd, chip, true) == !a5);
     CHECK(refused(kHcclInt64, kHcclSum, chip, true) == (chip == Generation::kA2));
     for (const int dtype : {kHcclFp64, kHcclUint64}) CHECK(refused(dtype, kHcclSum, chip, true));
     for (const int dtype : {kHcclFp64, kHcclUint64}) CHECK(refused(dtype, kHcclSum, chip) == !a5);
-    for (const int dtype : {kHcclUint8, kHcclUint16, kHcclUint32, kHcclHif8, kHcclFp8E4M3, kHcclFp8E5M2, kHcclFp8E8M0})
+    for (const int dtype : {kHcclUint8, kHcclUint16, kHcclUint32, kHcclHif8, kHcclFp8E4M3,
+                            kHcclFp8E5M2, kHcclFp8E8M0})
       CHECK(refused(dtype, kHcclSum, chip) && element_size(dtype) >= 1);
   }
 }
 
-// A read of another rank's slot without a barrier. The relaxed flags hold both together without ordering them.
+// A read of another rank's slot without a barrier. The relaxed flags hold both together without
+// ordering them.
 void planted_race() {
   std::atomic<bool> written{false}, read{false};
   const auto segment = fresh(2);
@@ -314,7 +330,8 @@ int main(int argc, char** argv) {
     planted_race();
     return 0;
   }
-  const pid_t lost = child([] { ending(true); }), left = child([] { ending(false); });  // they wait for seconds
+  const pid_t lost = child([] { ending(true); }),
+              left = child([] { ending(false); });  // they wait for seconds
   for (const int ranks : {2, 3}) {
     together(ranks, collectives);
     together(ranks, messages);

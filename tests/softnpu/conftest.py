@@ -1,4 +1,6 @@
-"""Where the software device is missing, each file here is one test that says what is missing; none is imported."""
+"""Where the software device is missing, each file here is one test that says what is missing;
+none is imported.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Programs run in processes of their own: one chip for each, and a failed queue of torch_npu poisons its process."""
+"""Programs run in processes of their own: one chip for each,
+and a failed queue of torch_npu poisons its process.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from softnpu.settings import settings
 
 HERE = Path(__file__).resolve().parent
 
-long = pytest.mark.skipif(not os.environ.get("SOFTNPU_LONG"), reason="the longer tier: set SOFTNPU_LONG=1")
+long = pytest.mark.skipif(
+    not os.environ.get("SOFTNPU_LONG"), reason="the longer tier: set SOFTNPU_LONG=1"
+)
 
 
 def finishes(process, timeout):
@@ -37,7 +41,8 @@ def finishes(process, timeout):
 def execute(command, env, timeout=280):
     """(exit code, output) of a Python process that finds torch_npu."""
     env = {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BESIDE)}
-    # Files, not pipes: a rank that outlives its launcher would keep a pipe open, and the reader waiting.
+    # Files, not pipes: a rank that outlives its launcher would keep a pipe open, and the reader
+    # waiting.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen([sys.executable, *command], env=env, stdout=out, stderr=err)
         finished = finishes(process, timeout)
@@ -49,6 +54,12 @@ def execute(command, env, timeout=280):
 
 def run(program, *arguments, ranks=0, variables=None, timeout=280, **options):
     """Run a program of ./programs on the software device, on `ranks` processes when given."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]  # on a free port
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]  # on a free port
     command = [*(launcher if ranks else []), str(HERE / "programs" / program), *map(str, arguments)]
     return execute(command, environment({**settings(**options), **(variables or {})}), timeout)

@@ -1,5 +1,5 @@
-// What the runtime refuses, as CANN does: calls outside the life of a device, unsafe calls in a capture, events used
-// for what they were not created for, handles that are dead.
+// What the runtime refuses, as CANN does: calls outside the life of a device, unsafe calls in a
+// capture, events used for what they were not created for, handles that are dead.
 #include <atomic>
 #include <string>
 #include <thread>
@@ -24,10 +24,15 @@ int on_another_thread(const std::function<int()>& call) {
 struct Blocks {
   void *stream, *device, *pinned;
   char pageable[64];
-  Blocks() { CHECK(!aclrtCreateStream(&stream) && !aclrtMalloc(&device, 64, 0) && !aclrtMallocHost(&pinned, 64)); }
+  Blocks() {
+    CHECK(!aclrtCreateStream(&stream) && !aclrtMalloc(&device, 64, 0) &&
+          !aclrtMallocHost(&pinned, 64));
+  }
   ~Blocks() { CHECK(!aclrtDestroyStream(stream) && !aclrtFree(device) && !aclrtFreeHost(pinned)); }
   int copy() { return aclrtMemcpy(device, 64, pageable, 64, kHostToDevice); }
-  int copy_later(void* host, void* to) { return aclrtMemcpyAsync(device, 64, host, 64, kHostToDevice, to); }
+  int copy_later(void* host, void* to) {
+    return aclrtMemcpyAsync(device, 64, host, 64, kHostToDevice, to);
+  }
   int end() {
     void* graph = nullptr;
     const int code = aclmdlRICaptureEnd(stream, &graph);
@@ -48,8 +53,9 @@ void modes() {
     int mode;
     bool own, other;  // may call unsafe functions
   };
-  for (const Case& expected :
-       {Case{kCaptureGlobal, false, false}, {kCaptureThreadLocal, false, true}, {kCaptureRelaxed, true, true}}) {
+  for (const Case& expected : {Case{kCaptureGlobal, false, false},
+                               {kCaptureThreadLocal, false, true},
+                               {kCaptureRelaxed, true, true}}) {
     for (const bool own : {true, false}) {
       const bool allowed = own ? expected.own : expected.other;
       const auto copy = [&] { return b.copy(); };
@@ -58,18 +64,23 @@ void modes() {
       CHECK(b.end() == (allowed ? kOk : kCaptureInvalidated));
     }
   }
-  CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureGlobal) && exchange(kCaptureRelaxed) == kCaptureGlobal && !b.copy());
+  CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureGlobal) &&
+        exchange(kCaptureRelaxed) == kCaptureGlobal && !b.copy());
   CHECK(exchange(kCaptureGlobal) == kCaptureRelaxed);
-  CHECK(!on_another_thread([&] { return exchange(kCaptureThreadLocal), b.copy(); }) && b.end() == kOk);
+  CHECK(!on_another_thread([&] { return exchange(kCaptureThreadLocal), b.copy(); }) &&
+        b.end() == kOk);
   CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureGlobal));
   CHECK(aclrtMemset(b.device, 64, 0, 64) == kCaptureMode && b.end() == kCaptureInvalidated);
   CHECK(!b.copy());  // outside a capture
   int mode = 3;
-  CHECK(aclmdlRICaptureThreadExchangeMode(&mode) == kParameter && aclmdlRICaptureBegin(b.stream, 3) == kParameter);
+  CHECK(aclmdlRICaptureThreadExchangeMode(&mode) == kParameter &&
+        aclmdlRICaptureBegin(b.stream, 3) == kParameter);
   CHECK(b.end() == kStreamNotCaptured);
   CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureGlobal));
-  CHECK(on_another_thread([&] { return b.end(); }) == kCaptureThread && b.end() == kStreamNotCaptured);
-  CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureRelaxed) && !on_another_thread([&] { return b.end(); }));
+  CHECK(on_another_thread([&] { return b.end(); }) == kCaptureThread &&
+        b.end() == kStreamNotCaptured);
+  CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureRelaxed) &&
+        !on_another_thread([&] { return b.end(); }));
 }
 
 // In every mode.
@@ -77,18 +88,24 @@ void questions() {
   Blocks b;
   void *event, *before, *other, *graph;
   int status;
-  CHECK(!aclrtCreateEventExWithFlag(&event, kEventSync) && !aclrtCreateEventExWithFlag(&before, kEventSync));
+  CHECK(!aclrtCreateEventExWithFlag(&event, kEventSync) &&
+        !aclrtCreateEventExWithFlag(&before, kEventSync));
   CHECK(!aclrtCreateStream(&other) && !aclrtRecordEvent(before, other));
   CHECK(aclmdlRICaptureBegin(nullptr, kCaptureRelaxed) == kCaptureImplicit);
   CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureRelaxed) && !aclrtRecordEvent(event, b.stream));
   CHECK(aclmdlRICaptureBegin(b.stream, kCaptureRelaxed) == kStreamCaptured);
-  CHECK(aclrtStreamQuery(b.stream, &status) == kStreamCaptured && !aclrtStreamQuery(other, &status));
-  CHECK(aclrtQueryEventStatus(event, &status) == kEventCaptured && aclrtStreamWaitEvent(nullptr, event) != 0);
+  CHECK(aclrtStreamQuery(b.stream, &status) == kStreamCaptured &&
+        !aclrtStreamQuery(other, &status));
+  CHECK(aclrtQueryEventStatus(event, &status) == kEventCaptured &&
+        aclrtStreamWaitEvent(nullptr, event) != 0);
   CHECK(b.copy_later(b.pinned, nullptr) == kCaptureImplicit && !b.copy_later(b.pinned, b.stream));
   CHECK(aclrtStreamWaitEvent(b.stream, before) == kCaptureDependency);
-  CHECK(!aclrtStreamWaitEvent(other, event) && aclmdlRICaptureEnd(other, &graph) == kCaptureUnmatched);
-  CHECK(!aclrtRecordEvent(event, other) && !aclrtStreamWaitEvent(b.stream, event) && b.end() == kOk);
-  CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureRelaxed) && aclrtSynchronizeDevice() == kStreamCaptured);
+  CHECK(!aclrtStreamWaitEvent(other, event) &&
+        aclmdlRICaptureEnd(other, &graph) == kCaptureUnmatched);
+  CHECK(!aclrtRecordEvent(event, other) && !aclrtStreamWaitEvent(b.stream, event) &&
+        b.end() == kOk);
+  CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureRelaxed) &&
+        aclrtSynchronizeDevice() == kStreamCaptured);
   CHECK(b.end() == kCaptureInvalidated && !aclmdlRICaptureBegin(b.stream, kCaptureRelaxed));
   CHECK(b.copy_later(b.pageable, b.stream) == kStreamCaptured && b.end() == kCaptureInvalidated);
   CHECK(!aclrtDestroyStream(other) && !aclrtDestroyEvent(event) && !aclrtDestroyEvent(before));
@@ -98,9 +115,12 @@ void two_captures() {
   Blocks one, two;
   void* event;
   CHECK(!aclrtCreateEventExWithFlag(&event, kEventSync));
-  CHECK(!aclmdlRICaptureBegin(one.stream, kCaptureGlobal) && !aclmdlRICaptureBegin(two.stream, kCaptureGlobal));
-  CHECK(!aclrtRecordEvent(event, one.stream) && aclrtStreamWaitEvent(two.stream, event) == kCaptureConflict);
-  CHECK(one.end() == kCaptureInvalidated && two.end() == kCaptureInvalidated && !aclrtDestroyEvent(event));
+  CHECK(!aclmdlRICaptureBegin(one.stream, kCaptureGlobal) &&
+        !aclmdlRICaptureBegin(two.stream, kCaptureGlobal));
+  CHECK(!aclrtRecordEvent(event, one.stream) &&
+        aclrtStreamWaitEvent(two.stream, event) == kCaptureConflict);
+  CHECK(one.end() == kCaptureInvalidated && two.end() == kCaptureInvalidated &&
+        !aclrtDestroyEvent(event));
 }
 
 // What a graph uses is given back between its capture and its replay: found by the replay, once.
@@ -110,8 +130,10 @@ void freed_before_a_replay() {
   CHECK(!aclrtMalloc(&gone, 64, 0) && !aclmdlRICaptureBegin(b.stream, kCaptureGlobal));
   CHECK(!aclrtMemsetAsync(gone, 64, 1, 64, b.stream) && !b.copy_later(b.pinned, b.stream));
   CHECK(!aclmdlRICaptureEnd(b.stream, &graph));
-  CHECK(!aclmdlRIExecuteAsync(graph, b.stream) && !aclrtSynchronizeStream(b.stream) && !aclrtFree(gone));
-  CHECK(!aclmdlRIExecuteAsync(graph, b.stream) && aclrtSynchronizeStream(b.stream) == kReadOutOfBounds);
+  CHECK(!aclmdlRIExecuteAsync(graph, b.stream) && !aclrtSynchronizeStream(b.stream) &&
+        !aclrtFree(gone));
+  CHECK(!aclmdlRIExecuteAsync(graph, b.stream) &&
+        aclrtSynchronizeStream(b.stream) == kReadOutOfBounds);
   CHECK(!aclrtSynchronizeStream(b.stream) && !aclmdlRIDestroy(graph));
 }
 
@@ -139,11 +161,14 @@ void refused_events() {
   float ms;
   int status;
   CHECK(!aclrtCreateStream(&stream) && !aclrtCreateEventExWithFlag(&sync, kEventSync) &&
-        !aclrtCreateEventExWithFlag(&timed, kEventTimeLine) && !aclrtCreateEventWithFlag(&old, kEventSync));
-  CHECK(aclrtEventElapsedTime(&ms, timed, timed) == kOk && aclrtEventElapsedTime(&ms, timed, sync) == kEventTimestamp);
+        !aclrtCreateEventExWithFlag(&timed, kEventTimeLine) &&
+        !aclrtCreateEventWithFlag(&old, kEventSync));
+  CHECK(aclrtEventElapsedTime(&ms, timed, timed) == kOk &&
+        aclrtEventElapsedTime(&ms, timed, sync) == kEventTimestamp);
   CHECK(aclrtStreamWaitEvent(stream, timed) == kFeature && !aclrtStreamWaitEvent(stream, sync));
   CHECK(aclrtResetEvent(sync, stream) == kFeature && !aclrtResetEvent(old, stream));
-  CHECK(aclrtQueryEventWaitStatus(sync, &status) == kFeature && !aclrtQueryEventWaitStatus(old, &status));
+  CHECK(aclrtQueryEventWaitStatus(sync, &status) == kFeature &&
+        !aclrtQueryEventWaitStatus(old, &status));
   CHECK(!aclrtDestroyEvent(sync) && aclrtDestroyEvent(sync) == kHandle &&
         aclrtStreamWaitEvent(stream, sync) == kHandle);
   CHECK(std::string(last_message()).find("before the wait arrived") != std::string::npos);
@@ -153,12 +178,15 @@ void refused_events() {
 
 void dead_handles() {
   const int64_t sizes[] = {2, 3}, strides[] = {3, 1};
-  const auto tensor = [&] { return aclCreateTensor(sizes, 2, kFloat, strides, 0, kFormatNd, sizes, 2, nullptr); };
+  const auto tensor = [&] {
+    return aclCreateTensor(sizes, 2, kFloat, strides, 0, kFormatNd, sizes, 2, nullptr);
+  };
   const auto refused = [](const auto* handle, const char* text) {
     try {
       refuse_dead(handle, 4);
     } catch (const Fault& fault) {
-      return fault.code == kNnParameter && std::string(fault.what()).find(text) != std::string::npos;
+      return fault.code == kNnParameter &&
+             std::string(fault.what()).find(text) != std::string::npos;
     }
     return false;
   };
@@ -169,7 +197,8 @@ void dead_handles() {
   uint64_t rank;
   CHECK(aclGetViewShape(one, &shape, &rank) == kNnParameter);
   int on_the_stack;
-  for (const void* never : {static_cast<const void*>(&on_the_stack), reinterpret_cast<const void*>(0x1234)})
+  for (const void* never :
+       {static_cast<const void*>(&on_the_stack), reinterpret_cast<const void*>(0x1234)})
     CHECK(aclDestroyScalar(static_cast<const aclScalar*>(never)) == kNnParameter &&
           refused(static_cast<const aclIntArray*>(never), "no live aclIntArray"));
   aclTensor* const two = tensor();
@@ -181,10 +210,12 @@ void dead_handles() {
   aclScalar* const scalar = aclCreateScalar(&value, kFloat);
   aclIntArray* const array = aclCreateIntArray(sizes, 2);
   CHECK(!aclDestroyScalar(scalar) && aclDestroyScalar(scalar) != 0 && !aclDestroyIntArray(array));
-  CHECK(aclDestroyIntArray(array) != 0 && aclDestroyTensor(reinterpret_cast<aclTensor*>(array)) != 0);
+  CHECK(aclDestroyIntArray(array) != 0 &&
+        aclDestroyTensor(reinterpret_cast<aclTensor*>(array)) != 0);
 }
 
-// A reset ends the device for every thread that had chosen it; so does aclFinalize, until the next aclInit.
+// A reset ends the device for every thread that had chosen it; so does aclFinalize, until the next
+// aclInit.
 void devices_that_were_reset() {
   std::atomic<int> step{0};
   std::thread other([&] {
@@ -199,10 +230,12 @@ void devices_that_were_reset() {
   while (step != 1) std::this_thread::yield();
   int device;
   void *p, *context;
-  CHECK(!aclrtGetCurrentContext(&context) && !aclrtResetDevice(1) && !aclrtGetDevice(&device) && device == 0);
+  CHECK(!aclrtGetCurrentContext(&context) && !aclrtResetDevice(1) && !aclrtGetDevice(&device) &&
+        device == 0);
   step = 2;
   other.join();
-  CHECK(!aclFinalize() && aclFinalize() == kFinalisedAlready && aclrtMalloc(&p, 8, 0) == kNoContext);
+  CHECK(!aclFinalize() && aclFinalize() == kFinalisedAlready &&
+        aclrtMalloc(&p, 8, 0) == kNoContext);
   CHECK(aclrtSetDevice(0) == kNotInitialised && aclrtSetCurrentContext(context) == kNotInitialised);
   CHECK(!aclInit(nullptr) && aclrtMalloc(&p, 8, 0) == kNoContext && !aclrtSetDevice(0));
   CHECK(!aclrtMalloc(&p, 8, 0) && !aclrtFree(p) && !aclFinalize());

@@ -1,5 +1,6 @@
-// The runtime's own tests, without torch: streams, events, memory, graphs from many threads at once. Built with
-// ThreadSanitizer too; `runtime_test race` plants a data race (a missing event wait) that ThreadSanitizer must report.
+// The runtime's own tests, without torch: streams, events, memory, graphs from many threads at
+// once. Built with ThreadSanitizer too; `runtime_test race` plants a data race (a missing event
+// wait) that ThreadSanitizer must report.
 #include "runtime_test.h"
 
 #include <sys/wait.h>
@@ -23,12 +24,16 @@ using softnpu::find_stream;
 
 namespace {
 
-void push(void* stream, std::function<void()> run) { find_stream(stream, 0)->push({"test", std::move(run)}); }
+void push(void* stream, std::function<void()> run) {
+  find_stream(stream, 0)->push({"test", std::move(run)});
+}
 
-// Plain ints written on one stream and read on another: ThreadSanitizer sees whether events really order them.
+// Plain ints written on one stream and read on another: ThreadSanitizer sees whether events really
+// order them.
 void producer_and_consumer() {
   void *first, *second, *event;
-  CHECK(!aclrtCreateStream(&first) && !aclrtCreateStream(&second) && !aclrtCreateEventWithFlag(&event, 0));
+  CHECK(!aclrtCreateStream(&first) && !aclrtCreateStream(&second) &&
+        !aclrtCreateEventWithFlag(&event, 0));
   std::vector<int> data(64, 0);
   int wrong = 0;
   for (int round = 1; round <= 50; ++round) {
@@ -49,8 +54,8 @@ void producer_and_consumer() {
   CHECK(aclrtDestroyStream(first) != 0);
 }
 
-// A missing wait. The relaxed flags hold both tasks together without ordering them, so the report does not depend on
-// luck.
+// A missing wait. The relaxed flags hold both tasks together without ordering them, so the report
+// does not depend on luck.
 void planted_race() {
   void *first, *second;
   CHECK(!aclrtCreateStream(&first) && !aclrtCreateStream(&second));
@@ -79,14 +84,16 @@ void memory_is_guarded() {
   CHECK(back == host);
   CHECK(aclrtMemcpy(static_cast<char*>(a) + 1, 100, host.data(), 100, 1) != 0);  // one byte too far
   CHECK(aclrtMemcpy(a, 99, host.data(), 100, 1) != 0);
-  CHECK(aclrtMemcpy(host.data(), 100, host.data(), 100, 1) != 0);  // a host pointer where the device should be
+  CHECK(aclrtMemcpy(host.data(), 100, host.data(), 100, 1) !=
+        0);  // a host pointer where the device should be
   auto* alias = static_cast<unsigned char*>(softnpu::resolve(a, 100, 0, "test").alias);
   alias[100] = 0;
   CHECK(softnpu::check_red_zones().find("over-written") != std::string::npos);
   CHECK(softnpu::check_red_zones().empty());  // reported once
   alias[100] = 0;
   CHECK(aclrtFree(a) == softnpu::kWriteOutOfBounds);
-  CHECK(aclrtFree(a) != 0 && aclrtMemcpy(back.data(), 100, a, 100, 2) != 0);  // freed twice, used after free
+  CHECK(aclrtFree(a) != 0 &&
+        aclrtMemcpy(back.data(), 100, a, 100, 2) != 0);  // freed twice, used after free
   CHECK(!aclrtFree(b));
 }
 
@@ -130,8 +137,8 @@ void many_threads() {
 
 void graphs() {
   void *main, *side, *event, *back, *graph;
-  CHECK(!aclrtCreateStream(&main) && !aclrtCreateStream(&side) && !aclrtCreateEventWithFlag(&event, 0) &&
-        !aclrtCreateEventWithFlag(&back, 0));
+  CHECK(!aclrtCreateStream(&main) && !aclrtCreateStream(&side) &&
+        !aclrtCreateEventWithFlag(&event, 0) && !aclrtCreateEventWithFlag(&back, 0));
   int a = 0, b = 0, c = 0;
   for (const bool joined : {true, false}) {
     CHECK(!aclmdlRICaptureBegin(main, 0));
@@ -143,7 +150,8 @@ void graphs() {
     push(main, [&] { c = joined ? b + 1 : 0; });
     CHECK((aclmdlRICaptureEnd(main, &graph) == 0) == joined);
     if (!joined) break;
-    for (const uint64_t seed : {0, 3, 4}) {  // with chaos in another order that the captured dependencies allow
+    for (const uint64_t seed :
+         {0, 3, 4}) {  // with chaos in another order that the captured dependencies allow
       softnpu::set_chaos(seed);
       CHECK(!aclmdlRIExecuteAsync(graph, main) && !aclrtSynchronizeStream(main));
       CHECK(c == 10 * a + 1);
@@ -151,7 +159,8 @@ void graphs() {
     softnpu::set_chaos(0);
     CHECK(a == 3 && !aclmdlRIDestroy(graph));
   }
-  CHECK(!aclmdlRICaptureBegin(main, 0) && aclrtSynchronizeStream(main) != 0 && aclmdlRICaptureEnd(main, &graph) != 0);
+  CHECK(!aclmdlRICaptureBegin(main, 0) && aclrtSynchronizeStream(main) != 0 &&
+        aclmdlRICaptureEnd(main, &graph) != 0);
   CHECK(!aclrtDestroyStream(main) && !aclrtDestroyStream(side) && !aclrtDestroyEvent(event) &&
         !aclrtDestroyEvent(back));
 }
@@ -161,14 +170,16 @@ void faults() {
   CHECK(!softnpu::inject("aclrtMalloc:0:5", &problem) && !softnpu::inject("aclrtMalloc", &problem));
   CHECK(softnpu::inject("aclrtMalloc:2:207001,test@kernel:1:507015", &problem));
   void *a, *b, *stream;
-  CHECK(!aclrtMalloc(&a, 8, 0) && aclrtMalloc(&b, 8, 0) == softnpu::kOutOfMemory && !aclrtMalloc(&b, 8, 0));
+  CHECK(!aclrtMalloc(&a, 8, 0) && aclrtMalloc(&b, 8, 0) == softnpu::kOutOfMemory &&
+        !aclrtMalloc(&b, 8, 0));
   CHECK(!aclrtCreateStream(&stream));
   push(stream, [] {});
   CHECK(aclrtSynchronizeStream(stream) == softnpu::kKernelFault);
   CHECK(!aclrtFree(a) && !aclrtFree(b) && !aclrtDestroyStream(stream));
 }
 
-// A wait belongs to the record before it: a later record of the event on an idle stream must not release it.
+// A wait belongs to the record before it: a later record of the event on an idle stream must not
+// release it.
 void event_recorded_again() {
   void *slow, *idle, *waiting, *event;
   CHECK(!aclrtCreateStream(&slow) && !aclrtCreateStream(&idle) && !aclrtCreateStream(&waiting) &&
@@ -178,7 +189,8 @@ void event_recorded_again() {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     written = 1;
   });
-  CHECK(!aclrtRecordEvent(event, slow) && !aclrtStreamWaitEvent(waiting, event) && !aclrtRecordEvent(event, idle));
+  CHECK(!aclrtRecordEvent(event, slow) && !aclrtStreamWaitEvent(waiting, event) &&
+        !aclrtRecordEvent(event, idle));
   push(waiting, [&] { seen = written; });
   CHECK(!aclrtSynchronizeEvent(event) && !aclrtSynchronizeStream(waiting) && seen == 1);
   CHECK(!aclrtDestroyStream(slow) && !aclrtDestroyStream(idle) && !aclrtDestroyStream(waiting) &&
@@ -194,7 +206,8 @@ void fail_next(void* stream) {
 // A fault reaches whoever waits behind it, is reported once, and outlives its stream.
 void faults_travel() {
   void *first, *second, *event;
-  CHECK(!aclrtCreateStream(&first) && !aclrtCreateStream(&second) && !aclrtCreateEventWithFlag(&event, 0));
+  CHECK(!aclrtCreateStream(&first) && !aclrtCreateStream(&second) &&
+        !aclrtCreateEventWithFlag(&event, 0));
   fail_next(first);
   CHECK(!aclrtRecordEvent(event, first) && !aclrtStreamWaitEvent(second, event));
   CHECK(aclrtSynchronizeStream(second) == softnpu::kKernelFault && !aclrtSynchronizeStream(first));
@@ -202,7 +215,8 @@ void faults_travel() {
   CHECK(!aclrtRecordEvent(event, first) && aclrtSynchronizeEvent(event) == softnpu::kKernelFault);
   CHECK(!aclrtSynchronizeEvent(event) && !aclrtSynchronizeDevice());
   fail_next(first);
-  CHECK(!aclrtDestroyStream(first) && aclrtSynchronizeDevice() == softnpu::kKernelFault && !aclrtSynchronizeDevice());
+  CHECK(!aclrtDestroyStream(first) && aclrtSynchronizeDevice() == softnpu::kKernelFault &&
+        !aclrtSynchronizeDevice());
   CHECK(!aclrtDestroyStream(second) && !aclrtDestroyEvent(event));
 }
 
@@ -215,34 +229,45 @@ void pinned_memory_outlives_its_copies() {
   });
   CHECK(!aclrtMemcpyAsync(host, 64, device, 64, 2, stream) && !aclrtFreeHost(host));
   go = true;
-  CHECK(aclrtSynchronizeStream(stream) == softnpu::kKernelFault && !aclrtFree(device) && !aclrtDestroyStream(stream));
+  CHECK(aclrtSynchronizeStream(stream) == softnpu::kKernelFault && !aclrtFree(device) &&
+        !aclrtDestroyStream(stream));
 }
 
 void mapped_memory() {
   constexpr size_t block = size_t{2} << 20;
   void *range, *one, *two;
-  CHECK(!aclrtReserveMemAddress(&range, 2 * block, 0, nullptr, 0) && !aclrtMallocPhysical(&one, block, nullptr, 0) &&
+  CHECK(!aclrtReserveMemAddress(&range, 2 * block, 0, nullptr, 0) &&
+        !aclrtMallocPhysical(&one, block, nullptr, 0) &&
         !aclrtMallocPhysical(&two, block, nullptr, 0));
   char* const start = static_cast<char*>(range);
-  CHECK(aclrtMapMem(start, 2 * block, 0, one, 0) != 0 && aclrtMapMem(start + 2 * block, block, 0, one, 0) != 0);
+  CHECK(aclrtMapMem(start, 2 * block, 0, one, 0) != 0 &&
+        aclrtMapMem(start + 2 * block, block, 0, one, 0) != 0);
   CHECK(!aclrtMapMem(start, block, 0, one, 0));
-  CHECK(aclrtMapMem(start + block, block, 0, one, 0) != 0 && aclrtMapMem(start + block / 2, block, 0, two, 0) != 0);
+  CHECK(aclrtMapMem(start + block, block, 0, one, 0) != 0 &&
+        aclrtMapMem(start + block / 2, block, 0, two, 0) != 0);
   CHECK(aclrtFreePhysical(one) != 0 && aclrtReleaseMemAddress(range) != 0);
   CHECK(aclrtMemset(start, ~size_t{0}, 1, ~size_t{0}) != 0 && !aclrtMemset(start, block, 1, block));
-  CHECK(!aclrtUnmapMem(start) && !aclrtFreePhysical(one) && aclrtFreePhysical(one) != 0 && !aclrtFreePhysical(two));
+  CHECK(!aclrtUnmapMem(start) && !aclrtFreePhysical(one) && aclrtFreePhysical(one) != 0 &&
+        !aclrtFreePhysical(two));
   CHECK(!aclrtReleaseMemAddress(range) && aclrtReleaseMemAddress(range) != 0);
 }
 
 void captures_end_well() {
   void *stream, *event, *graph, *ignored;
   int status;
-  CHECK(!aclrtCreateStream(&stream) && !aclrtCreateEventWithFlag(&event, 0) && !aclmdlRICaptureBegin(stream, 0));
-  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) && aclmdlRIExecuteAsync(graph, stream) != 0);
-  CHECK(!aclrtRecordEvent(event, stream) && aclrtSynchronizeEvent(event) == softnpu::kEventCaptured);
-  CHECK(aclmdlRICaptureEnd(stream, &ignored) == softnpu::kCaptureInvalidated && !aclmdlRICaptureBegin(stream, 0));
+  CHECK(!aclrtCreateStream(&stream) && !aclrtCreateEventWithFlag(&event, 0) &&
+        !aclmdlRICaptureBegin(stream, 0));
+  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) &&
+        aclmdlRIExecuteAsync(graph, stream) != 0);
+  CHECK(!aclrtRecordEvent(event, stream) &&
+        aclrtSynchronizeEvent(event) == softnpu::kEventCaptured);
+  CHECK(aclmdlRICaptureEnd(stream, &ignored) == softnpu::kCaptureInvalidated &&
+        !aclmdlRICaptureBegin(stream, 0));
   CHECK(aclrtDestroyStream(stream) == softnpu::kStreamCaptured);
-  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) && aclmdlRIDestroy(graph) == softnpu::kModelCaptured);
-  CHECK(!aclmdlRICaptureEnd(stream, &graph) && !aclmdlRIDestroy(graph) && aclmdlRIDestroy(graph) == softnpu::kHandle);
+  CHECK(!aclmdlRICaptureGetInfo(stream, &status, &graph) &&
+        aclmdlRIDestroy(graph) == softnpu::kModelCaptured);
+  CHECK(!aclmdlRICaptureEnd(stream, &graph) && !aclmdlRIDestroy(graph) &&
+        aclmdlRIDestroy(graph) == softnpu::kHandle);
   CHECK(!aclrtDestroyStream(stream) && !aclrtDestroyEvent(event));
 }
 
@@ -251,17 +276,20 @@ void other_threads() {
   CHECK(!aclrtCreateStream(&stream));
   std::thread([] {
     void* p;
-    CHECK(aclrtMalloc(&p, 8, 0) == softnpu::kNoContext && aclrtSynchronizeStream(nullptr) == softnpu::kNoContext);
+    CHECK(aclrtMalloc(&p, 8, 0) == softnpu::kNoContext &&
+          aclrtSynchronizeStream(nullptr) == softnpu::kNoContext);
   }).join();
   CHECK(!aclrtDestroyStream(stream));
 }
 
-// In a forked child; it has no worker threads, and locks that other threads held stay locked for ever.
+// In a forked child; it has no worker threads, and locks that other threads held stay locked for
+// ever.
 bool everything_is_refused(void* stream, void* p) {
   void* other;
-  return aclrtMemsetAsync(p, 8, 0, 8, stream) && aclrtSynchronizeStream(stream) && aclrtSynchronizeDevice() &&
-         aclrtMalloc(&other, 8, 0) && aclrtFree(p) && aclrtCreateStream(&other) && aclrtDestroyStream(stream) &&
-         aclrtMemset(p, 8, 0, 8) && aclFinalize() && !softnpu_statistics(nullptr, 0) && softnpu_check_red_zones();
+  return aclrtMemsetAsync(p, 8, 0, 8, stream) && aclrtSynchronizeStream(stream) &&
+         aclrtSynchronizeDevice() && aclrtMalloc(&other, 8, 0) && aclrtFree(p) &&
+         aclrtCreateStream(&other) && aclrtDestroyStream(stream) && aclrtMemset(p, 8, 0, 8) &&
+         aclFinalize() && !softnpu_statistics(nullptr, 0) && softnpu_check_red_zones();
 }
 
 void forks() {
@@ -272,7 +300,8 @@ void forks() {
     CHECK(!aclrtSetDevice(0));
     void *other, *memory;
     while (!stop) {
-      CHECK(!aclrtCreateStream(&other) && !aclrtMalloc(&memory, 8, 0) && softnpu_statistics(nullptr, 0));
+      CHECK(!aclrtCreateStream(&other) && !aclrtMalloc(&memory, 8, 0) &&
+            softnpu_statistics(nullptr, 0));
       CHECK(!aclrtDestroyStream(other) && !aclrtFree(memory));
     }
   });

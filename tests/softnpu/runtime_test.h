@@ -54,8 +54,8 @@ int aclrtUnmapMem(void*);
 int aclmdlRICaptureThreadExchangeMode(int*);
 size_t softnpu_statistics(char*, size_t);
 int softnpu_check_red_zones();
-aclTensor* aclCreateTensor(const int64_t*, uint64_t, int, const int64_t*, int64_t, int, const int64_t*, uint64_t,
-                           void*);
+aclTensor* aclCreateTensor(const int64_t*, uint64_t, int, const int64_t*, int64_t, int,
+                           const int64_t*, uint64_t, void*);
 int aclDestroyTensor(const aclTensor*);
 int aclGetViewShape(const aclTensor*, int64_t**, uint64_t*);
 aclTensorList* aclCreateTensorList(aclTensor* const*, uint64_t);
@@ -66,12 +66,13 @@ aclIntArray* aclCreateIntArray(const int64_t*, uint64_t);
 int aclDestroyIntArray(const aclIntArray*);
 }
 
-#define CHECK(condition)                                                                                 \
-  do {                                                                                                   \
-    if (!(condition)) {                                                                                  \
-      std::fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, softnpu::last_message()); \
-      std::exit(1);                                                                                      \
-    }                                                                                                    \
+#define CHECK(condition)                                                       \
+  do {                                                                         \
+    if (!(condition)) {                                                        \
+      std::fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, \
+                   softnpu::last_message());                                   \
+      std::exit(1);                                                            \
+    }                                                                          \
   } while (0)
 
 void before_initialisation();  // the first thing of the process

@@ -8,24 +8,38 @@ from processes import long, run
 from softnpu import SOCS
 
 
-@pytest.mark.parametrize(("ranks", "soc"), [(2, SOCS[0]), (4, SOCS[1]), pytest.param(3, SOCS[2], marks=long)])
+@pytest.mark.parametrize(
+    ("ranks", "soc"), [(2, SOCS[0]), (4, SOCS[1]), pytest.param(3, SOCS[2], marks=long)]
+)
 def test_collectives(ranks, soc):
     code, output = run("collectives.py", ranks=ranks, soc=soc)
     assert code == 0 and output.count("good") == ranks, output
 
 
 @pytest.mark.parametrize(
-    ("ranks", "soc"), [(2, SOCS[0]), pytest.param(4, SOCS[1], marks=long), pytest.param(2, SOCS[2], marks=long)]
+    ("ranks", "soc"),
+    [(2, SOCS[0]), pytest.param(4, SOCS[1], marks=long), pytest.param(2, SOCS[2], marks=long)],
 )
 def test_what_users_call(ranks, soc):
     code, output = run("distributed.py", ranks=ranks, soc=soc)
     assert code == 0 and output.count("good") == ranks, output
 
 
-CALLS = ["all_reduce", "message", "group", "broadcast", "all_gather", "reduce_scatter", "all_to_all", "barrier"]
+CALLS = [
+    "all_reduce",
+    "message",
+    "group",
+    "broadcast",
+    "all_gather",
+    "reduce_scatter",
+    "all_to_all",
+    "barrier",
+]
 
 
-@pytest.mark.parametrize("call", [*CALLS[:2], *(pytest.param(call, marks=long) for call in CALLS[2:])])
+@pytest.mark.parametrize(
+    "call", [*CALLS[:2], *(pytest.param(call, marks=long) for call in CALLS[2:])]
+)
 def test_a_lost_rank_is_an_error(call):
     _, output = run("lost_rank.py", call, ranks=2, variables={"HCCL_CONNECT_TIMEOUT": "600"})
     assert "lost rank: noticed" in output and "NOT NOTICED" not in output, output
@@ -49,10 +63,17 @@ REASONS = {
 }
 
 
-CORE = ("count", "message", "unreceived", "fault")  # the other ones without torch: collectives_test.cpp
+CORE = (
+    "count",
+    "message",
+    "unreceived",
+    "fault",
+)  # the other ones without torch: collectives_test.cpp
 
 
-@pytest.mark.parametrize("case", [case if case in CORE else pytest.param(case, marks=long) for case in REASONS])
+@pytest.mark.parametrize(
+    "case", [case if case in CORE else pytest.param(case, marks=long) for case in REASONS]
+)
 def test_ranks_that_disagree_all_learn_it(case):
     code, output = run("disagreeing_ranks.py", case, ranks=2)
     assert code == 0 and "NOT NOTICED" not in output and REASONS[case] in output, output

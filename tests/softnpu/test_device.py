@@ -20,10 +20,15 @@ def test_models_equal_the_cpu(soc):
 def test_first_commands_give_the_tokens_of_the_cpu(soc, more, tmp_path):
     code, output = run("first_commands.py", tmp_path, *more, soc=soc)
     assert code == 0 and "first commands: 0 problems" in output, output
-    assert output.count("as every operator without a kernel, runs as its PyTorch reference on npu") == 1, output
+    assert (
+        output.count("as every operator without a kernel, runs as its PyTorch reference on npu")
+        == 1
+    ), output
 
 
-@pytest.mark.parametrize(("soc", "calls"), [*((soc, 2100) for soc in SOCS), pytest.param(SOCS[0], 12000, marks=long)])
+@pytest.mark.parametrize(
+    ("soc", "calls"), [*((soc, 2100) for soc in SOCS), pytest.param(SOCS[0], 12000, marks=long)]
+)
 def test_random_calls_equal_the_cpu(soc, calls):
     code, output = run("differential.py", calls, soc=soc)
     assert code == 0 and f"{calls} distinct calls, 0 differ, 0 refused" in output, output
@@ -38,8 +43,12 @@ SAME_VALUES = {
 
 @pytest.mark.parametrize(("soc", "program"), [(SOCS[0], "models.py"), (SOCS[2], "fused.py")])
 def test_every_operator_asks_for_a_workspace(soc, program):
-    """It is checked when given and overwritten before each run: whose memory it was would be spoilt."""
-    code, output = run(program, soc=soc, cann="9.2.0", variables={"SOFTNPU_WORKSPACE": "5000", **SAME_VALUES})
+    """It is checked when given and overwritten before each run:
+    whose memory it was would be spoilt.
+    """
+    code, output = run(
+        program, soc=soc, cann="9.2.0", variables={"SOFTNPU_WORKSPACE": "5000", **SAME_VALUES}
+    )
     assert code == 0, output
 
 
@@ -64,7 +73,9 @@ def test_torch_nn_equals_the_cpu(program, soc):
 )
 def test_samples_of_torch_equal_the_cpu(soc, dtype, share, shares):
     """All of torch's operators, but for the table in samples_known.py."""
-    code, output = run("samples.py", dtype, share, shares, soc=soc, variables={"TASK_QUEUE_ENABLE": "0"})
+    code, output = run(
+        "samples.py", dtype, share, shares, soc=soc, variables={"TASK_QUEUE_ENABLE": "0"}
+    )
     assert code == 0 and " 0 problems" in output, output
 
 
@@ -78,11 +89,15 @@ def test_popular_models_equal_the_cpu(soc):
 @pytest.mark.parametrize("soc", SOCS)
 def test_fused_operators_equal_their_documents(soc, cann):
     """With the CANN that the chip came with, and with the newest one, which has more of them."""
-    code, output = run("fused.py", soc=soc, cann=cann or ("9.0.0" if soc.startswith("Ascend950") else None))
+    code, output = run(
+        "fused.py", soc=soc, cann=cann or ("9.0.0" if soc.startswith("Ascend950") else None)
+    )
     assert code == 0, output
 
 
-@pytest.mark.parametrize("case", ["fresh", "memory", "kernel", "inject", "graph", "events", "leak", "travel"])
+@pytest.mark.parametrize(
+    "case", ["fresh", "memory", "kernel", "inject", "graph", "events", "leak", "travel"]
+)
 def test_guard(case):
     code, output = run("guards.py", case, memory="256M", variables={"TASK_QUEUE_ENABLE": "0"})
     assert code == 0 and "caught" in output, output
@@ -120,16 +135,21 @@ def test_expandable_segments():
 
 
 def test_fixture(tmp_path):
-    """In a user's own tests: the device starts in process, and a test that leaves an idle launch behind fails."""
+    """In a user's own tests: the device starts in process,
+    and a test that leaves an idle launch behind fails.
+    """
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["softnpu.pytest_plugin"]\n')
     (tmp_path / "test_it.py").write_text(
-        "import torch\n\n\ndef test_good(softnpu):\n    assert torch.ones(3, device='npu').sum().item() == 3\n"
+        "import torch\n\n\ndef test_good(softnpu):\n    assert "
+        "torch.ones(3, device='npu').sum().item() == 3\n"
         "    assert softnpu.launches()['aclnnReduceSum'] == 1\n\n\n"
-        "def test_idle(softnpu):\n    softnpu.inject('aclnnMul@idle:1:1')\n    x = torch.ones(3, device='npu')\n"
+        "def test_idle(softnpu):\n    softnpu.inject('aclnnMul@idle:1:1')\n    x = "
+        "torch.ones(3, device='npu')\n"
         "    (x * x).cpu()\n\n\n"
         "def test_unfired(softnpu):\n    softnpu.inject('aclnnAtan2:1:5,aclnnMuls@idle:2:1')\n"
         "    (torch.ones(3, device='npu') * 2).cpu()\n\n\n"
-        "def test_in_flight(softnpu):\n    x = torch.ones(9, device='npu')\n    for _ in range(50):\n        x = x * 2\n"
+        "def test_in_flight(softnpu):\n    x = torch.ones(9, device='npu')\n    for _ in "
+        "range(50):\n        x = x * 2\n"
     )
     autoload_off = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     code, output = execute(["-m", "pytest", str(tmp_path), "-p", "no:cacheprovider"], autoload_off)
@@ -138,9 +158,13 @@ def test_fixture(tmp_path):
     assert "never fired in this test: ['aclnnAtan2:1:5', 'aclnnMuls@idle:2:1']" in output
 
 
-@pytest.mark.parametrize(("operator", "soc"), [("SoftmaxCrossEntropyWithLogits", SOCS[0]), ("aclStft", SOCS[2])])
+@pytest.mark.parametrize(
+    ("operator", "soc"), [("SoftmaxCrossEntropyWithLogits", SOCS[0]), ("aclStft", SOCS[2])]
+)
 def test_unknown_operator_is_named(operator, soc):
-    code, output = run("guards.py", "unknown", operator, soc=soc, variables={"TASK_QUEUE_ENABLE": "0"})
+    code, output = run(
+        "guards.py", "unknown", operator, soc=soc, variables={"TASK_QUEUE_ENABLE": "0"}
+    )
     assert code == 0 and "caught" in output, output
 
 
@@ -180,5 +204,7 @@ def test_chaos_changes_nothing_and_finds_a_missing_wait(seeds):
     ],
 )
 def test_every_call_of_a_decode_step_fails_once(model, stride, soc):
-    code, output = run("sweep.py", model, stride, soc=soc, timeout=550, variables={"TASK_QUEUE_ENABLE": "0"})
+    code, output = run(
+        "sweep.py", model, stride, soc=soc, timeout=550, variables={"TASK_QUEUE_ENABLE": "0"}
+    )
     assert code == 0, output

@@ -20,7 +20,9 @@ def launchers(part, soc=SOCS[0], **options):
 
 @pytest.mark.parametrize("soc", SOCS)
 def test_every_case_fits_on_every_chip(soc):
-    launched = dict(re.findall(r"^(\w+): (\d+) of \d+ cases launched", launchers("parity", soc), re.MULTILINE))
+    launched = dict(
+        re.findall(r"^(\w+): (\d+) of \d+ cases launched", launchers("parity", soc), re.MULTILINE)
+    )
     assert int(launched["rms_norm"]) == len(list(OPERATORS["rms_norm"].iterate_cases()))
     assert int(launched["hc_post"]) > 0
     assert (int(launched["hc_pre"]) > 0) == ("950" in soc)
@@ -43,12 +45,16 @@ def test_a_captured_launch_replays(queue):
 @pytest.mark.parametrize("queue", QUEUES)
 def test_a_refusal_of_phase_1_is_an_error_of_the_call(queue):
     planned = f"{NORM}GetWorkspaceSize:1:561002"
-    assert "refused, then right" in launchers("refused", fail=planned, variables={"TASK_QUEUE_ENABLE": queue})
+    assert "refused, then right" in launchers(
+        "refused", fail=planned, variables={"TASK_QUEUE_ENABLE": queue}
+    )
 
 
 def test_a_failing_launch_is_an_error_of_the_call():
     planned = f"{NORM}:1:361001"
-    assert "failed, then right" in launchers("failed", fail=planned, variables={"TASK_QUEUE_ENABLE": "0"})
+    assert "failed, then right" in launchers(
+        "failed", fail=planned, variables={"TASK_QUEUE_ENABLE": "0"}
+    )
 
 
 def test_other_machines_can_be_asked_about():

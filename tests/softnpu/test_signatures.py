@@ -1,4 +1,6 @@
-"""softnpu_signature: the C arguments of each operator as data, for comparison with what a launcher sends."""
+"""softnpu_signature: the C arguments of each operator as data,
+for comparison with what a launcher sends.
+"""
 
 import json
 import re
@@ -19,18 +21,20 @@ LAMBDAS = {
 }
 STRUCTS = {
     "aclnnRmsNorm": f"{TENSOR} x, {TENSOR} gamma, double epsilon, {OUT} y, {OUT} rstd",
-    "aclnnRotaryPositionEmbedding": f"{TENSOR} x, {TENSOR} cos, {TENSOR} sin, int64_t mode, {OUT} out",
+    "aclnnRotaryPositionEmbedding": f"{TENSOR} x, {TENSOR} cos, {TENSOR} sin, int64_t mode, {OUT} "
+    "out",
     "aclnnRotaryPositionEmbeddingV2": (
         f"{TENSOR} x, {TENSOR} cos, {TENSOR} sin, int64_t mode, {TENSOR} rotate, {OUT} out"
     ),
     "aclnnMoeGatingTopK": (
-        f"{TENSOR} x, {TENSOR} bias, int64_t k, int64_t k_group, int64_t group_count, int64_t group_select_mode, "
-        "int64_t renorm, int64_t norm_type, bool out_flag, double routed_scaling_factor, double eps, "
-        f"{OUT} y, {OUT} expert_idx, {OUT} out"
+        f"{TENSOR} x, {TENSOR} bias, int64_t k, int64_t k_group, int64_t group_count, int64_t "
+        "group_select_mode, int64_t renorm, int64_t norm_type, bool out_flag, double "
+        f"routed_scaling_factor, double eps, {OUT} y, {OUT} expert_idx, {OUT} out"
     ),
     "aclnnDynamicQuantV4": (
-        f"{TENSOR} x, {TENSOR} smooth_scales, {TENSOR} group_index, aclDataType dst_type, bool symmetrical, "
-        f"const char* quant_mode, float dst_type_max, {OUT} y, {OUT} scale, {OUT} offset"
+        f"{TENSOR} x, {TENSOR} smooth_scales, {TENSOR} group_index, aclDataType dst_type, bool "
+        f"symmetrical, const char* quant_mode, float dst_type_max, {OUT} y, {OUT} scale, {OUT} "
+        "offset"
     ),
 }
 
@@ -60,8 +64,12 @@ def test_a_struct_has_names_too(signatures, name):
 
 
 def test_versions_of_an_operator_differ_by_what_they_add(signatures):
-    """The lists of a struct are put together from parts: names stay with their types across the seams."""
-    v4, v5, nz = (signatures[f"aclnnGroupedMatmul{name}"].split(", ") for name in ("V4", "V5", "WeightNz"))
+    """The lists of a struct are put together from parts:
+    names stay with their types across the seams.
+    """
+    v4, v5, nz = (
+        signatures[f"aclnnGroupedMatmul{name}"].split(", ") for name in ("V4", "V5", "WeightNz")
+    )
     assert [x for x in v5 if x not in v4] == ["const aclIntArray* tuning"]
     assert [x for x in nz if x not in v5] == ["int64_t quant_group"]
     assert v5[:2] == [f"{LIST} x", f"{LIST} weight"] and v5[-3] == f"{OUTS} out"
@@ -70,5 +78,9 @@ def test_versions_of_an_operator_differ_by_what_they_add(signatures):
 
 def test_every_argument_of_a_struct_has_a_name(signatures):
     for name, signature in signatures.items():
-        named = [" " in argument.replace("const ", "") for argument in signature.split(", ")] if signature else []
+        named = (
+            [" " in argument.replace("const ", "") for argument in signature.split(", ")]
+            if signature
+            else []
+        )
         assert all(named) or not any(named), name

@@ -14,7 +14,9 @@ REQUIRED = "SOFTNPU_REQUIRED"
 """ci/test sets it: what is skipped here was then not tested at all."""
 
 BESIDE = Path(sys.prefix) / "npu"
-"""Where ci/setup puts torch_npu: on the path of these tests' programs only, since it breaks `import torch` without CANN."""
+"""Where ci/setup puts torch_npu: on the path of these tests' programs only,
+since it breaks `import torch` without CANN.
+"""
 
 
 def missing() -> str | None:

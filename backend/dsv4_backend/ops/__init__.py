@@ -1,4 +1,6 @@
-"""One module per operator family; importing this package declares every contract, family after family by name."""
+"""One module per operator family;
+importing this package declares every contract, family after family by name.
+"""
 
 from importlib import import_module
 from pkgutil import iter_modules

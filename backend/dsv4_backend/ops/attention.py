@@ -17,14 +17,18 @@ _POSITIONS = 1 << 31
 
 
 class Keys(NamedTuple):
-    """Keys that are also values, in list order: rows [T, n, D] in the accumulation dtype; valid: bool [T, n]."""
+    """Keys that are also values, in list order: rows [T, n, D] in the accumulation dtype;
+    valid: bool [T, n].
+    """
 
     rows: torch.Tensor
     valid: torch.Tensor
     hidden_rows: bool = False  # whether rows without `valid` hold anything but zeros
 
     def values(self) -> torch.Tensor:
-        """Rows for the weighted sum: NaN shows in the scores, and where hidden it must not leak as 0 * NaN."""
+        """Rows for the weighted sum: NaN shows in the scores,
+        and where hidden it must not leak as 0 * NaN.
+        """
         return self.rows.nan_to_num(0, 0, 0) if self.hidden_rows else self.rows
 
 
@@ -52,7 +56,9 @@ class AttentionCall(NamedTuple):
         return ragged.token_positions(self.query_start_loc, self.seq_lens, self.q.shape[0])
 
     def shares_entries(self) -> bool:
-        """Whether all tokens attend to the entries of one sequence, in one order: no copy of them per token."""
+        """Whether all tokens attend to the entries of one sequence,
+        in one order: no copy of them per token.
+        """
         return self.cmp_indices is None and len(self.seq_lens) == 1
 
     def token_bytes(self) -> int:
@@ -77,7 +83,9 @@ class Tokens(NamedTuple):
 
 
 def near_positions(positions: torch.Tensor, window: int) -> torch.Tensor:
-    """Positions of each token's window keys from max(t - window + 1, 0) on, -1 behind the token: [T, window]."""
+    """Positions of each token's window keys from max(t - window + 1, 0) on,
+    -1 behind the token: [T, window].
+    """
     first = (positions[:, None] + 1 - window).clamp(min=0)
     index = first + torch.arange(window, device=positions.device)
     return index.masked_fill(index > positions[:, None], -1)
@@ -88,7 +96,9 @@ def visible_entries(positions: torch.Tensor, ratio: int) -> torch.Tensor:
     return (positions + 1) // ratio
 
 
-def _chosen(cache: torch.Tensor, table: torch.Tensor, owners: torch.Tensor, index: torch.Tensor) -> Keys:
+def _chosen(
+    cache: torch.Tensor, table: torch.Tensor, owners: torch.Tensor, index: torch.Tensor
+) -> Keys:
     """The rows `index` [T, n] of each token's sequence; negative indices are no keys."""
     flat = ragged.slots(table, owners[:, None], index, cache.shape[1])
     valid = flat >= 0
@@ -102,7 +112,9 @@ def window_keys(call: AttentionCall, tokens: Tokens) -> Keys:
 
 
 def compressed_keys(call: AttentionCall, tokens: Tokens) -> Keys | None:
-    """Compressed entries of every token, the chosen or all visible ones; None without compression."""
+    """Compressed entries of every token, the chosen or all visible ones;
+    None without compression.
+    """
     cache, table, owners = call.cmp_cache, call.cmp_block_table, tokens.owners
     if cache is None or table is None:
         return None
@@ -124,7 +136,8 @@ def score_keys(q: torch.Tensor, keys: Keys) -> torch.Tensor:
 
 
 def running_peaks(scores: torch.Tensor, tile: int = TILE) -> torch.Tensor:
-    """Largest score up to the end of each tile [T, H, tiles]; before the first key that of the row, 0 without a key.
+    """Largest score up to the end of each tile [T, H, tiles];
+    before the first key that of the row, 0 without a key.
 
     It cancels in the result, but for the rounding of probabilities, so it needs no gradient.
     """
@@ -147,7 +160,9 @@ def round_probabilities(p: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return p.to(dtype).to(p.dtype)
 
 
-def attend(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys], tile: int = TILE) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, sink: torch.Tensor, parts: list[Keys], tile: int = TILE
+) -> torch.Tensor:
     """One softmax over all parts, in their order, and the sink: [T, H, D] in q's dtype."""
     wide = compute(q)
     logits = torch.cat([score_keys(wide, keys) for keys in parts], -1)
@@ -157,15 +172,19 @@ def attend(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys], tile: int = T
     p, rescale = (logits - of_key).exp(), (of_key - last).exp()
     total = (p * rescale).sum(-1, keepdim=True)
     total = total.masked_fill(total == 0, 1)
-    weights = (round_probabilities(p, q.dtype) * rescale).split([keys.valid.shape[1] for keys in parts], -1)
-    mixed = torch.stack([torch.bmm(w, keys.values()) for w, keys in zip(weights, parts, strict=True)]).sum(0)
+    weights = (round_probabilities(p, q.dtype) * rescale).split(
+        [keys.valid.shape[1] for keys in parts], -1
+    )
+    mixed = torch.stack(
+        [torch.bmm(w, keys.values()) for w, keys in zip(weights, parts, strict=True)]
+    ).sum(0)
     return (mixed / total * keys_share(last, total, sink.to(wide.dtype))).to(q.dtype)
 
 
 @operator(
     "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, Tensor? cmp_cache, "
-    "Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, Tensor seq_lens, int window, int ratio) "
-    "-> Tensor",
+    "Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, Tensor seq_lens, int "
+    "window, int ratio) -> Tensor",
     rows=(16,),
     arguments={
         "q": "float [T, H, D]",
@@ -180,9 +199,10 @@ def attend(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys], tile: int = T
         "ratio": "at least 0",
     },
     tolerance=Tolerance(
-        reason="fp32 sums in any order; a bf16 probability next to a midpoint may tip, 2^-8 of it: seen up to 0.93 of "
-        "the limit with noise of 4e-6 on the scores, where rounding against another maximum uses 2.3 or more; the "
-        "result may land on the other neighbour (2^-7)",
+        reason="fp32 sums in any order; a bf16 probability next to a midpoint may tip, 2^-8 of it: "
+        "seen up to 0.93 of the limit with noise of 4e-6 on the scores, where rounding "
+        "against another maximum uses 2.3 or more; the result may land on the other "
+        "neighbour (2^-7)",
         ideal=(4e-6, 2e-5),
         official=(2**-9, 2**-7),
     ),
@@ -200,23 +220,25 @@ def sparse_attention(
     window: int,
     ratio: int,
 ) -> torch.Tensor:
-    """Multi-query attention over window keys and compressed entries, one softmax together with a sink per head.
+    """Multi-query attention over window keys and compressed entries,
+    one softmax together with a sink per head.
 
-    q: [T, H, D]; sink: fp32 [H], -inf for none; caches: paged [num_blocks, block_size, D] in q's dtype with this
-    call's rows already in them; a row is key and value of all heads. The token at position t sees window keys
-    t - window + 1 .. t (the window's table may be a ring) and, if ratio > 0, compressed entries: those named by
-    cmp_indices (int32 [T, N], each < (t + 1) // ratio, -1 = none, a repeated one counts twice), or all
-    i < (t + 1) // ratio when cmp_indices is None. ratio 0: the three cmp_ arguments are None. window 0 means no window
-    keys and needs ratio > 0.
-    The keys of a token form a list: window rows from position max(t - window + 1, 0) on, padded with "no key" to
-    window columns, then compressed entries, in the order of cmp_indices or ascending. An online softmax takes it in
-    tiles of 64: a = (q . k) * D^-0.5 in fp32; p = exp(a - m), m the largest a up to the end of p's tile, the sink not
-    among them; p is cast to q's dtype for the product with the values only. With M the largest a of all and
-    w = p exp(m - M), o = sum w k / (sum w + exp(sink - M)), fp32, one cast. So the order of the list matters to
-    roundings of p; it does not depend on the chunk. Returns [T, H, D] in q's dtype. Tokens are done in tiles, with
-    temporaries of tiles.BUDGET. A row with no key is 0. T = 0 gives an empty result. NaN in hidden rows does not
-    matter. ArgumentError for dtypes, offsets, lengths, blocks, or indices that do not fit.
-    Source: spec/v4.md 4.2, 4.6 [OFF-K sparse_attn].
+    q: [T, H, D]; sink: fp32 [H], -inf for none; caches: paged [num_blocks, block_size, D] in q's
+    dtype with this call's rows already in them; a row is key and value of all heads. The token at
+    position t sees window keys t - window + 1 .. t (the window's table may be a ring) and, if ratio
+    > 0, compressed entries: those named by cmp_indices (int32 [T, N], each < (t + 1) // ratio, -1 =
+    none, a repeated one counts twice), or all i < (t + 1) // ratio when cmp_indices is None. ratio
+    0: the three cmp_ arguments are None. window 0 means no window keys and needs ratio > 0. The
+    keys of a token form a list: window rows from position max(t - window + 1, 0) on, padded with
+    "no key" to window columns, then compressed entries, in the order of cmp_indices or ascending.
+    An online softmax takes it in tiles of 64: a = (q . k) * D^-0.5 in fp32; p = exp(a - m), m the
+    largest a up to the end of p's tile, the sink not among them; p is cast to q's dtype for the
+    product with the values only. With M the largest a of all and w = p exp(m - M), o = sum w k /
+    (sum w + exp(sink - M)), fp32, one cast. So the order of the list matters to roundings of p; it
+    does not depend on the chunk. Returns [T, H, D] in q's dtype. Tokens are done in tiles, with
+    temporaries of tiles.BUDGET. A row with no key is 0. T = 0 gives an empty result. NaN in hidden
+    rows does not matter. ArgumentError for dtypes, offsets, lengths, blocks, or indices that do not
+    fit. Source: spec/v4.md 4.2, 4.6 [OFF-K sparse_attn].
     """
     caches = (window_cache, window_block_table, cmp_cache, cmp_block_table, cmp_indices)
     call = AttentionCall(q, sink, *caches, query_start_loc, seq_lens, window, ratio)
@@ -234,14 +256,20 @@ def sparse_attention(
 def _(*arguments: Any) -> None:
     call = AttentionCall(*arguments)
     if not (0 if call.ratio else 1) <= call.window < _POSITIONS:
-        raise sparse_attention.reject("window", call.window, "at least 1, or 0 beside compressed entries, below 2^31")
+        raise sparse_attention.reject(
+            "window", call.window, "at least 1, or 0 beside compressed entries, below 2^31"
+        )
     if 0 in call.q.shape[1:]:
-        raise sparse_attention.reject("q", f"shape {tuple(call.q.shape)}", "at least one head and one channel")
+        raise sparse_attention.reject(
+            "q", f"shape {tuple(call.q.shape)}", "at least one head and one channel"
+        )
     for name in ("cmp_cache", "cmp_block_table"):
         given = getattr(call, name) is not None
         if given != (call.ratio > 0):
             expected = "a tensor" if call.ratio else "None"
-            raise sparse_attention.reject(name, "a tensor" if given else "None", f"{expected} for ratio {call.ratio}")
+            raise sparse_attention.reject(
+                name, "a tensor" if given else "None", f"{expected} for ratio {call.ratio}"
+            )
     if call.cmp_indices is not None and call.ratio == 0:
         raise sparse_attention.reject("cmp_indices", "a tensor", "None for ratio 0")
     for name, cache, table in (
@@ -262,16 +290,28 @@ def _(*arguments: Any) -> None:
     if call.window:
         first = (call.seq_lens - new + 1 - call.window).clamp(min=0)
         num_blocks, block_size = call.window_cache.shape[:2]
-        ragged.check_table(name, "window_block_table", call.window_block_table, first, after, block_size, num_blocks)
+        ragged.check_table(
+            name,
+            "window_block_table",
+            call.window_block_table,
+            first,
+            after,
+            block_size,
+            num_blocks,
+        )
     if call.cmp_cache is not None and call.cmp_block_table is not None:
         num_blocks, block_size = call.cmp_cache.shape[:2]
         after = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
         first = torch.zeros_like(after)
-        ragged.check_table(name, "cmp_block_table", call.cmp_block_table, first, after, block_size, num_blocks)
+        ragged.check_table(
+            name, "cmp_block_table", call.cmp_block_table, first, after, block_size, num_blocks
+        )
     if call.cmp_indices is not None:
         visible = visible_entries(call.positions(), call.ratio)[:, None]
         outside = ((call.cmp_indices < -1) | (call.cmp_indices >= visible)).nonzero()
         if len(outside):
             t, j = outside[0].tolist()
             found = f"{int(call.cmp_indices[t, j])} at [{t}, {j}]"
-            raise sparse_attention.reject("cmp_indices", found, f"-1 or one of the {int(visible[t])} visible entries")
+            raise sparse_attention.reject(
+                "cmp_indices", found, f"-1 or one of the {int(visible[t])} visible entries"
+            )

@@ -8,9 +8,11 @@ from dsv4_backend.contract import Operator, Tolerance, operator
 
 
 def write_targets(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where to write (int64 [M+1]) and which of M+1 rows to write there, row M being what slot 0 holds already.
+    """Where to write (int64 [M+1]) and which of M+1 rows to write there,
+    row M being what slot 0 holds already.
 
-    A skipped row repeats the write of a row that is not skipped, or else rewrites slot 0: shapes stay static.
+    A skipped row repeats the write of a row that is not skipped, or else rewrites slot 0: shapes
+    stay static.
     """
     padded = torch.cat([slots, slots.new_full((1,), -1)])
     own = torch.arange(padded.shape[0], device=slots.device)
@@ -20,11 +22,15 @@ def write_targets(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_slots(contract: Operator, slots: torch.Tensor, capacity: int, unique: bool) -> None:
-    """ArgumentError unless every slot is -1 or in [0, capacity) and, if `unique`, no slot stands twice."""
+    """ArgumentError unless every slot is -1 or in [0, capacity) and,
+    if `unique`, no slot stands twice.
+    """
     outside = ((slots < -1) | (slots >= capacity)).nonzero()
     if len(outside):
         i = int(outside[0])
-        raise contract.reject("slots", f"{slots[i].item()} at {i}", f"-1 or a slot in [0, {capacity})")
+        raise contract.reject(
+            "slots", f"{slots[i].item()} at {i}", f"-1 or a slot in [0, {capacity})"
+        )
     ordered = slots[slots >= 0].sort().values
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if unique and len(repeated):
@@ -34,16 +40,22 @@ def check_slots(contract: Operator, slots: torch.Tensor, capacity: int, unique: 
 @operator(
     "write_cache(Tensor(a!) cache, Tensor rows, Tensor slots) -> ()",
     rows=(21,),
-    arguments={"cache": "float [num_blocks, block_size, D]", "rows": "float like cache [M, D]", "slots": "i64 [M]"},
+    arguments={
+        "cache": "float [num_blocks, block_size, D]",
+        "rows": "float like cache [M, D]",
+        "slots": "i64 [M]",
+    },
     tolerance=Tolerance(reason="rows are copied, nothing is computed: bit equality"),
 )
 def write_cache(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
     """Copy rows into a paged cache: `cache[slot // block_size, slot % block_size] = row`.
 
-    cache: [num_blocks, block_size, D] float of any strides, at least one row, mutated; rows: [M, D], same dtype;
-    slots: int64 [M], flat `block * block_size + offset`, or -1 to skip the row. Nothing else in the cache changes;
-    zero rows change nothing. ArgumentError (nothing written) for a slot outside the cache or given twice.
-    Gradients reach rows and the cache's former content. Source: spec/v4.md 4.4, 6.5 (rows of bf16).
+    cache: [num_blocks, block_size, D] float of any strides, at least one row, mutated; rows: [M,
+    D], same dtype;
+    slots: int64 [M], flat `block * block_size + offset`, or -1 to skip the row. Nothing else in the
+    cache changes; zero rows change nothing. ArgumentError (nothing written) for a slot outside the
+    cache or given twice. Gradients reach rows and the cache's former content. Source: spec/v4.md
+    4.4, 6.5 (rows of bf16).
     """
     target, source = write_targets(slots)
     values = torch.cat([rows, cache[0, :1]])[source]

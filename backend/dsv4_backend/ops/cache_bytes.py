@@ -1,4 +1,6 @@
-"""Paged caches in byte formats: one write and one read operator per row of `cache_formats.FORMATS` (spec/v4.md 6.5)."""
+"""Paged caches in byte formats: one write and one read operator per row
+of `cache_formats.FORMATS` (spec/v4.md 6.5).
+"""
 
 from __future__ import annotations
 
@@ -42,13 +44,19 @@ _READ_DOC = """Rows of a paged cache in the format {name}, as they were quantise
 
 _LATENT_WIDTHS = " rope: how many of the last channels are the RoPE part, fewer than all."
 _LATENT_PADDING = {
-    "fp8_ds_mla": " Of other widths: a scale per 64 channels before RoPE, scales padded to a multiple of 8.",
-    "a5": " Of other widths: a scale per 64 channels before RoPE, entries padded to a multiple of 128 bytes.",
+    "fp8_ds_mla": " Of other widths: a scale per 64 channels before RoPE, scales padded to a "
+    "multiple of 8.",
+    "a5": " Of other widths: a scale per 64 channels before RoPE, entries padded to a multiple of "
+    "128 bytes.",
 }
 
 
-def write_bytes(form: Format, cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
-    """Reference of every write: cache uint8 [num_blocks, page], rows [M, channels] float, slots int64 [M]."""
+def write_bytes(
+    form: Format, cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int
+) -> None:
+    """Reference of every write: cache uint8 [num_blocks, page],
+    rows [M, channels] float, slots int64 [M].
+    """
     target, source = write_targets(slots)
     present = cache[:1].gather(1, data_columns(form, target.new_zeros(1), block_size))
     data = torch.cat([to_bytes(form, rows), present])[source]
@@ -58,10 +66,16 @@ def write_bytes(form: Format, cache: torch.Tensor, rows: torch.Tensor, slots: to
     )
 
 
-def read_bytes(form: Format, cache: torch.Tensor, slots: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Reference of every read: cache uint8 [num_blocks, page], slots int64 [M] -> fp32 [M, channels]."""
+def read_bytes(
+    form: Format, cache: torch.Tensor, slots: torch.Tensor, block_size: int
+) -> torch.Tensor:
+    """Reference of every read: cache uint8 [num_blocks, page],
+    slots int64 [M] -> fp32 [M, channels].
+    """
     entry = slots.clamp(min=0)
-    data = cache[(entry // block_size).unsqueeze(-1), data_columns(form, entry % block_size, block_size)]
+    data = cache[
+        (entry // block_size).unsqueeze(-1), data_columns(form, entry % block_size, block_size)
+    ]
     return torch.where((slots >= 0).unsqueeze(-1), from_bytes(form, data), 0.0)
 
 
@@ -72,7 +86,9 @@ def _check_page(contract: Operator, form: Format, cache: torch.Tensor, block_siz
         raise contract.reject("cache", f"shape {tuple(cache.shape)}", wanted)
 
 
-def _check_widths(contract: Operator, form: Format, argument: str, channels: int, rope: int) -> None:
+def _check_widths(
+    contract: Operator, form: Format, argument: str, channels: int, rope: int
+) -> None:
     least = 2 if form.name == "indexer_mxfp4" else 1
     if channels % least or channels - rope < 1:
         even = "an even number of channels" if least > 1 else "at least one channel before RoPE"
@@ -104,7 +120,9 @@ def _latent_write(form: Format) -> Callable[..., None]:
 
 
 def _key_write(form: Format) -> Callable[..., None]:
-    def write_keys(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int) -> None:
+    def write_keys(
+        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int
+    ) -> None:
         write_bytes(sized(form, rows.shape[1], 0), cache, rows, slots, block_size)
 
     return write_keys
@@ -124,13 +142,17 @@ def _latent_read(form: Format) -> Callable[..., torch.Tensor]:
 
 
 def _key_read(form: Format) -> Callable[..., torch.Tensor]:
-    def read_keys(cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int = INDEXER) -> torch.Tensor:
+    def read_keys(
+        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int = INDEXER
+    ) -> torch.Tensor:
         return read_bytes(sized(form, channels, 0), cache, slots, block_size)
 
     return read_keys
 
 
-def _declare(form: Format, schema: str, reference: Callable[..., Any], lines: dict[str, str], why: str) -> Operator:
+def _declare(
+    form: Format, schema: str, reference: Callable[..., Any], lines: dict[str, str], why: str
+) -> Operator:
     """The contract of a write or a read; `lines` are of its own arguments."""
     reference.__doc__ = _document(_WRITE_DOC if "rows" in lines else _READ_DOC, form)
     rope = {"rope": "at least 1"} if form.codec is LATENT else {}
@@ -141,7 +163,9 @@ def _declare(form: Format, schema: str, reference: Callable[..., Any], lines: di
         **lines,
         **rope,
     }
-    return operator(schema, rows=(21,), arguments=arguments, tolerance=Tolerance(reason=why))(reference)
+    return operator(schema, rows=(21,), arguments=arguments, tolerance=Tolerance(reason=why))(
+        reference
+    )
 
 
 def _declare_write(form: Format) -> Operator:
@@ -156,12 +180,16 @@ def _declare_write(form: Format) -> Operator:
     )
 
     @contract.shapes
-    def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = 0) -> None:
+    def _(
+        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = 0
+    ) -> None:
         _check_widths(contract, form, "rows", rows.shape[1], rope)
         _check_page(contract, sized(form, rows.shape[1], rope), cache, block_size)
 
     @contract.contents
-    def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = 0) -> None:
+    def _(
+        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = 0
+    ) -> None:
         check_slots(contract, slots, cache.shape[0] * block_size, unique=True)
 
     return contract
@@ -179,12 +207,16 @@ def _declare_read(form: Format) -> Operator:
     )
 
     @contract.shapes
-    def _(cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int, rope: int = 0) -> None:
+    def _(
+        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int, rope: int = 0
+    ) -> None:
         _check_widths(contract, form, "channels", channels, rope)
         _check_page(contract, sized(form, channels, rope), cache, block_size)
 
     @contract.contents
-    def _(cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int, rope: int = 0) -> None:
+    def _(
+        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int, rope: int = 0
+    ) -> None:
         check_slots(contract, slots, cache.shape[0] * block_size, unique=False)
 
     return contract

@@ -2,8 +2,9 @@
 
 A format is given for the channels of the released models; `sized` is the same format for others.
 
-A page holds `block_size` entries. Its sections follow one another; a section holds one group of fields of entry 0, then
-of entry 1, and so on: a format with one section keeps entries whole, one with two keeps the scales apart.
+A page holds `block_size` entries. Its sections follow one another; a section holds one group of
+fields of entry 0, then of entry 1, and so on: a format with one section keeps entries whole, one
+with two keeps the scales apart.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dsv4_backend.ops import quant, token_quant
 from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
 
 LATENT_CHANNELS, ROPE, TILE = 512, 64, 64
-"""Channels of a released model's KV row and of its RoPE part at the end, and channels per scale before that."""
+"""Channels of a released model's KV row and of its RoPE part at the end,
+and channels per scale before that.
+"""
 INDEXER, MX_TILE = 128, 32
 """Channels of a released model's indexer key, and channels per scale in MXFP4."""
 A5_ENTRY_MULTIPLE = 128
@@ -38,7 +41,9 @@ _DTYPE_NAMES = {
 
 @dataclass(frozen=True)
 class Field:
-    """`count` elements of one dtype in every entry. A field named "pad" is neither read nor written."""
+    """`count` elements of one dtype in every entry.
+    A field named "pad" is neither read nor written.
+    """
 
     name: str
     dtype: torch.dtype
@@ -56,9 +61,11 @@ Sections = tuple[Section, ...]
 
 @dataclass(frozen=True)
 class Codec:
-    """fp32 rows `[M, channels]` to named parts `[M, count]`, and back to fp32 rows; `rule` says how values round.
+    """fp32 rows `[M, channels]` to named parts `[M, count]`, and back to fp32 rows;
+    `rule` says how values round.
 
-    rope: how many of the channels, at the end, are the RoPE part; encode takes the rows and this number.
+    rope: how many of the channels, at the end, are the RoPE part; encode takes the rows and this
+    number.
     """
 
     channels: int
@@ -97,8 +104,14 @@ class Format:
 
     def describe(self) -> str:
         """The layout in words, for docstrings."""
-        sections = ", then ".join(f"block_size x ({_describe_section(section)})" for section in self.sections)
-        padding = f", padded to a multiple of {self.page_multiple} bytes" if self.page_multiple > 1 else ""
+        sections = ", then ".join(
+            f"block_size x ({_describe_section(section)})" for section in self.sections
+        )
+        padding = (
+            f", padded to a multiple of {self.page_multiple} bytes"
+            if self.page_multiple > 1
+            else ""
+        )
         return f"{sections}{padding}; {self.entry_bytes} bytes per entry"
 
 
@@ -114,7 +127,9 @@ def section_width(section: Section) -> int:
 
 
 def data_columns(form: Format, offset: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Page byte of every data byte of the entries at int64 `offset` [M]: int64 [M, B], in `fields` order."""
+    """Page byte of every data byte of the entries at int64 `offset` [M]: int64 [M, B],
+    in `fields` order.
+    """
     base: list[int] = []
     stride: list[int] = []
     start = 0
@@ -126,14 +141,18 @@ def data_columns(form: Format, offset: torch.Tensor, block_size: int) -> torch.T
                 stride += [width] * field.width
             place += field.width
         start += block_size * width
-    return torch.tensor(base, device=offset.device) + offset[:, None] * torch.tensor(stride, device=offset.device)
+    return torch.tensor(base, device=offset.device) + offset[:, None] * torch.tensor(
+        stride, device=offset.device
+    )
 
 
 def to_bytes(form: Format, rows: torch.Tensor) -> torch.Tensor:
     """Data bytes uint8 [M, B] of float rows [M, channels]; fp64 rows round to fp32 first."""
     parts = form.codec.encode(rows.detach().float(), form.codec.rope)
     # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
-    dense = (parts[field.name].clone(memory_format=torch.contiguous_format) for field in form.fields)
+    dense = (
+        parts[field.name].clone(memory_format=torch.contiguous_format) for field in form.fields
+    )
     return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
 
 
@@ -151,7 +170,9 @@ def _describe_section(section: Section) -> str:
 
 
 def _one_nan(x: torch.Tensor) -> torch.Tensor:
-    """`x` with one pattern of bits for NaN: torch's casts leave several, by sign and by the length of the tensor."""
+    """`x` with one pattern of bits for NaN: torch's casts leave several,
+    by sign and by the length of the tensor.
+    """
     return x.masked_fill(x.isnan(), torch.nan)
 
 
@@ -204,41 +225,43 @@ def _decode_mxfp4(parts: Parts) -> torch.Tensor:
 LATENT = Codec(
     LATENT_CHANNELS,
     ROPE,
-    "act_quant with block 64 on the channels before RoPE (6.1: power-of-two scales, amax floored at 1e-4), RoPE "
-    "channels rounded to bf16, NaN as 0x7FC0",
+    "act_quant with block 64 on the channels before RoPE "
+    "(6.1: power-of-two scales, amax floored at 1e-4), RoPE channels rounded to bf16, NaN as "
+    "0x7FC0",
     _encode_latent,
     _decode_latent,
 )
 FP8 = Codec(
     INDEXER,
     0,
-    "act_quant with one block (6.1), its power-of-two scale stored as fp32, NaN as 0x7FC00000. UNCONFIRMED: 6.5 gives "
-    "the layout only",
+    "act_quant with one block (6.1), its power-of-two scale stored as fp32, NaN as 0x7FC00000. "
+    "UNCONFIRMED: 6.5 gives the layout only",
     _encode_fp8,
     _decode_fp8,
 )
 TOKEN_FP8 = Codec(
     INDEXER,
     0,
-    "fp8_token_quant (scale fp32(amax / 448), no power of two), NaN as 0x7FC00000: aclnnIndexerQuantCache with "
-    "quantMode 1 and roundScale false, spec/deployments.md 7",
+    "fp8_token_quant (scale fp32(amax / 448), no power of two), NaN as 0x7FC00000: "
+    "aclnnIndexerQuantCache with quantMode 1 and roundScale false, spec/deployments.md 7",
     _encode_token_fp8,
     _decode_fp8,
 )
 MXFP4 = Codec(
     INDEXER,
     0,
-    "fp4_quant with block 32 (6.2), low nibble = even channel. UNCONFIRMED: 6.5 gives the sizes, not that scales stand "
-    "after all values of the page",
+    "fp4_quant with block 32 (6.2), low nibble = even channel. UNCONFIRMED: 6.5 gives the sizes, "
+    "not that scales stand after all values of the page",
     _encode_mxfp4,
     _decode_mxfp4,
 )
 INT8 = Codec(
     INDEXER,
     0,
-    "int8_token_quant: s = fp32(amax / 127), value = x / s rounded to nearest even and clamped to +-127, s stored as "
-    "fp16 (at most 65504); values are 0 where s is 0, as in a row of zeros; NaN or infinity anywhere in a row: s = NaN "
-    "(0x7E00), values 0. UNCONFIRMED: 6.5 gives the layout only, and scales may live in a tensor of their own",
+    "int8_token_quant: s = fp32(amax / 127), value = x / s rounded to nearest even and clamped to "
+    "+-127, s stored as fp16 (at most 65504); values are 0 where s is 0, as in a row of zeros; NaN "
+    "or infinity anywhere in a row: s = NaN (0x7E00), values 0. UNCONFIRMED: 6.5 gives the layout "
+    "only, and scales may live in a tensor of their own",
     _encode_int8,
     _decode_int8,
 )
@@ -283,7 +306,9 @@ def _lay_out_int8(channels: int, _: int) -> Sections:
     return (Field("values", torch.int8, channels),), (Field("scale", torch.float16, 1),)
 
 
-def _format(name: str, codec: Codec, layout: Callable[[int, int], Sections], page_multiple: int = 1) -> Format:
+def _format(
+    name: str, codec: Codec, layout: Callable[[int, int], Sections], page_multiple: int = 1
+) -> Format:
     return Format(name, codec, layout, layout(codec.channels, codec.rope), page_multiple)
 
 
@@ -296,4 +321,5 @@ FORMATS = (
     _format("a5", LATENT, _lay_out_a5),
 )
 """fp8_ds_mla: FlashMLA MODEL1 and vLLM. indexer_fp8: vLLM and SGLang. indexer_token_fp8: Ascend A5.
-indexer_mxfp4: vLLM option. indexer_int8: Ascend A2/A3. a5: Ascend A5 KV rows of 640 bytes, RoPE first."""
+indexer_mxfp4: vLLM option. indexer_int8: Ascend A2/A3. a5: Ascend A5 KV rows of 640 bytes, RoPE
+first."""

@@ -42,11 +42,15 @@ class Call(NamedTuple):
         tokens = self.x.shape[0]
         sequence = ragged.token_sequences(self.query_start_loc, tokens)
         positions = ragged.token_positions(self.query_start_loc, self.seq_lens, tokens)
-        return positions, ragged.slots(self.state_block_table, sequence, positions, self.state_cache.shape[1])
+        return positions, ragged.slots(
+            self.state_block_table, sequence, positions, self.state_cache.shape[1]
+        )
 
 
 def project_tokens(call: Call, positions: torch.Tensor) -> torch.Tensor:
-    """State row of every token, `[u | s]` with ape inside s: [T, 2 * c * hd] in the accumulation dtype."""
+    """State row of every token,
+    `[u | s]` with ape inside s: [T, 2 * c * hd] in the accumulation dtype.
+    """
     wide = compute(call.x)
     u = wide @ call.wkv.to(wide.dtype).T
     s = wide @ call.wgate.to(wide.dtype).T + call.ape[positions % call.ratio]
@@ -60,19 +64,27 @@ def store_rows(cache: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> N
 
 
 def pooled_positions(block: torch.Tensor, ratio: int, groups: int) -> torch.Tensor:
-    """Positions of the tokens that block [M] pools; negative before the sequence starts: [M, c * r]."""
+    """Positions of the tokens that block [M] pools;
+    negative before the sequence starts: [M, c * r].
+    """
     return (block[:, None] + 1) * ratio + torch.arange(-groups * ratio, 0, device=block.device)
 
 
 def channel_ranges(rows: torch.Tensor, groups: int, ratio: int) -> torch.Tensor:
-    """[M, c * r, 2 * c * hd] -> [M, c * r, 2, hd]: block g of the c blocks uses channel range g of u and of s."""
+    """[M, c * r, 2 * c * hd] -> [M, c * r, 2, hd]:
+    block g of the c blocks uses channel range g of u and of s.
+    """
     rows = rows.unflatten(1, (groups, ratio)).unflatten(-1, (2, groups, -1))  # [M, c, r, 2, c, hd]
     return torch.stack([rows[:, g, :, :, g] for g in range(groups)], 1).flatten(1, 2)
 
 
 def pool_slots(u: torch.Tensor, s: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
-    """Softmax over slots, separately per channel, of [M, slots, hd]; absent slots weigh 0, all absent gives 0."""
-    lowest = torch.finfo(s.dtype).min  # not -inf: padding rows have no slot at all and must not become NaN
+    """Softmax over slots, separately per channel, of [M, slots, hd];
+    absent slots weigh 0, all absent gives 0.
+    """
+    lowest = torch.finfo(
+        s.dtype
+    ).min  # not -inf: padding rows have no slot at all and must not become NaN
     weights = s.masked_fill(absent[..., None], lowest).softmax(1)
     return (weights * u.masked_fill(absent[..., None], 0)).sum(1)
 
@@ -85,7 +97,8 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
 
 @operator(
     "compress(Tensor x, Tensor wkv, Tensor wgate, Tensor ape, Tensor norm_weight, Tensor inv_freq, "
-    "Tensor(a!) state_cache, Tensor state_block_table, Tensor query_start_loc, Tensor seq_lens, float eps) -> Tensor",
+    "Tensor(a!) state_cache, Tensor state_block_table, Tensor query_start_loc, Tensor seq_lens, "
+    "float eps) -> Tensor",
     rows=(12, 13),
     arguments={
         "x": "float [T, d]",
@@ -101,9 +114,9 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
         "eps": "a number > 0",
     },
     tolerance=Tolerance(
-        reason="fp32 projections in any order are off by 1e-6 of their terms, and the softmax turns an absolute error "
-        "of a score into a relative one of its weight; bf16 rounds before the norm, after it and after RoPE "
-        "(2^-8 each, of the rotated pair)",
+        reason="fp32 projections in any order are off by 1e-6 of their terms, and the softmax "
+        "turns an absolute error of a score into a relative one of its weight; bf16 rounds "
+        "before the norm, after it and after RoPE (2^-8 each, of the rotated pair)",
         ideal=(4e-6, 1e-5),
         official=(2**-6, 2**-6),
     ),
@@ -121,19 +134,22 @@ def compress(
     seq_lens: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """Keep every token's (u, s) and pool each block of r tokens that closes in this call into one entry.
+    """Keep every token's (u, s) and pool each block of r tokens
+    that closes in this call into one entry.
 
-    x: [T, d], the normed hidden state; wkv, wgate: [c*hd, d]; ape: fp32 [r, c*hd]; norm_weight: [hd]; inv_freq: fp32
-    [F], 2F <= hd. r = ape.shape[0]; c = 2 (overlap: the previous block's tokens count too, with channels 0..hd-1, the
-    block's own with hd..2hd-1) or 1. Everything is fp32 until the pooled entry is cast to x's dtype; RMSNorm (eps > 0)
-    and RoPE at the block's first position i*r follow in that dtype.
-    state_cache: fp32 [num_blocks, block_size, 2*c*hd], changed in place: row [u | s + ape] of every token at its
-    position (ragged.py; a table with fewer columns is a ring). The ring must hold this call's tokens and the up to
-    c*r - 1 before them that the next entry still reads. All T rows are written before any is read, so prefill, chunks,
-    decode and overwriting a rejected draft are one path.
-    Returns [min(T, T // r + R), hd] in x's dtype: sequences in order, blocks in order (`ragged.closed_blocks`), then
-    rows of 0. ArgumentError (nothing written) for offsets, lengths, rings or blocks that do not fit, or a row
-    written twice. Source: spec/v4.md 4.3 [OFF-M Compressor].
+    x: [T, d], the normed hidden state; wkv, wgate: [c*hd, d]; ape: fp32 [r, c*hd]; norm_weight:
+    [hd]; inv_freq: fp32 [F], 2F <= hd. r = ape.shape[0]; c = 2 (overlap: the previous block's
+    tokens count too, with channels 0..hd-1, the block's own with hd..2hd-1) or 1. Everything is
+    fp32 until the pooled entry is cast to x's dtype; RMSNorm (eps > 0) and RoPE at the block's
+    first position i*r follow in that dtype.
+    state_cache: fp32 [num_blocks, block_size, 2*c*hd], changed in place: row [u | s + ape] of every
+    token at its position (ragged.py; a table with fewer columns is a ring). The ring must hold this
+    call's tokens and the up to c*r - 1 before them that the next entry still reads. All T rows are
+    written before any is read, so prefill, chunks, decode and overwriting a rejected draft are one
+    path. Returns [min(T, T // r + R), hd] in x's dtype: sequences in order, blocks in order
+    (`ragged.closed_blocks`), then rows of 0. ArgumentError (nothing written) for offsets, lengths,
+    rings or blocks that do not fit, or a row written twice. Source: spec/v4.md 4.3 [OFF-M
+    Compressor].
     """
     weights, table = (wkv, wgate, ape, norm_weight, inv_freq), state_block_table
     call = Call(x, *weights, state_cache, table, query_start_loc, seq_lens, eps)
@@ -153,10 +169,18 @@ def _(*arguments: Any) -> None:
     if call.ratio < 1:
         raise compress.reject("ape", f"shape {tuple(call.ape.shape)}", "a ratio of at least 1")
     if hd < 1 or width not in (hd, 2 * hd):
-        raise compress.reject("norm_weight", f"{hd} channels", f"{width} or half of it, the rows of wkv")
+        raise compress.reject(
+            "norm_weight", f"{hd} channels", f"{width} or half of it, the rows of wkv"
+        )
     if not 2 <= 2 * call.inv_freq.shape[0] <= hd:
-        raise compress.reject("inv_freq", f"{call.inv_freq.shape[0]} frequencies", f"1 to {hd // 2}, half of the entry")
-    ragged.check_layout("compress", "state_cache", call.state_cache, call.state_block_table, call.query_start_loc)
+        raise compress.reject(
+            "inv_freq",
+            f"{call.inv_freq.shape[0]} frequencies",
+            f"1 to {hd // 2}, half of the entry",
+        )
+    ragged.check_layout(
+        "compress", "state_cache", call.state_cache, call.state_block_table, call.query_start_loc
+    )
 
 
 @compress.contents
@@ -164,8 +188,18 @@ def _(*arguments: Any) -> None:
     call = Call(*arguments)
     ragged.check_batch("compress", call.query_start_loc, call.seq_lens, call.x.shape[0])
     new = call.query_start_loc.diff()
-    first = (((call.seq_lens.long() - new) // call.ratio - call.groups + 1) * call.ratio).clamp(min=0)
+    first = (((call.seq_lens.long() - new) // call.ratio - call.groups + 1) * call.ratio).clamp(
+        min=0
+    )
     after = torch.where(new > 0, call.seq_lens, 0)
     num_blocks, block_size = call.state_cache.shape[:2]
-    ragged.check_table("compress", "state_block_table", call.state_block_table, first, after, block_size, num_blocks)
+    ragged.check_table(
+        "compress",
+        "state_block_table",
+        call.state_block_table,
+        first,
+        after,
+        block_size,
+        num_blocks,
+    )
     ragged.check_distinct("compress", "state_block_table", call.rows_of_tokens()[1])

@@ -1,4 +1,6 @@
-"""Number formats of V4's quantisation: E8M0 scales, e4m3 and e2m1 values, blocks (spec/v4.md 6.1, 6.2)."""
+"""Number formats of V4's quantisation: E8M0 scales,
+e4m3 and e2m1 values, blocks (spec/v4.md 6.1, 6.2).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 
 
 def scale_bytes(amax: torch.Tensor, largest: float) -> torch.Tensor:
-    """E8M0 byte of the smallest power of two s with amax / s <= largest; 255 (NaN) where amax is not finite.
+    """E8M0 byte of the smallest power of two s with amax / s <= largest;
+    255 (NaN) where amax is not finite.
 
-    amax: float, positive and normal after the division. Returns uint8. Exact for every fp32 amax and largest 448 or 6.
+    amax: float, positive and normal after the division. Returns uint8. Exact for every fp32 amax
+    and largest 448 or 6.
     """
     bits = (amax.float() * (1 / largest)).view(torch.int32)
     rounded_up = (bits >> 23 & 255) + (bits & 0x7FFFFF != 0).int()
@@ -44,7 +48,9 @@ def block_scale(blocks: torch.Tensor, largest: float, floor: float) -> torch.Ten
 
 
 def divide_blocks(blocks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Blocks [..., B, block_size] / scale bytes [..., B] in the accumulation dtype: exact, NaN under a NaN scale."""
+    """Blocks [..., B, block_size] / scale bytes [..., B] in the accumulation dtype: exact,
+    NaN under a NaN scale.
+    """
     wide = compute(blocks)
     return wide / scale_values(scale).to(wide.dtype).unsqueeze(-1)
 
@@ -61,7 +67,9 @@ def round_e2m1(x: torch.Tensor) -> torch.Tensor:
     magnitude = finite.abs()
     code = torch.zeros_like(magnitude, dtype=torch.uint8)
     for i, midpoint in enumerate(E2M1_MIDPOINTS):
-        code = code + ((magnitude > midpoint) if i % 2 == 0 else (magnitude >= midpoint)).to(torch.uint8)
+        code = code + ((magnitude > midpoint) if i % 2 == 0 else (magnitude >= midpoint)).to(
+            torch.uint8
+        )
     return code + finite.signbit().to(torch.uint8) * 8
 
 

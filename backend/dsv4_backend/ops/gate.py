@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from dsv4_backend.contract import Tolerance, compute, operator
 
 _TOLERANCE = Tolerance(
-    reason="fp32 dot products of up to 7168 terms in any order keep a logit to 1e-6 of the sum of its absolute terms, "
-    "softplus and root do not widen that; the inputs are upcast, so both profiles share one limit. Ids are exact: "
-    "the cases keep scores either equal by exact arithmetic or further apart than that",
+    reason="fp32 dot products of up to 7168 terms in any order keep a logit to 1e-6 of the sum of "
+    "its absolute terms, softplus and root do not widen that; the inputs are upcast, so "
+    "both profiles share one limit. Ids are exact: the cases keep scores either equal by "
+    "exact arithmetic or further apart than that",
     ideal=(1e-7, 1e-5),
     official=(1e-7, 1e-5),
 )
@@ -28,7 +29,9 @@ def expert_scores(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def select_largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """Indices int64 `[T, k]` of the k largest of `[T, E]`, best first, ties smaller index first, NaN largest."""
+    """Indices int64 `[T, k]` of the k largest of `[T, E]`,
+    best first, ties smaller index first, NaN largest.
+    """
     return values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
 
 
@@ -39,7 +42,8 @@ def normalise(scores: torch.Tensor, ids: torch.Tensor, route_scale: float) -> to
 
 
 @operator(
-    "gate_topk(Tensor x, Tensor weight, Tensor bias, int k, float route_scale) -> (Tensor weights, Tensor ids)",
+    "gate_topk(Tensor x, Tensor weight, Tensor bias, int k, float route_scale) -> "
+    "(Tensor weights, Tensor ids)",
     rows=(18,),
     arguments={"x": "float [T, d]", "weight": "float [E, d]", "bias": "f32 [E]", "k": "1 to E"},
     tolerance=_TOLERANCE,
@@ -47,19 +51,22 @@ def normalise(scores: torch.Tensor, ids: torch.Tensor, route_scale: float) -> to
 def gate_topk(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k experts with the largest `sqrt(softplus(W x)) + bias`, weighted by their score without the bias.
+    """The k experts with the largest `sqrt(softplus(W x)) + bias`,
+    weighted by their score without the bias.
 
     x: [T, d] float; weight: [E, d] float; bias: [E] fp32, used for the selection only; 1 <= k <= E.
-    Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon, and ids int32 [T, k], best first.
-    x and weight are upcast to fp32 and everything is fp32 from there. Ties take the smaller expert id. A NaN score
-    counts as the largest; if all chosen scores are 0 (logits below -100) the weights are NaN. Zero tokens give an
-    empty result. Gradients reach x and weight through the gathered scores, never the bias.
-    Source: spec/v4.md 5.1 [OFF-M Gate].
+    Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon, and ids int32 [T,
+    k], best first. x and weight are upcast to fp32 and everything is fp32 from there. Ties take the
+    smaller expert id. A NaN score counts as the largest; if all chosen scores are 0 (logits below
+    -100) the weights are NaN. Zero tokens give an empty result. Gradients reach x and weight
+    through the gathered scores, never the bias. Source: spec/v4.md 5.1 [OFF-M Gate].
     """
     return _route(expert_scores(x, weight), bias, k, route_scale)
 
 
-def _route(scores: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _route(
+    scores: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     ids = select_largest(scores.detach() + bias, k)
     return normalise(scores, ids, route_scale), ids.int()
 
@@ -77,16 +84,20 @@ def _route(scores: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float)
     tolerance=_TOLERANCE,
 )
 def gate_hash(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    input_ids: torch.Tensor,
+    tid2eid: torch.Tensor,
+    route_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k experts that the table gives to each token id, weighted by their score.
 
-    x: [T, d] float; weight: [E, d] float; input_ids: [T] int, token ids in [0, V); tid2eid: [V, k] int, expert ids
-    in [0, E) in the rows that are looked up.
-    Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with `s = sqrt(softplus(W x))` in fp32 and no epsilon,
-    and ids int32 [T, k] in the table's order; a repeated expert counts as often as it stands there. There is no bias.
-    If all chosen scores are 0 (logits below -100) the weights are NaN. Zero tokens give an empty result.
-    Source: spec/v4.md 5.1 [OFF-M Gate].
+    x: [T, d] float; weight: [E, d] float; input_ids: [T] int, token ids in [0, V); tid2eid: [V, k]
+    int, expert ids in [0, E) in the rows that are looked up. Returns weights fp32 [T, k],
+    `route_scale * s_j / sum_j s_j` with `s = sqrt(softplus(W x))` in fp32 and no epsilon, and ids
+    int32 [T, k] in the table's order; a repeated expert counts as often as it stands there. There
+    is no bias. If all chosen scores are 0 (logits below -100) the weights are NaN. Zero tokens give
+    an empty result. Source: spec/v4.md 5.1 [OFF-M Gate].
     """
     ids = tid2eid[input_ids].long()
     return normalise(expert_scores(x, weight), ids, route_scale), ids.int()
@@ -94,7 +105,11 @@ def gate_hash(
 
 @gate_hash.shapes
 def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    input_ids: torch.Tensor,
+    tid2eid: torch.Tensor,
+    route_scale: float,
 ) -> None:
     if tid2eid.shape[1] < 1:
         raise gate_hash.reject("tid2eid", "0 experts per token", "at least 1")
@@ -102,7 +117,11 @@ def _(
 
 @gate_hash.contents
 def _(
-    x: torch.Tensor, weight: torch.Tensor, input_ids: torch.Tensor, tid2eid: torch.Tensor, route_scale: float
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    input_ids: torch.Tensor,
+    tid2eid: torch.Tensor,
+    route_scale: float,
 ) -> None:
     chosen, experts = tid2eid[input_ids], weight.shape[0]
     bad = ((chosen < 0) | (chosen >= experts)).nonzero()

@@ -13,8 +13,8 @@ from dsv4_backend.ops.formats import e4m3_values, scale_values
 from dsv4_backend.ops.quant import dequantize_fp4, dequantize_fp8
 
 _TOLERANCE = Tolerance(
-    reason="fp32 sums of up to 1024 products, sums and terms up to size 8, in any order stay within 5e-6; "
-    "the one cast to bf16 may then land on the other neighbour (2^-8)",
+    reason="fp32 sums of up to 1024 products, sums and terms up to size 8, in any order stay "
+    "within 5e-6; the one cast to bf16 may then land on the other neighbour (2^-8)",
     ideal=(5e-6, 5e-6),
     official=(5e-6, 2**-7),
 )
@@ -23,7 +23,9 @@ _OFFSETS = {"expert_offsets": "i32 [E+1]"}
 
 
 def dequantize_rows(x: torch.Tensor, x_scale: torch.Tensor | None) -> torch.Tensor:
-    """fp32 values of e4m3 rows [T, K] with one E8M0 scale per 128 channels; without a scale, x as it is."""
+    """fp32 values of e4m3 rows [T, K] with one E8M0 scale per 128 channels;
+    without a scale, x as it is.
+    """
     if x_scale is None:
         return x
     return e4m3_values(x) * scale_values(x_scale).repeat_interleave(128, -1)[:, : x.shape[-1]]
@@ -44,17 +46,21 @@ def fp8_gemm(
 ) -> torch.Tensor:
     """`x W^T` with an FP8 weight of 128x128 tiles.
 
-    x: float8_e4m3fn [T, K] with x_scale float8_e8m0fnu [T, ceil(K/128)] (`act_quant`): bf16 [T, N] out of fp32 sums,
-    cast once; or fp32 [T, K] without x_scale: fp32 [T, N], no quantisation of activations.
-    weight: float8_e4m3fn [N, K]; weight_scale: float8_e8m0fnu [ceil(N/128), ceil(K/128)]. Zero tokens give [0, N].
-    Differentiable in fp32 x. Source: spec/v4.md 6.3 [OFF-K].
+    x: float8_e4m3fn [T, K] with x_scale float8_e8m0fnu [T, ceil(K/128)] (`act_quant`): bf16 [T, N]
+    out of fp32 sums, cast once; or fp32 [T, K] without x_scale: fp32 [T, N], no quantisation of
+    activations.
+    weight: float8_e4m3fn [N, K]; weight_scale: float8_e8m0fnu [ceil(N/128), ceil(K/128)]. Zero
+    tokens give [0, N]. Differentiable in fp32 x. Source: spec/v4.md 6.3 [OFF-K].
     """
     rows = dequantize_rows(x, x_scale)
-    return (rows @ dequantize_fp8(weight, weight_scale).to(rows.dtype).T).to(_output_dtype(x, x_scale))
+    return (rows @ dequantize_fp8(weight, weight_scale).to(rows.dtype).T).to(
+        _output_dtype(x, x_scale)
+    )
 
 
 class Stored(NamedTuple):
-    """How the weights of experts are stored: the lines of their codes and scales, and one expert's fp32 values.
+    """How the weights of experts are stored: the lines of their codes and scales,
+    and one expert's fp32 values.
 
     channels: what K is a multiple of. note: what else a caller must know.
     """
@@ -67,9 +73,15 @@ class Stored(NamedTuple):
 
 
 STORED = {
-    "fp8": Stored("e4m3 [E, N, K]", "e8m0 [E, N^128, K^128]", "Tiles of 128x128", 1, dequantize_fp8),
+    "fp8": Stored(
+        "e4m3 [E, N, K]", "e8m0 [E, N^128, K^128]", "Tiles of 128x128", 1, dequantize_fp8
+    ),
     "fp4": Stored(
-        "i8 [E, N, K/2]", "e8m0 [E, N, K/32]", "E2m1 codes, low nibble = even k, K % 32 = 0", 32, dequantize_fp4
+        "i8 [E, N, K/2]",
+        "e8m0 [E, N, K/32]",
+        "E2m1 codes, low nibble = even k, K % 32 = 0",
+        32,
+        dequantize_fp4,
     ),
 }
 
@@ -84,7 +96,9 @@ _GROUPED_DOC = """`x W^T` of every row with the {name} weight of its expert.
 
 def _declare(
     name: str, form: Stored
-) -> Operator[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> Operator[
+    [torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+]:
     def reference(
         x: torch.Tensor,
         x_scale: torch.Tensor | None,
@@ -106,7 +120,9 @@ def _declare(
     def check(x: torch.Tensor, x_scale: torch.Tensor | None, *_: torch.Tensor) -> None:
         _check_activations(contract, x, x_scale)
         if x.shape[1] % form.channels:
-            raise contract.reject("x", f"{x.shape[1]} channels", f"a multiple of {form.channels}, one scale for each")
+            raise contract.reject(
+                "x", f"{x.shape[1]} channels", f"a multiple of {form.channels}, one scale for each"
+            )
 
     check_by_expert(contract, "weight", "x", check)
     return contract
@@ -138,12 +154,15 @@ fp8_grouped_gemm, fp4_grouped_gemm = (_declare(name, form) for name, form in STO
     arguments={"x": "float [T, K]", "weight": "float [E, N, K]", **_OFFSETS},
     tolerance=_TOLERANCE,
 )
-def grouped_gemm(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor) -> torch.Tensor:
+def grouped_gemm(
+    x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor
+) -> torch.Tensor:
     """`x W^T` of every row with the float weight of its expert.
 
-    x: [T, K] float, rows sorted by expert; weight: [E, N, K] float, experts may lie apart in memory; expert_offsets:
-    int32 [E+1], from 0 to T, never falling. Returns [T, N] in x's dtype: fp32 sums, one cast. Differentiable; an expert
-    without rows gets a zero gradient. Source: spec/v4.md 5.2, 6.3.
+    x: [T, K] float, rows sorted by expert; weight: [E, N, K] float, experts may lie apart in
+    memory; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns [T, N] in x's dtype:
+    fp32 sums, one cast. Differentiable; an expert without rows gets a zero gradient. Source:
+    spec/v4.md 5.2, 6.3.
     """
     rows = compute(x)
     # One view per expert in one step: the gradient of a single view is as large as all experts.
@@ -158,11 +177,15 @@ def grouped_gemm(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Te
 def _check_activations(op: Operator, x: torch.Tensor, x_scale: torch.Tensor | None) -> None:
     if (x.dtype == torch.float8_e4m3fn) != (x_scale is not None):
         found = "None" if x_scale is None else "a scale"
-        raise op.reject("x_scale", f"{found} with x {x.dtype}", "a scale exactly if x is float8_e4m3fn")
+        raise op.reject(
+            "x_scale", f"{found} with x {x.dtype}", "a scale exactly if x is float8_e4m3fn"
+        )
 
 
 @fp8_gemm.shapes
-def _(x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
+def _(
+    x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> None:
     _check_activations(fp8_gemm, x, x_scale)
 
 

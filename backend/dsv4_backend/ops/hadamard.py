@@ -19,10 +19,12 @@ from dsv4_backend.contract import Tolerance, compute, operator
     ),
 )
 def hadamard(x: torch.Tensor) -> torch.Tensor:
-    """`H_n x / sqrt(n)` over the last dimension: H_1 = [1], H_2m = [[H, H], [H, -H]] (Sylvester, natural order).
+    """`H_n x / sqrt(n)` over the last dimension: H_1 = [1],
+    H_2m = [[H, H], [H, -H]] (Sylvester, natural order).
 
-    x: [..., n] float, n a power of two. Returns [..., n] in x's dtype: fp32 inside, one cast at the end. Applying it
-    twice gives x back. NaN or infinity in a row spreads over the row. Source: spec/v4.md 4.5 item 2 [OFF-M].
+    x: [..., n] float, n a power of two. Returns [..., n] in x's dtype: fp32 inside, one cast at the
+    end. Applying it twice gives x back. NaN or infinity in a row spreads over the row. Source:
+    spec/v4.md 4.5 item 2 [OFF-M].
     """
     return _transform(x)
 

@@ -30,7 +30,9 @@ class _Call(NamedTuple):
 def _rows(call: _Call, sequence: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """Compressed entries [n] of every token's sequence [T], 0 behind the last: [T, n, DI]."""
     lengths = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-    owners = sequence[:1] if len(call.seq_lens) == 1 else sequence  # one sequence: no copy of the rows per token
+    owners = (
+        sequence[:1] if len(call.seq_lens) == 1 else sequence
+    )  # one sequence: no copy of the rows per token
     rows = ragged.entry_rows(call.k_cache, call.block_table, owners, entries, lengths)
     return compute(rows).expand(len(sequence), -1, -1)
 
@@ -76,8 +78,9 @@ def _token_bytes(call: _Call, entries: int) -> int:
         "ratio": "at least 1",
     },
     tolerance=Tolerance(
-        reason="fp32 dot products of 128 terms and sums of 64 weighted heads in any order, at weights of (DI*HI)^-0.5; "
-        "bf16: a dot product next to a midpoint may round to the other neighbour, and so may the sum",
+        reason="fp32 dot products of 128 terms and sums of 64 weighted heads in any order, at "
+        "weights of (DI*HI)^-0.5; bf16: a dot product next to a midpoint may round to the "
+        "other neighbour, and so may the sum",
         ideal=(2e-6, 4e-6),
         official=(2**-9, 2**-7),
     ),
@@ -91,14 +94,16 @@ def indexer_scores(
     seq_lens: torch.Tensor,
     ratio: int,
 ) -> torch.Tensor:
-    """`I[t, i] = sum_h relu(q[t, h] . k[i]) * weights[t, h]` for every compressed entry i of the token's sequence.
+    """`I[t, i] = sum_h relu(q[t, h] . k[i]) * weights[t, h]`
+    for every compressed entry i of the token's sequence.
 
     q: [T, HI, DI]; weights: [T, HI], already scaled by DI^-0.5 * HI^-0.5, any sign; k_cache: paged
     [num_blocks, block_size, DI] with this call's entries already in it; all of one float dtype.
-    Returns [T, columns * block_size] in that dtype: dot product, relu * weight and the sum are tensors of that dtype
-    (bf16 in the official profile), sums inside are fp32. Entries i >= (position + 1) // ratio, which the token must
-    not see, are -inf whatever the cache holds there. T = 0 gives an empty result. ArgumentError for dtypes, offsets,
-    lengths or blocks that do not fit. Source: spec/v4.md 4.5 [OFF-M Indexer], visibility 4.2.
+    Returns [T, columns * block_size] in that dtype: dot product, relu * weight and the sum are
+    tensors of that dtype (bf16 in the official profile), sums inside are fp32. Entries i >=
+    (position + 1) // ratio, which the token must not see, are -inf whatever the cache holds there.
+    T = 0 gives an empty result. ArgumentError for dtypes, offsets, lengths or blocks that do not
+    fit. Source: spec/v4.md 4.5 [OFF-M Indexer], visibility 4.2.
     """
     call = _Call(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio)
     tokens, entries = q.shape[0], block_table.shape[1] * k_cache.shape[1]
@@ -117,7 +122,9 @@ def indexer_scores(
 @indexer_scores.shapes
 def _(*arguments: Any) -> None:
     call = _Call(*arguments)
-    ragged.check_layout("indexer_scores", "k_cache", call.k_cache, call.block_table, call.query_start_loc)
+    ragged.check_layout(
+        "indexer_scores", "k_cache", call.k_cache, call.block_table, call.query_start_loc
+    )
 
 
 @indexer_scores.contents
@@ -127,7 +134,9 @@ def _(*arguments: Any) -> None:
     entries = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
     num_blocks, block_size = call.k_cache.shape[:2]
     first = torch.zeros_like(entries)
-    ragged.check_table("indexer_scores", "block_table", call.block_table, first, entries, block_size, num_blocks)
+    ragged.check_table(
+        "indexer_scores", "block_table", call.block_table, first, entries, block_size, num_blocks
+    )
 
 
 @operator(
@@ -137,16 +146,21 @@ def _(*arguments: Any) -> None:
     tolerance=Tolerance(reason="indices under a total order (score, then smaller index) are exact"),
 )
 def topk_indices(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    """The k best of the first visible[t] scores of every row: int32 [T, min(k, n)], best first, -1 where there is none.
+    """The k best of the first visible[t] scores of every row: int32 [T, min(k, n)],
+    best first, -1 where there is none.
 
-    scores: float [T, n]; visible: int [T] in [0, n]; k >= 1. Equal scores (-0 equals 0): the smaller index first.
-    What lies at or past visible[t] is ignored, NaN included. ArgumentError for NaN among visible scores.
-    Source: spec/v4.md 4.5 items 6 to 8, 15.1 (tie rule).
+    scores: float [T, n]; visible: int [T] in [0, n]; k >= 1. Equal scores (-0 equals 0): the
+    smaller index first. What lies at or past visible[t] is ignored, NaN included. ArgumentError for
+    NaN among visible scores. Source: spec/v4.md 4.5 items 6 to 8, 15.1 (tie rule).
     """
     width = min(k, scores.shape[1])
 
     def best(part: slice) -> torch.Tensor:
-        order = _hide(scores[part], visible[part]).sort(dim=1, descending=True, stable=True).indices[:, :width]
+        order = (
+            _hide(scores[part], visible[part])
+            .sort(dim=1, descending=True, stable=True)
+            .indices[:, :width]
+        )
         return _pad(order, visible[part])
 
     return by_tokens(best, scores.shape[0], _SORT_BYTES * scores.shape[1])
@@ -166,9 +180,13 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> None:
             "visible", f"{int(visible[t])} at {t}", f"0 to {scores.shape[1]}, the scores of a row"
         )
     has_nan = by_tokens(
-        lambda part: _hide(scores[part], visible[part]).isnan().any(1), scores.shape[0], _SORT_BYTES * scores.shape[1]
+        lambda part: _hide(scores[part], visible[part]).isnan().any(1),
+        scores.shape[0],
+        _SORT_BYTES * scores.shape[1],
     )
     if has_nan.any():
         t = int(has_nan.nonzero()[0])
         j = int(scores[t].isnan().nonzero()[0])
-        raise topk_indices.reject("scores", f"NaN at [{t}, {j}]", "numbers or infinities where visible")
+        raise topk_indices.reject(
+            "scores", f"NaN at [{t}, {j}]", "numbers or infinities where visible"
+        )

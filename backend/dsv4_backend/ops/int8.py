@@ -1,4 +1,6 @@
-"""W8A8 matrix products and the SwiGLU between them, as on Ascend A2 and A3 (spec/deployments.md 2, 4)."""
+"""W8A8 matrix products and the SwiGLU between them,
+as on Ascend A2 and A3 (spec/deployments.md 2, 4).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from dsv4_backend.experts import by_expert, check_by_expert
 from dsv4_backend.ops.swiglu import check_limit, clamped_swiglu
 from dsv4_backend.ops.token_quant import quantise_int8
 
-_EXACT = Tolerance(reason="integer sums are exact, then two fp32 products and one cast: every bit is decided")
+_EXACT = Tolerance(
+    reason="integer sums are exact, then two fp32 products and one cast: every bit is decided"
+)
 _EXACT_TERMS = 1024
 """Products of two int8 numbers whose sum fp32 holds: 1024 * 128 * 128 = 2^24."""
 
@@ -38,8 +42,11 @@ def scaled(sums: torch.Tensor, weight_scale: torch.Tensor, x_scale: torch.Tensor
     },
     tolerance=_EXACT,
 )
-def int8_gemm(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
-    """`x W^T` of int8 rows with one scale each and an int8 weight with one scale per output channel.
+def int8_gemm(
+    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
+    """`x W^T` of int8 rows with one scale each and an int8 weight
+    with one scale per output channel.
 
     x: int8 [T, K] with x_scale fp32 [T] (`int8_token_quant`); weight: int8 [N, K] with
     weight_scale fp32 [N]. Returns bf16 [T, N]: the exact integer sum as fp32, times weight_scale,
@@ -50,7 +57,8 @@ def int8_gemm(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weig
 
 
 @operator(
-    "int8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) -> Tensor",
+    "int8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) "
+    "-> Tensor",
     rows=(10,),
     arguments={
         "x": "i8 [T, K]",
@@ -68,7 +76,8 @@ def int8_grouped_gemm(
     weight_scale: torch.Tensor,
     expert_offsets: torch.Tensor,
 ) -> torch.Tensor:
-    """`int8_gemm` of every row with the weight of its expert: rows expert_offsets[e] .. expert_offsets[e+1]-1 are e's.
+    """`int8_gemm` of every row with the weight of its expert: rows expert_offsets[e] ..
+    expert_offsets[e+1]-1 are e's.
 
     x: int8 [T, K], rows sorted by expert, with x_scale fp32 [T]; weight: int8 [E, N, K] with
     weight_scale fp32 [E, N]; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns bf16
@@ -87,8 +96,11 @@ def int8_grouped_gemm(
     arguments={"x": "i8 [T, K]", "weight": "i8 [E, N, K]", "expert_offsets": "i32 [E+1]"},
     tolerance=Tolerance(reason="integer sums are exact: every bit is decided"),
 )
-def int8_grouped_sum(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor) -> torch.Tensor:
-    """The integer sums of `int8_grouped_gemm`, which `int8_swiglu_quant` scales: rows times their expert's weight.
+def int8_grouped_sum(
+    x: torch.Tensor, weight: torch.Tensor, expert_offsets: torch.Tensor
+) -> torch.Tensor:
+    """The integer sums of `int8_grouped_gemm`,
+    which `int8_swiglu_quant` scales: rows times their expert's weight.
 
     x: int8 [T, K], rows sorted by expert; weight: int8 [E, N, K], for w1 and w3 one after the
     other [E, 2m, K]; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns int32 [T,
@@ -109,8 +121,9 @@ def int8_grouped_sum(x: torch.Tensor, weight: torch.Tensor, expert_offsets: torc
         "expert_offsets": "i32 [E+1]",
     },
     tolerance=Tolerance(
-        reason="fp32 exp and division in any order stay within 4e-6 relative, and so does the scale of a row; the "
-        "cases keep every value 2^-12 of a step away from the ties of its code, so every code is decided",
+        reason="fp32 exp and division in any order stay within 4e-6 relative, and so does the "
+        "scale of a row; the cases keep every value 2^-12 of a step away from the ties of "
+        "its code, so every code is decided",
         **dict.fromkeys(DEPLOYMENTS, (1e-30, 4e-6)),
     ),
 )
@@ -121,25 +134,31 @@ def int8_swiglu_quant(
     expert_offsets: torch.Tensor,
     limit: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integer sums of w1 and w3 to the int8 input of w2: scales, clamped SwiGLU and quantisation in fp32.
+    """Integer sums of w1 and w3 to the int8 input of w2: scales,
+    clamped SwiGLU and quantisation in fp32.
 
     sums: int32 [M, 2m] of `int8_grouped_sum`, w1's channels first, rows sorted by expert;
     weight_scale: fp32 [E, 2m]; x_scale: fp32 [M]; expert_offsets: int32 [E+1], from 0 to M, never
     falling; limit: > 0, as in `swiglu`. g and u are sums * weight_scale * x_scale; h = silu(min(g,
     limit)) * clamp(u, -limit, limit), nothing rounded to bf16 in between and no routing weight.
-    Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h. No gradient. Zero rows give empty
-    results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/deployments.md 4,
-    spec/v4.md 5.2.
+    Returns q int8 [M, m] and scale fp32 [M] as `int8_token_quant` of h. No gradient. Zero rows give
+    empty results. Source: aclnnDequantSwigluQuantV2 mode 2; spec/deployments.md 4, spec/v4.md 5.2.
     """
-    wide = by_expert(expert_offsets, sums, lambda e, part: scaled(sums[part], weight_scale[e], x_scale[part]))
+    wide = by_expert(
+        expert_offsets, sums, lambda e, part: scaled(sums[part], weight_scale[e], x_scale[part])
+    )
     gate, up = wide.detach().chunk(2, -1)
     return quantise_int8(clamped_swiglu(gate, up, limit))
 
 
-def _check_sums(sums: torch.Tensor, _w: torch.Tensor, _x: torch.Tensor, _o: torch.Tensor, limit: float) -> None:
+def _check_sums(
+    sums: torch.Tensor, _w: torch.Tensor, _x: torch.Tensor, _o: torch.Tensor, limit: float
+) -> None:
     check_limit(int8_swiglu_quant, limit)
     if sums.shape[1] < 2 or sums.shape[1] % 2:
-        raise int8_swiglu_quant.reject("sums", f"{sums.shape[1]} channels", "an even number, gate and up")
+        raise int8_swiglu_quant.reject(
+            "sums", f"{sums.shape[1]} channels", "an even number, gate and up"
+        )
 
 
 check_by_expert(int8_grouped_gemm, "weight", "x")

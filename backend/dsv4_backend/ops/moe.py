@@ -7,11 +7,14 @@ import torch
 from dsv4_backend.contract import Tolerance, compute, operator
 
 MAX_EXPERTS = 1 << 16
-"""More than any V4 has by far (384): a larger number is a mistake, and the offsets would only waste memory."""
+"""More than any V4 has by far (384): a larger number is a mistake,
+and the offsets would only waste memory.
+"""
 
 
 @operator(
-    "moe_dispatch(Tensor x, Tensor ids, int num_experts) -> (Tensor rows, Tensor expert_offsets, Tensor order)",
+    "moe_dispatch(Tensor x, Tensor ids, int num_experts) -> "
+    "(Tensor rows, Tensor expert_offsets, Tensor order)",
     rows=(20,),
     arguments={
         "x": "float|e4m3|e8m0 [...]",
@@ -23,12 +26,14 @@ MAX_EXPERTS = 1 << 16
 def moe_dispatch(
     x: torch.Tensor, ids: torch.Tensor, num_experts: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each token's row once per chosen expert, sorted by expert; rows of one expert in order of (token, j).
+    """Each token's row once per chosen expert, sorted by expert;
+    rows of one expert in order of (token, j).
 
-    x: [T, ...] of any float, e4m3 or e8m0 dtype (activations or their scales); ids: [T, k] int in [0, num_experts).
-    Returns rows [T*k, ...] in x's dtype; expert_offsets int32 [E+1], expert e owning rows offsets[e] .. offsets[e+1]-1;
-    order int32 [T*k], the flat index t*k+j of each row, which `moe_combine` undoes. Experts nobody chose get no rows.
-    Zero tokens give zero rows and all offsets 0. Gradients reach x. Source: spec/v4.md 5.3.
+    x: [T, ...] of any float, e4m3 or e8m0 dtype (activations or their scales); ids: [T, k] int in
+    [0, num_experts). Returns rows [T*k, ...] in x's dtype; expert_offsets int32 [E+1], expert e
+    owning rows offsets[e] .. offsets[e+1]-1; order int32 [T*k], the flat index t*k+j of each row,
+    which `moe_combine` undoes. Experts nobody chose get no rows. Zero tokens give zero rows and all
+    offsets 0. Gradients reach x. Source: spec/v4.md 5.3.
     """
     flat = ids.flatten()
     sorted_ids, order = flat.sort(stable=True)
@@ -48,14 +53,18 @@ def sum_choices(choices: torch.Tensor) -> torch.Tensor:
     "moe_combine(Tensor y, Tensor order, int k) -> Tensor",
     rows=(20,),
     arguments={"y": "float [M, d]", "order": "int [M] in [0, M)", "k": f"1 to {MAX_EXPERTS}"},
-    tolerance=Tolerance(reason="the order of the fp32 additions is promised, so every bit is decided"),
+    tolerance=Tolerance(
+        reason="the order of the fp32 additions is promised, so every bit is decided"
+    ),
 )
 def moe_combine(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    """Sum over each token's k expert outputs: row i belongs to token `order[i] // k`, choice `order[i] % k`.
+    """Sum over each token's k expert outputs: row i belongs to token `order[i] // k`,
+    choice `order[i] % k`.
 
-    y: [M, d] float, M = T*k rows in dispatch order; order: [M] int, the permutation from `moe_dispatch`; k >= 1.
-    Returns fp32 [T, d], added in the order j = 0 .. k-1 in fp32 whatever expert came first, so that the bits do not
-    depend on the other tokens of the batch. Zero rows give an empty result. Source: spec/v4.md 5.3 [OFF-M MoE].
+    y: [M, d] float, M = T*k rows in dispatch order; order: [M] int, the permutation from
+    `moe_dispatch`; k >= 1. Returns fp32 [T, d], added in the order j = 0 .. k-1 in fp32 whatever
+    expert came first, so that the bits do not depend on the other tokens of the batch. Zero rows
+    give an empty result. Source: spec/v4.md 5.3 [OFF-M MoE].
     """
     return sum_choices(compute(y[order.argsort()]).unflatten(0, (-1, k)))
 
@@ -65,7 +74,9 @@ def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> None:
     if ids.shape[1] < 1:
         raise moe_dispatch.reject("ids", f"shape {tuple(ids.shape)}", "at least 1 expert per token")
     if x.dim() < 1 or x.shape[0] != ids.shape[0]:
-        raise moe_dispatch.reject("x", f"shape {tuple(x.shape)}", f"[T, ...] with T = {ids.shape[0]} as in ids")
+        raise moe_dispatch.reject(
+            "x", f"shape {tuple(x.shape)}", f"[T, ...] with T = {ids.shape[0]} as in ids"
+        )
 
 
 @moe_combine.shapes

@@ -12,7 +12,8 @@ from dsv4_backend.contract import Tolerance, compute, operator
     rows=(24,),
     arguments={"e": "f32|bf16 like x [T, d]", "x": "f32|bf16 [T, n, d]"},
     tolerance=Tolerance(
-        reason="one fp32 addition, exact but for its own rounding (2^-24); the cast to bf16 decides every bit",
+        reason="one fp32 addition, exact but for its own rounding (2^-24); the cast to bf16 "
+        "decides every bit",
         ideal=(0.0, 2**-24),
     ),
 )

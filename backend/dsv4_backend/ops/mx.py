@@ -26,8 +26,8 @@ from dsv4_backend.ops.swiglu import check_limit, clamped_swiglu
 
 MX_BLOCK = 32
 _TOLERANCE = Tolerance(
-    reason="fp32 sums of up to 1024 products, sums and terms up to size 8, in any order stay within 5e-6; "
-    "the one cast to bf16 may then land on the other neighbour (2^-8)",
+    reason="fp32 sums of up to 1024 products, sums and terms up to size 8, in any order stay "
+    "within 5e-6; the one cast to bf16 may then land on the other neighbour (2^-8)",
     **dict.fromkeys(DEPLOYMENTS, (5e-6, 2**-7)),
 )
 _ROWS = {"x": "e4m3 [T, K]", "x_scale": "e8m0 [T, K^32]"}
@@ -38,7 +38,10 @@ Values = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def dequantize_mx(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """(float8_e4m3fn [..., K], float8_e8m0fnu [..., ceil(K/32)]) -> fp32 [..., K], exact."""
-    return e4m3_values(codes) * scale_values(scale).repeat_interleave(MX_BLOCK, -1)[..., : codes.shape[-1]]
+    return (
+        e4m3_values(codes)
+        * scale_values(scale).repeat_interleave(MX_BLOCK, -1)[..., : codes.shape[-1]]
+    )
 
 
 @operator(
@@ -68,7 +71,9 @@ def grouped(
     expert_offsets: torch.Tensor,
     values: Values,
 ) -> torch.Tensor:
-    """bf16 [T, N]: rows times the transposed values(weight[e], weight_scale[e]) of their expert e."""
+    """bf16 [T, N]: rows times the transposed values(weight[e], weight_scale[e])
+    of their expert e.
+    """
     rows = dequantize_mx(x, x_scale)
 
     def product(e: int, part: slice) -> torch.Tensor:
@@ -78,7 +83,8 @@ def grouped(
 
 
 @operator(
-    "mxfp8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) -> Tensor",
+    "mxfp8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) "
+    "-> Tensor",
     rows=(10, 17),
     arguments={**_ROWS, **_FP8_WEIGHT, "expert_offsets": "i32 [E+1]"},
     tolerance=_TOLERANCE,
@@ -90,7 +96,8 @@ def mxfp8_grouped_gemm(
     weight_scale: torch.Tensor,
     expert_offsets: torch.Tensor,
 ) -> torch.Tensor:
-    """`mxfp8_gemm` of every row with the weight of its expert, or with that of its group of heads (wo_a).
+    """`mxfp8_gemm` of every row with the weight of its expert,
+    or with that of its group of heads (wo_a).
 
     x, x_scale: as for `mxfp8_gemm`, rows sorted by expert; weight: float8_e4m3fn [E, N, K] with
     weight_scale float8_e8m0fnu [E, N, ceil(K/32)]; expert_offsets: int32 [E+1], from 0 to T, never
@@ -101,7 +108,8 @@ def mxfp8_grouped_gemm(
 
 
 @operator(
-    "mxfp4_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) -> Tensor",
+    "mxfp4_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) "
+    "-> Tensor",
     rows=(10,),
     arguments={**_ROWS, **_FP4_WEIGHT, "expert_offsets": "i32 [E+1]"},
     tolerance=_TOLERANCE,
@@ -138,12 +146,13 @@ check_by_expert(mxfp4_grouped_gemm, "weight", "x", _check_blocks)
     rows=(19,),
     arguments={"x": "bf16 [M, n]"},
     tolerance=Tolerance(
-        reason="the cases keep every product 2^-18 of itself away from the ties of its code and from the borders of "
-        "its block's scale, so every bit is decided"
+        reason="the cases keep every product 2^-18 of itself away from the ties of its code and "
+        "from the borders of its block's scale, so every bit is decided"
     ),
 )
 def mx_swiglu_quant(x: torch.Tensor, limit: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`silu(min(g, limit)) * clamp(u, -limit, limit)` as MX-FP8, quantised straight from fp32: the input of w2.
+    """`silu(min(g, limit)) * clamp(u, -limit, limit)` as MX-FP8,
+    quantised straight from fp32: the input of w2.
 
     x: bf16 [M, 2m], the m channels of w1 x (g), then those of w3 x (u); limit: > 0, as in
     `swiglu`. Returns q e4m3 [M, m] and scale e8m0 [M, ceil(m/32)], by the rule of `act_quant` with
@@ -164,7 +173,8 @@ def _(x: torch.Tensor, limit: float) -> None:
 
 
 def quantize_weight_mxfp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float [..., N, K] -> (float8_e4m3fn [..., N, K], float8_e8m0fnu [..., N, ceil(K/32)]), one scale per 32 inputs.
+    """Float [..., N, K] -> (float8_e4m3fn [..., N, K], float8_e8m0fnu [..., N, ceil(K/32)]),
+    one scale per 32 inputs.
 
     The exponent is rounded up, so that no value saturates: scaleAlg 1. Source:
     spec/deployments.md 3, 5.

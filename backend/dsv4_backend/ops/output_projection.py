@@ -48,7 +48,9 @@ def _(o: torch.Tensor, wo_a: torch.Tensor) -> None:
     groups, rank, width = wo_a.shape
     if 0 in (heads, channels, rank):
         expected = "none of them 0"
-        raise grouped_output_projection.reject("o", f"{heads} heads of {channels}, rank {rank}", expected)
+        raise grouped_output_projection.reject(
+            "o", f"{heads} heads of {channels}, rank {rank}", expected
+        )
     if groups < 1 or heads % groups or width != heads // groups * channels:
         expected = f"[G, R, {heads * channels}/G] with G a divisor of {heads} heads"
         raise grouped_output_projection.reject("wo_a", f"shape {tuple(wo_a.shape)}", expected)

@@ -45,7 +45,9 @@ def fp4_scale(blocks: torch.Tensor) -> torch.Tensor:
     return block_scale(blocks, E2M1_MAX, FP4_FLOOR)
 
 
-def _quantise(x: torch.Tensor, block_size: int, scale_of: Rule, round_to: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantise(
+    x: torch.Tensor, block_size: int, scale_of: Rule, round_to: Rule
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes [..., B, block_size] and scale bytes [..., B] of x [..., K]."""
     blocks = split_blocks(x.detach(), block_size)
     scale = scale_of(blocks)
@@ -57,7 +59,8 @@ def _merge(blocks: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def _straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    # x.detach() - x is +0, so the value and the sign of its zeros are those of `rounded`; the gradient is x's.
+    # x.detach() - x is +0, so the value and the sign of its zeros are those of `rounded`; the
+    # gradient is x's.
     return rounded.to(x.dtype) - (x.detach() - x)
 
 
@@ -84,7 +87,9 @@ def quantise_fp4(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.
 def round_trip_fp4(x: torch.Tensor, block_size: int) -> torch.Tensor:
     """All of x quantised to FP4 and back."""
     codes, scale = _quantise(x, block_size, fp4_scale, round_e2m1)
-    return _straight_through(x, _merge(e2m1_values(codes) * scale_values(scale).unsqueeze(-1), x.shape[-1]))
+    return _straight_through(
+        x, _merge(e2m1_values(codes) * scale_values(scale).unsqueeze(-1), x.shape[-1])
+    )
 
 
 @operator(
@@ -97,10 +102,11 @@ def act_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     """FP8 quantisation of consecutive blocks of channels with power-of-two scales.
 
     x: [..., K] float; block_size: 128 for GEMM inputs, 64 for KV rows; the last block may be short.
-    Returns q: float8_e4m3fn [..., K], scale: float8_e8m0fnu [..., ceil(K / block_size)]; x is about q * scale.
-    amax of a block is floored at 1e-4, scale = 2^ceil(log2(fp32(amax * fp32(1/448)))) through bits, q is x / scale
-    rounded to nearest even. NaN or infinity in a block: its scale is byte 0xFF and its q bytes are 0x7F. Zero rows
-    give empty results. No gradient. Source: spec/v4.md 6.1 [OFF-K].
+    Returns q: float8_e4m3fn [..., K], scale: float8_e8m0fnu [..., ceil(K / block_size)]; x is about
+    q * scale. amax of a block is floored at 1e-4, scale = 2^ceil(log2(fp32(amax * fp32(1/448))))
+    through bits, q is x / scale rounded to nearest even. NaN or infinity in a block: its scale is
+    byte 0xFF and its q bytes are 0x7F. Zero rows give empty results. No gradient. Source:
+    spec/v4.md 6.1 [OFF-K].
     """
     return quantise_fp8(x, block_size)
 
@@ -112,12 +118,13 @@ def act_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
     tolerance=_EXACT,
 )
 def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
-    """The first `channels` channels after FP8 quantisation and back (`act_quant`), the others unchanged.
+    """The first `channels` channels after FP8 quantisation and back (`act_quant`),
+    the others unchanged.
 
-    x: [..., K] float; 0 <= channels <= K. KV rows use block 64 on the 448 channels before the RoPE part.
-    Returns [..., K] in x's dtype, one cast of fp32(q * scale): the largest bf16 values become infinite. A block with
-    NaN or infinity becomes NaN. Zero rows give an empty result. Gradient: straight-through, that of x.
-    Source: spec/v4.md 6.1 step 5 [OFF-K].
+    x: [..., K] float; 0 <= channels <= K. KV rows use block 64 on the 448 channels before the RoPE
+    part. Returns [..., K] in x's dtype, one cast of fp32(q * scale): the largest bf16 values become
+    infinite. A block with NaN or infinity becomes NaN. Zero rows give an empty result. Gradient:
+    straight-through, that of x. Source: spec/v4.md 6.1 step 5 [OFF-K].
     """
     return round_trip_fp8(x, block_size, channels)
 
@@ -129,14 +136,15 @@ def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
     tolerance=_EXACT,
 )
 def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """FP4 (e2m1) quantisation of consecutive blocks of channels with power-of-two scales, two codes per byte.
+    """FP4 (e2m1) quantisation of consecutive blocks of channels with power-of-two scales,
+    two codes per byte.
 
-    x: [..., K] float, K even; block_size: 32; the last block may be short.
-    Returns packed: int8 [..., K/2], low nibble = even channel, high nibble = odd channel; scale: float8_e8m0fnu
-    [..., ceil(K / block_size)]. amax is floored at 6 * 2^-126, scale = 2^ceil(log2(fp32(amax * fp32(1/6)))) through
-    bits, the code is x / scale rounded to nearest, ties to the even code; bit 3 is the sign, also of zero.
-    NaN or infinity in a block: its scale is byte 0xFF and its codes are 0. Zero rows give empty results. No gradient.
-    Source: spec/v4.md 6.2 [OFF-K].
+    x: [..., K] float, K even; block_size: 32; the last block may be short. Returns packed: int8
+    [..., K/2], low nibble = even channel, high nibble = odd channel; scale: float8_e8m0fnu [...,
+    ceil(K / block_size)]. amax is floored at 6 * 2^-126, scale = 2^ceil(log2(fp32(amax *
+    fp32(1/6)))) through bits, the code is x / scale rounded to nearest, ties to the even code; bit
+    3 is the sign, also of zero. NaN or infinity in a block: its scale is byte 0xFF and its codes
+    are 0. Zero rows give empty results. No gradient. Source: spec/v4.md 6.2 [OFF-K].
     """
     return quantise_fp4(x, block_size)
 
@@ -150,9 +158,10 @@ def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Ten
 def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
     """Values after FP4 quantisation and back (`fp4_quant`).
 
-    x: [..., K] float, K of either parity; block_size: 32. Indexer queries and keys, after the Hadamard rotation.
-    Returns [..., K] in x's dtype, one cast of fp32(value * scale). A block with NaN or infinity becomes NaN. Zero rows
-    give an empty result. Gradient: straight-through, that of x. Source: spec/v4.md 6.2 [OFF-K].
+    x: [..., K] float, K of either parity; block_size: 32. Indexer queries and keys, after the
+    Hadamard rotation. Returns [..., K] in x's dtype, one cast of fp32(value * scale). A block with
+    NaN or infinity becomes NaN. Zero rows give an empty result. Gradient: straight-through, that of
+    x. Source: spec/v4.md 6.2 [OFF-K].
     """
     return round_trip_fp4(x, block_size)
 
@@ -164,14 +173,17 @@ def _(x: torch.Tensor, block_size: int) -> None:
 
 
 def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float [N, K] -> (float8_e4m3fn [N, K], float8_e8m0fnu [ceil(N/128), ceil(K/128)]), one scale per 128x128 tile.
+    """Float [N, K] -> (float8_e4m3fn [N, K], float8_e8m0fnu [ceil(N/128), ceil(K/128)]),
+    one scale per 128x128 tile.
 
     Source: spec/v4.md 6.3.
     """
     n, k = w.shape
     wide = w.detach().float().contiguous()
     padded = pad(wide, (0, -k % FP8_TILE, 0, -n % FP8_TILE))
-    tiles = padded.reshape(padded.shape[0] // FP8_TILE, FP8_TILE, padded.shape[1] // FP8_TILE, FP8_TILE)
+    tiles = padded.reshape(
+        padded.shape[0] // FP8_TILE, FP8_TILE, padded.shape[1] // FP8_TILE, FP8_TILE
+    )
     scale = scale_bytes(tiles.abs().amax((1, 3)).clamp(min=FP8_WEIGHT_FLOOR), E4M3_MAX)
     return round_e4m3(wide / expand_tiles(scale, n, k)), scale.view(torch.float8_e8m0fnu)
 
@@ -188,12 +200,16 @@ def quantize_weight_fp4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize_fp8(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(float8_e4m3fn [N, K], float8_e8m0fnu [ceil(N/128), ceil(K/128)]) -> fp32 [N, K], exact. Spec/v4.md 6.3."""
+    """(float8_e4m3fn [N, K], float8_e8m0fnu [ceil(N/128), ceil(K/128)]) -> fp32 [N, K], exact.
+    Spec/v4.md 6.3.
+    """
     return e4m3_values(w) * expand_tiles(scale, w.shape[0], w.shape[1])
 
 
 def dequantize_fp4(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(int8 [..., N, K/2], float8_e8m0fnu [..., N, K/32]) -> fp32 [..., N, K], exact. Source: spec/v4.md 6.3."""
+    """(int8 [..., N, K/2], float8_e8m0fnu [..., N, K/32]) -> fp32 [..., N, K], exact.
+    Source: spec/v4.md 6.3.
+    """
     return unpack_e2m1(packed) * scale_values(scale).repeat_interleave(FP4_BLOCK, -1)
 
 

@@ -13,19 +13,28 @@ from dsv4_backend.errors import argument_error
 def rope_frequencies(rope_head_dim: int, theta: float) -> torch.Tensor:
     """Inverse frequencies `theta^(-2i / rope_head_dim)`: fp32 [rope_head_dim / 2] on the CPU.
 
-    ArgumentError unless rope_head_dim is even and positive and theta > 1. Source: spec/v4.md 3.2 [OFF-M].
+    ArgumentError unless rope_head_dim is even and positive and theta > 1. Source: spec/v4.md 3.2
+    [OFF-M].
     """
     if rope_head_dim < 2 or rope_head_dim % 2:
-        raise argument_error("rope_frequencies", "rope_head_dim", rope_head_dim, "an even number >= 2")
+        raise argument_error(
+            "rope_frequencies", "rope_head_dim", rope_head_dim, "an even number >= 2"
+        )
     if not theta > 1:
         raise argument_error("rope_frequencies", "theta", theta, "a number > 1")
     return 1.0 / theta ** (torch.arange(0, rope_head_dim, 2, dtype=torch.float32) / rope_head_dim)
 
 
 def yarn_range(
-    rope_head_dim: int, theta: float, original_max_position_embeddings: int, beta_fast: float, beta_slow: float
+    rope_head_dim: int,
+    theta: float,
+    original_max_position_embeddings: int,
+    beta_fast: float,
+    beta_slow: float,
 ) -> tuple[int, int]:
-    """First and last index of the YaRN blend: below it frequencies stay, above it they are divided by the factor."""
+    """First and last index of the YaRN blend: below it frequencies stay,
+    above it they are divided by the factor.
+    """
 
     def index(rotations: float) -> float:
         wavelengths = original_max_position_embeddings / (2 * math.pi * rotations)
@@ -42,7 +51,8 @@ def yarn_frequencies(
     beta_fast: float,
     beta_slow: float,
 ) -> torch.Tensor:
-    """`rope_frequencies` with YaRN's blend towards `frequency / factor`, no magnitude scaling: fp32, on the CPU.
+    """`rope_frequencies` with YaRN's blend towards `frequency / factor`,
+    no magnitude scaling: fp32, on the CPU.
 
     ArgumentError for a factor, length or beta that is not positive. Source: spec/v4.md 3.2 [OFF-M].
     """
@@ -56,19 +66,25 @@ def yarn_frequencies(
         if not value > 0:
             raise argument_error("yarn_frequencies", name, value, "a number > 0")
     frequencies = rope_frequencies(rope_head_dim, theta)
-    low, high = yarn_range(rope_head_dim, theta, original_max_position_embeddings, beta_fast, beta_slow)
+    low, high = yarn_range(
+        rope_head_dim, theta, original_max_position_embeddings, beta_fast, beta_slow
+    )
     width = high - low if high != low else 0.001
     ramp = ((torch.arange(rope_head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     return frequencies / factor * ramp + frequencies * (1 - ramp)
 
 
 def rotation_angles(positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-    """One fp32 product per pair, even for fp64 golden values: the model was trained with it. fp32 [T, F]."""
+    """One fp32 product per pair, even for fp64 golden values: the model was trained with it.
+    fp32 [T, F].
+    """
     return positions.float().unsqueeze(-1) * inv_freq.float()
 
 
 def rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate the adjacent pairs of the last 2F channels by angles [T, F]; the other channels are copied."""
+    """Rotate the adjacent pairs of the last 2F channels by angles [T, F];
+    the other channels are copied.
+    """
     wide = compute(x)
     pairs = angles.shape[-1]
     kept = x.shape[-1] - 2 * pairs
@@ -84,19 +100,24 @@ def rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     rows=(6,),
     arguments={"x": "float [..., D]", "positions": "int [T] in [0, inf)", "inv_freq": "f32 [F]"},
     tolerance=Tolerance(
-        reason="the angle is one exactly rounded fp32 product, so only fp32 cos, sin (1 ulp each) and two products "
-        "may differ; the one cast to bf16 may land on the other neighbour (2^-7)",
+        reason="the angle is one exactly rounded fp32 product, so only fp32 cos, sin (1 ulp each) "
+        "and two products may differ; the one cast to bf16 may land on the other neighbour "
+        "(2^-7)",
         ideal=(2e-6, 1e-6),
         official=(2e-6, 2**-7),
     ),
 )
-def rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False) -> torch.Tensor:
-    """Rotate the last 2F channels of x in adjacent pairs (2i, 2i+1) by `positions[t] * inv_freq[i]`.
+def rope(
+    x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool = False
+) -> torch.Tensor:
+    """Rotate the last 2F channels of x in adjacent pairs (2i, 2i+1)
+    by `positions[t] * inv_freq[i]`.
 
-    x: [T, ..., D] float with D >= 2F; positions: int [T], >= 0; inv_freq: fp32 [F]; inverse: rotate by minus the angle.
-    The angle is one fp32 product (never fp64); cos, sin and rotation are fp32, one cast to x's dtype at the end.
-    Returns a new tensor of x's shape and dtype; the first D - 2F channels are copied bit for bit. No magnitude
-    scaling. T = 0 gives an empty result. Source: spec/v4.md 3.3 [OFF-M].
+    x: [T, ..., D] float with D >= 2F; positions: int [T], >= 0; inv_freq: fp32 [F]; inverse: rotate
+    by minus the angle. The angle is one fp32 product (never fp64); cos, sin and rotation are fp32,
+    one cast to x's dtype at the end. Returns a new tensor of x's shape and dtype; the first D - 2F
+    channels are copied bit for bit. No magnitude scaling. T = 0 gives an empty result. Source:
+    spec/v4.md 3.3 [OFF-M].
     """
     angles = rotation_angles(positions, inv_freq)
     return rotate_tail(x, -angles if inverse else angles)
@@ -105,6 +126,10 @@ def rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inver
 @rope.shapes
 def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool) -> None:
     if x.dim() < 2 or x.shape[0] != positions.shape[0]:
-        raise rope.reject("x", f"shape {tuple(x.shape)}", f"[T, ..., D] with T = {positions.shape[0]}")
+        raise rope.reject(
+            "x", f"shape {tuple(x.shape)}", f"[T, ..., D] with T = {positions.shape[0]}"
+        )
     if not 2 <= 2 * inv_freq.shape[0] <= x.shape[-1]:
-        raise rope.reject("inv_freq", f"{inv_freq.shape[0]} frequencies", f"1 to D/2 of them, D = {x.shape[-1]}")
+        raise rope.reject(
+            "inv_freq", f"{inv_freq.shape[0]} frequencies", f"1 to D/2 of them, D = {x.shape[-1]}"
+        )

@@ -11,9 +11,11 @@ MIN_TOP_P = torch.finfo(torch.float32).tiny
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities with 0 outside the nucleus: a token stays while the better ones hold less than top_p together.
+    """Probabilities with 0 outside the nucleus:
+    a token stays while the better ones hold less than top_p together.
 
-    The best one always stays: what fp32 would take for a top_p of 0 counts as the smallest normal number.
+    The best one always stays: what fp32 would take for a top_p of 0 counts as the smallest normal
+    number.
     """
     best_first, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
     better = best_first.cumsum(-1) - best_first
@@ -31,20 +33,24 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
         "top_p": "a number in (0, 1]",
     },
     tolerance=Tolerance(
-        reason="token ids are exact; apart from exact ties, no winner of a case changes when top_p moves by 1e-5 or "
-        "a probability by 1e-4 of itself"
+        reason="token ids are exact; apart from exact ties, no winner of a case changes when top_p "
+        "moves by 1e-5 or a probability by 1e-4 of itself"
     ),
 )
-def sample(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """One token id per row, by the exponential race: `argmax(softmax(logits / temperature) / noise)`.
+def sample(
+    logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float
+) -> torch.Tensor:
+    """One token id per row,
+    by the exponential race: `argmax(softmax(logits / temperature) / noise)`.
 
-    logits: fp32 [T, V], V >= 1; -inf forbids a token; NaN, +inf and rows of nothing but -inf are errors.
+    logits: fp32 [T, V], V >= 1; -inf forbids a token; NaN, +inf and rows of nothing but -inf are
+    errors.
     noise: fp32 [T, V] of Exp(1) values > 0, drawn by the caller, who thereby owns the seed.
     temperature: >= 0; 0 is plain argmax, anything else counts as at least 1e-5.
-    top_p: in (0, 1]; a token is a candidate while the tokens ranked before it hold less than top_p of the probability;
-    the first in rank always is one, however small top_p is.
-    Returns int64 [T] ids in [0, V). Ties, in rank and in the final argmax: the smaller id. T = 0 gives an empty result.
-    Source: spec/v4.md 8.2 [OFF-GEN]; top_p is the published sampling parameter.
+    top_p: in (0, 1]; a token is a candidate while the tokens ranked before it hold less than top_p
+    of the probability; the first in rank always is one, however small top_p is. Returns int64 [T]
+    ids in [0, V). Ties, in rank and in the final argmax: the smaller id. T = 0 gives an empty
+    result. Source: spec/v4.md 8.2 [OFF-GEN]; top_p is the published sampling parameter.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -68,4 +74,6 @@ def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: floa
         raise sample.reject("logits", found, "no NaN, no +inf and a finite logit in every row")
     if temperature > 0 and not bool((noise > 0).all()):
         row, column = (~(noise > 0)).nonzero()[0].tolist()
-        raise sample.reject("noise", f"{noise[row, column].item()} at [{row}, {column}]", "values > 0")
+        raise sample.reject(
+            "noise", f"{noise[row, column].item()} at [{row}, {column}]", "values > 0"
+        )

@@ -1,4 +1,6 @@
-"""Quantisation of activations with one fp32 scale per row, as Ascend's DynamicQuant (spec/deployments.md 1)."""
+"""Quantisation of activations with one fp32 scale per row,
+as Ascend's DynamicQuant (spec/deployments.md 1).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,17 @@ from dsv4_backend.contract import Operator, Tolerance, operator
 from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3
 
 INT8_MAX = 127.0
-_EXACT = Tolerance(reason="one fp32 division per row and one per value, then one rounding: every bit is decided")
+_EXACT = Tolerance(
+    reason="one fp32 division per row and one per value, then one rounding: every bit is decided"
+)
 _ROWS = {"x": "bf16|f16 [..., K]"}
 Codes = tuple[torch.Tensor, torch.Tensor]
 
 
 def row_scale(rows: torch.Tensor, largest: float) -> torch.Tensor:
-    """fp32 [...]: largest magnitude of every fp32 row [..., K] over `largest`; NaN where the row is not finite."""
+    """fp32 [...]: largest magnitude of every fp32 row [..., K] over `largest`;
+    NaN where the row is not finite.
+    """
     amax = rows.abs().amax(-1)
     return torch.where(amax.isfinite(), amax / largest, torch.nan)
 

@@ -38,7 +38,12 @@ _KINDS = ("window", "all", "chosen")
 
 
 def _caches(
-    draw: Draw, kind: str, sequences: list[ragged_cases.Sequence], dtype: torch.dtype, dim: int, ring: int
+    draw: Draw,
+    kind: str,
+    sequences: list[ragged_cases.Sequence],
+    dtype: torch.dtype,
+    dim: int,
+    ring: int,
 ) -> tuple[Any, ...]:
     """window_cache, window_block_table, cmp_cache, cmp_block_table: random rows everywhere."""
     longest = max((before + new for before, new in sequences), default=0)
@@ -59,7 +64,9 @@ def random_call(
     dim: int = 10,
     window: int = _WINDOW,
 ) -> AttentionCall:
-    """A call over random caches; kind: window, all (entries) or chosen (3 of them); ring: window rows, 0 for all."""
+    """A call over random caches; kind: window, all (entries) or chosen (3 of them);
+    ring: window rows, 0 for all.
+    """
     tokens = ragged_cases.tokens_of(sequences)
     near, near_table, far, far_table = _caches(draw, kind, sequences, dtype, dim, ring)
     call = AttentionCall(
@@ -86,7 +93,9 @@ def _shuffled(draw: Draw, call: AttentionCall, least: int = 0) -> torch.Tensor:
 
 
 def _choice(draw: Draw, call: AttentionCall, k: int) -> torch.Tensor:
-    """K random visible entries per token in random order, -1 where there are fewer: int32 [T, k]."""
+    """K random visible entries per token in random order,
+    -1 where there are fewer: int32 [T, k].
+    """
     return _shuffled(draw, call, k)[:, torch.tensor([1, 0, 2])[:k]].int()
 
 
@@ -95,13 +104,17 @@ _STEP, _VALUES = 16, 64
 
 
 def _staircase(draw: Draw, kind: str, dtype: torch.dtype, window: int) -> AttentionCall:
-    """One token per sequence, whose scores move by 0.2 every 16 keys of its list, by another factor per head; large
-    values of both signs. So the probabilities of neighbours are rounded by the same amount, and that shows.
+    """One token per sequence, whose scores move by 0.2 every 16 keys of its list, by another factor
+    per head; large values of both signs. So the probabilities of neighbours are rounded by the same
+    amount, and that shows.
     """
     call = random_call(draw, kind, _STAIRS, dtype, dim=24, window=window)
     owners = call.owners()[:, None]
     flat = ragged.slots(
-        call.window_block_table, owners, near_positions(call.positions(), window), call.window_cache.shape[1]
+        call.window_block_table,
+        owners,
+        near_positions(call.positions(), window),
+        call.window_cache.shape[1],
     )
     _score_in_order(call.window_cache, flat, 0)
     if call.cmp_cache is not None and call.cmp_block_table is not None:
@@ -115,17 +128,21 @@ def _staircase(draw: Draw, kind: str, dtype: torch.dtype, window: int) -> Attent
 
 
 def _score_in_order(cache: torch.Tensor, flat: torch.Tensor, before: int) -> None:
-    """Channel 0 of the rows `flat` [T, n] says which step of the staircase they are, `before` keys into the list."""
+    """Channel 0 of the rows `flat` [T, n] says which step of the staircase they are,
+    `before` keys into the list.
+    """
     rows = cache.view(-1, cache.shape[-1])
     rows[:, 1:] *= _VALUES
     for token in flat:
         present = token >= 0
-        rows[token[present], 0] = ((present.nonzero()[:, 0] + before) // _STEP * 0.2).to(cache.dtype)
+        rows[token[present], 0] = ((present.nonzero()[:, 0] + before) // _STEP * 0.2).to(
+            cache.dtype
+        )
 
 
 def aim_at_edges(call: AttentionCall) -> AttentionCall:
-    """Aim head h of each token at one boundary key: first and last of the window, one before, one after, and the same
-    for compressed entries. A hidden target that is seen takes over the row.
+    """Aim head h of each token at one boundary key: first and last of the window, one before, one
+    after, and the same for compressed entries. A hidden target that is seen takes over the row.
     """
     t, owners = call.positions()[:, None], call.owners()[:, None]
     steps = torch.tensor([0, 1 - call.window, -call.window, 1])
@@ -134,7 +151,10 @@ def aim_at_edges(call: AttentionCall) -> AttentionCall:
     if call.cmp_cache is not None and call.cmp_block_table is not None:
         last = visible_entries(t, call.ratio)
         flat = ragged.slots(
-            call.cmp_block_table, owners, torch.cat((last - 1, last, last * 0), 1), call.cmp_cache.shape[1]
+            call.cmp_block_table,
+            owners,
+            torch.cat((last - 1, last, last * 0), 1),
+            call.cmp_cache.shape[1],
         )
         targets = torch.cat((targets, ragged.gather_rows(call.cmp_cache, flat)), 1)
     rows = targets.float()
@@ -143,7 +163,9 @@ def aim_at_edges(call: AttentionCall) -> AttentionCall:
 
 
 def _stale(call: AttentionCall) -> AttentionCall:
-    """NaN in every row that no token of the call may see, nonsense in every table entry that none needs."""
+    """NaN in every row that no token of the call may see,
+    nonsense in every table entry that none needs.
+    """
     first = (call.seq_lens - call.query_start_loc.diff() + 1 - call.window).clamp(min=0)
     cache, table = call.window_cache, call.window_block_table
     near = ragged_cases.only_rows(cache, table, first, call.seq_lens)
@@ -166,12 +188,18 @@ def _newest_nan(call: AttentionCall) -> AttentionCall:
     if call.cmp_cache is None or call.cmp_block_table is None:
         return call
     newest = call.seq_lens // call.ratio - 1
-    return call._replace(cmp_cache=ragged_cases.only_rows(call.cmp_cache, call.cmp_block_table, newest * 0, newest))
+    return call._replace(
+        cmp_cache=ragged_cases.only_rows(call.cmp_cache, call.cmp_block_table, newest * 0, newest)
+    )
 
 
 def _strided(draw: Draw, call: AttentionCall) -> AttentionCall:
-    wide = draw.normal(*call.window_cache.shape[:2], call.window_cache.shape[2] + 3, dtype=call.q.dtype)
-    return call._replace(q=call.q.transpose(0, 1).contiguous().transpose(0, 1), window_cache=wide[..., 2:-1])
+    wide = draw.normal(
+        *call.window_cache.shape[:2], call.window_cache.shape[2] + 3, dtype=call.q.dtype
+    )
+    return call._replace(
+        q=call.q.transpose(0, 1).contiguous().transpose(0, 1), window_cache=wide[..., 2:-1]
+    )
 
 
 @sparse_attention.cases
@@ -188,25 +216,53 @@ def _(draw: Draw) -> Iterator[Case]:
                 ("mixed", _MIXED, 0),
                 ("ring", _RINGS, _WINDOW + 2),
             ):
-                yield Case(f"{kind}, {name}", profile, random_call(draw, kind, sequences, dtype, ring))
+                yield Case(
+                    f"{kind}, {name}", profile, random_call(draw, kind, sequences, dtype, ring)
+                )
                 if sequences:
                     needles = aim_at_edges(random_call(draw, kind, sequences, dtype, ring))
                     yield Case(f"{kind}, {name}, needles", profile, needles)
-            yield Case(f"{kind}, stale NaN", profile, _stale(random_call(draw, kind, _RINGS, dtype, _WINDOW + 2)))
-            yield Case(f"{kind}, newest NaN", profile, _newest_nan(random_call(draw, kind, [(0, 24)], dtype)))
-            yield Case(f"{kind}, strided", profile, _strided(draw, random_call(draw, kind, _MIXED, dtype)))
+            yield Case(
+                f"{kind}, stale NaN",
+                profile,
+                _stale(random_call(draw, kind, _RINGS, dtype, _WINDOW + 2)),
+            )
+            yield Case(
+                f"{kind}, newest NaN",
+                profile,
+                _newest_nan(random_call(draw, kind, [(0, 24)], dtype)),
+            )
+            yield Case(
+                f"{kind}, strided", profile, _strided(draw, random_call(draw, kind, _MIXED, dtype))
+            )
             call = random_call(draw, kind, _EDGES, dtype)
-            yield Case(f"{kind}, large scores", profile, call._replace(q=call.q * 40, sink=call.sink * 40))
+            yield Case(
+                f"{kind}, large scores", profile, call._replace(q=call.q * 40, sink=call.sink * 40)
+            )
             sink = torch.tensor([-torch.inf, 6.0, torch.inf])
             yield Case(f"{kind}, extreme sinks", profile, call._replace(sink=sink))
             for window in (70, 130):
-                yield Case(f"{kind}, staircase, window {window}", profile, _staircase(draw, kind, dtype, window))
+                yield Case(
+                    f"{kind}, staircase, window {window}",
+                    profile,
+                    _staircase(draw, kind, dtype, window),
+                )
         yield Case("no window", profile, random_call(draw, "all", _EDGES, dtype, window=0))
         call = random_call(draw, "chosen", [(0, 13)], dtype)
-        repeated = torch.where(visible_entries(call.positions(), _RATIO)[:, None] > 0, 0, -1).expand(-1, 2).int()
+        repeated = (
+            torch.where(visible_entries(call.positions(), _RATIO)[:, None] > 0, 0, -1)
+            .expand(-1, 2)
+            .int()
+        )
         yield Case("an entry chosen twice", profile, call._replace(cmp_indices=repeated))
-        yield Case("nothing chosen", profile, call._replace(cmp_indices=torch.full((13, 0), -1, dtype=torch.int32)))
-        real = random_call(draw, "all", [(125, 6), (515, 1)], dtype, ring=134, heads=4, dim=512, window=128)
+        yield Case(
+            "nothing chosen",
+            profile,
+            call._replace(cmp_indices=torch.full((13, 0), -1, dtype=torch.int32)),
+        )
+        real = random_call(
+            draw, "all", [(125, 6), (515, 1)], dtype, ring=134, heads=4, dim=512, window=128
+        )
         yield Case("window 128, 512 channels", profile, real)
         few = random_call(draw, "all", [(0, 61)], dtype, dim=3)
         yield Case("fewer channels than rows of a block", profile, few)
@@ -223,7 +279,10 @@ def _row_peaks(scores: torch.Tensor, tile: int) -> torch.Tensor:
 
 def _packed(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
     """Every key list without the gaps between its parts."""
-    rows, valid = torch.cat([keys.rows for keys in parts], 1), torch.cat([keys.valid for keys in parts], 1)
+    rows, valid = (
+        torch.cat([keys.rows for keys in parts], 1),
+        torch.cat([keys.valid for keys in parts], 1),
+    )
     order = (~valid).int().argsort(dim=1, stable=True)
     token = torch.arange(len(rows))[:, None]
     return attend(q, sink, [Keys(rows[token, order], valid.gather(1, order), True)])
@@ -251,7 +310,9 @@ sparse_attention.wrong_step(
     {
         "scale left out": lambda q, keys: score_keys(q * q.shape[-1] ** 0.5, keys),
         "scale of the channels without RoPE": lambda q, keys: score_keys(q * (8 / 7) ** 0.5, keys),
-        "hidden keys score 0": lambda q, keys: score_keys(q, keys).masked_fill(~keys.valid[:, None], 0),
+        "hidden keys score 0": lambda q, keys: score_keys(q, keys).masked_fill(
+            ~keys.valid[:, None], 0
+        ),
     },
 )
 sparse_attention.wrong_step(
@@ -259,7 +320,9 @@ sparse_attention.wrong_step(
     {
         "sink left out": lambda peak, total, sink: torch.ones_like(total),
         "sink counted twice": lambda peak, total, sink: keys_share(peak, total, sink + math.log(2)),
-        "sink not relative to the maximum": lambda peak, total, sink: keys_share(peak * 0, total, sink),
+        "sink not relative to the maximum": lambda peak, total, sink: keys_share(
+            peak * 0, total, sink
+        ),
         "sink of the next head": lambda peak, total, sink: keys_share(peak, total, sink.roll(1)),
     },
 )
@@ -276,9 +339,13 @@ sparse_attention.wrong_step(
 sparse_attention.wrong_steps(
     {
         "compressed entries left out": {compressed_keys: lambda call, tokens: None},
-        "entry seen before its block closes": {visible_entries: lambda t, r: visible_entries(t + 1, r)},
+        "entry seen before its block closes": {
+            visible_entries: lambda t, r: visible_entries(t + 1, r)
+        },
         "newest entry one token late": {visible_entries: lambda t, r: visible_entries(t - 1, r)},
-        "softmax without maximum": {running_peaks: lambda scores, tile: running_peaks(scores * 0, tile)},
+        "softmax without maximum": {
+            running_peaks: lambda scores, tile: running_peaks(scores * 0, tile)
+        },
         "probabilities rounded against the row's maximum": {running_peaks: _row_peaks},
         "probabilities not rounded": {round_probabilities: lambda p, dtype: p},
     }
@@ -320,7 +387,9 @@ sparse_attention.explain(
         "attend: sink.to(wide.dtype) -> sink": "a sum with the wider dtype has it",
         "keys_share: x >= 0 -> x > 0": "exp(0) and exp(-0) are 1",
         "keys_share: x >= 0 -> x > 0 (2)": "exp(0) and exp(-0) are 1",
-        "round_probabilities: p.to(dtype).to(p.dtype) -> p.to(dtype)": ("the product with the fp32 rescaling is fp32"),
+        "round_probabilities: p.to(dtype).to(p.dtype) -> p.to(dtype)": (
+            "the product with the fp32 rescaling is fp32"
+        ),
         "running_peaks: 0 -> 1 (2)": "without a key every p is exp(-inf)",
         "running_peaks: 1 -> 2": "one more tile of -inf behind the row",
     },

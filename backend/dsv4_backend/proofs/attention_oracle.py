@@ -1,4 +1,6 @@
-"""Sparse attention in NumPy, token by token: the list order of spec 4.4 and the online softmax of spec 4.6."""
+"""Sparse attention in NumPy,
+token by token: the list order of spec 4.4 and the online softmax of spec 4.6.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def sparse_attention(
     window: int,
     ratio: int,
 ) -> Array:
-    """[T, H, D] -> [T, H, D] in the type of q: every token attends to its list in order, tile by tile."""
+    """[T, H, D] -> [T, H, D] in the type of q: every token attends to its list in order,
+    tile by tile.
+    """
     out = np.zeros(q.shape, q.dtype)
     for row, s, t in tokens_of_call(query_start_loc, seq_lens):
         keys = _window_keys(Pages(window_cache, window_block_table[s]), t, window)
@@ -43,7 +47,9 @@ def _window_keys(rows: Pages, t: int, window: int) -> list[Array | None]:
 
 
 def _attend(q: Array, sink: Array, keys: list[Array | None], rounding: np.dtype) -> Array:
-    """[H, D] of one token -> [H, D]: probabilities against the running maximum, rounded for the values only."""
+    """[H, D] of one token -> [H, D]: probabilities against the running maximum,
+    rounded for the values only.
+    """
     maximum, total, values = np.full(len(q), -np.inf), np.zeros(len(q)), np.zeros(q.shape)
     for first in range(0, len(keys), TILE):
         present = [wide(key) for key in keys[first : first + TILE] if key is not None]

@@ -1,4 +1,6 @@
-"""What proofs of operators on rows sorted by expert share: offsets, the oracle's loop, wrong offsets, equivalents."""
+"""What proofs of operators on rows sorted by expert share: offsets,
+the oracle's loop, wrong offsets, equivalents.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +26,37 @@ def joined(offsets: Array, expert: Callable[[int, slice], Array]) -> Array:
 
 
 _EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "boundary rows to the next expert": lambda o: torch.cat([o[:1], (o[1:-1] - 1).clamp(min=0), o[-1:]]),
-    "boundary rows to the expert before": lambda o: torch.cat([o[:1], (o[1:-1] + 1).clamp(max=int(o[-1])), o[-1:]]),
+    "boundary rows to the next expert": lambda o: torch.cat(
+        [o[:1], (o[1:-1] - 1).clamp(min=0), o[-1:]]
+    ),
+    "boundary rows to the expert before": lambda o: torch.cat(
+        [o[:1], (o[1:-1] + 1).clamp(max=int(o[-1])), o[-1:]]
+    ),
     "every row to the first expert": lambda o: torch.cat([o[:1], o[-1:].expand(len(o) - 1)]),
-    "experts without rows not counted": lambda o: torch.cat([o.unique(), o[-1:].expand(len(o) - len(o.unique()))]),
+    "experts without rows not counted": lambda o: torch.cat(
+        [o.unique(), o[-1:].expand(len(o) - len(o.unique()))]
+    ),
     "experts reversed": lambda o: torch.cat([o[:1], o.diff().flip(0).cumsum(0).int()]),
 }
 WRONG_OFFSETS: dict[str, Edits] = {name: {"expert_offsets": edit} for name, edit in _EDITS.items()}
 """Wrong arguments of every such operator."""
 
 TRACED_ONLY = "_traced: *"
-"""Mutants of the branch of `by_expert` for tracing, where offsets have no values; no case reaches it."""
+"""Mutants of the branch of `by_expert` for tracing, where offsets have no values;
+no case reaches it.
+"""
 
 
 def explain_experts(op: Operator) -> None:
     """Say why mutants of `by_expert` compute what the reference of `op` computes."""
-    op.equivalent(TRACED_ONLY, "only tracing runs it; tests/backend/test_traced_experts.py kills them")
+    op.equivalent(
+        TRACED_ONLY, "only tracing runs it; tests/backend/test_traced_experts.py kills them"
+    )
     op.equivalent("by_expert: low < high -> low <= high", "an expert without rows adds none")
     for name in (
         "_has_values: tensor.device.type != 'meta' -> tensor.device.type == 'meta'",
         "by_expert: not _has_values(expert_offsets) -> _has_values(expert_offsets)",
     ):
-        op.equivalent(name, "the branch for tracing, on real offsets: the same results by another way")
+        op.equivalent(
+            name, "the branch for tracing, on real offsets: the same results by another way"
+        )

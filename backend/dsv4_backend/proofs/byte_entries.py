@@ -1,4 +1,6 @@
-"""The byte formats of spec 6.5 a second time: bytes of one entry and where they lie on a page. No torch, no `ops`."""
+"""The byte formats of spec 6.5 a second time: bytes of one entry and where they lie on a page.
+No torch, no `ops`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ Pieces = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """One format for rows of some width: bytes of its pieces, where they start on a page, and the two directions.
+    """One format for rows of some width: bytes of its pieces,
+    where they start on a page, and the two directions.
 
-    start: (entries per page, entry) -> first byte of every piece. encode: fp32 [channels] -> the pieces, uint8.
+    start: (entries per page, entry) -> first byte of every piece. encode: fp32 [channels] -> the
+    pieces, uint8.
     decode: the pieces -> fp32 [channels].
     """
 
@@ -28,7 +32,9 @@ class Entry:
 
 def write_entry(entry: Entry, page: Array, block_size: int, index: int, row: Array) -> None:
     """Put the bytes of `row` at `index` of a page, uint8 [page_bytes], in place."""
-    for start, piece in zip(entry.start(block_size, index), entry.encode(row.astype(np.float32)), strict=True):
+    for start, piece in zip(
+        entry.start(block_size, index), entry.encode(row.astype(np.float32)), strict=True
+    ):
         page[start : start + len(piece)] = piece
 
 
@@ -40,7 +46,9 @@ def read_entry(entry: Entry, page: Array, block_size: int, index: int) -> Array:
 
 
 def _exponent(amax: np.float32, floor: float, largest: float) -> int:
-    """Exponent of the scale 2^e by the bits of the fp32 product amax * fp32(1 / largest) (6.1, 6.2)."""
+    """Exponent of the scale 2^e by the bits
+    of the fp32 product amax * fp32(1 / largest) (6.1, 6.2).
+    """
     v = np.float32(max(amax, np.float32(floor)) * np.float32(1 / largest))
     bits = int(v.view(np.uint32))
     return (bits >> 23) - 127 + (bits & 0x7FFFFF != 0)
@@ -75,7 +83,9 @@ def _encode_latent(row: Array, rope: int) -> Pieces:
 def _decode_latent(pieces: Pieces) -> Array:
     codes, rope, scales = pieces
     scale = np.repeat(scales.view(E8M0).astype(np.float32), 64)[: len(codes)]
-    return np.concatenate([codes.view(E4M3).astype(np.float32) * scale, rope.view(BF16).astype(np.float32)])
+    return np.concatenate(
+        [codes.view(E4M3).astype(np.float32) * scale, rope.view(BF16).astype(np.float32)]
+    )
 
 
 def _encode_fp8(row: Array) -> Pieces:
@@ -84,11 +94,17 @@ def _encode_fp8(row: Array) -> Pieces:
 
 
 def _encode_token_fp8(row: Array) -> Pieces:
-    """The scale is amax / 448 as it comes; a row of zeros has none, a row that is not finite an unknown one."""
+    """The scale is amax / 448 as it comes;
+    a row of zeros has none, a row that is not finite an unknown one.
+    """
     if not np.isfinite(row).all():
         return np.full(len(row), 0x7F, np.uint8), np.array([np.nan], np.float32).view(np.uint8)
     scale = np.float32(np.abs(row).max() / np.float32(448))
-    codes = np.clip(row / scale, -448, 448).astype(E4M3).view(np.uint8) if scale else np.zeros(len(row), np.uint8)
+    codes = (
+        np.clip(row / scale, -448, 448).astype(E4M3).view(np.uint8)
+        if scale
+        else np.zeros(len(row), np.uint8)
+    )
     return codes, np.array([scale], np.float32).view(np.uint8)
 
 
@@ -130,7 +146,9 @@ def _encode_int8(row: Array) -> Pieces:
 
 def _decode_int8(pieces: Pieces) -> Array:
     steps, scale = pieces
-    return np.asarray(steps.view(np.int8).astype(np.float32) * scale.view(np.float16).astype(np.float32))
+    return np.asarray(
+        steps.view(np.int8).astype(np.float32) * scale.view(np.float16).astype(np.float32)
+    )
 
 
 def _up(number: int, multiple: int) -> int:
@@ -168,17 +186,23 @@ Decode = Callable[[Pieces], Array]
 
 
 def _values_then_scales(values: int, scales: int, encode: Encode, decode: Decode) -> Entry:
-    return Entry((values, scales), lambda n, i: (values * i, values * n + scales * i), encode, decode)
+    return Entry(
+        (values, scales), lambda n, i: (values * i, values * n + scales * i), encode, decode
+    )
 
 
 ENTRIES: dict[str, Callable[[int, int], Entry]] = {
     "fp8_ds_mla": _mla,
     "indexer_fp8": lambda channels, _: _values_then_scales(channels, 4, _encode_fp8, _decode_fp8),
-    "indexer_token_fp8": lambda channels, _: _values_then_scales(channels, 4, _encode_token_fp8, _decode_fp8),
+    "indexer_token_fp8": lambda channels, _: _values_then_scales(
+        channels, 4, _encode_token_fp8, _decode_fp8
+    ),
     "indexer_mxfp4": lambda channels, _: _values_then_scales(
         channels // 2, _up(channels, 32) // 32, _encode_mxfp4, _decode_mxfp4
     ),
-    "indexer_int8": lambda channels, _: _values_then_scales(channels, 2, _encode_int8, _decode_int8),
+    "indexer_int8": lambda channels, _: _values_then_scales(
+        channels, 2, _encode_int8, _decode_int8
+    ),
     "a5": _a5,
 }
 """Name -> (channels, of which RoPE) -> the format of such rows."""

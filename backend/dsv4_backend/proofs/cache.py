@@ -1,4 +1,6 @@
-"""Proof of paged cache writes: cases, oracle, named faults, and what the byte formats share with them."""
+"""Proof of paged cache writes: cases, oracle, named faults,
+and what the byte formats share with them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def _(cache: Array, rows: Array, slots: Array) -> None:
 
 
 def draw_slots(draw: Draw, rows: int, capacity: int, skipped: int) -> torch.Tensor:
-    """Distinct slots in random order, int64 [rows], of which `skipped`, the first among them, are -1."""
+    """Distinct slots in random order, int64 [rows],
+    of which `skipped`, the first among them, are -1.
+    """
     slots = draw.permutation(capacity)[:rows].clone()
     slots[torch.arange(skipped) * rows // max(skipped, 1)] = -1
     return slots
@@ -38,25 +42,39 @@ def _(draw: Draw) -> Iterator[Case]:
             slots = draw_slots(draw, rows, blocks * size, skipped)
             name = f"{rows} rows to {blocks}x{size}, {skipped} skipped"
             yield Case(name, profile, (cache, draw.normal(rows, 24, dtype=dtype), slots))
-        wide = (draw.normal(4, 64, 512, dtype=dtype), draw.spread(130, 512, dtype=dtype), draw_slots(draw, 130, 256, 9))
+        wide = (
+            draw.normal(4, 64, 512, dtype=dtype),
+            draw.spread(130, 512, dtype=dtype),
+            draw_slots(draw, 130, 256, 9),
+        )
         yield Case("512 channels, block 64", profile, wide)
         pages = draw.normal(3, 8, 40, dtype=dtype)[:, ::2, 4:20]
         special = draw.normal(10, 16, dtype=dtype)[::2]
         special[0, 0], special[1, 1], special[2, 2] = float("nan"), float("inf"), -0.0
-        yield Case("strided, NaN, infinity, -0", profile, (pages, special, torch.tensor([11, 0, 5, -1, 4])))
+        yield Case(
+            "strided, NaN, infinity, -0", profile, (pages, special, torch.tensor([11, 0, 5, -1, 4]))
+        )
     for name, dtype in (("fp16", torch.float16), ("fp64", torch.float64)):
         cache = draw.normal(2, 3, 8, dtype=dtype)
-        yield Case(name, "official", (cache, draw.spread(4, 8, dtype=dtype), draw_slots(draw, 4, 6, 1)))
+        yield Case(
+            name, "official", (cache, draw.spread(4, 8, dtype=dtype), draw_slots(draw, 4, 6, 1))
+        )
 
 
 SLOT_FAULTS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "skipped rows land in slot 0": lambda slots, _: slots.clamp(min=0),
     "skipped rows wrap to the last slot": lambda slots, capacity: slots % capacity,
-    "slots shifted by one": lambda slots, capacity: torch.where(slots < 0, slots, (slots + 1) % capacity),
-    "slots counted from the end": lambda slots, capacity: torch.where(slots < 0, slots, capacity - 1 - slots),
+    "slots shifted by one": lambda slots, capacity: torch.where(
+        slots < 0, slots, (slots + 1) % capacity
+    ),
+    "slots counted from the end": lambda slots, capacity: torch.where(
+        slots < 0, slots, capacity - 1 - slots
+    ),
     "rows in reverse": lambda slots, _: slots.flip(0),
     "last row forgotten": lambda slots, _: torch.cat([slots[:-1], slots[-1:].clamp(max=-1)]),
-    "rows packed as if none were skipped": lambda slots, _: slots[slots.lt(0).to(torch.int8).argsort(stable=True)],
+    "rows packed as if none were skipped": lambda slots, _: slots[
+        slots.lt(0).to(torch.int8).argsort(stable=True)
+    ],
 }
 """Wrong addressing that fits every write operator: (slots, capacity) -> slots."""
 
@@ -79,7 +97,9 @@ write_cache.wrong_arguments(
     {
         **slot_faults(lambda a: a.cache.shape[0] * a.cache.shape[1]),
         "block and offset swapped": lambda a: a._replace(slots=_swapped(a.cache, a.slots)),
-        "added to what was there": lambda a: a._replace(rows=a.rows + a.cache.flatten(0, 1)[a.slots.clamp(min=0)]),
+        "added to what was there": lambda a: a._replace(
+            rows=a.rows + a.cache.flatten(0, 1)[a.slots.clamp(min=0)]
+        ),
         "rest of the cache cleared": {"cache": lambda cache: cache.zero_()},
         "last channels not written": dict.fromkeys(("cache", "rows"), lambda x: x[..., :-2]),
         "rounded to fp16": {"rows": lambda rows: rows.half().to(rows.dtype)},
@@ -87,6 +107,12 @@ write_cache.wrong_arguments(
     }
 )
 write_cache.equivalent("write_targets: 1 -> 2 (2)", "every negative slot is a skipped one")
-write_cache.equivalent("write_targets: True -> False", "a pivot without its dimension broadcasts the same")
-write_cache.equivalent("write_cache: 1 -> 2", "a row behind those that slots choose from is never chosen")
-write_cache.equivalent("write_cache: source == own -> source != own", "decides gradients only, which tests check")
+write_cache.equivalent(
+    "write_targets: True -> False", "a pivot without its dimension broadcasts the same"
+)
+write_cache.equivalent(
+    "write_cache: 1 -> 2", "a row behind those that slots choose from is never chosen"
+)
+write_cache.equivalent(
+    "write_cache: source == own -> source != own", "decides gradients only, which tests check"
+)

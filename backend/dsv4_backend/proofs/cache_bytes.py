@@ -34,7 +34,9 @@ def _prove_write(form: Format) -> None:
     contract = WRITES[form.name]
 
     @contract.oracle
-    def _(cache: Array, rows: Array, slots: Array, block_size: int, rope: int = form.codec.rope) -> None:
+    def _(
+        cache: Array, rows: Array, slots: Array, block_size: int, rope: int = form.codec.rope
+    ) -> None:
         entry = ENTRIES[form.name](rows.shape[1], rope)
         for row, slot in zip(rows, slots.tolist(), strict=True):
             if slot != -1:
@@ -79,13 +81,17 @@ def _prove_read(form: Format) -> None:
         yield from _other_reads(draw, form)
 
     slots = slot_faults(_capacity)
-    contract.wrong_arguments({name: slots[of_write] for name, of_write in _WRONG_READ_SLOTS.items()})
+    contract.wrong_arguments(
+        {name: slots[of_write] for name, of_write in _WRONG_READ_SLOTS.items()}
+    )
     for name in dict(wrong_readers(form)):
         contract.fault(name)(_read_as(form, name))
 
 
 LATENT_WIDTHS = ((128, 64), (96, 32), (70, 6), (203, 10), (65, 64), (190, 64), (576, 64))
-"""(channels, of which RoPE): the shipped model's, fewer than a tile, odd bytes, entries that just fit."""
+"""(channels, of which RoPE): the shipped model's,
+fewer than a tile, odd bytes, entries that just fit.
+"""
 KEY_WIDTHS = (64, 2, 30, 32, 130)
 
 
@@ -102,7 +108,9 @@ def _other_writes(draw: Draw, form: Format) -> Iterator[Case]:
         rows = torch.cat([draw.spread(5, channels), _edge_rows(draw, other, torch.float32)])
         slots = draw_slots(draw, len(rows), 14, 2)
         name = f"{channels} channels{''.join(f', {n} of RoPE' for n in rope)}"
-        yield Case(name, "official", (draw.bytes(2, other.page_bytes(7)), rows.bfloat16(), slots, 7, *rope))
+        yield Case(
+            name, "official", (draw.bytes(2, other.page_bytes(7)), rows.bfloat16(), slots, 7, *rope)
+        )
 
 
 def _other_reads(draw: Draw, form: Format) -> Iterator[Case]:
@@ -118,7 +126,9 @@ def _draw_rows(draw: Draw, count: int, form: Format, dtype: torch.dtype) -> torc
 
 
 def _edge_rows(draw: Draw, form: Format, dtype: torch.dtype) -> torch.Tensor:
-    """Rows at the edges of rounding: zero, below the floors, ties, block maxima at and above a power of two."""
+    """Rows at the edges of rounding: zero, below the floors,
+    ties, block maxima at and above a power of two.
+    """
     rows = draw.normal(8, form.codec.channels, dtype=dtype)
     rows[0] = 0.0
     rows[1] *= 1e-6
@@ -141,7 +151,9 @@ def _write_cases(draw: Draw, form: Format) -> Iterator[Case]:
             name = f"{count} rows to {blocks}x{size}, {skipped} skipped"
             yield Case(name, profile, (cache, _draw_rows(draw, count, form, dtype), slots, size))
         edges, slots = _edge_rows(draw, form, dtype), draw_slots(draw, 8, 12, 0)
-        yield Case("edges of rounding", profile, (draw.bytes(2, form.page_bytes(6)), edges, slots, 6))
+        yield Case(
+            "edges of rounding", profile, (draw.bytes(2, form.page_bytes(6)), edges, slots, 6)
+        )
         pages = draw.bytes(2, form.page_bytes(64) + 100)[:, 50:-50]
         strided = _draw_rows(draw, 40, form, dtype)[::2]
         yield Case("block 64, strided", profile, (pages, strided, draw_slots(draw, 20, 128, 3), 64))
@@ -159,9 +171,13 @@ def _write_cases(draw: Draw, form: Format) -> Iterator[Case]:
 
 
 def _ties(draw: Draw, form: Format) -> torch.Tensor:
-    """fp64 rows of values half way between two neighbours in every format, whatever it scales by."""
+    """fp64 rows of values half way between two neighbours in every format,
+    whatever it scales by.
+    """
     rows = draw.integers(4, form.codec.channels, low=-508, high=509, dtype=torch.float64) * 0.25
-    rows[:, ::2] = draw.integers(4, form.codec.channels // 2, low=-15, high=16, dtype=torch.float64) * 8
+    rows[:, ::2] = (
+        draw.integers(4, form.codec.channels // 2, low=-15, high=16, dtype=torch.float64) * 8
+    )
     rows[:, ::32] = 127.0
     return rows
 
@@ -176,14 +192,18 @@ def _subnormal(draw: Draw, form: Format) -> torch.Tensor:
 
 def _large(draw: Draw, form: Format) -> torch.Tensor:
     """fp32 rows up to the largest number, with special values where RoPE channels are."""
-    rows = draw.uniform(4, form.codec.channels, low=-1.0) * torch.tensor([[1e6], [2e7], [1e20], [3.4e38]])
+    rows = draw.uniform(4, form.codec.channels, low=-1.0) * torch.tensor(
+        [[1e6], [2e7], [1e20], [3.4e38]]
+    )
     if is_latent(form):
         rows[0, -4:] = torch.tensor([float("nan"), float("inf"), float("-inf"), -0.0])
     return rows
 
 
 def _beside_powers(draw: Draw, form: Format) -> torch.Tensor:
-    """fp32 rows whose largest value is one step above or below what a power of two scales to the largest code."""
+    """fp32 rows whose largest value is one step above
+    or below what a power of two scales to the largest code.
+    """
     rows = draw.normal(4, form.codec.channels)
     largest = torch.tensor([448.0, 448.0, 6.0, 6.0])
     rows[:, ::32] = torch.nextafter(largest, torch.tensor([500.0, 0.0, 500.0, 0.0]))[:, None]
@@ -194,7 +214,9 @@ def _read_cases(draw: Draw, form: Format) -> Iterator[Case]:
     for blocks, size, count, skipped in PAGES:
         cache = _filled(draw, form, _draw_rows(draw, blocks * size, form, torch.float32), size)
         slots = draw_slots(draw, count, blocks * size, skipped)
-        yield Case(f"{count} rows of {blocks}x{size}, {skipped} skipped", "official", (cache, slots, size))
+        yield Case(
+            f"{count} rows of {blocks}x{size}, {skipped} skipped", "official", (cache, slots, size)
+        )
     edges = _filled(draw, form, _edge_rows(draw, form, torch.bfloat16), 4)
     yield Case(
         "edges of rounding, repeated",
@@ -245,7 +267,9 @@ def _read_as(form: Format, wrong: str) -> Callable[..., torch.Tensor]:
         channels: int = own.channels,
         rope: int = own.rope,
     ) -> torch.Tensor:
-        return read_bytes(dict(wrong_readers(sized(form, channels, rope)))[wrong], cache, slots, block_size)
+        return read_bytes(
+            dict(wrong_readers(sized(form, channels, rope)))[wrong], cache, slots, block_size
+        )
 
     return mutant
 
@@ -276,7 +300,8 @@ _EQUIVALENT = {
     "read_cache_a5": _ROPE | _ONE_SECTION,
     "write_cache_indexer_token_fp8": {
         "round_e4m3: x.float() -> x": "ratios are fp32 already",
-        "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the cast to e4m3 saturates too",
+        "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the cast to e4m3 "
+        "saturates too",
     },
     "read_cache_indexer_fp8": dict([NO_257TH_CODE]),
     "read_cache_indexer_token_fp8": dict([NO_257TH_CODE]),

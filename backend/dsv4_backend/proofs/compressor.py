@@ -46,7 +46,9 @@ def _(
     states = [Pages(state_cache, table) for table in state_block_table]
     tokens = list(tokens_of_call(query_start_loc, seq_lens))
     for row, s, t in tokens:
-        states[s][t] = np.concatenate([wide(wkv) @ wide(x[row]), wide(wgate) @ wide(x[row]) + ape[t % ratio]])
+        states[s][t] = np.concatenate(
+            [wide(wkv) @ wide(x[row]), wide(wgate) @ wide(x[row]) + ape[t % ratio]]
+        )
     entries = np.zeros((min(len(x), len(x) // ratio + len(seq_lens)), hd), x.dtype)
     closing = [(s, t // ratio) for _, s, t in tokens if (t + 1) % ratio == 0]
     for out, (s, block) in enumerate(closing):
@@ -57,7 +59,9 @@ def _(
 
 
 def _slots_of(state: Pages, block: int, ratio: int, width: int, hd: int) -> tuple[Array, Array]:
-    """[slots, hd] u and s of an entry: the block before, where blocks overlap, then its own (4.3)."""
+    """[slots, hd] u and s of an entry: the block before,
+    where blocks overlap, then its own (4.3).
+    """
     own = range(block * ratio, (block + 1) * ratio)
     channels = slice(width - hd, width)
     slots = [(state[t][:width][channels], state[t][width:][channels]) for t in own]
@@ -79,7 +83,9 @@ def _normed(entry: Array, weight: Array, eps: float) -> Array:
 
 
 def _rotated(entry: Array, position: int, inv_freq: Array) -> Array:
-    """Adjacent pairs of the last channels, turned as complex numbers by an angle that is one fp32 product (3.3)."""
+    """Adjacent pairs of the last channels,
+    turned as complex numbers by an angle that is one fp32 product (3.3).
+    """
     angle = wide(np.float32(position) * inv_freq.astype(np.float32))
     head, tail = np.split(entry, [len(entry) - 2 * len(angle)])
     turned = (tail[0::2] + 1j * tail[1::2]) * np.exp(1j * angle)
@@ -104,8 +110,16 @@ _DECODE = [(before, 1) for before in (0, 2, 3, 4, 6, 7, 8, 14, 15, 23)]
 _MIXED = [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (13, 12)]
 
 
-def _call(draw: Draw, g: _Geometry, sequences: list[ragged_cases.Sequence], dtype: torch.dtype, ring: int = 0) -> Call:
-    """A call with random state everywhere; `ring` rows per sequence, or as many as the longest sequence has tokens."""
+def _call(
+    draw: Draw,
+    g: _Geometry,
+    sequences: list[ragged_cases.Sequence],
+    dtype: torch.dtype,
+    ring: int = 0,
+) -> Call:
+    """A call with random state everywhere;
+    `ring` rows per sequence, or as many as the longest sequence has tokens.
+    """
     width, tokens = g.groups * g.hd, ragged_cases.tokens_of(sequences)
     rows = ring or max((before + new for before, new in sequences), default=0)
     table = ragged_cases.shuffled_table(draw, sequences, rows, g.block_size)
@@ -136,7 +150,9 @@ def _stale(draw: Draw, call: Call) -> Call:
     """NaN in the whole state, nonsense in the unused table entries (all sequences start at 0)."""
     first, block_size = torch.zeros_like(call.seq_lens), call.state_cache.shape[1]
     table = ragged_cases.only_blocks(call.state_block_table, first, call.seq_lens, block_size)
-    return call._replace(state_cache=torch.full_like(call.state_cache, float("nan")), state_block_table=table)
+    return call._replace(
+        state_cache=torch.full_like(call.state_cache, float("nan")), state_block_table=table
+    )
 
 
 def _special(draw: Draw, call: Call) -> Call:
@@ -164,13 +180,23 @@ def _(draw: Draw) -> Iterator[Case]:
                 ("decode", _DECODE, 0),
                 ("decode that closes", [(2 * g.ratio - 1, 1)], 0),
                 ("mixed", _MIXED, 0),
-                ("ring", [(61, 5), (64, 1), (55, 1), (71, 5)], 5 + g.groups * g.ratio - 1 + g.block_size),
+                (
+                    "ring",
+                    [(61, 5), (64, 1), (55, 1), (71, 5)],
+                    5 + g.groups * g.ratio - 1 + g.block_size,
+                ),
                 ("far", [(100_000 * g.ratio - 3, 5)], 5 + g.groups * g.ratio - 1 + g.block_size),
             ):
                 yield Case(f"{kind}, {name}", profile, _call(draw, g, sequences, dtype, ring))
-            yield Case(f"{kind}, needles", profile, _needles(draw, _call(draw, g, _EDGES + _MIXED, dtype)))
+            yield Case(
+                f"{kind}, needles", profile, _needles(draw, _call(draw, g, _EDGES + _MIXED, dtype))
+            )
             yield Case(f"{kind}, stale NaN", profile, _stale(draw, _call(draw, g, _EDGES, dtype)))
-            yield Case(f"{kind}, NaN, infinity, zero", profile, _special(draw, _call(draw, g, [(0, 26)], dtype)))
+            yield Case(
+                f"{kind}, NaN, infinity, zero",
+                profile,
+                _special(draw, _call(draw, g, [(0, 26)], dtype)),
+            )
             yield Case(f"{kind}, strided", profile, _strided(draw, _call(draw, g, _MIXED, dtype)))
             call = _call(draw, g, _MIXED, dtype)
             yield Case(f"{kind}, wide scores", profile, call._replace(ape=call.ape * 150))
@@ -184,7 +210,9 @@ def _(draw: Draw) -> Iterator[Case]:
         call = _call(draw, g, _MIXED, torch.bfloat16)
         yield Case(f"{kind}, wide gates", "official", call._replace(wgate=call.wgate * 64))
         call = _call(draw, g, _MIXED, torch.float16)
-        yield Case(f"{kind}, fp16, squares beyond its range", "official", call._replace(wkv=call.wkv * 400))
+        yield Case(
+            f"{kind}, fp16, squares beyond its range", "official", call._replace(wkv=call.wkv * 400)
+        )
 
 
 def _rotate(call: Call, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -218,11 +246,17 @@ compress.wrong_step(
     finish_entries,
     {
         "norm left out": lambda call, y, block: _rotate(call, y, block * call.ratio),
-        "epsilon left out": lambda call, y, block: finish_entries(call._replace(eps=1e-30), y, block),
+        "epsilon left out": lambda call, y, block: finish_entries(
+            call._replace(eps=1e-30), y, block
+        ),
         "RoPE left out": lambda call, y, block: _norm(call, y),
         "RoPE before the norm": lambda call, y, i: _norm(call, _rotate(call, y, i * call.ratio)),
-        "RoPE at the last token": lambda call, y, i: _rotate(call, _norm(call, y), (i + 1) * call.ratio - 1),
-        "RoPE at the overlapped block": lambda call, y, i: finish_entries(call, y, i + 1 - call.groups),
+        "RoPE at the last token": lambda call, y, i: _rotate(
+            call, _norm(call, y), (i + 1) * call.ratio - 1
+        ),
+        "RoPE at the overlapped block": lambda call, y, i: finish_entries(
+            call, y, i + 1 - call.groups
+        ),
         "RoPE at the entry's index": lambda call, y, block: _rotate(call, _norm(call, y), block),
     },
 )
@@ -231,17 +265,27 @@ compress.wrong_step(
     {
         "slots before the start have weight": _pool_before_start,
         "softmax without maximum": _pool_without_maximum,
-        "one weight for all channels": lambda u, s, gone: pool_slots(u, s.mean(2, True).expand_as(s), gone),
+        "one weight for all channels": lambda u, s, gone: pool_slots(
+            u, s.mean(2, True).expand_as(s), gone
+        ),
         "mean pooling": lambda u, s, gone: pool_slots(u, s * 0, gone),
     },
 )
 compress.wrong_steps(
     {
         "ape of the next token": {project_tokens: lambda call, t: project_tokens(call, t + 1)},
-        "projections rounded to bf16": {project_tokens: lambda call, t: project_tokens(call, t).bfloat16()},
-        "last token not stored": {store_rows: lambda cache, at, rows: store_rows(cache, at[:-1], rows[:-1])},
-        "state kept in bf16": {store_rows: lambda cache, at, rows: store_rows(cache, at, rows.bfloat16())},
-        "look-back one token early": {pooled_positions: lambda block, r, c: pooled_positions(block, r, c) - 1},
+        "projections rounded to bf16": {
+            project_tokens: lambda call, t: project_tokens(call, t).bfloat16()
+        },
+        "last token not stored": {
+            store_rows: lambda cache, at, rows: store_rows(cache, at[:-1], rows[:-1])
+        },
+        "state kept in bf16": {
+            store_rows: lambda cache, at, rows: store_rows(cache, at, rows.bfloat16())
+        },
+        "look-back one token early": {
+            pooled_positions: lambda block, r, c: pooled_positions(block, r, c) - 1
+        },
         "previous block left out": {pooled_positions: _own_block},
         "channel ranges swapped": {channel_ranges: _swap_ranges},
         "one channel range for both blocks": {
@@ -260,20 +304,28 @@ compress.wrong_arguments(
 @compress.fault("state of earlier calls lost")
 def _(*arguments: Any) -> torch.Tensor:
     compress.reference(*arguments)
-    return compress.reference(*Call(*arguments)._replace(state_cache=torch.zeros_like(arguments[6])))
+    return compress.reference(
+        *Call(*arguments)._replace(state_cache=torch.zeros_like(arguments[6]))
+    )
 
 
 compress.explain(
     {
         "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
         "slots: 1 -> 2 (2)": "any negative row is an absent one",
-        "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they are",
-        "gather_rows: flat.clamp(min=0) -> flat": "rows of absent slots are masked whatever they hold",
+        "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they "
+        "are",
+        "gather_rows: flat.clamp(min=0) -> flat": "rows of absent slots are masked whatever they "
+        "hold",
         "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
-        "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows are 0 at any angle",
-        "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 without the cast too",
+        "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows "
+        "are 0 at any "
+        "angle",
+        "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 "
+        "without the cast too",
         "rope: -angles -> angles": "entries are never rotated back",
-        "rotation_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded alike",
+        "rotation_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded "
+        "alike",
         "rotation_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
         "rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
         "rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",

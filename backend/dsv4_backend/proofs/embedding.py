@@ -32,7 +32,13 @@ def _(x: Array, weight: Array) -> Array:
 @embed_streams.cases
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
-        for tokens, vocab, d, n in ((0, 5, 8, 4), (1, 1, 1, 1), (7, 97, 33, 4), (3, 50, 4096, 4), (5, 12, 6, 3)):
+        for tokens, vocab, d, n in (
+            (0, 5, 8, 4),
+            (1, 1, 1, 1),
+            (7, 97, 33, 4),
+            (3, 50, 4096, 4),
+            (5, 12, 6, 3),
+        ):
             ids = draw.integers(tokens, high=vocab, dtype=torch.int64)
             yield Case(f"{tokens}x{n}x{d}", profile, (ids, draw.normal(vocab, d, dtype=dtype), n))
         high = torch.tensor([65535, 65536, 65540, 0], dtype=torch.int32)
@@ -40,7 +46,9 @@ def _(draw: Draw) -> Iterator[Case]:
         special = draw.normal(4, 5, dtype=dtype)
         special[1, 0], special[2, 1], special[3] = float("nan"), float("-inf"), 0.0
         strided = draw.permutation(8)[::2] % 4
-        yield Case("NaN, infinity, zeros, strided", profile, (strided, special.repeat(1, 2)[:, ::2], 2))
+        yield Case(
+            "NaN, infinity, zeros, strided", profile, (strided, special.repeat(1, 2)[:, ::2], 2)
+        )
 
 
 embed_streams.wrong_arguments(
@@ -53,7 +61,9 @@ embed_streams.wrong_arguments(
 )
 embed_streams.wrong_results(
     {
-        "only the first stream filled": lambda a, y: y.where(torch.arange(a.hc_mult).view(1, -1, 1) == 0, 0),
+        "only the first stream filled": lambda a, y: y.where(
+            torch.arange(a.hc_mult).view(1, -1, 1) == 0, 0
+        ),
         "channels repeated in place of streams": lambda a, y: y.mT.reshape(y.shape),
         "id 0 taken as padding": lambda a, y: y.where(a.input_ids.view(-1, 1, 1) != 0, 0),
     }
@@ -64,14 +74,23 @@ embed_streams.wrong_results(
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for tokens, vocab, d in ((0, 5, 8), (1, 1, 1), (3, 7, 5), (5, 130, 257), (2, 97, 7168)):
-            x, weight = draw.normal(tokens, d, dtype=dtype), draw.normal(vocab, d, dtype=dtype, scale=0.02)
+            x, weight = (
+                draw.normal(tokens, d, dtype=dtype),
+                draw.normal(vocab, d, dtype=dtype, scale=0.02),
+            )
             yield Case(f"{tokens}x{vocab}x{d}", profile, (x, weight))
-        yield Case("square", profile, (draw.normal(9, 64, dtype=dtype), draw.normal(64, 64, dtype=dtype, scale=0.1)))
+        yield Case(
+            "square",
+            profile,
+            (draw.normal(9, 64, dtype=dtype), draw.normal(64, 64, dtype=dtype, scale=0.1)),
+        )
         x, weight = draw.normal(12, 48, dtype=dtype), draw.normal(16, 96, dtype=dtype, scale=0.1)
         yield Case("strided", profile, (x[::3], weight[:, ::2]))
         special = draw.normal(4, 16, dtype=dtype)
         special[0, 3], special[1, 5], special[2] = float("nan"), float("inf"), 0.0
-        yield Case("NaN, infinity, zero row", profile, (special, draw.uniform(5, 16, low=0.1, dtype=dtype)))
+        yield Case(
+            "NaN, infinity, zero row", profile, (special, draw.uniform(5, 16, low=0.1, dtype=dtype))
+        )
     mixed = draw.normal(4, 64), draw.normal(11, 64, dtype=torch.bfloat16, scale=0.1)
     yield Case("fp32 activations, bf16 weight", "ideal", mixed)
 

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.ops.gate import _route, expert_scores, gate_hash, gate_topk, normalise, select_largest, sqrt_softplus
+from dsv4_backend.ops.gate import (
+    _route,
+    expert_scores,
+    gate_hash,
+    gate_topk,
+    normalise,
+    select_largest,
+    sqrt_softplus,
+)
 from dsv4_backend.proofs.numerics import Array, round_to, wide
 
 
@@ -35,23 +43,36 @@ def _(x: Array, weight: Array, bias: Array, k: int, route_scale: float) -> tuple
 
 
 @gate_hash.oracle
-def _(x: Array, weight: Array, token: Array, tid2eid: Array, route_scale: float) -> tuple[Array, Array]:
+def _(
+    x: Array, weight: Array, token: Array, tid2eid: Array, route_scale: float
+) -> tuple[Array, Array]:
     ids = tid2eid[token].astype(np.int32)
     return _weights(_scores(x, weight), ids, route_scale), ids
 
 
-_SHAPES = ((0, 64, 8, 2), (1, 1, 1, 1), (3, 7, 5, 5), (5, 130, 9, 2), (17, 64, 256, 6), (4, 512, 384, 6))
+_SHAPES = (
+    (0, 64, 8, 2),
+    (1, 1, 1, 1),
+    (3, 7, 5, 5),
+    (5, 130, 9, 2),
+    (17, 64, 256, 6),
+    (4, 512, 384, 6),
+)
 """(T, d, E, k)."""
 _GOLDEN_LOGITS = (-50.0, -20.0, -5.0, -1.0, 0.0, 1.0, 5.0, 20.0, 25.0, 100.0)
 
 
-def _router(draw: Draw, tokens: int, d: int, experts: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _router(
+    draw: Draw, tokens: int, d: int, experts: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """X and weight with logits of about unit variance."""
     return draw.normal(tokens, d, dtype=dtype), draw.normal(experts, d, scale=d**-0.5, dtype=dtype)
 
 
 def _far_logits(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """X and weight: a token whose scores are all 0 in fp32, one of large scores, one with a single score."""
+    """X and weight: a token whose scores are all 0 in fp32,
+    one of large scores, one with a single score.
+    """
     x = torch.tensor([[1.0, 0.0], [-0.5, 0.0], [0.0, 1.0]], dtype=dtype)
     return x, torch.tensor([[-200.0, -1.0], [-300.0, -200.0], [-150.0, -160.0]], dtype=dtype)
 
@@ -66,10 +87,15 @@ def _(draw: Draw) -> Iterator[Case]:
         logits = torch.tensor(_GOLDEN_LOGITS, dtype=dtype).unsqueeze(1)
         golden = (torch.ones(2, 1, dtype=dtype), logits, torch.zeros(len(logits)), len(logits), 2.5)
         yield Case("golden logits", profile, golden)
-        small = draw.integers(12, 6, low=-1, high=2).to(dtype), draw.integers(16, 6, low=-1, high=2).to(dtype)
+        small = (
+            draw.integers(12, 6, low=-1, high=2).to(dtype),
+            draw.integers(16, 6, low=-1, high=2).to(dtype),
+        )
         yield Case("many ties", profile, (*small, torch.zeros(16), 6, 1.5))
         x, weight = _router(draw, 14, 32, 16, dtype)
-        yield Case("bias decides, strided", profile, (x[::2], weight, draw.normal(16, scale=3.0), 4, 1.5))
+        yield Case(
+            "bias decides, strided", profile, (x[::2], weight, draw.normal(16, scale=3.0), 4, 1.5)
+        )
         special = draw.normal(3, 32, dtype=dtype)
         special[1, 4] = float("nan")
         yield Case("NaN token", profile, (special, weight, draw.normal(16), 4, 2.5))
@@ -87,11 +113,21 @@ def _(draw: Draw) -> Iterator[Case]:
             yield Case(f"{tokens}x{d}, {k} of {experts}", profile, (x, weight, ids, table, 1.5))
         logits = torch.tensor(_GOLDEN_LOGITS, dtype=dtype).unsqueeze(1)
         table = draw.permutation(len(logits)).int().unsqueeze(0)
-        golden = (torch.ones(2, 1, dtype=dtype), logits, torch.zeros(2, dtype=torch.int64), table, 2.5)
+        golden = (
+            torch.ones(2, 1, dtype=dtype),
+            logits,
+            torch.zeros(2, dtype=torch.int64),
+            table,
+            2.5,
+        )
         yield Case("golden logits", profile, golden)
         x, weight = _router(draw, 14, 32, 16, dtype)
         repeated = torch.tensor([[3, 3, 1], [0, 2, 0], [15, 15, 15]], dtype=torch.int32)
-        yield Case("repeated experts, strided", profile, (x[::2], weight, draw.integers(7, high=3), repeated, 1.5))
+        yield Case(
+            "repeated experts, strided",
+            profile,
+            (x[::2], weight, draw.integers(7, high=3), repeated, 1.5),
+        )
         special = draw.normal(3, 32, dtype=dtype)
         special[1, 4] = float("nan")
         yield Case("NaN token", profile, (special, weight, draw.integers(3, high=3), repeated, 2.5))
@@ -128,7 +164,9 @@ Outputs = tuple[torch.Tensor, torch.Tensor]
 gate_topk.wrong_arguments({"bias ignored in the selection": {"bias": torch.zeros_like}})
 gate_topk.wrong_steps(
     {
-        "bias enters the weights": {_route: lambda s, bias, *rest: _route(s + bias, bias * 0, *rest)},
+        "bias enters the weights": {
+            _route: lambda s, bias, *rest: _route(s + bias, bias * 0, *rest)
+        },
         "ids in rising order": {select_largest: lambda v, k: select_largest(v, k).sort(-1).values},
         "normalised over all experts": {normalise: _over_all_experts},
     }
@@ -136,14 +174,18 @@ gate_topk.wrong_steps(
 
 
 @gate_topk.fault("bias added to the logits")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+def _(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float
+) -> Outputs:
     logits = compute(x) @ compute(weight).T
     ids = select_largest(sqrt_softplus(logits + bias), k)
     return normalise(sqrt_softplus(logits), ids, route_scale), ids.int()
 
 
 @gate_topk.fault("ties take the larger expert id")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float) -> Outputs:
+def _(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float
+) -> Outputs:
     weights, ids = gate_topk.reference(x, weight.flip(0), bias.flip(0), k, route_scale)
     return weights, weight.shape[0] - 1 - ids
 
@@ -151,7 +193,9 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_s
 gate_hash.wrong_arguments(
     {
         "experts of the token before": {"input_ids": lambda ids: ids.roll(1)},
-        "position instead of token id": lambda a: a._replace(input_ids=torch.arange(a.x.shape[0]) % a.tid2eid.shape[0]),
+        "position instead of token id": lambda a: a._replace(
+            input_ids=torch.arange(a.x.shape[0]) % a.tid2eid.shape[0]
+        ),
         "ids in rising order": {"tid2eid": lambda table: table.sort(-1).values},
     }
 )
@@ -159,7 +203,13 @@ gate_hash.wrong_step(normalise, {"equal weights": _equal_weights})
 
 
 @gate_hash.fault("experts chosen by score")
-def _(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, table: torch.Tensor, route_scale: float) -> Outputs:
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    table: torch.Tensor,
+    route_scale: float,
+) -> Outputs:
     scores = expert_scores(x, weight)
     return _route(scores, torch.zeros_like(scores[:1]), table.shape[1], route_scale)
 

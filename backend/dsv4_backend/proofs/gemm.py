@@ -17,7 +17,12 @@ from dsv4_backend.ops.gemm import (
     fp8_grouped_gemm,
     grouped_gemm,
 )
-from dsv4_backend.ops.quant import act_quant, dequantize_fp8, quantize_weight_fp4, quantize_weight_fp8
+from dsv4_backend.ops.quant import (
+    act_quant,
+    dequantize_fp8,
+    quantize_weight_fp4,
+    quantize_weight_fp8,
+)
 from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
 from dsv4_backend.proofs.numerics import BF16, Array, cast, fp4_values, wide
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
@@ -58,7 +63,9 @@ fp8_gemm.oracle(_fp8_product)
 
 
 def _grouped_oracle(product: Callable[..., Array]) -> Callable[..., Array]:
-    def oracle(x: Array, x_scale: Array | None, weight: Array, scale: Array, offsets: Array) -> Array:
+    def oracle(
+        x: Array, x_scale: Array | None, weight: Array, scale: Array, offsets: Array
+    ) -> Array:
         def expert(e: int, rows: slice) -> Array:
             return product(x[rows], None if x_scale is None else x_scale[rows], weight[e], scale[e])
 
@@ -87,8 +94,12 @@ def _weight(draw: Draw, n: int, k: int) -> torch.Tensor:
     return draw.normal(n, k, scale=k**-0.5) * spread
 
 
-def _activations(draw: Draw, profile: str, t: int, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    spread = torch.exp2(draw.integers(t, -(-k // 128), low=-2, high=2)).repeat_interleave(128, 1)[:, :k]
+def _activations(
+    draw: Draw, profile: str, t: int, k: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    spread = torch.exp2(draw.integers(t, -(-k // 128), low=-2, high=2)).repeat_interleave(128, 1)[
+        :, :k
+    ]
     x = draw.normal(t, k) * spread
     if profile == "ideal":
         return x, None
@@ -122,12 +133,26 @@ _GROUPS: tuple[tuple[tuple[int, ...], int, int], ...] = (
 @fp8_gemm.cases
 def _(draw: Draw) -> Iterator[Case]:
     for profile in _DTYPES:
-        for t, n, k in ((0, 128, 128), (1, 256, 1024), (3, 5, 7), (5, 192, 320), (17, 130, 512), (4, 300, 129)):
+        for t, n, k in (
+            (0, 128, 128),
+            (1, 256, 1024),
+            (3, 5, 7),
+            (5, 192, 320),
+            (17, 130, 512),
+            (4, 300, 129),
+        ):
             x, x_scale = _activations(draw, profile, t, k)
-            yield Case(f"{t}x{n}x{k}", profile, (x, x_scale, *quantize_weight_fp8(_weight(draw, n, k))))
+            yield Case(
+                f"{t}x{n}x{k}", profile, (x, x_scale, *quantize_weight_fp8(_weight(draw, n, k)))
+            )
         x, x_scale = _activations(draw, profile, 6, 256)
         weight, scale = quantize_weight_fp8(_weight(draw, 256, 256))
-        strided = (x[::2], None if x_scale is None else x_scale[::2], weight.T.contiguous().T, scale.T)
+        strided = (
+            x[::2],
+            None if x_scale is None else x_scale[::2],
+            weight.T.contiguous().T,
+            scale.T,
+        )
         yield Case("strided", profile, strided)
         weight, scale = weight.clone(), scale.clone()
         weight[3, 4], scale[1, 0] = torch.nan, torch.nan
@@ -156,11 +181,17 @@ def _grouped_cases(draw: Draw, quantise: Quantise) -> Iterator[Case]:
         weight, scale = _experts(draw, quantise, (2, 64, 256))
         half = (x[::2], None if x_scale is None else x_scale[::2])
         yield Case("strided", profile, (*half, weight, scale, offsets_of(1, 3)))
-        yield Case("experts apart", profile, (*half, _apart(weight), _apart(scale), offsets_of(3, 1)))
+        yield Case(
+            "experts apart", profile, (*half, _apart(weight), _apart(scale), offsets_of(3, 1))
+        )
         broken = torch.stack([scale[0], torch.full_like(scale[1], torch.nan)])
-        yield Case("NaN scale of one expert", profile, (x, x_scale, weight, broken, offsets_of(5, 3)))
+        yield Case(
+            "NaN scale of one expert", profile, (x, x_scale, weight, broken, offsets_of(5, 3))
+        )
     x = draw.normal(3, 192).double()
-    yield Case("fp64 rows", "ideal", (x, None, *_experts(draw, quantise, (2, 9, 192)), offsets_of(1, 2)))
+    yield Case(
+        "fp64 rows", "ideal", (x, None, *_experts(draw, quantise, (2, 9, 192)), offsets_of(1, 2))
+    )
 
 
 @grouped_gemm.cases
@@ -168,7 +199,11 @@ def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for rows, n, k in (*_GROUPS, ((2, 0, 3), 5, 7)):
             weight = torch.stack([_weight(draw, n, k) for _ in rows]).to(dtype)
-            yield Case(f"{rows} {n}x{k}", profile, (draw.normal(sum(rows), k, dtype=dtype), weight, offsets_of(*rows)))
+            yield Case(
+                f"{rows} {n}x{k}",
+                profile,
+                (draw.normal(sum(rows), k, dtype=dtype), weight, offsets_of(*rows)),
+            )
         x = draw.normal(24, 8, dtype=dtype).T[::2]
         weight = torch.stack([_weight(draw, 24, 10) for _ in range(3)]).to(dtype).transpose(1, 2)
         yield Case("strided", profile, (x, weight, offsets_of(1, 2, 1)))
@@ -203,7 +238,9 @@ _SCALED = {
     "weight scales of the first rows for all": {
         "weight_scale": on_bytes(lambda b: b[..., :1, :].expand_as(b).contiguous())
     },
-    "last channel left out": {"x": lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)},
+    "last channel left out": {
+        "x": lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)
+    },
     "activations rounded to bf16": {"x": lambda x: x.bfloat16().to(x.dtype)},
 }
 _BY_EXPERT = {
@@ -232,7 +269,9 @@ grouped_gemm.wrong_arguments(_BY_EXPERT | _FLOAT)
 
 
 @fp8_gemm.fault("partial sums of 128 rounded to bf16")
-def _(x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
+def _(
+    x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
     rows, matrix = dequantize_rows(x, x_scale), dequantize_fp8(weight, weight_scale)
     y = rows.new_zeros(rows.shape[0], matrix.shape[0], dtype=torch.bfloat16)
     for a, b in zip(rows.split(128, 1), matrix.split(128, 1), strict=True):

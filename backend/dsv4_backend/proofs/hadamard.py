@@ -74,7 +74,9 @@ hadamard.wrong_results(
 hadamard.wrong_steps(
     {
         "not normalised": {sylvester: lambda x: sylvester(x) * x.shape[-1] ** 0.5},
-        "divided by n instead of its root": {sylvester: lambda x: sylvester(x) * x.shape[-1] ** -0.5},
+        "divided by n instead of its root": {
+            sylvester: lambda x: sylvester(x) * x.shape[-1] ** -0.5
+        },
     }
 )
 hadamard.wrong_arguments(

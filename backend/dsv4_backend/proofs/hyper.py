@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Case, Draw, compute
-from dsv4_backend.ops.hyper import _collapse, _mixes, _mixing_weights, hc_head, hc_post, hc_pre, sinkhorn
+from dsv4_backend.ops.hyper import (
+    _collapse,
+    _mixes,
+    _mixing_weights,
+    hc_head,
+    hc_post,
+    hc_pre,
+    sinkhorn,
+)
 from dsv4_backend.proofs.numerics import Array, cast, wide
 
 _NORM_EPS, _HC_EPS = 1e-6, 1e-6
@@ -22,7 +30,9 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _mix(x: Array, fn: Array, norm_eps: float) -> Array:
-    """Fn times each token's streams end to end, over their common length: [T, m] (spec 2.2 items 1 to 3)."""
+    """Fn times each token's streams end to end,
+    over their common length: [T, m] (spec 2.2 items 1 to 3).
+    """
     tokens, streams, channels = x.shape
     flat = wide(x).reshape(tokens, streams * channels)
     length = np.sqrt((flat**2).mean(1) + norm_eps)
@@ -110,14 +120,18 @@ def _extreme_pre_cases(draw: Draw, profile: str, dtype: torch.dtype) -> Iterator
     scale = draw.normal(3)
     settings = 3, _NORM_EPS, _HC_EPS
     x = draw.normal(12, 4, 48, dtype=dtype)[::3, :, ::2]
-    yield Case("strided", profile, (x, draw.normal(24, 192, scale=0.1)[:, ::2], base, scale, *settings))
+    yield Case(
+        "strided", profile, (x, draw.normal(24, 192, scale=0.1)[:, ::2], base, scale, *settings)
+    )
     for name, logits in (
         ("slow to converge", torch.tensor([4.0, 0, 0, 0, 8, 0, 4, 0, 0, 4, 0, 0, 8, 0, 0, 4])),
         ("one stream shut off", torch.tensor([-30.0, 0, 1, 2]).repeat(4)),
         ("logits beyond the range of exp", torch.tensor([120.0, 118, 0, 60]).repeat(4)),
     ):
         x = draw.normal(3, 4, 24, dtype=dtype)
-        yield Case(name, profile, (x, fn, torch.cat((base[:8], logits)), scale, 20, _NORM_EPS, _HC_EPS))
+        yield Case(
+            name, profile, (x, fn, torch.cat((base[:8], logits)), scale, 20, _NORM_EPS, _HC_EPS)
+        )
     special = draw.normal(4, 4, 24, dtype=dtype)
     special[0, 1, 3], special[1, 2, 5], special[2] = float("nan"), float("inf"), 0.0
     yield Case("NaN, infinity, zero row", profile, (special, fn, base, scale, *settings))
@@ -159,7 +173,9 @@ hc_pre.wrong_arguments(
         **_WRONG_MIXES,
         "one scale for all": {"scale": lambda scale: scale[:1].expand(3)},
         "one Sinkhorn round too few": {"sinkhorn_iters": lambda rounds: rounds - 1},
-        "pre and post exchanged": lambda a: a._replace(fn=_exchange_pre_and_post(a.fn, a.x.shape[1])),
+        "pre and post exchanged": lambda a: a._replace(
+            fn=_exchange_pre_and_post(a.fn, a.x.shape[1])
+        ),
     }
 )
 hc_pre.wrong_step(
@@ -184,10 +200,20 @@ hc_pre.wrong_step(
         "softmax alone": lambda c, k, eps: c.softmax(-1),
     },
 )
-hc_pre.wrong_steps({"pre without epsilon": {_mixing_weights: lambda x, m, b, s, eps: _mixing_weights(x, m, b, s, 0.0)}})
+hc_pre.wrong_steps(
+    {
+        "pre without epsilon": {
+            _mixing_weights: lambda x, m, b, s, eps: _mixing_weights(x, m, b, s, 0.0)
+        }
+    }
+)
 hc_pre.wrong_results(
     {
-        "a row pass too many": lambda a, y, post, comb: (y, post, comb / (comb.sum(-1, True) + a.hc_eps)),
+        "a row pass too many": lambda a, y, post, comb: (
+            y,
+            post,
+            comb / (comb.sum(-1, True) + a.hc_eps),
+        ),
         "comb transposed": {"comb": lambda comb: comb.mT},
         "comb of the previous token": {"comb": lambda comb: comb.roll(1, 0)},
         "post without its factor 2": {"post": lambda post: post / 2},
@@ -208,7 +234,9 @@ def _(draw: Draw) -> Iterator[Case]:
         z, x = draw.normal(4, 6, dtype=dtype), draw.normal(4, 4, 6, dtype=dtype)
         z[0, 1], x[1, 2, 3], x[2] = float("nan"), float("inf"), 0.0
         yield Case(
-            "NaN, infinity, zero row", profile, (z, x, draw.uniform(4, 4, low=0.1), draw.uniform(4, 4, 4, low=0.1))
+            "NaN, infinity, zero row",
+            profile,
+            (z, x, draw.uniform(4, 4, low=0.1), draw.uniform(4, 4, 4, low=0.1)),
         )
     streams = draw.normal(3, 24).double(), draw.normal(3, 4, 24).double()
     yield Case("fp64 streams", "ideal", (*streams, draw.uniform(3, 4), draw.uniform(3, 4, 4)))
@@ -241,14 +269,22 @@ def _(draw: Draw) -> Iterator[Case]:
         for tokens, n, d in _SHAPES:
             mixers = *_mixers(draw, n, d, n), draw.normal(1)
             yield Case(
-                f"{tokens}x{n}x{d}", profile, (draw.normal(tokens, n, d, dtype=dtype), *mixers, _NORM_EPS, _HC_EPS)
+                f"{tokens}x{n}x{d}",
+                profile,
+                (draw.normal(tokens, n, d, dtype=dtype), *mixers, _NORM_EPS, _HC_EPS),
             )
         mixers = *_mixers(draw, 4, 24, 4), draw.normal(1)
         settings = _NORM_EPS, _HC_EPS
-        yield Case("large hc_eps", profile, (draw.normal(4, 4, 24, dtype=dtype), *mixers, _NORM_EPS, 0.03))
+        yield Case(
+            "large hc_eps", profile, (draw.normal(4, 4, 24, dtype=dtype), *mixers, _NORM_EPS, 0.03)
+        )
         tiny = draw.normal(4, 4, 24, dtype=dtype, scale=1e-3)
         yield Case("norm epsilon matters", profile, (tiny, *mixers, *settings))
-        yield Case("strided", profile, (draw.normal(12, 4, 48, dtype=dtype)[::3, :, ::2], *mixers, *settings))
+        yield Case(
+            "strided",
+            profile,
+            (draw.normal(12, 4, 48, dtype=dtype)[::3, :, ::2], *mixers, *settings),
+        )
         special = draw.normal(4, 4, 24, dtype=dtype)
         special[0, 1, 3], special[1, 2, 5], special[2] = float("nan"), float("inf"), 0.0
         yield Case("NaN, infinity, zero row", profile, (special, *mixers, *settings))
@@ -258,7 +294,9 @@ def _(draw: Draw) -> Iterator[Case]:
 
 def _normed_streams(x: torch.Tensor, eps: float) -> torch.Tensor:
     flat = compute(x).flatten(1)
-    return (flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)).view(x.shape).to(x.dtype)
+    return (
+        (flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)).view(x.shape).to(x.dtype)
+    )
 
 
 hc_head.wrong_arguments(
@@ -283,7 +321,9 @@ hc_head.wrong_results({"factor 2 of post": lambda a, y: y * 2})
 
 
 @hc_head.fault("softmax instead of sigmoid")
-def _(x: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, *eps: float) -> torch.Tensor:
+def _(
+    x: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, *eps: float
+) -> torch.Tensor:
     return _collapse(x, torch.softmax(_mixes(x, fn, eps[0]) * scale + base, -1) + eps[1])
 
 

@@ -70,7 +70,9 @@ def _stale(call: _Call) -> _Call:
 
 
 def _special(call: _Call) -> _Call:
-    """NaN, infinite and zero queries; a query opposite to all keys, whose scores are exact zeros."""
+    """NaN, infinite and zero queries;
+    a query opposite to all keys, whose scores are exact zeros.
+    """
     q, cache = call.q.clone(), call.k_cache.abs()
     q[8, 0, 0], q[9, 1, 2], q[10] = float("nan"), float("inf"), 0.0
     q[11] = -q[11].abs()
@@ -88,13 +90,23 @@ def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for name, sequences in _BATCHES.items():
             yield Case(name, profile, random_call(draw, sequences, dtype))
-        yield Case("ratio 3, one head", profile, random_call(draw, _BATCHES["mixed"], dtype, ratio=3, heads=1, dim=7))
-        yield Case("large blocks", profile, random_call(draw, _BATCHES["mixed"], dtype, block_size=16))
+        yield Case(
+            "ratio 3, one head",
+            profile,
+            random_call(draw, _BATCHES["mixed"], dtype, ratio=3, heads=1, dim=7),
+        )
+        yield Case(
+            "large blocks", profile, random_call(draw, _BATCHES["mixed"], dtype, block_size=16)
+        )
         yield Case("stale NaN", profile, _stale(random_call(draw, _BATCHES["mixed"], dtype)))
         yield Case("NaN, infinity, zero", profile, _special(random_call(draw, [(0, 19)], dtype)))
         yield Case("strided", profile, _strided(draw, random_call(draw, _BATCHES["mixed"], dtype)))
         sequences = [(0, 6), (259, 4)]
-        yield Case("64 heads of 128", profile, random_call(draw, sequences, dtype, heads=64, dim=128, block_size=16))
+        yield Case(
+            "64 heads of 128",
+            profile,
+            random_call(draw, sequences, dtype, heads=64, dim=128, block_size=16),
+        )
 
 
 indexer_scores.wrong_step(
@@ -103,7 +115,9 @@ indexer_scores.wrong_step(
         "relu left out": lambda dot, w: (dot * w[:, :, None]).sum(1).to(w.dtype),
         "relu after the weight": lambda dot, w: (dot * w[:, :, None]).relu().sum(1).to(w.dtype),
         "negative weights cut": lambda dot, w: _combine(dot, w.relu()),
-        "weights left out": lambda dot, w: _combine(dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)),
+        "weights left out": lambda dot, w: _combine(
+            dot, torch.full_like(w, (w.shape[1] * 128) ** -0.5)
+        ),
         "last head left out": lambda dot, w: _combine(dot[:, :-1], w[:, :-1]),
         "mean over heads": lambda dot, w: _combine(dot, w) / w.shape[1],
     },
@@ -112,7 +126,9 @@ indexer_scores.wrong_steps(
     {
         "scaled twice": {_dot: lambda q, rows: _dot(q, rows) * q.shape[2] ** -0.5},
         "last channel left out": {_dot: lambda q, rows: _dot(q[..., :-1], rows[..., :-1])},
-        "keys of the first sequence": {_rows: lambda call, owner, entries: _rows(call, owner * 0, entries)},
+        "keys of the first sequence": {
+            _rows: lambda call, owner, entries: _rows(call, owner * 0, entries)
+        },
         "entry seen before its block closes": {_visible: lambda t, ratio: _visible(t + 1, ratio)},
         "newest entry one token late": {_visible: lambda t, ratio: _visible(t - 1, ratio)},
         "token's own entry too": {_visible: lambda t, ratio: t // ratio + 1},
@@ -130,20 +146,43 @@ indexer_scores.wrong_arguments(
 @topk_indices.cases
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
-        for tokens, n, k in ((0, 5, 3), (4, 0, 3), (3, 1, 1), (6, 7, 7), (5, 6, 9), (33, 130, 16), (7, 1000, 64)):
+        for tokens, n, k in (
+            (0, 5, 3),
+            (4, 0, 3),
+            (3, 1, 1),
+            (6, 7, 7),
+            (5, 6, 9),
+            (33, 130, 16),
+            (7, 1000, 64),
+        ):
             visible = draw.integers(tokens, high=n + 1)
-            yield Case(f"{tokens}x{n}, best {k}", profile, (draw.spread(tokens, n, dtype=dtype), visible, k))
+            yield Case(
+                f"{tokens}x{n}, best {k}",
+                profile,
+                (draw.spread(tokens, n, dtype=dtype), visible, k),
+            )
         few = draw.integers(9, 60, low=-1, high=2).to(dtype)
         yield Case("ties", profile, (few, draw.integers(9, high=61, dtype=torch.int64), 20))
-        yield Case("all equal", profile, (torch.zeros(3, 40, dtype=dtype), torch.tensor([40, 39, 0]), 8))
+        yield Case(
+            "all equal", profile, (torch.zeros(3, 40, dtype=dtype), torch.tensor([40, 39, 0]), 8)
+        )
         zeros = torch.tensor([0.0, -0.0]).repeat(2, 20).to(dtype)
         yield Case("-0 equals 0", profile, (zeros, torch.tensor([40, 7]), 12))
         edge = draw.normal(6, 12, dtype=dtype).sort(1).values  # the best one is always the last
         yield Case("best at the edge", profile, (edge, torch.tensor([0, 1, 4, 5, 11, 12]), 4))
         special = draw.normal(3, 9, dtype=dtype)
-        special[0, 2], special[0, 4], special[1, :3], special[:, 6:] = torch.inf, -torch.inf, -torch.inf, torch.nan
+        special[0, 2], special[0, 4], special[1, :3], special[:, 6:] = (
+            torch.inf,
+            -torch.inf,
+            -torch.inf,
+            torch.nan,
+        )
         yield Case("infinities, hidden NaN", profile, (special, torch.tensor([6, 5, 2]), 5))
-        yield Case("strided", profile, (draw.normal(12, 5, dtype=dtype).T, torch.tensor([12, 3, 9, 0, 7]), 4))
+        yield Case(
+            "strided",
+            profile,
+            (draw.normal(12, 5, dtype=dtype).T, torch.tensor([12, 3, 9, 0, 7]), 4),
+        )
 
 
 topk_indices.no_output_fault("one NaN", "indices are integers")
@@ -164,7 +203,9 @@ topk_indices.wrong_arguments(
     {
         "worst instead of best": {"scores": lambda scores: -scores},
         "by magnitude": {"scores": lambda scores: scores.abs()},
-        "one entry too many visible": lambda a: a._replace(visible=(a.visible + 1).clamp(max=a.scores.shape[1])),
+        "one entry too many visible": lambda a: a._replace(
+            visible=(a.visible + 1).clamp(max=a.scores.shape[1])
+        ),
         "newest entry missed": {"visible": lambda visible: (visible - 1).clamp(min=0)},
         "not padded with -1": lambda a: a._replace(
             scores=_hide(a.scores, a.visible), visible=torch.full_like(a.visible, a.scores.shape[1])
@@ -175,7 +216,9 @@ topk_indices.wrong_arguments(
 topk_indices.wrong_steps({"hidden scores compete": {_hide: lambda scores, visible: scores}})
 topk_indices.wrong_results(
     {
-        "in index order": lambda a, order: order.where(order >= 0, a.scores.shape[1]).sort(1).values.int(),
+        "in index order": lambda a, order: (
+            order.where(order >= 0, a.scores.shape[1]).sort(1).values.int()
+        ),
         "last of the k missed": lambda a, order: F.pad(order[:, :-1], (0, 1), value=-1),
     }
 )

@@ -1,4 +1,6 @@
-"""The lightning indexer in NumPy (spec 4.5): scores rounded at every step, and the selection under a total order."""
+"""The lightning indexer in NumPy (spec 4.5): scores rounded at every step,
+and the selection under a total order.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def indexer_scores(
 
 
 def topk_indices(scores: Array, visible: Array, k: int) -> Array:
-    """[T, n] scores -> int32 [T, min(k, n)]: best first, of equal ones the smaller index, then -1."""
+    """[T, n] scores -> int32 [T, min(k, n)]: best first,
+    of equal ones the smaller index, then -1.
+    """
     chosen = np.full((len(scores), min(k, scores.shape[1])), -1, np.int32)
     for row, (values, count) in enumerate(zip(wide(scores), visible.tolist(), strict=True)):
         order = sorted(range(count), key=lambda i: (-values[i], i))[:k]

@@ -49,7 +49,9 @@ def _(x: Array, x_scale: Array, weight: Array, weight_scale: Array) -> Array:
 @int8_grouped_gemm.oracle
 def _(x: Array, x_scale: Array, weight: Array, weight_scale: Array, offsets: Array) -> Array:
     def expert(e: int, rows: slice) -> Array:
-        return cast(BF16, _times_scales(_integers(x[rows], weight[e]), weight_scale[e], x_scale[rows]))
+        return cast(
+            BF16, _times_scales(_integers(x[rows], weight[e]), weight_scale[e], x_scale[rows])
+        )
 
     return joined(offsets, expert)
 
@@ -59,16 +61,22 @@ def _(x: Array, weight: Array, offsets: Array) -> Array:
     return joined(offsets, lambda e, rows: _integers(x[rows], weight[e])).astype(np.int32)
 
 
-def _hidden(sums: Array, weight_scale: Array, x_scale: Array, offsets: Array, limit: float) -> Array:
+def _hidden(
+    sums: Array, weight_scale: Array, x_scale: Array, offsets: Array, limit: float
+) -> Array:
     """float64 [M, m]: what is quantised."""
-    both = joined(offsets, lambda e, rows: wide(_times_scales(sums[rows], weight_scale[e], x_scale[rows])))
+    both = joined(
+        offsets, lambda e, rows: wide(_times_scales(sums[rows], weight_scale[e], x_scale[rows]))
+    )
     half = both.shape[1] // 2
     g, u = np.minimum(both[:, :half], limit), np.clip(both[:, half:], -limit, limit)
     return np.asarray(g / (1 + np.exp(-g)) * u)
 
 
 @int8_swiglu_quant.oracle
-def _(sums: Array, weight_scale: Array, x_scale: Array, offsets: Array, limit: float) -> tuple[Array, Array]:
+def _(
+    sums: Array, weight_scale: Array, x_scale: Array, offsets: Array, limit: float
+) -> tuple[Array, Array]:
     h = _hidden(sums, weight_scale, x_scale, offsets, limit)
     scale = np.where(np.isfinite(h).all(1), np.abs(h).max(1) / 127, np.nan)
     ratio = np.divide(h, scale[:, None], out=np.zeros_like(h), where=scale[:, None] > 0)
@@ -114,11 +122,15 @@ def _(draw: Draw) -> Iterator[Case]:
     )
     x, weight = _extremes(draw, 3, 4099), _extremes(draw, 20, 4099)
     # scales that leave the low bits of large sums visible in bf16
-    yield Case("large sums", PROFILE, (x, draw.uniform(3, low=0.5), weight, draw.uniform(20, low=0.5)))
+    yield Case(
+        "large sums", PROFILE, (x, draw.uniform(3, low=0.5), weight, draw.uniform(20, low=0.5))
+    )
     x, x_scale = _rows(draw, 4, 64)
     x_scale, scale = x_scale.clone(), scale.clone()
     x_scale[1], x_scale[2], scale[3], scale[4] = torch.nan, 0.0, torch.inf, 0.0
-    yield Case("NaN, infinite and zero scales", PROFILE, (x, x_scale, _weight(draw, 24, 64)[0], scale))
+    yield Case(
+        "NaN, infinite and zero scales", PROFILE, (x, x_scale, _weight(draw, 24, 64)[0], scale)
+    )
 
 
 @int8_grouped_gemm.cases
@@ -196,7 +208,9 @@ def _(draw: Draw) -> Iterator[Case]:
         ((5,), 512),
     ):
         for limit in (10.0, 0.3017, math.inf):
-            yield Case(f"{rows} {m}, limit {limit}", PROFILE, _swiglu_arguments(draw, rows, m, limit))
+            yield Case(
+                f"{rows} {m}, limit {limit}", PROFILE, _swiglu_arguments(draw, rows, m, limit)
+            )
     sums, weight_scale, x_scale, offsets, limit = _swiglu_arguments(draw, (4, 4), 48, 10.0)
     strided = (torch.stack([sums, sums], 2)[..., 0], weight_scale, x_scale, offsets, limit)
     yield Case("strided", PROFILE, strided)
@@ -251,23 +265,32 @@ int8_swiglu_quant.no_output_fault("one NaN", "int8 codes hold no NaN")
 
 
 @int8_gemm.fault("sums rounded to bf16 before the scales")
-def _(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
+def _(
+    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
     return scaled(exact_product(x, weight).bfloat16(), weight_scale, x_scale).bfloat16()
 
 
 @int8_gemm.fault("rounded to bf16 between the scales")
-def _(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
-    return (exact_product(x, weight).float() * weight_scale).bfloat16() * x_scale.unsqueeze(-1).bfloat16()
+def _(
+    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
+    return (exact_product(x, weight).float() * weight_scale).bfloat16() * x_scale.unsqueeze(
+        -1
+    ).bfloat16()
 
 
 _EXACT_SCALES = {name: edit for name, edit in _SCALES.items() if name != "in bf16"}
 int8_swiglu_quant.wrong_arguments(
-    _of("weight_scale", "channel scales ", _EXACT_SCALES) | _of("x_scale", "row scales ", _EXACT_SCALES)
+    _of("weight_scale", "channel scales ", _EXACT_SCALES)
+    | _of("x_scale", "row scales ", _EXACT_SCALES)
 )
 int8_swiglu_quant.wrong_step(clamped_swiglu, WRONG_HALVES)
 int8_swiglu_quant.wrong_steps(
     {
-        "rounded to bf16 before the SwiGLU": {scaled: lambda *arguments: scaled(*arguments).bfloat16().float()},
+        "rounded to bf16 before the SwiGLU": {
+            scaled: lambda *arguments: scaled(*arguments).bfloat16().float()
+        },
         "codes cut instead of rounded": {round_int8: lambda x: round_int8(x.trunc())},
         "range 128 instead of 127": {row_scale: lambda rows, largest: row_scale(rows, largest + 1)},
     }

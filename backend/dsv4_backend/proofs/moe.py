@@ -39,7 +39,14 @@ def _draw_ids(draw: Draw, tokens: int, k: int, experts: int) -> torch.Tensor:
     return favoured.argsort(dim=1, descending=True)[:, :k].int()
 
 
-_ROUTINGS = ((0, 5, 2, 4), (1, 1, 1, 1), (3, 7, 3, 5), (13, 16, 6, 32), (33, 24, 2, 256), (40, 9, 6, 6))
+_ROUTINGS = (
+    (0, 5, 2, 4),
+    (1, 1, 1, 1),
+    (3, 7, 3, 5),
+    (13, 16, 6, 32),
+    (33, 24, 2, 256),
+    (40, 9, 6, 6),
+)
 """(T, d, k, E)."""
 
 
@@ -51,7 +58,10 @@ def _(draw: Draw) -> Iterator[Case]:
             yield Case(f"{tokens}x{d}, {k} of {experts}", profile, (x, ids, experts))
         middle = torch.full((6, 2), 3, dtype=torch.int64)
         yield Case("one expert takes all", profile, (draw.normal(6, 8, dtype=dtype), middle, 7))
-        strided = draw.normal(12, 10, dtype=dtype)[::2, ::2], _draw_ids(draw, 6, 4, 8).t().contiguous().t()
+        strided = (
+            draw.normal(12, 10, dtype=dtype)[::2, ::2],
+            _draw_ids(draw, 6, 4, 8).t().contiguous().t(),
+        )
         yield Case("strided", profile, (*strided, 8))
     ids = _draw_ids(draw, 9, 3, 8)
     yield Case("e4m3 rows", "official", (draw.normal(9, 16, dtype=torch.float8_e4m3fn), ids, 8))
@@ -60,12 +70,16 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("stack of streams", "official", (draw.normal(9, 4, 6, dtype=torch.bfloat16), ids, 8))
 
 
-def _later_tokens_first(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, ...]:
+def _later_tokens_first(
+    x: torch.Tensor, ids: torch.Tensor, num_experts: int
+) -> tuple[torch.Tensor, ...]:
     rows, offsets, order = moe_dispatch.reference(x.flip(0), ids.flip(0, 1), num_experts)
     return rows, offsets, ids.numel() - 1 - order
 
 
-def _choice_before_token(a: Any, _: torch.Tensor, offsets: torch.Tensor, __: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _choice_before_token(
+    a: Any, _: torch.Tensor, offsets: torch.Tensor, __: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     tokens, k = a.ids.shape
     order = a.ids.t().flatten().argsort(stable=True)
     token, choice = order % max(tokens, 1), order // max(tokens, 1)
@@ -76,12 +90,25 @@ moe_dispatch.fault("later tokens first within an expert")(_later_tokens_first)
 moe_dispatch.wrong_results(
     {
         "choice before token within an expert": _choice_before_token,
-        "counts instead of offsets": {"expert_offsets": lambda offsets: offsets.diff(prepend=offsets[:1])},
-        "offsets of the expert after": {"expert_offsets": lambda offsets: torch.cat([offsets[1:], offsets[-1:]])},
-        "last expert forgotten": {"expert_offsets": lambda offsets: torch.cat([offsets[:-1], offsets[-2:-1]])},
+        "counts instead of offsets": {
+            "expert_offsets": lambda offsets: offsets.diff(prepend=offsets[:1])
+        },
+        "offsets of the expert after": {
+            "expert_offsets": lambda offsets: torch.cat([offsets[1:], offsets[-1:]])
+        },
+        "last expert forgotten": {
+            "expert_offsets": lambda offsets: torch.cat([offsets[:-1], offsets[-2:-1]])
+        },
         "inverse order": {"order": lambda order: order.argsort().int()},
-        "order counts tokens": lambda a, rows, offsets, order: (rows, offsets, order // a.ids.shape[1]),
-        "rows left in token order": lambda a, rows, *rest: (a.x.repeat_interleave(a.ids.shape[1], dim=0), *rest),
+        "order counts tokens": lambda a, rows, offsets, order: (
+            rows,
+            offsets,
+            order // a.ids.shape[1],
+        ),
+        "rows left in token order": lambda a, rows, *rest: (
+            a.x.repeat_interleave(a.ids.shape[1], dim=0),
+            *rest,
+        ),
         "flat index modulo tokens": lambda a, rows, offsets, order: (
             a.x[order % max(len(a.ids), 1)],
             offsets,
@@ -112,7 +139,8 @@ moe_combine.wrong_arguments(
         "order applied forwards": {"order": lambda order: order.argsort()},
         "rows taken in dispatch order": {"order": lambda order: torch.arange(len(order))},
         "choices of one token spread over all": lambda a: a._replace(
-            order=(a.order % max(len(a.order) // a.k, 1)) * a.k + a.order // max(len(a.order) // a.k, 1)
+            order=(a.order % max(len(a.order) // a.k, 1)) * a.k
+            + a.order // max(len(a.order) // a.k, 1)
         ),
     }
 )

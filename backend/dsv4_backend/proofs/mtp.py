@@ -51,7 +51,9 @@ mtp_combine.wrong_arguments(
 )
 mtp_combine.wrong_results(
     {
-        "embedding added to the first stream only": lambda a, y: torch.cat((y[:, :1], a.x[:, 1:]), 1),
+        "embedding added to the first stream only": lambda a, y: torch.cat(
+            (y[:, :1], a.x[:, 1:]), 1
+        ),
         "sum rounded to bf16 for fp32 rows": lambda a, y: y.bfloat16().to(y.dtype),
     }
 )

@@ -1,4 +1,6 @@
-"""Proof of MX products and of the SwiGLU between them (spec/deployments.md 3, 4): cases, oracles, faults."""
+"""Proof of MX products and of the SwiGLU between them (spec/deployments.md 3, 4): cases,
+oracles, faults.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ mxfp8_gemm.oracle(_sum_of_blocks)
 
 
 def _grouped(values: Callable[[Array], Array]) -> Callable[..., Array]:
-    def golden(x: Array, x_scale: Array, weight: Array, weight_scale: Array, offsets: Array) -> Array:
+    def golden(
+        x: Array, x_scale: Array, weight: Array, weight_scale: Array, offsets: Array
+    ) -> Array:
         def expert(e: int, rows: slice) -> Array:
             return _sum_of_blocks(x[rows], x_scale[rows], values(weight[e]), weight_scale[e])
 
@@ -82,7 +86,9 @@ def _(x: Array, limit: float) -> tuple[Array, Array]:
 
 def _spread(draw: Draw, rows: int, k: int) -> torch.Tensor:
     """[rows, k] of powers of two, another one in every row and 32 channels."""
-    return torch.exp2(draw.integers(rows, -(-k // 32), low=-3, high=2)).repeat_interleave(32, 1)[:, :k]
+    return torch.exp2(draw.integers(rows, -(-k // 32), low=-3, high=2)).repeat_interleave(32, 1)[
+        :, :k
+    ]
 
 
 def _rows(draw: Draw, t: int, k: int) -> Pair:
@@ -94,9 +100,13 @@ def _weight(draw: Draw, n: int, k: int) -> torch.Tensor:
     return draw.normal(n, k, scale=k**-0.5) * _spread(draw, n, k)
 
 
-def _experts(draw: Draw, quantise: Callable[[torch.Tensor], Pair], experts: int, n: int, k: int) -> Pair:
+def _experts(
+    draw: Draw, quantise: Callable[[torch.Tensor], Pair], experts: int, n: int, k: int
+) -> Pair:
     codes, scales = zip(*(quantise(_weight(draw, n, k)) for _ in range(experts)), strict=True)
-    return torch.stack(codes), torch.stack([s.view(torch.uint8) for s in scales]).view(torch.float8_e8m0fnu)
+    return torch.stack(codes), torch.stack([s.view(torch.uint8) for s in scales]).view(
+        torch.float8_e8m0fnu
+    )
 
 
 @mxfp8_gemm.cases
@@ -116,7 +126,9 @@ def _(draw: Draw) -> Iterator[Case]:
         )
     x, x_scale = _rows(draw, 6, 256)
     weight, scale = quantize_weight_mxfp8(_weight(draw, 64, 256))
-    yield Case("strided", PROFILE, (x[::2], x_scale[::2], weight.T.contiguous().T, scale.T.contiguous().T))
+    yield Case(
+        "strided", PROFILE, (x[::2], x_scale[::2], weight.T.contiguous().T, scale.T.contiguous().T)
+    )
     weight, scale = weight.clone(), scale.clone()
     weight[3, 4], scale[1, 0] = torch.nan, torch.nan
     yield Case("NaN weight, NaN scale", PROFILE, (x, x_scale, weight, scale))
@@ -138,14 +150,20 @@ def _grouped_cases(op: Operator, quantise: Callable[[torch.Tensor], Pair], odd: 
     def _(draw: Draw) -> Iterator[Case]:
         for rows, n, k in (*_GROUPS, *([((2, 0, 3), 5, 7)] if odd else [])):
             experts = _experts(draw, quantise, len(rows), n, k)
-            yield Case(f"{rows} {n}x{k}", PROFILE, (*_rows(draw, sum(rows), k), *experts, offsets_of(*rows)))
+            yield Case(
+                f"{rows} {n}x{k}",
+                PROFILE,
+                (*_rows(draw, sum(rows), k), *experts, offsets_of(*rows)),
+            )
         x, x_scale = _rows(draw, 8, 256)
         weight, scale = _experts(draw, quantise, 2, 64, 256)
         turned = weight.transpose(1, 2).contiguous().transpose(1, 2)
         yield Case("strided", PROFILE, (x[::2], x_scale[::2], turned, scale, offsets_of(1, 3)))
         broken = scale.clone()
         broken[1] = torch.nan
-        yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, offsets_of(5, 3)))
+        yield Case(
+            "NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, offsets_of(5, 3))
+        )
 
 
 _grouped_cases(mxfp8_grouped_gemm, quantize_weight_mxfp8, odd=True)
@@ -158,14 +176,18 @@ def _undecided(x: torch.Tensor, limit: float) -> Array:
     """Bool [M, m]: where a code or its block's scale hangs on the last bits of fp32."""
     with np.errstate(all="ignore"):
         exact = _product(x.double().numpy(), limit)
-        (low, low_scale), (high, high_scale) = (quantise_fp8(exact * (1 + s * _TIE_MARGIN), 32) for s in (-1, 1))
+        (low, low_scale), (high, high_scale) = (
+            quantise_fp8(exact * (1 + s * _TIE_MARGIN), 32) for s in (-1, 1)
+        )
         moved = per_channel((low_scale != high_scale) & np.isfinite(low_scale), 32, exact.shape[1])
         open_: Array = np.isfinite(exact) & ((low != high) & ~np.isnan(wide(low)) | moved)
     return open_
 
 
 def _decided(x: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:
-    """The arguments with gate and up zeroed where a bit is undecided; without a largest value a block has another."""
+    """The arguments with gate and up zeroed where a bit is undecided;
+    without a largest value a block has another.
+    """
     while (open_ := _undecided(x, limit)).any():
         x = x.masked_fill(torch.from_numpy(np.concatenate([open_, open_], 1)), 0)
     return x, limit
@@ -181,7 +203,9 @@ def _gate_up(draw: Draw, rows: int, m: int) -> torch.Tensor:
 def _(draw: Draw) -> Iterator[Case]:
     for rows, m in ((0, 64), (1, 1), (3, 7), (5, 1024), (19, 130)):
         for limit in (10.0, 0.3017, math.inf):
-            yield Case(f"{rows}x{m}, limit {limit}", PROFILE, _decided(_gate_up(draw, rows, m), limit))
+            yield Case(
+                f"{rows}x{m}, limit {limit}", PROFILE, _decided(_gate_up(draw, rows, m), limit)
+            )
     yield Case("strided", PROFILE, _decided(_gate_up(draw, 14, 96)[::2], 10.0))
     x = _gate_up(draw, 6, 64)
     x[0, 0], x[1, 70], x[2, 2], x[3, 73], x[4] = math.nan, math.nan, math.inf, -math.inf, 0.0
@@ -199,16 +223,30 @@ _SCALE_EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "of 128 channels": on_bytes(lambda b: b[..., torch.arange(b.shape[-1]) // 4 * 4]),
     "cast as numbers": lambda s: s.view(torch.uint8).float().to(torch.float8_e8m0fnu),
     "left out": on_bytes(lambda b: torch.full_like(b, 127)),
-    "in exchanged pairs": on_bytes(lambda b: b[..., (torch.arange(b.shape[-1]) ^ 1).clamp(max=b.shape[-1] - 1)]),
+    "in exchanged pairs": on_bytes(
+        lambda b: b[..., (torch.arange(b.shape[-1]) ^ 1).clamp(max=b.shape[-1] - 1)]
+    ),
 }
 for _op in (mxfp8_gemm, mxfp8_grouped_gemm, mxfp4_grouped_gemm):
-    _op.wrong_arguments({f"row scales {name}": {"x_scale": edit} for name, edit in _SCALE_EDITS.items()})
-    _op.wrong_arguments({f"weight scales {name}": {"weight_scale": edit} for name, edit in _SCALE_EDITS.items()})
-    _op.wrong_arguments({"last channel left out": {"x": on_bytes(lambda b: torch.cat([b[:, :-1], 0 * b[:, -1:]], 1))}})
+    _op.wrong_arguments(
+        {f"row scales {name}": {"x_scale": edit} for name, edit in _SCALE_EDITS.items()}
+    )
+    _op.wrong_arguments(
+        {f"weight scales {name}": {"weight_scale": edit} for name, edit in _SCALE_EDITS.items()}
+    )
+    _op.wrong_arguments(
+        {
+            "last channel left out": {
+                "x": on_bytes(lambda b: torch.cat([b[:, :-1], 0 * b[:, -1:]], 1))
+            }
+        }
+    )
 for _op in (mxfp8_grouped_gemm, mxfp4_grouped_gemm):
     _op.wrong_arguments(WRONG_OFFSETS)
 for _op in (mxfp8_gemm, mxfp8_grouped_gemm):
-    _op.wrong_arguments({"weight exponent bias of FNUZ": {"weight": lambda w: (w.float() / 2).to(w.dtype)}})
+    _op.wrong_arguments(
+        {"weight exponent bias of FNUZ": {"weight": lambda w: (w.float() / 2).to(w.dtype)}}
+    )
 mxfp4_grouped_gemm.wrong_arguments(
     {
         "nibbles swapped": {"weight": on_bytes(lambda b: b << 4 | b >> 4)},
@@ -218,9 +256,13 @@ mxfp4_grouped_gemm.wrong_arguments(
 
 
 @mxfp8_gemm.fault("partial sums of 32 rounded to bf16")
-def _(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> torch.Tensor:
+def _(
+    x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
     y = torch.zeros(len(x), len(weight), dtype=torch.bfloat16)
-    pieces = (dequantize_mx(*pair).split(MX_BLOCK, 1) for pair in ((x, x_scale), (weight, weight_scale)))
+    pieces = (
+        dequantize_mx(*pair).split(MX_BLOCK, 1) for pair in ((x, x_scale), (weight, weight_scale))
+    )
     for a, b in zip(*pieces, strict=True):
         y = (y + a @ b.T).bfloat16()
     return y
@@ -228,15 +270,21 @@ def _(x: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, weight_scale
 
 def _blocks_of_128(h: torch.Tensor, block: int) -> Pair:
     q, scale = act_quant.reference(h, 4 * block)
-    return q, scale.view(torch.uint8).repeat_interleave(4, 1)[:, : -(-q.shape[1] // block)].view(scale.dtype)
+    return q, scale.view(torch.uint8).repeat_interleave(4, 1)[:, : -(-q.shape[1] // block)].view(
+        scale.dtype
+    )
 
 
 mx_swiglu_quant.wrong_step(clamped_swiglu, WRONG_HALVES)
 mx_swiglu_quant.wrong_step(
     block_scale,
     {
-        "amax without its floor": lambda blocks, largest, _: block_scale(blocks, largest, 2.0**-100),
-        "exponent rounded down": lambda blocks, largest, floor: block_scale(blocks, 2 * largest, floor),
+        "amax without its floor": lambda blocks, largest, _: block_scale(
+            blocks, largest, 2.0**-100
+        ),
+        "exponent rounded down": lambda blocks, largest, floor: block_scale(
+            blocks, 2 * largest, floor
+        ),
     },
 )
 mx_swiglu_quant.wrong_steps({"blocks of 128": {act_quant.reference: _blocks_of_128}})

@@ -36,13 +36,23 @@ def _(x: Array, eps: float) -> Array:
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for rows, d in _SHAPES:
-            yield Case(f"{rows}x{d}", profile, (draw.spread(rows, d, dtype=dtype), draw.normal(d, dtype=dtype), 1e-6))
+            yield Case(
+                f"{rows}x{d}",
+                profile,
+                (draw.spread(rows, d, dtype=dtype), draw.normal(d, dtype=dtype), 1e-6),
+            )
         tiny = draw.normal(4, 64, dtype=dtype, scale=1e-4)
         yield Case("epsilon matters", profile, (tiny, draw.normal(64, dtype=dtype), 1e-6))
-        yield Case("strided", profile, (draw.normal(6, 4, 48, dtype=dtype)[::2], draw.normal(48, dtype=dtype), 1e-6))
+        yield Case(
+            "strided",
+            profile,
+            (draw.normal(6, 4, 48, dtype=dtype)[::2], draw.normal(48, dtype=dtype), 1e-6),
+        )
         special = draw.normal(4, 16, dtype=dtype)
         special[0, 3], special[1, 5], special[2] = float("nan"), float("inf"), 0.0
-        yield Case("NaN, infinity, zero row", profile, (special, draw.normal(16, dtype=dtype), 1e-6))
+        yield Case(
+            "NaN, infinity, zero row", profile, (special, draw.normal(16, dtype=dtype), 1e-6)
+        )
 
 
 rms_norm.wrong_arguments(
@@ -50,7 +60,9 @@ rms_norm.wrong_arguments(
         "epsilon left out": {"eps": 0.0},
         "weight left out": {"weight": torch.ones_like},
         "weight + 1": {"weight": lambda weight: weight + 1},
-        "mean subtracted": {"x": lambda x: (compute(x) - compute(x).mean(-1, keepdim=True)).to(x.dtype)},
+        "mean subtracted": {
+            "x": lambda x: (compute(x) - compute(x).mean(-1, keepdim=True)).to(x.dtype)
+        },
     }
 )
 
@@ -58,13 +70,17 @@ rms_norm.wrong_arguments(
 @rms_norm.fault("epsilon outside the root")
 def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = compute(x)
-    return (wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps) * compute(weight)).to(x.dtype)
+    return (wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps) * compute(weight)).to(
+        x.dtype
+    )
 
 
 @rms_norm.fault("sum instead of mean")
 def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = compute(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps) * compute(weight)).to(x.dtype)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps) * compute(weight)).to(
+        x.dtype
+    )
 
 
 @head_rms_norm.cases
@@ -75,7 +91,9 @@ def _(draw: Draw) -> Iterator[Case]:
 
 
 def _on_grid(x: torch.Tensor) -> torch.Tensor:
-    """Five bits of a row's largest magnitude, in place: fp32 sums of 2^9 of their rounded squares are exact."""
+    """Five bits of a row's largest magnitude,
+    in place: fp32 sums of 2^9 of their rounded squares are exact.
+    """
     largest = x.float().abs().amax(-1, keepdim=True) if x.numel() else x.float()
     quantum = torch.exp2(largest.log2().floor() - 4)
     on_grid = (x.float() / quantum).round() * quantum
@@ -85,8 +103,12 @@ def _on_grid(x: torch.Tensor) -> torch.Tensor:
 def _head_cases(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for tokens, heads, d in ((0, 4, 64), (1, 1, 1), (2, 3, 7), (3, 5, 512), (17, 2, 130)):
-            yield Case(f"{tokens}x{heads}x{d}", profile, (draw.spread(tokens, heads, d, dtype=dtype), 1e-6))
-        yield Case("epsilon matters", profile, (draw.normal(4, 2, 64, dtype=dtype, scale=1e-4), 1e-6))
+            yield Case(
+                f"{tokens}x{heads}x{d}", profile, (draw.spread(tokens, heads, d, dtype=dtype), 1e-6)
+            )
+        yield Case(
+            "epsilon matters", profile, (draw.normal(4, 2, 64, dtype=dtype, scale=1e-4), 1e-6)
+        )
         yield Case("strided", profile, (draw.normal(6, 4, 96, dtype=dtype)[::2, :, ::2], 1e-6))
         special = draw.normal(4, 1, 16, dtype=dtype)
         special[0, 0, 3], special[1, 0, 5], special[2] = float("nan"), float("inf"), 0.0
@@ -110,11 +132,14 @@ for _name, _root in {
     "one mean over all heads": lambda squares, eps: (squares.mean((1, 2), True) + eps).sqrt(),
     "sum instead of mean": lambda squares, eps: (squares.sum(-1, True) + eps).sqrt(),
     "root left out": lambda squares, eps: squares.mean(-1, True) + eps,
-    "last channel left out of the mean": lambda q, eps: (q[..., :-1].sum(-1, True) / q.shape[-1] + eps).sqrt(),
+    "last channel left out of the mean": lambda q, eps: (
+        q[..., :-1].sum(-1, True) / q.shape[-1] + eps
+    ).sqrt(),
 }.items():
     head_rms_norm.fault(_name)(_divided_by(_root))
 rms_norm.equivalent(
-    "rms_norm: weight.to(wide.dtype) -> weight", "a product with an fp32 factor is fp32 without the cast too"
+    "rms_norm: weight.to(wide.dtype) -> weight",
+    "a product with an fp32 factor is fp32 without the cast too",
 )
 for _mutant in (
     "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",

@@ -1,4 +1,6 @@
-"""Number formats for oracles, by ml_dtypes and NumPy alone: nothing here is shared with the references."""
+"""Number formats for oracles,
+by ml_dtypes and NumPy alone: nothing here is shared with the references.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def wide(x: Array) -> Array:
 
 
 def round_to(dtype: Any, x: Array) -> Array:
-    """`x` rounded to nearest even in a type, back in float64. float64 itself rounds nothing (profile `ideal`)."""
+    """`x` rounded to nearest even in a type, back in float64.
+    float64 itself rounds nothing (profile `ideal`).
+    """
     if np.dtype(dtype) == np.float64:
         return wide(x)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -31,12 +35,16 @@ def round_to(dtype: Any, x: Array) -> Array:
 
 
 def cast(dtype: Any, x: Array) -> Array:
-    """`x` as an array of a type, rounded once, by way of fp32 as the operators do; float64 stays as it is."""
+    """`x` as an array of a type, rounded once, by way of fp32 as the operators do;
+    float64 stays as it is.
+    """
     return round_to(dtype, x).astype(dtype)
 
 
 def power_of_two_scale(amax: Array, largest: float, floor: float) -> Array:
-    """Smallest 2^e with max(amax, floor) / 2^e <= largest, NaN where amax is not finite; float64 (spec 6.1, 6.2)."""
+    """Smallest 2^e with max(amax, floor) / 2^e <= largest, NaN where amax is not finite;
+    float64 (spec 6.1, 6.2).
+    """
     bounded = np.maximum(wide(amax), floor)
     mantissa, exponent = np.frexp(bounded / largest)
     power = np.where(mantissa == 0.5, exponent - 1, exponent)

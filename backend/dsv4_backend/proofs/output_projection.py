@@ -35,7 +35,9 @@ def _(o: Array, wo_a: Array) -> Array:
 Call = tuple[torch.Tensor, torch.Tensor]
 
 
-def _call(draw: Draw, dtype: torch.dtype, tokens: int, heads: int, dim: int, groups: int, rank: int) -> Call:
+def _call(
+    draw: Draw, dtype: torch.dtype, tokens: int, heads: int, dim: int, groups: int, rank: int
+) -> Call:
     """Results near 1."""
     width = heads * dim // groups
     wo_a = draw.normal(groups * rank, width, dtype=dtype, scale=width**-0.5)
@@ -129,4 +131,6 @@ for _name in (
     "compute: x.float() -> x",
     "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
 ):
-    grouped_output_projection.equivalent(_name, "torch's product of bf16 matrices has fp32 sums and one cast")
+    grouped_output_projection.equivalent(
+        _name, "torch's product of bf16 matrices has fp32 sums and one cast"
+    )

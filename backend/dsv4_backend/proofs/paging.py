@@ -1,4 +1,6 @@
-"""Ragged batches and paged caches for oracles: the addresses of `ragged.py`, one token and one row at a time."""
+"""Ragged batches and paged caches for oracles: the addresses of `ragged.py`,
+one token and one row at a time.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Pages:
 
 
 def tokens_of_call(query_start_loc: Array, seq_lens: Array) -> Iterator[tuple[int, int, int]]:
-    """(row, sequence, position) of every token, in order; seq_lens counts the tokens of this call too."""
+    """(row, sequence, position) of every token, in order;
+    seq_lens counts the tokens of this call too.
+    """
     for s, length in enumerate(seq_lens.tolist()):
         start, end = query_start_loc[s : s + 2].tolist()
         yield from ((row, s, length - end + row) for row in range(start, end))
@@ -40,11 +44,14 @@ EDITS_OF_HIDDEN_ROWS = (
     "entries_to_read: query_start_loc.diff() > 0 -> query_start_loc.diff() >= 0",
     "entry_rows: 0 -> 1",
     "entry_rows: 1 -> 2",
-    "entry_rows: gather_rows(cache, flat).masked_fill(behind[..., None], 0) -> gather_rows(cache, flat)",
+    "entry_rows: gather_rows(cache, flat).masked_fill(behind[..., None], 0) -> "
+    "gather_rows(cache, flat)",
     "gather_rows: flat.clamp(min=0) -> flat",
     "slots: 1 -> 2 (2)",
     "slots: index.clamp(min=0) -> index",
 )
 """Automatic mutants of the shared paged reads that change only rows which no token may see."""
 
-TILES_DECIDE_NO_VALUE = "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
+TILES_DECIDE_NO_VALUE = (
+    "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
+)

@@ -62,23 +62,38 @@ def _(x: Array, block_size: int) -> Array:
 Inputs = Iterator[tuple[str, torch.Tensor, int]]
 
 
-def _inputs(draw: Draw, dtype: torch.dtype, block: int, largest: float, midpoints: torch.Tensor) -> Inputs:
-    """Named inputs [..., K] with K even, and their block size; midpoints: ties of the value format."""
+def _inputs(
+    draw: Draw, dtype: torch.dtype, block: int, largest: float, midpoints: torch.Tensor
+) -> Inputs:
+    """Named inputs [..., K] with K even, and their block size;
+    midpoints: ties of the value format.
+    """
     for rows, k in ((0, block), (1, 2), (3, 6), (5, 5 * block // 2), (2, 4 * block)):
         yield f"{rows}x{k}", draw.spread(rows, k, dtype=dtype), block
     yield "other block", draw.spread(3, 4, block + 6, dtype=dtype), block // 2
     yield "strided rows and channels", draw.spread(2 * block, 6, dtype=dtype).T[::2], block
     tiny = torch.tensor([0.0, 1e-40, 1e-38, 1e-7, 1e-6, 1e-5, 9.9e-5, 1e-4])
-    yield "zero and tiny blocks", draw.uniform(8, block, low=-1).mul(tiny.unsqueeze(-1)).to(dtype), block
+    yield (
+        "zero and tiny blocks",
+        draw.uniform(8, block, low=-1).mul(tiny.unsqueeze(-1)).to(dtype),
+        block,
+    )
     amax = (largest * torch.exp2(torch.arange(-20.0, 21.0))).to(dtype)
-    amax = torch.stack([amax, torch.nextafter(amax, 2 * amax), -torch.nextafter(amax, 0 * amax)], -1)
+    amax = torch.stack(
+        [amax, torch.nextafter(amax, 2 * amax), -torch.nextafter(amax, 0 * amax)], -1
+    )
     near = draw.uniform(41, 2 * block, 3, low=-1).to(dtype) * amax.unsqueeze(1)
     near[:, 1], near[:, block] = amax, -amax
     yield "largest * 2^k and one ulp off", near.transpose(1, 2), block
     ties = torch.cat([torch.tensor([largest, -largest]), midpoints, -midpoints])
     yield "ties", (ties * torch.tensor([[2.0**-10], [1.0], [32.0]])).to(dtype), len(ties)
     special = draw.normal(4, 2 * block, dtype=dtype)
-    special[0, 3], special[1, block], special[2, 5], special[3] = torch.nan, torch.inf, -torch.inf, -0.0
+    special[0, 3], special[1, block], special[2, 5], special[3] = (
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+        -0.0,
+    )
     yield "NaN, infinities, negative zeros", special, block
 
 
@@ -121,7 +136,9 @@ def _(draw: Draw) -> Iterator[Case]:
         for name, x, block in _fp8_inputs(draw, dtype):
             yield Case(name, profile, (x, block, x.shape[-1]))
         for channels in (0, 1, 448):
-            yield Case(f"{channels} of 512", profile, (draw.spread(5, 512, dtype=dtype), 64, channels))
+            yield Case(
+                f"{channels} of 512", profile, (draw.spread(5, 512, dtype=dtype), 64, channels)
+            )
     yield Case("every bf16", "official", (_every_bf16(), 64, 128))
     yield Case("every fp16", "official", (_every_fp16(), 64, 256))
 
@@ -174,8 +191,12 @@ def _scale_faults(largest: float, floor: float) -> dict[str, Rule]:
         ),
         "largest value instead of magnitude": lambda b: block_scale(b.clamp(min=0), largest, floor),
         "scale floored at 1e-4": lambda b: block_scale(b, largest, 1e-4 * largest),
-        "floor of the other format": lambda b: block_scale(b, largest, FP4_FLOOR if floor == ACT_FLOOR else ACT_FLOOR),
-        "one scale per token": lambda b: block_scale(b.flatten(-2), largest, floor).unsqueeze(-1).expand(b.shape[:-1]),
+        "floor of the other format": lambda b: block_scale(
+            b, largest, FP4_FLOOR if floor == ACT_FLOOR else ACT_FLOOR
+        ),
+        "one scale per token": lambda b: (
+            block_scale(b.flatten(-2), largest, floor).unsqueeze(-1).expand(b.shape[:-1])
+        ),
         "scale of the next block": lambda b: block_scale(b, largest, floor).roll(-1, -1),
         "quarter of the range unused": lambda b: block_scale(b, largest * 0.75, floor),
     }
@@ -192,7 +213,9 @@ _E2M1_FAULTS: dict[str, Rule] = {
     "ties away from zero": lambda x: round_e2m1(_coarse(x, 1, 0, _half_away)),
     "ties toward zero": lambda x: round_e2m1(_coarse(x, 1, 0, _half_down)),
     "code 7 never used": lambda x: round_e2m1(x.clamp(-4, 4)),
-    "int4 levels": lambda x: x.nan_to_num(0.0).abs().round().to(torch.uint8) + x.signbit().to(torch.uint8) * 8,
+    "int4 levels": lambda x: (
+        x.nan_to_num(0.0).abs().round().to(torch.uint8) + x.signbit().to(torch.uint8) * 8
+    ),
     "sign of zero lost": lambda x: torch.where(round_e2m1(x) == 8, 0, round_e2m1(x)),
 }
 
@@ -211,7 +234,9 @@ def _(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
 
 
 act_qdq.wrong_arguments({"all channels quantised": lambda a: a._replace(channels=a.x.shape[-1])})
-fp4_quant.wrong_results({"nibbles swapped": {"packed": lambda packed: packed << 4 | packed >> 4 & 15}})
+fp4_quant.wrong_results(
+    {"nibbles swapped": {"packed": lambda packed: packed << 4 | packed >> 4 & 15}}
+)
 fp4_quant.no_output_fault("one NaN", "packed codes are integers")
 
 
@@ -235,7 +260,8 @@ _SAME_E4M3 = {
     "divide_blocks: compute(blocks) -> blocks": _EXACT_RATIOS,
 }
 _SAME_RATIOS = dict.fromkeys(
-    ("compute: x.dtype == torch.float64 -> x.dtype != torch.float64", "compute: x.float() -> x"), _EXACT_RATIOS
+    ("compute: x.dtype == torch.float64 -> x.dtype != torch.float64", "compute: x.float() -> x"),
+    _EXACT_RATIOS,
 )
 _SAME_E2M1 = {
     "round_e2m1: 0.0 -> 0.01": "0.01 has code 0",
@@ -251,7 +277,8 @@ _SAME_VALUES = dict.fromkeys(
 )
 _SAME_ZEROS = dict.fromkeys(
     (
-        "block_scale: blocks.abs().amax(-1).float().clamp(min=floor) -> blocks.abs().amax(-1).float()",
+        "block_scale: blocks.abs().amax(-1).float().clamp(min=floor) -> "
+        "blocks.abs().amax(-1).float()",
         "block_scale: blocks.abs().amax(-1).float() -> blocks.abs().amax(-1)",
     ),
     "below the floor scales differ for blocks only whose codes are all 0",
@@ -264,4 +291,6 @@ act_qdq.explain(_SAME_SCALE, _SAME_E4M3, _SAME_RATIOS, _SAME_VALUES)
 fp4_quant.explain(_SAME_SCALE, _SAME_BYTES, _SAME_E2M1)
 fp4_qdq.explain(_SAME_SCALE, _SAME_E2M1, _SAME_VALUES, _SAME_ZEROS)
 act_qdq.equivalent("e4m3_values: 256 -> 257", "no code looks up a 257th value")
-fp4_qdq.equivalent("round_e2m1: finite.signbit().to(torch.uint8) -> finite.signbit()", "any integer type will do")
+fp4_qdq.equivalent(
+    "round_e2m1: finite.signbit().to(torch.uint8) -> finite.signbit()", "any integer type will do"
+)

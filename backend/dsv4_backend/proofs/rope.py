@@ -37,7 +37,10 @@ def _(x: Array, positions: Array, inv_freq: Array, inverse: bool = False) -> Arr
 
 @rope.cases
 def _(draw: Draw) -> Iterator[Case]:
-    plain, yarn = rope_frequencies(64, 10000.0), yarn_frequencies(64, 160000.0, 16.0, 65536, 32.0, 1.0)
+    plain, yarn = (
+        rope_frequencies(64, 10000.0),
+        yarn_frequencies(64, 160000.0, 16.0, 65536, 32.0, 1.0),
+    )
     for profile, dtype in _DTYPES.items():
         for shape, frequencies in (
             ((0, 2, 128), plain),
@@ -49,14 +52,25 @@ def _(draw: Draw) -> Iterator[Case]:
             for inverse in (False, True):
                 positions = draw.integers(shape[0], high=4096, dtype=torch.int64)
                 name = f"{'x'.join(map(str, shape))}{' inverse' if inverse else ''}"
-                yield Case(name, profile, (draw.normal(*shape, dtype=dtype), positions, frequencies, inverse))
+                yield Case(
+                    name,
+                    profile,
+                    (draw.normal(*shape, dtype=dtype), positions, frequencies, inverse),
+                )
         far = torch.tensor([0, 1, 2, 65535, 65536, 999_983, 1_048_575], dtype=torch.int32)
         yield Case("long context", profile, (draw.normal(7, 2, 70, dtype=dtype), far, yarn, False))
-        x, positions = draw.normal(8, 2, 160, dtype=dtype)[::2, :, ::2], draw.integers(8, high=300)[::2]
+        x, positions = (
+            draw.normal(8, 2, 160, dtype=dtype)[::2, :, ::2],
+            draw.integers(8, high=300)[::2],
+        )
         yield Case("strided", profile, (x, positions, yarn, True))
         special = draw.normal(3, 8, dtype=dtype)
         special[0, 7], special[1, 0], special[2] = float("nan"), float("inf"), 0.0
-        yield Case("NaN, infinity, zero row", profile, (special, draw.integers(3, high=9), plain[:2], False))
+        yield Case(
+            "NaN, infinity, zero row",
+            profile,
+            (special, draw.integers(3, high=9), plain[:2], False),
+        )
 
 
 rope.wrong_arguments(
@@ -74,7 +88,9 @@ def _by_rounded_turns(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     angles = angles.view(x.shape[0], *(1 for _ in x.shape[1:-1]), pairs)
     cos, sin = angles.cos().bfloat16().float(), angles.sin().bfloat16().float()
     even, odd = x[..., x.shape[-1] - 2 * pairs :].float().unflatten(-1, (pairs, 2)).unbind(-1)
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+    rotated = (
+        torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+    )
     return torch.cat((x[..., : x.shape[-1] - 2 * pairs], rotated), -1)
 
 
@@ -100,7 +116,9 @@ rope.wrong_steps(
         "halves instead of adjacent pairs": {rotate_tail: _by_halves},
         "first channels rotated": {rotate_tail: _at_the_front},
         "angle in fp64": {
-            rotation_angles: lambda positions, inv_freq: positions.double()[:, None] * inv_freq.double(),
+            rotation_angles: lambda positions, inv_freq: (
+                positions.double()[:, None] * inv_freq.double()
+            ),
             rotate_tail: lambda x, angles: rotate_tail(x.double(), angles).to(x.dtype),
         },
         "cos and sin rounded to bf16": {rotate_tail: _by_rounded_turns},
@@ -108,5 +126,7 @@ rope.wrong_steps(
     }
 )
 rope.equivalent("rotation_angles: inv_freq.float() -> inv_freq", "the table is fp32")
-rope.equivalent("rotation_angles: positions.float() -> positions", "the product rounds them to fp32")
+rope.equivalent(
+    "rotation_angles: positions.float() -> positions", "the product rounds them to fp32"
+)
 rope.equivalent("rotate_tail: angles.to(wide.dtype) -> angles", "both are fp32")

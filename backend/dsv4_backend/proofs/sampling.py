@@ -21,7 +21,9 @@ def _(logits: Array, noise: Array, temperature: float, top_p: float) -> Array:
 
 
 def _pick(logits: Array, noise: Array, temperature: float, top_p: float) -> int:
-    """The token of one row; the first in rank is a candidate, others if they and all behind hold > 1 - top_p."""
+    """The token of one row;
+    the first in rank is a candidate, others if they and all behind hold > 1 - top_p.
+    """
     if temperature == 0:
         return int(np.argmax(logits))
     weights = np.exp((logits - logits.max()) / max(temperature, 1e-5))
@@ -42,13 +44,21 @@ def _(draw: Draw) -> Iterator[Case]:
     for tokens, vocab in ((0, 7), (1, 1), (64, 33), (16, 1031), (2, 129280)):
         logits, noise = draw.normal(tokens, vocab, scale=2.0), _exponential(draw, tokens, vocab)
         for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (0.6, 0.9), (1.7, 0.3)):
-            yield Case(f"{tokens}x{vocab} T {temperature} p {top_p}", "ideal", (logits, noise, temperature, top_p))
+            yield Case(
+                f"{tokens}x{vocab} T {temperature} p {top_p}",
+                "ideal",
+                (logits, noise, temperature, top_p),
+            )
     logits, noise = draw.normal(24, 40, scale=2.0)[::2, ::2], _exponential(draw, 12, 40)[:, ::2]
     yield Case("strided", "ideal", (logits, noise, 0.8, 0.7))
     forbidden = draw.normal(20, 9).masked_fill(draw.uniform(20, 9) < 0.6, -math.inf)
     forbidden[:, 8] = -3.0
     for temperature in (0.0, 1.0):
-        yield Case(f"forbidden ids T {temperature}", "ideal", (forbidden, _exponential(draw, 20, 9), temperature, 1.0))
+        yield Case(
+            f"forbidden ids T {temperature}",
+            "ideal",
+            (forbidden, _exponential(draw, 20, 9), temperature, 1.0),
+        )
     yield from _tie_cases(draw)
 
 
@@ -59,10 +69,14 @@ def _tie_cases(draw: Draw) -> Iterator[Case]:
     noise = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0], [3.0, 3.0, 1.0, 1.0]])
     yield Case("ties of rank at top_p", "ideal", (torch.zeros(3, 4), noise, 1.0, 0.5))
     close = torch.tensor([[1.0, 1.0 + 1e-6], [-2.0, -2.0 - 1e-6]])
-    yield Case("greedy, nearly a tie", "ideal", (close, torch.tensor([[0.1, 8.0], [8.0, 0.1]]), 0.0, 1.0))
+    yield Case(
+        "greedy, nearly a tie", "ideal", (close, torch.tensor([[0.1, 8.0], [8.0, 0.1]]), 0.0, 1.0)
+    )
     cold = torch.tensor([[5.0, 4.99, -9.0], [1.0, 3.0, 2.99]])
     yield Case(
-        "temperature below its floor", "ideal", (cold, torch.tensor([[9.0, 0.1, 0.1], [0.1, 9.0, 0.1]]), 1e-30, 0.5)
+        "temperature below its floor",
+        "ideal",
+        (cold, torch.tensor([[9.0, 0.1, 0.1], [0.1, 9.0, 0.1]]), 1e-30, 0.5),
     )
     rare = torch.tensor([[0.0, -20.0], [-20.0, 0.0], [0.0, -20.0]])
     noise = torch.tensor([[1.0, 1e-12], [1e-12, 1.0], [1.0, 1e-6]])
@@ -87,7 +101,9 @@ def _forbidding(a: Any, outside: torch.Tensor) -> Any:
 
 
 def _without_last(logits: torch.Tensor) -> torch.Tensor:
-    return logits.masked_fill(torch.arange(logits.shape[1]) == max(1, logits.shape[1] - 1), -math.inf)
+    return logits.masked_fill(
+        torch.arange(logits.shape[1]) == max(1, logits.shape[1] - 1), -math.inf
+    )
 
 
 sample.wrong_arguments(
@@ -110,7 +126,9 @@ sample.wrong_arguments(
 
 @sample.fault("ties to the larger id")
 def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    return logits.shape[1] - 1 - sample.reference(logits.flip(-1), noise.flip(-1), temperature, top_p)
+    return (
+        logits.shape[1] - 1 - sample.reference(logits.flip(-1), noise.flip(-1), temperature, top_p)
+    )
 
 
 sample.equivalent("nucleus: True -> False (2)", "torch sorts stably on a CPU anyway")

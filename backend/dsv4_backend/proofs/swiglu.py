@@ -40,14 +40,22 @@ _SHAPES = ((0, 64), (1, 1), (3, 7), (5, 2048), (19, 130))
 _TIE_MARGIN = 2.0**-18
 
 
-def _gate_up(draw: Draw, rows: int, m: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gate and up whose scale differs from row to row: some rows beyond the clamp, some far below."""
+def _gate_up(
+    draw: Draw, rows: int, m: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gate and up whose scale differs from row to row: some rows beyond the clamp,
+    some far below.
+    """
     scale = torch.tensor([1.0, 8.0, 0.05, 30.0]).repeat(rows)[:rows].unsqueeze(1)
     return (draw.normal(rows, m) * scale).to(dtype), (draw.normal(rows, m) * scale).to(dtype)
 
 
-def _decided(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> tuple[object, ...]:
-    """Arguments with both factors zeroed where bf16 rounding of the product hangs on the last bits of fp32."""
+def _decided(
+    gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
+) -> tuple[object, ...]:
+    """Arguments with both factors zeroed where bf16 rounding
+    of the product hangs on the last bits of fp32.
+    """
     weight = None if weights is None else weights.numpy()
     with np.errstate(all="ignore"):
         exact = _golden_product(gate.double().numpy(), up.double().numpy(), weight, limit)
@@ -66,8 +74,18 @@ def _swiglu_cases(draw: Draw, profile: str, dtype: torch.dtype) -> Iterator[Case
     gate, up = (t[::2] for t in _gate_up(draw, 14, 384, dtype))
     yield Case("strided, no limit", profile, decided(gate, up, draw.uniform(7), math.inf))
     gate, up = _gate_up(draw, 4, 256, dtype)
-    gate[0, 0], up[1, 1], gate[2, 2], up[3, 3], gate[3] = math.nan, math.nan, math.inf, -math.inf, 0.0
-    yield Case("NaN, infinity, zero row", profile, decided(gate, up, torch.tensor([1.0, 0.5, 2.0, 0.0]), 10.0))
+    gate[0, 0], up[1, 1], gate[2, 2], up[3, 3], gate[3] = (
+        math.nan,
+        math.nan,
+        math.inf,
+        -math.inf,
+        0.0,
+    )
+    yield Case(
+        "NaN, infinity, zero row",
+        profile,
+        decided(gate, up, torch.tensor([1.0, 0.5, 2.0, 0.0]), 10.0),
+    )
 
 
 def _fine_limit(draw: Draw, profile: str, dtype: torch.dtype) -> Case:
@@ -91,17 +109,27 @@ def _(draw: Draw) -> Iterator[Case]:
     yield _fine_limit(draw, "official", torch.bfloat16)
 
 
-def _wide(product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _wide(
+    product: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
+) -> Callable[..., torch.Tensor]:
     return lambda gate, up, limit: product(compute(gate), compute(up), limit)
 
 
 WRONG_PRODUCTS = {
-    "gate clamped below too": _wide(lambda g, u, limit: F.silu(g.clamp(-limit, limit)) * u.clamp(-limit, limit)),
-    "up clamped above only": _wide(lambda g, u, limit: F.silu(g.clamp(max=limit)) * u.clamp(max=limit)),
+    "gate clamped below too": _wide(
+        lambda g, u, limit: F.silu(g.clamp(-limit, limit)) * u.clamp(-limit, limit)
+    ),
+    "up clamped above only": _wide(
+        lambda g, u, limit: F.silu(g.clamp(max=limit)) * u.clamp(max=limit)
+    ),
     "gate not clamped": _wide(lambda g, u, limit: F.silu(g) * u.clamp(-limit, limit)),
-    "clamp after silu": _wide(lambda g, u, limit: F.silu(g).clamp(max=limit) * u.clamp(-limit, limit)),
+    "clamp after silu": _wide(
+        lambda g, u, limit: F.silu(g).clamp(max=limit) * u.clamp(-limit, limit)
+    ),
     "product clamped": _wide(lambda g, u, limit: (F.silu(g) * u).clamp(-limit, limit)),
-    "GELU instead of SiLU": _wide(lambda g, u, limit: F.gelu(g.clamp(max=limit)) * u.clamp(-limit, limit)),
+    "GELU instead of SiLU": _wide(
+        lambda g, u, limit: F.gelu(g.clamp(max=limit)) * u.clamp(-limit, limit)
+    ),
     "up + 1": _wide(lambda g, u, limit: F.silu(g.clamp(max=limit)) * (u.clamp(-limit, limit) + 1)),
 }
 
@@ -115,9 +143,13 @@ WRONG_HALVES = WRONG_PRODUCTS | {
     "gate and up swapped": lambda g, u, limit: clamped_swiglu(u, g, limit),
     "no clamp": lambda g, u, limit: clamped_swiglu(g, u, math.inf),
     "even and odd channels": _even_and_odd,
-    "rounded to bf16 before quantisation": lambda g, u, limit: clamped_swiglu(g, u, limit).bfloat16().float(),
+    "rounded to bf16 before quantisation": lambda g, u, limit: (
+        clamped_swiglu(g, u, limit).bfloat16().float()
+    ),
 }
-"""Wrong products of operators that take gate and up as halves of one tensor, and quantise straight from fp32."""
+"""Wrong products of operators that take gate and up as halves of one tensor,
+and quantise straight from fp32.
+"""
 
 
 def _rounded_before_weight(
@@ -149,10 +181,14 @@ swiglu_quant.wrong_steps(
     {
         "rounded before the weight": {swiglu.reference: _rounded_before_weight},
         "one scale per row": {act_quant.reference: _one_scale_per_row},
-        "amax without its floor": {block_scale: lambda b, largest, _: block_scale(b, largest, 2.0**-100)},
+        "amax without its floor": {
+            block_scale: lambda b, largest, _: block_scale(b, largest, 2.0**-100)
+        },
     }
 )
-swiglu_quant.wrong_arguments({"quantised straight from fp32": dict.fromkeys(("gate", "up"), lambda x: x.float())})
+swiglu_quant.wrong_arguments(
+    {"quantised straight from fp32": dict.fromkeys(("gate", "up"), lambda x: x.float())}
+)
 swiglu_quant.wrong_results(
     {
         "scale of the unweighted product": lambda a, q, scale: (

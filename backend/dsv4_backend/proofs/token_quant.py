@@ -19,7 +19,9 @@ from dsv4_backend.ops.token_quant import (
 from dsv4_backend.proofs.numerics import E4M3, Array, cast, wide
 
 
-def token_codes(x: Array, largest: float, round_to: Callable[[Array], Array]) -> tuple[Array, Array]:
+def token_codes(
+    x: Array, largest: float, round_to: Callable[[Array], Array]
+) -> tuple[Array, Array]:
     """(codes [..., K], fp32 scales [...]): row by row, the largest magnitude becomes `largest`."""
     rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
     scales = np.zeros(len(rows), np.float32)
@@ -52,12 +54,16 @@ def _(x: Array) -> tuple[Array, Array]:
 
 
 def _ties(largest: float, values: torch.Tensor, rows: int) -> torch.Tensor:
-    """[rows, K]: values half way between two codes under scales of 1 and powers of two beside it."""
+    """[rows, K]: values half way between two codes under scales
+    of 1 and powers of two beside it.
+    """
     row = torch.cat([torch.tensor([largest, -largest]), values, -values])
     return row * torch.exp2(torch.arange(rows) - rows // 2).unsqueeze(1)
 
 
-def _inputs(draw: Draw, dtype: torch.dtype, largest: float, ties: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _inputs(
+    draw: Draw, dtype: torch.dtype, largest: float, ties: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
     for shape in ((0, 8), (1, 1), (3, 7), (2, 0, 5), (2, 3, 130), (4, 4096)):
         yield "x".join(map(str, shape)), draw.spread(*shape, dtype=dtype)
     yield "strided rows and channels", draw.spread(48, 6, dtype=dtype).T[::2]
@@ -109,16 +115,22 @@ def _power_of_two(rows: torch.Tensor, largest: float) -> torch.Tensor:
 
 _SCALE_FAULTS: dict[str, Callable[..., torch.Tensor]] = {
     "one step more": lambda rows, largest: row_scale(rows, largest + 1),
-    "largest value instead of magnitude": lambda rows, largest: row_scale(rows.clamp(min=0), largest),
+    "largest value instead of magnitude": lambda rows, largest: row_scale(
+        rows.clamp(min=0), largest
+    ),
     "magnitude of the smallest value": lambda rows, largest: row_scale(rows.clamp(max=0), largest),
     "one scale for all rows": lambda rows, largest: (
-        row_scale(rows.flatten(), largest).expand(rows.shape[:-1]) if rows.numel() else row_scale(rows, largest)
+        row_scale(rows.flatten(), largest).expand(rows.shape[:-1])
+        if rows.numel()
+        else row_scale(rows, largest)
     ),
     "scale rounded up to a power of two": _power_of_two,
     "scale in half precision": lambda rows, largest: row_scale(rows, largest).half().float(),
     "reciprocal multiplied": lambda rows, largest: row_scale(rows, 1.0) * (1 / largest),
     "floor of 1e-4": lambda rows, largest: row_scale(rows, largest).clamp(min=1e-4 / largest),
-    "last channel not looked at": lambda rows, largest: row_scale(rows[..., : max(1, rows.shape[-1] - 1)], largest),
+    "last channel not looked at": lambda rows, largest: row_scale(
+        rows[..., : max(1, rows.shape[-1] - 1)], largest
+    ),
 }
 
 

@@ -17,12 +17,16 @@ def is_latent(form: Format) -> bool:
     return form.codec.encode is LATENT.encode
 
 
-def _encoding(form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]) -> Format:
+def _encoding(
+    form: Format, change: Callable[[torch.Tensor, dict[str, torch.Tensor]], Parts]
+) -> Format:
     """`form` whose parts pass through `change(rows, parts)` before they are stored."""
     codec = form.codec
     return replace(
         form,
-        codec=replace(codec, encode=lambda rows, rope: change(rows, dict(codec.encode(rows, rope)))),
+        codec=replace(
+            codec, encode=lambda rows, rope: change(rows, dict(codec.encode(rows, rope)))
+        ),
     )
 
 
@@ -32,7 +36,9 @@ def _encode(form: Format, rows: torch.Tensor) -> Parts:
 
 def _decoding(form: Format, change: Callable[[dict[str, torch.Tensor]], Parts]) -> Format:
     codec: Codec = form.codec
-    return replace(form, codec=replace(codec, decode=lambda parts: codec.decode(change(dict(parts)))))
+    return replace(
+        form, codec=replace(codec, decode=lambda parts: codec.decode(change(dict(parts))))
+    )
 
 
 def _wrong_layouts(form: Format) -> Iterator[tuple[str, Format]]:
@@ -53,7 +59,9 @@ def _wrong_layouts(form: Format) -> Iterator[tuple[str, Format]]:
         )
 
 
-def _scale_bits(parts: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Parts:
+def _scale_bits(
+    parts: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
+) -> Parts:
     scale = parts["scale"]
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[scale.dtype.itemsize]
     return parts | {"scale": change(scale.view(integers)).view(scale.dtype)}
@@ -96,7 +104,9 @@ def wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
     elif form.name == "indexer_mxfp4":
         yield (
             "nibbles swapped",
-            _encoding(form, lambda rows, _: _encode(form, rows.unflatten(1, (-1, 2)).flip(2).flatten(1))),
+            _encoding(
+                form, lambda rows, _: _encode(form, rows.unflatten(1, (-1, 2)).flip(2).flatten(1))
+            ),
         )
     else:
         yield "range 128 instead of 127", _encoding(form, _range_128)

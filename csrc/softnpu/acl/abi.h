@@ -1,6 +1,7 @@
-// Our own declarations of the part of CANN's C ABI that the software device answers: widths, values and opaque handles
-// only. Sources: integer widths and symbol names observed on the torch_npu wheel; error numbers from torch_npu's public
-// (BSD-3) error table and CANN's published page "aclError".
+// Our own declarations of the part of CANN's C ABI that the software device answers: widths, values
+// and opaque handles only. Sources: integer widths and symbol names observed on the torch_npu
+// wheel; error numbers from torch_npu's public (BSD-3) error table and CANN's published page
+// "aclError".
 #pragma once
 
 #include <cstddef>
@@ -83,7 +84,13 @@ enum Format : int {
   kFormatNzC0Is4 = 53,
   kFormatNzC0Is8 = 54
 };
-enum CopyKind : int { kHostToHost = 0, kHostToDevice = 1, kDeviceToHost = 2, kDeviceToDevice = 3, kCopyDefault = 4 };
+enum CopyKind : int {
+  kHostToHost = 0,
+  kHostToDevice = 1,
+  kDeviceToHost = 2,
+  kDeviceToDevice = 3,
+  kCopyDefault = 4
+};
 enum CaptureMode : int { kCaptureGlobal = 0, kCaptureThreadLocal = 1, kCaptureRelaxed = 2 };
 enum CaptureStatus : int { kCaptureNone = 0, kCaptureActive = 1, kCaptureInvalid = 2 };
 

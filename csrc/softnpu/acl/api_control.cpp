@@ -9,7 +9,8 @@
 
 using namespace softnpu;
 
-// Length of the JSON text; it is written when it fits into `room` with its closing zero. 0: refused.
+// Length of the JSON text; it is written when it fits into `room` with its closing zero. 0:
+// refused.
 SOFTNPU_C size_t softnpu_statistics(char* text, size_t room) {
   if (refuse_fork(__func__)) return 0;
   const std::string json = statistics(memory_statistics());

@@ -20,7 +20,8 @@ constexpr int kMaxDevices = 32;
 
 struct Context {
   std::atomic<bool> active{false};
-  std::atomic<uint64_t> life{0};  // a thread that chose the device in an earlier life has no device now
+  std::atomic<uint64_t> life{
+      0};  // a thread that chose the device in an earlier life has no device now
 };
 
 std::array<Context, kMaxDevices> contexts;
@@ -37,7 +38,8 @@ int known_device(int device) {
 
 // torch_npu shows the code only: the reason goes to stderr, once.
 int refuse_settings() {
-  static const bool printed [[maybe_unused]] = std::fprintf(stderr, "softnpu: %s\n", config().problem.c_str()) > 0;
+  static const bool printed [[maybe_unused]] =
+      std::fprintf(stderr, "softnpu: %s\n", config().problem.c_str()) > 0;
   return fail(kAclParameter, "softnpu: %s", config().problem.c_str());
 }
 
@@ -55,7 +57,9 @@ void set_current_device(int device) {
 
 int require_device() {
   if (current_device() < 0)
-    throw Fault(kNoContext, "softnpu: no device was set on this thread (aclrtSetDevice), or it was reset since");
+    throw Fault(
+        kNoContext,
+        "softnpu: no device was set on this thread (aclrtSetDevice), or it was reset since");
   return thread_device;
 }
 
@@ -74,7 +78,8 @@ using namespace softnpu;
 SOFTNPU_C int aclInit(const char*) {
   SOFTNPU_ENTER();
   if (!config().problem.empty()) return refuse_settings();
-  if (initialised.exchange(true)) return fail(kAlreadyInitialised, "softnpu: aclInit was called already");
+  if (initialised.exchange(true))
+    return fail(kAlreadyInitialised, "softnpu: aclInit was called already");
   install_dereference_trap();
   if (!config().trace.empty())
     if (const std::string obstacle = trace_obstacle(config().trace); !obstacle.empty())
@@ -84,11 +89,15 @@ SOFTNPU_C int aclInit(const char*) {
 
 SOFTNPU_C int aclFinalize() {
   SOFTNPU_ENTER();
-  if (const std::string problem = check_red_zones(); !problem.empty()) std::fprintf(stderr, "%s\n", problem.c_str());
-  if (const std::string dropped = unlaunched(); !dropped.empty()) std::fprintf(stderr, "%s\n", dropped.c_str());
-  if (!config().trace.empty() && write_trace(config().trace) != kOk) std::fprintf(stderr, "%s\n", last_message());
+  if (const std::string problem = check_red_zones(); !problem.empty())
+    std::fprintf(stderr, "%s\n", problem.c_str());
+  if (const std::string dropped = unlaunched(); !dropped.empty())
+    std::fprintf(stderr, "%s\n", dropped.c_str());
+  if (!config().trace.empty() && write_trace(config().trace) != kOk)
+    std::fprintf(stderr, "%s\n", last_message());
   report_unfired();
-  if (!initialised.exchange(false)) return fail(kFinalisedAlready, "softnpu: aclFinalize before aclInit, or twice");
+  if (!initialised.exchange(false))
+    return fail(kFinalisedAlready, "softnpu: aclFinalize before aclInit, or twice");
   for (Context& context : contexts) end_life(context);
   return kOk;
 }
@@ -99,10 +108,12 @@ SOFTNPU_C int aclrtGetDeviceCount(uint32_t* count) {
   return kOk;
 }
 
-// Everything that needs a device needs aclInit through it; counts, versions and reserved addresses need neither.
+// Everything that needs a device needs aclInit through it; counts, versions and reserved addresses
+// need neither.
 SOFTNPU_C int aclrtSetDevice(int32_t device) {
   SOFTNPU_ENTER();
-  if (!initialised) return fail(kNotInitialised, "softnpu: aclrtSetDevice before aclInit, or after aclFinalize");
+  if (!initialised)
+    return fail(kNotInitialised, "softnpu: aclrtSetDevice before aclInit, or after aclFinalize");
   if (const int code = known_device(device)) return code;
   install_dereference_trap();
   context_of(device).active = true;
@@ -135,7 +146,8 @@ SOFTNPU_C int aclrtGetCurrentContext(Handle* context) {
 SOFTNPU_C int aclrtSetCurrentContext(Handle context) {
   SOFTNPU_ENTER();
   if (!initialised)
-    return fail(kNotInitialised, "softnpu: aclrtSetCurrentContext before aclInit, or after aclFinalize");
+    return fail(kNotInitialised,
+                "softnpu: aclrtSetCurrentContext before aclInit, or after aclFinalize");
   for (int device = 0; device < config().devices; ++device) {
     if (&context_of(device) == context) return set_current_device(device), kOk;
   }
@@ -186,7 +198,8 @@ SOFTNPU_C int aclrtDeviceGetBareTgid(int32_t* pid) {
 
 SOFTNPU_C const char* aclrtGetSocName() { return config().soc.c_str(); }
 
-SOFTNPU_C int aclsysGetCANNVersion(int, char* version) {  // struct whose first member is char version[128]
+SOFTNPU_C int aclsysGetCANNVersion(
+    int, char* version) {  // struct whose first member is char version[128]
   SOFTNPU_ENTER();
   std::snprintf(version, 128, "%s", config().cann.c_str());
   return kOk;
@@ -220,7 +233,8 @@ SOFTNPU_C size_t aclGetCompileoptSize(int) { return 8; }
 
 SOFTNPU_C int aclGetCompileopt(int, char* value, size_t length) {
   SOFTNPU_ENTER();
-  std::snprintf(value, length, "disable");  // asked about just-in-time compilation: aclnn operators need none
+  std::snprintf(value, length,
+                "disable");  // asked about just-in-time compilation: aclnn operators need none
   return kOk;
 }
 
@@ -280,8 +294,10 @@ SOFTNPU_C const char* aclGetRecentErrMsg() { return last_message(); }
 SOFTNPU_C int aclrtPeekAtLastError(int) { return last_code(false); }
 SOFTNPU_C int aclrtGetLastError(int) { return last_code(true); }
 
-SOFTNPU_C void aclAppLog(int level, const char* function, const char* file, uint32_t line, const char* format, ...) {
-  static const char* const wanted = std::getenv("SOFTNPU_LOG");  // smallest level to print: 0 debug .. 3 error
+SOFTNPU_C void aclAppLog(int level, const char* function, const char* file, uint32_t line,
+                         const char* format, ...) {
+  static const char* const wanted =
+      std::getenv("SOFTNPU_LOG");  // smallest level to print: 0 debug .. 3 error
   if (!wanted || level < std::atoi(wanted)) return;
   va_list arguments;
   va_start(arguments, format);

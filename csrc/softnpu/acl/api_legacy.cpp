@@ -1,5 +1,5 @@
-// The graph-operator path of older CANN, profiling and dump hooks. Operators of that path are refused by name, never
-// skipped.
+// The graph-operator path of older CANN, profiling and dump hooks. Operators of that path are
+// refused by name, never skipped.
 #include <string>
 #include <vector>
 
@@ -12,11 +12,11 @@ namespace {
 int refuse(const char* what) { return fail(kUnsupportedApi, "softnpu: %s is not emulated", what); }
 
 int refuse_operator(const char* type) {
-  return fail(
-      kUnsupportedApi,
-      "softnpu: operator %s was sent over the graph-operator path (aclopCompileAndExecute), which is not emulated: "
-      "its aclnn function is missing from softnpu",
-      type);
+  return fail(kUnsupportedApi,
+              "softnpu: operator %s was sent over the graph-operator path "
+              "(aclopCompileAndExecute), which is not emulated: "
+              "its aclnn function is missing from softnpu",
+              type);
 }
 
 }  // namespace
@@ -31,7 +31,9 @@ SOFTNPU_C Description* aclCreateTensorDesc(int dtype, int rank, const int64_t* d
   return new Description{dtype, format, {dims, dims + rank}, {dims, dims + rank}};
 }
 SOFTNPU_C void aclDestroyTensorDesc(const Description* description) { delete description; }
-SOFTNPU_C int aclSetTensorFormat(Description* description, int format) { return description->format = format, kOk; }
+SOFTNPU_C int aclSetTensorFormat(Description* description, int format) {
+  return description->format = format, kOk;
+}
 SOFTNPU_C int aclSetTensorShape(Description* description, int rank, const int64_t* dims) {
   return description->dims.assign(dims, dims + rank), kOk;
 }
@@ -39,9 +41,12 @@ SOFTNPU_C int aclSetTensorPlaceMent(Description*, int) { return kOk; }
 SOFTNPU_C void aclSetTensorDescName(Description*, const char*) {}
 SOFTNPU_C int aclGetTensorDescFormat(const Description* description) { return description->format; }
 SOFTNPU_C int aclGetTensorDescType(const Description* description) { return description->dtype; }
-SOFTNPU_C size_t aclGetTensorDescNumDims(const Description* description) { return description->dims.size(); }
+SOFTNPU_C size_t aclGetTensorDescNumDims(const Description* description) {
+  return description->dims.size();
+}
 SOFTNPU_C int aclGetTensorDescDimV2(const Description* description, size_t index, int64_t* size) {
-  if (index >= description->dims.size()) return fail(kAclParameter, "softnpu: dimension %zu", index);
+  if (index >= description->dims.size())
+    return fail(kAclParameter, "softnpu: dimension %zu", index);
   return *size = description->dims[index], kOk;
 }
 
@@ -53,7 +58,8 @@ std::map<std::string, GraphOperator>& table() {
   return operators;
 }
 
-std::vector<GraphTensor> tensors(int count, Description* const descriptions[], Buffer* const buffers[]) {
+std::vector<GraphTensor> tensors(int count, Description* const descriptions[],
+                                 Buffer* const buffers[]) {
   std::vector<GraphTensor> result;
   for (int i = 0; i < count; ++i) result.push_back({descriptions[i], buffers[i]});
   return result;
@@ -77,20 +83,22 @@ void register_graph_operator(const std::string& type, GraphOperator run) { table
 
 }  // namespace softnpu
 
-SOFTNPU_C int aclopCompileAndExecute(const char* type, int inputs, Description* const input[], Buffer* const from[],
-                                     int outputs, Description* const output[], Buffer* const to[],
-                                     const Attributes* attributes, int, int, const char*, Handle stream) {
+SOFTNPU_C int aclopCompileAndExecute(const char* type, int inputs, Description* const input[],
+                                     Buffer* const from[], int outputs, Description* const output[],
+                                     Buffer* const to[], const Attributes* attributes, int, int,
+                                     const char*, Handle stream) {
   SOFTNPU_ENTER();
-  return execute_operator(
-      {type, tensors(inputs, input, from), tensors(outputs, output, to), given(attributes), stream});
+  return execute_operator({type, tensors(inputs, input, from), tensors(outputs, output, to),
+                           given(attributes), stream});
 }
 
-SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int inputs, Description* input[], Buffer* from[], int outputs,
-                                       Description* output[], Buffer* to[], Attributes* attributes, int, int,
-                                       const char*, Handle stream) {
+SOFTNPU_C int aclopCompileAndExecuteV2(const char* type, int inputs, Description* input[],
+                                       Buffer* from[], int outputs, Description* output[],
+                                       Buffer* to[], Attributes* attributes, int, int, const char*,
+                                       Handle stream) {
   SOFTNPU_ENTER();
-  return execute_operator(
-      {type, tensors(inputs, input, from), tensors(outputs, output, to), given(attributes), stream});
+  return execute_operator({type, tensors(inputs, input, from), tensors(outputs, output, to),
+                           given(attributes), stream});
 }
 
 SOFTNPU_C Attributes* aclopCreateAttr() { return new Attributes; }
@@ -104,7 +112,8 @@ SOFTNPU_C int aclopSetAttrFloat(Attributes* attributes, const char* name, float 
 SOFTNPU_C int aclopSetAttrInt(Attributes* attributes, const char* name, int64_t value) {
   return (*attributes)[name] = value, kOk;
 }
-SOFTNPU_C int aclopSetAttrListInt(Attributes* attributes, const char* name, int count, const int64_t* values) {
+SOFTNPU_C int aclopSetAttrListInt(Attributes* attributes, const char* name, int count,
+                                  const int64_t* values) {
   return (*attributes)[name] = std::vector<int64_t>(values, values + count), kOk;
 }
 SOFTNPU_C int aclopSetAttrString(Attributes* attributes, const char* name, const char* value) {
@@ -114,7 +123,10 @@ SOFTNPU_C int aclopSetAttrString(Attributes* attributes, const char* name, const
 SOFTNPU_C int aclopSetAttrDataType(Attributes*, const char*, int) { return kOk; }
 SOFTNPU_C int aclopSetAttrListBool(Attributes*, const char*, int, const uint8_t*) { return kOk; }
 SOFTNPU_C int aclopSetAttrListFloat(Attributes*, const char*, int, const float*) { return kOk; }
-SOFTNPU_C int aclopSetAttrListListInt(Attributes*, const char*, int, const int*, const int64_t* const[]) { return kOk; }
+SOFTNPU_C int aclopSetAttrListListInt(Attributes*, const char*, int, const int*,
+                                      const int64_t* const[]) {
+  return kOk;
+}
 
 #define SOFTNPU_REFUSE(name) \
   SOFTNPU_C int name() {     \
@@ -135,7 +147,8 @@ SOFTNPU_REFUSE(rtGetC2cCtrlAddr)
 SOFTNPU_REFUSE(rtKernelLaunch)
 SOFTNPU_REFUSE(aclmdlSetDump)
 
-// Called at start and exit whether or not anything is profiled or dumped: nothing to do is the right answer.
+// Called at start and exit whether or not anything is profiled or dumped: nothing to do is the
+// right answer.
 SOFTNPU_C int aclmdlInitDump() { return kOk; }
 SOFTNPU_C int aclmdlFinalizeDump() { return kOk; }
 SOFTNPU_C uint64_t MsprofGetHashId(const char*, size_t) { return 0; }

@@ -52,7 +52,8 @@ struct PhysicalBlocks {
 
   Physical& find(Handle handle) {
     const auto it = live.find(handle);
-    if (it == live.end()) throw Fault(kParameter, "softnpu: not a live physical memory handle (freed twice?)");
+    if (it == live.end())
+      throw Fault(kParameter, "softnpu: not a live physical memory handle (freed twice?)");
     return it->second;
   }
 };
@@ -62,11 +63,13 @@ PhysicalBlocks& physical_blocks() {
   return *blocks;
 }
 
-// The address at which the host can copy from or to `pointer`, which must be on the side that `device_side` says.
+// The address at which the host can copy from or to `pointer`, which must be on the side that
+// `device_side` says.
 void* side(const void* pointer, size_t bytes, bool device_side, const char* who) {
   if (device_side) return resolve(pointer, bytes, -1, who).alias;
   if (device_of(pointer) >= 0)
-    throw Fault(kParameter, std::string("softnpu: ") + who + ": a device pointer where the copy kind says host");
+    throw Fault(kParameter, std::string("softnpu: ") + who +
+                                ": a device pointer where the copy kind says host");
   return const_cast<void*>(pointer);
 }
 
@@ -77,12 +80,13 @@ struct Copy {
 
 Copy plan(void* to, size_t room, const void* from, size_t count, int kind, const char* who) {
   if (count > room)
-    throw Fault(kParameter,
-                std::string("softnpu: ") + who + ": " + std::to_string(count) + " bytes into " + std::to_string(room));
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + std::to_string(count) +
+                                " bytes into " + std::to_string(room));
   if (count == 0) return {nullptr, nullptr};
-  const bool to_device = kind == kCopyDefault ? device_of(to) >= 0 : kind == kHostToDevice || kind == kDeviceToDevice;
-  const bool from_device =
-      kind == kCopyDefault ? device_of(from) >= 0 : kind == kDeviceToHost || kind == kDeviceToDevice;
+  const bool to_device =
+      kind == kCopyDefault ? device_of(to) >= 0 : kind == kHostToDevice || kind == kDeviceToDevice;
+  const bool from_device = kind == kCopyDefault ? device_of(from) >= 0
+                                                : kind == kDeviceToHost || kind == kDeviceToDevice;
   if (kind < kHostToHost || kind > kCopyDefault)
     throw Fault(kParameter, std::string("softnpu: ") + who + ": copy kind " + std::to_string(kind));
   return {side(to, count, to_device, who), side(from, count, from_device, who)};
@@ -96,8 +100,10 @@ int allocate(void** pointer, size_t size, const char* who) try {
   return fail(fault);
 }
 
-// Checked when called, and again when the stream arrives there: the memory may have been freed in between.
-int copy_later(void* to, size_t room, const void* from, size_t count, int kind, Handle handle, const char* who) try {
+// Checked when called, and again when the stream arrives there: the memory may have been freed in
+// between.
+int copy_later(void* to, size_t room, const void* from, size_t count, int kind, Handle handle,
+               const char* who) try {
   const auto stream = find_stream(handle, current_device());
   plan(to, room, from, count, kind, who);
   const std::string name = who;
@@ -113,7 +119,8 @@ int copy_later(void* to, size_t room, const void* from, size_t count, int kind, 
   const auto run = [=] {
     std::shared_lock lock(host_blocks().mutex);
     if (host_blocks().holding(to) != pinned_to || host_blocks().holding(from) != pinned_from)
-      throw Fault(kKernelFault, "softnpu: " + name + ": pinned host memory was freed before the copy ran");
+      throw Fault(kKernelFault,
+                  "softnpu: " + name + ": pinned host memory was freed before the copy ran");
     const Copy copy = plan(to, room, from, count, kind, name.c_str());
     if (count) std::memmove(copy.to, copy.from, count);
   };
@@ -185,39 +192,44 @@ SOFTNPU_C int aclrtMemcpy(void* to, size_t room, const void* from, size_t count,
   });
 }
 
-SOFTNPU_C int aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t count, int kind, Handle stream) {
+SOFTNPU_C int aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t count, int kind,
+                               Handle stream) {
   SOFTNPU_ENTER();
   return copy_later(to, room, from, count, kind, stream, __func__);
 }
 
-SOFTNPU_C int aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t count, int kind,
-                                            Handle stream) {
+SOFTNPU_C int aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t count,
+                                            int kind, Handle stream) {
   SOFTNPU_ENTER();
   return copy_later(to, room, from, count, kind, stream, __func__);
 }
 
 SOFTNPU_C int aclrtMemset(void* pointer, size_t room, int32_t value, size_t count) {
   SOFTNPU_ENTER();
-  if (count > room) return fail(kParameter, "softnpu: aclrtMemset: %zu bytes into %zu", count, room);
+  if (count > room)
+    return fail(kParameter, "softnpu: aclrtMemset: %zu bytes into %zu", count, room);
   return guarded([&] {
     refuse_in_capture("aclrtMemset");
     std::memset(resolve(pointer, count, -1, "aclrtMemset").alias, value, count);
   });
 }
 
-SOFTNPU_C int aclrtMemsetAsync(void* pointer, size_t room, int32_t value, size_t count, Handle handle) {
+SOFTNPU_C int aclrtMemsetAsync(void* pointer, size_t room, int32_t value, size_t count,
+                               Handle handle) {
   SOFTNPU_ENTER();
-  if (count > room) return fail(kParameter, "softnpu: aclrtMemsetAsync: %zu bytes into %zu", count, room);
+  if (count > room)
+    return fail(kParameter, "softnpu: aclrtMemsetAsync: %zu bytes into %zu", count, room);
   return guarded([&] {
     resolve(pointer, count, -1, "aclrtMemsetAsync");
-    find_stream(handle, current_device())->push({"aclrtMemsetAsync", [=] {
-                                                   std::memset(resolve(pointer, count, -1, "aclrtMemsetAsync").alias,
-                                                               value, count);
-                                                 }});
+    find_stream(handle, current_device())
+        ->push({"aclrtMemsetAsync", [=] {
+                  std::memset(resolve(pointer, count, -1, "aclrtMemsetAsync").alias, value, count);
+                }});
   });
 }
 
-// struct { struct { uint32_t id; int type; } location; ... }; type 0 host, 1 device, 2 unregistered.
+// struct { struct { uint32_t id; int type; } location; ... }; type 0 host, 1 device, 2
+// unregistered.
 SOFTNPU_C int aclrtPointerGetAttributes(const void* pointer, uint32_t* attributes) {
   SOFTNPU_ENTER();
   const int device = device_of(pointer);
@@ -268,10 +280,11 @@ SOFTNPU_C int aclrtMapMem(void* pointer, size_t size, size_t, Handle handle, uin
   return guarded([&] {
     std::lock_guard lock(physical_blocks().mutex);
     Physical& physical = physical_blocks().find(handle);
-    if (physical.mapped) throw Fault(kParameter, "softnpu: aclrtMapMem: the physical memory is mapped already");
+    if (physical.mapped)
+      throw Fault(kParameter, "softnpu: aclrtMapMem: the physical memory is mapped already");
     if (size > physical.size)
-      throw Fault(kParameter, "softnpu: aclrtMapMem: " + std::to_string(size) + " bytes of a block of " +
-                                  std::to_string(physical.size));
+      throw Fault(kParameter, "softnpu: aclrtMapMem: " + std::to_string(size) +
+                                  " bytes of a block of " + std::to_string(physical.size));
     device_map(pointer, size);
     physical.mapped = pointer;
   });

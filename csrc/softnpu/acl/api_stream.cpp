@@ -29,7 +29,8 @@ class Registry {
   std::shared_ptr<T> remove(Handle handle, const char* what) {
     std::lock_guard lock(mutex_);
     const auto found = all_.find(handle);
-    if (found == all_.end()) throw Fault(kHandle, std::string("softnpu: not a live ") + what + " (destroyed twice?)");
+    if (found == all_.end())
+      throw Fault(kHandle, std::string("softnpu: not a live ") + what + " (destroyed twice?)");
     std::shared_ptr<T> last = std::move(found->second);
     all_.erase(found);
     return last;
@@ -70,31 +71,35 @@ int create_event(Handle* event, uint32_t flags, bool extended) {
   return kOk;
 }
 
-// The pages of the two creators say which call wants which flag; 0 is what aclrtCreateEvent makes, good for all.
+// The pages of the two creators say which call wants which flag; 0 is what aclrtCreateEvent makes,
+// good for all.
 std::shared_ptr<Event> event_with(Handle handle, EventFlag flag, int code, const char* who) {
   auto event = events().find(handle, "event");
   if (event->flags && !(event->flags & flag))
     throw Fault(code, std::string("softnpu: ") + who + ": the event was created without " +
-                          (flag == kEventSync ? "ACL_EVENT_SYNC" : "ACL_EVENT_TIME_LINE") + " (enable_timing)");
+                          (flag == kEventSync ? "ACL_EVENT_SYNC" : "ACL_EVENT_TIME_LINE") +
+                          " (enable_timing)");
   return event;
 }
 
 std::shared_ptr<Event> plain_event(Handle handle, const char* who) {
   auto event = events().find(handle, "event");
   if (event->extended)
-    throw Fault(kFeature, std::string("softnpu: ") + who + ": not for events of aclrtCreateEventExWithFlag");
+    throw Fault(kFeature,
+                std::string("softnpu: ") + who + ": not for events of aclrtCreateEventExWithFlag");
   return event;
 }
 
-// With its task queue on, torch_npu destroys an event in the queue of the event's device, whatever another device's
-// queue has still to do with it.
+// With its task queue on, torch_npu destroys an event in the queue of the event's device, whatever
+// another device's queue has still to do with it.
 std::shared_ptr<Event> event_to_wait_for(Handle handle) try {
   return event_with(handle, kEventSync, kFeature, "aclrtStreamWaitEvent");
 } catch (const Fault& fault) {
   if (fault.code != kHandle) throw;
-  throw Fault(kHandle,
-              "softnpu: aclrtStreamWaitEvent: the event was destroyed before the wait arrived (between two "
-              "devices of one process torch_npu's task queues are not in order: TASK_QUEUE_ENABLE=0)");
+  throw Fault(
+      kHandle,
+      "softnpu: aclrtStreamWaitEvent: the event was destroyed before the wait arrived (between two "
+      "devices of one process torch_npu's task queues are not in order: TASK_QUEUE_ENABLE=0)");
 }
 
 bool goes_on(const Graph& graph) {
@@ -202,13 +207,16 @@ SOFTNPU_C int aclrtQueryEventStatus(Handle event, int* status) {
 
 SOFTNPU_C int aclrtQueryEventWaitStatus(Handle event, int* status) {
   SOFTNPU_ENTER();
-  return guarded([&] { return *status = happened(*plain_event(event, "aclrtQueryEventWaitStatus")) ? 0 : 1, kOk; });
+  return guarded([&] {
+    return *status = happened(*plain_event(event, "aclrtQueryEventWaitStatus")) ? 0 : 1, kOk;
+  });
 }
 
 SOFTNPU_C int aclrtEventGetTimestamp(Handle handle, uint64_t* microseconds) {
   SOFTNPU_ENTER();
   return guarded([&]() -> int {
-    const auto event = event_with(handle, kEventTimeLine, kEventTimestamp, "aclrtEventGetTimestamp");
+    const auto event =
+        event_with(handle, kEventTimeLine, kEventTimestamp, "aclrtEventGetTimestamp");
     if (!happened(*event)) return fail(kEventTimestamp, "softnpu: the event has not happened yet");
     *microseconds = time_of(*event) / 1000;
     return kOk;
@@ -220,15 +228,19 @@ SOFTNPU_C int aclrtEventElapsedTime(float* ms, Handle start, Handle end) {
   return guarded([&]() -> int {
     const auto first = event_with(start, kEventTimeLine, kEventTimestamp, "aclrtEventElapsedTime");
     const auto second = event_with(end, kEventTimeLine, kEventTimestamp, "aclrtEventElapsedTime");
-    if (!happened(*first) || !happened(*second)) return fail(kEventTimestamp, "softnpu: an event has not happened yet");
-    *ms = static_cast<float>(static_cast<double>(static_cast<int64_t>(time_of(*second) - time_of(*first))) / 1e6);
+    if (!happened(*first) || !happened(*second))
+      return fail(kEventTimestamp, "softnpu: an event has not happened yet");
+    *ms = static_cast<float>(
+        static_cast<double>(static_cast<int64_t>(time_of(*second) - time_of(*first))) / 1e6);
     return kOk;
   });
 }
 
 SOFTNPU_C int aclrtLaunchHostFunc(Handle stream, void (*function)(void*), void* arguments) {
   SOFTNPU_ENTER();
-  return guarded([&] { return stream_of(stream)->push({"aclrtLaunchHostFunc", [=] { function(arguments); }}), kOk; });
+  return guarded([&] {
+    return stream_of(stream)->push({"aclrtLaunchHostFunc", [=] { function(arguments); }}), kOk;
+  });
 }
 
 SOFTNPU_C int aclmdlRICaptureBegin(Handle stream, int mode) {

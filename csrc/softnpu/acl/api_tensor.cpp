@@ -1,4 +1,5 @@
-// Tensors, scalars, arrays and lists: the arguments of the two-phase operator interface, as handles.
+// Tensors, scalars, arrays and lists: the arguments of the two-phase operator interface, as
+// handles.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -66,7 +67,8 @@ T* create(T value) {
   if (refuse_fork(Kind<T>::name)) return said_null();
   T* const handle = handles<T>().create(std::move(value));
   if (!handle) {
-    fail(kNnInner, "softnpu: %zu handles of %s are alive: are they never destroyed?", Handles<T>::kMost, Kind<T>::name);
+    fail(kNnInner, "softnpu: %zu handles of %s are alive: are they never destroyed?",
+         Handles<T>::kMost, Kind<T>::name);
     return said_null();
   }
   alive(Kind<T>::counted, 1);
@@ -78,8 +80,9 @@ int destroy(const T* handle) {
   if (!handle) return kOk;
   if (const int refused = refuse_fork(Kind<T>::name)) return refused;
   if (!handles<T>().destroy(handle)) {
-    const int code = fail(kNnParameter, "softnpu: aclDestroy%s: %p is no live handle (destroyed twice?)",
-                          Kind<T>::name + 3, static_cast<const void*>(handle));
+    const int code =
+        fail(kNnParameter, "softnpu: aclDestroy%s: %p is no live handle (destroyed twice?)",
+             Kind<T>::name + 3, static_cast<const void*>(handle));
     said_null();
     return code;
   }
@@ -120,7 +123,8 @@ int read_of(const T* handle, Read read) try {
   return fail(fault);
 }
 
-int copy_dims(const aclTensor* tensor, std::vector<int64_t> aclTensor::* dims, int64_t** values, uint64_t* count) {
+int copy_dims(const aclTensor* tensor, std::vector<int64_t> aclTensor::* dims, int64_t** values,
+              uint64_t* count) {
   return read_of(tensor, [&] {
     const std::vector<int64_t>& found = tensor->*dims;
     *values = new int64_t[found.size()];  // the caller frees it with delete[]
@@ -151,12 +155,13 @@ void refuse_dead(const aclScalarList* handle, int index) {
 
 using namespace softnpu;
 
-SOFTNPU_C aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t rank, int dtype, const int64_t* strides,
-                                     int64_t offset, int format, const int64_t* storage, uint64_t storage_rank,
-                                     void* data) {
+SOFTNPU_C aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t rank, int dtype,
+                                     const int64_t* strides, int64_t offset, int format,
+                                     const int64_t* storage, uint64_t storage_rank, void* data) {
   static constinit Call call{__func__};
   if (call.enter()) return said_null();
-  aclTensor tensor{{sizes, sizes + rank}, {}, {storage, storage + storage_rank}, offset, dtype, format, data};
+  aclTensor tensor{
+      {sizes, sizes + rank}, {}, {storage, storage + storage_rank}, offset, dtype, format, data};
   if (strides)
     tensor.strides.assign(strides, strides + rank);
   else {
@@ -200,12 +205,16 @@ SOFTNPU_C int aclDestroyFloatArray(const aclFloatArray* array) { return destroy(
 SOFTNPU_C aclTensorList* aclCreateTensorList(aclTensor* const* tensors, uint64_t count) {
   return create(aclTensorList{{tensors, tensors + count}});
 }
-SOFTNPU_C int aclDestroyTensorList(const aclTensorList* list) { return destroy_list(list, &aclTensorList::tensors); }
+SOFTNPU_C int aclDestroyTensorList(const aclTensorList* list) {
+  return destroy_list(list, &aclTensorList::tensors);
+}
 
 SOFTNPU_C aclScalarList* aclCreateScalarList(aclScalar* const* scalars, uint64_t count) {
   return create(aclScalarList{{scalars, scalars + count}});
 }
-SOFTNPU_C int aclDestroyScalarList(const aclScalarList* list) { return destroy_list(list, &aclScalarList::scalars); }
+SOFTNPU_C int aclDestroyScalarList(const aclScalarList* list) {
+  return destroy_list(list, &aclScalarList::scalars);
+}
 
 SOFTNPU_C int aclGetViewShape(const aclTensor* tensor, int64_t** values, uint64_t* count) {
   return copy_dims(tensor, &aclTensor::sizes, values, count);
@@ -232,9 +241,11 @@ SOFTNPU_C int aclGetRawTensorAddr(const aclTensor* tensor, void** address) {
 SOFTNPU_C int aclDestroyAclOpExecutor(aclOpExecutor* executor) {
   if (const int refused = refuse_fork(__func__)) return refused;
   if (!executor) return kOk;
-  if (!take_executor(executor)) return fail(kNnParameter, "softnpu: aclDestroyAclOpExecutor: not a live executor");
+  if (!take_executor(executor))
+    return fail(kNnParameter, "softnpu: aclDestroyAclOpExecutor: not a live executor");
   alive(Alive::kExecutor, -1);
-  count_prepared(executor->launch->name, -1);  // given up on purpose, as a question for the workspace's size is
+  count_prepared(executor->launch->name,
+                 -1);  // given up on purpose, as a question for the workspace's size is
   delete executor;
   return kOk;
 }

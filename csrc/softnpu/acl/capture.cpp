@@ -1,4 +1,5 @@
-// Graph capture and replay: a captured stream appends its tasks to a graph; events carry the order between streams.
+// Graph capture and replay: a captured stream appends its tasks to a graph; events carry the order
+// between streams.
 #include <algorithm>
 #include <atomic>
 #include <utility>
@@ -44,7 +45,9 @@ void merge(Clock* into, const Clock& from) {
 
 }  // namespace
 
-Graph::Graph(int device, int mode) : id(next_graph++), device(device), mode(mode) { alive(Alive::kGraph, 1); }
+Graph::Graph(int device, int mode) : id(next_graph++), device(device), mode(mode) {
+  alive(Alive::kGraph, 1);
+}
 Graph::~Graph() { alive(Alive::kGraph, -1); }
 
 int exchange_capture_mode(int mode) { return std::exchange(thread_mode, mode); }
@@ -55,7 +58,8 @@ void refuse_in_capture(const char* who) {
   for (Graph* graph : captures()) {
     if (graph->device != current_device() || !forbids(*graph)) continue;
     graph->spoilt = std::string(who) + " while stream " + std::to_string(graph->members[0]->id) +
-                    " is captured in mode " + (graph->mode == kCaptureGlobal ? "GLOBAL" : "THREAD_LOCAL") +
+                    " is captured in mode " +
+                    (graph->mode == kCaptureGlobal ? "GLOBAL" : "THREAD_LOCAL") +
                     ": this thread must be in mode RELAXED (aclmdlRICaptureThreadExchangeMode)";
     throw Fault(kCaptureMode, "softnpu: " + graph->spoilt);
   }
@@ -66,16 +70,17 @@ void refuse_default_stream(int device) {
   std::lock_guard lock(capture_lock());
   for (const Graph* graph : captures()) {
     if (graph->device == device)
-      throw Fault(kCaptureImplicit, "softnpu: the default stream of device " + std::to_string(device) +
-                                        " is used while stream " + std::to_string(graph->members[0]->id) +
-                                        " is captured");
+      throw Fault(kCaptureImplicit, "softnpu: the default stream of device " +
+                                        std::to_string(device) + " is used while stream " +
+                                        std::to_string(graph->members[0]->id) + " is captured");
   }
 }
 
 void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock) {
   if (stream.capture_ && stream.capture_ != graph) {
     stream.capture_->spoilt = graph->spoilt =
-        "stream " + std::to_string(stream.id) + " of one capture waits for an event that was recorded in another";
+        "stream " + std::to_string(stream.id) +
+        " of one capture waits for an event that was recorded in another";
     throw Fault(kCaptureConflict, "softnpu: " + graph->spoilt);
   }
   if (!stream.capture_) {
@@ -123,7 +128,8 @@ int Stream::end_capture(std::shared_ptr<Graph>* graph) {
     ended->members[i]->capture_.reset();
     const Clock& own = ended->clocks[i];
     if (code == kOk && i < own.size() && own[i] > joined[i])
-      code = fail(kStreamUnjoined, "softnpu: stream %d was forked into the capture and not joined again",
+      code = fail(kStreamUnjoined,
+                  "softnpu: stream %d was forked into the capture and not joined again",
                   ended->members[i]->id);
   }
   ended->members.clear();
@@ -134,8 +140,8 @@ int Stream::end_capture(std::shared_ptr<Graph>* graph) {
 void Stream::refuse_pageable(const char* who) {
   std::lock_guard lock(capture_lock());
   if (!capture_) return;
-  capture_->spoilt =
-      std::string(who) + " on captured stream " + std::to_string(id) + ": host memory must be pinned (aclrtMallocHost)";
+  capture_->spoilt = std::string(who) + " on captured stream " + std::to_string(id) +
+                     ": host memory must be pinned (aclrtMallocHost)";
   throw Fault(kStreamCaptured, "softnpu: " + capture_->spoilt);
 }
 
@@ -148,7 +154,8 @@ int Stream::capture_state(std::shared_ptr<Graph>* graph) {
 
 namespace {
 
-// With chaos, a random order that respects the captured dependencies; without, the order of capture.
+// With chaos, a random order that respects the captured dependencies; without, the order of
+// capture.
 std::vector<size_t> replay_order(const Graph& graph, uint64_t seed) {
   std::vector<size_t> order, left;
   for (size_t i = 0; i < graph.nodes.size(); ++i) (seed ? left : order).push_back(i);

@@ -17,7 +17,8 @@ constexpr size_t kMostMemory = size_t{256} << 30;
 bool starts(const std::string& name, const char* prefix) { return name.rfind(prefix, 0) == 0; }
 
 size_t default_memory() {
-  const size_t physical = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t physical =
+      static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t hbm = size_t{64} << 30;
   return physical / 2 < hbm ? physical / 2 : hbm;
 }
@@ -28,7 +29,8 @@ bool bytes(const std::string& size, size_t* value) {
   double count = 0;
   if (!number(size.substr(0, digits), &count)) return false;
   const std::string unit = size.substr(digits);
-  const size_t power = unit.empty() ? 0 : std::string_view("kmg").find(static_cast<char>(std::tolower(unit[0]))) + 1;
+  const size_t power =
+      unit.empty() ? 0 : std::string_view("kmg").find(static_cast<char>(std::tolower(unit[0]))) + 1;
   if (!unit.empty() && power == 0) return false;  // npos + 1
   const std::string rest = unit.empty() ? "" : unit.substr(1);
   if (!rest.empty() && rest != "B" && rest != "iB") return false;
@@ -42,10 +44,13 @@ bool bytes(const std::string& size, size_t* value) {
 bool is_version(const std::string& text) {
   const size_t dot = text.find('.'), second = std::min(text.find('.', dot + 1), text.size());
   int part = 0;
-  if (dot == std::string::npos || text[0] == '-' || text[dot + 1] == '-' || text.size() > 60) return false;
-  if (!number(text.substr(0, dot), &part) || !number(text.substr(dot + 1, second - dot - 1), &part)) return false;
+  if (dot == std::string::npos || text[0] == '-' || text[dot + 1] == '-' || text.size() > 60)
+    return false;
+  if (!number(text.substr(0, dot), &part) || !number(text.substr(dot + 1, second - dot - 1), &part))
+    return false;
   const auto word = [](unsigned char c) { return std::isalnum(c) || c == '.'; };
-  return std::isalnum(static_cast<unsigned char>(text.back())) && std::all_of(text.begin(), text.end(), word);
+  return std::isalnum(static_cast<unsigned char>(text.back())) &&
+         std::all_of(text.begin(), text.end(), word);
 }
 
 bool emulated(const std::string& soc) {
@@ -72,7 +77,8 @@ constexpr Setting kSettings[] = {
      [](Config& into, const std::string& value) { return bytes(value, &into.workspace); }},
     {"CHAOS", "a seed, 0 to 2^64 - 1",
      [](Config& into, const std::string& value) { return number(value, &into.chaos); }},
-    {"TRACE", "a file", [](Config& into, const std::string& value) { return into.trace = value, true; }},
+    {"TRACE", "a file",
+     [](Config& into, const std::string& value) { return into.trace = value, true; }},
 };
 
 Config read() {

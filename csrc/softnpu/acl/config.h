@@ -1,5 +1,5 @@
-// What the device is: read once from SOFTNPU_* environment variables, which `dsv4-ascend softnpu` and the Python API
-// set.
+// What the device is: read once from SOFTNPU_* environment variables, which `dsv4-ascend softnpu`
+// and the Python API set.
 #pragma once
 
 #include <string>
@@ -20,7 +20,8 @@ struct Config {
 };
 
 SOFTNPU_CXX const Config& config();
-// What is expected of SOFTNPU_<name> when `value` is refused; "" when it is taken or no setting has that name.
+// What is expected of SOFTNPU_<name> when `value` is refused; "" when it is taken or no setting has
+// that name.
 std::string expected_instead(const std::string& name, const std::string& value);
 
 enum class Generation { kA2, kA3, kA5 };  // Ascend 910B, 910_93, 950

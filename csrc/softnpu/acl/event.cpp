@@ -4,11 +4,13 @@
 
 namespace softnpu {
 
-Event::Event(uint32_t flags, bool extended) : flags(flags), extended(extended) { alive(Alive::kEvent, 1); }
+Event::Event(uint32_t flags, bool extended) : flags(flags), extended(extended) {
+  alive(Alive::kEvent, 1);
+}
 Event::~Event() { alive(Alive::kEvent, -1); }
 
-bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms,
-                const std::function<bool()>& ready) {
+bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock,
+                int timeout_ms, const std::function<bool()>& ready) {
   if (timeout_ms < 0) {
     changed.wait(lock, ready);
     return true;
@@ -23,7 +25,8 @@ std::shared_ptr<Record> latest(Event& event) {
   return event.latest;
 }
 
-// The capture in which the event was recorded last, while that goes on: the event never happens by itself.
+// The capture in which the event was recorded last, while that goes on: the event never happens by
+// itself.
 std::shared_ptr<Graph> capture_of(Event& event) {
   std::lock_guard lock(capture_lock());
   std::lock_guard event_lock(event.mutex);

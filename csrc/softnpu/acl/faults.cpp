@@ -33,32 +33,36 @@ struct Plan {
 };
 
 std::string parse(const std::string& spec, Planned* result) {
-  const size_t first = spec.find(':'), second = spec.find(':', first == std::string::npos ? first : first + 1);
+  const size_t first = spec.find(':'),
+               second = spec.find(':', first == std::string::npos ? first : first + 1);
   if (second == std::string::npos || first == 0) return "fault '" + spec + "' is not CALL:N:CODE";
   const std::string call = spec.substr(0, first), n = spec.substr(first + 1, second - first - 1);
   const size_t at = std::min(call.find('@'), call.size());
   if (at < call.size() && call.substr(at) != "@kernel" && call.substr(at) != "@idle")
     return "fault '" + spec + "': '" + call.substr(at) + "' found, '@kernel' or '@idle' expected";
   uint64_t use = 0;
-  if (!number(n, &use) || use < 1) return "fault '" + spec + "': N is '" + n + "', an integer >= 1 expected";
+  if (!number(n, &use) || use < 1)
+    return "fault '" + spec + "': N is '" + n + "', an integer >= 1 expected";
   int32_t code = 0;
   if (!number(spec.substr(second + 1), &code) || code == 0)
-    return "fault '" + spec + "': CODE is '" + spec.substr(second + 1) + "', an integer of 32 bits, not 0, expected";
+    return "fault '" + spec + "': CODE is '" + spec.substr(second + 1) +
+           "', an integer of 32 bits, not 0, expected";
   *result = {spec, call, use - 1, code};
   return "";
 }
 
-// acl* functions live in this library, so that a wrong name is known now; operators may be loaded later.
+// acl* functions live in this library, so that a wrong name is known now; operators may be loaded
+// later.
 void name_unknown(const std::vector<Planned>& planned) {
   Dl_info self;
   if (!dladdr(reinterpret_cast<void*>(&name_unknown), &self)) return;
   void* const library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
   if (!library) return;
   for (const Planned& plan : planned)
-    if (plan.call.rfind("acl", 0) == 0 && plan.call.rfind("aclnn", 0) != 0 && !dlsym(library, plan.call.c_str()) &&
-        plan.call.find('@') == std::string::npos)
-      std::fprintf(stderr, "softnpu: planned fault %s: there is no function %s\n", plan.spec.c_str(),
-                   plan.call.c_str());
+    if (plan.call.rfind("acl", 0) == 0 && plan.call.rfind("aclnn", 0) != 0 &&
+        !dlsym(library, plan.call.c_str()) && plan.call.find('@') == std::string::npos)
+      std::fprintf(stderr, "softnpu: planned fault %s: there is no function %s\n",
+                   plan.spec.c_str(), plan.call.c_str());
   dlclose(library);
 }
 
@@ -112,9 +116,13 @@ int planned_fault(const std::string& name) {
   return code;
 }
 
-int injected_kernel_fault(const std::string& name) { return faults_planned() ? planned_fault(name + "@kernel") : 0; }
+int injected_kernel_fault(const std::string& name) {
+  return faults_planned() ? planned_fault(name + "@kernel") : 0;
+}
 
-bool injected_idleness(const std::string& name) { return faults_planned() && planned_fault(name + "@idle"); }
+bool injected_idleness(const std::string& name) {
+  return faults_planned() && planned_fault(name + "@idle");
+}
 
 std::string fault_problem(const std::string& specs) {
   std::vector<Planned> ignored;

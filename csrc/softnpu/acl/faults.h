@@ -1,5 +1,5 @@
-// Faults planned on purpose: "CALL:N:CODE", comma separated: the n-th use of CALL from now on answers CODE. CALL@kernel
-// fails on the stream instead; CALL@idle is launched and does nothing.
+// Faults planned on purpose: "CALL:N:CODE", comma separated: the n-th use of CALL from now on
+// answers CODE. CALL@kernel fails on the stream instead; CALL@idle is launched and does nothing.
 #pragma once
 
 #include <string>

@@ -12,7 +12,8 @@ std::atomic<bool> child{false};
 }  // namespace
 
 void watch_forks() {
-  [[maybe_unused]] static const int watched = pthread_atfork(nullptr, nullptr, [] { child = true; });
+  [[maybe_unused]] static const int watched =
+      pthread_atfork(nullptr, nullptr, [] { child = true; });
 }
 
 bool forked() { return child.load(std::memory_order_relaxed); }

@@ -1,4 +1,5 @@
-// A child of fork() has none of the worker threads and keeps the locks that they held: every call is refused there.
+// A child of fork() has none of the worker threads and keeps the locks that they held: every call
+// is refused there.
 #pragma once
 
 #include "abi.h"

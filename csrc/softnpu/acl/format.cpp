@@ -1,5 +1,5 @@
-// The NZ layout, and the operator "Identity" of the graph-operator path, which torch_npu sends for npu_format_cast on
-// A2 and A3.
+// The NZ layout, and the operator "Identity" of the graph-operator path, which torch_npu sends for
+// npu_format_cast on A2 and A3.
 #include "format.h"
 
 #include <algorithm>
@@ -31,7 +31,8 @@ int64_t tile_width(const aclTensor& tensor) {
 }
 
 size_t Tiles::bytes(bool tiled) const {
-  const int64_t values = tiled ? (rows + 15) / 16 * 16 * ((columns + width - 1) / width) * width : rows * columns;
+  const int64_t values =
+      tiled ? (rows + 15) / 16 * 16 * ((columns + width - 1) / width) * width : rows * columns;
   return static_cast<size_t>(batch * values) * unit;
 }
 
@@ -41,9 +42,13 @@ void retile(const Tiles& t, char* tiled, char* plain, bool to_tiles) {
   for (int64_t b = 0; b < t.batch; ++b)
     for (int64_t step = 0; step < steps; ++step)
       for (int64_t row = 0; row < t.rows; ++row) {
-        const size_t length = static_cast<size_t>(std::min(t.width, t.columns - step * t.width)) * t.unit;
-        char* const in_tiles = tiled + static_cast<size_t>(((b * steps + step) * padded_rows + row) * t.width) * t.unit;
-        char* const in_rows = plain + static_cast<size_t>((b * t.rows + row) * t.columns + step * t.width) * t.unit;
+        const size_t length =
+            static_cast<size_t>(std::min(t.width, t.columns - step * t.width)) * t.unit;
+        char* const in_tiles =
+            tiled +
+            static_cast<size_t>(((b * steps + step) * padded_rows + row) * t.width) * t.unit;
+        char* const in_rows =
+            plain + static_cast<size_t>((b * t.rows + row) * t.columns + step * t.width) * t.unit;
         std::memcpy(to_tiles ? in_tiles : in_rows, to_tiles ? in_rows : in_tiles, length);
       }
 }
@@ -59,7 +64,8 @@ int64_t product(const std::vector<int64_t>& sizes, size_t end) {
 }  // namespace
 
 int format_cast(const GraphCall& call) {
-  const Description &source = *call.inputs.at(0).description, &target = *call.outputs.at(0).description;
+  const Description &source = *call.inputs.at(0).description,
+                    &target = *call.outputs.at(0).description;
   const Buffer &from = *call.inputs[0].buffer, &to = *call.outputs[0].buffer;
   const bool to_tiles = target.format == kFormatNz, same = !to_tiles && source.format != kFormatNz;
   const Description& tiled = to_tiles ? target : source;
@@ -67,7 +73,8 @@ int format_cast(const GraphCall& call) {
   const size_t rank = plain.origin.size();
   if (rank < 2 || (to_tiles && source.format == kFormatNz) || dtype_bits(tiled.dtype) < 8 ||
       source.dtype != target.dtype)
-    return fail(kUnsupportedApi, "softnpu: Identity from format %d to %d with %zu dimensions is not emulated",
+    return fail(kUnsupportedApi,
+                "softnpu: Identity from format %d to %d with %zu dimensions is not emulated",
                 source.format, target.format, rank);
   // With torch_npu's allow_internal_format off neither side is in tiles: a plain copy.
   const Tiles tiles{product(plain.origin, rank - 2), plain.origin[rank - 2], plain.origin[rank - 1],

@@ -21,7 +21,8 @@ struct Buffer {
   size_t size;
 };
 
-using Attributes = std::map<std::string, std::variant<int64_t, double, std::string, std::vector<int64_t>>>;
+using Attributes =
+    std::map<std::string, std::variant<int64_t, double, std::string, std::vector<int64_t>>>;
 
 struct GraphTensor {
   const Description* description;

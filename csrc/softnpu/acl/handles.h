@@ -1,5 +1,5 @@
-// Objects behind the C handles of one type. Their memory stays mapped and serves no other type, so any pointer can be
-// asked whether it is a live one.
+// Objects behind the C handles of one type. Their memory stays mapped and serves no other type, so
+// any pointer can be asked whether it is a live one.
 #pragma once
 
 #include <sys/mman.h>
@@ -48,11 +48,12 @@ class Handles {
     alignas(T) std::byte object[sizeof(T)];
     std::atomic<bool> live;  // starts as the zero of fresh pages
   };
-  static constexpr size_t kRest = 64;  // destroyed handles that are not given out again, so that misuse shows
+  static constexpr size_t kRest =
+      64;  // destroyed handles that are not given out again, so that misuse shows
 
   static Slot* reserve() {
-    void* const start =
-        mmap(nullptr, kMost * sizeof(Slot), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const start = mmap(nullptr, kMost * sizeof(Slot), PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return start == MAP_FAILED ? nullptr : static_cast<Slot*>(start);
   }
 
@@ -67,7 +68,8 @@ class Handles {
   }
 
   Slot* slot_of(const T* handle) const {
-    const size_t distance = reinterpret_cast<uintptr_t>(handle) - reinterpret_cast<uintptr_t>(slots_);
+    const size_t distance =
+        reinterpret_cast<uintptr_t>(handle) - reinterpret_cast<uintptr_t>(slots_);
     if (!slots_ || distance >= kMost * sizeof(Slot) || distance % sizeof(Slot) != 0) return nullptr;
     return &slots_[distance / sizeof(Slot)];
   }

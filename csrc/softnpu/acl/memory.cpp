@@ -24,8 +24,9 @@ namespace {
 #endif
 constexpr size_t kWindow = SOFTNPU_WINDOW_BYTES;
 constexpr size_t kPage = 4096;
-constexpr unsigned char kFresh = 0xFF;    // NaN in every float format, -1 in integers
-constexpr unsigned char kRedZone = 0xB5;  // between the end of an allocation and the end of its last page
+constexpr unsigned char kFresh = 0xFF;  // NaN in every float format, -1 in integers
+constexpr unsigned char kRedZone =
+    0xB5;  // between the end of an allocation and the end of its last page
 constexpr int kMaxDevices = 32;
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
@@ -53,17 +54,20 @@ struct DeviceMemory {
 
   void open() {
     if (base) return;
-    void* start = mmap(nullptr, 2 * kWindow, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* start =
+        mmap(nullptr, 2 * kWindow, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED)
       throw Fault(kOutOfMemory,
-                  std::string("softnpu: cannot reserve address space (ulimit -v?): ") + std::strerror(errno));
+                  std::string("softnpu: cannot reserve address space (ulimit -v?): ") +
+                      std::strerror(errno));
     cursor = round_up(reinterpret_cast<uintptr_t>(start), size_t{2} << 20);
     base = cursor;
   }
 
   uintptr_t end() const { return base + kWindow - (size_t{2} << 20); }
 
-  // First gap at or after the cursor, so that a freed address rests as long as possible before it is used again.
+  // First gap at or after the cursor, so that a freed address rests as long as possible before it
+  // is used again.
   uintptr_t take_addresses(size_t pages) {
     for (const uintptr_t from : {cursor, base.load()}) {
       uintptr_t at = from;
@@ -77,18 +81,20 @@ struct DeviceMemory {
   }
 
   uintptr_t blocking_end(uintptr_t at, size_t pages) const {
-    if (auto it = live.lower_bound(at + pages); it != live.begin() && (--it, it->first + it->second.pages > at))
+    if (auto it = live.lower_bound(at + pages);
+        it != live.begin() && (--it, it->first + it->second.pages > at))
       return it->first + it->second.pages;
-    if (auto it = reserved.lower_bound(at + pages); it != reserved.begin() && (--it, it->first + it->second > at))
+    if (auto it = reserved.lower_bound(at + pages);
+        it != reserved.begin() && (--it, it->first + it->second > at))
       return it->first + it->second;
     return 0;
   }
 
   void charge(int64_t bytes) {
     if (bytes > 0 && used + static_cast<size_t>(bytes) > config().memory)
-      throw Fault(kOutOfMemory, "softnpu: out of device memory: " + std::to_string(bytes) + " bytes asked, " +
-                                    std::to_string(config().memory - used) + " of " + std::to_string(config().memory) +
-                                    " free");
+      throw Fault(kOutOfMemory, "softnpu: out of device memory: " + std::to_string(bytes) +
+                                    " bytes asked, " + std::to_string(config().memory - used) +
+                                    " of " + std::to_string(config().memory) + " free");
     used = static_cast<size_t>(static_cast<int64_t>(used) + bytes);
     peak = used > peak ? used : peak;
   }
@@ -112,8 +118,9 @@ struct DeviceMemory {
     const auto* alias = reinterpret_cast<const unsigned char*>(at + kWindow);
     for (size_t i = block.size; i < block.pages; ++i) {
       if (alias[i] != kRedZone)
-        return "softnpu: allocation " + hex(at) + " of " + std::to_string(block.size) + " bytes was over-written " +
-               std::to_string(i - block.size) + " bytes behind its end";
+        return "softnpu: allocation " + hex(at) + " of " + std::to_string(block.size) +
+               " bytes was over-written " + std::to_string(i - block.size) +
+               " bytes behind its end";
     }
     return "";
   }
@@ -122,7 +129,9 @@ struct DeviceMemory {
     auto it = live.upper_bound(at);
     if (it == live.begin()) return live.end();
     --it;
-    return at < it->first + it->second.size || (at == it->first && it->second.size == 0) ? it : live.end();
+    return at < it->first + it->second.size || (at == it->first && it->second.size == 0)
+               ? it
+               : live.end();
   }
 };
 
@@ -144,7 +153,8 @@ int window_of(uintptr_t at, uintptr_t distance) {
 DeviceMemory& owner(const void* pointer, const char* who) {
   const int device = device_of(pointer);
   if (device < 0)
-    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(reinterpret_cast<uintptr_t>(pointer)) +
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": " +
+                                hex(reinterpret_cast<uintptr_t>(pointer)) +
                                 " is not a device pointer");
   return devices()[static_cast<size_t>(device)];
 }
@@ -155,15 +165,16 @@ void describe(uintptr_t at) {
   char text[320];
   int length = 0;
   if (const int device = window_of(at, 0); device >= 0) {
+    length = std::snprintf(text, sizeof text,
+                           "\nsoftnpu: host code dereferenced the device pointer 0x%lx (device "
+                           "%d): copy to the host first\n",
+                           static_cast<unsigned long>(at), device);
+  } else if (const int alias = window_of(at, kWindow); alias >= 0) {
     length = std::snprintf(
         text, sizeof text,
-        "\nsoftnpu: host code dereferenced the device pointer 0x%lx (device %d): copy to the host first\n",
-        static_cast<unsigned long>(at), device);
-  } else if (const int alias = window_of(at, kWindow); alias >= 0) {
-    length = std::snprintf(text, sizeof text,
-                           "\nsoftnpu: a kernel touched 0x%lx (device %d), which is in no live allocation: out of "
-                           "range or use after free\n",
-                           static_cast<unsigned long>(at - kWindow), alias);
+        "\nsoftnpu: a kernel touched 0x%lx (device %d), which is in no live allocation: out of "
+        "range or use after free\n",
+        static_cast<unsigned long>(at - kWindow), alias);
   }
   if (length > 0 && write(2, text, static_cast<size_t>(length)) < 0) _exit(139);
 }
@@ -175,7 +186,8 @@ void on_segv(int signal, siginfo_t* info, void* context) {
     previous_handler.sa_sigaction(signal, info, context);
     return;
   }
-  sigaction(SIGSEGV, &previous_handler, nullptr);  // the faulting instruction runs again and ends the process
+  sigaction(SIGSEGV, &previous_handler,
+            nullptr);  // the faulting instruction runs again and ends the process
   if (sent) raise(signal);
 }
 
@@ -195,7 +207,8 @@ void* device_malloc(int device, size_t size) {
   DeviceMemory& memory = devices()[static_cast<size_t>(device)];
   std::lock_guard lock(memory.mutex);
   memory.open();
-  // One byte more than asked always lies in the last page, so that a red zone exists; a closed page follows.
+  // One byte more than asked always lies in the last page, so that a red zone exists; a closed page
+  // follows.
   const size_t pages = round_up(size + 1, kPage);
   memory.charge(static_cast<int64_t>(size));
   try {
@@ -245,7 +258,8 @@ void device_release(void* pointer) {
     throw Fault(kParameter, "softnpu: aclrtReleaseMemAddress: not a reserved address");
   const auto mapped = memory.live.lower_bound(range->first);
   if (mapped != memory.live.end() && mapped->first < range->first + range->second)
-    throw Fault(kParameter, "softnpu: aclrtReleaseMemAddress: " + hex(mapped->first) + " is still mapped");
+    throw Fault(kParameter,
+                "softnpu: aclrtReleaseMemAddress: " + hex(mapped->first) + " is still mapped");
   memory.reserved.erase(range);
 }
 
@@ -264,7 +278,8 @@ void device_map(void* pointer, size_t size) {
     throw Fault(kParameter, "softnpu: aclrtMapMem: " + hex(at) + " + " + std::to_string(size) +
                                 " bytes is not inside a reserved range");
   const auto next = memory.live.lower_bound(at);
-  if (memory.holding(at) != memory.live.end() || (next != memory.live.end() && next->first < at + size))
+  if (memory.holding(at) != memory.live.end() ||
+      (next != memory.live.end() && next->first < at + size))
     throw Fault(kParameter, "softnpu: aclrtMapMem: already mapped");
   memory.open_pages(at, size, size);
   memory.live[at] = {size, size, next_number++, false};
@@ -296,22 +311,25 @@ Range resolve(const void* pointer, size_t bytes, int device, const char* who) {
     throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(at) +
                                 " is not a device pointer (host memory given to a kernel?)");
   if (device >= 0 && home != device)
-    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(at) + " belongs to device " +
-                                std::to_string(home) + ", not " + std::to_string(device));
+    throw Fault(kParameter, std::string("softnpu: ") + who + ": " + hex(at) +
+                                " belongs to device " + std::to_string(home) + ", not " +
+                                std::to_string(device));
   DeviceMemory& memory = devices()[static_cast<size_t>(home)];
   std::lock_guard lock(memory.mutex);
   auto it = memory.holding(at);
   if (it == memory.live.end())
-    throw Fault(kReadOutOfBounds,
-                std::string("softnpu: ") + who + ": " + hex(at) + " is in no live allocation (use after free?)");
+    throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": " + hex(at) +
+                                      " is in no live allocation (use after free?)");
   const uint64_t number = it->second.number;
   uintptr_t reach = it->first + it->second.size;
   // Neighbouring mapped segments of one reserved range count as one.
-  while (bytes > reach - at && !it->second.owns_addresses && ++it != memory.live.end() && it->first == reach)
+  while (bytes > reach - at && !it->second.owns_addresses && ++it != memory.live.end() &&
+         it->first == reach)
     reach += it->second.size;
   if (bytes > reach - at)
-    throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": " + hex(at) + " + " + std::to_string(bytes) +
-                                      " bytes ends " + std::to_string(bytes - (reach - at)) +
+    throw Fault(kReadOutOfBounds, std::string("softnpu: ") + who + ": " + hex(at) + " + " +
+                                      std::to_string(bytes) + " bytes ends " +
+                                      std::to_string(bytes - (reach - at)) +
                                       " bytes behind its allocation");
   return {reinterpret_cast<void*>(at + kWindow), number};
 }
@@ -319,7 +337,8 @@ Range resolve(const void* pointer, size_t bytes, int device, const char* who) {
 void still_alive(const void* pointer, size_t bytes, uint64_t allocation, const char* who) {
   if (resolve(pointer, bytes, -1, who).allocation != allocation)
     throw Fault(kReadOutOfBounds,
-                std::string("softnpu: ") + who + ": memory was freed and given away between launch and execution");
+                std::string("softnpu: ") + who +
+                    ": memory was freed and given away between launch and execution");
 }
 
 std::string check_red_zones() {

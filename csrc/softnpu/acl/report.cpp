@@ -32,7 +32,8 @@ struct Board {
   std::map<std::string, Totals> launches;
   std::map<std::string, int64_t> idle, prepared, unreceived;
   std::vector<LaunchRecord> records;
-  std::map<std::string, std::string> trace_files;  // what this process was asked to write -> what it writes
+  std::map<std::string, std::string>
+      trace_files;  // what this process was asked to write -> what it writes
 };
 
 Board& board() {
@@ -59,9 +60,9 @@ std::string quoted(const std::string& text) {
   return result + "\"";
 }
 
-const char* const kAliveNames[] = {"tensors",          "tensor_lists", "scalars", "arrays",
-                                   "executors",        "streams",      "events",  "device_allocations",
-                                   "host_allocations", "graphs"};
+const char* const kAliveNames[] = {
+    "tensors", "tensor_lists",       "scalars",          "arrays", "executors", "streams",
+    "events",  "device_allocations", "host_allocations", "graphs"};
 
 std::atomic<const Call*> newest_call{nullptr};
 
@@ -73,7 +74,8 @@ int Call::enter() {
   if (forked()) return refuse_fork(name().c_str());
   if (count_.fetch_add(1, std::memory_order_relaxed) == 0) {
     next_ = newest_call.load(std::memory_order_relaxed);
-    while (!newest_call.compare_exchange_weak(next_, this, std::memory_order_release, std::memory_order_relaxed)) {
+    while (!newest_call.compare_exchange_weak(next_, this, std::memory_order_release,
+                                              std::memory_order_relaxed)) {
     }
   }
   if (!faults_planned()) return kOk;
@@ -96,7 +98,8 @@ int fail(const Fault& fault) { return fail(fault.code, "%s", fault.what()); }
 
 int refuse_fork(const char* who) {
   if (!forked()) return kOk;
-  return fail(kNnRuntime, "softnpu: %s: this process was forked from one that uses the device: spawn it", who);
+  return fail(kNnRuntime,
+              "softnpu: %s: this process was forked from one that uses the device: spawn it", who);
 }
 
 const char* last_message() {
@@ -115,9 +118,9 @@ void alive(Alive what, int change) {
 }
 
 uint64_t now_ns() {
-  return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-          .count());
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                   std::chrono::steady_clock::now().time_since_epoch())
+                                   .count());
 }
 
 bool tracing() {
@@ -142,13 +145,15 @@ void count_launch(const std::string& name, uint64_t host_ns) {
 void notice_idle_launch(const std::string& name) {
   Board& b = board();
   std::lock_guard lock(b.mutex);
-  if (b.idle[name]++ == 0) std::fprintf(stderr, "softnpu: launch of %s wrote none of its outputs\n", name.c_str());
+  if (b.idle[name]++ == 0)
+    std::fprintf(stderr, "softnpu: launch of %s wrote none of its outputs\n", name.c_str());
 }
 
 void notice_unreceived(const std::string& message) {
   Board& b = board();
   std::lock_guard lock(b.mutex);
-  if (b.unreceived[message]++ == 0) std::fprintf(stderr, "softnpu: nobody has received %s\n", message.c_str());
+  if (b.unreceived[message]++ == 0)
+    std::fprintf(stderr, "softnpu: nobody has received %s\n", message.c_str());
 }
 
 void count_prepared(const std::string& name, int change) {
@@ -170,7 +175,8 @@ namespace {
 
 std::string expanded(std::string path) {
   const std::string process = std::to_string(getpid());
-  for (size_t at = path.find("%p"); at != std::string::npos; at = path.find("%p", at + process.size()))
+  for (size_t at = path.find("%p"); at != std::string::npos;
+       at = path.find("%p", at + process.size()))
     path.replace(at, 2, process);
   return path;
 }
@@ -183,18 +189,22 @@ std::string trace_file(Board& b, const std::string& path) {
   struct stat status;
   const int file = open(target.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
   if (file >= 0) close(file);
-  if (file >= 0 || errno != EEXIST || stat(target.c_str(), &status) != 0 || !S_ISREG(status.st_mode))
-    return file >= 0 ? taken = target : target;  // a pipe or device is written as it is, a fault is met on opening
+  if (file >= 0 || errno != EEXIST || stat(target.c_str(), &status) != 0 ||
+      !S_ISREG(status.st_mode))
+    return file >= 0 ? taken = target
+                     : target;  // a pipe or device is written as it is, a fault is met on opening
   const size_t name = target.rfind('/') + 1, dot = target.rfind('.');  // npos + 1 == 0
   const size_t suffix = dot == std::string::npos || dot <= name ? target.size() : dot;
   taken = target.substr(0, suffix) + "." + process + target.substr(suffix);
-  std::fprintf(stderr, "softnpu: %s exists: this process writes its trace to %s\n", target.c_str(), taken.c_str());
+  std::fprintf(stderr, "softnpu: %s exists: this process writes its trace to %s\n", target.c_str(),
+               taken.c_str());
   return taken;
 }
 
 int cannot_write(const std::string& target) {
   const int error = errno;
-  return fail(kAclParameter, "softnpu: cannot write trace %s: %s", target.c_str(), std::strerror(error));
+  return fail(kAclParameter, "softnpu: cannot write trace %s: %s", target.c_str(),
+              std::strerror(error));
 }
 
 }  // namespace
@@ -205,13 +215,16 @@ std::string trace_obstacle(const std::string& path) {
   const std::string folder = slash == std::string::npos ? "." : target.substr(0, slash + 1);
   struct stat status;
   const bool exists = stat(target.c_str(), &status) == 0;
-  if (exists && S_ISDIR(status.st_mode)) return "softnpu: cannot write trace " + target + ": it is a folder";
+  if (exists && S_ISDIR(status.st_mode))
+    return "softnpu: cannot write trace " + target + ": it is a folder";
   if ((exists && !S_ISREG(status.st_mode)) || access(folder.c_str(), W_OK | X_OK) == 0) return "";
   return "softnpu: cannot write trace " + target + ": " + std::strerror(errno);
 }
 
 int write_trace(const std::string& path) {
-  if (!tracing()) return fail(kAclParameter, "softnpu: nothing was traced: set SOFTNPU_TRACE before the device starts");
+  if (!tracing())
+    return fail(kAclParameter,
+                "softnpu: nothing was traced: set SOFTNPU_TRACE before the device starts");
   Board& b = board();
   std::lock_guard lock(b.mutex);
   const std::string target = trace_file(b, path);
@@ -223,16 +236,19 @@ int write_trace(const std::string& path) {
     std::fprintf(file,
                  "%s{\"name\":%s,\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,"
                  "\"args\":{\"order\":%lu,\"arguments\":%s,\"host_us\":%.3f}}",
-                 separator, quoted(r.name).c_str(), r.device, r.stream, static_cast<double>(r.start_ns) / 1e3,
-                 static_cast<double>(r.end_ns - r.start_ns) / 1e3, static_cast<unsigned long>(r.order),
-                 quoted(r.arguments).c_str(), static_cast<double>(r.host_ns) / 1e3);
+                 separator, quoted(r.name).c_str(), r.device, r.stream,
+                 static_cast<double>(r.start_ns) / 1e3,
+                 static_cast<double>(r.end_ns - r.start_ns) / 1e3,
+                 static_cast<unsigned long>(r.order), quoted(r.arguments).c_str(),
+                 static_cast<double>(r.host_ns) / 1e3);
     separator = ",\n";
   }
   std::fprintf(file, "\n],\"summary\":{");
   separator = "\n";
   for (const auto& [name, totals] : b.launches) {
     std::fprintf(file, "%s%s:{\"launches\":%lu,\"host_us\":%.3f}", separator, quoted(name).c_str(),
-                 static_cast<unsigned long>(totals.launches), static_cast<double>(totals.host_ns) / 1e3);
+                 static_cast<unsigned long>(totals.launches),
+                 static_cast<double>(totals.host_ns) / 1e3);
     separator = ",\n";
   }
   std::fprintf(file, "\n}}\n");
@@ -269,13 +285,14 @@ std::string statistics(const std::string& memory) {
   out << "},\"launches\":{";
   const char* separator = "";
   for (const auto& [name, totals] : b.launches) {
-    out << separator << quoted(name) << ":{\"launches\":" << totals.launches << ",\"host_ns\":" << totals.host_ns
-        << "}";
+    out << separator << quoted(name) << ":{\"launches\":" << totals.launches
+        << ",\"host_ns\":" << totals.host_ns << "}";
     separator = ",";
   }
   out << "}";
   std::map<std::string, uint64_t> calls;
-  for (const Call* call = Call::all(); call; call = call->next()) calls[call->name()] += call->count();
+  for (const Call* call = Call::all(); call; call = call->next())
+    calls[call->name()] += call->count();
   write_counts(out, "calls", calls);
   write_counts(out, "idle_launches", b.idle);
   write_counts(out, "unlaunched", b.prepared);

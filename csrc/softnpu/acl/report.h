@@ -1,4 +1,5 @@
-// What was called, what is alive, what went wrong: call counters, injected faults, error text, launch trace.
+// What was called, what is alive, what went wrong: call counters, injected faults, error text,
+// launch trace.
 #pragma once
 
 #include <atomic>
@@ -11,12 +12,13 @@
 
 namespace softnpu {
 
-// One exported function. enter() counts the call and answers the code to fail with, or 0. A static Call needs neither
-// constructor nor destructor at run time: a forked child may be the first to come to it while a lock of the C library
-// that both would take is lost.
+// One exported function. enter() counts the call and answers the code to fail with, or 0. A static
+// Call needs neither constructor nor destructor at run time: a forked child may be the first to
+// come to it while a lock of the C library that both would take is lost.
 class SOFTNPU_CXX Call {
  public:
-  explicit constexpr Call(const char* name, const char* suffix = "") : name_(name), suffix_(suffix) {}
+  explicit constexpr Call(const char* name, const char* suffix = "")
+      : name_(name), suffix_(suffix) {}
   int enter();
   std::string name() const { return std::string(name_) + suffix_; }
   uint64_t count() const { return count_.load(std::memory_order_relaxed); }
@@ -34,7 +36,8 @@ class SOFTNPU_CXX Call {
   static constinit ::softnpu::Call call_{__func__}; \
   if (const int injected_ = call_.enter()) return injected_
 
-// A kernel's or an argument's failure: becomes the return code, or the stream's error when it happens on the worker.
+// A kernel's or an argument's failure: becomes the return code, or the stream's error when it
+// happens on the worker.
 struct SOFTNPU_CXX Fault : std::runtime_error {
   Fault(int code, const std::string& message) : std::runtime_error(message), code(code) {}
   int code;
@@ -45,7 +48,8 @@ SOFTNPU_CXX int fail(int code, const char* format, ...) __attribute__((format(pr
 SOFTNPU_CXX int fail(const Fault& fault);
 // Fails in a forked child, kOk elsewhere. Comes before the first lock.
 SOFTNPU_CXX int refuse_fork(const char* who);
-// This thread's last error, in a buffer that stays where it is and changes only here: callers keep the pointer.
+// This thread's last error, in a buffer that stays where it is and changes only here: callers keep
+// the pointer.
 SOFTNPU_CXX const char* last_message();
 SOFTNPU_CXX int last_code(bool clear);
 
@@ -85,6 +89,7 @@ SOFTNPU_CXX std::string unlaunched();
 SOFTNPU_CXX std::string trace_obstacle(const std::string& path);
 // %p is the process id. A file that another process has written is kept: x.json becomes x.PID.json.
 SOFTNPU_CXX int write_trace(const std::string& path);
-SOFTNPU_CXX std::string statistics(const std::string& memory);  // JSON; `memory` is a JSON object too
+SOFTNPU_CXX std::string statistics(
+    const std::string& memory);  // JSON; `memory` is a JSON object too
 
 }  // namespace softnpu

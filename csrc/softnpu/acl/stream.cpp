@@ -20,7 +20,8 @@ struct Streams {
   std::mutex mutex;
   std::unordered_map<Handle, std::shared_ptr<Stream>> all;
   std::unordered_map<int, std::shared_ptr<Stream>> defaults;
-  std::unordered_map<int, std::vector<std::shared_ptr<Failure>>> orphans;  // faults of destroyed streams, by device
+  std::unordered_map<int, std::vector<std::shared_ptr<Failure>>>
+      orphans;  // faults of destroyed streams, by device
 };
 
 Streams& streams() {
@@ -31,7 +32,8 @@ Streams& streams() {
 struct Chaos {
   std::atomic<uint64_t> seed{0};
   std::atomic<uint64_t> tasks{0};
-  std::atomic<uint64_t> workers{0};  // streams that have a thread, numbered in order of their first task
+  std::atomic<uint64_t> workers{
+      0};  // streams that have a thread, numbered in order of their first task
 };
 
 Chaos& chaos() {
@@ -58,7 +60,8 @@ void notice_empty_wait(int stream) {
   static std::once_flag once;
   std::call_once(once, [&] {
     std::fprintf(stderr,
-                 "softnpu: stream %d was told to wait for an event that is not recorded yet: it does not wait\n",
+                 "softnpu: stream %d was told to wait for an event that is not recorded yet: it "
+                 "does not wait\n",
                  stream);
   });
 }
@@ -81,7 +84,8 @@ uint64_t chaos_seed() { return chaos().seed.load(); }
 
 int Failure::report() {
   if (reported.exchange(true)) return kOk;
-  std::fprintf(stderr, "softnpu: %s\n", text.c_str());  // torch_npu does not pass the text on from every synchronise
+  std::fprintf(stderr, "softnpu: %s\n",
+               text.c_str());  // torch_npu does not pass the text on from every synchronise
   return fail(code, "%s", text.c_str());
 }
 
@@ -187,14 +191,16 @@ void Stream::run(const Task& task) {
   if (task.failed) task.failed(problem);
   if (failure()) return;
   std::lock_guard lock(mutex_);
-  failure_ = std::make_shared<Failure>(code, task.name + " on stream " + std::to_string(id) + ": " + problem);
+  failure_ = std::make_shared<Failure>(
+      code, task.name + " on stream " + std::to_string(id) + ": " + problem);
 }
 
 int Stream::synchronise(int timeout_ms) {
   {
     std::lock_guard lock(capture_lock());
     if (capture_) {
-      capture_->spoilt = "stream " + std::to_string(id) + " was to be synchronised while it is captured";
+      capture_->spoilt =
+          "stream " + std::to_string(id) + " was to be synchronised while it is captured";
       return fail(kStreamCaptured, "softnpu: %s", capture_->spoilt.c_str());
     }
   }
@@ -210,7 +216,8 @@ int Stream::synchronise(int timeout_ms) {
 bool Stream::idle() {
   std::shared_ptr<Graph> graph;
   if (capture_state(&graph) != kCaptureNone)
-    throw Fault(kStreamCaptured, "softnpu: stream " + std::to_string(id) + " is being captured: it cannot be asked");
+    throw Fault(kStreamCaptured,
+                "softnpu: stream " + std::to_string(id) + " is being captured: it cannot be asked");
   std::lock_guard lock(mutex_);
   return finished_ == pushed_;
 }
@@ -250,8 +257,9 @@ void Stream::wait(const std::shared_ptr<Event>& event) {
     }
     record = event->latest;
     if (capture_ && record)
-      throw Fault(kCaptureDependency, "softnpu: captured stream " + std::to_string(id) +
-                                          " waits for an event that was recorded outside the capture");
+      throw Fault(kCaptureDependency,
+                  "softnpu: captured stream " + std::to_string(id) +
+                      " waits for an event that was recorded outside the capture");
   }
   if (!record) return notice_empty_wait(id);
   enqueue({"wait_event",
@@ -273,7 +281,8 @@ Handle add_stream(int device, uint32_t flags) {
 }
 
 std::shared_ptr<Stream> find_stream(Handle handle, int device) {
-  if (device < 0) throw Fault(kNoContext, "softnpu: no device was set on this thread, or it was reset since");
+  if (device < 0)
+    throw Fault(kNoContext, "softnpu: no device was set on this thread, or it was reset since");
   if (!handle) refuse_default_stream(device);
   std::lock_guard lock(streams().mutex);
   if (!handle) {
@@ -284,9 +293,9 @@ std::shared_ptr<Stream> find_stream(Handle handle, int device) {
   const auto found = streams().all.find(handle);
   if (found == streams().all.end()) throw Fault(kHandle, "softnpu: not a live stream");
   if (found->second->device != device)
-    throw Fault(kStreamContext, "softnpu: stream " + std::to_string(found->second->id) + " belongs to device " +
-                                    std::to_string(found->second->device) + ", the thread's device is " +
-                                    std::to_string(device));
+    throw Fault(kStreamContext, "softnpu: stream " + std::to_string(found->second->id) +
+                                    " belongs to device " + std::to_string(found->second->device) +
+                                    ", the thread's device is " + std::to_string(device));
   return found->second;
 }
 
@@ -295,7 +304,8 @@ void remove_stream(Handle handle) {
   {
     std::lock_guard lock(streams().mutex);
     const auto found = streams().all.find(handle);
-    if (found == streams().all.end()) throw Fault(kHandle, "softnpu: not a live stream (destroyed twice?)");
+    if (found == streams().all.end())
+      throw Fault(kHandle, "softnpu: not a live stream (destroyed twice?)");
     std::shared_ptr<Graph> graph;
     if (found->second->capture_state(&graph) != kCaptureNone)
       throw Fault(kStreamCaptured, "softnpu: stream " + std::to_string(found->second->id) +

@@ -1,5 +1,5 @@
-// Streams are ordered queues, each with a worker thread that starts at its first task. Events count records. A captured
-// stream appends its tasks to a graph instead of running them.
+// Streams are ordered queues, each with a worker thread that starts at its first task. Events count
+// records. A captured stream appends its tasks to a graph instead of running them.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,8 @@ namespace softnpu {
 class Stream;
 struct Graph;
 
-using Clock = std::vector<size_t>;  // per member of a graph: how many of its nodes come before this point
+using Clock =
+    std::vector<size_t>;  // per member of a graph: how many of its nodes come before this point
 
 struct Task {
   std::string name;
@@ -27,10 +28,12 @@ struct Task {
   bool control = false;        // event records and waits: no launch
   std::string arguments = {};  // for the trace
   uint64_t host_ns = 0;
-  std::function<void(const std::string&)> failed = {};  // told why, when the task failed or was skipped
+  std::function<void(const std::string&)> failed =
+      {};  // told why, when the task failed or was skipped
 };
 
-// A kernel's fault. It follows the events behind it to other streams; the first synchronise that meets it reports it.
+// A kernel's fault. It follows the events behind it to other streams; the first synchronise that
+// meets it reports it.
 struct Failure {
   int code;
   std::string text;
@@ -70,7 +73,7 @@ struct Graph {
   const uint32_t id;
   const int device, mode;
   const std::thread::id thread = std::this_thread::get_id();  // where the capture began
-  std::vector<std::shared_ptr<Stream>> members;               // [0] is the stream on which the capture began
+  std::vector<std::shared_ptr<Stream>> members;  // [0] is the stream on which the capture began
   std::vector<Clock> clocks;
   std::vector<GraphNode> nodes;
   std::string spoilt;  // why it ends with an error; empty: it is good
@@ -84,7 +87,8 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   Stream(int device, uint32_t flags);
   ~Stream();
   void push(Task task);
-  // Waits for all tasks pushed so far; answers and clears the stream's error. timeout_ms < 0: for ever.
+  // Waits for all tasks pushed so far; answers and clears the stream's error. timeout_ms < 0: for
+  // ever.
   int synchronise(int timeout_ms);
   bool idle();
   void record(const std::shared_ptr<Event>& event);
@@ -92,9 +96,11 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   int begin_capture(int mode);
   int end_capture(std::shared_ptr<Graph>* graph);
   int capture_state(std::shared_ptr<Graph>* graph);
-  void refuse_pageable(const char* who);  // throws while it is captured: a graph copies pinned host memory only
+  void refuse_pageable(
+      const char* who);  // throws while it is captured: a graph copies pinned host memory only
   void replay(const std::shared_ptr<Graph>& graph);
-  std::shared_ptr<Failure> stop();  // finishes the queue and joins the worker; a fault that nobody has heard of
+  std::shared_ptr<Failure>
+  stop();  // finishes the queue and joins the worker; a fault that nobody has heard of
 
   const int id, device;
   const uint32_t flags;
@@ -118,22 +124,25 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   std::shared_ptr<Graph> capture_;  // guarded by the capture lock
 };
 
-SOFTNPU_CXX std::shared_ptr<Stream> find_stream(Handle handle,
-                                                int device);  // nullptr handle: the device's default stream
+SOFTNPU_CXX std::shared_ptr<Stream> find_stream(
+    Handle handle,
+    int device);  // nullptr handle: the device's default stream
 SOFTNPU_CXX Handle add_stream(int device, uint32_t flags);
 void remove_stream(Handle handle);  // throws Fault
 int synchronise_device(int device, int timeout_ms);
 int wait_event(Event& event, int timeout_ms);
 // False: timeout_ms is over. timeout_ms < 0: for ever.
-bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, int timeout_ms,
-                const std::function<bool()>& ready);
+bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock,
+                int timeout_ms, const std::function<bool()>& ready);
 bool happened(Event& event);  // throws Fault for a captured one
 uint64_t time_of(Event& event);
 
 std::mutex& capture_lock();  // guards every Graph and every Stream::capture_
-void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph, const Clock& clock);  // under it
-// Throws, and spoils the capture, when the mode of a capture on this thread's device forbids this thread a call that
-// CANN names unsafe: synchronous copies and fills, asynchronous copies of pageable host memory.
+void capture_join(Stream& stream, const std::shared_ptr<Graph>& graph,
+                  const Clock& clock);  // under it
+// Throws, and spoils the capture, when the mode of a capture on this thread's device forbids this
+// thread a call that CANN names unsafe: synchronous copies and fills, asynchronous copies of
+// pageable host memory.
 void refuse_in_capture(const char* who);
 void refuse_default_stream(int device);  // throws while a stream of the device is captured
 int exchange_capture_mode(int mode);     // of this thread; answers the mode before

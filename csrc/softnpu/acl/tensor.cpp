@@ -41,7 +41,8 @@ size_t dtype_bits(int dtype) {
     case kComplex128:
       return 128;
     default:
-      throw Fault(kNnParameter, "softnpu: aclDataType " + std::to_string(dtype) + " is not emulated");
+      throw Fault(kNnParameter,
+                  "softnpu: aclDataType " + std::to_string(dtype) + " is not emulated");
   }
 }
 
@@ -94,7 +95,8 @@ const char* dtype_name(int dtype) {
 
 std::string describe(const aclTensor& tensor) {
   std::string result = std::string(dtype_name(tensor.dtype)) + "[";
-  for (size_t i = 0; i < tensor.sizes.size(); ++i) result += (i ? "," : "") + std::to_string(tensor.sizes[i]);
+  for (size_t i = 0; i < tensor.sizes.size(); ++i)
+    result += (i ? "," : "") + std::to_string(tensor.sizes[i]);
   return result + "]";
 }
 
@@ -105,11 +107,13 @@ void extent(const aclTensor& tensor, int64_t* first, size_t* bytes) {
   for (size_t i = 0; i < tensor.sizes.size(); ++i) {
     empty |= tensor.sizes[i] == 0;
     valid &= tensor.sizes[i] >= 0 && tensor.strides[i] >= 0;
-    valid &= !__builtin_mul_overflow(std::max<int64_t>(tensor.sizes[i] - 1, 0), tensor.strides[i], &step);
+    valid &= !__builtin_mul_overflow(std::max<int64_t>(tensor.sizes[i] - 1, 0), tensor.strides[i],
+                                     &step);
     valid &= !__builtin_add_overflow(last, step, &last);
   }
   if (!valid || last > INT64_MAX / 128)
-    throw Fault(kNnParameter, "softnpu: " + describe(tensor) + ": sizes, strides or offset are negative or overflow");
+    throw Fault(kNnParameter, "softnpu: " + describe(tensor) +
+                                  ": sizes, strides or offset are negative or overflow");
   if (tensor.offset * static_cast<int64_t>(bits) % 8)
     throw Fault(kNnParameter, "softnpu: " + describe(tensor) + " begins inside a byte, at value " +
                                   std::to_string(tensor.offset) + " of its storage");

@@ -1,4 +1,5 @@
-// The argument objects of the two-phase operator interface, and the launch that phase 1 prepares and phase 2 enqueues.
+// The argument objects of the two-phase operator interface, and the launch that phase 1 prepares
+// and phase 2 enqueues.
 #pragma once
 
 #include <functional>
@@ -51,9 +52,9 @@ struct Access {
 struct Launch {
   std::string name, arguments;
   std::vector<Access> accesses;
-  std::function<void()> kernel;  // may run many times
-  std::function<void()>
-      resolve;  // set: the kernel's output shape depends on data, phase 2 waits for it and then calls this
+  std::function<void()> kernel;   // may run many times
+  std::function<void()> resolve;  // set: the kernel's output shape depends on data, phase 2 waits
+                                  // for it and then calls this
   uint64_t prepared_ns = 0;
   size_t workspace = 0;     // bytes that phase 1 asked for ...
   void* scratch = nullptr;  // ... and where phase 2 was given them: overwritten before every run
@@ -66,7 +67,8 @@ SOFTNPU_CXX std::string describe(const aclTensor& tensor);
 SOFTNPU_CXX void extent(const aclTensor& tensor, int64_t* first, size_t* bytes);
 // Bytes of the storage that the view lies in; -1 when its dimensions were not given.
 SOFTNPU_CXX int64_t storage_bytes(const aclTensor& tensor);
-// The NZ layout: matrices of [rows, columns] in tiles of 16 rows by C0 columns, tiles column by column, padded.
+// The NZ layout: matrices of [rows, columns] in tiles of 16 rows by C0 columns, tiles column by
+// column, padded.
 SOFTNPU_CXX int64_t tile_width(const aclTensor& tensor);  // C0 in values; 0: not in that layout
 struct SOFTNPU_CXX Tiles {
   int64_t batch, rows, columns, width;  // width and columns in units of `unit` bytes
@@ -76,8 +78,8 @@ struct SOFTNPU_CXX Tiles {
 SOFTNPU_CXX void retile(const Tiles& tiles, char* tiled, char* plain, bool to_tiles);
 SOFTNPU_CXX int enqueue(const std::shared_ptr<Launch>& launch, Handle stream);
 
-// Fault when argument number `index`, or a member of that list, is a handle that is not alive; null is for its reader
-// to judge.
+// Fault when argument number `index`, or a member of that list, is a handle that is not alive; null
+// is for its reader to judge.
 SOFTNPU_CXX void refuse_dead(const aclTensor* handle, int index);
 SOFTNPU_CXX void refuse_dead(const aclScalar* handle, int index);
 SOFTNPU_CXX void refuse_dead(const aclIntArray* handle, int index);

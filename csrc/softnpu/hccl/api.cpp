@@ -22,7 +22,8 @@ constexpr size_t kRootInfoBytes = 4108;
 struct Comms {
   std::mutex mutex;
   std::map<Handle, std::shared_ptr<Comm>> all;
-  std::set<std::pair<std::string, uint32_t>> used;  // root infos and the ranks that joined with them
+  std::set<std::pair<std::string, uint32_t>>
+      used;  // root infos and the ranks that joined with them
 };
 
 Comms& comms() {
@@ -40,7 +41,8 @@ int create(const std::string& name, uint32_t ranks, uint32_t rank, Handle* handl
   });
 }
 
-// Our reading: a root info serves one communicator, since the one who made it listens for that one only.
+// Our reading: a root info serves one communicator, since the one who made it listens for that one
+// only.
 int create_once(const std::string& info, uint32_t ranks, uint32_t rank, Handle* handle) {
   const int code = guarded([&] {
     std::lock_guard lock(comms().mutex);
@@ -56,7 +58,9 @@ int create_once(const std::string& info, uint32_t ranks, uint32_t rank, Handle* 
 
 int result_of(const Fault& fault) {
   fail(fault);
-  return fault.code == kParameter ? kHcclParameter : fault.code == kFeature ? kHcclNotSupported : kHcclInternal;
+  return fault.code == kParameter ? kHcclParameter
+         : fault.code == kFeature ? kHcclNotSupported
+                                  : kHcclInternal;
 }
 
 std::shared_ptr<Comm> find(Handle handle) {
@@ -67,22 +71,25 @@ std::shared_ptr<Comm> find(Handle handle) {
 }
 
 unsigned char* Buffer::get(const char* who) const {
-  return bytes ? static_cast<unsigned char*>(resolve(pointer, bytes, current_device(), who).alias) : nullptr;
+  return bytes ? static_cast<unsigned char*>(resolve(pointer, bytes, current_device(), who).alias)
+               : nullptr;
 }
 
 unsigned char* Buffer::later(const char* who) const {
   return bytes ? static_cast<unsigned char*>(resolve(pointer, bytes, -1, who).alias) : nullptr;
 }
 
-void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::function<void()> run) {
+void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm,
+            std::function<void()> run) {
   count_launch(name, 0);
   const std::string text = std::string(name) + ": ";
   const auto failed = [comm, text](const std::string& why) { comm->fail_all(text + why); };
-  find_stream(stream, current_device())->push({.name = name, .run = std::move(run), .failed = failed});
+  find_stream(stream, current_device())
+      ->push({.name = name, .run = std::move(run), .failed = failed});
 }
 
-void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::array<int64_t, 4> said,
-            std::function<void()> run) {
+void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm,
+            std::array<int64_t, 4> said, std::function<void()> run) {
   Agreement mine{{}, said[0], said[1], said[2], said[3]};
   std::snprintf(mine.call, sizeof mine.call, "%s", name);
   launch(name, stream, comm, [comm, mine, run = std::move(run)] { comm->collective(mine, run); });
@@ -108,7 +115,8 @@ using namespace softnpu::hccl;
 SOFTNPU_C int HcclGetRootInfo(char* info) {
   SOFTNPU_ENTER();
   std::memset(info, 0, kRootInfoBytes);
-  std::snprintf(info, kRootInfoBytes, "softnpu-%d-%lx", getpid(), static_cast<unsigned long>(now_ns()));
+  std::snprintf(info, kRootInfoBytes, "softnpu-%d-%lx", getpid(),
+                static_cast<unsigned long>(now_ns()));
   return kHcclOk;
 }
 
@@ -117,13 +125,14 @@ SOFTNPU_C int HcclCommInitRootInfo(uint32_t ranks, const char* info, uint32_t ra
   return create_once(info, ranks, rank, comm);
 }
 
-SOFTNPU_C int HcclCommInitRootInfoConfig(uint32_t ranks, const char* info, uint32_t rank, const void*, Handle* comm) {
+SOFTNPU_C int HcclCommInitRootInfoConfig(uint32_t ranks, const char* info, uint32_t rank,
+                                         const void*, Handle* comm) {
   SOFTNPU_ENTER();
   return create_once(info, ranks, rank, comm);
 }
 
-SOFTNPU_C int HcclCreateSubCommConfig(Handle* parent, uint32_t ranks, uint32_t*, uint64_t id, uint32_t rank, void*,
-                                      Handle* comm) {
+SOFTNPU_C int HcclCreateSubCommConfig(Handle* parent, uint32_t ranks, uint32_t*, uint64_t id,
+                                      uint32_t rank, void*, Handle* comm) {
   SOFTNPU_ENTER();
   std::string name;
   const int code = guarded([&] { name = find(*parent)->name + "-" + std::to_string(id); });

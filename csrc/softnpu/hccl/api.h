@@ -1,5 +1,5 @@
-// What HCCL's entry points share. A collective is a task on the caller's stream; buffers are checked at the call and
-// when it runs.
+// What HCCL's entry points share. A collective is a task on the caller's stream; buffers are
+// checked at the call and when it runs.
 #pragma once
 
 #include <array>
@@ -43,10 +43,11 @@ struct Buffer {
 };
 
 // What fails on one rank fails on all: a rank that stays away would shift everybody's rounds.
-void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::function<void()> run);
-// A collective: first all ranks say the same of it. -1: may differ.
-void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm, std::array<int64_t, 4> said,
+void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm,
             std::function<void()> run);
+// A collective: first all ranks say the same of it. -1: may differ.
+void launch(const char* name, Handle stream, const std::shared_ptr<Comm>& comm,
+            std::array<int64_t, 4> said, std::function<void()> run);
 size_t bytes_of(uint64_t count, int dtype);
 int known_rank(uint32_t rank, const Comm& comm, const char* what);
 

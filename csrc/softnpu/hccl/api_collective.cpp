@@ -8,7 +8,8 @@
 namespace softnpu::hccl {
 namespace {
 
-using Counts = std::vector<std::pair<size_t, size_t>>;  // bytes and displacement of each rank's part
+using Counts =
+    std::vector<std::pair<size_t, size_t>>;  // bytes and displacement of each rank's part
 
 Counts uneven(const void* counts, const void* displacements, size_t ranks, size_t width) {
   Counts result;
@@ -26,7 +27,8 @@ Counts even(size_t bytes, size_t ranks) {
 
 Counts packed(const uint64_t* counts, size_t stride, size_t ranks, size_t width) {
   Counts result;
-  for (size_t i = 0, at = 0; i < ranks; at += result[i++].first) result.emplace_back(counts[i * stride] * width, at);
+  for (size_t i = 0, at = 0; i < ranks; at += result[i++].first)
+    result.emplace_back(counts[i * stride] * width, at);
   return result;
 }
 
@@ -51,8 +53,8 @@ void all_to_all(const char* name, Handle handle, Handle stream, const void* send
          [=] { comm->exchange(pieces(from.later(name), out), pieces(to.later(name), in)); });
 }
 
-void gather_all(const char* name, Handle handle, Handle stream, const void* send, size_t bytes, const void* receive,
-                const Counts& in, int dtype) {
+void gather_all(const char* name, Handle handle, Handle stream, const void* send, size_t bytes,
+                const void* receive, const Counts& in, int dtype) {
   const auto comm = find(handle);
   const Buffer from{send, bytes}, to = whole(receive, in);
   from.get(name), to.get(name);
@@ -60,8 +62,8 @@ void gather_all(const char* name, Handle handle, Handle stream, const void* send
          [=] { comm->all_gather(from.later(name), bytes, pieces(to.later(name), in)); });
 }
 
-void scatter_reduced(const char* name, Handle handle, Handle stream, const void* send, const Counts& out,
-                     const void* receive, int64_t count, int dtype, int op) {
+void scatter_reduced(const char* name, Handle handle, Handle stream, const void* send,
+                     const Counts& out, const void* receive, int64_t count, int dtype, int op) {
   const auto comm = find(handle);
   const Buffer from = whole(send, out), to{receive, out[static_cast<size_t>(comm->rank)].first};
   from.get(name), to.get(name);
@@ -69,8 +71,8 @@ void scatter_reduced(const char* name, Handle handle, Handle stream, const void*
          [=] { comm->reduce_scatter(pieces(from.later(name), out), to.later(name), dtype, op); });
 }
 
-void reduce_all(const char* name, Handle handle, Handle stream, const void* send, const void* receive, size_t count,
-                int dtype, int op, int root) {
+void reduce_all(const char* name, Handle handle, Handle stream, const void* send,
+                const void* receive, size_t count, int dtype, int op, int root) {
   const auto comm = find(handle);
   check_reduction(dtype, op, generation());
   const size_t bytes = bytes_of(count, dtype);
@@ -86,20 +88,24 @@ void reduce_all(const char* name, Handle handle, Handle stream, const void* send
 using namespace softnpu;
 using namespace softnpu::hccl;
 
-SOFTNPU_C int HcclAllReduce(void* send, void* receive, uint64_t count, int dtype, int op, Handle comm, Handle stream) {
+SOFTNPU_C int HcclAllReduce(void* send, void* receive, uint64_t count, int dtype, int op,
+                            Handle comm, Handle stream) {
   SOFTNPU_ENTER();
-  return guarded([&] { reduce_all("HcclAllReduce", comm, stream, send, receive, count, dtype, op, -1); });
+  return guarded(
+      [&] { reduce_all("HcclAllReduce", comm, stream, send, receive, count, dtype, op, -1); });
 }
 
-SOFTNPU_C int HcclReduce(void* send, void* receive, uint64_t count, int dtype, int op, uint32_t root, Handle comm,
-                         Handle stream) {
+SOFTNPU_C int HcclReduce(void* send, void* receive, uint64_t count, int dtype, int op,
+                         uint32_t root, Handle comm, Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
-    reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op, known_rank(root, *find(comm), "root"));
+    reduce_all("HcclReduce", comm, stream, send, receive, count, dtype, op,
+               known_rank(root, *find(comm), "root"));
   });
 }
 
-SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root, Handle handle, Handle stream) {
+SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root, Handle handle,
+                            Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
@@ -111,17 +117,18 @@ SOFTNPU_C int HcclBroadcast(void* data, uint64_t count, int dtype, uint32_t root
   });
 }
 
-SOFTNPU_C int HcclAllGather(void* send, void* receive, uint64_t count, int dtype, Handle comm, Handle stream) {
+SOFTNPU_C int HcclAllGather(void* send, void* receive, uint64_t count, int dtype, Handle comm,
+                            Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     const size_t bytes = bytes_of(count, dtype);
-    gather_all("HcclAllGather", comm, stream, send, bytes, receive, even(bytes, static_cast<size_t>(find(comm)->ranks)),
-               dtype);
+    gather_all("HcclAllGather", comm, stream, send, bytes, receive,
+               even(bytes, static_cast<size_t>(find(comm)->ranks)), dtype);
   });
 }
 
-SOFTNPU_C int HcclAllGatherV(void* send, uint64_t count, void* receive, const void* counts, const void* displacements,
-                             int dtype, Handle comm, Handle stream) {
+SOFTNPU_C int HcclAllGatherV(void* send, uint64_t count, void* receive, const void* counts,
+                             const void* displacements, int dtype, Handle comm, Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     const size_t width = element_size(dtype);
@@ -130,8 +137,8 @@ SOFTNPU_C int HcclAllGatherV(void* send, uint64_t count, void* receive, const vo
   });
 }
 
-SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int dtype, int op, Handle handle,
-                                Handle stream) {
+SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int dtype, int op,
+                                Handle handle, Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     check_reduction(dtype, op, generation());
@@ -141,13 +148,15 @@ SOFTNPU_C int HcclReduceScatter(void* send, void* receive, uint64_t count, int d
   });
 }
 
-SOFTNPU_C int HcclReduceScatterV(void* send, const void* counts, const void* displacements, void* receive,
-                                 uint64_t count, int dtype, int op, Handle handle, Handle stream) {
+SOFTNPU_C int HcclReduceScatterV(void* send, const void* counts, const void* displacements,
+                                 void* receive, uint64_t count, int dtype, int op, Handle handle,
+                                 Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     check_reduction(dtype, op, generation(), true);
     const auto comm = find(handle);
-    const Counts out = uneven(counts, displacements, static_cast<size_t>(comm->ranks), element_size(dtype));
+    const Counts out =
+        uneven(counts, displacements, static_cast<size_t>(comm->ranks), element_size(dtype));
     if (out[static_cast<size_t>(comm->rank)].first != bytes_of(count, dtype))
       throw Fault(kParameter, "softnpu: HcclReduceScatterV: recvCount " + std::to_string(count) +
                                   " is not sendCounts[" + std::to_string(comm->rank) + "]");
@@ -155,41 +164,45 @@ SOFTNPU_C int HcclReduceScatterV(void* send, const void* counts, const void* dis
   });
 }
 
-SOFTNPU_C int HcclAlltoAll(const void* send, uint64_t send_count, int send_type, const void* receive, uint64_t count,
-                           int type, Handle comm, Handle stream) {
+SOFTNPU_C int HcclAlltoAll(const void* send, uint64_t send_count, int send_type,
+                           const void* receive, uint64_t count, int type, Handle comm,
+                           Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     const auto ranks = static_cast<size_t>(find(comm)->ranks);
-    all_to_all("HcclAlltoAll", comm, stream, send, even(bytes_of(send_count, send_type), ranks), receive,
-               even(bytes_of(count, type), ranks), type);
+    all_to_all("HcclAlltoAll", comm, stream, send, even(bytes_of(send_count, send_type), ranks),
+               receive, even(bytes_of(count, type), ranks), type);
   });
 }
 
-SOFTNPU_C int HcclAlltoAllV(const void* send, const void* send_counts, const void* send_at, int send_type,
-                            const void* receive, const void* counts, const void* at, int type, Handle comm,
-                            Handle stream) {
+SOFTNPU_C int HcclAlltoAllV(const void* send, const void* send_counts, const void* send_at,
+                            int send_type, const void* receive, const void* counts, const void* at,
+                            int type, Handle comm, Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {  // the counts are host arrays that need not live longer than this call
     const auto ranks = static_cast<size_t>(find(comm)->ranks);
-    all_to_all("HcclAlltoAllV", comm, stream, send, uneven(send_counts, send_at, ranks, element_size(send_type)),
-               receive, uneven(counts, at, ranks, element_size(type)), type);
+    all_to_all("HcclAlltoAllV", comm, stream, send,
+               uneven(send_counts, send_at, ranks, element_size(send_type)), receive,
+               uneven(counts, at, ranks, element_size(type)), type);
   });
 }
 
-SOFTNPU_C int HcclAlltoAllVC(const void* send, const void* matrix, int send_type, const void* receive, int type,
-                             Handle handle, Handle stream) {
+SOFTNPU_C int HcclAlltoAllVC(const void* send, const void* matrix, int send_type,
+                             const void* receive, int type, Handle handle, Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);
     const auto ranks = static_cast<size_t>(comm->ranks), rank = static_cast<size_t>(comm->rank);
-    const auto* const counts = static_cast<const uint64_t*>(matrix);  // row i: what rank i sends, one behind the other
-    all_to_all("HcclAlltoAllVC", handle, stream, send, packed(counts + rank * ranks, 1, ranks, element_size(send_type)),
-               receive, packed(counts + rank, ranks, ranks, element_size(type)), type);
+    const auto* const counts =
+        static_cast<const uint64_t*>(matrix);  // row i: what rank i sends, one behind the other
+    all_to_all("HcclAlltoAllVC", handle, stream, send,
+               packed(counts + rank * ranks, 1, ranks, element_size(send_type)), receive,
+               packed(counts + rank, ranks, ranks, element_size(type)), type);
   });
 }
 
-SOFTNPU_C int HcclScatter(void* send, void* receive, uint64_t count, int dtype, uint32_t root, Handle handle,
-                          Handle stream) {
+SOFTNPU_C int HcclScatter(void* send, void* receive, uint64_t count, int dtype, uint32_t root,
+                          Handle handle, Handle stream) {
   SOFTNPU_ENTER();
   return guarded([&] {
     const auto comm = find(handle);

@@ -40,11 +40,12 @@ void launch_transfers(const std::vector<Pending>& items, const char* name) {
   }
 }
 
-int add_transfer(Handle comm, Handle stream, bool send, const void* data, uint64_t count, int dtype, uint32_t peer,
-                 const char* name) {
+int add_transfer(Handle comm, Handle stream, bool send, const void* data, uint64_t count, int dtype,
+                 uint32_t peer, const char* name) {
   return guarded([&] {
     const auto found = find(comm);
-    const Pending item{found, stream, send, {data, bytes_of(count, dtype)}, known_rank(peer, *found, "peer")};
+    const Pending item{
+        found, stream, send, {data, bytes_of(count, dtype)}, known_rank(peer, *found, "peer")};
     if (group_depth)
       group.push_back(item);
     else
@@ -58,12 +59,14 @@ int add_transfer(Handle comm, Handle stream, bool send, const void* data, uint64
 using namespace softnpu;
 using namespace softnpu::hccl;
 
-SOFTNPU_C int HcclSend(void* data, uint64_t count, int dtype, uint32_t peer, Handle comm, Handle stream) {
+SOFTNPU_C int HcclSend(void* data, uint64_t count, int dtype, uint32_t peer, Handle comm,
+                       Handle stream) {
   SOFTNPU_ENTER();
   return add_transfer(comm, stream, true, data, count, dtype, peer, "HcclSend");
 }
 
-SOFTNPU_C int HcclRecv(void* data, uint64_t count, int dtype, uint32_t peer, Handle comm, Handle stream) {
+SOFTNPU_C int HcclRecv(void* data, uint64_t count, int dtype, uint32_t peer, Handle comm,
+                       Handle stream) {
   SOFTNPU_ENTER();
   return add_transfer(comm, stream, false, data, count, dtype, peer, "HcclRecv");
 }

@@ -22,7 +22,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kRemoteError = 507899;  // a peer is gone; unconfirmed number
 constexpr int kConnectSeconds = 120;
 constexpr int kExecSeconds = 1836;  // documents of HCCL_EXEC_TIMEOUT; 0: never
-constexpr int kLostSeconds = 5;     // our choice: ranks that go on without a lost one may still form groups
+constexpr int kLostSeconds =
+    5;  // our choice: ranks that go on without a lost one may still form groups
 
 int seconds(const char* variable, int otherwise) {
   const char* const text = std::getenv(variable);
@@ -30,14 +31,21 @@ int seconds(const char* variable, int otherwise) {
   return text && number(text, &value) && value >= 0 ? value : otherwise;
 }
 
-bool since(Clock::time_point start, int limit) { return Clock::now() - start > std::chrono::seconds(limit); }
+bool since(Clock::time_point start, int limit) {
+  return Clock::now() - start > std::chrono::seconds(limit);
+}
 
 }  // namespace
 
 Comm::Comm(const std::shared_ptr<Segment>& segment, int own_rank)
-    : name(segment->name), ranks(segment->ranks), rank(own_rank), segment_(segment), header_(segment->header()) {
+    : name(segment->name),
+      ranks(segment->ranks),
+      rank(own_rank),
+      segment_(segment),
+      header_(segment->header()) {
   if (rank < 0 || rank >= ranks)
-    throw Fault(kParameter, "softnpu: rank " + std::to_string(rank) + " of " + std::to_string(ranks));
+    throw Fault(kParameter,
+                "softnpu: rank " + std::to_string(rank) + " of " + std::to_string(ranks));
   for (int peer = 0; peer < ranks; ++peer) everyone_.push_back(peer);
   take_rank();
   try {
@@ -55,7 +63,8 @@ Comm::~Comm() {
   leave();
 }
 
-// A root info serves one communicator: a second process of one rank would write into the first one's memory.
+// A root info serves one communicator: a second process of one rank would write into the first
+// one's memory.
 void Comm::take_rank() {
   int32_t owner = 0;
   if (header_.pids[rank].compare_exchange_strong(owner, getpid())) return;
@@ -65,8 +74,9 @@ void Comm::take_rank() {
     throw Fault(kParameter, "softnpu: " + name + " was left over by " + process +
                                 ", which is gone: a new communicator needs a new root info");
   }
-  throw Fault(kParameter, "softnpu: rank " + std::to_string(rank) + " of " + name + " is taken by " + process +
-                              ": every rank joins once, and a new communicator needs a new root info");
+  throw Fault(kParameter,
+              "softnpu: rank " + std::to_string(rank) + " of " + name + " is taken by " + process +
+                  ": every rank joins once, and a new communicator needs a new root info");
 }
 
 // Waits for the others; the name tells which process made the root info.
@@ -89,11 +99,12 @@ void Comm::join() {
       if (gone.empty() && since(start, kLostSeconds)) gone = lost_anywhere();
       if (!gone.empty()) throw Fault(kRemoteError, "softnpu: " + gone + here);
       if (root && !running(root))
-        throw Fault(kRemoteError,
-                    "softnpu: process " + std::to_string(root) + ", which made the root info, is gone" + here);
+        throw Fault(kRemoteError, "softnpu: process " + std::to_string(root) +
+                                      ", which made the root info, is gone" + here);
     }
     if (since(start, limit))
-      throw Fault(kTimeout, "softnpu: waited " + std::to_string(limit) + " s (HCCL_CONNECT_TIMEOUT)" + here);
+      throw Fault(kTimeout,
+                  "softnpu: waited " + std::to_string(limit) + " s (HCCL_CONNECT_TIMEOUT)" + here);
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   if (rank == 0) segment_->unlink();  // all have it open; before anyone can reuse the name
@@ -122,8 +133,8 @@ void Comm::check_failed() {
   const int32_t by = header_.failed.load(std::memory_order_acquire);
   if (!by) return;
   error = kRemoteError;
-  throw Fault(kRemoteError,
-              "softnpu: communicator " + name + " failed on rank " + std::to_string(by - 1) + ": " + header_.failure);
+  throw Fault(kRemoteError, "softnpu: communicator " + name + " failed on rank " +
+                                std::to_string(by - 1) + ": " + header_.failure);
 }
 
 void Comm::wait(const std::vector<int>& peers, const std::function<bool()>& ready,
@@ -144,7 +155,8 @@ void Comm::wait(const std::vector<int>& peers, const std::function<bool()>& read
     }
     static const int limit = seconds("HCCL_EXEC_TIMEOUT", kExecSeconds);
     if (limit && since(start, limit))
-      throw Fault(kTimeout, "softnpu: waited " + std::to_string(limit) + " s (HCCL_EXEC_TIMEOUT) for " + what());
+      throw Fault(kTimeout, "softnpu: waited " + std::to_string(limit) +
+                                " s (HCCL_EXEC_TIMEOUT) for " + what());
   }
 }
 
@@ -172,8 +184,9 @@ void Comm::agree(const Agreement& mine) {
     if (std::memcmp(&other, &mine, sizeof mine) == 0) continue;
     const auto differ = [&](const char* what, const std::string& theirs, const std::string& ours) {
       if (theirs == ours) return;
-      throw Fault(kParameter, std::string("softnpu: ranks disagree on ") + what + ": rank " + std::to_string(peer) +
-                                  " says " + theirs + ", rank " + std::to_string(rank) + " " + ours);
+      throw Fault(kParameter, std::string("softnpu: ranks disagree on ") + what + ": rank " +
+                                  std::to_string(peer) + " says " + theirs + ", rank " +
+                                  std::to_string(rank) + " " + ours);
     };
     differ("the call", other.call, mine.call);
     differ("count", std::to_string(other.count), std::to_string(mine.count));
@@ -183,7 +196,8 @@ void Comm::agree(const Agreement& mine) {
   }
 }
 
-void Comm::all_reduce(const void* send, void* receive, size_t count, int dtype, int operation, int root) {
+void Comm::all_reduce(const void* send, void* receive, size_t count, int dtype, int operation,
+                      int root) {
   const size_t width = element_size(dtype), step = kSlot / width;
   for (size_t at = 0; at < count; at += step) {
     const size_t now = std::min(step, count - at);
@@ -210,7 +224,8 @@ void Comm::broadcast(void* data, size_t bytes, int root) {
 }
 
 void Comm::exchange(const std::vector<Piece>& send, const std::vector<Piece>& receive) {
-  for (int peer = 0; peer < ranks; ++peer) header_.counts[rank][peer] = send[static_cast<size_t>(peer)].bytes;
+  for (int peer = 0; peer < ranks; ++peer)
+    header_.counts[rank][peer] = send[static_cast<size_t>(peer)].bytes;
   barrier();
   size_t largest = 0;
   for (int from = 0; from < ranks; ++from) {
@@ -219,18 +234,23 @@ void Comm::exchange(const std::vector<Piece>& send, const std::vector<Piece>& re
                                   std::to_string(header_.counts[from][rank]) + " bytes to rank " +
                                   std::to_string(rank) + ", which expects " +
                                   std::to_string(receive[static_cast<size_t>(from)].bytes));
-    for (int to = 0; to < ranks; ++to) largest = std::max<size_t>(largest, header_.counts[from][to]);
+    for (int to = 0; to < ranks; ++to)
+      largest = std::max<size_t>(largest, header_.counts[from][to]);
   }
   const size_t step = kSlot / static_cast<size_t>(ranks);
   for (size_t at = 0; at < largest; at += step) {
-    const auto part = [&](const Piece& piece) { return at < piece.bytes ? std::min(step, piece.bytes - at) : 0; };
+    const auto part = [&](const Piece& piece) {
+      return at < piece.bytes ? std::min(step, piece.bytes - at) : 0;
+    };
     for (size_t peer = 0; peer < send.size(); ++peer) {
-      if (part(send[peer])) std::memcpy(slot(rank) + peer * step, send[peer].data + at, part(send[peer]));
+      if (part(send[peer]))
+        std::memcpy(slot(rank) + peer * step, send[peer].data + at, part(send[peer]));
     }
     barrier();
     for (size_t peer = 0; peer < receive.size(); ++peer) {
       if (part(receive[peer]))
-        std::memcpy(receive[peer].data + at, slot(static_cast<int>(peer)) + static_cast<size_t>(rank) * step,
+        std::memcpy(receive[peer].data + at,
+                    slot(static_cast<int>(peer)) + static_cast<size_t>(rank) * step,
                     part(receive[peer]));
     }
     barrier();
@@ -252,20 +272,25 @@ void Comm::reduce_scatter(const std::vector<Piece>& send, void* receive, int dty
       largest = std::max(largest, send[peer].bytes);
       if (header_.counts[other][peer] != send[peer].bytes)
         throw Fault(kParameter, "softnpu: reduce-scatter: rank " + std::to_string(other) + " has " +
-                                    std::to_string(header_.counts[other][peer]) + " bytes for rank " +
-                                    std::to_string(peer) + ", rank " + std::to_string(rank) + " has " +
+                                    std::to_string(header_.counts[other][peer]) +
+                                    " bytes for rank " + std::to_string(peer) + ", rank " +
+                                    std::to_string(rank) + " has " +
                                     std::to_string(send[peer].bytes));
     }
   const size_t width = element_size(dtype), mine = static_cast<size_t>(rank);
   const size_t step = kSlot / static_cast<size_t>(ranks) / width * width;
   for (size_t at = 0; at < largest; at += step) {
-    const auto part = [&](size_t peer) { return at < send[peer].bytes ? std::min(step, send[peer].bytes - at) : 0; };
+    const auto part = [&](size_t peer) {
+      return at < send[peer].bytes ? std::min(step, send[peer].bytes - at) : 0;
+    };
     for (size_t peer = 0; peer < send.size(); ++peer)
       if (part(peer)) std::memcpy(slot(rank) + peer * step, send[peer].data + at, part(peer));
     barrier();
     std::vector<const unsigned char*> parts;
     for (int peer = 0; peer < ranks; ++peer) parts.push_back(slot(peer) + mine * step);
-    if (part(mine)) reduce(parts, static_cast<unsigned char*>(receive) + at, part(mine) / width, dtype, operation);
+    if (part(mine))
+      reduce(parts, static_cast<unsigned char*>(receive) + at, part(mine) / width, dtype,
+             operation);
     barrier();
   }
   barrier();

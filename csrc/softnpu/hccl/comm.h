@@ -32,12 +32,14 @@ class Comm {
   ~Comm();                                                  // leaves in good order
   Comm(const Comm&) = delete;
 
-  void collective(const Agreement& mine, const std::function<void()>& run);  // all ranks say the same of it first
-  void fail_all(const std::string& why);                                     // every rank fails, now and later
+  void collective(const Agreement& mine,
+                  const std::function<void()>& run);  // all ranks say the same of it first
+  void fail_all(const std::string& why);              // every rank fails, now and later
   void all_reduce(const void* send, void* receive, size_t count, int dtype, int operation,
                   int root);  // root -1: every rank keeps it
   void broadcast(void* data, size_t bytes, int root);
-  void exchange(const std::vector<Piece>& send, const std::vector<Piece>& receive);  // all to all, uneven
+  void exchange(const std::vector<Piece>& send,
+                const std::vector<Piece>& receive);  // all to all, uneven
   void all_gather(const void* send, size_t bytes, const std::vector<Piece>& receive);
   void reduce_scatter(const std::vector<Piece>& send, void* receive, int dtype, int operation);
   void transfer(std::vector<Transfer> transfers);

@@ -44,8 +44,8 @@ Wide combine(Wide a, Wide b, int operation) {
 }
 
 template <class Stored, class Wide, class Narrow>
-void run(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int operation,
-         Narrow narrow) {
+void run(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count,
+         int operation, Narrow narrow) {
   for (size_t i = 0; i < count; ++i) {
     Wide value = static_cast<Wide>(load<Stored>(parts[0], i));
     for (size_t part = 1; part < parts.size(); ++part)
@@ -56,13 +56,15 @@ void run(const std::vector<const unsigned char*>& parts, unsigned char* to, size
 }
 
 template <class T>
-void same(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int operation) {
+void same(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count,
+          int operation) {
   run<T, T>(parts, to, count, operation, [](T value) { return value; });
 }
 
 }  // namespace
 
-void reduce(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int dtype, int operation) {
+void reduce(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count,
+            int dtype, int operation) {
   if (operation < kHcclSum || operation > kHcclMin)
     throw Fault(kParameter, "softnpu: HCCL reduction " + std::to_string(operation));
   switch (dtype) {

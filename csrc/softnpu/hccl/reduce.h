@@ -8,6 +8,7 @@
 
 namespace softnpu::hccl {
 
-void reduce(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count, int dtype, int operation);
+void reduce(const std::vector<const unsigned char*>& parts, unsigned char* to, size_t count,
+            int dtype, int operation);
 
 }  // namespace softnpu::hccl

@@ -10,7 +10,8 @@ namespace softnpu::hccl {
 
 inline constexpr int kMaxRanks = 64;
 inline constexpr size_t kSlot = size_t{1} << 20;  // a rank's bytes of one collective's round
-inline constexpr size_t kBox = size_t{64} << 10;  // bytes on the way between one ordered pair of ranks
+inline constexpr size_t kBox = size_t{64}
+                               << 10;  // bytes on the way between one ordered pair of ranks
 
 // What all ranks must say alike of one collective; -1: may differ.
 struct Agreement {
@@ -27,11 +28,13 @@ struct Mailbox {
 struct Header {
   std::atomic<int32_t> ranks;
   std::atomic<int32_t> pids[kMaxRanks];
-  std::atomic<bool> left[kMaxRanks];                   // in good order: a process that ends otherwise is lost
-  std::atomic<uint64_t> rounds[kMaxRanks];             // barriers that each rank has entered
-  std::atomic<uint64_t> counts[kMaxRanks][kMaxRanks];  // bytes that row sends to column in this all-to-all
-  Agreement calls[2][kMaxRanks];                       // of this collective and, from faster ranks, the next
-  std::atomic<int32_t> failing, failed;  // first rank that failed, plus one; `failed` when the text is there
+  std::atomic<bool> left[kMaxRanks];        // in good order: a process that ends otherwise is lost
+  std::atomic<uint64_t> rounds[kMaxRanks];  // barriers that each rank has entered
+  std::atomic<uint64_t> counts[kMaxRanks]
+                              [kMaxRanks];  // bytes that row sends to column in this all-to-all
+  Agreement calls[2][kMaxRanks];            // of this collective and, from faster ranks, the next
+  std::atomic<int32_t> failing,
+      failed;  // first rank that failed, plus one; `failed` when the text is there
   char failure[512];
 };
 

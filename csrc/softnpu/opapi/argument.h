@@ -1,4 +1,5 @@
-// What phase 1 gets from C and what a kernel gets instead: tensors as at::Tensor on the device's memory, and so on.
+// What phase 1 gets from C and what a kernel gets instead: tensors as at::Tensor on the device's
+// memory, and so on.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,7 +20,8 @@
 
 namespace softnpu {
 
-// const aclTensor*; nullptr is refused, but a checked operator gets it undefined and its table decides.
+// const aclTensor*; nullptr is refused, but a checked operator gets it undefined and its table
+// decides.
 using In = const at::Tensor&;
 using OptionalIn = const std::optional<at::Tensor>&;  // const aclTensor*, which may be nullptr
 using Ins = const std::vector<at::Tensor>&;           // const aclTensorList*
@@ -32,8 +34,8 @@ using Scalars = const std::vector<at::Scalar>&;  // const aclScalarList*
 using Text = const std::string&;                 // const char*
 enum class DType_ : int {};                      // aclDataType by value
 
-// An output, or an argument that is changed: assigning stores with the output's dtype and strides; the shape must be
-// right.
+// An output, or an argument that is changed: assigning stores with the output's dtype and strides;
+// the shape must be right.
 class Out {
  public:
   Out() = default;
@@ -41,7 +43,9 @@ class Out {
   void operator=(const at::Tensor& value) const;
   void operator=(const Out&) = delete;
   Out(const Out&) = default;
-  const at::Tensor& operator*() const { return tensor_; }  // to read, or to write in place after touch()
+  const at::Tensor& operator*() const {
+    return tensor_;
+  }  // to read, or to write in place after touch()
   const at::Tensor* operator->() const { return &tensor_; }
   explicit operator bool() const { return tensor_.defined(); }
   void touch() const;  // "the kernel has written this"
@@ -74,9 +78,11 @@ struct Builder {
   std::vector<std::pair<aclTensor*, std::shared_ptr<std::vector<int64_t>>>> growing;
 
   Builder(const char* name, bool checked);
-  at::Tensor tensor(const aclTensor* raw);         // null: undefined
-  at::Tensor required(const aclTensor* raw);       // null: refused, unless the operator has a check of its own
-  void* alias(const void* pointer, size_t bytes);  // where the kernel finds the bytes; checked again when it runs
+  at::Tensor tensor(const aclTensor* raw);  // null: undefined
+  at::Tensor required(
+      const aclTensor* raw);  // null: refused, unless the operator has a check of its own
+  void* alias(const void* pointer,
+              size_t bytes);  // where the kernel finds the bytes; checked again when it runs
   Out out(const aclTensor* raw);
   Out required_out(const aclTensor* raw);
   void note(const std::string& argument);
@@ -85,7 +91,8 @@ struct Builder {
   void refuse_null(const aclTensor* raw) const;
   bool checked_;
   int tensors_ = 0;  // seen so far
-  // A stream's thread writes in place what is made here, and it may not into an inference tensor of the caller's mode.
+  // A stream's thread writes in place what is made here, and it may not into an inference tensor of
+  // the caller's mode.
   c10::InferenceMode outside_{false};
 };
 
@@ -95,8 +102,9 @@ at::Scalar scalar_value(const aclScalar* raw);
 inline std::string shown(double number) {
   char digits[64];
   const auto single = static_cast<float>(number);
-  const auto end = static_cast<double>(single) == number ? std::to_chars(digits, digits + sizeof digits, single)
-                                                         : std::to_chars(digits, digits + sizeof digits, number);
+  const auto end = static_cast<double>(single) == number
+                       ? std::to_chars(digits, digits + sizeof digits, single)
+                       : std::to_chars(digits, digits + sizeof digits, number);
   return std::string(digits, end.ptr);
 }
 inline std::string shown(float number) { return shown(static_cast<double>(number)); }
@@ -118,7 +126,8 @@ inline std::string shown(DType_ dtype) { return dtype_name(static_cast<int>(dtyp
 template <class T>
 std::string shown(const std::vector<T>& values) {
   std::string result = "[";
-  for (size_t i = 0; i < values.size(); ++i) result += (i ? "," : "") + shown(static_cast<T>(values[i]));
+  for (size_t i = 0; i < values.size(); ++i)
+    result += (i ? "," : "") + shown(static_cast<T>(values[i]));
   return result + "]";
 }
 template <class T>
@@ -209,7 +218,9 @@ template <>
 struct Argument<std::vector<int64_t>> {
   using Raw = const aclIntArray*;
   static constexpr const char* c_type = "const aclIntArray*";
-  static std::vector<int64_t> take(Builder& b, Raw raw) { return noted(b, raw ? raw->values : std::vector<int64_t>()); }
+  static std::vector<int64_t> take(Builder& b, Raw raw) {
+    return noted(b, raw ? raw->values : std::vector<int64_t>());
+  }
 };
 template <>
 struct Argument<std::optional<std::vector<int64_t>>> {
@@ -223,7 +234,9 @@ template <>
 struct Argument<std::vector<bool>> {
   using Raw = const aclBoolArray*;
   static constexpr const char* c_type = "const aclBoolArray*";
-  static std::vector<bool> take(Builder& b, Raw raw) { return noted(b, raw ? raw->values : std::vector<bool>()); }
+  static std::vector<bool> take(Builder& b, Raw raw) {
+    return noted(b, raw ? raw->values : std::vector<bool>());
+  }
 };
 template <>
 struct Argument<at::Scalar> {

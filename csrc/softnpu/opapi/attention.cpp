@@ -1,4 +1,5 @@
-// FlashAttentionScore as scaled_dot_product_attention and npu_fusion_attention call it: layouts BNSD, BSND, BSH, SBH.
+// FlashAttentionScore as scaled_dot_product_attention and npu_fusion_attention call it: layouts
+// BNSD, BSND, BSH, SBH.
 #include <ATen/ops/amax.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/matmul.h>
@@ -38,9 +39,11 @@ int64_t key_heads(In query, In key, const Setting& s) {
   return key.size(2) / (query.size(2) / s.heads);
 }
 
-// True where a key is excluded. sparse 0: the given mask; 2: causal, aligned left up; 3: causal, aligned right down.
+// True where a key is excluded. sparse 0: the given mask; 2: causal, aligned left up; 3: causal,
+// aligned right down.
 at::Tensor excluded(OptionalIn mask, const Setting& s, int64_t queries, int64_t keys) {
-  if (s.sparse == 0 || s.sparse == 1) return mask ? mask->to(at::kBool) : at::zeros({queries, keys}, at::kBool);
+  if (s.sparse == 0 || s.sparse == 1)
+    return mask ? mask->to(at::kBool) : at::zeros({queries, keys}, at::kBool);
   return at::triu(at::ones({queries, keys}, at::kBool), 1 + (s.sparse == 3 ? keys - queries : 0));
 }
 
@@ -65,11 +68,12 @@ Scores score(In query, In key, In value, OptionalIn mask, const Setting& s) {
   return r;
 }
 
-Setting setting(double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t sparse,
-                OptionalIn pse, OptionalIn drop) {
+Setting setting(double scale, double keep, int64_t before, int64_t after, int64_t heads,
+                Text layout, int64_t sparse, OptionalIn pse, OptionalIn drop) {
   if (keep < 1 || drop) throw Fault(kNnParameter, "dropout inside attention is not emulated");
   if (pse) throw Fault(kNnParameter, "pse (position shift) is not emulated");
-  if (sparse < 0 || sparse > 3) throw Fault(kNnParameter, "sparseMode " + std::to_string(sparse) + " is not emulated");
+  if (sparse < 0 || sparse > 3)
+    throw Fault(kNnParameter, "sparseMode " + std::to_string(sparse) + " is not emulated");
   if (layout != "BNSD" && layout != "BSND" && layout != "BSH" && layout != "SBH")
     throw Fault(kNnParameter, "inputLayout " + layout + " is not emulated");
   if (sparse == 0 && (before < 65535 || after < 65535))
@@ -88,7 +92,8 @@ at::Tensor sum_groups(In x, int64_t groups) {  // [B, N, S, D] -> [B, groups, S,
   return x.reshape({x.size(0), groups, x.size(1) / groups, x.size(2), x.size(3)}).sum(2);
 }
 
-void backward(In q, In k, In v, In gradient, OptionalIn mask, const Setting& s, Out dq, Out dk, Out dv) {
+void backward(In q, In k, In v, In gradient, OptionalIn mask, const Setting& s, Out dq, Out dk,
+              Out dv) {
   const Scores r = score(q, k, v, mask, s);
   const int64_t groups = key_heads(q, k, s);
   const at::Tensor g = to_heads(gradient, s.layout, s.heads).to(r.p.scalar_type());
@@ -101,31 +106,39 @@ void backward(In q, In k, In v, In gradient, OptionalIn mask, const Setting& s, 
 
 }  // namespace
 
-OP(aclnnFlashAttentionScore, [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, Ints,
-                                double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout,
-                                int64_t, int64_t sparse, Out largest, Out sum, OptionalOut, Out o) {
-  forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
-})
+OP(aclnnFlashAttentionScore,
+   [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, Ints,
+      double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t,
+      int64_t sparse, Out largest, Out sum, OptionalOut, Out o) {
+     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop),
+             largest, sum, o);
+   })
 OP(aclnnFlashAttentionScoreV4,
-   [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn, OptionalIn,
-      OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, Ints, Ints, Ints, Ints, double scale, double keep,
-      int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, int64_t, int64_t, Text,
-      int64_t, int64_t, Out largest, Out sum, OptionalOut, Out o) {
-     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
+   [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn,
+      OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, Ints, Ints, Ints, Ints,
+      double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t,
+      int64_t sparse, int64_t, int64_t, Text, int64_t, int64_t, Out largest, Out sum, OptionalOut,
+      Out o) {
+     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop),
+             largest, sum, o);
    })
 OP(aclnnFlashAttentionScoreGrad,
-   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn, OptionalIn,
-      OptionalIn, OptionalIn, Ints, double scale, double keep, int64_t before, int64_t after, int64_t heads,
-      Text layout, int64_t, int64_t sparse, Out dq, Out dk, Out dv, OptionalOut) {
-     backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask,
+      OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, double scale, double keep,
+      int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, Out dq,
+      Out dk, Out dv, OptionalOut) {
+     backward(q, k, v, g, mask,
+              setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
    })
 OP(aclnnFlashAttentionScoreGradV4,
-   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn, OptionalIn,
-      OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn,
-      OptionalIn, Ints, Ints, Ints, Ints, Ints, double scale, double keep, int64_t before, int64_t after, int64_t heads,
-      Text layout, Text, int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t, Out dq, Out dk, Out dv,
+   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask,
+      OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn,
+      OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, Ints, Ints, Ints, Ints,
+      double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, Text,
+      int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t, Out dq, Out dk, Out dv,
       OptionalOut, OptionalOut, OptionalOut, OptionalOut) {
-     backward(q, k, v, g, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+     backward(q, k, v, g, mask,
+              setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
    })
 
 }  // namespace softnpu

@@ -44,12 +44,15 @@
 namespace softnpu {
 
 #define BINARY(NAME, FUNCTION) OP(aclnn##NAME, [](In a, In b, Out o) { o = FUNCTION(a, b); })
-#define BINARY_INPLACE(NAME, FUNCTION) OP(aclnnInplace##NAME, [](Out a, In b) { a = FUNCTION(*a, b); })
+#define BINARY_INPLACE(NAME, FUNCTION) \
+  OP(aclnnInplace##NAME, [](Out a, In b) { a = FUNCTION(*a, b); })
 #define SCALAR(NAME, FUNCTION) OP(aclnn##NAME, [](In a, Scalar b, Out o) { o = FUNCTION(a, b); })
-#define SCALAR_INPLACE(NAME, FUNCTION) OP(aclnnInplace##NAME, [](Out a, Scalar b) { a = FUNCTION(*a, b); })
+#define SCALAR_INPLACE(NAME, FUNCTION) \
+  OP(aclnnInplace##NAME, [](Out a, Scalar b) { a = FUNCTION(*a, b); })
 #define BOTH(TENSOR, SCALAR_NAME, FUNCTION) \
   BINARY(TENSOR, FUNCTION)                  \
-  BINARY_INPLACE(TENSOR, FUNCTION) SCALAR(SCALAR_NAME, FUNCTION) SCALAR_INPLACE(SCALAR_NAME, FUNCTION)
+  BINARY_INPLACE(TENSOR, FUNCTION)          \
+  SCALAR(SCALAR_NAME, FUNCTION) SCALAR_INPLACE(SCALAR_NAME, FUNCTION)
 
 BOTH(Mul, Muls, at::mul)
 BOTH(Div, Divs, at::div)
@@ -123,11 +126,15 @@ OP(aclnnLerp, [](In a, In b, In weight, Out o) { o = at::lerp(a, b, weight); })
 OP(aclnnLerps, [](In a, In b, Scalar weight, Out o) { o = at::lerp(a, b, weight); })
 OP(aclnnInplaceLerp, [](Out a, In b, In weight) { a = at::lerp(*a, b, weight); })
 OP(aclnnInplaceLerps, [](Out a, In b, Scalar weight) { a = at::lerp(*a, b, weight); })
-OP(aclnnIsClose,
-   [](In a, In b, double rtol, double atol, bool equal_nan, Out o) { o = at::isclose(a, b, rtol, atol, equal_nan); })
-OP(aclnnSWhere, [](In condition, In a, In b, Out o) { o = at::where(condition.to(at::kBool), a, b); })
+OP(aclnnIsClose, [](In a, In b, double rtol, double atol, bool equal_nan, Out o) {
+  o = at::isclose(a, b, rtol, atol, equal_nan);
+})
+OP(aclnnSWhere,
+   [](In condition, In a, In b, Out o) { o = at::where(condition.to(at::kBool), a, b); })
 OP(aclnnEqual, [](In a, In b, Out o) { o = at::scalar_tensor(at::equal(a, b), at::kBool); })
-OP(aclnnIsInScalarTensor, [](Scalar a, In b, bool unique, bool invert, Out o) { o = at::isin(a, b, unique, invert); })
-OP(aclnnIsInTensorScalar, [](In a, Scalar b, bool unique, bool invert, Out o) { o = at::isin(a, b, unique, invert); })
+OP(aclnnIsInScalarTensor,
+   [](Scalar a, In b, bool unique, bool invert, Out o) { o = at::isin(a, b, unique, invert); })
+OP(aclnnIsInTensorScalar,
+   [](In a, Scalar b, bool unique, bool invert, Out o) { o = at::isin(a, b, unique, invert); })
 
 }  // namespace softnpu

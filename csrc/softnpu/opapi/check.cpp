@@ -23,7 +23,8 @@ std::string show(const Types& types) {
 }
 
 void refuse(const std::string& argument, const std::string& found, const std::string& expected) {
-  throw Fault(kNnParameter, "argument '" + argument + "': found " + found + ", expected " + expected);
+  throw Fault(kNnParameter,
+              "argument '" + argument + "': found " + found + ", expected " + expected);
 }
 
 void require(bool condition, const char* argument, const std::string& found, const char* expected) {
@@ -35,8 +36,8 @@ void expect_values(In x, int64_t first, int64_t end, const char* argument) {
   const at::Tensor outside = values.masked_select(values.lt(first).logical_or(values.ge(end)));
   if (outside.numel())
     throw Fault(kKernelFault, std::string("argument '") + argument + "': found the value " +
-                                  text(outside[0].item<int64_t>()) + ", expected " + text(first) + " to " +
-                                  text(end - 1));
+                                  text(outside[0].item<int64_t>()) + ", expected " + text(first) +
+                                  " to " + text(end - 1));
 }
 
 bool here(unsigned where) {
@@ -58,7 +59,8 @@ void check_table(const std::vector<Rule>& rules, int rank_code) {
   for (const Rule& rule : rules) {
     const at::Tensor& x = rule.tensor;
     if (!x.defined()) {
-      if (rule.required) throw Fault(kNnNullptr, std::string("argument '") + rule.argument + "' is null");
+      if (rule.required)
+        throw Fault(kNnNullptr, std::string("argument '") + rule.argument + "' is null");
       continue;
     }
     const std::string mark = rule.source == kReading ? " (our reading of the document)" : "";

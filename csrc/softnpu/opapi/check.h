@@ -11,7 +11,8 @@
 
 namespace softnpu {
 
-// Where a row comes from. kReading: our own reading of an unclear or missing sentence, not confirmed on hardware.
+// Where a row comes from. kReading: our own reading of an unclear or missing sentence, not
+// confirmed on hardware.
 enum class Source { kDocument, kReading };
 using enum Source;
 
@@ -42,12 +43,15 @@ struct Rule {
 };
 
 // What CANN's documents answer for a shape or a value that does not fit, where it is not 161002.
-inline constexpr int kTilingRefuses = 561002, kShapeInferenceRefuses = 561103, kWrongPlatform = 361001;
+inline constexpr int kTilingRefuses = 561002, kShapeInferenceRefuses = 561103,
+                     kWrongPlatform = 361001;
 
-[[noreturn]] void refuse(const std::string& argument, const std::string& found, const std::string& expected);
+[[noreturn]] void refuse(const std::string& argument, const std::string& found,
+                         const std::string& expected);
 void require(bool condition, const char* argument, const std::string& found, const char* expected);
-bool here(unsigned where);             // on one of these chips
-bool cann_from(int major, int minor);  // the CANN version that torch_npu is told is this one or later
+bool here(unsigned where);  // on one of these chips
+bool cann_from(int major,
+               int minor);  // the CANN version that torch_npu is told is this one or later
 // Refuses the operator on a chip that does not have it.
 void require_generation(unsigned where, int code = kNnParameter);
 void check_table(const std::vector<Rule>& rules, int rank_code = kNnParameter);
@@ -61,7 +65,8 @@ void refusing_with(int code, const Check& check) {
     throw Fault(fault.code == kNnParameter ? code : fault.code, fault.what());
   }
 }
-// For values that only the kernel can read: one outside of [first, end) is a fault that names the argument.
+// For values that only the kernel can read: one outside of [first, end) is a fault that names the
+// argument.
 void expect_values(In x, int64_t first, int64_t end, const char* argument);
 std::string show(In x);
 std::string show(const Types& types);
@@ -69,16 +74,18 @@ inline std::string text(int64_t value) { return std::to_string(value); }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline bool on_a5() { return here(kOnA5); }
 
-// Keeps the rows of a table that allow what was found for one argument; refuses it when none is left.
+// Keeps the rows of a table that allow what was found for one argument; refuses it when none is
+// left.
 template <class Row>
-void narrow(std::vector<const Row*>& rows, const char* argument, at::ScalarType found, const std::string& shown,
-            Types Row::* column) {
+void narrow(std::vector<const Row*>& rows, const char* argument, at::ScalarType found,
+            const std::string& shown, Types Row::* column) {
   std::vector<const Row*> kept;
   Types expected;
   for (const Row* row : rows) {
     for (const auto dtype : row->*column) {
       if (dtype == found) kept.push_back(row);
-      if (std::find(expected.begin(), expected.end(), dtype) == expected.end()) expected.push_back(dtype);
+      if (std::find(expected.begin(), expected.end(), dtype) == expected.end())
+        expected.push_back(dtype);
     }
   }
   if (kept.empty()) refuse(argument, shown, show(expected) + " beside the arguments before it");

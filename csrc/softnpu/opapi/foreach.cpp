@@ -32,7 +32,8 @@
 namespace softnpu {
 namespace {
 
-// `step(i)` gives the i-th result; all are computed before any is stored, since outputs may be inputs.
+// `step(i)` gives the i-th result; all are computed before any is stored, since outputs may be
+// inputs.
 template <class Step>
 void each(Outs outs, Step step) {
   std::vector<at::Tensor> results;
@@ -44,13 +45,14 @@ void each(Outs outs, Step step) {
 
 #define EACH(...) each(o, [&](size_t i) { return __VA_ARGS__; })
 
-// Four forms of the second operand: a scalar in a device tensor, a host scalar, one scalar for each tensor, a list of
-// tensors.
+// Four forms of the second operand: a scalar in a device tensor, a host scalar, one scalar for each
+// tensor, a list of tensors.
 #define ARITHMETIC(NAME, FUNCTION)                                                            \
   OP(aclnnForeach##NAME##Scalar, [](Ins a, In b, Outs o) { EACH(FUNCTION(a[i], b.item())); }) \
   OP(aclnnForeach##NAME##ScalarV2, [](Ins a, Scalar b, Outs o) { EACH(FUNCTION(a[i], b)); })  \
   OP(aclnnForeach##NAME##ScalarList, [](Ins a, Scalars b, Outs o) { EACH(FUNCTION(a[i], b[i])); })
-#define LISTS(NAME, FUNCTION) OP(aclnnForeach##NAME##List, [](Ins a, Ins b, Outs o) { EACH(FUNCTION(a[i], b[i])); })
+#define LISTS(NAME, FUNCTION) \
+  OP(aclnnForeach##NAME##List, [](Ins a, Ins b, Outs o) { EACH(FUNCTION(a[i], b[i])); })
 
 ARITHMETIC(Add, at::add)
 ARITHMETIC(Sub, at::sub)
@@ -62,18 +64,25 @@ LISTS(Mul, at::mul)
 LISTS(Div, at::div)
 LISTS(Maximum, at::maximum)
 LISTS(Minimum, at::minimum)
-OP(aclnnForeachAddList, [](Ins a, Ins b, In alpha, Outs o) { EACH(at::add(a[i], b[i], alpha.item())); })
-OP(aclnnForeachAddListV2, [](Ins a, Ins b, Scalar alpha, Outs o) { EACH(at::add(a[i], b[i], alpha)); })
-OP(aclnnForeachSubList, [](Ins a, Ins b, In alpha, Outs o) { EACH(at::sub(a[i], b[i], alpha.item())); })
-OP(aclnnForeachSubListV2, [](Ins a, Ins b, Scalar alpha, Outs o) { EACH(at::sub(a[i], b[i], alpha)); })
-OP(aclnnForeachLerpScalar, [](Ins a, Ins b, Scalar weight, Outs o) { EACH(at::lerp(a[i], b[i], weight)); })
-OP(aclnnForeachLerpList, [](Ins a, Ins b, Ins weight, Outs o) { EACH(at::lerp(a[i], b[i], weight[i])); })
+OP(aclnnForeachAddList,
+   [](Ins a, Ins b, In alpha, Outs o) { EACH(at::add(a[i], b[i], alpha.item())); })
+OP(aclnnForeachAddListV2,
+   [](Ins a, Ins b, Scalar alpha, Outs o) { EACH(at::add(a[i], b[i], alpha)); })
+OP(aclnnForeachSubList,
+   [](Ins a, Ins b, In alpha, Outs o) { EACH(at::sub(a[i], b[i], alpha.item())); })
+OP(aclnnForeachSubListV2,
+   [](Ins a, Ins b, Scalar alpha, Outs o) { EACH(at::sub(a[i], b[i], alpha)); })
+OP(aclnnForeachLerpScalar,
+   [](Ins a, Ins b, Scalar weight, Outs o) { EACH(at::lerp(a[i], b[i], weight)); })
+OP(aclnnForeachLerpList,
+   [](Ins a, Ins b, Ins weight, Outs o) { EACH(at::lerp(a[i], b[i], weight[i])); })
 OP(aclnnForeachAddcmulScalar,
    [](Ins x, Ins a, Ins b, In value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value.item())); })
 OP(aclnnForeachAddcmulScalarV2,
    [](Ins x, Ins a, Ins b, Scalar value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value)); })
-OP(aclnnForeachAddcmulScalarList,
-   [](Ins x, Ins a, Ins b, Scalars value, Outs o) { EACH(at::addcmul(x[i], a[i], b[i], value[i])); })
+OP(aclnnForeachAddcmulScalarList, [](Ins x, Ins a, Ins b, Scalars value, Outs o) {
+  EACH(at::addcmul(x[i], a[i], b[i], value[i]));
+})
 OP(aclnnForeachAddcdivScalar,
    [](Ins x, Ins a, Ins b, In value, Outs o) { EACH(at::addcdiv(x[i], a[i], b[i], value.item())); })
 OP(aclnnForeachAddcdivScalarV2,
@@ -87,18 +96,19 @@ OP(aclnnForeachNonFiniteCheckAndUnscale, [](Outs gradients, Out found, In scale)
     gradient = at::mul(*gradient, scale);
   }
 })
-OP(aclnnAmpUpdateScale,
-   [](In scale, In tracker, In found, double growth, double backoff, int64_t interval, Out new_scale, Out new_tracker) {
-     at::Tensor updated = scale.clone(), steps = tracker.clone();
-     at::_amp_update_scale_(updated, steps, found, growth, backoff, interval);
-     new_scale = updated, new_tracker = steps;
-   })
+OP(aclnnAmpUpdateScale, [](In scale, In tracker, In found, double growth, double backoff,
+                           int64_t interval, Out new_scale, Out new_tracker) {
+  at::Tensor updated = scale.clone(), steps = tracker.clone();
+  at::_amp_update_scale_(updated, steps, found, growth, backoff, interval);
+  new_scale = updated, new_tracker = steps;
+})
 OP(aclnnForeachNorm, [](Ins a, Scalar p, Outs o) { EACH(at::linalg_vector_norm(a[i], p)); })
 OP(aclnnForeachPowScalarV2, [](Ins a, Scalar b, Outs o) { EACH(at::pow(a[i], b)); })
 OP(aclnnForeachCopy, [](Ins a, Outs o) { EACH(a[i]); })
 OP(aclnnForeachZeroInplace, [](Outs o) { EACH(at::zeros_like(*o[i])); })
 
-#define EACH_UNARY(NAME, FUNCTION) OP(aclnnForeach##NAME, [](Ins a, Outs o) { EACH(FUNCTION(a[i])); })
+#define EACH_UNARY(NAME, FUNCTION) \
+  OP(aclnnForeach##NAME, [](Ins a, Outs o) { EACH(FUNCTION(a[i])); })
 EACH_UNARY(Abs, at::abs)
 EACH_UNARY(Exp, at::exp)
 EACH_UNARY(Log, at::log)

@@ -1,5 +1,6 @@
-// Grouped products: npu_grouped_matmul in all its forms. The dtypes are in fused_grouped_forms.cpp, the limits in
-// fused_grouped_check.cpp; the formulas are those of the section "计算公式" of aclnnGroupedMatmulV5.md.
+// Grouped products: npu_grouped_matmul in all its forms. The dtypes are in fused_grouped_forms.cpp,
+// the limits in fused_grouped_check.cpp; the formulas are those of the section "计算公式" of
+// aclnnGroupedMatmulV5.md.
 #include "fused_grouped.h"
 
 #include <ATen/ops/cat.h>
@@ -19,7 +20,8 @@ std::vector<Group> read_groups(In list, int64_t type, int64_t length) {
   std::vector<Group> groups;
   int64_t end = 0;
   for (int64_t i = 0; i < values.size(0); ++i) {
-    const int64_t start = end, expert = type == 2 ? data[2 * i] : i, value = data[type == 2 ? 2 * i + 1 : i];
+    const int64_t start = end, expert = type == 2 ? data[2 * i] : i,
+                  value = data[type == 2 ? 2 * i + 1 : i];
     if (value < 0 || value > length - (type == 0 ? 0 : start) || (type == 0 && value < start))
       throw Fault(kKernelFault, "argument 'group_list': " + text(value) + " for group " + text(i) +
                                     " goes beyond the rows of x or falls");
@@ -32,7 +34,8 @@ std::vector<Group> read_groups(In list, int64_t type, int64_t length) {
 }
 
 at::Tensor product(In x, In weight) {
-  const auto exact = at::isIntegralType(x.scalar_type(), false) && at::isIntegralType(weight.scalar_type(), false);
+  const auto exact =
+      at::isIntegralType(x.scalar_type(), false) && at::isIntegralType(weight.scalar_type(), false);
   const auto dtype = exact ? at::kDouble : kF32;
   return at::matmul(x.to(dtype), weight.to(dtype));
 }
@@ -58,7 +61,8 @@ at::Tensor swiglu_of(In both) {
 namespace {
 
 at::Tensor element(Ins list, const Grouped& call, int64_t expert) {
-  return call.weight.size() == 1 && call.weight[0].dim() == 3 ? list[0][expert] : list[static_cast<size_t>(expert)];
+  return call.weight.size() == 1 && call.weight[0].dim() == 3 ? list[0][expert]
+                                                              : list[static_cast<size_t>(expert)];
 }
 
 at::Tensor weight_of(const Grouped& call, int64_t expert) {
@@ -66,9 +70,11 @@ at::Tensor weight_of(const Grouped& call, int64_t expert) {
   return together ? call.weight[0][expert].read() : call.weight[static_cast<size_t>(expert)].read();
 }
 
-// The scale of a static quantisation as the fixed pipe reads it: 19 bits of fp32, and a signed offset of 9 bits at 37
-// (our reading of aclnnTransQuantParam).
-at::Tensor pipe_scale(In packed) { return packed.view(at::kLong).bitwise_and(0xFFFFE000).contiguous(); }
+// The scale of a static quantisation as the fixed pipe reads it: 19 bits of fp32, and a signed
+// offset of 9 bits at 37 (our reading of aclnnTransQuantParam).
+at::Tensor pipe_scale(In packed) {
+  return packed.view(at::kLong).bitwise_and(0xFFFFE000).contiguous();
+}
 at::Tensor pipe_offset(In packed) {
   const at::Tensor bits = packed.view(at::kLong).bitwise_right_shift(37).bitwise_and(511);
   return bits.bitwise_xor(256).sub(256).to(kF32);
@@ -98,8 +104,10 @@ struct Part {
 at::Tensor row_scale(const Grouped& call, const Part& part) {
   const at::Tensor scale = call.per_token[0].to(kF32);
   if (call.type == 2)
-    return scale.dim() == 2 && scale.size(1) > 1 ? scale[part.index].unsqueeze(-1) : scale[part.index];
-  if (scale.dim() == 1 && scale.size(0) == call.rows()) return scale.slice(0, part.start, part.end).unsqueeze(-1);
+    return scale.dim() == 2 && scale.size(1) > 1 ? scale[part.index].unsqueeze(-1)
+                                                 : scale[part.index];
+  if (scale.dim() == 1 && scale.size(0) == call.rows())
+    return scale.slice(0, part.start, part.end).unsqueeze(-1);
   return scale[part.expert];
 }
 
@@ -108,16 +116,20 @@ at::Tensor scaled(const Grouped& call, const Part& part) {
   const bool whole_bias = given(call.bias) && call.bias[0].scalar_type() == kI32;
   if (whole_bias) y = y.add(element(call.bias, call, part.expert));
   if (call.out[0]->scalar_type() == kI32) return y;
-  at::Tensor scale = call.type == 2 ? call.scale[0][part.index] : element(call.scale, call, part.expert);
+  at::Tensor scale =
+      call.type == 2 ? call.scale[0][part.index] : element(call.scale, call, part.expert);
   const bool packed = scale.scalar_type() == at::kLong || scale.scalar_type() == at::kUInt64;
   const at::Tensor values = packed ? low_float(pipe_scale(scale.reshape({-1}))) : scale.to(kF32);
   y = y.to(kF32).mul(values);
-  if (call.out[0]->scalar_type() == kI8) return at::round(y.add(pipe_offset(scale))).clamp(-128, 127);
+  if (call.out[0]->scalar_type() == kI8)
+    return at::round(y.add(pipe_offset(scale))).clamp(-128, 127);
   if (given(call.per_token)) y = y.mul(row_scale(call, part));
-  return given(call.bias) && !whole_bias ? y.add(element(call.bias, call, part.expert).to(kF32)) : y;
+  return given(call.bias) && !whole_bias ? y.add(element(call.bias, call, part.expert).to(kF32))
+                                         : y;
 }
 
-// FP8 with scales of blocks: 1 by 128 of x, 128 by 128 of weight. Along K a group's scales begin at K / 128 + group.
+// FP8 with scales of blocks: 1 by 128 of x, 128 by 128 of weight. Along K a group's scales begin at
+// K / 128 + group.
 at::Tensor scaled_blocks(const Grouped& call, const Part& part) {
   const int64_t k = part.x.size(-1), n = part.weight.size(-1);
   at::Tensor rows, blocks;
@@ -144,7 +156,8 @@ at::Tensor mx(const Grouped& call, const Part& part) {
     rows = mx_rows(call.per_token[0].slice(0, part.start, part.end));
     blocks = mx_columns(element(call.scale, call, part.expert));
   }
-  return product(part.x.to(kF32).mul(stretch(rows, 32, 1, k)), part.weight.to(kF32).mul(stretch(blocks, 32, 0, k)));
+  return product(part.x.to(kF32).mul(stretch(rows, 32, 1, k)),
+                 part.weight.to(kF32).mul(stretch(blocks, 32, 0, k)));
 }
 
 // Sum over parts of K of (x . weight) * scale, each sum of integers exact.
@@ -152,9 +165,10 @@ at::Tensor by_parts(In x, In weight, In scale) {
   const int64_t parts = scale.dim() == 2 ? scale.size(0) : 1, length = x.size(-1) / parts;
   at::Tensor sum;
   for (int64_t i = 0; i < parts; ++i) {
-    const at::Tensor one = product(x.narrow(-1, i * length, length), weight.narrow(0, i * length, length))
-                               .to(kF32)
-                               .mul(scale.dim() == 2 ? scale[i] : scale);
+    const at::Tensor one =
+        product(x.narrow(-1, i * length, length), weight.narrow(0, i * length, length))
+            .to(kF32)
+            .mul(scale.dim() == 2 ? scale[i] : scale);
     sum = i ? sum.add(one) : one;
   }
   return sum;
@@ -164,8 +178,10 @@ at::Tensor msd(const Grouped& call, const Part& part) {
   const at::Tensor x = part.x.to(at::kShort);
   at::Tensor y = by_parts(x.sub(8), part.weight, low_float(element(call.scale, call, part.expert)));
   y = y.add(element(call.bias, call, part.expert));
-  // The document gives the offset (antiquant offset * scale) but no place in the formula: our reading.
-  if (given(call.offset)) y = y.add(x.to(kF32).sum(-1, true).mul(element(call.offset, call, part.expert)));
+  // The document gives the offset (antiquant offset * scale) but no place in the formula: our
+  // reading.
+  if (given(call.offset))
+    y = y.add(x.to(kF32).sum(-1, true).mul(element(call.offset, call, part.expert)));
   return y.mul(row_scale(call, part));
 }
 
@@ -175,7 +191,8 @@ at::Tensor antiquant(const Grouped& call, const Part& part) {
     return scale.dim() == 2 ? stretch(scale.to(kF32), k / scale.size(0), 0, k) : scale.to(kF32);
   };
   at::Tensor weight = part.weight.to(kF32);
-  if (given(call.antiquant_offset)) weight = weight.add(spread(element(call.antiquant_offset, call, part.expert)));
+  if (given(call.antiquant_offset))
+    weight = weight.add(spread(element(call.antiquant_offset, call, part.expert)));
   return product(part.x, weight.mul(spread(element(call.antiquant_scale, call, part.expert))));
 }
 
@@ -183,7 +200,8 @@ at::Tensor mx_w4(const Grouped& call, const Part& part) {
   const int64_t k = part.x.size(-1);
   const at::Tensor rows = mx_rows(call.per_token[0].slice(0, part.start, part.end));
   at::Tensor scale = element(call.antiquant_scale, call, part.expert);
-  if (scale.size(0) == part.weight.size(1) && scale.size(1) == k / 64) scale = scale.transpose(0, 1);
+  if (scale.size(0) == part.weight.size(1) && scale.size(1) == k / 64)
+    scale = scale.transpose(0, 1);
   return product(part.x.to(kF32).mul(stretch(rows, 32, 1, k)),
                  part.weight.to(kF32).mul(stretch(mx_columns(scale), 32, 0, k)));
 }
@@ -225,7 +243,9 @@ at::Tensor compute(const Grouped& call, const Form& form, const Part& part) {
 void run_apart(const Grouped& call, const Form& form) {
   for (size_t i = 0; i < call.x.size(); ++i) {
     const auto expert = static_cast<int64_t>(i);
-    call.out[i] = compute(call, form, {call.x[i].read(), call.weight[i].read(), expert, expert, 0, call.x[i].size(0)});
+    call.out[i] =
+        compute(call, form,
+                {call.x[i].read(), call.weight[i].read(), expert, expert, 0, call.x[i].size(0)});
   }
 }
 
@@ -236,7 +256,8 @@ void run_grouped(const Grouped& call) {
   for (const Matrix& x : call.x) pieces.push_back(x.read());
   const at::Tensor x = pieces.size() == 1 ? pieces[0] : at::cat(pieces);
   std::vector<Group> groups;
-  if (call.list.defined()) groups = read_groups(call.list, call.list_type, x.size(call.type == 2 ? 1 : 0));
+  if (call.list.defined())
+    groups = read_groups(call.list, call.list_type, x.size(call.type == 2 ? 1 : 0));
   if (call.x.size() > 1) {
     std::vector<Group> given_groups;
     given_groups.swap(groups);
@@ -254,22 +275,27 @@ void run_grouped(const Grouped& call) {
     const auto index = static_cast<int64_t>(i);
     if (call.type == 2) {
       const at::Tensor weight = call.weight[0].read().slice(0, start, end);
-      (*call.out[0])[expert].copy_(  // with pairs the result of a group has its own place (our reading)
-          compute(call, form, {x.slice(1, start, end), weight, index, expert, start, end}));
+      (*call.out[0])[expert]
+          .copy_(  // with pairs the result of a group has its own place (our reading)
+              compute(call, form, {x.slice(1, start, end), weight, index, expert, start, end}));
     } else if (start < end) {  // rows behind the last group are not written
       call.out[0]
           ->slice(0, start, end)
-          .copy_(compute(call, form, {x.slice(0, start, end), weight_of(call, expert), index, expert, start, end}));
+          .copy_(compute(
+              call, form,
+              {x.slice(0, start, end), weight_of(call, expert), index, expert, start, end}));
     }
   }
 }
 
 }  // namespace
 
-// An int32 of a weight is eight int4, and then one of x is too; in the NZ format an fp32 is eight FP4.
+// An int32 of a weight is eight int4, and then one of x is too; in the NZ format an fp32 is eight
+// FP4.
 Grouped Grouped::opened() const {
   Grouped result = *this;
-  const bool packed_x = !weight.empty() && weight[0].dtype == kI32, fp4 = !x.empty() && x[0].dtype != kF32;
+  const bool packed_x = !weight.empty() && weight[0].dtype == kI32,
+             fp4 = !x.empty() && x[0].dtype != kF32;
   for (Matrix& one : result.weight) one = (fp4 && one.nz ? one.opened(kF32, kE2M1) : one).as_int4();
   for (Matrix& one : result.x)
     if (packed_x) one = one.as_int4();
@@ -277,8 +303,8 @@ Grouped Grouped::opened() const {
 }
 
 void Grouped::check() const {
-  require(!given(activation) && !given(activation_scale) && !given(activation_offset), "activation_input", "a tensor",
-          "nothing (reserved)");
+  require(!given(activation) && !given(activation_scale) && !given(activation_offset),
+          "activation_input", "a tensor", "nothing (reserved)");
   check_grouped(opened());
 }
 

@@ -1,4 +1,5 @@
-// What the grouped products share: groups of rows, scales, and the forms (combinations of dtypes) of grouped_matmul.
+// What the grouped products share: groups of rows, scales, and the forms (combinations of dtypes)
+// of grouped_matmul.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +18,12 @@ struct Group {
 std::vector<Group> read_groups(In list, int64_t type, int64_t length);
 
 at::Tensor product(In x, In weight);  // integers without rounding; the result is fp32 or fp64
-at::Tensor stretch(In scale, int64_t block, int64_t dim, int64_t size);  // each scale repeated for its block
-at::Tensor mx_rows(In scale);                                            // [rows, K/64, 2] -> [rows, K/32] in fp32
-at::Tensor mx_columns(In scale);  // [K/64, columns, 2] -> [K/32, columns] in fp32
-at::Tensor low_float(In scale);   // the fp32 in the low half of 64 bits; fp32 itself otherwise
-at::Tensor swiglu_of(In both);    // swish of the first half by the second
+at::Tensor stretch(In scale, int64_t block, int64_t dim,
+                   int64_t size);  // each scale repeated for its block
+at::Tensor mx_rows(In scale);      // [rows, K/64, 2] -> [rows, K/32] in fp32
+at::Tensor mx_columns(In scale);   // [K/64, columns, 2] -> [K/32, columns] in fp32
+at::Tensor low_float(In scale);    // the fp32 in the low half of 64 bits; fp32 itself otherwise
+at::Tensor swiglu_of(In both);     // swish of the first half by the second
 bool given(Ins list);
 void require_shape(const char* argument, In x, const Shapes& allowed);
 
@@ -65,8 +67,8 @@ struct Grouped {  // V4, V5 and the one for the NZ format
   int64_t quant_group;
   std::vector<Out> out, activation_feature, dynamic_scale;
 
-  FIELDS(tensors, x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token, list, activation,
-         activation_scale, activation_offset, split, type, list_type, act)
+  FIELDS(tensors, x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token,
+         list, activation, activation_scale, activation_offset, split, type, list_type, act)
   FIELDS(tuned, tuning)
   FIELDS(grouped, quant_group)
   FIELDS(results, out, activation_feature, dynamic_scale)

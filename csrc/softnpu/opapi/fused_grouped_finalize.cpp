@@ -1,7 +1,8 @@
 // npu_grouped_matmul_finalize_routing: a grouped product whose rows are added up at their tokens.
-// mirror-cann ops-transformer: gmm/grouped_matmul_finalize_routing/docs/aclnnGroupedMatmulFinalizeRoutingV3.md (rows
-// and columns), aclnnGroupedMatmulFinalizeRoutingWeightNzV2.md (NZ); torch_npu's documentation string for the sizes and
-// for logit, which the formula leaves out.
+// mirror-cann ops-transformer:
+// gmm/grouped_matmul_finalize_routing/docs/aclnnGroupedMatmulFinalizeRoutingV3.md (rows and
+// columns), aclnnGroupedMatmulFinalizeRoutingWeightNzV2.md (NZ); torch_npu's documentation string
+// for the sizes and for logit, which the formula leaves out.
 #include <ATen/ops/zeros.h>
 
 #include "fused_grouped.h"
@@ -11,7 +12,8 @@ namespace {
 
 struct Routing {
   Matrix x, weight;
-  at::Tensor scale, bias, offset, antiquant_scale, antiquant_offset, token_scale, list, shared, logit, index;
+  at::Tensor scale, bias, offset, antiquant_scale, antiquant_offset, token_scale, list, shared,
+      logit, index;
   int64_t dtype;
   float shared_weight;
   int64_t shared_offset;
@@ -19,8 +21,9 @@ struct Routing {
   int64_t list_type;
   std::vector<int64_t> tuning;
   Out out;
-  FIELDS(all, x, weight, scale, bias, offset, antiquant_scale, antiquant_offset, token_scale, list, shared, logit,
-         index, dtype, shared_weight, shared_offset, x_transposed, weight_transposed, list_type, tuning, out)
+  FIELDS(all, x, weight, scale, bias, offset, antiquant_scale, antiquant_offset, token_scale, list,
+         shared, logit, index, dtype, shared_weight, shared_offset, x_transposed, weight_transposed,
+         list_type, tuning, out)
 
   int64_t rows() const { return x.size(0); }
   int64_t depth() const { return x.size(1); }
@@ -67,7 +70,8 @@ void check_combination(const Routing& call) {
   narrow(rows, "scale", dtype_of(call.scale), show(call.scale), &RoutingForm::scale);
   narrow(rows, "bias", dtype_of(call.bias), show(call.bias), &RoutingForm::bias);
   narrow(rows, "offset", dtype_of(call.offset), show(call.offset), &RoutingForm::offset);
-  narrow(rows, "pertoken_scale", dtype_of(call.token_scale), show(call.token_scale), &RoutingForm::token_scale);
+  narrow(rows, "pertoken_scale", dtype_of(call.token_scale), show(call.token_scale),
+         &RoutingForm::token_scale);
   narrow(rows, "row_index", dtype_of(call.index), show(call.index), &RoutingForm::index);
 }
 
@@ -84,7 +88,8 @@ void check_a23(const Routing& call) {
   } else {
     require(k % 16 == 0, "x1", show(call.x), "K a multiple of 16");
     require(n % 32 == 0 && n >= 256, "x2", show(call.weight), "N a multiple of 32, at least 256");
-    require_shape("scale", call.scale, {{e, n}, {e, 1, n}});  // torch_npu's text has the first, CANN's the second
+    require_shape("scale", call.scale,
+                  {{e, n}, {e, 1, n}});  // torch_npu's text has the first, CANN's the second
   }
   require_shape("pertoken_scale", call.token_scale, {{call.rows()}});
 }
@@ -93,8 +98,10 @@ void check_a5(const Routing& call) {
   const int64_t k = call.depth(), n = call.columns(), e = call.groups(), m = call.rows();
   require(e >= 1 && e <= 1024, "x2", show(call.weight), "1 to 1024 groups");
   require(call.logit.defined(), "logit", "nothing", "[M] on this chip");
-  require(call.tuning.empty() || !call.weight.nz, "tuning_config", "a value", "nothing on this chip");
-  require(call.out->size(0) <= m && call.shared_offset <= m, "shared_input_offset", text(call.shared_offset), "0 to M");
+  require(call.tuning.empty() || !call.weight.nz, "tuning_config", "a value",
+          "nothing on this chip");
+  require(call.out->size(0) <= m && call.shared_offset <= m, "shared_input_offset",
+          text(call.shared_offset), "0 to M");
   if (!call.mx()) {
     require_shape("scale", call.scale, {{e, 1, n}});
     if (call.token_scale.defined()) require_shape("pertoken_scale", call.token_scale, {{m}});
@@ -114,17 +121,20 @@ void check_a5(const Routing& call) {
 }
 
 void check_routing(const Routing& call) {
-  require(call.x.dim() == 2 && !call.x.transposed && !call.x_transposed, "x1", show(call.x), "[M, K], not transposed");
-  require(call.weight.dim() == 3 && call.weight.size(1) == call.depth(), "x2", show(call.weight), "[groups, K, N]");
-  require(!call.antiquant_scale.defined() && !call.antiquant_offset.defined(), "antiquant_scale", "a tensor",
-          "nothing");
+  require(call.x.dim() == 2 && !call.x.transposed && !call.x_transposed, "x1", show(call.x),
+          "[M, K], not transposed");
+  require(call.weight.dim() == 3 && call.weight.size(1) == call.depth(), "x2", show(call.weight),
+          "[groups, K, N]");
+  require(!call.antiquant_scale.defined() && !call.antiquant_offset.defined(), "antiquant_scale",
+          "a tensor", "nothing");
   check_combination(call);
   check_table({{"group_list", call.list, true, {at::kLong}, 1, 1, Source::kDocument},
                {"shared_input", call.shared, false, {kBF16}, 2, 2, Source::kDocument},
                {"logit", call.logit, false, {kF32}, 1, 1, Source::kDocument},
                {"out", *call.out, true, {kF32}, 2, 2, Source::kDocument}});
   require(call.dtype == 0, "dtype", text(call.dtype), "0 (fp32)");
-  require(call.list_type == 0 || call.list_type == 1, "group_list_type", text(call.list_type), "0 or 1");
+  require(call.list_type == 0 || call.list_type == 1, "group_list_type", text(call.list_type),
+          "0 or 1");
   require_shape("group_list", call.list, {{call.groups()}});
   require_shape("row_index", call.index, {{call.rows()}});
   if (call.logit.defined()) require_shape("logit", call.logit, {{call.rows()}});
@@ -132,9 +142,10 @@ void check_routing(const Routing& call) {
   require(call.shared_offset >= 0, "shared_input_offset", text(call.shared_offset), "0 or more");
   if (call.shared.defined()) {
     require(call.shared.size(1) == call.columns(), "shared_input", show(call.shared), "N columns");
-    // A5's document; on A2 and A3 our reading (its "at most batch / e" is broken by torch_npu's own example)
-    require(call.shared_offset + call.shared.size(0) <= call.out->size(0), "shared_input", show(call.shared),
-            "rows that end inside the output");
+    // A5's document; on A2 and A3 our reading (its "at most batch / e" is broken by torch_npu's own
+    // example)
+    require(call.shared_offset + call.shared.size(0) <= call.out->size(0), "shared_input",
+            show(call.shared), "rows that end inside the output");
   }
   on_a5() ? check_a5(call) : check_a23(call);
 }
@@ -156,16 +167,20 @@ at::Tensor group_rows(const Routing& call, In x, const Group& group) {
   } else {
     y = product(x, weight).to(kF32).mul(scale);
   }
-  return call.token_scale.defined() ? y.mul(call.token_scale.slice(0, group.start, group.end).unsqueeze(-1)) : y;
+  return call.token_scale.defined()
+             ? y.mul(call.token_scale.slice(0, group.start, group.end).unsqueeze(-1))
+             : y;
 }
 
 void run_routing(const Routing& call) {
   const at::Tensor x = call.x.read();
-  at::Tensor sum = at::zeros(call.out->sizes(), kF32);  // tokens that no row belongs to are zero (our reading)
+  at::Tensor sum =
+      at::zeros(call.out->sizes(), kF32);  // tokens that no row belongs to are zero (our reading)
   for (const Group& group : read_groups(call.list, call.list_type, call.rows())) {
     if (group.start == group.end) continue;
     at::Tensor y = group_rows(call, x.slice(0, group.start, group.end), group);
-    if (call.bias.defined() && call.weight.dtype != kI4) y = y.add(call.bias[group.expert].to(kF32));
+    if (call.bias.defined() && call.weight.dtype != kI4)
+      y = y.add(call.bias[group.expert].to(kF32));
     if (call.logit.defined()) y = y.mul(call.logit.slice(0, group.start, group.end).unsqueeze(-1));
     sum.index_add_(0, call.index.slice(0, group.start, group.end).to(at::kLong), y);
   }

@@ -1,6 +1,7 @@
-// Which combinations of dtypes grouped_matmul has on which chip: the tables of its documents, row by row.
-// mirror-cann ops-transformer: gmm/grouped_matmul/docs/aclnnGroupedMatmulV5.md (rows and columns; V4 says the same),
-// gmm/grouped_matmul/docs/aclnnGroupedMatmulWeightNz.md (the NZ format).
+// Which combinations of dtypes grouped_matmul has on which chip: the tables of its documents, row
+// by row. mirror-cann ops-transformer: gmm/grouped_matmul/docs/aclnnGroupedMatmulV5.md (rows and
+// columns; V4 says the same), gmm/grouped_matmul/docs/aclnnGroupedMatmulWeightNz.md (the NZ
+// format).
 #include "fused_grouped.h"
 
 namespace softnpu::grouped {
@@ -8,14 +9,14 @@ namespace {
 
 constexpr unsigned kOnA23 = kOnA2 | kOnA3, kBoth = kNd | kNz, kAnyAxis = kApart | kRows | kDepth;
 const Types kNo = {kNone};
-// aclnn takes INT64 for UINT64 on every chip, as torch has int64 tensors (A2's document names UINT64 only: our
-// reading).
+// aclnn takes INT64 for UINT64 on every chip, as torch has int64 tensors (A2's document names
+// UINT64 only: our reading).
 const Types k64 = {at::kUInt64, at::kLong};
 const Types kAny8 = {kE4M3, kE5M2};
 const Types kWide = {kBF16, kF16, kF32};
 
-// Columns: source, chips, layouts of weight, group types, kind, x, weight, bias, scale, offset, antiquant_scale,
-// antiquant_offset, per_token_scale, out. An int32 weight (x) is eight int4, and
+// Columns: source, chips, layouts of weight, group types, kind, x, weight, bias, scale, offset,
+// antiquant_scale, antiquant_offset, per_token_scale, out. An int32 weight (x) is eight int4, and
 // is found as int4 here; an fp32 weight beside another x is eight FP4.
 const std::vector<Form> kForms = {
     // clang-format off
@@ -110,12 +111,13 @@ const Form& form_of(const Grouped& call) {
   narrow(rows, "weight", call.weight[0].dtype, show(call.weight[0]), &Form::weight);
   narrow(rows, "out", call.out[0]->scalar_type(), show(*call.out[0]), &Form::out);
   narrow(rows, "scale", first_dtype(call.scale), show_first(call.scale), &Form::scale);
-  narrow(rows, "antiquant_scale", first_dtype(call.antiquant_scale), show_first(call.antiquant_scale),
-         &Form::antiquant_scale);
-  narrow(rows, "antiquant_offset", first_dtype(call.antiquant_offset), show_first(call.antiquant_offset),
-         &Form::antiquant_offset);
+  narrow(rows, "antiquant_scale", first_dtype(call.antiquant_scale),
+         show_first(call.antiquant_scale), &Form::antiquant_scale);
+  narrow(rows, "antiquant_offset", first_dtype(call.antiquant_offset),
+         show_first(call.antiquant_offset), &Form::antiquant_offset);
   narrow(rows, "offset", first_dtype(call.offset), show_first(call.offset), &Form::offset);
-  narrow(rows, "per_token_scale", first_dtype(call.per_token), show_first(call.per_token), &Form::per_token);
+  narrow(rows, "per_token_scale", first_dtype(call.per_token), show_first(call.per_token),
+         &Form::per_token);
   narrow(rows, "bias", first_dtype(call.bias), show_first(call.bias), &Form::bias);
   return *rows.front();
 }

@@ -27,8 +27,9 @@ void store(In quotient, Out y) {
     store_bytes(y, pack(whole));  // eight to an INT32
 }
 
-// hicann/ops-nn quant/dynamic_quant_v2/docs/aclnnDynamicQuantV2.md (dtypes of y by chip, divisibility),
-// quant/dynamic_quant/docs/aclnnDynamicQuantV4.md (ranks, group_index, modes; Ascend 950 only).
+// hicann/ops-nn quant/dynamic_quant_v2/docs/aclnnDynamicQuantV2.md (dtypes of y by chip,
+// divisibility), quant/dynamic_quant/docs/aclnnDynamicQuantV4.md (ranks, group_index, modes; Ascend
+// 950 only).
 struct DynamicQuant {
   at::Tensor x, smooth_scales, group_index;
   DType_ dst_type;
@@ -38,36 +39,42 @@ struct DynamicQuant {
   Out y, scale, offset;
   FIELDS(v2, x, smooth_scales, group_index, dst_type, y, scale, offset)
   FIELDS(v3, x, smooth_scales, group_index, dst_type, symmetrical, quant_mode, y, scale, offset)
-  FIELDS(v4, x, smooth_scales, group_index, dst_type, symmetrical, quant_mode, dst_type_max, y, scale, offset)
+  FIELDS(v4, x, smooth_scales, group_index, dst_type, symmetrical, quant_mode, dst_type_max, y,
+         scale, offset)
 
   void check() const {
-    check_table({{"x", x, true, kHalves, 2, 8, kDocument},
-                 {"smooth_scales", smooth_scales, false, kHalves, 1, 2, kDocument},
-                 {"group_index", group_index, false, {at::kInt}, 1, 1, kDocument},
-                 {"y", *y, true, also_on_a5({at::kChar, at::kInt}, {kE4M3, kE5M2}), 2, 8, kDocument},
-                 {"scale", *scale, true, {kF32}, 1, 7, kDocument},
-                 {"offset", *offset, false, {kF32}, 1, 7, kDocument}});
-    require(quant_mode == "pertoken" || quant_mode == "pertensor" || quant_mode == "perchannel", "quant_mode",
-            quant_mode, "pertoken, pertensor or perchannel");
+    check_table(
+        {{"x", x, true, kHalves, 2, 8, kDocument},
+         {"smooth_scales", smooth_scales, false, kHalves, 1, 2, kDocument},
+         {"group_index", group_index, false, {at::kInt}, 1, 1, kDocument},
+         {"y", *y, true, also_on_a5({at::kChar, at::kInt}, {kE4M3, kE5M2}), 2, 8, kDocument},
+         {"scale", *scale, true, {kF32}, 1, 7, kDocument},
+         {"offset", *offset, false, {kF32}, 1, 7, kDocument}});
+    require(quant_mode == "pertoken" || quant_mode == "pertensor" || quant_mode == "perchannel",
+            "quant_mode", quant_mode, "pertoken, pertensor or perchannel");
     require(!group_index.defined() || quant_mode == "pertoken", "group_index", show(group_index),
             "nothing unless the mode is pertoken");
     require(!group_index.defined() || smooth_scales.defined(), "smooth_scales", "nothing",
             "a row for each group of group_index");
     if (smooth_scales.defined()) {
-      require(smooth_scales.scalar_type() == x.scalar_type(), "smooth_scales", show(smooth_scales), "the dtype of x");
+      require(smooth_scales.scalar_type() == x.scalar_type(), "smooth_scales", show(smooth_scales),
+              "the dtype of x");
       require(smooth_scales.dim() == (group_index.defined() ? 2 : 1) &&
                   smooth_scales.size(-1) == x.size(quant_mode == "perchannel" ? -2 : -1),
-              "smooth_scales", show(smooth_scales), "the quantised dimension of x (and a row for each group)");
+              "smooth_scales", show(smooth_scales),
+              "the quantised dimension of x (and a row for each group)");
     }
     if (group_index.defined()) {
-      require(smooth_scales.size(0) <= 1024, "smooth_scales", show(smooth_scales), "at most 1024 groups");
+      require(smooth_scales.size(0) <= 1024, "smooth_scales", show(smooth_scales),
+              "at most 1024 groups");
       require(group_index.size(0) == smooth_scales.size(0), "group_index", show(group_index),
               "an end for each row of smooth_scales");
-      require(group_index.size(0) <= x.numel() / std::max<int64_t>(x.size(-1), 1), "group_index", show(group_index),
-              "at most as many groups as rows of x");
+      require(group_index.size(0) <= x.numel() / std::max<int64_t>(x.size(-1), 1), "group_index",
+              show(group_index), "at most as many groups as rows of x");
     }
     if (y->scalar_type() == at::kInt)
-      require(x.size(-1) % 8 == 0, "x", show(x), "a last dimension divisible by 8 for INT4 in INT32");
+      require(x.size(-1) % 8 == 0, "x", show(x),
+              "a last dimension divisible by 8 for INT4 in INT32");
   }
 
   void check_v3() const {
@@ -80,18 +87,21 @@ struct DynamicQuant {
   void check_v4() const {
     check_v3();
     // It has a meaning for HIFLOAT8 only.
-    require(dst_type_max >= 0 && dst_type_max <= 32768, "dst_type_max", std::to_string(dst_type_max), "0 to 32768");
+    require(dst_type_max >= 0 && dst_type_max <= 32768, "dst_type_max",
+            std::to_string(dst_type_max), "0 to 32768");
   }
 
   at::Tensor smoothed() const {
     const at::Tensor wide = x.to(kF32);
     if (!smooth_scales.defined()) return wide;
     if (!group_index.defined())
-      return wide.mul(quant_mode == "perchannel" ? smooth_scales.to(kF32).unsqueeze(-1) : smooth_scales.to(kF32));
+      return wide.mul(quant_mode == "perchannel" ? smooth_scales.to(kF32).unsqueeze(-1)
+                                                 : smooth_scales.to(kF32));
     // Row r belongs to the first group whose end is behind r.
     const at::Tensor rows = at::arange(x.numel() / x.size(-1), at::kInt);
     return wide.reshape({-1, x.size(-1)})
-        .mul(smooth_scales.to(kF32).index_select(0, at::searchsorted(group_index, rows, true, true)))
+        .mul(
+            smooth_scales.to(kF32).index_select(0, at::searchsorted(group_index, rows, true, true)))
         .view(x.sizes());
   }
 
@@ -109,7 +119,8 @@ struct DynamicQuant {
     const at::Tensor high = at::amax(values, axes, !axes.empty());
     const at::Tensor peak = at::amax(values.abs(), axes, !axes.empty());
     const at::Tensor s =
-        offset ? high.sub(at::amin(values, axes, !axes.empty())).div(2 * top + integer) : peak.div(top);
+        offset ? high.sub(at::amin(values, axes, !axes.empty())).div(2 * top + integer)
+               : peak.div(top);
     // A scale of zero: quotients are zero (our reading).
     const auto over = [&s](In v) { return at::where(s.eq(0), 0.0, v.div(s)); };
     at::Tensor quotient = over(values);
@@ -133,7 +144,8 @@ struct MxQuant {
   int64_t block_size, scale_alg;
   double dst_type_max, max_low_bound;
   Out y, mxscale;
-  FIELDS(all, x, axis, round_mode, dst_type, block_size, scale_alg, dst_type_max, max_low_bound, y, mxscale)
+  FIELDS(all, x, axis, round_mode, dst_type, block_size, scale_alg, dst_type_max, max_low_bound, y,
+         mxscale)
 
   void check() const {
     require_generation(kOnA5, kWrongPlatform);
@@ -142,17 +154,21 @@ struct MxQuant {
                  {"mxscale", *mxscale, true, {kE8M0}, 2, 8, kDocument}});
     const bool fp4 = y->scalar_type() == kE2M1;
     require(axis >= -x.dim() && axis < x.dim(), "axis", text(axis), "a dimension of x");
-    require(round_mode.empty() || round_mode == "rint" || (fp4 && (round_mode == "floor" || round_mode == "round")),
+    require(round_mode.empty() || round_mode == "rint" ||
+                (fp4 && (round_mode == "floor" || round_mode == "round")),
             "round_mode", round_mode, fp4 ? "rint, floor or round" : "rint, as y is FLOAT8");
-    require(block_size > 0 && block_size <= 1024 && block_size % 32 == 0, "block_size", text(block_size),
-            "a multiple of 32 up to 1024");
+    require(block_size > 0 && block_size <= 1024 && block_size % 32 == 0, "block_size",
+            text(block_size), "a multiple of 32 up to 1024");
     require(scale_alg == 0 || scale_alg == (fp4 ? 2 : 1), "scale_alg", text(scale_alg),
             fp4 ? "0 or 2, as y is FLOAT4_E2M1" : "0 or 1, as y is FLOAT8");
-    require(scale_alg != 2 || block_size == 32, "block_size", text(block_size), "32, as scale_alg is 2");
-    require(dst_type_max == 0 || (fp4 && block_size == 32 && dst_type_max >= 6 && dst_type_max <= 12), "dst_type_max",
-            std::to_string(dst_type_max), "0, or 6 to 12 for FLOAT4_E2M1 with blocks of 32");
-    require(max_low_bound == 0 || (scale_alg == 1 && max_low_bound > 0), "max_low_bound", std::to_string(max_low_bound),
-            "0, or a positive value with scale_alg 1");
+    require(scale_alg != 2 || block_size == 32, "block_size", text(block_size),
+            "32, as scale_alg is 2");
+    require(
+        dst_type_max == 0 || (fp4 && block_size == 32 && dst_type_max >= 6 && dst_type_max <= 12),
+        "dst_type_max", std::to_string(dst_type_max),
+        "0, or 6 to 12 for FLOAT4_E2M1 with blocks of 32");
+    require(max_low_bound == 0 || (scale_alg == 1 && max_low_bound > 0), "max_low_bound",
+            std::to_string(max_low_bound), "0, or a positive value with scale_alg 1");
     require(!fp4 || x.size(-1) % 2 == 0, "x", show(x), "an even last dimension for FLOAT4");
     if (x.scalar_type() == kF32) {
       require(block_size == 32, "block_size", text(block_size), "32, as x is fp32");
@@ -163,7 +179,8 @@ struct MxQuant {
   void run() const {
     if (x.numel() == 0) return;
     const Mx mx =
-        mx_quantise(x, y->scalar_type(), {axis, block_size, scale_alg, dst_type_max, max_low_bound, round_mode});
+        mx_quantise(x, y->scalar_type(),
+                    {axis, block_size, scale_alg, dst_type_max, max_low_bound, round_mode});
     store_bytes(y, mx.y.view(at::kByte));
     store_bytes(mxscale, mx.scale);
   }
@@ -184,16 +201,17 @@ struct TransQuantParam {
     require(scale.numel() > 0, "scale", show(scale), "no empty tensor");
     if (!offset.defined()) return;
     require(offset.numel() > 0, "offset", show(offset), "no empty tensor");
-    require(scale.dim() == 2 ? offset.sizes() == scale.sizes() : offset.dim() == 1, "offset", show(offset),
-            "one dimension, or the shape of a scale with two");
-    require(scale.numel() == offset.numel() || scale.numel() == 1 || offset.numel() == 1, "offset", show(offset),
-            "one value, or as many as scale");
+    require(scale.dim() == 2 ? offset.sizes() == scale.sizes() : offset.dim() == 1, "offset",
+            show(offset), "one dimension, or the shape of a scale with two");
+    require(scale.numel() == offset.numel() || scale.numel() == 1 || offset.numel() == 1, "offset",
+            show(offset), "one value, or as many as scale");
   }
 
   void run() const {
     at::Tensor bits = scale.contiguous().view(at::kInt).to(at::kLong);
     // To the nearest of 19 bits, ties to even, before the low 13 are cut off.
-    if (round_mode == 1) bits = bits.add(at::bitwise_and(bits.bitwise_right_shift(13), 1)).add(0xfff);
+    if (round_mode == 1)
+      bits = bits.add(at::bitwise_and(bits.bitwise_right_shift(13), 1)).add(0xfff);
     at::Tensor packed = at::bitwise_and(bits, 0xffffe000).bitwise_or(int64_t{1} << 46);
     if (offset.defined()) {
       const at::Tensor shift = at::round(offset).clamp(-256, 255).to(at::kLong);

@@ -1,13 +1,16 @@
-// Number formats of the quantising operators: INT4, FLOAT4_E2M1, FLOAT8 and blocks with a shared exponent (MX).
+// Number formats of the quantising operators: INT4, FLOAT4_E2M1, FLOAT8 and blocks with a shared
+// exponent (MX).
 #pragma once
 
 #include "check.h"
 
 namespace softnpu {
 
-Types also_on_a5(Types everywhere, const Types& a5);  // a row of a table whose list is longer on Ascend 950
+Types also_on_a5(Types everywhere,
+                 const Types& a5);  // a row of a table whose list is longer on Ascend 950
 
-double largest(at::ScalarType type);  // the largest finite value; of kInt the INT4 values packed into it
+double largest(
+    at::ScalarType type);  // the largest finite value; of kInt the INT4 values packed into it
 at::Tensor saturated(In values, at::ScalarType type);
 void store_bytes(Out o, In bytes);
 

@@ -1,4 +1,5 @@
-// Rotary position embeddings. Tables: argument, its tensor, required, dtypes, smallest and largest rank, source.
+// Rotary position embeddings. Tables: argument, its tensor, required, dtypes, smallest and largest
+// rank, source.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/neg.h>
@@ -39,14 +40,15 @@ bool layout_fits(In x, In cos, int64_t mode, const Axes& axes) {
   return batch < 1000 && heads < 1000 && (axes.position != 2 || bnsd_fits(x, batch * heads));
 }
 
-// On A2 and A3 the page lists shapes of cos for each layout of x. Nothing says which layout it is: one that fits is
-// enough.
+// On A2 and A3 the page lists shapes of cos for each layout of x. Nothing says which layout it is:
+// one that fits is enough.
 bool some_layout_fits(In x, In cos, int64_t mode) {
   if (x.dim() == 3) {  // TND
     const bool heads = cos.size(1) == 1 || (mode == kHalf && cos.size(1) == x.size(1));
     return cos.size(0) == x.size(0) && heads && x.size(1) < 1000;
   }
-  return layout_fits(x, cos, mode, kBnsd) || layout_fits(x, cos, mode, kBsnd) || layout_fits(x, cos, mode, kSbnd);
+  return layout_fits(x, cos, mode, kBnsd) || layout_fits(x, cos, mode, kBsnd) ||
+         layout_fits(x, cos, mode, kSbnd);
 }
 
 void check_widths(In x, int64_t mode) {
@@ -71,17 +73,19 @@ void check_rotary_shapes(In x, In cos, In sin, int64_t mode, In rotate) {
           "0 (half) or 1 (interleave); on Ascend 950 also 2 (quarter) or 3 (interleave-half)");
   check_widths(x, mode);
   require(cos.sizes() == sin.sizes(), "sin", show(sin), "the shape of cos");
-  require(cos.dim() == x.dim() && cos.size(-1) == x.size(-1), "cos", show(cos), "rank and last dimension of x");
+  require(cos.dim() == x.dim() && cos.size(-1) == x.size(-1), "cos", show(cos),
+          "rank and last dimension of x");
   if (on_a5()) {
     check_broadcast(x, cos);
     return;
   }
-  require(
-      some_layout_fits(x, cos, mode), "cos", show(cos) + " for x " + show(x),
-      "half: 11SD, B1SD, BNSD, 1S1D, BS1D, BSND, S11D, SB1D, SBND, T1D or TND; interleave: 11SD, 1S1D, S11D or T1D; "
-      "with the document's limits of B and N");
+  require(some_layout_fits(x, cos, mode), "cos", show(cos) + " for x " + show(x),
+          "half: 11SD, B1SD, BNSD, 1S1D, BS1D, BSND, S11D, SB1D, SBND, T1D or TND; interleave: "
+          "11SD, 1S1D, S11D or T1D; "
+          "with the document's limits of B and N");
   if (!rotate.defined()) return;
-  require(rotate.size(0) == x.size(-1) && rotate.size(1) == x.size(-1), "rotate", show(rotate), "[D, D]");
+  require(rotate.size(0) == x.size(-1) && rotate.size(1) == x.size(-1), "rotate", show(rotate),
+          "[D, D]");
 }
 
 at::Tensor half_turned(In x) {
@@ -110,7 +114,8 @@ at::Tensor rotated(In x, In cos, In sin, int64_t mode, In rotate) {
   return wide.mul(cos).add(turned.mul(sin));
 }
 
-// mirror-cann/ops-transformer posembedding/rotary_position_embedding/docs/aclnnRotaryPositionEmbedding.md and
+// mirror-cann/ops-transformer
+// posembedding/rotary_position_embedding/docs/aclnnRotaryPositionEmbedding.md and
 // aclnnRotaryPositionEmbeddingV2.md
 struct Rotary {
   at::Tensor x, cos, sin;
@@ -141,13 +146,15 @@ struct Rotary {
 void check_interleaved_shapes(In x, In cos, In sin) {
   require(x.size(3) == 64, "x", show(x), "a last dimension of 64");
   require(cos.sizes() == sin.sizes(), "sin", show(sin), "the shape of cos");
-  const bool batch = cos.size(0) == x.size(0) || (on_a5() && cos.size(0) == 1);  // A2 and A3: our reading
-  require(batch && cos.size(1) == 1 && (cos.size(2) == 1 || cos.size(2) == x.size(2)) && cos.size(3) == 64, "cos",
-          show(cos), "[B, 1, S or 1, 64]");
+  const bool batch =
+      cos.size(0) == x.size(0) || (on_a5() && cos.size(0) == 1);  // A2 and A3: our reading
+  require(batch && cos.size(1) == 1 && (cos.size(2) == 1 || cos.size(2) == x.size(2)) &&
+              cos.size(3) == 64,
+          "cos", show(cos), "[B, 1, S or 1, 64]");
 }
 
-// mirror-cann/ops-transformer posembedding/interleave_rope/docs/aclnnInterleaveRope.md (it lists Ascend 950 only) and
-// README.md (it lists A2 and A3 only): both taken, our reading.
+// mirror-cann/ops-transformer posembedding/interleave_rope/docs/aclnnInterleaveRope.md (it lists
+// Ascend 950 only) and README.md (it lists A2 and A3 only): both taken, our reading.
 struct Interleaved {
   at::Tensor x, cos, sin;
   Out out;

@@ -14,27 +14,32 @@ namespace softnpu::sparse {
 namespace {
 
 const Types kInt32 = {at::kInt};
-constexpr int64_t kWidth = 512, kRope = 64, kTile = 128;  // of a head, of its rotated part, of one dequantisation scale
+constexpr int64_t kWidth = 512, kRope = 64,
+                  kTile = 128;  // of a head, of its rotated part, of one dequantisation scale
 
 struct Attention {  // SparseFlashAttention, its V2, and the one with quantised keys
-  at::Tensor query, key, value, sparse_indices, key_dequant_scale, value_dequant_scale, block_table, query_lengths,
-      key_lengths, query_rope, key_rope, sinks;
+  at::Tensor query, key, value, sparse_indices, key_dequant_scale, value_dequant_scale, block_table,
+      query_lengths, key_lengths, query_rope, key_rope, sinks;
   double scale;
-  int64_t key_quant_mode, value_quant_mode, block, sparse_mode, before, after, attention_mode, quant_scale_repo_mode,
-      tile_size, rope_head_dim;
+  int64_t key_quant_mode, value_quant_mode, block, sparse_mode, before, after, attention_mode,
+      quant_scale_repo_mode, tile_size, rope_head_dim;
   std::string layout_query, layout_kv;
   bool lse;
   Out out, largest, sum;
-  FIELDS(v1, query, key, value, sparse_indices, block_table, query_lengths, key_lengths, query_rope, key_rope, scale,
-         block, layout_query, layout_kv, sparse_mode, before, after, attention_mode, lse, out, largest, sum)
-  FIELDS(v2, query, key, value, sparse_indices, block_table, query_lengths, key_lengths, query_rope, key_rope, sinks,
-         scale, block, layout_query, layout_kv, sparse_mode, before, after, attention_mode, lse, out, largest, sum)
-  FIELDS(quantised, query, key, value, sparse_indices, key_dequant_scale, value_dequant_scale, block_table,
-         query_lengths, key_lengths, scale, key_quant_mode, value_quant_mode, block, layout_query, layout_kv,
-         sparse_mode, before, after, attention_mode, quant_scale_repo_mode, tile_size, rope_head_dim, out)
+  FIELDS(v1, query, key, value, sparse_indices, block_table, query_lengths, key_lengths, query_rope,
+         key_rope, scale, block, layout_query, layout_kv, sparse_mode, before, after,
+         attention_mode, lse, out, largest, sum)
+  FIELDS(v2, query, key, value, sparse_indices, block_table, query_lengths, key_lengths, query_rope,
+         key_rope, sinks, scale, block, layout_query, layout_kv, sparse_mode, before, after,
+         attention_mode, lse, out, largest, sum)
+  FIELDS(quantised, query, key, value, sparse_indices, key_dequant_scale, value_dequant_scale,
+         block_table, query_lengths, key_lengths, scale, key_quant_mode, value_quant_mode, block,
+         layout_query, layout_kv, sparse_mode, before, after, attention_mode, quant_scale_repo_mode,
+         tile_size, rope_head_dim, out)
 
   Layout layout() const {
-    return {layout_query, layout_kv, query_lengths, key_lengths, block_table, "layout_kv", "actual_seq_lengths_kv"};
+    return {layout_query, layout_kv,   query_lengths,          key_lengths,
+            block_table,  "layout_kv", "actual_seq_lengths_kv"};
   }
   void check_common(int64_t largest_block) const;
   void check() const;
@@ -48,7 +53,8 @@ bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 void check_like(In x, const char* name, In other, int64_t width) {
   std::vector<int64_t> expected = other.sizes().vec();
   expected.back() = width;
-  require(x.sizes() == at::IntArrayRef(expected), name, show(x), "the other dimensions of query (of key), 64 wide");
+  require(x.sizes() == at::IntArrayRef(expected), name, show(x),
+          "the other dimensions of query (of key), 64 wide");
 }
 
 // What both attentions limit: heads, indices, block of indices, modes; V is K (MLA-absorb).
@@ -61,11 +67,12 @@ void Attention::check_common(int64_t largest_block) const {
   std::vector<int64_t> rows = query.sizes().vec();
   rows[rows.size() - 2] = 1;
   rows.back() = sparse_indices.size(-1);
-  require(sparse_indices.sizes() == at::IntArrayRef(rows) && rows.back() > 0, "sparse_indices", show(sparse_indices),
-          "query's rows, one head, and at least one index");
-  require(value.sizes() == key.sizes() && value.scalar_type() == key.scalar_type(), "value", show(value),
-          "shape and dtype of key");
-  require(power_of_two(block) && block <= (on_a5() ? 1 : largest_block), "sparse_block_size", std::to_string(block),
+  require(sparse_indices.sizes() == at::IntArrayRef(rows) && rows.back() > 0, "sparse_indices",
+          show(sparse_indices), "query's rows, one head, and at least one index");
+  require(value.sizes() == key.sizes() && value.scalar_type() == key.scalar_type(), "value",
+          show(value), "shape and dtype of key");
+  require(power_of_two(block) && block <= (on_a5() ? 1 : largest_block), "sparse_block_size",
+          std::to_string(block),
           "1; on A2 and A3 a power of two, up to 128 (16 with quantised keys)");
   require(!paged(layout) || key.size(1) % block == 0, "sparse_block_size", std::to_string(block),
           "a divisor of the block size");
@@ -77,13 +84,15 @@ void Attention::check_common(int64_t largest_block) const {
   check_cache(layout, value, "value");
 }
 
-// hicann/ops-transformer attention/sparse_flash_attention/docs/aclnnSparseFlashAttention.md and ...V2.md (sinks);
-// torchapi_sparse_flash_attention.md says what mode 2 needs (both rope parts, V the same data as K) and allows gaps
-// between pages on A5. Our reading: A2 and A3 need the rope parts too; sinks with pages are allowed (no document says
-// otherwise, CANN's test script leaves them out).
+// hicann/ops-transformer attention/sparse_flash_attention/docs/aclnnSparseFlashAttention.md and
+// ...V2.md (sinks); torchapi_sparse_flash_attention.md says what mode 2 needs (both rope parts, V
+// the same data as K) and allows gaps between pages on A5. Our reading: A2 and A3 need the rope
+// parts too; sinks with pages are allowed (no document says otherwise, CANN's test script leaves
+// them out).
 void Attention::check() const {
   const Source rope = on_a5() ? kDocument : kReading;
-  require(value.defined(), "value", "nothing", "a tensor (None, possible from CANN 9.2 on, is not emulated)");
+  require(value.defined(), "value", "nothing",
+          "a tensor (None, possible from CANN 9.2 on, is not emulated)");
   check_table({{"query", query, true, kHalves, 3, 4, kDocument},
                {"key", key, true, kHalves, 3, 4, kDocument},
                {"value", value, true, kHalves, 3, 4, kDocument},
@@ -99,7 +108,8 @@ void Attention::check() const {
   check_width(key, "key", kWidth, "a head of 512");
   check_like(query_rope, "query_rope", query, kRope);
   check_like(key_rope, "key_rope", key, kRope);
-  for (const auto& [x, name] : {std::pair(key, "key"), {query_rope, "query_rope"}, {key_rope, "key_rope"}})
+  for (const auto& [x, name] :
+       {std::pair(key, "key"), {query_rope, "query_rope"}, {key_rope, "key_rope"}})
     require(x.scalar_type() == query.scalar_type(), name, show(x), "the dtype of query");
   check_plain(query_rope, "query_rope");
   check_cache(layout(), key_rope, "key_rope");
@@ -109,8 +119,8 @@ void Attention::check() const {
   require(sinks.numel() == query.size(-2), "sinks", show(sinks), "a value for each head of query");
 }
 
-// hicann/ops-transformer attention/kv_quant_sparse_flash_attention/README.md: rows of K are 512 quantised values, 64
-// values of query's dtype, and 4 fp32 scales.
+// hicann/ops-transformer attention/kv_quant_sparse_flash_attention/README.md: rows of K are 512
+// quantised values, 64 values of query's dtype, and 4 fp32 scales.
 constexpr int64_t kPackedWidth = kWidth + 2 * kRope + 4 * (kWidth / kTile);
 
 void Attention::check_quantised() const {
@@ -122,11 +132,14 @@ void Attention::check_quantised() const {
                {"block_table", block_table, false, kInt32, 2, 2, kDocument},
                {"actual_seq_lengths_query", query_lengths, false, kInt32, 1, 1, kDocument},
                {"actual_seq_lengths_kv", key_lengths, false, kInt32, 1, 1, kDocument}});
-  require(!key_dequant_scale.defined(), "key_dequant_scale", show(key_dequant_scale), "nothing (reserved)");
-  require(!value_dequant_scale.defined(), "value_dequant_scale", show(value_dequant_scale), "nothing (reserved)");
+  require(!key_dequant_scale.defined(), "key_dequant_scale", show(key_dequant_scale),
+          "nothing (reserved)");
+  require(!value_dequant_scale.defined(), "value_dequant_scale", show(value_dequant_scale),
+          "nothing (reserved)");
   check_common(16);
   const int64_t heads = query.size(-2);  // the list of the document; 48 only on A5
-  require(power_of_two(heads) || heads == 48, "query", show(query), "1, 2, 4, 8, 16, 32, 48, 64 or 128 heads");
+  require(power_of_two(heads) || heads == 48, "query", show(query),
+          "1, 2, 4, 8, 16, 32, 48, 64 or 128 heads");
   check_width(query, "query", kWidth + kRope, "a head of 512 + 64");
   check_width(key, "key", kPackedWidth, "rows of 656 bytes");
   const auto only = [](int64_t found, int64_t only_one, const char* name) {
@@ -139,8 +152,9 @@ void Attention::check_quantised() const {
   only(rope_head_dim, kRope, "rope_head_dim");
 }
 
-// Positions that one query attends to. As CANN's test script: it reads as many entries as there are visible blocks, up
-// to the first -1, and leaves out what lies behind the diagonal. Ours: what the document forbids stops the kernel.
+// Positions that one query attends to. As CANN's test script: it reads as many entries as there are
+// visible blocks, up to the first -1, and leaves out what lies behind the diagonal. Ours: what the
+// document forbids stops the kernel.
 at::Tensor positions(In entries, int64_t block, const Sequence& sequence, int64_t visible) {
   const auto* entry = entries.const_data_ptr<int>();
   const int64_t count = std::min(entries.numel(), (visible + block - 1) / block);
@@ -149,11 +163,13 @@ at::Tensor positions(In entries, int64_t block, const Sequence& sequence, int64_
   for (int64_t i = 0; i < entries.numel(); ++i) {
     const int64_t first = entry[i] * block;
     if (entry[i] < -1 || first >= sequence.keys)
-      throw Fault(kKernelFault,
-                  "sparse_indices names a block that is not in the sequence: " + std::to_string(entry[i]));
-    if (ended && entry[i] >= 0) throw Fault(kKernelFault, "sparse_indices has a valid index behind an invalid one");
+      throw Fault(kKernelFault, "sparse_indices names a block that is not in the sequence: " +
+                                    std::to_string(entry[i]));
+    if (ended && entry[i] >= 0)
+      throw Fault(kKernelFault, "sparse_indices has a valid index behind an invalid one");
     ended |= entry[i] < 0;
-    for (int64_t at = first; !ended && i < count && at < std::min(first + block, visible); ++at) result.push_back(at);
+    for (int64_t at = first; !ended && i < count && at < std::min(first + block, visible); ++at)
+      result.push_back(at);
   }
   return at::tensor(result, at::kLong);
 }
@@ -161,10 +177,13 @@ at::Tensor positions(In entries, int64_t block, const Sequence& sequence, int64_
 // Rows of K [keys, 512 + 64] in fp32; V is their first 512 columns.
 using Keys = std::function<at::Tensor(const Sequence&)>;
 
-// Our reading: a query without keys gives 0, and (as CANN's test script) 0 for the largest and the sum, or the sink and
-// 1. So do padding rows of BSND, without the sink. Rows of TND behind the last sequence are not written.
+// Our reading: a query without keys gives 0, and (as CANN's test script) 0 for the largest and the
+// sum, or the sink and
+// 1. So do padding rows of BSND, without the sink. Rows of TND behind the last sequence are not
+// written.
 void attend(const Attention& call, In query, const Keys& keys) {
-  const at::Tensor q = query.flatten(0, -3), entries = call.sparse_indices.flatten(0, -2), o = call.out->flatten(0, -3);
+  const at::Tensor q = query.flatten(0, -3), entries = call.sparse_indices.flatten(0, -2),
+                   o = call.out->flatten(0, -3);
   const int64_t heads = query.size(-2);
   const at::Tensor sinks = call.sinks.defined() ? call.sinks.unsqueeze(-1) : call.sinks;
   call.out.touch();
@@ -174,9 +193,11 @@ void attend(const Attention& call, In query, const Keys& keys) {
       const int64_t row = sequence.first_query + i;
       const bool real = i < sequence.queries;
       const int64_t visible = real ? sequence.visible(i, call.sparse_mode) : 0;
-      at::Tensor result = at::zeros({heads, kWidth}), top = at::zeros({heads, 1}), total = at::zeros({heads, 1});
+      at::Tensor result = at::zeros({heads, kWidth}), top = at::zeros({heads, 1}),
+                 total = at::zeros({heads, 1});
       const at::Tensor chosen =
-          real ? k.index_select(0, positions(entries[row], call.block, sequence, visible)) : k.narrow(0, 0, 0);
+          real ? k.index_select(0, positions(entries[row], call.block, sequence, visible))
+               : k.narrow(0, 0, 0);
       if (chosen.size(0)) {
         const at::Tensor logits = at::matmul(q[row].to(kF32), chosen.t()).mul(call.scale);
         top = at::amax(logits, {-1}, true);
@@ -200,7 +221,9 @@ void attend(const Attention& call, In query, const Keys& keys) {
 // In MLA-absorb V is K: the device may read either, so data that differ are refused.
 void expect_same(const Attention& call, const Sequence& sequence) {
   if (call.key.data_ptr() == call.value.data_ptr()) return;
-  const auto bytes = [&](In cache) { return rows_of(call.layout(), cache, sequence).view(at::kByte); };
+  const auto bytes = [&](In cache) {
+    return rows_of(call.layout(), cache, sequence).view(at::kByte);
+  };
   if (!at::equal(bytes(call.key), bytes(call.value)))
     throw Fault(kKernelFault, "value differs from key: attention_mode 2 wants the same data");
 }
@@ -208,7 +231,8 @@ void expect_same(const Attention& call, const Sequence& sequence) {
 void Attention::run() const {
   const Keys keys = [this](const Sequence& sequence) {
     expect_same(*this, sequence);
-    return at::cat({rows_of(layout(), key, sequence), rows_of(layout(), key_rope, sequence)}, -1).to(kF32);
+    return at::cat({rows_of(layout(), key, sequence), rows_of(layout(), key_rope, sequence)}, -1)
+        .to(kF32);
   };
   attend(*this, at::cat({query, query_rope}, -1), keys);
 }
@@ -222,7 +246,8 @@ void Attention::run_quantised() const {
       return bytes.narrow(1, first, count).contiguous().view(dtype);
     };
     const at::Tensor values = packed.narrow(1, 0, kWidth).to(kF32);
-    const at::Tensor scales = part(kWidth + 2 * kRope, 4 * (kWidth / kTile), kF32).repeat_interleave(kTile, 1);
+    const at::Tensor scales =
+        part(kWidth + 2 * kRope, 4 * (kWidth / kTile), kF32).repeat_interleave(kTile, 1);
     return at::cat({values.mul(scales), part(kWidth, 2 * kRope, query.scalar_type()).to(kF32)}, -1);
   };
   attend(*this, query, keys);

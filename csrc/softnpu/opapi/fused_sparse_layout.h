@@ -1,5 +1,5 @@
-// How the sparse operators find their rows: BSND [B, S, N, D] with lengths, TND [T, N, D] with prefix sums, PA_BSND
-// [blocks, block, N, D] through block_table.
+// How the sparse operators find their rows: BSND [B, S, N, D] with lengths, TND [T, N, D] with
+// prefix sums, PA_BSND [blocks, block, N, D] through block_table.
 #pragma once
 
 #include "check.h"
@@ -17,7 +17,8 @@ struct Layout {
 struct Sequence {
   int64_t batch, first_query, queries, padding, first_key, keys;
 
-  // Keys that query i of the sequence may see: all, or (sparse_mode 3) up to the diagonal that ends right down.
+  // Keys that query i of the sequence may see: all, or (sparse_mode 3) up to the diagonal that ends
+  // right down.
   int64_t visible(int64_t i, int64_t sparse_mode) const {
     return sparse_mode == 3 ? std::max<int64_t>(keys - queries + i + 1, 0) : keys;
   }
@@ -27,8 +28,9 @@ inline bool paged(const Layout& layout) { return layout.key == "PA_BSND"; }
 
 // Ranks, batch sizes, one key head, block size; lengths and table where the layouts want them.
 void check_layout(const Layout& layout, In query, In key);
-void check_plain(In x, const char* name);                        // contiguous
-void check_cache(const Layout& layout, In x, const char* name);  // the same; pages on A5 may be apart
+void check_plain(In x, const char* name);  // contiguous
+void check_cache(const Layout& layout, In x,
+                 const char* name);  // the same; pages on A5 may be apart
 void check_modes(int64_t sparse_mode, int64_t before, int64_t after);
 void check_width(In x, const char* name, int64_t width, const char* expected);
 

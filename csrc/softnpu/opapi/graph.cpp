@@ -42,19 +42,23 @@ int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArgum
 // A norm in two steps: sum of |x|^p, then the root.
 GRAPH_OP(LpNormReduceV2, [](const GraphArguments& a) {
   const at::Tensor powers = at::pow(at::abs(a.in(0)), a.attribute<double>("p"));
-  a.out(0) = at::sum(powers, a.attribute<std::vector<int64_t>>("axes"), a.attribute<int64_t>("keepdim") != 0);
+  a.out(0) = at::sum(powers, a.attribute<std::vector<int64_t>>("axes"),
+                     a.attribute<int64_t>("keepdim") != 0);
 })
-GRAPH_OP(LpNormUpdateV2, [](const GraphArguments& a) { a.out(0) = at::pow(a.in(0), 1 / a.attribute<double>("p")); })
+GRAPH_OP(LpNormUpdateV2,
+         [](const GraphArguments& a) { a.out(0) = at::pow(a.in(0), 1 / a.attribute<double>("p")); })
 
 GRAPH_OP(Cast, [](const GraphArguments& a) { a.out(0) = a.in(0); })
 // Everything comes broadcast to [..., rows of a, rows of b, features]; p = -1 stands for infinity.
 GRAPH_OP(CdistGrad, [](const GraphArguments& a) {
   if (a.in(0).numel() == 0) return void(a.out(0) = at::zeros_like(*a.out(0)));
   const double p = a.attribute<double>("p");
-  const at::Tensor gradient = a.in(0).select(-1, 0).contiguous(), distance = a.in(3).select(-1, 0).contiguous();
-  const at::Tensor rows = a.in(1).select(-2, 0).contiguous(), others = a.in(2).select(-3, 0).contiguous();
-  a.out(0) =
-      at::_cdist_backward(gradient, rows, others, p == -1 ? std::numeric_limits<double>::infinity() : p, distance);
+  const at::Tensor gradient = a.in(0).select(-1, 0).contiguous(),
+                   distance = a.in(3).select(-1, 0).contiguous();
+  const at::Tensor rows = a.in(1).select(-2, 0).contiguous(),
+                   others = a.in(2).select(-3, 0).contiguous();
+  a.out(0) = at::_cdist_backward(gradient, rows, others,
+                                 p == -1 ? std::numeric_limits<double>::infinity() : p, distance);
 })
 
 namespace {
@@ -79,13 +83,17 @@ at::Tensor batch_of(In state) { return state.reshape({-1, state.size(-1)}); }
 
 void store(const GraphArguments& a, const Sequence& s, const LstmSteps& k) {
   a.out(0) = outputs(s, k.h), a.out(1) = k.h, a.out(2) = k.c;
-  const at::Tensor* const gates[] = {&k.gates.i, &k.gates.j, &k.gates.f, &k.gates.o, &k.gates.tanhc};
+  const at::Tensor* const gates[] = {&k.gates.i, &k.gates.j, &k.gates.f, &k.gates.o,
+                                     &k.gates.tanhc};
   for (size_t i = 0; i < 5; ++i) a.out(3 + i) = *gates[i];
 }
 
 LstmSteps steps(const GraphArguments& a) {
-  const at::IntArrayRef all = a.in(11).sizes();  // an LSTM cell's states come without the axis of time
-  return {{a.in(11), a.in(12), a.in(13), a.in(14), a.in(15)}, a.in(6).reshape(all), a.in(7).reshape(all)};
+  const at::IntArrayRef all =
+      a.in(11).sizes();  // an LSTM cell's states come without the axis of time
+  return {{a.in(11), a.in(12), a.in(13), a.in(14), a.in(15)},
+          a.in(6).reshape(all),
+          a.in(7).reshape(all)};
 }
 
 void store_as(const Out& out, In value) { out = value.reshape(out->sizes()); }
@@ -94,12 +102,15 @@ void store_as(const Out& out, In value) { out = value.reshape(out->sizes()); }
 
 GRAPH_OP(DynamicRNN, [](const GraphArguments& a) {
   const Sequence s = sequence(a, a.in(3));
-  store(a, s, lstm_forward(s, split(a.in(1), a.in(2), s.x.size(2)), batch_of(a.in(4)), batch_of(a.in(5))));
+  store(
+      a, s,
+      lstm_forward(s, split(a.in(1), a.in(2), s.x.size(2)), batch_of(a.in(4)), batch_of(a.in(5))));
 })
 GRAPH_OP(DynamicRNNGrad, [](const GraphArguments& a) {
   const Sequence s = sequence(a, a.in(16));
-  const auto g = lstm_backward(s, split(a.in(1), a.in(2), s.x.size(2)), batch_of(a.in(4)), batch_of(a.in(5)), steps(a),
-                               a.in(8), batch_of(a.in(9)), batch_of(a.in(10)));
+  const auto g =
+      lstm_backward(s, split(a.in(1), a.in(2), s.x.size(2)), batch_of(a.in(4)), batch_of(a.in(5)),
+                    steps(a), a.in(8), batch_of(a.in(9)), batch_of(a.in(10)));
   a.out(0) = at::cat({g.weights.input, g.weights.hidden}, 1).t();
   a.out(1) = g.weights.input_bias, a.out(2) = g.x;
   store_as(a.out(3), g.h), store_as(a.out(4), g.c);
@@ -107,24 +118,29 @@ GRAPH_OP(DynamicRNNGrad, [](const GraphArguments& a) {
 // One step of an LSTM cell, with a matrix for each weight.
 GRAPH_OP(DynamicRNNV2, [](const GraphArguments& a) {
   const Sequence s = sequence(a, a.in(4));
-  store(a, s, lstm_forward(s, {a.in(1).t(), a.in(2).t(), a.in(3), {}}, batch_of(a.in(5)), batch_of(a.in(6))));
+  store(a, s,
+        lstm_forward(s, {a.in(1).t(), a.in(2).t(), a.in(3), {}}, batch_of(a.in(5)),
+                     batch_of(a.in(6))));
 })
 GRAPH_OP(DynamicRNNV2Grad, [](const GraphArguments& a) {
   const at::Tensor x = a.in(0).reshape({1, -1, a.in(0).size(-1)});
-  const auto g = lstm_backward({x, {}, false}, {a.in(1).t(), a.in(2).t(), {}, {}}, batch_of(a.in(4)), batch_of(a.in(5)),
-                               steps(a), a.in(8), batch_of(a.in(9)), batch_of(a.in(10)));
+  const auto g =
+      lstm_backward({x, {}, false}, {a.in(1).t(), a.in(2).t(), {}, {}}, batch_of(a.in(4)),
+                    batch_of(a.in(5)), steps(a), a.in(8), batch_of(a.in(9)), batch_of(a.in(10)));
   a.out(0) = g.weights.input.t(), a.out(1) = g.weights.hidden.t(), a.out(2) = g.weights.input_bias;
   store_as(a.out(3), g.x), store_as(a.out(4), g.h), store_as(a.out(5), g.c);
 })
 GRAPH_OP(DynamicGRUV2, [](const GraphArguments& a) {
   const Sequence s{a.in(0), {}, false};
-  const GruSteps k = gru_forward(s, {a.in(1).t(), a.in(2).t(), a.in(3), a.in(4)}, batch_of(a.in(6)));
-  a.out(0) = k.h, a.out(1) = k.h, a.out(2) = k.z, a.out(3) = k.r, a.out(4) = k.n, a.out(5) = k.hidden_n;
+  const GruSteps k =
+      gru_forward(s, {a.in(1).t(), a.in(2).t(), a.in(3), a.in(4)}, batch_of(a.in(6)));
+  a.out(0) = k.h, a.out(1) = k.h, a.out(2) = k.z, a.out(3) = k.r, a.out(4) = k.n,
+  a.out(5) = k.hidden_n;
 })
 GRAPH_OP(DynamicGRUV2Grad, [](const GraphArguments& a) {
   const GruSteps k{a.in(9), a.in(8), a.in(10), a.in(11), a.in(5)};
-  const auto g = gru_backward({a.in(0), {}, false}, {a.in(1).t(), a.in(2).t(), {}, {}}, batch_of(a.in(4)), k, a.in(6),
-                              batch_of(a.in(7)));
+  const auto g = gru_backward({a.in(0), {}, false}, {a.in(1).t(), a.in(2).t(), {}, {}},
+                              batch_of(a.in(4)), k, a.in(6), batch_of(a.in(7)));
   a.out(0) = g.weights.input.t(), a.out(1) = g.weights.hidden.t();
   a.out(2) = g.weights.input_bias, a.out(3) = g.weights.hidden_bias, a.out(4) = g.x;
   store_as(a.out(5), g.h);

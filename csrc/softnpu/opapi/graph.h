@@ -1,5 +1,5 @@
-// How an operator of the graph-operator path is written, of those that torch_npu still sends there on A2 and A3:
-// GRAPH_OP(LpNormReduceV2, [](const GraphArguments& a) { a.out(0) = ...; })
+// How an operator of the graph-operator path is written, of those that torch_npu still sends there
+// on A2 and A3: GRAPH_OP(LpNormReduceV2, [](const GraphArguments& a) { a.out(0) = ...; })
 #pragma once
 
 #include "op.h"
@@ -22,11 +22,12 @@ struct GraphArguments {
 
 int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArguments&));
 
-#define GRAPH_OP(NAME, ...)                                                                                            \
-  namespace {                                                                                                          \
-  const bool registered_##NAME =                                                                                       \
-      (register_graph_operator(#NAME, [](const GraphCall& call) { return launch_graph_operator(call, __VA_ARGS__); }), \
-       true);                                                                                                          \
+#define GRAPH_OP(NAME, ...)                                                                        \
+  namespace {                                                                                      \
+  const bool registered_##NAME =                                                                   \
+      (register_graph_operator(                                                                    \
+           #NAME, [](const GraphCall& call) { return launch_graph_operator(call, __VA_ARGS__); }), \
+       true);                                                                                      \
   }
 
 }  // namespace softnpu

@@ -15,25 +15,31 @@ int64_t sum(In offset, int64_t in_graph) { return value(offset) + in_graph; }
 
 }  // namespace
 
-OP(aclnnInplaceNormalTensor, [](Out x, float mean, float deviation, In seed, In offset, int64_t in_graph) {
-  x = at::add(at::mul(normal(x, value(seed), sum(offset, in_graph)), deviation), mean);
-})
-OP(aclnnInplaceUniformTensor, [](Out x, double from, double to, In seed, In offset, int64_t in_graph) {
-  x = at::add(at::mul(uniform(x, value(seed), sum(offset, in_graph)), to - from), from);
-})
-OP(aclnnInplaceRandomTensor, [](Out x, int64_t from, int64_t to, In seed, In offset, int64_t in_graph) {
-  random_between(x, from, to, value(seed), sum(offset, in_graph));
-})
-OP(aclnnMultinomialTensor, [](In x, int64_t samples, bool replacement, In seed, In offset, int64_t in_graph, Out o) {
-  o = at::multinomial(x, samples, replacement, generator(value(seed), sum(offset, in_graph)));
-})
-OP(aclnnDropoutGenMaskV2Tensor, [](Ints shape, double p, In seed, In offset, int64_t in_graph, DType_, Out mask) {
-  mask = keep_bits(shape, p, value(seed), sum(offset, in_graph), mask->numel());
-})
+OP(aclnnInplaceNormalTensor,
+   [](Out x, float mean, float deviation, In seed, In offset, int64_t in_graph) {
+     x = at::add(at::mul(normal(x, value(seed), sum(offset, in_graph)), deviation), mean);
+   })
+OP(aclnnInplaceUniformTensor,
+   [](Out x, double from, double to, In seed, In offset, int64_t in_graph) {
+     x = at::add(at::mul(uniform(x, value(seed), sum(offset, in_graph)), to - from), from);
+   })
+OP(aclnnInplaceRandomTensor,
+   [](Out x, int64_t from, int64_t to, In seed, In offset, int64_t in_graph) {
+     random_between(x, from, to, value(seed), sum(offset, in_graph));
+   })
+OP(aclnnMultinomialTensor,
+   [](In x, int64_t samples, bool replacement, In seed, In offset, int64_t in_graph, Out o) {
+     o = at::multinomial(x, samples, replacement, generator(value(seed), sum(offset, in_graph)));
+   })
+OP(aclnnDropoutGenMaskV2Tensor,
+   [](Ints shape, double p, In seed, In offset, int64_t in_graph, DType_, Out mask) {
+     mask = keep_bits(shape, p, value(seed), sum(offset, in_graph), mask->numel());
+   })
 // Its C signature is what torch_npu 2.13 was seen to send; no document names it.
-OP(aclnnDropoutV3Tensor, [](In x, OptionalIn, double p, In seed, In offset, int64_t in_graph, Out o, Out mask) {
-  mask = keep_bits(x.sizes().vec(), p, value(seed), sum(offset, in_graph), mask->numel());
-  o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);
-})
+OP(aclnnDropoutV3Tensor,
+   [](In x, OptionalIn, double p, In seed, In offset, int64_t in_graph, Out o, Out mask) {
+     mask = keep_bits(x.sizes().vec(), p, value(seed), sum(offset, in_graph), mask->numel());
+     o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);
+   })
 
 }  // namespace softnpu

@@ -1,5 +1,5 @@
-// Products and convolutions. The trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do
-// not exist here.
+// Products and convolutions. The trailing int8_t is cubeMathType, which chooses between matrix-unit
+// precisions that do not exist here.
 
 #include <ATen/ops/_cdist_backward.h>
 #include <ATen/ops/_cdist_forward.h>
@@ -34,32 +34,44 @@ OP(aclnnMv, [](In a, In b, Out o, int8_t) { o = at::mv(a, b); })
 OP(aclnnBatchMatMul, [](In a, In b, Out o, int8_t) { o = at::bmm(a, b); })
 OP(aclnnDot, [](In a, In b, Out o) { o = at::dot(a, b); })
 OP(aclnnGer, [](In a, In b, Out o) { o = at::ger(a, b); })
-OP(aclnnAddmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::addmm(x, a, b, beta, alpha); })
-OP(aclnnInplaceAddmm,
-   [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) { x = at::addmm(*x, a, b, beta, alpha); })
-OP(aclnnAddmv, [](In x, In a, In b, Scalar alpha, Scalar beta, Out o, int8_t) { o = at::addmv(x, a, b, beta, alpha); })
-OP(aclnnAddr, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o) { o = at::addr(x, a, b, beta, alpha); })
-OP(aclnnAddbmm,
-   [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::addbmm(x, a, b, beta, alpha); })
-OP(aclnnBaddbmm,
-   [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) { o = at::baddbmm(x, a, b, beta, alpha); })
-OP(aclnnInplaceBaddbmm,
-   [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) { x = at::baddbmm(*x, a, b, beta, alpha); })
+OP(aclnnAddmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) {
+  o = at::addmm(x, a, b, beta, alpha);
+})
+OP(aclnnInplaceAddmm, [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) {
+  x = at::addmm(*x, a, b, beta, alpha);
+})
+OP(aclnnAddmv, [](In x, In a, In b, Scalar alpha, Scalar beta, Out o, int8_t) {
+  o = at::addmv(x, a, b, beta, alpha);
+})
+OP(aclnnAddr,
+   [](In x, In a, In b, Scalar beta, Scalar alpha, Out o) { o = at::addr(x, a, b, beta, alpha); })
+OP(aclnnAddbmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) {
+  o = at::addbmm(x, a, b, beta, alpha);
+})
+OP(aclnnBaddbmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) {
+  o = at::baddbmm(x, a, b, beta, alpha);
+})
+OP(aclnnInplaceBaddbmm, [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) {
+  x = at::baddbmm(*x, a, b, beta, alpha);
+})
 
-OP(aclnnConvolution, [](In x, In weight, OptionalIn bias, Ints stride, Ints padding, Ints dilation, bool transposed,
-                        Ints output_padding, int64_t groups, Out o, int8_t) {
-  o = at::convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+OP(aclnnConvolution, [](In x, In weight, OptionalIn bias, Ints stride, Ints padding, Ints dilation,
+                        bool transposed, Ints output_padding, int64_t groups, Out o, int8_t) {
+  o = at::convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding,
+                      groups);
 })
-OP(aclnnConvolutionBackward, [](In gradient, In x, In weight, OptionalInts bias, Ints stride, Ints padding,
-                                Ints dilation, bool transposed, Ints output_padding, int64_t groups, Bools mask, int8_t,
-                                OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
-  const auto sizes = bias ? at::OptionalIntArrayRef(*bias) : at::OptionalIntArrayRef();
-  const auto [gx, gw, gb] = at::convolution_backward(gradient, x, weight, sizes, stride, padding, dilation, transposed,
-                                                     output_padding, groups, {mask[0], mask[1], mask[2]});
-  if (mask[0]) dx = gx;
-  if (mask[1]) dweight = gw;
-  if (mask[2]) dbias = gb;
-})
+OP(aclnnConvolutionBackward,
+   [](In gradient, In x, In weight, OptionalInts bias, Ints stride, Ints padding, Ints dilation,
+      bool transposed, Ints output_padding, int64_t groups, Bools mask, int8_t, OptionalOut dx,
+      OptionalOut dweight, OptionalOut dbias) {
+     const auto sizes = bias ? at::OptionalIntArrayRef(*bias) : at::OptionalIntArrayRef();
+     const auto [gx, gw, gb] =
+         at::convolution_backward(gradient, x, weight, sizes, stride, padding, dilation, transposed,
+                                  output_padding, groups, {mask[0], mask[1], mask[2]});
+     if (mask[0]) dx = gx;
+     if (mask[1]) dweight = gw;
+     if (mask[2]) dbias = gb;
+   })
 
 OP(aclnnTrace, [](In x, Out o) { o = at::trace(x); })
 OP(aclnnLinalgCross, [](In a, In b, int64_t dim, Out o) { o = at::linalg_cross(a, b, dim); })
@@ -83,10 +95,12 @@ OP(aclnnLinalgQr, [](In x, int64_t mode, OptionalOut q, Out r) {
   r = right;
 })
 OP(aclnnPdist, [](In x, float p, Out o) { o = at::pdist(x, p); })
-OP(aclnnCdist, [](In a, In b, float p, int64_t mode, Out o) { o = at::_cdist_forward(a, b, p, mode); })
+OP(aclnnCdist,
+   [](In a, In b, float p, int64_t mode, Out o) { o = at::_cdist_forward(a, b, p, mode); })
 // p = -1 stands for infinity.
 OP(aclnnCdistBackward, [](In gradient, In a, In b, In distance, float p, Out o) {
-  o = at::_cdist_backward(gradient, a, b, p == -1 ? std::numeric_limits<double>::infinity() : p, distance);
+  o = at::_cdist_backward(gradient, a, b, p == -1 ? std::numeric_limits<double>::infinity() : p,
+                          distance);
 })
 
 }  // namespace softnpu

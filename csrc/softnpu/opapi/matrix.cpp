@@ -43,7 +43,8 @@ Matrix take_tiles(Builder& b, const aclTensor& raw, Matrix result, int64_t width
   result.nz = true;
   result.transposed = is_transposed(raw);
   const size_t rank = raw.sizes.size();
-  if (rank < 2 || !is_whole(raw)) throw Fault(kNnParameter, "part of a tensor in the NZ format is not emulated");
+  if (rank < 2 || !is_whole(raw))
+    throw Fault(kNnParameter, "part of a tensor in the NZ format is not emulated");
   std::vector<int64_t> tiles(raw.sizes.begin(), raw.sizes.end() - 2);
   if (rank == 5) {  // the tiles themselves are the sizes
     tiles = raw.sizes;
@@ -58,8 +59,8 @@ Matrix take_tiles(Builder& b, const aclTensor& raw, Matrix result, int64_t width
   for (const int64_t size : tiles) values *= size;
   if (is_4bit(result.dtype)) tiles.back() /= 2;
   void* const data = b.alias(raw.data, static_cast<size_t>(values) * dtype_bits(raw.dtype) / 8);
-  result.stored =
-      at::from_blob(data, tiles, at::TensorOptions().dtype(is_4bit(result.dtype) ? at::kByte : result.dtype));
+  result.stored = at::from_blob(
+      data, tiles, at::TensorOptions().dtype(is_4bit(result.dtype) ? at::kByte : result.dtype));
   return result;
 }
 
@@ -96,7 +97,8 @@ at::Tensor Matrix::read() const {
     std::vector<int64_t> flat = batch;
     flat.insert(flat.end(), {result.size(-3) * 16, result.size(-4) * result.size(-1)});
     result = result.movedim({-3, -2}, {-4, -3}).reshape(flat);
-    result = result.narrow(-2, 0, size(transposed ? -1 : -2)).narrow(-1, 0, size(transposed ? -2 : -1));
+    result =
+        result.narrow(-2, 0, size(transposed ? -1 : -2)).narrow(-1, 0, size(transposed ? -2 : -1));
   }
   return transposed ? result.transpose(-1, -2) : result;
 }
@@ -134,8 +136,8 @@ struct Storage {  // one side of a cast
 Tiles tiles_of(const aclTensor& tiled) {
   const size_t bits = dtype_bits(tiled.dtype), n = tiled.sizes.size();
   const int64_t unit_values = bits < 8 ? 2 : 1;
-  Tiles result{1, tiled.sizes[n - 2], tiled.sizes[n - 1] / unit_values, tiled.storage.back() / unit_values,
-               std::max<size_t>(bits, 8) / 8};
+  Tiles result{1, tiled.sizes[n - 2], tiled.sizes[n - 1] / unit_values,
+               tiled.storage.back() / unit_values, std::max<size_t>(bits, 8) / 8};
   for (size_t i = 0; i + 2 < n; ++i) result.batch *= tiled.sizes[i];
   return result;
 }
@@ -165,22 +167,24 @@ struct FormatCast {
   FIELDS(all, from, to)
 
   void check() const {
-    require(!tile_width(from.raw) || !tile_width(to.raw), "dstTensor", "format " + std::to_string(to.raw.format),
-            "rows and columns on one side");
-    require(from.raw.dtype == to.raw.dtype && from.raw.sizes == to.raw.sizes, "dstTensor", describe(to.raw),
-            "dtype and shape of srcTensor");
+    require(!tile_width(from.raw) || !tile_width(to.raw), "dstTensor",
+            "format " + std::to_string(to.raw.format), "rows and columns on one side");
+    require(from.raw.dtype == to.raw.dtype && from.raw.sizes == to.raw.sizes, "dstTensor",
+            describe(to.raw), "dtype and shape of srcTensor");
   }
 
   void run() const {
     const bool to_tiles = tile_width(to.raw) != 0;
-    if (!to_tiles && !tile_width(from.raw)) {  // torch_npu's allow_internal_format is off: a plain copy (our reading)
+    if (!to_tiles &&
+        !tile_width(
+            from.raw)) {  // torch_npu's allow_internal_format is off: a plain copy (our reading)
       aclTensor plain = to.raw;
       plain.storage = {1};
       std::memcpy(to.data, from.data, tiles_of(plain).bytes(false));
       return;
     }
-    retile(tiles_of(to_tiles ? to.raw : from.raw), to_tiles ? to.data : from.data, to_tiles ? from.data : to.data,
-           to_tiles);
+    retile(tiles_of(to_tiles ? to.raw : from.raw), to_tiles ? to.data : from.data,
+           to_tiles ? from.data : to.data, to_tiles);
   }
 };
 
@@ -193,18 +197,23 @@ NAMED(aclnnNpuFormatCast, FormatCast, all, check, run)
 using namespace softnpu;
 
 // Says how large the result of the cast is; the caller frees `shape` with delete[].
-SOFTNPU_C int aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor* source, int format, int basis, int64_t** shape,
-                                                       uint64_t* rank, int* actual) try {
+SOFTNPU_C int aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor* source, int format,
+                                                       int basis, int64_t** shape, uint64_t* rank,
+                                                       int* actual) try {
   SOFTNPU_ENTER();
   refuse_dead(source, 1);
   std::vector<int64_t> sizes = source->sizes;
-  if (sizes.size() < 2 || sizes.size() > 6) refuse("srcTensor", describe(*source), "2 to 6 dimensions");
-  if (format != kFormatNz && format != kFormatNd) refuse("dstFormat", std::to_string(format), "29 (NZ) or 2 (ND)");
+  if (sizes.size() < 2 || sizes.size() > 6)
+    refuse("srcTensor", describe(*source), "2 to 6 dimensions");
+  if (format != kFormatNz && format != kFormatNd)
+    refuse("dstFormat", std::to_string(format), "29 (NZ) or 2 (ND)");
   *actual = format;
   if (format == kFormatNz) {
-    const size_t bits = dtype_bits(source->dtype), basis_bits = dtype_bits(basis < 0 ? source->dtype : basis);
+    const size_t bits = dtype_bits(source->dtype),
+                 basis_bits = dtype_bits(basis < 0 ? source->dtype : basis);
     const auto width = static_cast<int64_t>(256 / basis_bits);
-    if (basis_bits != bits) *actual = width == 16 ? kFormatNzC0Is16 : width == 32 ? kFormatNzC0Is32 : kFormatNz;
+    if (basis_bits != bits)
+      *actual = width == 16 ? kFormatNzC0Is16 : width == 32 ? kFormatNzC0Is32 : kFormatNz;
     const int64_t columns = sizes.back(), rows = sizes.end()[-2];
     sizes.resize(sizes.size() - 2);
     append_tiles(sizes, rows, columns, width);

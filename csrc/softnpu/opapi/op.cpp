@@ -53,8 +53,8 @@ void run_kernel(const std::string& name, bool has_output, const std::function<vo
 void Out::operator=(const at::Tensor& value) const {
   touch();
   if (value.sizes() != tensor_.sizes() && !(value.numel() == 1 && tensor_.numel() == 1))
-    throw Fault(kKernelFault,
-                "the result is " + shape(value.sizes()) + ", the output tensor " + shape(tensor_.sizes()));
+    throw Fault(kKernelFault, "the result is " + shape(value.sizes()) + ", the output tensor " +
+                                  shape(tensor_.sizes()));
   tensor_.copy_(value.sizes() == tensor_.sizes() ? value : value.reshape(tensor_.sizes()));
 }
 
@@ -142,11 +142,13 @@ at::Scalar scalar_value(const aclScalar* raw) {
     case kComplex128:
       return read<c10::complex<double>>(raw);
     default:
-      throw Fault(kNnParameter, std::string("a scalar of ") + dtype_name(raw->dtype) + " is not emulated");
+      throw Fault(kNnParameter,
+                  std::string("a scalar of ") + dtype_name(raw->dtype) + " is not emulated");
   }
 }
 
-Builder::Builder(const char* name, bool checked) : launch(std::make_shared<Launch>()), checked_(checked) {
+Builder::Builder(const char* name, bool checked)
+    : launch(std::make_shared<Launch>()), checked_(checked) {
   launch->name = name;
   launch->prepared_ns = now_ns();
 }
@@ -173,13 +175,14 @@ at::Tensor Builder::tensor(const aclTensor* raw) {
   extent(*raw, &first, &bytes);
   const int64_t end = first + static_cast<int64_t>(bytes), held = storage_bytes(*raw);
   if (bytes && held >= 0 && end > held)
-    throw Fault(kNnParameter, "a view of " + describe(*raw) + " reaches byte " + std::to_string(end) +
-                                  " of a storage of " + std::to_string(held));
+    throw Fault(kNnParameter, "a view of " + describe(*raw) + " reaches byte " +
+                                  std::to_string(end) + " of a storage of " + std::to_string(held));
   void* const data = alias(static_cast<const char*>(raw->data) + first, bytes);
   const auto options = at::TensorOptions().dtype(scalar_type(raw->dtype)).device(at::kCPU);
   std::vector<int64_t> sizes = raw->sizes, strides = raw->strides;
   if (dtype_bits(raw->dtype) == 4 && !sizes.empty()) {
-    // Two to a byte along the dimension without gaps: the last, or the one before it of a transposed matrix.
+    // Two to a byte along the dimension without gaps: the last, or the one before it of a
+    // transposed matrix.
     const size_t packed = sizes.size() - (strides.back() == 1 || sizes.size() == 1 ? 1 : 2);
     if (strides[packed] != 1) throw Fault(kNnParameter, "4-bit values with gaps are not emulated");
     sizes[packed] = (sizes[packed] + 1) / 2;
@@ -211,12 +214,12 @@ Out Builder::out(const aclTensor* raw) {
 }
 
 void set_kernel(Builder& b, std::function<void()> kernel) {
-  b.launch->kernel = [name = b.launch->name, has_output = b.has_output, kernel = std::move(kernel)] {
-    run_kernel(name, has_output, kernel);
-  };
+  b.launch->kernel = [name = b.launch->name, has_output = b.has_output,
+                      kernel = std::move(kernel)] { run_kernel(name, has_output, kernel); };
 }
 
-int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor) {
+int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace,
+           aclOpExecutor** executor) {
   const std::string name = b.launch->name;
   set_kernel(b, std::move(kernel));
   if (!b.growing.empty()) {
@@ -224,7 +227,8 @@ int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace, aclOpE
       for (const auto& [tensor, sizes] : growing) {
         tensor->sizes = *sizes;
         tensor->strides.assign(sizes->size(), 1);
-        for (size_t i = sizes->size(); i-- > 1;) tensor->strides[i - 1] = tensor->strides[i] * (*sizes)[i];
+        for (size_t i = sizes->size(); i-- > 1;)
+          tensor->strides[i - 1] = tensor->strides[i] * (*sizes)[i];
       }
     };
   }
@@ -250,13 +254,16 @@ int report_exception(const char* name) {
 
 namespace {
 
-// The workspace that was asked for must be live memory of this device, now and when the kernel runs.
+// The workspace that was asked for must be live memory of this device, now and when the kernel
+// runs.
 void give_workspace(Launch& launch, void* workspace, uint64_t size) {
   if (!launch.workspace) return;
   if (size < launch.workspace)
-    throw Fault(kNnParameter, "softnpu: " + launch.name + ": a workspace of " + std::to_string(size) +
-                                  " bytes, phase 1 asked for " + std::to_string(launch.workspace));
-  const Range range = resolve(workspace, launch.workspace, current_device(), (launch.name + ": workspace").c_str());
+    throw Fault(kNnParameter, "softnpu: " + launch.name + ": a workspace of " +
+                                  std::to_string(size) + " bytes, phase 1 asked for " +
+                                  std::to_string(launch.workspace));
+  const Range range =
+      resolve(workspace, launch.workspace, current_device(), (launch.name + ": workspace").c_str());
   launch.accesses.push_back({workspace, launch.workspace, range.allocation});
   launch.scratch = range.alias;
 }
@@ -266,16 +273,20 @@ void give_workspace(Launch& launch, void* workspace, uint64_t size) {
 int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) {
   const int code = call.enter();
   if (forked()) return code;
-  if (!executor) return fail(kNnNullptr, "softnpu: %s: the executor is null (phase 1 failed?)", call.name().c_str());
+  if (!executor)
+    return fail(kNnNullptr, "softnpu: %s: the executor is null (phase 1 failed?)",
+                call.name().c_str());
   if (!take_executor(executor))
-    return fail(kNnParameter, "softnpu: %s: not a live executor (used twice?)", call.name().c_str());
+    return fail(kNnParameter, "softnpu: %s: not a live executor (used twice?)",
+                call.name().c_str());
   const std::unique_ptr<aclOpExecutor> once(executor);
   Launch& launch = *executor->launch;
   alive(Alive::kExecutor, -1);
   count_prepared(launch.name, -1);
   if (code) return code;
   if (launch.name != call.name())
-    return fail(kNnParameter, "softnpu: %s: the executor of %s", call.name().c_str(), launch.name.c_str());
+    return fail(kNnParameter, "softnpu: %s: the executor of %s", call.name().c_str(),
+                launch.name.c_str());
   try {
     give_workspace(launch, workspace, size);
   } catch (const Fault& fault) {
@@ -302,12 +313,13 @@ std::string declared(const std::vector<const char*>& types, const std::vector<co
 extern "C" const Listed* const __start_softnpu_operators[];
 extern "C" const Listed* const __stop_softnpu_operators[];
 
-// The arguments of an operator's phase 1 in C, before workspaceSize and executor: types, and names where it has any;
-// nullptr: there is no such operator. "aclTensor*" without const is written.
+// The arguments of an operator's phase 1 in C, before workspaceSize and executor: types, and names
+// where it has any; nullptr: there is no such operator. "aclTensor*" without const is written.
 SOFTNPU_C const char* softnpu_signature(const char* name) {
   static thread_local std::string answer;
-  const auto* found = std::find_if(__start_softnpu_operators, __stop_softnpu_operators,
-                                   [name](const Listed* one) { return std::strcmp(one->name, name) == 0; });
+  const auto* found =
+      std::find_if(__start_softnpu_operators, __stop_softnpu_operators,
+                   [name](const Listed* one) { return std::strcmp(one->name, name) == 0; });
   if (found == __stop_softnpu_operators) return nullptr;
   answer = (*found)->signature();
   return answer.c_str();

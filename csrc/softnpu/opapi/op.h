@@ -1,10 +1,11 @@
 // How a short operator is written: OP(aclnnMul, [](In a, In b, Out o) { o = at::mul(a, b); })
-// One with a check or many arguments has a struct, a list of its fields in the order of the C signature, and functions
-// of it:
-//   struct Norm { at::Tensor x; double eps; Out y; FIELDS(all, x, eps, y) void check() const; void run() const; };
-//   NAMED(aclnnNorm, Norm, all, check, run)
-// The types of parameters or fields give the C signature of phase 1 (A.4 of the ABI notes); phase 2 is the same for
-// all. The lambda or last function is the kernel: it runs on the stream's thread, as often as a graph is replayed.
+// One with a check or many arguments has a struct, a list of its fields in the order of the C
+// signature, and functions of it:
+//   struct Norm { at::Tensor x; double eps; Out y; FIELDS(all, x, eps, y) void check() const; void
+//   run() const; }; NAMED(aclnnNorm, Norm, all, check, run)
+// The types of parameters or fields give the C signature of phase 1 (A.4 of the ABI notes); phase 2
+// is the same for all. The lambda or last function is the kernel: it runs on the stream's thread,
+// as often as a graph is replayed.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +18,13 @@
 namespace softnpu {
 
 void set_kernel(Builder& builder, std::function<void()> kernel);
-int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace, aclOpExecutor** executor);
+int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace,
+           aclOpExecutor** executor);
 int report_exception(const char* name);  // inside a catch block
 int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream);
 
-// Fields of a struct in the order of a C signature; the names are lists of them as the source has it.
+// Fields of a struct in the order of a C signature; the names are lists of them as the source has
+// it.
 template <size_t parts, class... Values>
 struct Fields {
   std::tuple<Values&...> values;
@@ -46,7 +49,8 @@ std::string declared(const std::vector<const char*>& types, const std::vector<co
 
 template <class Op, class... Values>
 struct Phase1 {
-  static int run(typename Argument<Values>::Raw... raw, uint64_t* workspace, aclOpExecutor** executor) {
+  static int run(typename Argument<Values>::Raw... raw, uint64_t* workspace,
+                 aclOpExecutor** executor) {
     static constinit Call call{Op::name, "GetWorkspaceSize"};
     if (const int injected = call.enter()) return injected;
     try {
@@ -86,7 +90,9 @@ struct Structured {  // its check and its kernel are functions of a struct
   template <class... Values>
   static std::function<void()> prepared(std::tuple<Values...> values) {
     Arguments arguments{};
-    const auto fill = [&](Values&... field) { std::apply([&](Values&... v) { (renew(field, v), ...); }, values); };
+    const auto fill = [&](Values&... field) {
+      std::apply([&](Values&... v) { (renew(field, v), ...); }, values);
+    };
     std::apply(fill, Op::list(arguments).values);
     std::invoke(Op::check, arguments);
     return [arguments = std::move(arguments)] { std::invoke(Op::kernel, arguments); };
@@ -94,7 +100,8 @@ struct Structured {  // its check and its kernel are functions of a struct
 
  private:
   template <class Value>
-  static void renew(Value& field, Value& value) {  // not assigned: assigning to an Out stores into its tensor
+  static void renew(Value& field,
+                    Value& value) {  // not assigned: assigning to an Out stores into its tensor
     std::destroy_at(&field);
     std::construct_at(&field, std::move(value));
   }
@@ -109,17 +116,18 @@ struct Listed {  // for softnpu_signature
   std::string (*signature)();
 };
 
-#define SOFTNPU_SYMBOLS(NAME, SHAPE)                                                                                   \
-  using Typed_##NAME = decltype(phase1<Op_##NAME>(SHAPE));                                                             \
-  static constinit const Listed listed_##NAME{#NAME, &Typed_##NAME::signature};                                        \
-  [[gnu::section("softnpu_operators"), gnu::used]] static constinit const Listed* const entry_##NAME = &listed_##NAME; \
-  extern "C" Unknown* softnpu_phase1_##NAME() {                                                                        \
-    return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed_##NAME::run));                                    \
-  }                                                                                                                    \
-  SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME)));                              \
-  SOFTNPU_C int NAME(void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) {                         \
-    static constinit Call call{#NAME};                                                                                 \
-    return phase2(call, workspace, size, executor, stream);                                                            \
+#define SOFTNPU_SYMBOLS(NAME, SHAPE)                                                           \
+  using Typed_##NAME = decltype(phase1<Op_##NAME>(SHAPE));                                     \
+  static constinit const Listed listed_##NAME{#NAME, &Typed_##NAME::signature};                \
+  [[gnu::section("softnpu_operators"),                                                         \
+    gnu::used]] static constinit const Listed* const entry_##NAME = &listed_##NAME;            \
+  extern "C" Unknown* softnpu_phase1_##NAME() {                                                \
+    return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed_##NAME::run));            \
+  }                                                                                            \
+  SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME)));      \
+  SOFTNPU_C int NAME(void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream) { \
+    static constinit Call call{#NAME};                                                         \
+    return phase2(call, workspace, size, executor, stream);                                    \
   }
 
 #define OP(NAME, ...)                           \
@@ -131,7 +139,8 @@ struct Listed {  // for softnpu_signature
   }                                             \
   SOFTNPU_SYMBOLS(NAME, &decltype(Op_##NAME::kernel)::operator())
 
-// LIST: which of the struct's lists; CHECK, a function of the struct, runs in phase 1 and throws Fault(161002, ...).
+// LIST: which of the struct's lists; CHECK, a function of the struct, runs in phase 1 and throws
+// Fault(161002, ...).
 #define NAMED(NAME, ARGUMENTS, LIST, CHECK, KERNEL)                     \
   namespace {                                                           \
   struct Op_##NAME : Structured<Op_##NAME, ARGUMENTS> {                 \

@@ -22,10 +22,13 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 int64_t largest_exponent(at::ScalarType type) { return type == kE4M3 ? 8 : type == kE5M2 ? 15 : 2; }
 
-// Shared exponent from the peak of each block by dividing it by the type's maximum and rounding the scale up.
+// Shared exponent from the peak of each block by dividing it by the type's maximum and rounding the
+// scale up.
 at::Tensor exponents_by_division(In peak, double maximum, bool round_subnormals) {
-  const at::Tensor bits = peak.to(kF32).div(static_cast<float>(maximum)).view(at::kInt).to(at::kLong);
-  const at::Tensor exponent = bits.bitwise_right_shift(23), mantissa = at::bitwise_and(bits, 0x7fffff);
+  const at::Tensor bits =
+      peak.to(kF32).div(static_cast<float>(maximum)).view(at::kInt).to(at::kLong);
+  const at::Tensor exponent = bits.bitwise_right_shift(23),
+                   mantissa = at::bitwise_and(bits, 0x7fffff);
   at::Tensor up = exponent.gt(0).logical_and(exponent.lt(254)).logical_and(mantissa.gt(0));
   if (round_subnormals) up = up.logical_or(exponent.eq(0).logical_and(mantissa.gt(0x400000)));
   return exponent.add(up.to(at::kLong)).sub(127).to(at::kDouble);
@@ -36,13 +39,16 @@ at::Tensor shared_exponents(In largest_of_block, at::ScalarType type, const MxOp
   at::Tensor exponent;
   if (options.algorithm == 1) {
     exponent = exponents_by_division(peak, largest(type), true);
-  } else if (options.algorithm == 2 && options.dst_max != 0 && options.dst_max != 6 && options.dst_max != 7) {
+  } else if (options.algorithm == 2 && options.dst_max != 0 && options.dst_max != 6 &&
+             options.dst_max != 7) {
     exponent = exponents_by_division(peak, options.dst_max, false);
   } else {
     const auto [fraction, power] = at::frexp(peak);  // fraction in [0.5, 1)
     exponent = power.to(at::kDouble).sub(1 + largest_exponent(type));
-    // Algorithm 2 rounds up above 1.5 (maximum 0 or 6) or 1.75 (7): our reading of "the high mantissa bits are 1".
-    if (options.algorithm == 2) exponent = exponent.add(fraction.gt(options.dst_max == 7 ? 0.875 : 0.75));
+    // Algorithm 2 rounds up above 1.5 (maximum 0 or 6) or 1.75 (7): our reading of "the high
+    // mantissa bits are 1".
+    if (options.algorithm == 2)
+      exponent = exponent.add(fraction.gt(options.dst_max == 7 ? 0.875 : 0.75));
   }
   exponent = at::where(peak.eq(0), -127.0, exponent.clamp_min(-127));
   return at::where(at::isfinite(peak), exponent, kNan);
@@ -72,7 +78,9 @@ double largest(at::ScalarType type) {
 
 at::Tensor saturated(In values, at::ScalarType type) {
   const double limit = largest(type);
-  return at::where(at::isnan(values), kNan, values.clamp(-limit, limit)).to(kF32).to(type);  // one NaN, without sign
+  return at::where(at::isnan(values), kNan, values.clamp(-limit, limit))
+      .to(kF32)
+      .to(type);  // one NaN, without sign
 }
 
 void store_bytes(Out o, In bytes) {
@@ -92,10 +100,12 @@ at::Tensor unpack(In bytes) {
 
 namespace {
 
-// 4-bit values lie along the dimension without gaps: the last, or the one before it of a transposed matrix.
+// 4-bit values lie along the dimension without gaps: the last, or the one before it of a transposed
+// matrix.
 template <class Decode>
 at::Tensor along_packed(In x, Decode decode) {
-  return x.stride(-1) == 1 ? decode(x.contiguous()) : decode(x.transpose(-1, -2).contiguous()).transpose(-1, -2);
+  return x.stride(-1) == 1 ? decode(x.contiguous())
+                           : decode(x.transpose(-1, -2).contiguous()).transpose(-1, -2);
 }
 
 }  // namespace
@@ -111,7 +121,8 @@ at::Tensor fp4_values(In x) {
   return along_packed(x, [](In packed) {
     const at::Tensor codes = unpack(packed.view(at::kByte)).to(at::kLong);
     const at::Tensor magnitudes = at::tensor({0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0}, at::kDouble);
-    const at::Tensor value = magnitudes.index_select(0, at::bitwise_and(codes, 7).flatten()).view(codes.sizes());
+    const at::Tensor value =
+        magnitudes.index_select(0, at::bitwise_and(codes, 7).flatten()).view(codes.sizes());
     return at::where(codes.gt(7), value.neg(), value);
   });
 }
@@ -127,25 +138,32 @@ at::Tensor fp4_bytes(In values, const std::string& round_mode) {
     steps = at::floor(ratio.abs().add(0.5)).mul(ratio.sign());
   else
     steps = at::round(ratio);
-  const at::Tensor rounded = steps.mul(step).nan_to_num(0).clamp(-6, 6);  // FLOAT4 has no NaN: 0 is our reading
+  const at::Tensor rounded =
+      steps.mul(step).nan_to_num(0).clamp(-6, 6);  // FLOAT4 has no NaN: 0 is our reading
   const at::Tensor magnitude = rounded.abs();
-  const at::Tensor code = at::where(magnitude.lt(2), magnitude.mul(2),
-                                    at::where(magnitude.lt(4), magnitude.add(2), magnitude.div(2).add(4)));
+  const at::Tensor code =
+      at::where(magnitude.lt(2), magnitude.mul(2),
+                at::where(magnitude.lt(4), magnitude.add(2), magnitude.div(2).add(4)));
   return pack(code.to(at::kInt).add(rounded.signbit().to(at::kInt), 8));
 }
 
 Mx mx_quantise(In x, at::ScalarType type, const MxOptions& options) {
-  const int64_t axis = options.axis < 0 ? options.axis + x.dim() : options.axis, count = x.size(axis);
-  const int64_t blocks = ceil_div(ceil_div(count, options.block), 2) * 2;  // pairs; a missing one is zero
+  const int64_t axis = options.axis < 0 ? options.axis + x.dim() : options.axis,
+                count = x.size(axis);
+  const int64_t blocks =
+      ceil_div(ceil_div(count, options.block), 2) * 2;  // pairs; a missing one is zero
   const at::Tensor padded =
       at::constant_pad_nd(x.to(at::kDouble).movedim(axis, -1), {0, blocks * options.block - count})
           .unflatten(-1, {blocks, options.block});
   const at::Tensor exponent = shared_exponents(at::amax(padded.abs(), {-1}), type, options);
   // NaN and infinity in a block: scale and FLOAT8 values are NaN (our reading).
-  const at::Tensor scaled =
-      padded.mul(at::exp2(exponent.neg()).unsqueeze(-1)).flatten(-2).slice(-1, 0, count).movedim(-1, axis);
+  const at::Tensor scaled = padded.mul(at::exp2(exponent.neg()).unsqueeze(-1))
+                                .flatten(-2)
+                                .slice(-1, 0, count)
+                                .movedim(-1, axis);
   const at::Tensor scale = exponent.add(127).nan_to_num(255).to(at::kByte).unflatten(-1, {-1, 2});
-  return {type == kE2M1 ? fp4_bytes(scaled, options.round_mode) : saturated(scaled, type), scale.movedim(-2, axis)};
+  return {type == kE2M1 ? fp4_bytes(scaled, options.round_mode) : saturated(scaled, type),
+          scale.movedim(-2, axis)};
 }
 
 }  // namespace softnpu

@@ -43,7 +43,8 @@ at::Tensor tanh_slope(In y) { return 1 - at::mul(y, y); }
 at::Tensor before(const Sequence& s, In states, In first) {
   const at::Tensor start = first.unsqueeze(0);
   const int64_t length = s.x.size(0);
-  return s.reverse ? at::cat({states.slice(0, 1), start}) : at::cat({start, states.slice(0, 0, length - 1)});
+  return s.reverse ? at::cat({states.slice(0, 1), start})
+                   : at::cat({start, states.slice(0, 0, length - 1)});
 }
 
 }  // namespace
@@ -56,18 +57,21 @@ at::Tensor last_state(const Sequence& s, In h) { return h[visits(s).back()]; }
 
 LstmGates lstm_gates(In sums, In c) {
   const auto parts = sums.chunk(4, -1);
-  LstmGates k{at::sigmoid(parts[0]), at::tanh(parts[2]), at::sigmoid(parts[1]), at::sigmoid(parts[3]), {}};
+  LstmGates k{
+      at::sigmoid(parts[0]), at::tanh(parts[2]), at::sigmoid(parts[1]), at::sigmoid(parts[3]), {}};
   k.tanhc = at::tanh(next_cell(k, c));
   return k;
 }
 
 at::Tensor next_cell(const LstmGates& k, In c) { return k.f * c + k.i * k.j; }
 
-at::Tensor cell_gradient(const LstmGates& k, In dh, In dc) { return dc + dh * k.o * tanh_slope(k.tanhc); }
+at::Tensor cell_gradient(const LstmGates& k, In dh, In dc) {
+  return dc + dh * k.o * tanh_slope(k.tanhc);
+}
 
 at::Tensor gates_gradient(const LstmGates& k, In c_before, In dh, In cell) {
-  return at::cat({cell * k.j * sigmoid_slope(k.i), cell * c_before * sigmoid_slope(k.f), cell * k.i * tanh_slope(k.j),
-                  dh * k.tanhc * sigmoid_slope(k.o)},
+  return at::cat({cell * k.j * sigmoid_slope(k.i), cell * c_before * sigmoid_slope(k.f),
+                  cell * k.i * tanh_slope(k.j), dh * k.tanhc * sigmoid_slope(k.o)},
                  -1);
 }
 
@@ -77,8 +81,8 @@ LstmSteps lstm_forward(const Sequence& s, const Weights& w, In h0, In c0) {
   at::Tensor h = h0, c = c0;
   for (const int64_t t : visits(s)) {
     const auto at = static_cast<size_t>(t);
-    const LstmGates k =
-        lstm_gates(at::linear(s.x[t], w.input, w.input_bias) + at::linear(h, w.hidden, w.hidden_bias), c);
+    const LstmGates k = lstm_gates(
+        at::linear(s.x[t], w.input, w.input_bias) + at::linear(h, w.hidden, w.hidden_bias), c);
     i[at] = k.i, j[at] = k.j, f[at] = k.f, o[at] = k.o, tanhc[at] = k.tanhc;
     h = hs[at] = choose(s, t, k.o * k.tanhc, h);
     c = cs[at] = choose(s, t, next_cell(k, c), c);
@@ -86,8 +90,8 @@ LstmSteps lstm_forward(const Sequence& s, const Weights& w, In h0, In c0) {
   return {{stack(i), stack(j), stack(f), stack(o), stack(tanhc)}, stack(hs), stack(cs)};
 }
 
-RecurrentGradients lstm_backward(const Sequence& s, const Weights& w, In h0, In c0, const LstmSteps& k, In dy, In dh0,
-                                 In dc0) {
+RecurrentGradients lstm_backward(const Sequence& s, const Weights& w, In h0, In c0,
+                                 const LstmSteps& k, In dy, In dh0, In dc0) {
   const at::Tensor c_before = before(s, k.c, c0);
   Tensors gates(static_cast<size_t>(s.x.size(0)));
   at::Tensor dh = dh0, dc = dc0;
@@ -101,7 +105,10 @@ RecurrentGradients lstm_backward(const Sequence& s, const Weights& w, In h0, In 
     dc = choose(s, t, cell * k.gates.f[t], dc);
   }
   const at::Tensor all = stack(gates), bias = sum_rows(all);
-  return {at::matmul(all, w.input), dh, dc, {rows(all, s.x), rows(all, before(s, k.h, h0)), bias, bias}};
+  return {at::matmul(all, w.input),
+          dh,
+          dc,
+          {rows(all, s.x), rows(all, before(s, k.h, h0)), bias, bias}};
 }
 
 GruSteps gru_forward(const Sequence& s, const Weights& w, In h0) {
@@ -121,7 +128,8 @@ GruSteps gru_forward(const Sequence& s, const Weights& w, In h0) {
   return {stack(r), stack(z), stack(n), stack(hidden_n), stack(hs)};
 }
 
-RecurrentGradients gru_backward(const Sequence& s, const Weights& w, In h0, const GruSteps& k, In dy, In dh0) {
+RecurrentGradients gru_backward(const Sequence& s, const Weights& w, In h0, const GruSteps& k,
+                                In dy, In dh0) {
   const at::Tensor h_before = before(s, k.h, h0);
   const auto length = static_cast<size_t>(s.x.size(0));
   Tensors by_input(length), by_hidden(length);
@@ -134,7 +142,8 @@ RecurrentGradients gru_backward(const Sequence& s, const Weights& w, In h0, cons
     const at::Tensor dn = total * (1 - k.z[t]) * tanh_slope(k.n[t]);
     const at::Tensor dz = total * (h_before[t] - k.n[t]) * sigmoid_slope(k.z[t]);
     const at::Tensor dr = dn * k.hidden_n[t] * sigmoid_slope(k.r[t]);
-    const at::Tensor from_x = at::cat({dr, dz, dn}, -1), from_h = at::cat({dr, dz, dn * k.r[t]}, -1);
+    const at::Tensor from_x = at::cat({dr, dz, dn}, -1),
+                     from_h = at::cat({dr, dz, dn * k.r[t]}, -1);
     by_input[at] = choose(s, t, from_x, at::zeros_like(from_x));
     by_hidden[at] = choose(s, t, from_h, at::zeros_like(from_h));
     dh = choose(s, t, at::matmul(from_h, w.hidden) + total * k.z[t], dh);

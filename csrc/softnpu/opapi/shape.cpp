@@ -43,11 +43,13 @@ at::Generator generator(int64_t seed, int64_t offset) {
 }
 
 at::Tensor normal(const Out& like, int64_t seed, int64_t offset) {
-  return at::normal(0.0, 1.0, like->sizes(), generator(seed, offset), at::TensorOptions().dtype(at::kFloat));
+  return at::normal(0.0, 1.0, like->sizes(), generator(seed, offset),
+                    at::TensorOptions().dtype(at::kFloat));
 }
 
 void random_between(const Out& x, int64_t from, int64_t to, int64_t seed, int64_t offset) {
-  x = at::randint(from, to, x->sizes(), generator(seed, offset), at::TensorOptions().dtype(at::kLong));
+  x = at::randint(from, to, x->sizes(), generator(seed, offset),
+                  at::TensorOptions().dtype(at::kLong));
 }
 
 at::Tensor uniform(const Out& like, int64_t seed, int64_t offset) {
@@ -59,23 +61,27 @@ at::Tensor keep_bits(Ints shape, double p, int64_t seed, int64_t offset, int64_t
   for (const int64_t size : shape) elements *= size;
   const at::Tensor kept = at::ge(at::rand({bytes * 8}, generator(seed, offset)), p).to(at::kByte);
   kept.slice(0, elements).zero_();
-  return at::sum(at::mul(kept.view({bytes, 8}), at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kInt)), 1).to(at::kByte);
+  return at::sum(
+             at::mul(kept.view({bytes, 8}), at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kInt)), 1)
+      .to(at::kByte);
 }
 
 at::Tensor bits_as_bool(In bytes, at::IntArrayRef sizes) {
-  const at::Tensor bits =
-      at::bitwise_and(bytes.view(at::kByte).reshape({-1, 1}), at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte))
-          .ne(0);
+  const at::Tensor bits = at::bitwise_and(bytes.view(at::kByte).reshape({-1, 1}),
+                                          at::tensor({1, 2, 4, 8, 16, 32, 64, 128}, at::kByte))
+                              .ne(0);
   return bits.reshape({-1}).slice(0, 0, c10::multiply_integers(sizes)).view(sizes);
 }
 
-OP(aclnnInplaceCopy,
-   [](Out x, In source) { x = source.dim() > x->dim() ? source.reshape(x->sizes()) : source.expand(x->sizes()); })
+OP(aclnnInplaceCopy, [](Out x, In source) {
+  x = source.dim() > x->dim() ? source.reshape(x->sizes()) : source.expand(x->sizes());
+})
 OP(aclnnInplaceOne, [](Out x) { x.touch(), x->fill_(1); })
 OP(aclnnInplaceZero, [](Out x) { x.touch(), x->fill_(0); })
 OP(aclnnInplaceFillScalar, [](Out x, Scalar value) { x.touch(), x->fill_(value); })
 OP(aclnnInplaceFillTensor, [](Out x, In value) { x.touch(), x->fill_(value.reshape({})); })
-OP(aclnnInplaceFillDiagonal, [](Out x, Scalar value, bool wrap) { x.touch(), x->fill_diagonal_(value, wrap); })
+OP(aclnnInplaceFillDiagonal,
+   [](Out x, Scalar value, bool wrap) { x.touch(), x->fill_diagonal_(value, wrap); })
 OP(aclnnCat, [](Ins parts, int64_t dim, Out o) { o = at::cat(parts, dim); })
 OP(aclnnStack, [](Ins parts, int64_t dim, Out o) { o = at::stack(parts, dim); })
 OP(aclnnRepeat, [](In x, Ints repeats, Out o) { o = x.repeat(repeats); })
@@ -85,7 +91,8 @@ OP(aclnnTril, [](In x, int64_t diagonal, Out o) { o = at::tril(x, diagonal); })
 OP(aclnnTriu, [](In x, int64_t diagonal, Out o) { o = at::triu(x, diagonal); })
 OP(aclnnInplaceTril, [](Out x, int64_t diagonal) { x = at::tril(*x, diagonal); })
 OP(aclnnInplaceTriu, [](Out x, int64_t diagonal) { x = at::triu(*x, diagonal); })
-OP(aclnnConstantPadNd, [](In x, Ints pad, Scalar value, Out o) { o = at::constant_pad_nd(x, pad, value); })
+OP(aclnnConstantPadNd,
+   [](In x, Ints pad, Scalar value, Out o) { o = at::constant_pad_nd(x, pad, value); })
 OP(aclnnEye, [](int64_t rows, int64_t columns, Out o) { o = at::eye(rows, columns); })
 OP(aclnnArange, [](Scalar start, Scalar end, Scalar step, Out o) {
   o = at::arange(start, end, step, at::TensorOptions().dtype(o->scalar_type()));
@@ -96,12 +103,16 @@ OP(aclnnRange, [](Scalar start, Scalar end, Scalar step, Out o) {
 OP(aclnnLinspace, [](Scalar start, Scalar end, int64_t steps, Out o) {
   o = at::linspace(start, end, steps, at::TensorOptions().dtype(o->scalar_type()));
 })
-OP(aclnnRepeatInterleave, [](In x, In repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
-OP(aclnnRepeatInterleaveInt, [](In x, int64_t repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
-OP(aclnnRepeatInterleaveWithDim,
-   [](In x, In repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
-OP(aclnnRepeatInterleaveIntWithDim,
-   [](In x, int64_t repeats, int64_t dim, int64_t, Out o) { o = at::repeat_interleave(x, repeats, dim); })
+OP(aclnnRepeatInterleave,
+   [](In x, In repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
+OP(aclnnRepeatInterleaveInt,
+   [](In x, int64_t repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })
+OP(aclnnRepeatInterleaveWithDim, [](In x, In repeats, int64_t dim, int64_t, Out o) {
+  o = at::repeat_interleave(x, repeats, dim);
+})
+OP(aclnnRepeatInterleaveIntWithDim, [](In x, int64_t repeats, int64_t dim, int64_t, Out o) {
+  o = at::repeat_interleave(x, repeats, dim);
+})
 
 OP(aclnnInplaceNormal, [](Out x, float mean, float deviation, int64_t seed, int64_t offset) {
   x = at::add(at::mul(normal(x, seed, offset), deviation), mean);
@@ -116,31 +127,36 @@ OP(aclnnNormalTensorTensor, [](In mean, In deviation, int64_t seed, int64_t offs
   o = at::add(at::mul(normal(o, seed, offset), deviation), mean);
 })
 OP(aclnnInplaceUniform, [](Out x, double from, double to, uint64_t seed, uint64_t offset) {
-  x = at::add(at::mul(uniform(x, static_cast<int64_t>(seed), static_cast<int64_t>(offset)), to - from), from);
+  x = at::add(
+      at::mul(uniform(x, static_cast<int64_t>(seed), static_cast<int64_t>(offset)), to - from),
+      from);
 })
 OP(aclnnInplaceBernoulli,
    [](Out x, Scalar p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
 OP(aclnnInplaceBernoulliTensor,
    [](Out x, In p, int64_t seed, int64_t offset) { x = at::lt(uniform(x, seed, offset), p); })
-OP(aclnnInplaceRandom,
-   [](Out x, int64_t from, int64_t to, int64_t seed, int64_t offset) { random_between(x, from, to, seed, offset); })
+OP(aclnnInplaceRandom, [](Out x, int64_t from, int64_t to, int64_t seed, int64_t offset) {
+  random_between(x, from, to, seed, offset);
+})
 OP(aclnnSimThreadExponential, [](Out x, int64_t, float rate, int64_t seed, int64_t offset) {
   x = at::div(at::neg(at::log1p(at::neg(uniform(x, seed, offset)))), rate);
 })
 OP(aclnnRandperm, [](int64_t n, int64_t seed, int64_t offset, Out o) {
   o = at::randperm(n, generator(seed, offset), at::TensorOptions().dtype(at::kLong));
 })
-OP(aclnnMultinomial, [](In x, int64_t samples, bool replacement, int64_t seed, int64_t offset, Out o) {
-  o = at::multinomial(x, samples, replacement, generator(seed, offset));
-})
+OP(aclnnMultinomial,
+   [](In x, int64_t samples, bool replacement, int64_t seed, int64_t offset, Out o) {
+     o = at::multinomial(x, samples, replacement, generator(seed, offset));
+   })
 OP(aclnnDropoutGenMask, [](Ints shape, double p, int64_t seed, int64_t offset, Out mask) {
   mask = keep_bits(shape, p, seed, offset, mask->numel());
 })
 OP(aclnnDropoutGenMaskV2, [](Ints shape, double p, int64_t seed, int64_t offset, DType_, Out mask) {
   mask = keep_bits(shape, p, seed, offset, mask->numel());
 })
-OP(aclnnDropoutDoMask,
-   [](In x, In mask, double p, Out o) { o = at::where(bits_as_bool(mask, x.sizes()), at::div(x, 1 - p), 0); })
+OP(aclnnDropoutDoMask, [](In x, In mask, double p, Out o) {
+  o = at::where(bits_as_bool(mask, x.sizes()), at::div(x, 1 - p), 0);
+})
 OP(aclnnDropoutV3, [](In x, OptionalIn, double p, int64_t seed, int64_t offset, Out o, Out mask) {
   mask = keep_bits(x.sizes().vec(), p, seed, offset, mask->numel());
   o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);
@@ -149,22 +165,27 @@ OP(aclnnDropoutV3, [](In x, OptionalIn, double p, int64_t seed, int64_t offset, 
 namespace {
 
 // `noise` gets the factor of each value: between low and high where x <= 0, else 1.
-at::Tensor rrelu(In x, Out noise, Scalar low, Scalar high, bool training, int64_t seed, int64_t offset) {
+at::Tensor rrelu(In x, Out noise, Scalar low, Scalar high, bool training, int64_t seed,
+                 int64_t offset) {
   if (!training) {
     noise.touch();
     return at::where(x.gt(0), x, at::mul(x, (low.toDouble() + high.toDouble()) / 2));
   }
-  const at::Tensor factor = at::add(at::mul(uniform(noise, seed, offset), high.toDouble() - low.toDouble()), low);
+  const at::Tensor factor =
+      at::add(at::mul(uniform(noise, seed, offset), high.toDouble() - low.toDouble()), low);
   noise = at::where(x.gt(0), at::ones_like(factor), factor);
   return at::mul(x, *noise);
 }
 
 }  // namespace
 
-OP(aclnnRReluWithNoise, [](In x, Out noise, Scalar low, Scalar high, bool training, int64_t seed, int64_t offset,
-                           Out o) { o = rrelu(x, noise, low, high, training, seed, offset); })
-OP(aclnnInplaceRReluWithNoise, [](Out x, Out noise, Scalar low, Scalar high, bool training, int64_t seed,
-                                  int64_t offset) { x = rrelu(*x, noise, low, high, training, seed, offset); })
+OP(aclnnRReluWithNoise,
+   [](In x, Out noise, Scalar low, Scalar high, bool training, int64_t seed, int64_t offset,
+      Out o) { o = rrelu(x, noise, low, high, training, seed, offset); })
+OP(aclnnInplaceRReluWithNoise,
+   [](Out x, Out noise, Scalar low, Scalar high, bool training, int64_t seed, int64_t offset) {
+     x = rrelu(*x, noise, low, high, training, seed, offset);
+   })
 OP(aclnnLogSpace, [](Scalar start, Scalar end, int64_t steps, double base, Out o) {
   o = at::logspace(start, end, steps, base, at::TensorOptions().dtype(o->scalar_type()));
 })

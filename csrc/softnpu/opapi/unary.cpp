@@ -148,31 +148,44 @@ OP(aclnnSignbit, [](In x, Out o) { o = at::signbit(x); })
 OP(aclnnSquare, [](In x, Out o) { o = at::square(x); })
 OP(aclnnLogSigmoid, [](In x, Out o) { o = at::log_sigmoid(x); })
 OP(aclnnGelu, [](In x, Out o) { o = at::gelu(x); })
-OP(aclnnGeluV2, [](In x, int64_t approximate, Out o) { o = at::gelu(x, approximate ? "tanh" : "none"); })
-OP(aclnnSwish, [](In x, OptionalScalar beta, Out o) { o = at::mul(x, at::sigmoid(beta ? at::mul(x, *beta) : x)); })
+OP(aclnnGeluV2,
+   [](In x, int64_t approximate, Out o) { o = at::gelu(x, approximate ? "tanh" : "none"); })
+OP(aclnnSwish, [](In x, OptionalScalar beta, Out o) {
+  o = at::mul(x, at::sigmoid(beta ? at::mul(x, *beta) : x));
+})
 
 OP(aclnnRoundDecimals, [](In x, int64_t decimals, Out o) { o = at::round(x, decimals); })
 OP(aclnnInplaceRoundDecimals, [](Out x, int64_t decimals) { x = at::round(*x, decimals); })
-OP(aclnnNanToNum, [](In x, float nan, float high, float low, Out o) { o = at::nan_to_num(x, nan, high, low); })
-OP(aclnnInplaceNanToNum, [](Out x, float nan, float high, float low) { x = at::nan_to_num(*x, nan, high, low); })
-OP(aclnnElu,
-   [](In x, Scalar alpha, Scalar scale, Scalar input_scale, Out o) { o = at::elu(x, alpha, scale, input_scale); })
-OP(aclnnInplaceElu,
-   [](Out x, Scalar alpha, Scalar scale, Scalar input_scale) { x = at::elu(*x, alpha, scale, input_scale); })
+OP(aclnnNanToNum,
+   [](In x, float nan, float high, float low, Out o) { o = at::nan_to_num(x, nan, high, low); })
+OP(aclnnInplaceNanToNum,
+   [](Out x, float nan, float high, float low) { x = at::nan_to_num(*x, nan, high, low); })
+OP(aclnnElu, [](In x, Scalar alpha, Scalar scale, Scalar input_scale, Out o) {
+  o = at::elu(x, alpha, scale, input_scale);
+})
+OP(aclnnInplaceElu, [](Out x, Scalar alpha, Scalar scale, Scalar input_scale) {
+  x = at::elu(*x, alpha, scale, input_scale);
+})
 OP(aclnnHardtanh, [](In x, Scalar low, Scalar high, Out o) { o = at::hardtanh(x, low, high); })
 OP(aclnnInplaceHardtanh, [](Out x, Scalar low, Scalar high) { x = at::hardtanh(*x, low, high); })
 OP(aclnnLeakyRelu, [](In x, Scalar slope, Out o) { o = at::leaky_relu(x, slope); })
 OP(aclnnInplaceLeakyRelu, [](Out x, Scalar slope) { x = at::leaky_relu(*x, slope); })
-OP(aclnnSoftplus, [](In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus(x, beta, threshold); })
+OP(aclnnSoftplus,
+   [](In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus(x, beta, threshold); })
 OP(aclnnHardshrink, [](In x, Scalar lambda, Out o) { o = at::hardshrink(x, lambda); })
-OP(aclnnHardshrinkBackward,
-   [](In gradient, In x, Scalar lambda, Out o) { o = at::hardshrink_backward(gradient, x, lambda); })
+OP(aclnnHardshrinkBackward, [](In gradient, In x, Scalar lambda, Out o) {
+  o = at::hardshrink_backward(gradient, x, lambda);
+})
 OP(aclnnSoftshrink, [](In x, Scalar lambda, Out o) { o = at::softshrink(x, lambda); })
-OP(aclnnSoftshrinkBackward,
-   [](In gradient, In x, Scalar lambda, Out o) { o = at::softshrink_backward(gradient, x, lambda); })
-OP(aclnnHardsigmoidBackward, [](In gradient, In x, Out o) { o = at::hardsigmoid_backward(gradient, x); })
-OP(aclnnHardswishBackward, [](In gradient, In x, Out o) { o = at::hardswish_backward(gradient, x); })
-OP(aclnnHardswishBackwardV2, [](In gradient, In x, Out o) { o = at::hardswish_backward(gradient, x); })
+OP(aclnnSoftshrinkBackward, [](In gradient, In x, Scalar lambda, Out o) {
+  o = at::softshrink_backward(gradient, x, lambda);
+})
+OP(aclnnHardsigmoidBackward,
+   [](In gradient, In x, Out o) { o = at::hardsigmoid_backward(gradient, x); })
+OP(aclnnHardswishBackward,
+   [](In gradient, In x, Out o) { o = at::hardswish_backward(gradient, x); })
+OP(aclnnHardswishBackwardV2,
+   [](In gradient, In x, Out o) { o = at::hardswish_backward(gradient, x); })
 OP(aclnnCelu, [](In x, Scalar alpha, Out o) { o = at::celu(x, alpha); })
 OP(aclnnPrelu, [](In x, In weight, Out o) { o = at::prelu(x, weight.reshape({-1})); })
 OP(aclnnPreluBackward, [](In gradient, In x, In weight, Out dx, Out dweight) {
@@ -192,15 +205,20 @@ OP(aclnnLogSigmoidForward, [](In x, Out o, Out buffer) {
     buffer.touch();
 })
 // The buffer is an aid of the CPU kernel's own; the derivative needs x alone.
-OP(aclnnLogSigmoidBackward, [](In gradient, In x, In, Out o) { o = at::mul(gradient, at::sigmoid(at::neg(x))); })
-OP(aclnnThreshold, [](In x, Scalar threshold, Scalar value, Out o) { o = at::threshold(x, threshold, value); })
-OP(aclnnInplaceThreshold, [](Out x, Scalar threshold, Scalar value) { x = at::threshold(*x, threshold, value); })
-OP(aclnnClamp, [](In x, OptionalScalar low, OptionalScalar high, Out o) { o = at::clamp(x, low, high); })
+OP(aclnnLogSigmoidBackward,
+   [](In gradient, In x, In, Out o) { o = at::mul(gradient, at::sigmoid(at::neg(x))); })
+OP(aclnnThreshold,
+   [](In x, Scalar threshold, Scalar value, Out o) { o = at::threshold(x, threshold, value); })
+OP(aclnnInplaceThreshold,
+   [](Out x, Scalar threshold, Scalar value) { x = at::threshold(*x, threshold, value); })
+OP(aclnnClamp,
+   [](In x, OptionalScalar low, OptionalScalar high, Out o) { o = at::clamp(x, low, high); })
 OP(aclnnClampMin, [](In x, Scalar low, Out o) { o = at::clamp_min(x, low); })
 OP(aclnnClampMax, [](In x, Scalar high, Out o) { o = at::clamp_max(x, high); })
 OP(aclnnInplaceClampMin, [](Out x, Scalar low) { x = at::clamp_min(*x, low); })
 OP(aclnnInplaceClampMax, [](Out x, Scalar high) { x = at::clamp_max(*x, high); })
-OP(aclnnClampTensor, [](In x, OptionalIn low, OptionalIn high, Out o) { o = at::clamp(x, low, high); })
+OP(aclnnClampTensor,
+   [](In x, OptionalIn low, OptionalIn high, Out o) { o = at::clamp(x, low, high); })
 OP(aclnnClampMinTensor, [](In x, In low, Out o) { o = at::clamp_min(x, low); })
 OP(aclnnClampMaxTensor, [](In x, In high, Out o) { o = at::clamp_max(x, high); })
 OP(aclnnInplaceClampMinTensor, [](Out x, In low) { x = at::clamp_min(*x, low); })
@@ -211,24 +229,31 @@ OP(aclnnCast, [](In x, DType_ dtype, Out o) { o = x.to(scalar_type(dtype)); })
 OP(aclnnSiluBackward, [](In g, In x, Out o) { o = at::silu_backward(g, x); })
 OP(aclnnSigmoidBackward, [](In g, In y, Out o) { o = at::sigmoid_backward(g, y); })
 OP(aclnnTanhBackward, [](In g, In y, Out o) { o = at::tanh_backward(g, y); })
-OP(aclnnThresholdBackward, [](In g, In x, Scalar threshold, Out o) { o = at::threshold_backward(g, x, threshold); })
+OP(aclnnThresholdBackward,
+   [](In g, In x, Scalar threshold, Out o) { o = at::threshold_backward(g, x, threshold); })
 OP(aclnnGeluBackward, [](In g, In x, Out o) { o = at::gelu_backward(g, x); })
-OP(aclnnGeluBackwardV2, [](In g, In x, Text approximate, Out o) { o = at::gelu_backward(g, x, approximate); })
-OP(aclnnSoftplusBackward,
-   [](In g, In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus_backward(g, x, beta, threshold); })
+OP(aclnnGeluBackwardV2,
+   [](In g, In x, Text approximate, Out o) { o = at::gelu_backward(g, x, approximate); })
+OP(aclnnSoftplusBackward, [](In g, In x, Scalar beta, Scalar threshold, Out o) {
+  o = at::softplus_backward(g, x, beta, threshold);
+})
 OP(aclnnHardtanhBackward,
    [](In g, In x, Scalar low, Scalar high, Out o) { o = at::hardtanh_backward(g, x, low, high); })
-OP(aclnnLeakyReluBackward,
-   [](In g, In x, Scalar slope, bool is_result, Out o) { o = at::leaky_relu_backward(g, x, slope, is_result); })
-OP(aclnnEluBackward, [](In g, Scalar alpha, Scalar scale, Scalar input_scale, bool is_result, In x, Out o) {
-  o = at::elu_backward(g, alpha, scale, input_scale, is_result, x);
+OP(aclnnLeakyReluBackward, [](In g, In x, Scalar slope, bool is_result, Out o) {
+  o = at::leaky_relu_backward(g, x, slope, is_result);
 })
+OP(aclnnEluBackward,
+   [](In g, Scalar alpha, Scalar scale, Scalar input_scale, bool is_result, In x, Out o) {
+     o = at::elu_backward(g, alpha, scale, input_scale, is_result, x);
+   })
 OP(aclnnMishBackward, [](In g, In x, Out o) { o = at::mish_backward(g, x); })
 
 OP(aclnnComplex, [](In real, In imaginary, Out o) { o = at::complex(real, imaginary); })
 OP(aclnnPolar, [](In size, In angle, Out o) { o = at::polar(size, angle); })
 OP(aclnnAngleV2, [](In x, Out o) { o = at::angle(x); })
-OP(aclnnRenorm, [](In x, Scalar p, int64_t dim, Scalar largest, Out o) { o = at::renorm(x, p, dim, largest); })
-OP(aclnnInplaceRenorm, [](Out x, Scalar p, int64_t dim, Scalar largest) { x = at::renorm(*x, p, dim, largest); })
+OP(aclnnRenorm,
+   [](In x, Scalar p, int64_t dim, Scalar largest, Out o) { o = at::renorm(x, p, dim, largest); })
+OP(aclnnInplaceRenorm,
+   [](Out x, Scalar p, int64_t dim, Scalar largest) { x = at::renorm(*x, p, dim, largest); })
 
 }  // namespace softnpu

@@ -1,1 +1,3 @@
-"""Measurements of speed: ratios within one interleaved run on one machine, never a test that times."""
+"""Measurements of speed: ratios within one interleaved run on one machine,
+never a test that times.
+"""

@@ -1,4 +1,6 @@
-"""Suite `host`: what a call costs before its kernel works, on the smallest arguments that there are."""
+"""Suite `host`: what a call costs before its kernel works,
+on the smallest arguments that there are.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ LAYER = "MoE"
 
 @dataclass(frozen=True)
 class Call:
-    """One row: an operator on its smallest case. ran: its implementation; ratio: to `BASELINE` in the same run."""
+    """One row: an operator on its smallest case. ran: its implementation;
+    ratio: to `BASELINE` in the same run.
+    """
 
     name: str
     arguments: int
@@ -32,7 +36,9 @@ class Call:
 
 
 def host(pattern: str, rounds: int) -> list[Call]:
-    """The baseline, then the layer and the operators whose names contain `pattern`, native kernels first."""
+    """The baseline, then the layer and the operators whose names contain `pattern`,
+    native kernels first.
+    """
     one = torch.ones(1)
     with torch.inference_mode():
         calls: dict[str, Callable[[], object]] = {BASELINE: lambda: torch.add(one, one)}
@@ -53,7 +59,9 @@ def host(pattern: str, rounds: int) -> list[Call]:
 
 
 def _smallest(operator: Operator) -> tuple[Any, ...]:
-    """The arguments of the case with the fewest elements, as values of their own: calls write into some."""
+    """The arguments of the case with the fewest elements,
+    as values of their own: calls write into some.
+    """
     cases = (sample.case.arguments for sample in samples(operator))
     least = min(cases, key=_elements)
     return tuple(map_tensors(lambda t: t.clone(), argument) for argument in least)

@@ -1,4 +1,6 @@
-"""A layer of many small experts, in which products hardly take time, and what it does beside its operators."""
+"""A layer of many small experts, in which products hardly take time,
+and what it does beside its operators.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def small_moe(experts: int, profile: Profile = OFFICIAL) -> MoE:
         path, _, leaf = name.rpartition(".")
         module, value = layer.get_submodule(path), torch.randn(parameter.shape, generator=generator)
         if path != "gate":
-            value, scale = (quantize_weight_fp4 if path.startswith("experts") else quantize_weight_fp8)(value)
+            value, scale = (
+                quantize_weight_fp4 if path.startswith("experts") else quantize_weight_fp8
+            )(value)
             module.scale = nn.Parameter(scale, requires_grad=False)
         setattr(module, leaf, nn.Parameter(value, requires_grad=False))
     return layer
@@ -47,7 +51,9 @@ def one_token(profile: Profile = OFFICIAL) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def beside_operators(layer: MoE) -> Callable[[], object]:
-    """A call of the layer at T = 1 whose operators answer at once, with results of an earlier call."""
+    """A call of the layer at T = 1 whose operators answer at once,
+    with results of an earlier call.
+    """
     results: list[Any] = []
     call = Operator.__call__
 

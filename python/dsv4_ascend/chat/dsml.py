@@ -18,7 +18,9 @@ Pieces = list[str]
 
 _ENDS_CALL_NAME = re.compile(DSML)
 _ENDS_PARAMETER_NAME = re.compile(rf'{DSML}|" string="(?:true|false)">')
-"""What a name cannot hold, as it stands unescaped: who reads the text would see the name end there."""
+"""What a name cannot hold,
+as it stands unescaped: who reads the text would see the name end there.
+"""
 
 
 def tool_calls(calls: Sequence[Message], *, empty_line: bool) -> Pieces:
@@ -39,7 +41,11 @@ def _call(function: Message, empty_line: bool) -> Pieces:
     for key, value in parameters.items():
         is_string = isinstance(value, str)
         name = _checked("parameter name", key, _ENDS_PARAMETER_NAME)
-        pieces += ["<", DSML, f'parameter name="{name}" string="{"true" if is_string else "false"}">']
+        pieces += [
+            "<",
+            DSML,
+            f'parameter name="{name}" string="{"true" if is_string else "false"}">',
+        ]
         pieces += [str(value) if is_string else to_json(value), "</", DSML, "parameter>\n"]
     if empty_line and not parameters:
         pieces.append("\n")
@@ -48,12 +54,16 @@ def _call(function: Message, empty_line: bool) -> Pieces:
 
 def _checked(what: str, name: str, ends: re.Pattern[str]) -> str:
     if found := ends.search(name):
-        raise ArgumentError(f"chat: tool_calls: {what}: found {name!r:.80}, expected a name without {found[0]}")
+        raise ArgumentError(
+            f"chat: tool_calls: {what}: found {name!r:.80}, expected a name without {found[0]}"
+        )
     return name
 
 
 def _parameters(arguments: str) -> Message:
-    """The parameters by name; text that is no JSON object becomes the only parameter, `arguments`."""
+    """The parameters by name;
+    text that is no JSON object becomes the only parameter, `arguments`.
+    """
     try:
         parsed = read_json(arguments)
     except ValueError:
@@ -62,15 +72,22 @@ def _parameters(arguments: str) -> Message:
 
 
 def tool_result(content: object) -> str:
-    """One result; of a list of parts the texts, and for every other part a line that names its type."""
+    """One result;
+    of a list of parts the texts, and for every other part a line that names its type.
+    """
     if isinstance(content, list):
-        parts = [p.get("text", "") if p.get("type") == "text" else f"[Unsupported {p.get('type')}]" for p in content]
+        parts = [
+            p.get("text", "") if p.get("type") == "text" else f"[Unsupported {p.get('type')}]"
+            for p in content
+        ]
         content = "\n\n".join(parts)
     return f"<tool_result>{content}</tool_result>"
 
 
 def instructions(tools: Sequence[Message], schema: object, texts: ReleaseTexts) -> Pieces:
-    """Tool instructions and response format behind a system or developer text; empty without both."""
+    """Tool instructions and response format behind a system or developer text;
+    empty without both.
+    """
     pieces: Pieces = []
     if tools:
         schemas = "\n".join(to_json(tool["function"]) for tool in tools)
@@ -84,7 +101,10 @@ def instructions(tools: Sequence[Message], schema: object, texts: ReleaseTexts) 
             tool_schemas=schemas,
         )
     if schema:
-        pieces += ["\n\n", *texts.fill(RESPONSE_FORMAT, "a response format", schema=to_json(schema))]
+        pieces += [
+            "\n\n",
+            *texts.fill(RESPONSE_FORMAT, "a response format", schema=to_json(schema)),
+        ]
     return pieces
 
 
@@ -111,8 +131,12 @@ def _finite(digits: str) -> float:
 
 
 def to_json(value: object) -> str:
-    """JSON with non-ASCII characters kept. ArgumentError when `value` has no JSON form, as NaN has none."""
+    """JSON with non-ASCII characters kept.
+    ArgumentError when `value` has no JSON form, as NaN has none.
+    """
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"chat: found a {type(value).__name__} without JSON form: {error}") from error
+        raise ArgumentError(
+            f"chat: found a {type(value).__name__} without JSON form: {error}"
+        ) from error

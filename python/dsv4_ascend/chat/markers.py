@@ -8,4 +8,7 @@ BOS, EOS = Marker("<｜begin▁of▁sentence｜>"), Marker("<｜end▁of▁sente
 USER, ASSISTANT = Marker("<｜User｜>"), Marker("<｜Assistant｜>")
 REMINDER = Marker("<｜latest_reminder｜>")
 THINK, END_THINK, DSML = Marker("<think>"), Marker("</think>"), Marker("｜DSML｜")
-TASKS = {name: Marker(f"<｜{name}｜>") for name in ("action", "query", "authority", "domain", "title", "read_url")}
+TASKS = {
+    name: Marker(f"<｜{name}｜>")
+    for name in ("action", "query", "authority", "domain", "title", "read_url")
+}

@@ -1,4 +1,6 @@
-"""Chat messages in OpenAI's form: which fields the encoding reads and what they may hold (spec/v4.md 9)."""
+"""Chat messages in OpenAI's form:
+which fields the encoding reads and what they may hold (spec/v4.md 9).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ ROLES = ("system", "developer", "user", "tool", "assistant", "latest_reminder")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """ArgumentError for the first message that the encoding could not read, with its number, field and content."""
+    """ArgumentError for the first message that the encoding could not read,
+    with its number, field and content.
+    """
     _expect(isinstance(messages, list | tuple), "messages", messages, "a list of dicts")
     for i, message in enumerate(messages):
         where = f"message {i}"
@@ -38,12 +42,22 @@ def _check_content(where: str, message: Message) -> None:
         case "system" if message.get("tools") or message.get("response_format"):
             _expect(content is None or isinstance(content, str), where, content, "a string or None")
         case "developer":
-            _expect(isinstance(content, str) and content != "", where, content, "a string that is not empty")
+            _expect(
+                isinstance(content, str) and content != "",
+                where,
+                content,
+                "a string that is not empty",
+            )
         case "tool" if isinstance(content, list):
             for part in content:
                 readable = isinstance(part, dict) and isinstance(part.get("type"), str)
                 _expect(readable, where, part, "parts with a type")
-                _expect(part["type"] != "text" or isinstance(part.get("text"), str), where, part, "text in a text part")
+                _expect(
+                    part["type"] != "text" or isinstance(part.get("text"), str),
+                    where,
+                    part,
+                    "text in a text part",
+                )
         case _:
             _expect(isinstance(content, str), where, content, "a string")
 
@@ -51,21 +65,38 @@ def _check_content(where: str, message: Message) -> None:
 def _check_tools(where: str, message: Message) -> None:
     for field in ("tools", "tool_calls"):
         entries = message.get(field)
-        _expect(entries is None or isinstance(entries, list | tuple), f"{where}: {field}", entries, "a list")
+        _expect(
+            entries is None or isinstance(entries, list | tuple),
+            f"{where}: {field}",
+            entries,
+            "a list",
+        )
         for j, entry in enumerate(entries or ()):
             function = entry.get("function") if isinstance(entry, dict) else None
-            _expect(isinstance(function, dict), f"{where}: {field}[{j}]", entry, "a dict with the dict 'function'")
+            _expect(
+                isinstance(function, dict),
+                f"{where}: {field}[{j}]",
+                entry,
+                "a dict with the dict 'function'",
+            )
     for j, call in enumerate(message.get("tool_calls") or ()):
         at = f"{where}: tool_calls[{j}]"
         for holder, name in ((call, "id"), (call["function"], "function id")):
-            _expect(isinstance(holder.get("id"), str | None), f"{at}: {name}", holder.get("id"), "a string")
+            _expect(
+                isinstance(holder.get("id"), str | None),
+                f"{at}: {name}",
+                holder.get("id"),
+                "a string",
+            )
         for field in ("name", "arguments"):
             value = call["function"].get(field)
             _expect(isinstance(value, str), f"{at}: function {field}", value, "a string")
 
 
 def call_order(answer: Message) -> dict[str, int]:
-    """Number of every tool call of an assistant's answer by its id, which stands beside the function or in it."""
+    """Number of every tool call of an assistant's answer by its id,
+    which stands beside the function or in it.
+    """
     ids = (call.get("id") or call["function"].get("id") for call in answer["tool_calls"])
     return {identity: number for number, identity in enumerate(ids) if identity}
 

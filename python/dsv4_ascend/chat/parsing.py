@@ -1,4 +1,6 @@
-"""A completion's text back to a message: reasoning, content, tool calls (spec/v4.md 9.3, last paragraph). Strict."""
+"""A completion's text back to a message: reasoning, content,
+tool calls (spec/v4.md 9.3, last paragraph). Strict.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,10 @@ class CompletionError(Dsv4Error, ValueError):
 def parse_completion(text: str, *, thinking: bool = False) -> Message:
     """An assistant message with `content`, `reasoning_content` and `tool_calls` (OpenAI's form).
 
-    A call's name ends at the last quote before its parameters, a parameter's at the first quote that its `string`
-    follows, a value at its first closing tag, whatever stands between. thinking: the prompt ended with `<think>`.
-    CompletionError names what was expected and what stands there; ArgumentError for arguments of another type.
+    A call's name ends at the last quote before its parameters, a parameter's at the first quote
+    that its `string` follows, a value at its first closing tag, whatever stands between. thinking:
+    the prompt ended with `<think>`. CompletionError names what was expected and what stands there;
+    ArgumentError for arguments of another type.
     """
     if not isinstance(text, str):
         raise ArgumentError(f"completion: found {text!r:.40}, expected a string")
@@ -37,11 +40,15 @@ def parse_completion(text: str, *, thinking: bool = False) -> Message:
     if flag("completion: thinking", thinking):
         reasoning, found, text = text.partition(END_THINK)
         if not found:
-            raise CompletionError(f"completion: no {END_THINK} after the reasoning {_excerpt(reasoning)}")
+            raise CompletionError(
+                f"completion: no {END_THINK} after the reasoning {_excerpt(reasoning)}"
+            )
     content, calls, rest = text.partition(_CALLS)
     for token in (BOS, EOS, THINK, END_THINK, DSML):
         if token in reasoning or token in content:
-            raise CompletionError(f"completion: {token} in the middle of the text {_excerpt(reasoning + content)}")
+            raise CompletionError(
+                f"completion: {token} in the middle of the text {_excerpt(reasoning + content)}"
+            )
     return {
         "role": "assistant",
         "content": content,
@@ -56,10 +63,14 @@ def _tool_calls(text: str) -> list[Message]:
     while match := _CALL.match(text, at):
         name = match[1]
         arguments, at = _arguments(name, text, match.end())
-        at = _after(text, at, f"{_END_CALL}\n", f"call {name!r:.40}: expected a parameter or {_END_CALL}")
+        at = _after(
+            text, at, f"{_END_CALL}\n", f"call {name!r:.40}: expected a parameter or {_END_CALL}"
+        )
         calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
     if text[at:] != _END_CALLS or not calls:
-        raise CompletionError(f"completion: expected a call or {_END_CALLS}, found {_excerpt(text[at:])}")
+        raise CompletionError(
+            f"completion: expected a call or {_END_CALLS}, found {_excerpt(text[at:])}"
+        )
     return calls
 
 
@@ -71,13 +82,18 @@ def _arguments(call: str, text: str, at: int) -> tuple[str, int]:
         where = f"call {call!r:.40}: parameter {name!r:.40}"
         end = text.find(_END_PARAMETER, match.end())
         if end < 0:
-            raise CompletionError(f"completion: {where}: no {_END_PARAMETER} after {_excerpt(text[match.end() :])}")
+            raise CompletionError(
+                f"completion: {where}: no {_END_PARAMETER} after {_excerpt(text[match.end() :])}"
+            )
         if name in fields:
             raise CompletionError(f"completion: call {call!r:.40} has parameter {name!r:.40} twice")
         value = text[match.end() : end]
         fields[name] = to_json(value) if is_string == "true" else _literal(where, value)
         at = _after(
-            text, end + len(_END_PARAMETER), ">\n", f"{where}: expected '>' and a newline after {_END_PARAMETER}"
+            text,
+            end + len(_END_PARAMETER),
+            ">\n",
+            f"{where}: expected '>' and a newline after {_END_PARAMETER}",
         )
     return "{" + ", ".join(f"{to_json(name)}: {value}" for name, value in fields.items()) + "}", at
 

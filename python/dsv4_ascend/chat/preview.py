@@ -42,7 +42,9 @@ def render(
 
 
 def _join_turns(messages: Sequence[Message]) -> list[Message]:
-    """Tool results become blocks of user turns; neighbouring user and tool messages share one turn."""
+    """Tool results become blocks of user turns;
+    neighbouring user and tool messages share one turn.
+    """
     turns: list[Message] = []
     for message in messages:
         if message["role"] not in ("user", "tool"):
@@ -71,9 +73,14 @@ def _order_tool_results(turns: list[Message]) -> list[Message]:
             order = call_order(turn)
         elif turn["role"] == "user":
             results = iter(
-                sorted((b for b in turn["blocks"] if b["type"] == "tool_result"), key=lambda b: order.get(b["id"], 0))
+                sorted(
+                    (b for b in turn["blocks"] if b["type"] == "tool_result"),
+                    key=lambda b: order.get(b["id"], 0),
+                )
             )
-            turn["blocks"] = [next(results) if b["type"] == "tool_result" else b for b in turn["blocks"]]
+            turn["blocks"] = [
+                next(results) if b["type"] == "tool_result" else b for b in turn["blocks"]
+            ]
     return turns
 
 
@@ -82,7 +89,9 @@ def _last_question(turns: Sequence[Message]) -> int:
 
 
 def _without_old_reasoning(turns: list[Message], done: int) -> tuple[list[Message], int]:
-    """Before the last question: no reasoning of the assistant and no developer turns. `done` turns stay encoded."""
+    """Before the last question: no reasoning of the assistant and no developer turns.
+    `done` turns stay encoded.
+    """
     last = _last_question(turns)
     dropped = [i for i, turn in enumerate(turns) if i < last and turn["role"] == "developer"]
     kept = [
@@ -108,7 +117,9 @@ def _render(turns: list[Message], i: int, mode: _Mode, texts: ReleaseTexts) -> P
         case "latest_reminder":
             body = [REMINDER, content]
         case _:
-            body = _answer(turn, mode, keep=not task_before and (not mode.drop_thinking or i > last))
+            body = _answer(
+                turn, mode, keep=not task_before and (not mode.drop_thinking or i > last)
+            )
     following = turns[i + 1]["role"] if i + 1 < len(turns) else None
     if following not in (None, "assistant", "latest_reminder"):
         return body
@@ -136,7 +147,9 @@ def _block(block: Message) -> str:
 
 
 def _answer(turn: Message, mode: _Mode, *, keep: bool) -> Pieces:
-    pieces: Pieces = [str(turn.get("reasoning_content") or ""), END_THINK] if mode.thinking and keep else []
+    pieces: Pieces = (
+        [str(turn.get("reasoning_content") or ""), END_THINK] if mode.thinking and keep else []
+    )
     pieces.append(str(turn.get("content") or ""))
     if calls := turn.get("tool_calls"):
         pieces += tool_calls(calls, empty_line=True)

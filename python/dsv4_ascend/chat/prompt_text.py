@@ -12,10 +12,12 @@ class Marker(str):
 
 
 class PromptText(str):
-    """A string with the ranges of its markers: only they become control tokens when a tokenizer encodes it.
+    """A string with the ranges of its markers:
+    only they become control tokens when a tokenizer encodes it.
 
-    markers: half-open (start, end) ranges of characters, ascending and disjoint. Everything between them is plain
-    text, whatever it spells. `+` keeps the ranges; every other string operation gives plain text without markers.
+    markers: half-open (start, end) ranges of characters, ascending and disjoint. Everything between
+    them is plain text, whatever it spells. `+` keeps the ranges; every other string operation gives
+    plain text without markers.
     """
 
     markers: tuple[Range, ...]

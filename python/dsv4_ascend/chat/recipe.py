@@ -1,4 +1,6 @@
-"""The rules of DeepSeek's later request library for V4; `ChatMode` lists what differs from the releases' script."""
+"""The rules of DeepSeek's later request library for V4;
+`ChatMode` lists what differs from the releases' script.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from dsv4_ascend.chat.release_texts import ReleaseTexts
 from dsv4_backend.errors import ArgumentError
 
 
-def render(messages: Sequence[Message], thinking: bool, effort: str | None, texts: ReleaseTexts) -> Pieces:
+def render(
+    messages: Sequence[Message], thinking: bool, effort: str | None, texts: ReleaseTexts
+) -> Pieces:
     """What follows bos. ArgumentError for what this revision does not know."""
     for i, message in enumerate(messages):
         _check(i, message)
@@ -29,7 +33,10 @@ def render(messages: Sequence[Message], thinking: bool, effort: str | None, text
         elif turn["role"] == "tool" and not _continues(turns, i, "tool"):
             pieces += [USER, *_results(turns, i)]
         elif turn["role"] == "user" and not _continues(turns, i, "user"):
-            pieces += ["\n\n" if _continues(turns, i, "tool") else USER, _joined(t["content"] for t in _run(turns, i))]
+            pieces += [
+                "\n\n" if _continues(turns, i, "tool") else USER,
+                _joined(t["content"] for t in _run(turns, i)),
+            ]
     if not (turns and _is_open(turns[-1])):
         pieces += [ASSISTANT, THINK if thinking else END_THINK]
     return pieces
@@ -38,12 +45,14 @@ def render(messages: Sequence[Message], thinking: bool, effort: str | None, text
 def _check(i: int, message: Message) -> None:
     if message["role"] == "developer" or message.get("task") is not None:
         found = "role developer" if message["role"] == "developer" else f"task {message['task']}"
-        raise ArgumentError(f"chat: message {i}: found {found}, expected neither with revision recipe; use preview")
+        raise ArgumentError(
+            f"chat: message {i}: found {found}, expected neither with revision recipe; use preview"
+        )
     form = message.get("response_format")
     if isinstance(form, dict) and form.get("type") == "json_object":
         raise ArgumentError(
-            f"chat: message {i}: response_format: found type json_object, expected a JSON schema: the release's folder "
-            "has no text for it"
+            f"chat: message {i}: response_format: found type json_object, expected a JSON schema: "
+            "the release's folder has no text for it"
         )
 
 
@@ -65,9 +74,13 @@ def _continues(turns: Sequence[Message], i: int, role: str) -> bool:
 
 def _results(turns: Sequence[Message], start: int) -> Pieces:
     """A run of tool results, in the order of the calls of the last assistant turn before it."""
-    before = [turn for turn in turns[:start] if turn["role"] == "assistant" and turn.get("tool_calls")]
+    before = [
+        turn for turn in turns[:start] if turn["role"] == "assistant" and turn.get("tool_calls")
+    ]
     order = call_order(before[-1]) if before else {}
-    results = sorted(_run(turns, start), key=lambda message: order.get(message.get("tool_call_id") or "", 0))
+    results = sorted(
+        _run(turns, start), key=lambda message: order.get(message.get("tool_call_id") or "", 0)
+    )
     return ["\n\n".join(tool_result(message["content"]) for message in results)]
 
 
@@ -81,7 +94,9 @@ def _answer(turn: Message, thinking: bool, *, has_tools: bool, last: bool) -> Pi
     pieces: Pieces = [ASSISTANT]
     if reasoning is not None:
         pieces += [THINK, str(reasoning)]
-    if not (prefix and thinking and not content):  # such an answer is continued inside its reasoning
+    if not (
+        prefix and thinking and not content
+    ):  # such an answer is continued inside its reasoning
         pieces.append(END_THINK)
     pieces.append(str(content))
     if calls := turn.get("tool_calls"):

@@ -1,7 +1,8 @@
-"""Literal prompt texts of a release (tool instructions, effort preambles), read from the checkpoint, never invented.
+"""Literal prompt texts of a release (tool instructions, effort preambles),
+read from the checkpoint, never invented.
 
-The release ships them as string constants of `encoding/encoding_dsv4.py`. The file is parsed, not executed: only
-module-level assignments of constant strings, and of dicts of them, are read.
+The release ships them as string constants of `encoding/encoding_dsv4.py`. The file is parsed, not
+executed: only module-level assignments of constant strings, and of dicts of them, are read.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class ReleaseTexts:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ReleaseTexts:
-        """Read `encoding/encoding_dsv4*.py` of a checkpoint, if it has any. CheckpointError if one is not Python."""
+        """Read `encoding/encoding_dsv4*.py` of a checkpoint, if it has any.
+        CheckpointError if one is not Python.
+        """
         constants: dict[str, str] = {}
         tables: dict[str, dict[str, str]] = {}
         for path in sorted((folder / FOLDER).glob("encoding_dsv4*.py")):
@@ -49,27 +52,38 @@ class ReleaseTexts:
         return cls(constants, str(folder / FOLDER), tables)
 
     def text(self, name: str, purpose: str) -> str:
-        """A text that is needed for `purpose`. CheckpointError when the release did not bring it."""
+        """A text that is needed for `purpose`.
+        CheckpointError when the release did not bring it.
+        """
         if name not in self.constants:
             raise CheckpointError(
-                f"{self.source}: no text {name}, which {purpose} needs; copy the release's encoding folder there"
+                f"{self.source}: no text {name}, which {purpose} needs; copy the release's "
+                "encoding folder there"
             )
         return self.constants[name]
 
     def fill(self, name: str, purpose: str, **values: str) -> list[str]:
-        """A template cut at its `{placeholders}`, with their values; nothing else, values least, is interpreted."""
+        """A template cut at its `{placeholders}`, with their values;
+        nothing else, values least, is interpreted.
+        """
         cut = re.split("({(?:" + "|".join(values) + ")})", self.text(name, purpose))
         return [values[part[1:-1]] if i % 2 else part for i, part in enumerate(cut)]
 
     def check_effort(self, effort: str | None, revision: str) -> None:
         """ArgumentError for a level that neither the release's script nor the revision knows."""
-        known = {"recipe": ("low", "high", "xhigh", "max"), "preview": self._script_levels()}[revision]
+        known = {"recipe": ("low", "high", "xhigh", "max"), "preview": self._script_levels()}[
+            revision
+        ]
         if effort is not None and effort not in known:
             levels = f"{', '.join(known[:-1])} or {known[-1]}"
-            raise ArgumentError(f"chat: reasoning effort {effort!r:.40}, expected {levels} ({self.source})")
+            raise ArgumentError(
+                f"chat: reasoning effort {effort!r:.40}, expected {levels} ({self.source})"
+            )
 
     def effort(self, effort: str | None, revision: str) -> str:
-        """The text before a thinking conversation. CheckpointError when the release did not bring it."""
+        """The text before a thinking conversation.
+        CheckpointError when the release did not bring it.
+        """
         if revision == "recipe":
             level = {None: "high", "xhigh": "high"}.get(effort, str(effort))
             return "" if level == "low" else self._table_effort(level)
@@ -81,7 +95,9 @@ class ReleaseTexts:
         return self.constants.get(EFFORT + str(effort).upper(), "")
 
     def _script_levels(self) -> tuple[str, ...]:
-        """Levels of the folder's table; without one, those of the preview's script and of further constants."""
+        """Levels of the folder's table;
+        without one, those of the preview's script and of further constants.
+        """
         if self.tables.get(EFFORTS):
             return tuple(self.tables[EFFORTS])
         named = [level for level in ("low", "medium") if EFFORT + level.upper() in self.constants]
@@ -91,8 +107,9 @@ class ReleaseTexts:
         table = self.tables.get(EFFORTS, {})
         if level not in table:
             raise CheckpointError(
-                f"{self.source}: no text {EFFORTS}[{level!r}], which reasoning effort {level} needs with revision "
-                "recipe; copy the encoding folder of a release from 0731 on there, or choose effort low"
+                f"{self.source}: no text {EFFORTS}[{level!r}], which reasoning effort {level} "
+                "needs with revision recipe; copy the encoding folder of a release from 0731 on "
+                "there, or choose effort low"
             )
         return table[level]
 
@@ -112,6 +129,8 @@ def _string(node: ast.expr | None) -> str | None:
 def _table(node: ast.expr) -> dict[str, str] | None:
     if not isinstance(node, ast.Dict):
         return None
-    pairs = [(_string(key), _string(value)) for key, value in zip(node.keys, node.values, strict=True)]
+    pairs = [
+        (_string(key), _string(value)) for key, value in zip(node.keys, node.values, strict=True)
+    ]
     table = {key: value for key, value in pairs if key is not None and value is not None}
     return table if len(table) == len(pairs) else None

@@ -20,21 +20,29 @@ _MAX_ID = 2**32 - 1
 _INCOMPLETE = "\ufffd"
 _ONE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _PATIENCE = 4
-"""A character has at most 4 bytes; held tokens in excess of that are no character, and are looked at less often."""
+"""A character has at most 4 bytes;
+held tokens in excess of that are no character, and are looked at less often.
+"""
 
 
 class Tokenizer:
-    """The byte-level BPE of a checkpoint. `bos` is the text of the begin-of-sentence token, or None."""
+    """The byte-level BPE of a checkpoint.
+    `bos` is the text of the begin-of-sentence token, or None.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, bos: str | None) -> None:
         self._backend, self.bos = backend, bos
 
     @classmethod
     def from_folder(cls, folder: Path, bos_token_id: int | None) -> Tokenizer:
-        """Read `tokenizer.json`; the bos id is the configuration's. CheckpointError when missing or malformed."""
+        """Read `tokenizer.json`; the bos id is the configuration's.
+        CheckpointError when missing or malformed.
+        """
         path = folder / FILE
         if not path.is_file():
-            raise CheckpointError(f"{folder}: no {FILE}; give token ids instead of text (command line: --input-ids)")
+            raise CheckpointError(
+                f"{folder}: no {FILE}; give token ids instead of text (command line: --input-ids)"
+            )
         try:
             backend = tokenizers.Tokenizer.from_str(read_text(path, _MAX_BYTES).decode("utf-8"))
         except FileProblem as problem:
@@ -54,12 +62,14 @@ class Tokenizer:
         return None if found is None else int(found)
 
     def encode(self, text: str, *, bos: bool = False, control: bool = False) -> list[int]:
-        """Token ids of `text`, of which only a `PromptText`'s markers become control tokens: the safe mode.
+        """Token ids of `text`,
+        of which only a `PromptText`'s markers become control tokens: the safe mode.
 
-        control: every spelling of a control token (the tokenizer's added vocabulary) becomes that token, whoever wrote
-        it. bos: start with the bos token, unless the text does so itself. ArgumentError for a lone surrogate, which is
-        how Python reads an argument that is not UTF-8, for what is no string, and for a marker that this tokenizer
-        does not have as a token: as plain text it would not mean what it says.
+        control: every spelling of a control token (the tokenizer's added vocabulary) becomes that
+        token, whoever wrote it. bos: start with the bos token, unless the text does so itself.
+        ArgumentError for a lone surrogate, which is how Python reads an argument that is not UTF-8,
+        for what is no string, and for a marker that this tokenizer does not have as a token: as
+        plain text it would not mean what it says.
         """
         _check_text(text)
         self._check_markers(text)
@@ -76,8 +86,9 @@ class Tokenizer:
         for marker in markers:
             if isinstance(marker, Marker) and self.token_id(marker) is None:
                 raise ArgumentError(
-                    f"text: found the marker {marker}, which is no token of this {FILE}, expected markers it has; "
-                    "leave out what the chat needs it for, or use a checkpoint whose tokenizer has it"
+                    f"text: found the marker {marker}, which is no token of this {FILE}, expected "
+                    "markers it has; leave out what the chat needs it for, or use a checkpoint "
+                    "whose tokenizer has it"
                 )
 
     def _piece(self, piece: str) -> list[int]:
@@ -86,7 +97,10 @@ class Tokenizer:
         ids = self._ids(self._without_added, piece)
         if not self._added.isdisjoint(ids):
             token = self._backend.id_to_token(next(i for i in ids if i in self._added))
-            problem = f"text: found {token}, which merges spell, expected no control token; see control=True"
+            problem = (
+                f"text: found {token}, which merges spell, expected no control token; see "
+                "control=True"
+            )
             raise ArgumentError(problem)
         return ids
 
@@ -101,7 +115,9 @@ class Tokenizer:
     @cached_property
     def _special(self) -> frozenset[int]:
         """Ids that decoding leaves out."""
-        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+        return frozenset(
+            i for i, token in self._backend.get_added_tokens_decoder().items() if token.special
+        )
 
     @cached_property
     def _without_added(self) -> tokenizers.Tokenizer:
@@ -114,7 +130,9 @@ class Tokenizer:
         return plain
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of `ids`; incomplete UTF-8 at either end becomes U+FFFD. ArgumentError for what is no id."""
+        """Text of `ids`; incomplete UTF-8 at either end becomes U+FFFD.
+        ArgumentError for what is no id.
+        """
         listed = as_list(ids) if not isinstance(ids, str | bytes) else None
         if not isinstance(listed, Iterable):
             raise ArgumentError(f"ids: found {ids!r:.40}, expected token ids")
@@ -123,12 +141,16 @@ class Tokenizer:
         return str(self._backend.decode(checked, skip_special_tokens=skip))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text piece by piece as ids arrive, in time linear in their number; joined, it is the text of all of them.
+        """Text piece by piece as ids arrive, in time linear in their number;
+        joined, it is the text of all of them.
 
-        A character split over tokens comes out whole: tokens are held while the text ends in the middle of one. Those
-        that stand for one byte each (`<0xE2>`) are held until another token comes: decoders judge them together.
+        A character split over tokens comes out whole: tokens are held while the text ends in the
+        middle of one. Those that stand for one byte each (`<0xE2>`) are held until another token
+        comes: decoders judge them together.
         """
-        shown: list[int] = []  # the last tokens shown: what the next ones look like may depend on them
+        shown: list[
+            int
+        ] = []  # the last tokens shown: what the next ones look like may depend on them
         held: list[int] = []
         due = 1
         for token in ids:
@@ -153,4 +175,6 @@ def _check_text(text: object) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ArgumentError(f"text: found {text[error.start]!r} at {error.start}, expected Unicode") from None
+        raise ArgumentError(
+            f"text: found {text[error.start]!r} at {error.start}, expected Unicode"
+        ) from None

@@ -1,4 +1,6 @@
-"""What a V4 model is: sizes, layer kinds, RoPE, routing (spec/v4.md section 1). Field names are the hub's."""
+"""What a V4 model is: sizes, layer kinds, RoPE, routing (spec/v4.md section 1).
+Field names are the hub's.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ from dsv4_ascend.checkpoint.problems import listed
 from dsv4_backend.errors import ConfigError
 
 LayerKind = Literal["swa", "csa", "hca"]
-"""swa: window only. csa: overlapped compression and an indexer (official ratio 4). hca: compression, no indexer."""
+"""swa: window only. csa: overlapped compression and an indexer (official ratio 4).
+hca: compression, no indexer.
+"""
 
 EXPERT_DTYPES = ("fp4", "fp8")
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """YaRN of the compressed layers (spec 3.2): `beta_fast`, `beta_slow` in rotations over the original length."""
+    """YaRN of the compressed layers (spec 3.2): `beta_fast`,
+    `beta_slow` in rotations over the original length.
+    """
 
     factor: float = 16.0
     original_max_position_embeddings: int = 65536
@@ -31,8 +37,9 @@ class RopeScaling:
 class DSpark:
     """The drafter of the releases since June 2026 (spec/v41.md 1.1), which replaces the MTP blocks.
 
-    Its stages are the `mtp.N` blocks, `num_nextn_predict_layers` of them. markov_rank: R of `markov_head`; targets: how
-    many layers' streams `main_proj` reads. The rest is None where only the tensors tell of a drafter.
+    Its stages are the `mtp.N` blocks, `num_nextn_predict_layers` of them. markov_rank: R of
+    `markov_head`; targets: how many layers' streams `main_proj` reads. The rest is None where only
+    the tensors tell of a drafter.
     """
 
     markov_rank: int
@@ -46,10 +53,11 @@ class DSpark:
 class V4Config:
     """One model. Construction raises ConfigError listing every contradiction by field name.
 
-    `compress_ratios` and `layer_kinds` have one entry per layer, then one per draft layer, which is always "swa": an
-    MTP block, or one of DSpark's stages if `dspark` is there. `swiglu_limit` infinity means no clamp. `rope_scaling`
-    None means plain RoPE everywhere. `quantized` False means that every weight is BF16 or F32; `expert_dtype` None
-    leaves FP4 or FP8 experts to the checkpoint. Ids may be absent (None, ()).
+    `compress_ratios` and `layer_kinds` have one entry per layer, then one per draft layer, which is
+    always "swa": an MTP block, or one of DSpark's stages if `dspark` is there. `swiglu_limit`
+    infinity means no clamp. `rope_scaling` None means plain RoPE everywhere. `quantized` False
+    means that every weight is BF16 or F32; `expert_dtype` None leaves FP4 or FP8 experts to the
+    checkpoint. Ids may be absent (None, ()).
     """
 
     vocab_size: int
@@ -117,7 +125,9 @@ class V4Config:
         return self.eos_token_ids[0] if self.eos_token_ids else None
 
     def ratio(self, layer: int) -> int:
-        """Compression ratio of a layer, 0 for "swa"; MTP layer j is layer `num_hidden_layers + j`."""
+        """Compression ratio of a layer, 0 for "swa";
+        MTP layer j is layer `num_hidden_layers + j`.
+        """
         return self.compress_ratios[layer]
 
     def kind(self, layer: int) -> LayerKind:
@@ -129,7 +139,9 @@ class V4Config:
         return layer < self.num_hash_layers
 
     def with_drafts(self, count: int, dspark: DSpark | None = None) -> V4Config:
-        """The same model with `count` draft layers: DSpark's stages, or MTP blocks if `dspark` is None."""
+        """The same model with `count` draft layers: DSpark's stages,
+        or MTP blocks if `dspark` is None.
+        """
         kept = self.num_hidden_layers
         windows: list[LayerKind] = ["swa"] * count
         return replace(
@@ -146,7 +158,9 @@ class V4Config:
 
 
 def kinds_of_ratios(ratios: Sequence[int]) -> tuple[LayerKind, ...]:
-    """The official meaning of `compress_ratios`: 0 is "swa", 4 is "csa", anything else "hca" (spec 1.2, 4.3)."""
+    """The official meaning of `compress_ratios`: 0 is "swa",
+    4 is "csa", anything else "hca" (spec 1.2, 4.3).
+    """
     return tuple("swa" if ratio == 0 else "csa" if ratio == 4 else "hca" for ratio in ratios)
 
 
@@ -230,11 +244,18 @@ def wrong_drafter(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def contradictions(values: dict[str, Any]) -> list[str]:
-    """Every reason why these field values are no V4 model; what fields say together is checked once all are there."""
+    """Every reason why these field values are no V4 model;
+    what fields say together is checked once all are there.
+    """
     problems = list(_wrong_types(values))
     if problems or len(values) < len(fields(V4Config)):
         return problems
-    return [*_wrong_sizes(values), *_wrong_layers(values), *_wrong_rope(values), *_wrong_quantisation(values)]
+    return [
+        *_wrong_sizes(values),
+        *_wrong_layers(values),
+        *_wrong_rope(values),
+        *_wrong_quantisation(values),
+    ]
 
 
 def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
@@ -242,20 +263,46 @@ def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
         (_POSITIVE_INTS, lambda v: is_int(v) and v > 0, "a positive integer"),
         (_COUNTS, lambda v: is_int(v) and v >= 0, "an integer >= 0"),
         (_POSITIVE_NUMBERS, lambda v: is_number(v) and v > 0, "a positive number"),
-        (("swiglu_limit",), lambda v: v == math.inf or (is_number(v) and v > 0), "a positive number or infinity"),
+        (
+            ("swiglu_limit",),
+            lambda v: v == math.inf or (is_number(v) and v > 0),
+            "a positive number or infinity",
+        ),
         (_EPSILONS, lambda v: is_number(v) and v >= 0, "a number >= 0"),
         (("quantized",), lambda v: type(v) is bool, "True or False"),
-        (("expert_dtype",), lambda v: v is None or v in EXPERT_DTYPES, f"None or one of {EXPERT_DTYPES}"),
-        (("compress_ratios",), lambda v: isinstance(v, tuple) and all(map(is_int, v)), "a tuple of integers"),
-        (("layer_kinds",), lambda v: isinstance(v, tuple) and set(v) <= {"swa", "csa", "hca"}, "swa, csa or hca"),
-        (("rope_scaling",), lambda v: v is None or isinstance(v, RopeScaling), "None or RopeScaling"),
+        (
+            ("expert_dtype",),
+            lambda v: v is None or v in EXPERT_DTYPES,
+            f"None or one of {EXPERT_DTYPES}",
+        ),
+        (
+            ("compress_ratios",),
+            lambda v: isinstance(v, tuple) and all(map(is_int, v)),
+            "a tuple of integers",
+        ),
+        (
+            ("layer_kinds",),
+            lambda v: isinstance(v, tuple) and set(v) <= {"swa", "csa", "hca"},
+            "swa, csa or hca",
+        ),
+        (
+            ("rope_scaling",),
+            lambda v: v is None or isinstance(v, RopeScaling),
+            "None or RopeScaling",
+        ),
         (("dspark",), lambda v: v is None or isinstance(v, DSpark), "None or DSpark"),
         (("bos_token_id",), lambda v: v is None or is_int(v), "None or an integer"),
-        (("eos_token_ids",), lambda v: isinstance(v, tuple) and all(map(is_int, v)), "a tuple of integers"),
+        (
+            ("eos_token_ids",),
+            lambda v: isinstance(v, tuple) and all(map(is_int, v)),
+            "a tuple of integers",
+        ),
     )
     for names, accepts, expected in checks:
         present = (name for name in names if name in values)
-        yield from (found(name, values[name], expected) for name in present if not accepts(values[name]))
+        yield from (
+            found(name, values[name], expected) for name in present if not accepts(values[name])
+        )
     dspark = values.get("dspark")
     drafter = vars(dspark) if isinstance(dspark, DSpark) else {}
     wrong = wrong_drafter(drafter).items()
@@ -264,19 +311,25 @@ def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
     heads, groups, rope, vocab = (
-        values[name] for name in ("num_attention_heads", "o_groups", "qk_rope_head_dim", "vocab_size")
+        values[name]
+        for name in ("num_attention_heads", "o_groups", "qk_rope_head_dim", "vocab_size")
     )
     if heads % groups:
         yield found("o_groups", groups, f"a divisor of num_attention_heads {heads}")
     if values["num_experts_per_tok"] > values["n_routed_experts"]:
         yield found(
-            "num_experts_per_tok", values["num_experts_per_tok"], f"<= n_routed_experts {values['n_routed_experts']}"
+            "num_experts_per_tok",
+            values["num_experts_per_tok"],
+            f"<= n_routed_experts {values['n_routed_experts']}",
         )
     if rope % 2 or rope > values["head_dim"]:
         yield found("qk_rope_head_dim", rope, f"an even number <= head_dim {values['head_dim']}")
     if "csa" in values["layer_kinds"] and rope > values["index_head_dim"]:
         yield found("qk_rope_head_dim", rope, f"<= index_head_dim {values['index_head_dim']}")
-    tokens = [("bos_token_id", values["bos_token_id"]), *(("eos_token_id", token) for token in values["eos_token_ids"])]
+    tokens = [
+        ("bos_token_id", values["bos_token_id"]),
+        *(("eos_token_id", token) for token in values["eos_token_ids"]),
+    ]
     for name, token in tokens:
         if token is not None and not 0 <= token < vocab:
             yield found(name, token, f"an id in [0, vocab_size {vocab})")
@@ -284,23 +337,39 @@ def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_layers(values: dict[str, Any]) -> Iterator[str]:
     layers, mtp, ratios, kinds = (
-        values[name] for name in ("num_hidden_layers", "num_nextn_predict_layers", "compress_ratios", "layer_kinds")
+        values[name]
+        for name in (
+            "num_hidden_layers",
+            "num_nextn_predict_layers",
+            "compress_ratios",
+            "layer_kinds",
+        )
     )
     if layers + mtp > _MAX_LAYERS:
         yield found("num_hidden_layers", layers, f"at most {_MAX_LAYERS} layers")
     if (layers + mtp) * values["n_routed_experts"] * 3 > _MAX_TENSORS:
-        yield found("n_routed_experts", values["n_routed_experts"], f"at most {_MAX_TENSORS} tensors in all layers")
+        yield found(
+            "n_routed_experts",
+            values["n_routed_experts"],
+            f"at most {_MAX_TENSORS} tensors in all layers",
+        )
     if values["num_hash_layers"] > layers:
         yield found("num_hash_layers", values["num_hash_layers"], f"<= num_hidden_layers {layers}")
     if len(ratios) != len(kinds):
         yield found("layer_kinds", len(kinds), f"as many entries as compress_ratios, {len(ratios)}")
     if len(ratios) != layers + mtp:
-        expected = f"{layers + mtp} entries (num_hidden_layers {layers} + num_nextn_predict_layers {mtp})"
+        expected = (
+            f"{layers + mtp} entries (num_hidden_layers {layers} + num_nextn_predict_layers {mtp})"
+        )
         yield found("compress_ratios", f"{len(ratios)} entries", expected)
         return
     for layer, (ratio, kind) in enumerate(zip(ratios, kinds, strict=False)):
         if (ratio == 0) != (kind == "swa") or ratio < 0 or ratio == 1:
-            yield found(f"compress_ratios[{layer}]", ratio, "0" if kind == "swa" else f">= 2 for kind {kind}")
+            yield found(
+                f"compress_ratios[{layer}]",
+                ratio,
+                "0" if kind == "swa" else f">= 2 for kind {kind}",
+            )
         if layer >= layers and kind != "swa":
             yield found(f"compress_ratios[{layer}]", ratio, "0 for an MTP layer")
 
@@ -311,12 +380,17 @@ def _wrong_rope(values: dict[str, Any]) -> Iterator[str]:
         return
     if not (is_number(scaling.factor) and scaling.factor >= 1):
         yield found("rope_scaling.factor", scaling.factor, "a number >= 1")
-    if not (is_int(scaling.original_max_position_embeddings) and scaling.original_max_position_embeddings > 0):
+    if not (
+        is_int(scaling.original_max_position_embeddings)
+        and scaling.original_max_position_embeddings > 0
+    ):
         original = scaling.original_max_position_embeddings
         yield found("rope_scaling.original_max_position_embeddings", original, "a positive integer")
     betas = (scaling.beta_fast, scaling.beta_slow)
     if not (all(map(is_number, betas)) and betas[0] >= betas[1] > 0):
-        yield found("rope_scaling.beta_fast, beta_slow", betas, "numbers with beta_fast >= beta_slow > 0")
+        yield found(
+            "rope_scaling.beta_fast, beta_slow", betas, "numbers with beta_fast >= beta_slow > 0"
+        )
 
 
 def _wrong_quantisation(values: dict[str, Any]) -> Iterator[str]:
@@ -325,4 +399,6 @@ def _wrong_quantisation(values: dict[str, Any]) -> Iterator[str]:
     if values["expert_dtype"] == "fp4":
         for name in ("hidden_size", "moe_intermediate_size"):
             if values[name] % 32:
-                yield found(name, values[name], "a multiple of 32 for FP4 experts (one scale per 32 inputs)")
+                yield found(
+                    name, values[name], "a multiple of 32 for FP4 experts (one scale per 32 inputs)"
+                )

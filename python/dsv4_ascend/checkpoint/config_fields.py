@@ -1,4 +1,6 @@
-"""The fields of the configuration files as data: names, constants, and which unknown ones may be ignored."""
+"""The fields of the configuration files as data: names, constants,
+and which unknown ones may be ignored.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,12 @@ OFFICIAL_NAMES = {
 }
 """Our field (= hub name) -> name in the official inference/config.json."""
 
-DEFAULTS: dict[str, Any] = {"hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6}
+DEFAULTS: dict[str, Any] = {
+    "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+    "hc_eps": 1e-6,
+    "rms_norm_eps": 1e-6,
+}
 """Equal in every release and in the official ModelArgs; anything else must be written."""
 
 KINDS: dict[str, LayerKind] = {
@@ -94,7 +101,9 @@ SILENT = frozenset((
     "quantization_config.modules_to_not_convert", "quantization_config.modules_to_convert",
     "quantization_config.dequantize", "quantization_config.ignored_layers",
 ))  # fmt: skip
-"""In every release or of every writer, and without effect here (`auto_map` names remote code, which is never run)."""
+"""In every release or of every writer,
+and without effect here (`auto_map` names remote code, which is never run).
+"""
 
 INFORMATIVE = frozenset((
     # transformers' base class, version 4 and 5
@@ -114,7 +123,9 @@ INFORMATIVE = frozenset((
     "conversion_info", "export_info", "transformers.js_config", "use_mtp", "model_max_length", "chat_template",
     "name_or_path", "use_return_dict", "transformers_weights", "trust_remote_code",
 ))  # fmt: skip
-"""Describe the folder, its training head or its sampling, never the layers: one note names those that were found."""
+"""Describe the folder, its training head or its sampling,
+never the layers: one note names those that were found.
+"""
 
 INFORMATIVE_START = (
     "_", "unsloth", "mergekit", "axolotl", "llamafactory", "vision_", "image_", "aligner_", "dspark_",
@@ -124,8 +135,9 @@ INFORMATIVE_END = (
     "_pruning", "_dropout", "_git_hash", "_commit", "_url", "_loss_coef", "_loss_weight", "_loss_alpha",
     "_loss_scaling_factor",
 )  # fmt: skip
-"""Private attributes; fields that begin with a tool's name; those of parts that a text-only main model does not run;
-training only; and provenance. Any other name may belong to a part of the model, and stops the load."""
+"""Private attributes; fields that begin with a tool's name; those of parts that a text-only main
+model does not run; training only; and provenance. Any other name may belong to a part of the model,
+and stops the load."""
 
 ROPE_SILENT = frozenset(("type", "rope_type", "rope_theta", "partial_rotary_factor"))
 ROPE_FIXED: dict[str, tuple[object, ...]] = {
@@ -144,4 +156,6 @@ DSPARK_NAMES = {
 
 def is_informative(name: str) -> bool:
     """Whether a field of this name cannot change the forward pass."""
-    return name in INFORMATIVE or name.startswith(INFORMATIVE_START) or name.endswith(INFORMATIVE_END)
+    return (
+        name in INFORMATIVE or name.startswith(INFORMATIVE_START) or name.endswith(INFORMATIVE_END)
+    )

@@ -91,7 +91,9 @@ def _stacked(
     stored = DTYPES[sources[names[0]].dtype][1]
     if distance is not None and dtypes == {first.dtype} and first.itemsize == stored.itemsize:
         source = sources[names[0]]
-        return source.file.strided(source.begin, first.dtype, tuple(first.shape), len(names), distance)
+        return source.file.strided(
+            source.begin, first.dtype, tuple(first.shape), len(names), distance
+        )
     wide = len(dtypes) > 1
     result = torch.empty((len(names), *first.shape), dtype=torch.float32 if wide else first.dtype)
     for place, name in zip(result, names, strict=True):

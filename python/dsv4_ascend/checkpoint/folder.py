@@ -1,4 +1,6 @@
-"""A checkpoint folder: `config.json` and safetensors, memory-mapped under official names (spec/v4.md section 7)."""
+"""A checkpoint folder: `config.json` and safetensors,
+memory-mapped under official names (spec/v4.md section 7).
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened, complete checkpoint. Weights stay in the files: tensors are views of mapped pages, not to be written.
+    """An opened, complete checkpoint.
+    Weights stay in the files: tensors are views of mapped pages, not to be written.
 
-    `format` is "transformers" when any stored name differs from the official one. `notes`: what was ignored, set aside
-    or corrected, one line each.
+    `format` is "transformers" when any stored name differs from the official one. `notes`: what was
+    ignored, set aside or corrected, one line each.
     """
 
     path: Path
@@ -43,17 +46,21 @@ class Checkpoint:
     _sources: Sources
 
     def names(self) -> list[str]:
-        """Official names of all weights and scales present, in layout order, each scale after its weight."""
+        """Official names of all weights and scales present,
+        in layout order, each scale after its weight.
+        """
         return list(self._sources)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor of an official name, as a view of the mapped file; KeyError for a name not in `names()`.
+        """The tensor of an official name, as a view of the mapped file;
+        KeyError for a name not in `names()`.
 
-        Packed FP4 is int8 `[N, K/2]`, FP8 is float8_e4m3fn, floats are as stored. Scales are float8_e8m0fnu, also those
-        stored as F32 if all of a tensor are powers of two (copied); else they stay fp32.
+        Packed FP4 is int8 `[N, K/2]`, FP8 is float8_e4m3fn, floats are as stored. Scales are
+        float8_e8m0fnu, also those stored as F32 if all of a tensor are powers of two (copied); else
+        they stay fp32.
         """
         tensor = self._as_stored(name)
         if tensor.dtype == torch.uint8:
@@ -74,12 +81,18 @@ class Checkpoint:
         scale_name = self.layout[name].scale_name
         return self.tensor(scale_name) if scale_name in self._sources else None
 
-    def tensors(self, progress: Progress | None = None, drafts: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(
+        self, progress: Progress | None = None, drafts: bool = True
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of all `names()`, without `mtp.*` if not `drafts`.
 
         `progress` is told the bytes handed out so far after each.
         """
-        wanted = {name: source for name, source in self._sources.items() if drafts or not name.startswith("mtp.")}
+        wanted = {
+            name: source
+            for name, source in self._sources.items()
+            if drafts or not name.startswith("mtp.")
+        }
         total, done = sum(source.nbytes for source in wanted.values()), 0
         for name, source in wanted.items():
             yield name, self.tensor(name)
@@ -90,20 +103,36 @@ class Checkpoint:
     def network_tensors(
         self, progress: Progress | None = None, drafts: bool = True
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """As `tensors`, but all experts of a layer's projection in one tensor `...ffn.experts.w1.weight` [E, ...].
+        """As `tensors`,
+        but all experts of a layer's projection in one tensor `...ffn.experts.w1.weight` [E, ...].
 
-        `...ffn.experts.slots` int64 [E] says at which place an expert is, where it is not that of its number.
+        `...ffn.experts.slots` int64 [E] says at which place an expert is, where it is not that of
+        its number.
         """
-        wanted = {name: source for name, source in self._sources.items() if drafts or not name.startswith("mtp.")}
+        wanted = {
+            name: source
+            for name, source in self._sources.items()
+            if drafts or not name.startswith("mtp.")
+        }
         total, done = sum(source.nbytes for source in wanted.values()), 0
         experts = by_projection(wanted)
-        names = {f"{prefix}.{part}": names for prefix, parts in experts.items() for part, names in parts.items()}
+        names = {
+            f"{prefix}.{part}": names
+            for prefix, parts in experts.items()
+            for part, names in parts.items()
+        }
         single = wanted.keys() - {name for stacked in names.values() for name in stacked}
         found = ((name, self.tensor(name)) for name in wanted if name in single)
-        stacked = (pair for prefix, parts in experts.items() for pair in stacks(prefix, parts, wanted, self.tensor))
+        stacked = (
+            pair
+            for prefix, parts in experts.items()
+            for pair in stacks(prefix, parts, wanted, self.tensor)
+        )
         for name, tensor in chain(found, stacked):
             yield name, tensor
-            done += sum(wanted[part].nbytes for part in names.get(name, [name] if name in wanted else []))
+            done += sum(
+                wanted[part].nbytes for part in names.get(name, [name] if name in wanted else [])
+            )
             if progress:
                 progress(done, total)
 
@@ -118,13 +147,15 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, *, allow_unknown: Collection[str] = ()) -> Checkpoint:
-    """Open a folder with config.json and `model.safetensors`, or shards and `model.safetensors.index.json`.
+    """Open a folder with config.json and `model.safetensors`,
+    or shards and `model.safetensors.index.json`.
 
-    Names: official, transformers' module names, or what `save_pretrained` writes. Drafts and formats are what the
-    tensors say (stored.py), whatever the configuration promises; image parts are set aside. allow_unknown: fields of
-    the configuration to ignore (`config_from_dict`). Values are checked as far as `values.value_problems` says.
-    Raises ConfigError for the configuration, and one CheckpointError that lists every missing, surplus, mis-shaped,
-    mis-typed, truncated, overlapping or doubly stored tensor and every bad value; one line first if the folder is in a
+    Names: official, transformers' module names, or what `save_pretrained` writes. Drafts and
+    formats are what the tensors say (stored.py), whatever the configuration promises; image parts
+    are set aside. allow_unknown: fields of the configuration to ignore (`config_from_dict`). Values
+    are checked as far as `values.value_problems` says. Raises ConfigError for the configuration,
+    and one CheckpointError that lists every missing, surplus, mis-shaped, mis-typed, truncated,
+    overlapping or doubly stored tensor and every bad value; one line first if the folder is in a
     format of another quantiser.
     """
     folder = Path(path)
@@ -168,7 +199,9 @@ def _ordered(sources: Sources, entries: Layout) -> Sources:
 
 
 def _narrowed(scale: torch.Tensor) -> torch.Tensor:
-    """Fp32 powers of two as E8M0, whose byte is their exponent field; any other values as they are."""
+    """Fp32 powers of two as E8M0, whose byte is their exponent field;
+    any other values as they are.
+    """
     bits = scale.contiguous().view(torch.int32)
     if bool(((bits & 0x807FFFFF) | (bits < 1 << 23) | (bits >= 255 << 23)).any()):
         return scale

@@ -1,4 +1,6 @@
-"""Formats of other quantisers and engines, known by their marks, so that an error can name them in its first line."""
+"""Formats of other quantisers and engines, known by their marks,
+so that an error can name them in its first line.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _MAX_CONFIG, _MAX_INDEX, _MAX_HEADER, _MAX_FILES = 2**20, 16 * 2**20, 8 * 2**20,
 
 
 class Mark(NamedTuple):
-    """A format and how it is known: a file's name, endings of tensor names, or the configuration's quant_method."""
+    """A format and how it is known: a file's name, endings of tensor names,
+    or the configuration's quant_method.
+    """
 
     name: str
     endings: tuple[str, ...] = ()
@@ -26,27 +30,42 @@ class Mark(NamedTuple):
 
 _ASCEND = "quantisation of msModelSlim"
 _MARKS = (
-    Mark(_ASCEND, ("weight_offset", ".deq_scale", ".quant_bias"), ("ascend",), r"quant_model_description.*\.json"),
+    Mark(
+        _ASCEND,
+        ("weight_offset", ".deq_scale", ".quant_bias"),
+        ("ascend",),
+        r"quant_model_description.*\.json",
+    ),
     Mark("NVFP4 (NVIDIA ModelOpt)", (".weight_scale_2",), ("modelopt", "modelopt_fp4", "nvfp4")),
     Mark("compressed-tensors", (".weight_packed", ".weight_global_scale"), ("compressed-tensors",)),
     Mark("AWQ", (), ("awq",)),
     Mark("AutoRound", (), ("auto-round", "autoround", "auto_round", "intel/auto-round")),
-    Mark("GPTQ or a format alike (AWQ, AutoRound)", (".qweight", ".qzeros", ".g_idx"), ("gptq", "gptqmodel")),
+    Mark(
+        "GPTQ or a format alike (AWQ, AutoRound)",
+        (".qweight", ".qzeros", ".g_idx"),
+        ("gptq", "gptqmodel"),
+    ),
     Mark("bitsandbytes", (".absmax", ".quant_map"), ("bitsandbytes",)),
     Mark("MLX", (".scales", ".biases")),
     Mark("GGUF", file=r"(?i:.*\.gguf)", advice=f"give a folder of safetensors: {_RELEASE}"),
 )
-"""The first that fits is named: the more special marks come before those that they share names with."""
+"""The first that fits is named:
+the more special marks come before those that they share names with.
+"""
 
 
 def foreign_format(path: Path) -> str | None:
-    """What a folder that does not open is, and what to do, in one line; None if it has no mark of another format."""
+    """What a folder that does not open is, and what to do, in one line;
+    None if it has no mark of another format.
+    """
     if path.suffix.lower() == ".gguf":
         files, config = [path.name], {}
     else:
         files, config = _listing(path), _object(path / "config.json", _MAX_CONFIG)
     quantisation = config.get("quantization_config")
-    method = str(quantisation.get("quant_method", "")).lower() if isinstance(quantisation, dict) else ""
+    method = (
+        str(quantisation.get("quant_method", "")).lower() if isinstance(quantisation, dict) else ""
+    )
     names = _tensor_names(path, files)
     for mark in _MARKS:
         found = _found(mark, files, method, names)
@@ -67,7 +86,9 @@ def _found(mark: Mark, files: list[str], method: str, names: list[str]) -> list[
 
 def _title(mark: Mark, path: Path, files: list[str]) -> str:
     """MsModelSlim's description file says which of its formats it is."""
-    described = [file for file in files if re.fullmatch(mark.file, file)] if mark.name == _ASCEND else []
+    described = (
+        [file for file in files if re.fullmatch(mark.file, file)] if mark.name == _ASCEND else []
+    )
     kind = _object(path / described[0], _MAX_INDEX).get("model_quant_type") if described else None
     return f"{ascii(kind)[1:-1][:40]} {mark.name}" if isinstance(kind, str) else mark.name
 
@@ -87,7 +108,9 @@ def _object(path: Path, limit: int) -> dict[str, object]:
 
 
 def _tensor_names(path: Path, files: list[str]) -> list[str]:
-    """Names in the index, else in the headers of the first files; nothing for what cannot be read."""
+    """Names in the index, else in the headers of the first files;
+    nothing for what cannot be read.
+    """
     index = _object(path / "model.safetensors.index.json", _MAX_INDEX).get("weight_map")
     if isinstance(index, dict):
         return list(index)

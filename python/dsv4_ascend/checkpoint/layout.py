@@ -1,4 +1,6 @@
-"""The tensors that a configuration implies: official name -> logical shape, dtypes, scale (spec/v4.md section 7)."""
+"""The tensors that a configuration implies: official name -> logical shape,
+dtypes, scale (spec/v4.md section 7).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ FLOAT = ("BF16", "F32")
 INTEGER = ("I64", "I32")
 FP8 = "F8_E4M3"
 FP4 = ("I8", "U8", "F4")
-"""Packed e2m1: two per byte along the last dimension as I8 or U8, or safetensors' own F4 with the logical shape."""
+"""Packed e2m1: two per byte along the last dimension as I8 or U8,
+or safetensors' own F4 with the logical shape.
+"""
 SCALE = ("F8_E8M0", "F32")
 FP32_NAMES = ("attn_sink", ".ape", "gate.bias", "_fn", "_base", "_scale")
 """Endings of the names that releases store as F32, because they are used in fp32."""
@@ -23,7 +27,8 @@ FP4_BLOCK = 32
 class Entry(NamedTuple):
     """One weight. `shape` is logical; `dtypes` are the safetensors dtypes allowed on disk.
 
-    `scale_name` names the E8M0 scale of a weight that may be quantised, else None. Float weights have no scale.
+    `scale_name` names the E8M0 scale of a weight that may be quantised, else None. Float weights
+    have no scale.
     """
 
     shape: tuple[int, ...]
@@ -31,11 +36,19 @@ class Entry(NamedTuple):
     scale_name: str | None = None
 
     def stored_shape(self, dtype: str) -> tuple[int, ...]:
-        """The shape in the file for a stored dtype: packed FP4 halves the last dimension, `F4` does not."""
-        return (*self.shape[:-1], self.shape[-1] // 2) if self.scale_name and dtype in ("I8", "U8") else self.shape
+        """The shape in the file for a stored dtype: packed FP4 halves the last dimension,
+        `F4` does not.
+        """
+        return (
+            (*self.shape[:-1], self.shape[-1] // 2)
+            if self.scale_name and dtype in ("I8", "U8")
+            else self.shape
+        )
 
     def scale_shape(self, dtype: str) -> tuple[int, ...] | None:
-        """Shape of the scale for a stored dtype: FP8 tiles of 128x128, FP4 blocks of 32 inputs, None for floats."""
+        """Shape of the scale for a stored dtype: FP8 tiles of 128x128,
+        FP4 blocks of 32 inputs, None for floats.
+        """
         if self.scale_name is None or dtype in FLOAT:
             return None
         rows, columns = self.shape
@@ -48,12 +61,16 @@ Layout = dict[str, Entry]
 
 
 def layout(config: V4Config) -> Layout:
-    """Every weight of the model by official name, `mtp.N.*` included, scales not (see `Entry.scale_name`)."""
+    """Every weight of the model by official name, `mtp.N.*` included,
+    scales not (see `Entry.scale_name`).
+    """
     return dict(_all(config))
 
 
 def parameter_count(entries: Layout) -> int:
-    """Number of parameters; packed FP4 counts its values, scales and `tid2eid` tables do not count (spec 1.4)."""
+    """Number of parameters;
+    packed FP4 counts its values, scales and `tid2eid` tables do not count (spec 1.4).
+    """
     return sum(prod(entry.shape) for name, entry in entries.items() if not name.endswith("tid2eid"))
 
 
@@ -82,14 +99,21 @@ def _mtp_parts(config: V4Config, prefix: str) -> Iterator[tuple[str, Entry]]:
 
 def _dspark_parts(config: V4Config, dspark: DSpark, stage: int) -> Iterator[tuple[str, Entry]]:
     """What a drafter adds to the blocks of its first and of its last stage (spec/v41.md 1.1)."""
-    d, vocab, rank, prefix = config.hidden_size, config.vocab_size, dspark.markov_rank, f"mtp.{stage}."
+    d, vocab, rank, prefix = (
+        config.hidden_size,
+        config.vocab_size,
+        dspark.markov_rank,
+        f"mtp.{stage}.",
+    )
     if stage == 0:
         yield _linear(config, f"{prefix}main_proj", d, dspark.targets * d)
         yield f"{prefix}main_norm.weight", Entry((d,))
     if stage == config.num_nextn_predict_layers - 1:
         yield f"{prefix}norm.weight", Entry((d,))
         yield from _head_collapse(config, prefix)
-        yield from ((f"{prefix}markov_head.markov_{w}.weight", Entry((vocab, rank))) for w in ("w1", "w2"))
+        yield from (
+            (f"{prefix}markov_head.markov_{w}.weight", Entry((vocab, rank))) for w in ("w1", "w2")
+        )
         yield f"{prefix}confidence_head.proj.weight", Entry((1, d + rank))
 
 
@@ -120,12 +144,19 @@ def _attention(config: V4Config, prefix: str, layer: int) -> Iterator[tuple[str,
     yield from _compressor(config, f"{prefix}.compressor", layer, config.head_dim)
     if config.kind(layer) == "csa":
         indexer = f"{prefix}.indexer"
-        yield _linear(config, f"{indexer}.wq_b", config.index_n_heads * config.index_head_dim, config.q_lora_rank)
+        yield _linear(
+            config,
+            f"{indexer}.wq_b",
+            config.index_n_heads * config.index_head_dim,
+            config.q_lora_rank,
+        )
         yield f"{indexer}.weights_proj.weight", Entry((config.index_n_heads, d))
         yield from _compressor(config, f"{indexer}.compressor", layer, config.index_head_dim)
 
 
-def _compressor(config: V4Config, prefix: str, layer: int, head_dim: int) -> Iterator[tuple[str, Entry]]:
+def _compressor(
+    config: V4Config, prefix: str, layer: int, head_dim: int
+) -> Iterator[tuple[str, Entry]]:
     channels = head_dim * (2 if config.kind(layer) == "csa" else 1)
     yield f"{prefix}.ape", Entry((config.ratio(layer), channels))
     yield f"{prefix}.wkv.weight", Entry((channels, config.hidden_size))
@@ -137,7 +168,10 @@ def _moe(config: V4Config, prefix: str, layer: int) -> Iterator[tuple[str, Entry
     d, m, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
     yield f"{prefix}.gate.weight", Entry((experts, d))
     if config.is_hash_layer(layer):
-        yield f"{prefix}.gate.tid2eid", Entry((config.vocab_size, config.num_experts_per_tok), INTEGER)
+        yield (
+            f"{prefix}.gate.tid2eid",
+            Entry((config.vocab_size, config.num_experts_per_tok), INTEGER),
+        )
     else:
         yield f"{prefix}.gate.bias", Entry((experts,))
     shapes = {"w1": (m, d), "w2": (d, m), "w3": (m, d)}
@@ -165,6 +199,10 @@ def _linear(config: V4Config, stem: str, rows: int, columns: int) -> tuple[str, 
 def _expert_dtypes(config: V4Config) -> tuple[str, ...]:
     if not config.quantized:
         return FLOAT
-    if config.expert_dtype == "fp8" or config.hidden_size % FP4_BLOCK or config.moe_intermediate_size % FP4_BLOCK:
+    if (
+        config.expert_dtype == "fp8"
+        or config.hidden_size % FP4_BLOCK
+        or config.moe_intermediate_size % FP4_BLOCK
+    ):
         return (FP8, *FLOAT)
     return (*FP4, *FLOAT) if config.expert_dtype == "fp4" else (*FP4, FP8, *FLOAT)

@@ -1,7 +1,8 @@
 """Tensor names: official <-> transformers (spec/v4.md 7.3).
 
-transformers' `save_pretrained` converts back half-way: `head.weight` but `model.embed_tokens.weight`, official layer
-names under `model.`, and `attn.norm` for the key norm. Module names, that mixture and official names are all read.
+transformers' `save_pretrained` converts back half-way: `head.weight` but
+`model.embed_tokens.weight`, official layer names under `model.`, and `attn.norm` for the key norm.
+Module names, that mixture and official names are all read.
 """
 
 from __future__ import annotations
@@ -50,10 +51,18 @@ _BLOCK = {
 STACKED = {
     "mlp.experts.gate_up_proj": "ffn.experts.w13.weight",
     "mlp.experts.down_proj": "ffn.experts.w2.weight",
-    **{f"mlp.experts.gate_up_proj{ending}": "ffn.experts.w13.scale" for ending in ("_scale_inv", "_scale")},
-    **{f"mlp.experts.down_proj{ending}": "ffn.experts.w2.scale" for ending in ("_scale_inv", "_scale")},
+    **{
+        f"mlp.experts.gate_up_proj{ending}": "ffn.experts.w13.scale"
+        for ending in ("_scale_inv", "_scale")
+    },
+    **{
+        f"mlp.experts.down_proj{ending}": "ffn.experts.w2.scale"
+        for ending in ("_scale_inv", "_scale")
+    },
 }
-"""transformers keeps all experts of a layer in one tensor; our name for it has no expert number (`expert_parts`)."""
+"""transformers keeps all experts of a layer in one tensor;
+our name for it has no expert number (`expert_parts`).
+"""
 
 _WRITTEN_ONLY = {"attn.norm": "attn.kv_norm"}
 """What `save_pretrained` makes of names that its reverse conversion cannot tell apart."""
@@ -71,10 +80,14 @@ _EXPERT_NAME = re.compile(r"(.*)\.ffn\.experts\.\d+\.(w1|w2|w3)\.(weight|scale)"
 def to_official(stored: str) -> str:
     """The official name of a stored tensor, whichever naming it has.
 
-    Stacked experts become `...ffn.experts.w13.weight` and `...w2.weight` (see `expert_parts`). A name that no
-    table knows comes back without the `model.` prefix.
+    Stacked experts become `...ffn.experts.w13.weight` and `...w2.weight` (see `expert_parts`). A
+    name that no table knows comes back without the `model.` prefix.
     """
-    if stored.startswith(("layers.", "mtp.")) and ".ffn.experts." in stored and stored.endswith((".weight", ".scale")):
+    if (
+        stored.startswith(("layers.", "mtp."))
+        and ".ffn.experts." in stored
+        and stored.endswith((".weight", ".scale"))
+    ):
         return stored  # nearly all names of a release
     prefix, rest = _split(stored.removeprefix("model."))
     if prefix and rest in STACKED:
@@ -86,7 +99,9 @@ def to_official(stored: str) -> str:
 
 
 def to_transformers(official: str) -> str:
-    """The name in `DeepseekV4ForCausalLM.state_dict()` that holds an official tensor; experts are stacked there."""
+    """The name in `DeepseekV4ForCausalLM.state_dict()` that holds an official tensor;
+    experts are stacked there.
+    """
     expert = _EXPERT_NAME.fullmatch(official)
     if expert:
         block, part, suffix = expert.groups()
@@ -103,7 +118,9 @@ def to_transformers(official: str) -> str:
 
 
 def expert_parts(name: str) -> tuple[str, tuple[str, ...], str] | None:
-    """(`...ffn.experts`, the parts in row order, "weight" or "scale") of a stacked name, None for any other."""
+    """(`...ffn.experts`, the parts in row order, "weight" or "scale") of a stacked name,
+    None for any other.
+    """
     match = _STACKED_NAME.fullmatch(name) if ".experts.w" in name else None
     if match is None:
         return None

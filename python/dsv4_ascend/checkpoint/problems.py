@@ -1,4 +1,6 @@
-"""How an error lists many problems: every one while they are few, their kinds first when they are many."""
+"""How an error lists many problems: every one while they are few,
+their kinds first when they are many.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def listed(where: object, problems: Sequence[str]) -> str:
 def counted(problems: Sequence[str]) -> str:
     """`N problem(s)`, and of which kinds unless no kind of them is known."""
     kinds = summary(problems)
-    return _number(problems) if kinds == f"{len(problems)} {_OTHER}" else f"{_number(problems)}: {kinds}"
+    return (
+        _number(problems)
+        if kinds == f"{len(problems)} {_OTHER}"
+        else f"{_number(problems)}: {kinds}"
+    )
 
 
 def _number(problems: Sequence[str]) -> str:
@@ -52,7 +58,9 @@ def _number(problems: Sequence[str]) -> str:
 
 
 def summary(problems: Sequence[str]) -> str:
-    """How many problems of which kind, the most frequent first: `97 missing, 3 of another dtype`."""
+    """How many problems of which kind,
+    the most frequent first: `97 missing, 3 of another dtype`.
+    """
     kinds = Counter(_kind(problem) for problem in problems)
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 

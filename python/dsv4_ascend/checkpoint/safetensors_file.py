@@ -1,7 +1,9 @@
-"""Strict reader of one safetensors file: checked whole before it is mapped, tensors are views of it.
+"""Strict reader of one safetensors file: checked whole before it is mapped,
+tensors are views of it.
 
-Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing in them, and more than
-200,000 tensors are refused. Nothing executes, nothing is written, no byte is copied.
+Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing in
+them, and more than 200,000 tensors are refused. Nothing executes, nothing is written, no byte is
+copied.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ from typing import NamedTuple
 import torch
 
 from dsv4_ascend.checkpoint.problems import listed
-from dsv4_ascend.checkpoint.strict_json import FileProblem, not_the_file, open_regular, parse, what_it_looks_like
+from dsv4_ascend.checkpoint.strict_json import (
+    FileProblem,
+    not_the_file,
+    open_regular,
+    parse,
+    what_it_looks_like,
+)
 from dsv4_backend.errors import CheckpointError
 
 MAX_TENSORS = 200_000
@@ -33,7 +41,9 @@ DTYPES: dict[str, tuple[int, torch.dtype]] = {
     "U16": (16, torch.uint16), "U32": (32, torch.uint32), "U64": (64, torch.uint64),
     "I32": (32, torch.int32), "F32": (32, torch.float32), "I64": (64, torch.int64), "F64": (64, torch.float64),
 }  # fmt: skip
-"""safetensors dtype -> (bits, torch dtype of the view). F4 comes out packed: int8 with half the last dimension."""
+"""safetensors dtype -> (bits, torch dtype of the view).
+F4 comes out packed: int8 with half the last dimension.
+"""
 
 
 class TensorInfo(NamedTuple):
@@ -46,14 +56,17 @@ class TensorInfo(NamedTuple):
 
 
 def checkpoint_error(where: object, problems: Sequence[str]) -> CheckpointError:
-    """One CheckpointError for all problems of one checkpoint; `.problems` has every line, the message 50."""
+    """One CheckpointError for all problems of one checkpoint;
+    `.problems` has every line, the message 50.
+    """
     error = CheckpointError(listed(where, problems))
     error.problems = tuple(problems)
     return error
 
 
 class SafetensorsFile:
-    """One validated and mapped file. `tensors` maps name to TensorInfo; views keep the mapping alive.
+    """One validated and mapped file. `tensors` maps name to TensorInfo;
+    views keep the mapping alive.
 
     The mapping is private: writing into a view changes a copy of the page, never the file.
     Raises CheckpointError with every problem of the header.
@@ -75,7 +88,9 @@ class SafetensorsFile:
             os.close(descriptor)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A view of one tensor; only a misaligned one (our writers and the library make none) is copied."""
+        """A view of one tensor;
+        only a misaligned one (our writers and the library make none) is copied.
+        """
         info = self.tensors[name]
         dtype = DTYPES[info.dtype][1]
         raw = self._bytes[info.begin : info.end]
@@ -87,14 +102,18 @@ class SafetensorsFile:
     def strided(
         self, begin: int, dtype: torch.dtype, shape: tuple[int, ...], count: int, distance: int
     ) -> torch.Tensor:
-        """A view [count, *shape] of tensors of that form, the first at byte `begin`, `distance` bytes apart."""
+        """A view [count, *shape] of tensors of that form,
+        the first at byte `begin`, `distance` bytes apart.
+        """
         size = prod(shape) * dtype.itemsize
         raw = self._bytes[begin : begin + (count - 1) * distance + size].view(dtype)
         strides = torch.empty(shape, device="meta").stride()
         return raw.as_strided((count, *shape), (distance // dtype.itemsize, *strides))
 
     def release(self, name: str) -> None:
-        """Let the kernel take back the pages of a tensor that has been copied; reading it again reads the file."""
+        """Let the kernel take back the pages of a tensor that has been copied;
+        reading it again reads the file.
+        """
         info = self.tensors[name]
         start = info.begin - info.begin % mmap.PAGESIZE
         if info.end > start:
@@ -113,17 +132,25 @@ def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]
     start = os.pread(descriptor, 64, 0)
     other = not_the_file(start)
     if other or not start:
-        raise FileProblem(f"{f'found {other}' if other else 'truncated: found an empty file; fetch it again'}")
+        raise FileProblem(
+            f"{f'found {other}' if other else 'truncated: found an empty file; fetch it again'}"
+        )
     beginning, start = start, start[:8]
     length = int.from_bytes(start, "little")
-    # Only a length that cannot be one is taken for a pickle's first bytes: 0x80 is also a fine low byte of a length.
+    # Only a length that cannot be one is taken for a pickle's first bytes: 0x80 is also a fine low
+    # byte of a length.
     if 8 + length > size and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
-        raise FileProblem("found a zip or pickle file, expected safetensors (pickles are never opened)")
+        raise FileProblem(
+            "found a zip or pickle file, expected safetensors (pickles are never opened)"
+        )
     if len(start) < 8 or 8 + length > size:
         looks = what_it_looks_like(beginning)
         if looks:
             raise FileProblem(f"found {looks}")
-        raise FileProblem(f"truncated: found {size} bytes, expected at least {8 + length if len(start) == 8 else 8}")
+        raise FileProblem(
+            f"truncated: found {size} bytes, expected at least "
+            f"{8 + length if len(start) == 8 else 8}"
+        )
     if not 2 <= length <= MAX_HEADER:
         raise FileProblem(f"found a header of {length} bytes, expected 2 to {MAX_HEADER}")
     raw = os.pread(descriptor, length, 8)
@@ -136,11 +163,17 @@ def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]
     return _check_header(file, header, 8 + length, size)
 
 
-def _check_header(file: str, header: dict[str, object], data: int, size: int) -> dict[str, TensorInfo]:
+def _check_header(
+    file: str, header: dict[str, object], data: int, size: int
+) -> dict[str, TensorInfo]:
     problems: list[str] = []
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        problems.append(f"{file}: __metadata__: found something else, expected an object of strings")
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        problems.append(
+            f"{file}: __metadata__: found something else, expected an object of strings"
+        )
     tensors: dict[str, TensorInfo] = {}
     for name, entry in header.items():
         info = _name_problem(name) or _entry(entry, data)
@@ -157,7 +190,10 @@ def _check_header(file: str, header: dict[str, object], data: int, size: int) ->
 def _name_problem(name: str) -> str | None:
     if NAME.fullmatch(name):
         return None
-    return "found a name that is empty, too long or has path parts or control characters, expected dotted ASCII words"
+    return (
+        "found a name that is empty, too long or has path parts or control characters, expected "
+        "dotted ASCII words"
+    )
 
 
 def _entry(entry: object, data: int) -> TensorInfo | str:
@@ -179,18 +215,28 @@ def _entry(entry: object, data: int) -> TensorInfo | str:
 
 
 def _counts(value: object) -> bool:
-    return isinstance(value, list) and not any(type(item) is not int or not 0 <= item < _MAX_COUNT for item in value)
+    return isinstance(value, list) and not any(
+        type(item) is not int or not 0 <= item < _MAX_COUNT for item in value
+    )
 
 
 def _range_problems(file: str, tensors: dict[str, TensorInfo], data: int, size: int) -> list[str]:
     problems, position = [], data
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
-            kind = "overlaps the tensor before it" if info.begin < position else "leaves a hole before it"
-            problems.append(f"{file}: tensor {_shown(name)}: {kind}: found offset {info.begin}, expected {position}")
+            kind = (
+                "overlaps the tensor before it"
+                if info.begin < position
+                else "leaves a hole before it"
+            )
+            problems.append(
+                f"{file}: tensor {_shown(name)}: {kind}: found offset {info.begin}, expected "
+                f"{position}"
+            )
         if info.end > size:
             problems.append(
-                f"{file}: tensor {_shown(name)}: truncated: found a file of {size} bytes, expected {info.end}"
+                f"{file}: tensor {_shown(name)}: truncated: found a file of {size} bytes, expected "
+                f"{info.end}"
             )
         position = max(position, info.end)
     if position < size:

@@ -1,4 +1,6 @@
-"""Writing an official-layout folder: config.json, safetensors shards and their index, all or nothing."""
+"""Writing an official-layout folder: config.json,
+safetensors shards and their index, all or nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,17 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint under official names; the same tensors always give the same bytes.
 
-    `tensors`: official name -> tensor with the dtypes of `layout` (FP4 packed int8, E8M0 scales); read one at a time.
-    `files`: more files of the folder (tokenizer.json ...). Everything is written beside `folder`, synced, reopened by
-    the strict reader and renamed: a killed run leaves no `folder`. CheckpointError if `folder` exists and is not
-    empty, if the tensors do not fit the configuration, or if the disk refuses.
+    `tensors`: official name -> tensor with the dtypes of `layout` (FP4 packed int8, E8M0 scales);
+    read one at a time. `files`: more files of the folder (tokenizer.json ...). Everything is
+    written beside `folder`, synced, reopened by the strict reader and renamed: a killed run leaves
+    no `folder`. CheckpointError if `folder` exists and is not empty, if the tensors do not fit the
+    configuration, or if the disk refuses.
     """
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise checkpoint_error(target, ["found something there already, expected a new or empty folder"])
+        raise checkpoint_error(
+            target, ["found something there already, expected a new or empty folder"]
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -68,7 +73,11 @@ def _same_model(target: Path, written: V4Config, wanted: V4Config) -> None:
 
 
 def _write_folder(
-    folder: Path, config: V4Config, tensors: Mapping[str, torch.Tensor], files: Mapping[str, bytes], shard_bytes: int
+    folder: Path,
+    config: V4Config,
+    tensors: Mapping[str, torch.Tensor],
+    files: Mapping[str, bytes],
+    shard_bytes: int,
 ) -> None:
     shards = _plan(tensors, shard_bytes)
     weight_map: dict[str, str] = {}
@@ -81,7 +90,9 @@ def _write_folder(
     texts = {CONFIG: _json(config_to_dict(config)), INDEX: _json(index)}
     for name, content in {**files, **texts}.items():
         if Path(name).name != name:
-            raise checkpoint_error(folder, [f"found file name {name!r}, expected one without folders"])
+            raise checkpoint_error(
+                folder, [f"found file name {name!r}, expected one without folders"]
+            )
         _write(folder / name, [content])
     _sync(folder)
 
@@ -100,16 +111,23 @@ def _plan(tensors: Mapping[str, torch.Tensor], shard_bytes: int) -> list[list[st
 
 
 def _write_shard(path: Path, names: list[str], tensors: Mapping[str, torch.Tensor]) -> int:
-    # Wide elements first: then every tensor is aligned to its element size without holes, which the format forbids.
+    # Wide elements first: then every tensor is aligned to its element size without holes, which the
+    # format forbids.
     ordered = sorted(names, key=lambda name: -tensors[name].element_size())
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in ordered:
         tensor = tensors[name]
         if tensor.dtype not in _STORED:
-            raise checkpoint_error(path, [f"tensor '{name}': found {tensor.dtype}, expected one of {[*_STORED]}"])
+            raise checkpoint_error(
+                path, [f"tensor '{name}': found {tensor.dtype}, expected one of {[*_STORED]}"]
+            )
         offsets = [position, position + tensor.nbytes]
-        header[name] = {"dtype": _STORED[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        header[name] = {
+            "dtype": _STORED[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
         position = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)

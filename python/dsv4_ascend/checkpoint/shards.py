@@ -22,14 +22,17 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 def open_shards(folder: Path) -> tuple[list[SafetensorsFile], list[str], list[str]]:
     """All shards that can be read, in name order, every problem found on the way, and notes.
 
-    The checkpoint is, the first that applies: `model.safetensors`, unless the index lists it as one of its shards; the
-    shards that the index lists; the only safetensors file. What lies beside it is a note. A broken index is an error.
-    CheckpointError at once if the folder holds no checkpoint or its index is unusable.
+    The checkpoint is, the first that applies: `model.safetensors`, unless the index lists it as one
+    of its shards; the shards that the index lists; the only safetensors file. What lies beside it
+    is a note. A broken index is an error. CheckpointError at once if the folder holds no checkpoint
+    or its index is unusable.
     """
     try:
         present = sorted(os.listdir(folder))
     except (OSError, ValueError) as error:
-        raise checkpoint_error(folder, [f"cannot be listed ({error}), expected a checkpoint folder"]) from None
+        raise checkpoint_error(
+            folder, [f"cannot be listed ({error}), expected a checkpoint folder"]
+        ) from None
     stored = [name for name in present if name.endswith(".safetensors")]
     weight_map = _read_index(folder / INDEX) if INDEX in present else None
     if weight_map is None or (SINGLE in stored and SINGLE not in weight_map.values()):
@@ -38,7 +41,9 @@ def open_shards(folder: Path) -> tuple[list[SafetensorsFile], list[str], list[st
         return *_open_all(folder, [single]), _not_read(single, beside, [single])
     wanted = sorted(set(weight_map.values()))
     problems = [
-        f"{INDEX}: found shard '{name}', expected a file in the folder" for name in wanted if name not in stored
+        f"{INDEX}: found shard '{name}', expected a file in the folder"
+        for name in wanted
+        if name not in stored
     ]
     files, more = _open_all(folder, [name for name in wanted if name in stored])
     notes = _not_read(f"what {INDEX} lists", stored, wanted)
@@ -56,12 +61,19 @@ def _only_file(folder: Path, stored: list[str], present: list[str]) -> str:
     if len(stored) == 1 or SINGLE in stored:
         return SINGLE if SINGLE in stored else stored[0]
     if stored:
-        raise checkpoint_error(folder, [f"found {len(stored)} safetensors files and no {INDEX}, expected an index"])
+        raise checkpoint_error(
+            folder, [f"found {len(stored)} safetensors files and no {INDEX}, expected an index"]
+        )
     pickles = [name for name in present if name.endswith(_PICKLES)]
     if pickles:
-        line = f"found only {', '.join(pickles[:3])}: pickled weights are never opened, expected safetensors"
+        line = (
+            f"found only {', '.join(pickles[:3])}: pickled weights are never opened, expected "
+            "safetensors"
+        )
         raise checkpoint_error(folder, [line])
-    raise checkpoint_error(folder, ["found no safetensors file, expected one, or shards with an index"])
+    raise checkpoint_error(
+        folder, ["found no safetensors file, expected one, or shards with an index"]
+    )
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -71,13 +83,21 @@ def _read_index(path: Path) -> dict[str, str]:
         raise checkpoint_error(path, [f"{INDEX}: {problem}"]) from None
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > MAX_TENSORS:
-        line = f"{INDEX}: weight_map: found no object of 1 to {MAX_TENSORS} names, expected tensor -> shard"
+        line = (
+            f"{INDEX}: weight_map: found no object of 1 to {MAX_TENSORS} names, expected tensor -> "
+            "shard"
+        )
         raise checkpoint_error(path, [line])
     names = set(map(ascii, weight_map.values()))
     wrong = [name for name in sorted(names) if not _SHARD_NAME.fullmatch(name[1:-1])]
     if wrong or len(names) > _MAX_SHARDS:
-        lines = [f"{INDEX}: found shard name {name[:100]}, expected a plain .safetensors file name" for name in wrong]
-        raise checkpoint_error(path, lines or [f"{INDEX}: found {len(names)} shards, expected at most {_MAX_SHARDS}"])
+        lines = [
+            f"{INDEX}: found shard name {name[:100]}, expected a plain .safetensors file name"
+            for name in wrong
+        ]
+        raise checkpoint_error(
+            path, lines or [f"{INDEX}: found {len(names)} shards, expected at most {_MAX_SHARDS}"]
+        )
     return {str(name): str(file) for name, file in weight_map.items()}
 
 
@@ -96,15 +116,22 @@ def _open_all(folder: Path, names: list[str]) -> tuple[list[SafetensorsFile], li
 
 
 def _against_index(files: list[SafetensorsFile], weight_map: dict[str, str]) -> list[str]:
-    """Tensors that the index puts elsewhere, that it does not list, or that are not where it says."""
+    """Tensors that the index puts elsewhere, that it does not list,
+    or that are not where it says.
+    """
     problems = []
     held = {file.path.name: file.tensors for file in files}
     for file, tensors in held.items():
         for name in tensors:
             if weight_map.get(name) != file:
                 listed = f"in {weight_map[name]}" if name in weight_map else "nowhere"
-                problems.append(f"{file}: tensor '{name}': found it here, expected it {listed} according to {INDEX}")
+                problems.append(
+                    f"{file}: tensor '{name}': found it here, expected it {listed} according to "
+                    f"{INDEX}"
+                )
     for name, file in weight_map.items():
         if file in held and name not in held[file]:
-            problems.append(f"{INDEX}: tensor {ascii(name)[:100]}: expected in {file}, found not there")
+            problems.append(
+                f"{INDEX}: tensor {ascii(name)[:100]}: expected in {file}, found not there"
+            )
     return problems

@@ -1,4 +1,6 @@
-"""Where the official tensors of a checkpoint lie: file, stored name and form, one source per expert."""
+"""Where the official tensors of a checkpoint lie: file,
+stored name and form, one source per expert.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _VISION_START, _VISION_END = ("vision.", "aligner.", "image_"), ".ffn.gate.bias_
 
 
 class Source(NamedTuple):
-    """Where an official tensor lies: file, stored name, dtype and shape, and which part of a stacked tensor."""
+    """Where an official tensor lies: file, stored name, dtype and shape,
+    and which part of a stacked tensor.
+    """
 
     file: SafetensorsFile
     stored: str
@@ -38,7 +42,9 @@ class Source(NamedTuple):
         info = self.file.tensors[self.stored]
         if self.expert < 0:
             return info.begin
-        return info.begin + (self.expert * info.shape[1] + self.first_row) * (self.nbytes // self.shape[0])
+        return info.begin + (self.expert * info.shape[1] + self.first_row) * (
+            self.nbytes // self.shape[0]
+        )
 
     def describe(self, official: str) -> str:
         """How messages name it."""
@@ -54,7 +60,9 @@ Sources = dict[str, Source]
 
 
 def collect(files: Iterable[SafetensorsFile]) -> tuple[Sources, Format, list[str]]:
-    """Every tensor by official name, the naming ("transformers" if any name differs), and what is stored twice."""
+    """Every tensor by official name, the naming ("transformers" if any name differs),
+    and what is stored twice.
+    """
     sources: Sources = {}
     naming: Format = "official"
     problems = []
@@ -66,28 +74,42 @@ def collect(files: Iterable[SafetensorsFile]) -> tuple[Sources, Format, list[str
             source = Source(file, stored, info.dtype, info.shape)
             if official in sources:
                 first = sources[official].describe(official)
-                problems.append(f"{source.describe(official)}: found it also in {first}, expected one tensor per name")
+                problems.append(
+                    f"{source.describe(official)}: found it also in {first}, expected one tensor "
+                    "per name"
+                )
             else:
                 sources[official] = source
     return sources, naming, problems
 
 
 def set_aside(sources: Sources, hash_layers: int) -> tuple[Sources, list[str]]:
-    """The sources without those that a text-only main model does not use, and a note for each kind of them."""
-    vision = {name for name in sources if name.startswith(_VISION_START) or name.endswith(_VISION_END)}
+    """The sources without those that a text-only main model does not use,
+    and a note for each kind of them.
+    """
+    vision = {
+        name for name in sources if name.startswith(_VISION_START) or name.endswith(_VISION_END)
+    }
     biases = {f"layers.{layer}.ffn.gate.bias" for layer in range(hash_layers)} & sources.keys()
     notes = []
     if vision:
         parts = "vision.*, aligner.*, image_*, bias_vl"
-        notes.append(f"{len(vision)} tensors for images set aside ({parts}): the model takes text only")
+        notes.append(
+            f"{len(vision)} tensors for images set aside ({parts}): the model takes text only"
+        )
     if biases:
-        notes.append(f"{len(biases)} gate biases of hash-routed layers set aside: token ids choose the experts there")
+        notes.append(
+            f"{len(biases)} gate biases of hash-routed layers set aside: token ids choose the "
+            "experts there"
+        )
     unused = vision | biases
     return {name: source for name, source in sources.items() if name not in unused}, notes
 
 
 def unstack(sources: Sources, entries: Layout, experts: int) -> tuple[Sources, list[str]]:
-    """Replace every stacked expert tensor by one source per expert and part; what the layout lacks stays as it is."""
+    """Replace every stacked expert tensor by one source per expert and part;
+    what the layout lacks stays as it is.
+    """
     result: Sources = {}
     problems = []
     for name, source in sources.items():
@@ -99,12 +121,16 @@ def unstack(sources: Sources, entries: Layout, experts: int) -> tuple[Sources, l
         prefix, parts, suffix = stack
         expected = (experts, len(parts) * shape[0], *shape[1:])
         if source.shape != expected:
-            problems.append(f"{source.describe(source.stored)}: found shape {source.shape}, expected {expected}")
+            problems.append(
+                f"{source.describe(source.stored)}: found shape {source.shape}, expected {expected}"
+            )
         for expert, (row, part) in product(range(experts), enumerate(parts)):
             official = f"{prefix}.{expert}.{part}.{suffix}"
             if official in sources:
                 alone = sources[official].describe(official)
-                problems.append(f"{alone}: found it in '{source.stored}' too, expected one tensor per name")
+                problems.append(
+                    f"{alone}: found it in '{source.stored}' too, expected one tensor per name"
+                )
             result[official] = source._replace(shape=shape, expert=expert, first_row=row * shape[0])
     return result, problems
 
@@ -112,7 +138,9 @@ def unstack(sources: Sources, entries: Layout, experts: int) -> tuple[Sources, l
 def _expert_shape(
     name: str, stack: tuple[str, tuple[str, ...], str], sources: Sources, entries: Layout
 ) -> tuple[int, ...] | None:
-    """The stored shape of one expert's part of a stacked tensor, None if the layout has no such tensor."""
+    """The stored shape of one expert's part of a stacked tensor,
+    None if the layout has no such tensor.
+    """
     prefix, parts, suffix = stack
     entry = entries.get(f"{prefix}.0.{parts[0]}.weight")
     if entry is None or suffix == "weight":

@@ -17,12 +17,13 @@ _FORMATS = {FP8: "fp8"} | dict.fromkeys(FP4, "fp4")
 
 
 def as_stored(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
-    """The configuration corrected by the names, dtypes and shapes of the tensors, and notes on what was corrected.
+    """The configuration corrected by the names, dtypes and shapes of the tensors,
+    and notes on what was corrected.
 
-    Draft layers are the `mtp.N` blocks that are there, whatever a field promises; they are DSpark's if one of its own
-    parts is among them. Weights are quantised if one of them is stored so. The expert format of the configuration
-    holds if all quantised experts are stored in it; it is None if layers differ. ConfigError if the result is no V4
-    model.
+    Draft layers are the `mtp.N` blocks that are there, whatever a field promises; they are DSpark's
+    if one of its own parts is among them. Weights are quantised if one of them is stored so. The
+    expert format of the configuration holds if all quantised experts are stored in it; it is None
+    if layers differ. ConfigError if the result is no V4 model.
     """
     config, drafts = _stored_drafts(config, sources)
     config, formats = _stored_formats(config, sources)
@@ -42,17 +43,28 @@ def _stored_drafts(config: V4Config, sources: Sources) -> tuple[V4Config, list[s
         dspark = config.dspark or _stored_drafter(config, sources)
     notes = []
     if dspark is not None:
-        notes.append(f"{count} DSpark draft stages (mtp.*) are not run: drafting with DSpark is not implemented")
+        notes.append(
+            f"{count} DSpark draft stages (mtp.*) are not run: drafting with DSpark is not "
+            "implemented"
+        )
     elif promised and not count:
-        notes.append(f"{promised} draft layers promised, no mtp.* tensors found: opened without drafts")
+        notes.append(
+            f"{promised} draft layers promised, no mtp.* tensors found: opened without drafts"
+        )
     if (count, dspark) == (promised, config.dspark):
         return config, notes
     return config.with_drafts(count, dspark), notes
 
 
 def _stored_drafter(config: V4Config, sources: Sources) -> DSpark:
-    """The sizes of a drafter that the configuration does not mention; 1 where a tensor is missing or has no sizes."""
-    ranks = [source.shape[-1] for name, source in sources.items() if name.endswith(_MARKOV) and source.shape]
+    """The sizes of a drafter that the configuration does not mention;
+    1 where a tensor is missing or has no sizes.
+    """
+    ranks = [
+        source.shape[-1]
+        for name, source in sources.items()
+        if name.endswith(_MARKOV) and source.shape
+    ]
     width = sources[_MAIN].shape[-1] if _MAIN in sources and sources[_MAIN].shape else 0
     return DSpark(markov_rank=max([1, *ranks]), targets=max(1, width // config.hidden_size))
 
@@ -69,7 +81,9 @@ def _stored_formats(config: V4Config, sources: Sources) -> tuple[V4Config, list[
     changes: dict[str, object] = {}
     if weights and not config.quantized:
         changes["quantized"] = True
-    if config.expert_dtype is not None and (by_layer or (experts and config.expert_dtype not in experts)):
+    if config.expert_dtype is not None and (
+        by_layer or (experts and config.expert_dtype not in experts)
+    ):
         changes["expert_dtype"] = None if by_layer else min(experts)
     both = " and ".join(map(repr, sorted(experts)))
     told = {name: both if value is None else repr(value) for name, value in changes.items()}

@@ -1,4 +1,6 @@
-"""JSON from untrusted files: one meaning or an error. No duplicate keys, no NaN, no deep nesting, bounded size."""
+"""JSON from untrusted files: one meaning or an error.
+No duplicate keys, no NaN, no deep nesting, bounded size.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ _DOWNLOADS = {
     b"version https://git-lfs": _LFS,
     b"version https://hawser": _LFS,
     b"version http://git-media": _LFS,
-    b"<!doctype html": "an HTML page instead of the file: the download was refused or redirected; fetch it again",
-    b"<html": "an HTML page instead of the file: the download was refused or redirected; fetch it again",
+    b"<!doctype html": "an HTML page instead of the file: the download was refused or redirected; "
+    "fetch it again",
+    b"<html": "an HTML page instead of the file: the download was refused or redirected; fetch it "
+    "again",
     b"<?xml": "an XML answer instead of the file: the download was refused; fetch it again",
     b"GGUF": "a GGUF file: not read here, expected the official safetensors",
 }
@@ -35,7 +39,9 @@ _SHOWN, _WORD = 32, 4
 
 
 def not_the_file(start: bytes) -> str | None:
-    """What a file is that begins so, if it is known for standing in another's place; None for anything else."""
+    """What a file is that begins so, if it is known for standing in another's place;
+    None for anything else.
+    """
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((told for sign, told in _DOWNLOADS.items() if text.startswith(sign.lower())), None)
 
@@ -52,15 +58,21 @@ def what_it_looks_like(start: bytes) -> str | None:
     if len(text) < _WORD or not all(char.isprintable() or char in "\t\r\n" for char in text):
         return None
     kind = "JSON" if text.startswith(_JSON) else "text"
-    return f"{kind} that begins with {text!r} instead of the file: the download failed; fetch it again"
+    return (
+        f"{kind} that begins with {text!r} instead of the file: the download failed; fetch it again"
+    )
 
 
 def parse(raw: bytes) -> object:
     """The value of a UTF-8 JSON text; FileProblem when it is malformed or ambiguous."""
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
     except UnicodeDecodeError as error:
-        raise FileProblem(f"found bytes that are not UTF-8 at {error.start}, expected JSON") from None
+        raise FileProblem(
+            f"found bytes that are not UTF-8 at {error.start}, expected JSON"
+        ) from None
     except RecursionError:
         raise FileProblem("found too deeply nested JSON, expected a few levels") from None
     except FileProblem:
@@ -78,7 +90,9 @@ def read_object(path: Path, limit: int) -> dict[str, object]:
 
 
 def read_text(path: Path, limit: int) -> bytes:
-    """The bytes of a JSON file, as `read_regular`; FileProblem too if it is empty or begins like no JSON object."""
+    """The bytes of a JSON file, as `read_regular`;
+    FileProblem too if it is empty or begins like no JSON object.
+    """
     raw = read_regular(path, limit)
     other = not_the_file(raw[:100]) if raw.strip() else "an empty file; fetch it again"
     if not other and not raw.lstrip().startswith(tuple(map(str.encode, _JSON))):
@@ -89,7 +103,9 @@ def read_text(path: Path, limit: int) -> bytes:
 
 
 def open_regular(path: Path) -> tuple[int, int]:
-    """(read-only file descriptor, size) of a regular file; FileProblem for anything else. Never blocks on a pipe."""
+    """(read-only file descriptor, size) of a regular file;
+    FileProblem for anything else. Never blocks on a pipe.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:

@@ -11,12 +11,16 @@ from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.checkpoint.sources import Source, Sources
 
 EXPERT_SCALE_BUDGET = 256 * 2**20
-"""Bytes of the routed experts' scales up to which they are checked: with FP4 experts a release has 8 GB of them."""
+"""Bytes of the routed experts' scales up to which they are checked:
+with FP4 experts a release has 8 GB of them.
+"""
 _FLOATS = ("norm.weight", *FP32_NAMES)
 
 
 class Rule(NamedTuple):
-    """What a tensor may hold: an interval as a test per element (E8M0: per byte), and how a message says it."""
+    """What a tensor may hold: an interval as a test per element (E8M0: per byte),
+    and how a message says it.
+    """
 
     good: Callable[[torch.Tensor], torch.Tensor]
     expected: str
@@ -27,34 +31,47 @@ FLOAT_SCALE = Rule(lambda scale: (scale > 0) & (scale < torch.inf), "a positive 
 E8M0 = Rule(lambda byte: byte != 0xFF, "a positive finite scale")
 
 
-def value_problems(sources: Sources, as_stored: Callable[[str], torch.Tensor], experts: int) -> Iterator[str]:
-    """One line per tensor with a bad value: where, how many more there are, what was found and expected.
+def value_problems(
+    sources: Sources, as_stored: Callable[[str], torch.Tensor], experts: int
+) -> Iterator[str]:
+    """One line per tensor with a bad value: where,
+    how many more there are, what was found and expected.
 
-    sources: every tensor by official name; as_stored: its values; experts: number of routed experts.
-    Checked are: every `tid2eid` (expert ids in range), scales (positive and finite; E8M0 byte 0xFF is NaN), and the
-    finiteness of norms, attention sinks, `ape`, gate biases and hyper-connection parameters. Not checked are weight
-    matrices, and the routed experts' scales where they hold more than EXPERT_SCALE_BUDGET bytes together: a release of
-    160 GB is opened by reading 0.2 GB.
+    sources: every tensor by official name; as_stored: its values; experts: number of routed
+    experts. Checked are: every `tid2eid` (expert ids in range), scales (positive and finite; E8M0
+    byte 0xFF is NaN), and the finiteness of norms, attention sinks, `ape`, gate biases and
+    hyper-connection parameters. Not checked are weight matrices, and the routed experts' scales
+    where they hold more than EXPERT_SCALE_BUDGET bytes together: a release of 160 GB is opened by
+    reading 0.2 GB.
     """
     scales = {name for name in sources if ".ffn.experts." in name and name.endswith(".scale")}
-    skipped = scales if sum(sources[name].nbytes for name in scales) > EXPERT_SCALE_BUDGET else set()
+    skipped = (
+        scales if sum(sources[name].nbytes for name in scales) > EXPERT_SCALE_BUDGET else set()
+    )
     for name, source in sources.items():
         rule = _rule(name, source.dtype, experts)
         if rule is not None and name not in skipped:
-            yield from (f"{source.describe(name)}: {told}" for told in _broken(as_stored(name), rule, source))
+            yield from (
+                f"{source.describe(name)}: {told}"
+                for told in _broken(as_stored(name), rule, source)
+            )
 
 
 def _rule(name: str, dtype: str, experts: int) -> Rule | None:
     if name.endswith(".scale"):
         return E8M0 if dtype == "F8_E8M0" else FLOAT_SCALE
     if name.endswith("tid2eid"):
-        return Rule(lambda ids: (ids >= 0) & (ids < experts), f"an expert id in [0, {experts}); rows are token ids")
+        return Rule(
+            lambda ids: (ids >= 0) & (ids < experts),
+            f"an expert id in [0, {experts}); rows are token ids",
+        )
     return FINITE if name.endswith(_FLOATS) else None
 
 
 def _broken(tensor: torch.Tensor, rule: Rule, source: Source) -> Iterator[str]:
     wide = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e8m0fnu else tensor
-    # Good values are an interval, and NaN comes out as both extremes: they decide without a temporary.
+    # Good values are an interval, and NaN comes out as both extremes: they decide without a
+    # temporary.
     if tensor.numel() == 0 or bool(rule.good(torch.stack(torch.aminmax(wide))).all()):
         return
     bad = (~rule.good(wide)).nonzero()

@@ -16,7 +16,9 @@ _PIPED_WIDTH = 160
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that colours on a terminal only and does not squeeze tables into 80 columns when piped."""
+    """A console that colours on a terminal only
+    and does not squeeze tables into 80 columns when piped.
+    """
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()

@@ -11,7 +11,9 @@ import typer
 Command = Callable[..., Any] | typer.Typer
 
 
-def call(commands: Mapping[str, tuple[str, str]], loaded: Mapping[str, Command], args: Sequence[str]) -> int:
+def call(
+    commands: Mapping[str, tuple[str, str]], loaded: Mapping[str, Command], args: Sequence[str]
+) -> int:
     """Run a command line over the loaded commands and a line of help for the others."""
     app = typer.Typer(
         name="dsv4-ascend",
@@ -42,7 +44,10 @@ def _show_version(wanted: bool) -> None:
 
 
 _Version = Annotated[
-    bool, typer.Option("--version", help="Show the version and leave.", callback=_show_version, is_eager=True)
+    bool,
+    typer.Option(
+        "--version", help="Show the version and leave.", callback=_show_version, is_eager=True
+    ),
 ]
 
 

@@ -23,12 +23,15 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Samples of every call, interleaved.", min=2)] = 15,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time operators on this machine: medians with quartiles, and the ratio to torch's own in the same run.
+    """Time operators on this machine: medians with quartiles,
+    and the ratio to torch's own in the same run.
 
     host: what a call costs on the smallest arguments, checks and dispatch and all.
     """
     if suite not in SUITES:
-        raise typer.BadParameter(f"{suite!r} is not one of {', '.join(SUITES)}", param_hint="--suite")
+        raise typer.BadParameter(
+            f"{suite!r} is not one of {', '.join(SUITES)}", param_hint="--suite"
+        )
     threads = torch.get_num_threads()
     rows = host(pattern, rounds)
     if len(rows) == 1:
@@ -55,4 +58,11 @@ def _table(rows: list[Call]) -> Table:
 
 def _cells(row: Call) -> list[str]:
     median, low, high = (1e6 * s for s in (row.timing.median, row.timing.low, row.timing.high))
-    return [row.name, str(row.arguments), row.ran, f"{median:.2f}", f"{low:.2f} to {high:.2f}", f"{row.ratio:.1f}"]
+    return [
+        row.name,
+        str(row.arguments),
+        row.ran,
+        f"{median:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{row.ratio:.1f}",
+    ]

@@ -20,7 +20,8 @@ _COLOURS = {"ok": "green", "note": "dim", "warning": "yellow", "problem": "bold 
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Look at versions, devices, CPU features, torch_npu and CANN; say what is missing and what to do.
+    """Look at versions, devices, CPU features, torch_npu and CANN;
+    say what is missing and what to do.
 
     Exit code 0 without problems (warnings allowed), 1 with problems that leave the CPU usable.
     """
@@ -36,12 +37,20 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 
 def _self_check(devices: tuple[str, ...]) -> Finding:
-    """Run one operator on each device, against its closed form; say how many have kernels of their own there."""
+    """Run one operator on each device, against its closed form;
+    say how many have kernels of their own there.
+    """
     wrong = [device for device in devices if not _norm_is_right(device)]
     if wrong:
         advice = "rebuild the extension: pip install --force-reinstall --no-cache-dir dsv4-ascend"
-        return Finding("operators", "problem", f"rms_norm gives wrong values on {', '.join(wrong)}", advice)
-    parts = [f"{len(dsv4_backend.OPERATORS)} known", *map(_implementations, devices), "`dsv4-ascend ops` lists them"]
+        return Finding(
+            "operators", "problem", f"rms_norm gives wrong values on {', '.join(wrong)}", advice
+        )
+    parts = [
+        f"{len(dsv4_backend.OPERATORS)} known",
+        *map(_implementations, devices),
+        "`dsv4-ascend ops` lists them",
+    ]
     return Finding("operators", "ok", "; ".join(parts))
 
 
@@ -54,7 +63,10 @@ def _norm_is_right(device: str) -> bool:
 
 def _implementations(device: str) -> str:
     native = sum(where == device for _, where in dispatch.native_kernels())
-    return f"on {device} {native} with native kernels, {len(dsv4_backend.OPERATORS) - native} as references"
+    return (
+        f"on {device} {native} with native kernels, {len(dsv4_backend.OPERATORS) - native} as "
+        "references"
+    )
 
 
 def _report(probes: Probes, findings: tuple[Finding, ...]) -> dict[str, object]:

@@ -1,4 +1,6 @@
-"""`dsv4-ascend generate`: the text (or the ids) alone on standard output, speed on standard error."""
+"""`dsv4-ascend generate`: the text (or the ids) alone on standard output,
+speed on standard error.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ class _Clock:
         prefill, decode = self.first - self.start, self.last - self.first
         line = f"prefill {prompt_tokens} tokens, {prompt_tokens / max(prefill, 1e-9):.1f} tokens/s"
         if self.tokens > 1:
-            line += f"; decode {self.tokens} tokens, {(self.tokens - 1) / max(decode, 1e-9):.1f} tokens/s"
+            line += (
+                f"; decode {self.tokens} tokens, {(self.tokens - 1) / max(decode, 1e-9):.1f} "
+                "tokens/s"
+            )
         return line
 
 
@@ -73,34 +78,64 @@ class _Prompt:
 
 
 def generate(
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder; the shipped small model if absent.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text to continue, or - for standard input.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder; the shipped small model if absent.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to continue, or - for standard input.")
+    ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File with the text, or -.")] = None,
-    input_ids: Annotated[Path | None, typer.Option(help="File with token ids, as of logits, or -.")] = None,
-    messages: Annotated[Path | None, typer.Option(help="JSON file with a chat's messages, or -.")] = None,
+    input_ids: Annotated[
+        Path | None, typer.Option(help="File with token ids, as of logits, or -.")
+    ] = None,
+    messages: Annotated[
+        Path | None, typer.Option(help="JSON file with a chat's messages, or -.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens up to this probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling noise.")] = 33377335,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the most likely tokens up to this probability.")
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling noise.")
+    ] = 33377335,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     profile: ProfileName = "official",
-    chat: Annotated[bool, typer.Option("--chat", help="Encode the text as a user's message.")] = False,
-    thinking: Annotated[bool, typer.Option("--thinking", help="Chat: let the model reason first.")] = False,
-    effort: Annotated[str | None, typer.Option(help="Chat: low, high or max, as the release knows them.")] = None,
-    encoding: Annotated[str, typer.Option(help="Chat: preview (the release's script) or recipe.")] = "preview",
-    control_tokens: Annotated[
-        bool, typer.Option("--control-tokens", help="What spells a control token in the text becomes that token.")
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Encode the text as a user's message.")
     ] = False,
-    draft_tokens: Annotated[int, typer.Option(min=0, help="Draft with the MTP block; needs --temperature 0.")] = 0,
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="Chat: let the model reason first.")
+    ] = False,
+    effort: Annotated[
+        str | None, typer.Option(help="Chat: low, high or max, as the release knows them.")
+    ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="Chat: preview (the release's script) or recipe.")
+    ] = "preview",
+    control_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--control-tokens", help="What spells a control token in the text becomes that token."
+        ),
+    ] = False,
+    draft_tokens: Annotated[
+        int, typer.Option(min=0, help="Draft with the MTP block; needs --temperature 0.")
+    ] = 0,
     allow_unknown: AllowUnknown = None,
 ) -> None:
     """Generate text from a prompt and stream it.
 
-    One of --prompt, --prompt-file, --input-ids, --messages; else the prompt is 'def '. Text is text: <think> in it is
-    seven characters, not a control token, unless --control-tokens is given. --input-ids on a checkpoint without
-    tokenizer.json prints token ids.
+    One of --prompt, --prompt-file, --input-ids, --messages; else the prompt is 'def '. Text is
+    text: <think> in it is seven characters, not a control token, unless --control-tokens is given.
+    --input-ids on a checkpoint without tokenizer.json prints token ids.
     """
-    sources = {"--prompt": prompt, "--prompt-file": prompt_file, "--input-ids": input_ids, "--messages": messages}
+    sources = {
+        "--prompt": prompt,
+        "--prompt-file": prompt_file,
+        "--input-ids": input_ids,
+        "--messages": messages,
+    }
     given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:
         raise typer.BadParameter("give one source of the prompt", param_hint=" and ".join(given))
@@ -120,10 +155,18 @@ def generate(
         found = replace(found, messages=[{"role": "user", "content": found.text}])
     model = load_model(checkpoint, device, profile, allow_unknown)
     options = Sampling(temperature, top_p, seed)
-    _run(model, replace(found, mode=mode, control=control_tokens), options, max_new_tokens, draft_tokens)
+    _run(
+        model,
+        replace(found, mode=mode, control=control_tokens),
+        options,
+        max_new_tokens,
+        draft_tokens,
+    )
 
 
-def _read(prompt: str | None, prompt_file: Path | None, input_ids: Path | None, messages: Path | None) -> _Prompt:
+def _read(
+    prompt: str | None, prompt_file: Path | None, input_ids: Path | None, messages: Path | None
+) -> _Prompt:
     if messages is not None:
         return _Prompt(messages=read_messages(messages))
     if input_ids is not None:
@@ -135,7 +178,9 @@ def _read(prompt: str | None, prompt_file: Path | None, input_ids: Path | None, 
     return _Prompt(DEFAULT_PROMPT if prompt is None else prompt)
 
 
-def _run(model: Model, prompt: _Prompt, sampling: Sampling, max_new_tokens: int, draft_tokens: int) -> None:
+def _run(
+    model: Model, prompt: _Prompt, sampling: Sampling, max_new_tokens: int, draft_tokens: int
+) -> None:
     ids = prompt.encode(model)
     clock = _Clock()
     tokens = model.stream(

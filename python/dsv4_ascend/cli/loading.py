@@ -19,14 +19,21 @@ from dsv4_backend.errors import CheckpointError
 
 AllowUnknown = Annotated[
     list[str] | None,
-    typer.Option(help="A field of config.json to ignore though it is unknown; repeatable.", metavar="FIELD"),
+    typer.Option(
+        help="A field of config.json to ignore though it is unknown; repeatable.", metavar="FIELD"
+    ),
 ]
 
-ProfileName = Annotated[str, typer.Option("--profile", help=f"What is rounded: {', '.join(PROFILES)}.")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help=f"What is rounded: {', '.join(PROFILES)}.")
+]
 
 
-def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown: list[str] | None = None) -> Model:
-    """The checkpoint (the shipped small one if None) on `device`, with a progress bar on a terminal.
+def load_model(
+    checkpoint: Path | None, device: str, profile: str, allow_unknown: list[str] | None = None
+) -> Model:
+    """The checkpoint (the shipped small one if None) on `device`,
+    with a progress bar on a terminal.
 
     What was ignored or set aside in it is told on standard error.
     """
@@ -36,13 +43,21 @@ def load_model(checkpoint: Path | None, device: str, profile: str, allow_unknown
     if not os.path.isdir(folder):
         raise CheckpointError(f"--checkpoint: {_no_folder(folder)}")
     columns = TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task("loading", total=None)
 
         def report(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        model = load(folder, device=where, profile=profile, progress=report, allow_unknown=allow_unknown or ())
+        model = load(
+            folder,
+            device=where,
+            profile=profile,
+            progress=report,
+            allow_unknown=allow_unknown or (),
+        )
     for note in model.notes:
         print(f"dsv4-ascend: note: {note}", file=sys.stderr)
     return model

@@ -19,13 +19,20 @@ from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 def logits(
     input_ids: Annotated[
-        Path, typer.Option(help="JSON list, plain numbers, or .safetensors with one tensor; - is stdin.")
+        Path,
+        typer.Option(help="JSON list, plain numbers, or .safetensors with one tensor; - is stdin."),
     ],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder; the shipped small model if absent.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder; the shipped small model if absent.")
+    ] = None,
     profile: ProfileName = "official",
-    chunk: Annotated[int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")] = None,
-    decode_from: Annotated[int | None, typer.Option(min=0, help="From this position on, one token at a time.")] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")
+    ] = None,
+    decode_from: Annotated[
+        int | None, typer.Option(min=0, help="From this position on, one token at a time.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     allow_unknown: AllowUnknown = None,
 ) -> None:

@@ -1,4 +1,5 @@
-"""The `dsv4-ascend` command. Only the chosen command is imported, so that the others cost it no time.
+"""The `dsv4-ascend` command.
+Only the chosen command is imported, so that the others cost it no time.
 
 Exit codes: 0 good, 1 findings, 2 usage, 3 environment, 130 interrupted.
 """
@@ -17,14 +18,32 @@ from typing import Any
 from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED, USAGE, streams
 
 COMMANDS = {
-    "generate": ("dsv4_ascend.cli.generate:generate", "Continue a prompt, with the shipped small model by default."),
-    "logits": ("dsv4_ascend.cli.logits:logits", "Logits of a list of token ids, written as safetensors."),
+    "generate": (
+        "dsv4_ascend.cli.generate:generate",
+        "Continue a prompt, with the shipped small model by default.",
+    ),
+    "logits": (
+        "dsv4_ascend.cli.logits:logits",
+        "Logits of a list of token ids, written as safetensors.",
+    ),
     "ops": ("dsv4_ascend.cli.ops:app", "The operators and what runs them, and why; a new one."),
-    "parity": ("dsv4_ascend.cli.parity:parity", "Compare every operator with its reference; hunt its named faults."),
+    "parity": (
+        "dsv4_ascend.cli.parity:parity",
+        "Compare every operator with its reference; hunt its named faults.",
+    ),
     "bench": ("dsv4_ascend.cli.bench:bench", "Time operators on this machine, beside torch's own."),
-    "doctor": ("dsv4_ascend.cli.doctor:doctor", "Versions, devices, torch_npu and CANN: what is missing, what to do."),
-    "softnpu": ("dsv4_ascend.cli.softnpu:softnpu", "Run a command on the software Ascend device, with no NPU or CANN."),
-    "train-tiny": ("dsv4_ascend.cli.train_tiny:train_tiny", "Train and quantise the small model that is shipped."),
+    "doctor": (
+        "dsv4_ascend.cli.doctor:doctor",
+        "Versions, devices, torch_npu and CANN: what is missing, what to do.",
+    ),
+    "softnpu": (
+        "dsv4_ascend.cli.softnpu:softnpu",
+        "Run a command on the software Ascend device, with no NPU or CANN.",
+    ),
+    "train-tiny": (
+        "dsv4_ascend.cli.train_tiny:train_tiny",
+        "Train and quantise the small model that is shipped.",
+    ),
 }
 """Name -> (module:object, one line of help). The object is a command's function or a typer app."""
 
@@ -50,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _interrupts_end_the_process() -> Iterator[None]:
-    """Ctrl-C leaves at once while modules are imported: their code might swallow an exception, or print it."""
+    """Ctrl-C leaves at once while modules are imported: their code might swallow an exception,
+    or print it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,9 +103,13 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         return app.call(COMMANDS, {name: function}, arguments)
     except EnvironmentFault as error:
-        return _complain(f"{error}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT)
+        return _complain(
+            f"{error}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT
+        )
     except Dsv4Error as error:
-        by_operator = str(error).startswith("dsv4::")  # what a checkpoint led to; all other arguments are options
+        by_operator = str(error).startswith(
+            "dsv4::"
+        )  # what a checkpoint led to; all other arguments are options
         usage = isinstance(error, ArgumentError) and not by_operator
         return _complain(str(error), USAGE if usage else FINDINGS)
     except (MemoryError, RuntimeError) as error:
@@ -97,11 +122,15 @@ def _run(arguments: Sequence[str]) -> int:
 def _softnpu(arguments: list[str]) -> int:
     from dsv4_ascend.cli.softnpu import softnpu
 
-    return _complain(f"{softnpu(arguments)}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT)
+    return _complain(
+        f"{softnpu(arguments)}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT
+    )
 
 
 def _load(target: str) -> Any:
-    importlib.import_module("dsv4_backend")  # before any module that imports torch: see dsv4_backend._torch
+    importlib.import_module(
+        "dsv4_backend"
+    )  # before any module that imports torch: see dsv4_backend._torch
     module, name = target.split(":")
     return getattr(importlib.import_module(module), name)
 

@@ -48,7 +48,9 @@ def ops(
     cann: Annotated[str, typer.Option(help="The CANN that --chip has.")] = "9.1.0",
     package: Annotated[
         list[str] | None,
-        typer.Option(help=f"An operator package that --chip has: {', '.join(PACKAGES)}; repeatable."),
+        typer.Option(
+            help=f"An operator package that --chip has: {', '.join(PACKAGES)}; repeatable."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     docs: Annotated[
@@ -58,8 +60,9 @@ def ops(
 ) -> None:
     """List every operator with the implementation that runs it on each device, and the reason.
 
-    A native kernel is asked about the operator's own parity cases; the others of its calls run the reference.
-    With --chip it is asked for that machine: by what documents say, not by what is installed.
+    A native kernel is asked about the operator's own parity cases; the others of its calls run the
+    reference. With --chip it is asked for that machine: by what documents say, not by what is
+    installed.
     """
     if context.invoked_subcommand is not None:
         return
@@ -68,13 +71,23 @@ def ops(
         return
     machines = _machines(chip, cann, tuple(package or PACKAGES[:1]))
     found = sorted(OPERATORS.values(), key=lambda op: (op.rows, op.name))
-    rows = [(op, {name: implementation(op, *machine) for name, machine in machines.items()}) for op in found]
+    rows = [
+        (op, {name: implementation(op, *machine) for name, machine in machines.items()})
+        for op in found
+    ]
     if json:
         print_json({"operators": [_as_json(op, answers) for op, answers in rows]})
         return
-    table = Table("operator", "spec rows", *(c for name in machines for c in (name, f"why on {name}")), box=None)
+    table = Table(
+        "operator",
+        "spec rows",
+        *(c for name in machines for c in (name, f"why on {name}")),
+        box=None,
+    )
     for op, answers in rows:
-        cells = (cell for answer in answers.values() for cell in (answer.name, escape(answer.reason)))
+        cells = (
+            cell for answer in answers.values() for cell in (answer.name, escape(answer.reason))
+        )
         table.add_row(f"[bold]{op.name}[/]", ", ".join(map(str, op.rows)), *cells)
     console().print(table)
 
@@ -83,11 +96,17 @@ def _machines(chips: list[str] | None, cann: str, packages: tuple[str, ...]) -> 
     """CPU and NPU of this machine, or the chips that are asked about."""
     for name in packages:
         if name not in PACKAGES:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(PACKAGES)}", param_hint="--package")
+            raise typer.BadParameter(
+                f"{name!r} is not one of {', '.join(PACKAGES)}", param_hint="--package"
+            )
     for name in chips or ():
         if not name.startswith(("Ascend", *CHIPS)):
-            raise typer.BadParameter(f"{name!r} is not {', '.join(CHIPS)} or a SoC name", param_hint="--chip")
-    asked: Machines = {c: ("npu", dispatch.Context("portable", c, cann, packages)) for c in chips or ()}
+            raise typer.BadParameter(
+                f"{name!r} is not {', '.join(CHIPS)} or a SoC name", param_hint="--chip"
+            )
+    asked: Machines = {
+        c: ("npu", dispatch.Context("portable", c, cann, packages)) for c in chips or ()
+    }
     return asked or {"cpu": ("cpu", None), "npu": ("npu", None)}
 
 
@@ -99,8 +118,11 @@ def _write(folder: Path) -> None:
     print(f"{len(OPERATORS)} operators: {len(changed)} pages changed in {folder}")
 
 
-def implementation(operator: Operator, device: str, context: dispatch.Context | None = None) -> Implementation:
-    """Which implementation of `operator` the dispatcher picks on `device`, as far as can be said without arguments.
+def implementation(
+    operator: Operator, device: str, context: dispatch.Context | None = None
+) -> Implementation:
+    """Which implementation of `operator` the dispatcher picks on `device`,
+    as far as can be said without arguments.
 
     context: a machine to ask about instead of this one.
     """
@@ -115,7 +137,9 @@ def implementation(operator: Operator, device: str, context: dispatch.Context | 
 def _coverage(operator: Operator, device: str, context: dispatch.Context | None) -> tuple[str, str]:
     """The candidate that runs most of the operator's cases, and how many of them run natively."""
     cases = operator.iterate_cases()
-    answers = [dispatch.support(operator.name, *c.arguments, device=device, context=context) for c in cases]
+    answers = [
+        dispatch.support(operator.name, *c.arguments, device=device, context=context) for c in cases
+    ]
     refusals = [answer.reason for answer in answers if not answer]
     names = Counter(answer.reason for answer in answers if answer)
     name = names.most_common(1)[0][0] if names else "reference"

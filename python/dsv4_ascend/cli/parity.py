@@ -1,4 +1,6 @@
-"""`dsv4-ascend parity`: every operator against its reference, and its cases against its named faults."""
+"""`dsv4-ascend parity`: every operator against its reference,
+and its cases against its named faults.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,30 @@ from dsv4_backend.support import npu_fault
 
 
 def parity(
-    faults: Annotated[bool, typer.Option("--faults", help="Also run every named fault through the cases.")] = False,
-    mutants: Annotated[bool, typer.Option("--mutants", help="Also run automatic mutants of the references.")] = False,
-    pattern: Annotated[str, typer.Option("-k", help="OPERATOR, OPERATOR/PROFILE/CASE, OPERATOR/FAULT.")] = "",
-    profile: Annotated[str | None, typer.Option(help=f"One of {', '.join(PROFILES)}; default: all.")] = None,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Also run every named fault through the cases.")
+    ] = False,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Also run automatic mutants of the references.")
+    ] = False,
+    pattern: Annotated[
+        str, typer.Option("-k", help="OPERATOR, OPERATOR/PROFILE/CASE, OPERATOR/FAULT.")
+    ] = "",
+    profile: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(PROFILES)}; default: all.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run every parity case on every implementation of a device, and compare with the oracle's values.
+    """Run every parity case on every implementation of a device,
+    and compare with the oracle's values.
 
-    Limit use is error / limit: 0 is exact, above 1 fails. Exit code 1 if a case fails or a fault survives.
+    Limit use is error / limit: 0 is exact, above 1 fails. Exit code 1 if a case fails or a fault
+    survives.
     """
-    selection = Selection(pattern, _checked_profile(profile), _checked_device(device), faults, mutants)
+    selection = Selection(
+        pattern, _checked_profile(profile), _checked_device(device), faults, mutants
+    )
     reports: list[OperatorReport] = []
     interrupted = False
     try:
@@ -64,7 +78,9 @@ def parity(
 
 def _checked_profile(profile: str | None) -> str | None:
     if profile is not None and profile not in PROFILES:
-        raise typer.BadParameter(f"{profile!r} is not one of {', '.join(PROFILES)}", param_hint="--profile")
+        raise typer.BadParameter(
+            f"{profile!r} is not one of {', '.join(PROFILES)}", param_hint="--profile"
+        )
     return profile
 
 
@@ -91,7 +107,9 @@ def _with_progress(selection: Selection) -> Iterator[OperatorReport]:
                 yield report
 
 
-def _as_json(selection: Selection, reports: Sequence[OperatorReport], interrupted: bool) -> dict[str, object]:
+def _as_json(
+    selection: Selection, reports: Sequence[OperatorReport], interrupted: bool
+) -> dict[str, object]:
     return {
         "torch": torch.__version__,
         "device": selection.device,
@@ -118,14 +136,19 @@ def _show(reports: Sequence[OperatorReport]) -> None:
 
 
 def _fail(out: Console, result: CaseResult | FaultResult, why: str) -> None:
-    out.print(f"[bold red]FAIL[/] {escape(result.name)}: {escape(why)}  $ {escape(reproduce(result))}", soft_wrap=True)
+    out.print(
+        f"[bold red]FAIL[/] {escape(result.name)}: {escape(why)}  $ {escape(reproduce(result))}",
+        soft_wrap=True,
+    )
 
 
 def _cells(report: OperatorReport) -> tuple[str, ...]:
     bad = len(report.failures)
     return (
         f"[bold]{report.operator}[/]",
-        f"[red]{len(report.cases) - bad}/{len(report.cases)}[/]" if bad else f"[green]{len(report.cases)}[/]",
+        f"[red]{len(report.cases) - bad}/{len(report.cases)}[/]"
+        if bad
+        else f"[green]{len(report.cases)}[/]",
         f"{report.mean_use:.3f}",
         f"[red]{report.max_use:.3g}[/]" if report.max_use > 1 else f"{report.max_use:.3f}",
         _killed(report.faults),
@@ -145,8 +168,17 @@ def _summary(reports: Sequence[OperatorReport]) -> str:
     text = f"{sums['operators']} operators, {sums['cases']} cases, {sums['failed']} failed"
     if sums["faults"]:
         killed = sums["faults"] - sums["faults_survived"]
-        text += f"; {killed} of {sums['faults']} faults killed, mutation score {100 * mutation_score(reports):.1f} %"
+        text += (
+            f"; {killed} of {sums['faults']} faults killed, mutation score "
+            f"{100 * mutation_score(reports):.1f} %"
+        )
     if sums["mutants"]:
-        killed, score = sums["mutants"] - sums["mutants_survived"], 100 * reference_mutation_score(reports)
-        text += f"; {killed} of {sums['mutants']} automatic mutants killed, reference mutation score {score:.1f} %"
+        killed, score = (
+            sums["mutants"] - sums["mutants_survived"],
+            100 * reference_mutation_score(reports),
+        )
+        text += (
+            f"; {killed} of {sums['mutants']} automatic mutants killed, reference mutation score "
+            f"{score:.1f} %"
+        )
     return f"{text}; {sums['seconds']:.1f} s"

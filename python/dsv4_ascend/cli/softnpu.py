@@ -1,4 +1,6 @@
-"""`dsv4-ascend softnpu -- COMMAND`: handed over to the distribution softnpu, whose options it has."""
+"""`dsv4-ascend softnpu -- COMMAND`: handed over to the distribution softnpu,
+whose options it has.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,17 @@ SOURCES = Path(__file__).resolve().parents[3] / "csrc" / "softnpu"
 def softnpu(arguments: list[str]) -> str:
     """Run a command on the software Ascend device in the place of this process.
 
-    `arguments`: the command line behind `softnpu`. Returns what kept it from running; usage errors leave with code 2.
+    `arguments`: the command line behind `softnpu`. Returns what kept it from running; usage errors
+    leave with code 2.
     """
     try:
         from softnpu.command import call
         from softnpu.errors import SoftnpuError
     except ImportError as error:
-        missing = error.name in ("softnpu", "softnpu.command")  # the latter: a folder that only has its name
+        missing = error.name in (
+            "softnpu",
+            "softnpu.command",
+        )  # the latter: a folder that only has its name
         return how_to_install() if missing else f"softnpu does not load: {error}; install it again"
     try:
         call(arguments, "dsv4-ascend softnpu")
@@ -32,4 +38,7 @@ def how_to_install() -> str:
         where = f"pip install {shlex.quote(str(SOURCES))}"
     else:
         where = "pip install ./csrc/softnpu in a checkout of dsv4-ascend"
-    return f"softnpu, the software Ascend device, is not installed: {where} (it compiles for about ten minutes)"
+    return (
+        f"softnpu, the software Ascend device, is not installed: {where} "
+        "(it compiles for about ten minutes)"
+    )

@@ -1,4 +1,6 @@
-"""Standard streams that are closed, full or broken: they end a command with one line, never with a traceback."""
+"""Standard streams that are closed, full or broken: they end a command with one line,
+never with a traceback.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,19 @@ from contextlib import suppress
 
 
 def prepare() -> None:
-    """Put something in the place of streams that were closed (`>&-`), and escape what a terminal's encoding lacks.
+    """Put something in the place of streams that were closed (`>&-`),
+    and escape what a terminal's encoding lacks.
 
-    Writing to a closed standard output fails as it does on a full disk; what goes to a closed standard error is gone.
+    Writing to a closed standard output fails as it does on a full disk; what goes to a closed
+    standard error is gone.
     """
     for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, mode)  # takes the lowest free number, so that no file of ours becomes the stream
+            os.open(
+                os.devnull, mode
+            )  # takes the lowest free number, so that no file of ours becomes the stream
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:

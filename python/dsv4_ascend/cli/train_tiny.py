@@ -1,4 +1,6 @@
-"""`dsv4-ascend train-tiny`: makes the small model that is shipped, from the standard library's text and a seed."""
+"""`dsv4-ascend train-tiny`: makes the small model that is shipped,
+from the standard library's text and a seed.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,33 @@ EVALUATED_TOKENS = 40960
 
 
 def train_tiny(
-    output: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")] = Path("v4-tiny"),
+    output: Annotated[
+        Path, typer.Option(help="Folder to write; must not exist or be empty.")
+    ] = Path("v4-tiny"),
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Recipe.steps,
-    seed: Annotated[int, typer.Option(min=0, max=2**63, help="Seed of initial weights and data order.")] = Recipe.seed,
-    evaluated_tokens: Annotated[int, typer.Option(min=512, help="Held-out tokens to measure on.")] = EVALUATED_TOKENS,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63, help="Seed of initial weights and data order.")
+    ] = Recipe.seed,
+    evaluated_tokens: Annotated[
+        int, typer.Option(min=512, help="Held-out tokens to measure on.")
+    ] = EVALUATED_TOKENS,
 ) -> None:
-    """Train a small V4 of the real architecture, quantise it to the release's formats and write its folder.
+    """Train a small V4 of the real architecture,
+    quantise it to the release's formats and write its folder.
 
-    The same machine type, Python, torch and seed give the same bytes: one thread, so that sums keep their order.
+    The same machine type, Python, torch and seed give the same bytes: one thread, so that sums keep
+    their order.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ArgumentError(f"--output: found something at {output}, expected a new or empty folder")
+        raise ArgumentError(
+            f"--output: found something at {output}, expected a new or empty folder"
+        )
     torch.set_num_threads(1)
     corpus = read_corpus()
     tokenizer = train_tokenizer(corpus.train, TINY.vocab_size)
-    stream, held_out = (encode_documents(tokenizer, documents) for documents in (corpus.train, corpus.held_out))
+    stream, held_out = (
+        encode_documents(tokenizer, documents) for documents in (corpus.train, corpus.held_out)
+    )
     network = Transformer(TINY, IDEAL)
     columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns, console=console(stderr=True)) as bar:

@@ -16,18 +16,24 @@ from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
 
 
 def head_norm(q: torch.Tensor, eps: float) -> torch.Tensor:
-    """The norm of queries [T, H, D] as aclnnRmsNorm with a weight of ones: fp32 inside, one rounding."""
+    """The norm of queries [T, H, D] as aclnnRmsNorm with a weight of ones: fp32 inside,
+    one rounding.
+    """
     return rms_norm(q, torch.ones(q.shape[-1], device=q.device), eps)
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
-    """Index keys or queries [.., DI] times the +-1 matrix, rounded once: a factor would not change what is chosen."""
+    """Index keys or queries [.., DI] times the +-1 matrix,
+    rounded once: a factor would not change what is chosen.
+    """
     wide = x.float()
     return (wide @ sylvester(wide)).to(x.dtype)
 
 
 def int8_queries(q: torch.Tensor) -> torch.Tensor:
-    """Values fp32 of rotated queries [T, HI, DI] in int8, with a scale per head that is cast to fp16."""
+    """Values fp32 of rotated queries [T, HI, DI] in int8,
+    with a scale per head that is cast to fp16.
+    """
     codes, scale = int8_token_quant(rotate(q))
     return codes.float() * scale.half().float().unsqueeze(-1)
 
@@ -39,7 +45,9 @@ def fp8_queries(q: torch.Tensor) -> torch.Tensor:
 
 
 def fp32_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
-    """fp32 [T, HI] of bf16 rows and weights, without the factor: it is positive, so it chooses nothing."""
+    """fp32 [T, HI] of bf16 rows and weights, without the factor: it is positive,
+    so it chooses nothing.
+    """
     return linear(x.float(), weights_proj.stored().values(torch.float32))
 
 

@@ -1,4 +1,6 @@
-"""Attention of one layer: sliding window, plus compressed entries (CSA, HCA), plus the indexer (CSA). spec/v4.md 4."""
+"""Attention of one layer: sliding window, plus compressed entries (CSA, HCA),
+plus the indexer (CSA). spec/v4.md 4.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from dsv4_backend.ops.rope import rope, rope_frequencies, yarn_frequencies
 
 
 def layer_frequencies(config: V4Config, ratio: int) -> torch.Tensor:
-    """RoPE frequencies fp32 [rope_dim / 2] of a layer: plain for ratio 0, YaRN at compress_rope_theta else (1.3)."""
+    """RoPE frequencies fp32 [rope_dim / 2] of a layer: plain for ratio 0,
+    YaRN at compress_rope_theta else (1.3).
+    """
     if ratio == 0:
         return rope_frequencies(config.qk_rope_head_dim, config.rope_theta)
     yarn = config.rope_scaling
@@ -36,7 +40,9 @@ def layer_frequencies(config: V4Config, ratio: int) -> torch.Tensor:
 
 
 class Compressor(nn.Module):
-    """Pools `ratio` tokens (with overlap: and the `ratio` before them) into one entry of `head_dim` channels (4.3)."""
+    """Pools `ratio` tokens (with overlap: and the `ratio` before them) into one entry
+    of `head_dim` channels (4.3).
+    """
 
     def __init__(self, config: V4Config, ratio: int, head_dim: int, overlap: bool) -> None:
         super().__init__()
@@ -53,7 +59,9 @@ class Compressor(nn.Module):
         state: Paged,
         batch: Batch,
     ) -> torch.Tensor:
-        """X [T, d] -> the entries that close in this step [rows, head_dim]; updates `state` in place."""
+        """X [T, d] -> the entries that close in this step [rows, head_dim];
+        updates `state` in place.
+        """
         return compress(
             x,
             self.wkv.weight,
@@ -88,7 +96,9 @@ class Indexer(nn.Module):
         cache: LayerCache,
         batch: Batch,
     ) -> torch.Tensor:
-        """X [T, d], qr [T, q_lora] -> scores [T, entries] of visible entries, -inf elsewhere; writes the new keys."""
+        """X [T, d], qr [T, q_lora] -> scores [T, entries] of visible entries, -inf elsewhere;
+        writes the new keys.
+        """
         assert cache.index_state is not None
         assert cache.index_keys is not None
         keys = self.compressor(x, inv_freq, cache.index_state, batch)
@@ -103,7 +113,9 @@ class Indexer(nn.Module):
 
 
 class Attention(nn.Module):
-    """One layer's attention of a kind ("swa", "csa", "hca") and a compression ratio (0 for window only)."""
+    """One layer's attention of a kind ("swa", "csa", "hca")
+    and a compression ratio (0 for window only).
+    """
 
     inv_freq: torch.Tensor
 
@@ -111,7 +123,11 @@ class Attention(nn.Module):
         super().__init__()
         self.profile, activations = profile, profile.activations
         self.kind, self.ratio = kind, ratio
-        self.heads, self.head_dim, self.window = config.num_attention_heads, config.head_dim, config.sliding_window
+        self.heads, self.head_dim, self.window = (
+            config.num_attention_heads,
+            config.head_dim,
+            config.sliding_window,
+        )
         self.nope_dim = config.head_dim - config.qk_rope_head_dim
         self.groups, self.eps = config.o_groups, config.rms_norm_eps
         group_width = self.heads * self.head_dim // self.groups
@@ -131,7 +147,9 @@ class Attention(nn.Module):
 
     def queries(self, qr: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
-        q = self.profile.head_norm(self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps)
+        q = self.profile.head_norm(
+            self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps
+        )
         return rope(q, positions, self.inv_freq)
 
     def _update_compressed(

@@ -137,9 +137,9 @@ def build_batch(
     input_ids: int [rows], of which num_actual_tokens are tokens and the others padding;
     query_start_loc[-1] of them if None, which reads a value from the device. query_start_loc: int32
     [R + 1], padded by repeating its last offset. seq_lens: int32 [R], with this step's tokens.
-    max_query_len: at least the tokens of every sequence, all of them if None; no more of a window is
-    widened from bytes. max_seq_len: at least every seq_lens; tables of entries are then not read behind it.
-    ArgumentError for shapes that do not fit; values are the operators' to check.
+    max_query_len: at least the tokens of every sequence, all of them if None; no more of a window
+    is widened from bytes. max_seq_len: at least every seq_lens; tables of entries are then not read
+    behind it. ArgumentError for shapes that do not fit; values are the operators' to check.
     """
     rows, sequences = len(input_ids), len(seq_lens)
     if query_start_loc.shape != (sequences + 1,):

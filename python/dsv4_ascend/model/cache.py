@@ -1,4 +1,5 @@
-"""Paged caches of one model: window keys, compressed entries, indexer keys and compressor states, in block pools.
+"""Paged caches of one model: window keys, compressed entries, indexer keys and compressor states,
+in block pools.
 
 A *group* is what shares one block table here (an engine groups in other ways, see paged.py):
 "window" (every layer), and per compression ratio "entries:R" (main entries, and the indexer keys of
@@ -22,7 +23,9 @@ from dsv4_backend.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Group:
-    """Geometry of one block table: one cache row per `ratio` tokens; `ring_rows` rows if old rows are forgotten."""
+    """Geometry of one block table: one cache row per `ratio` tokens;
+    `ring_rows` rows if old rows are forgotten.
+    """
 
     name: str
     ratio: int
@@ -35,14 +38,18 @@ class Group:
 
 
 def cache_groups(config: V4Config, max_step_tokens: int) -> dict[str, Group]:
-    """The groups that the layers of `config` need when no call brings more than `max_step_tokens` of a sequence."""
+    """The groups that the layers of `config` need when no call brings more
+    than `max_step_tokens` of a sequence.
+    """
     groups = {"window": Group("window", 1, config.sliding_window - 1 + max_step_tokens)}
     for kind, ratio in zip(config.layer_kinds, config.compress_ratios, strict=True):
         if ratio:
             lookback = ratio * (2 if kind == "csa" else 1) - 1
             state = Group(f"state:{ratio}", 1, lookback + max_step_tokens)
             groups[f"entries:{ratio}"] = Group(f"entries:{ratio}", ratio, None)
-            groups[state.name] = max(state, groups.get(state.name, state), key=lambda g: g.ring_rows or 0)
+            groups[state.name] = max(
+                state, groups.get(state.name, state), key=lambda g: g.ring_rows or 0
+            )
     return groups
 
 
@@ -58,7 +65,11 @@ class Pool(NamedTuple):
 
     def part(self, table: torch.Tensor) -> Paged:
         """The pages with a table."""
-        return Paged(self.pages, table) if self.rows is None else BytePaged(self.pages, table, self.rows)
+        return (
+            Paged(self.pages, table)
+            if self.rows is None
+            else BytePaged(self.pages, table, self.rows)
+        )
 
 
 @dataclass
@@ -72,10 +83,10 @@ class CachedSequence:
 class PagedCache:
     """Block pools for up to `max_sequences` sequences of up to `max_tokens` tokens.
 
-    block_size: rows per block, any positive number. max_step_tokens: tokens of one sequence in one call, at most.
-    Blocks are handed out in the order of `free_order` (a permutation seed, None for ascending): results do not depend
-    on it. dtype: of rows as they are read. formats: in which bytes they are kept.
-    Source of the geometry: spec/v4.md 4.8, 4.3.1 (position-addressed state).
+    block_size: rows per block, any positive number. max_step_tokens: tokens of one sequence in one
+    call, at most. Blocks are handed out in the order of `free_order` (a permutation seed, None for
+    ascending): results do not depend on it. dtype: of rows as they are read. formats: in which
+    bytes they are kept. Source of the geometry: spec/v4.md 4.8, 4.3.1 (position-addressed state).
     """
 
     def __init__(
@@ -95,7 +106,11 @@ class PagedCache:
         max_step_tokens = integer("max_step_tokens", max_step_tokens, 1, MAX_SIZE)
         max_sequences = integer("max_sequences", max_sequences, 0, MAX_SIZE)
         max_tokens = integer("max_tokens", max_tokens, 0, MAX_SIZE)
-        self.block_size, self.max_tokens, self.max_step_tokens = block_size, max_tokens, max_step_tokens
+        self.block_size, self.max_tokens, self.max_step_tokens = (
+            block_size,
+            max_tokens,
+            max_step_tokens,
+        )
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)
         self._free: dict[str, list[int]] = {}
@@ -104,14 +119,18 @@ class PagedCache:
             counts[name] = max(1, max_sequences * group.columns(max_tokens, block_size))
             order = torch.arange(counts[name])
             if free_order is not None:
-                order = torch.randperm(counts[name], generator=torch.Generator().manual_seed(free_order))
+                order = torch.randperm(
+                    counts[name], generator=torch.Generator().manual_seed(free_order)
+                )
             self._free[name] = order.flip(0).tolist()
 
         def pool(group: str, width: int, of: torch.dtype) -> Pool:
             shape = counts[group], block_size, width
             return Pool(group, torch.zeros(shape, dtype=of, device=self.device))
 
-        def formed(group: str, form: str | None, width: int, rope: int, read_as: torch.dtype) -> Pool:
+        def formed(
+            group: str, form: str | None, width: int, rope: int, read_as: torch.dtype
+        ) -> Pool:
             if form is None:
                 return pool(group, width, dtype)
             rows = ByteRows(form, block_size, width, rope, read_as)
@@ -129,7 +148,9 @@ class PagedCache:
             pools["entries"] = latents(entries)
             pools["state"] = pool(state, 2 * overlap * config.head_dim, torch.float32)
             if kind == "csa":
-                pools["index_keys"] = formed(entries, formats.index_keys, config.index_head_dim, 0, torch.float32)
+                pools["index_keys"] = formed(
+                    entries, formats.index_keys, config.index_head_dim, 0, torch.float32
+                )
                 pools["index_state"] = pool(state, 4 * config.index_head_dim, torch.float32)
             return pools
 
@@ -141,12 +162,18 @@ class PagedCache:
         return CachedSequence(blocks={name: [] for name in self.groups})
 
     def grow(self, sequence: CachedSequence, tokens: int) -> None:
-        """Make room for `tokens` more tokens. ArgumentError when the step or the cache is too small."""
+        """Make room for `tokens` more tokens.
+        ArgumentError when the step or the cache is too small.
+        """
         length = sequence.length + tokens
         if tokens > self.max_step_tokens:
-            raise ArgumentError(f"a step of {tokens} tokens; this cache was made for at most {self.max_step_tokens}")
+            raise ArgumentError(
+                f"a step of {tokens} tokens; this cache was made for at most {self.max_step_tokens}"
+            )
         if length > self.max_tokens:
-            raise ArgumentError(f"a sequence of {length} tokens; this cache was made for at most {self.max_tokens}")
+            raise ArgumentError(
+                f"a sequence of {length} tokens; this cache was made for at most {self.max_tokens}"
+            )
         needed = {}
         for name, group in self.groups.items():
             needed[name] = group.columns(length, self.block_size) - len(sequence.blocks[name])
@@ -157,7 +184,9 @@ class PagedCache:
         sequence.length = length
 
     def rollback(self, sequence: CachedSequence, tokens: int) -> None:
-        """Forget the last `tokens` tokens (a rejected draft); what they wrote is overwritten by their successors."""
+        """Forget the last `tokens` tokens (a rejected draft);
+        what they wrote is overwritten by their successors.
+        """
         if not 0 <= tokens <= min(sequence.length, self.max_step_tokens - 1):
             raise ArgumentError(f"rollback of {tokens} tokens from a sequence of {sequence.length}")
         sequence.length -= tokens
@@ -177,7 +206,9 @@ class PagedCache:
             if group.ring_rows is not None:
                 columns = group.columns(0, self.block_size)
             rows = [s.blocks[name] + [-1] * (columns - len(s.blocks[name])) for s in sequences]
-            tables[name] = torch.tensor(rows, dtype=torch.int32, device=self.device).reshape(len(rows), columns)
+            tables[name] = torch.tensor(rows, dtype=torch.int32, device=self.device).reshape(
+                len(rows), columns
+            )
         return tables
 
     def layers(self, tables: dict[str, torch.Tensor]) -> list[LayerCache]:

@@ -1,4 +1,6 @@
-"""`dsv4_ascend.checkpoint.config_file` under the name that scripts written before it moved import."""
+"""`dsv4_ascend.checkpoint.config_file` under the name
+that scripts written before it moved import.
+"""
 
 from dsv4_ascend.checkpoint.config_file import config_to_dict
 

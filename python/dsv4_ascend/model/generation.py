@@ -1,4 +1,6 @@
-"""Generation over a ragged batch: chunked prefill, decode, and speculative decode with the MTP block. spec/v4.md 8."""
+"""Generation over a ragged batch: chunked prefill, decode,
+and speculative decode with the MTP block. spec/v4.md 8.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from dsv4_backend.ops.sampling import sample
 class Sampling:
     """temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
 
-    seed fixes the noise of every prompt, whatever else is in the batch. Only the noise: logits depend on the shapes of
-    a batch by roundings, which in bf16 turn close choices. So equal prompts get equal texts in equal batches.
+    seed fixes the noise of every prompt, whatever else is in the batch. Only the noise: logits
+    depend on the shapes of a batch by roundings, which in bf16 turn close choices. So equal prompts
+    get equal texts in equal batches.
     """
 
     temperature: float = 0.0
@@ -28,13 +31,17 @@ class Sampling:
 
 
 def useful_drafts(draft_tokens: int, max_new_tokens: int) -> int:
-    """Drafts per step, without those that no run could keep: a step decides one token beside its drafts."""
+    """Drafts per step,
+    without those that no run could keep: a step decides one token beside its drafts.
+    """
     return max(0, min(draft_tokens, max_new_tokens - 1))
 
 
 @dataclass
 class _Request:
-    """A sequence being generated: `pending` is sampled but not yet in the cache, `drafts` are guesses after it."""
+    """A sequence being generated: `pending` is sampled but not yet in the cache,
+    `drafts` are guesses after it.
+    """
 
     index: int
     prompt: list[int]
@@ -48,8 +55,8 @@ class _Request:
 class Generator:
     """Generates for a list of prompts in lockstep. One instance is one run over one cache.
 
-    draft_tokens > 0 drafts that many tokens per step with the MTP block and verifies them in one call; greedy only,
-    the output equals plain decoding. Drafts beyond max_new_tokens are not made.
+    draft_tokens > 0 drafts that many tokens per step with the MTP block and verifies them in one
+    call; greedy only, the output equals plain decoding. Drafts beyond max_new_tokens are not made.
     `accepted` and `drafted` count how well that went.
     """
 
@@ -64,7 +71,9 @@ class Generator:
         draft_tokens: int = 0,
     ) -> None:
         if draft_tokens and network.config.dspark is not None:
-            raise UnsupportedError("draft_tokens: drafting with DSpark is not implemented; use draft_tokens 0")
+            raise UnsupportedError(
+                "draft_tokens: drafting with DSpark is not implemented; use draft_tokens 0"
+            )
         if draft_tokens and not len(network.mtp):
             raise ArgumentError("draft_tokens: this checkpoint has no MTP block to draft with")
         if draft_tokens and sampling.temperature > 0:
@@ -87,7 +96,9 @@ class Generator:
             yield from self._emit(active, self._decode(active))
 
     def _keep(self, requests: list[_Request]) -> list[_Request]:
-        done = [r for r in requests if r.produced >= self.max_new_tokens or r.pending in self.stop_ids]
+        done = [
+            r for r in requests if r.produced >= self.max_new_tokens or r.pending in self.stop_ids
+        ]
         for request in done:
             self.cache.free(request.cached)
         return [r for r in requests if r not in done]
@@ -107,7 +118,9 @@ class Generator:
         if self.sampling.temperature > 0:
             for row, request in zip(noise, requests, strict=True):
                 row.exponential_(generator=request.noise)
-        return sample(logits, noise.to(logits.device), self.sampling.temperature, self.sampling.top_p).tolist()
+        return sample(
+            logits, noise.to(logits.device), self.sampling.temperature, self.sampling.top_p
+        ).tolist()
 
     def _step(self, requests: list[_Request], tokens: list[list[int]]) -> tuple[Step, torch.Tensor]:
         step = make_step(self.cache, [r.cached for r in requests], tokens)
@@ -125,9 +138,13 @@ class Generator:
             if ended:
                 logits = self.network.logits(streams[last[ended]])
                 sampled = self._sample([chunk[i] for i in ended], logits)
-                first.update({chunk[i].index: token for i, token in zip(ended, sampled, strict=True)})
+                first.update(
+                    {chunk[i].index: token for i, token in zip(ended, sampled, strict=True)}
+                )
             after = start + 1
-            follow = [[*r.prompt[after : after + size], first.get(r.index, -1)][:size] for r in chunk]
+            follow = [
+                [*r.prompt[after : after + size], first.get(r.index, -1)][:size] for r in chunk
+            ]
             self._draft(chunk, step, streams, follow, last.tolist())
         return [[first[r.index]] for r in requests]
 
@@ -162,7 +179,9 @@ class Generator:
         follow: list[list[int]],
         rows: list[int],
     ) -> None:
-        """Run the MTP block over a step whose rows are followed by `follow`, and draft after each row in `rows`."""
+        """Run the MTP block over a step whose rows are followed by `follow`,
+        and draft after each row in `rows`.
+        """
         if not self.draft_tokens:
             return
         next_ids = torch.tensor([t for tokens in follow for t in tokens], device=streams.device)

@@ -1,4 +1,6 @@
-"""The model as users hold it: `load` a checkpoint, then `forward` for logits or `generate` for tokens."""
+"""The model as users hold it: `load` a checkpoint,
+then `forward` for logits or `generate` for tokens.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ from dsv4_backend.support import npu_count, npu_fault
 PREFILL_CHUNK = 512
 Progress = Callable[[int, int], None]
 TokenIds = Sequence[Sequence[int]] | Sequence[int] | torch.Tensor | np.ndarray
-"""One sequence of ids or several: lists, integer arrays or tensors [T] or [B, T], or lists of those."""
+"""One sequence of ids or several: lists, integer arrays or tensors [T] or [B, T],
+or lists of those.
+"""
 
 
 class Model:
@@ -47,7 +51,9 @@ class Model:
     `notes`: what was ignored, set aside or corrected when the checkpoint was opened, one line each.
     """
 
-    def __init__(self, network: Transformer, *, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(
+        self, network: Transformer, *, device: torch.device, folder: Path | None = None
+    ) -> None:
         self.network, self.device, self.folder = network, device, folder
         self.notes: tuple[str, ...] = ()
         self._tokenizer: Tokenizer | None = None
@@ -65,7 +71,9 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of streams and activations: torch.float32 in profile `ideal`, else torch.bfloat16."""
+        """The dtype of streams and activations: torch.float32 in profile `ideal`,
+        else torch.bfloat16.
+        """
         return self.profile.dtype
 
     @property
@@ -73,14 +81,20 @@ class Model:
         """The checkpoint's tokenizer; CheckpointError if its folder has none."""
         if self._tokenizer is None:
             if self.folder is None:
-                raise ArgumentError("this model was not loaded from a folder, so it has no tokenizer")
+                raise ArgumentError(
+                    "this model was not loaded from a folder, so it has no tokenizer"
+                )
             self._tokenizer = Tokenizer.from_folder(self.folder, self.config.bos_token_id)
         return self._tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the checkpoint's folder has a tokenizer; without one the model takes and gives token ids."""
-        return self._tokenizer is not None or (self.folder is not None and (self.folder / TOKENIZER).is_file())
+        """Whether the checkpoint's folder has a tokenizer;
+        without one the model takes and gives token ids.
+        """
+        return self._tokenizer is not None or (
+            self.folder is not None and (self.folder / TOKENIZER).is_file()
+        )
 
     def new_cache(
         self, *, max_sequences: int, max_tokens: int, max_step_tokens: int, block_size: int = 64
@@ -100,7 +114,9 @@ class Model:
     def _check_length(self, tokens: int) -> None:
         limit = self.config.max_position_embeddings
         if tokens > limit:
-            raise ArgumentError(f"a sequence of {tokens} tokens; this model's max_position_embeddings is {limit}")
+            raise ArgumentError(
+                f"a sequence of {tokens} tokens; this model's max_position_embeddings is {limit}"
+            )
 
     @torch.inference_mode()
     def forward(
@@ -113,9 +129,11 @@ class Model:
     ) -> torch.Tensor:
         """Logits of every token: fp32 `[T, vocab]`, sequences one after another (spec/v4.md 2.1).
 
-        input_ids: see `TokenIds`; sequences may differ in length. chunk: length of the prefill pieces (default 512).
-        decode_from: from that position on, one token at a time. The result does not depend on these beyond rounding.
-        ArgumentError for what is no id in [0, vocab_size), and for options out of range.
+        input_ids: see `TokenIds`; sequences may differ in length. chunk: length of the prefill
+        pieces (default 512).
+        decode_from: from that position on, one token at a time. The result does not depend on these
+        beyond rounding. ArgumentError for what is no id in [0, vocab_size), and for options out of
+        range.
         """
         prompts = sequences_of("input_ids", input_ids, self.config.vocab_size)
         longest = max((len(p) for p in prompts), default=0)
@@ -124,7 +142,10 @@ class Model:
         self._check_length(longest)
         step = max(1, min(chunk or PREFILL_CHUNK, longest))
         cache = self.new_cache(
-            max_sequences=len(prompts), max_tokens=max(1, longest), max_step_tokens=step, block_size=block_size
+            max_sequences=len(prompts),
+            max_tokens=max(1, longest),
+            max_step_tokens=step,
+            block_size=block_size,
         )
         sequences = [cache.new_sequence() for _ in prompts]
         pieces: list[list[torch.Tensor]] = [[] for _ in prompts]
@@ -153,13 +174,16 @@ class Model:
         draft_tokens: int = 0,
         stop_ids: Collection[int] | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """Yield (prompt number, token id) as they are decided; the last one of a prompt is its stop token, if any.
+        """Yield (prompt number, token id) as they are decided;
+        the last one of a prompt is its stop token, if any.
 
-        prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens with that probability.
-        draft_tokens: drafted per step by the MTP block, as far as max_new_tokens leaves room for them (greedy only; the
-        tokens are the same, `draft_acceptance` says how well it went). seed, of 64 bits, fixes the noise of each
-        prompt, whatever its mates; in bf16 logits still move with the shapes of a batch, by roundings, and a text with
-        them. stop_ids default to the config's eos tokens. ArgumentError at once names a value that is none of these.
+        prompts: see `TokenIds`. temperature 0 is greedy; top_p keeps the smallest set of tokens
+        with that probability.
+        draft_tokens: drafted per step by the MTP block, as far as max_new_tokens leaves room for
+        them (greedy only; the tokens are the same, `draft_acceptance` says how well it went). seed,
+        of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still move
+        with the shapes of a batch, by roundings, and a text with them. stop_ids default to the
+        config's eos tokens. ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
         sampling = Sampling(
@@ -169,12 +193,21 @@ class Model:
         )
         max_new_tokens = integer("max_new_tokens", max_new_tokens, 0)
         draft_tokens = integer("draft_tokens", draft_tokens, 0, MAX_SIZE)
-        stops = self.config.eos_token_ids if stop_ids is None else ids_of("stop_ids", stop_ids, self.config.vocab_size)
+        stops = (
+            self.config.eos_token_ids
+            if stop_ids is None
+            else ids_of("stop_ids", stop_ids, self.config.vocab_size)
+        )
         return self._stream(ids, sampling, max_new_tokens, draft_tokens, frozenset(stops))
 
     @torch.inference_mode()
     def _stream(
-        self, ids: list[list[int]], sampling: Sampling, max_new_tokens: int, draft_tokens: int, stops: frozenset[int]
+        self,
+        ids: list[list[int]],
+        sampling: Sampling,
+        max_new_tokens: int,
+        draft_tokens: int,
+        stops: frozenset[int],
     ) -> Iterator[tuple[int, int]]:
         self.draft_acceptance = None
         longest = max((len(p) for p in ids), default=0)
@@ -182,7 +215,9 @@ class Model:
         drafts = useful_drafts(draft_tokens, max_new_tokens)
         cache = self.new_cache(
             max_sequences=len(ids),
-            max_tokens=longest + max_new_tokens + 2 * drafts,  # the last step may verify and draft past the end
+            max_tokens=longest
+            + max_new_tokens
+            + 2 * drafts,  # the last step may verify and draft past the end
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
         generator = Generator(
@@ -200,12 +235,14 @@ class Model:
     def generate(self, prompts: TokenIds | Sequence[str] | str, **options: Any) -> list[list[int]]:
         """New token ids per prompt; options as in `stream`.
 
-        Texts are tokenised with a leading bos, and what they spell is text: give `encode_messages`' result, or ids from
-        `tokenizer.encode(text, control=True)`, where control tokens are wanted.
+        Texts are tokenised with a leading bos, and what they spell is text: give `encode_messages`'
+        result, or ids from `tokenizer.encode(text, control=True)`, where control tokens are wanted.
         """
         listed = [prompts] if isinstance(prompts, str) else as_list(prompts)
         if isinstance(listed, list):
-            listed = [self.tokenizer.encode(p, bos=True) if isinstance(p, str) else p for p in listed]
+            listed = [
+                self.tokenizer.encode(p, bos=True) if isinstance(p, str) else p for p in listed
+            ]
         ids = sequences_of("input_ids", listed, self.config.vocab_size)
         results: list[list[int]] = [[] for _ in ids]
         for i, token in self.stream(ids, **options):
@@ -214,33 +251,46 @@ class Model:
 
 
 def _chosen_profile(profile: object, dtype: object) -> Profile:
-    """The profile of that name, or the one that `dtype` names; ArgumentError if they disagree or are unknown."""
+    """The profile of that name, or the one that `dtype` names;
+    ArgumentError if they disagree or are unknown.
+    """
     if dtype is None:
         return profile_named("official" if profile is None else profile)
     by_dtype = {torch.bfloat16: PROFILES["official"], torch.float32: PROFILES["ideal"]}
     if dtype not in by_dtype:
-        raise ArgumentError(f"dtype: found {dtype!r}, expected torch.bfloat16 (official) or torch.float32 (ideal)")
+        raise ArgumentError(
+            f"dtype: found {dtype!r}, expected torch.bfloat16 (official) or torch.float32 (ideal)"
+        )
     chosen = by_dtype[dtype] if profile is None else profile_named(profile)
     if chosen.dtype != dtype:
-        raise ArgumentError(f"dtype: found {dtype}, expected {chosen.dtype} or none for profile {chosen.name!r}")
+        raise ArgumentError(
+            f"dtype: found {dtype}, expected {chosen.dtype} or none for profile {chosen.name!r}"
+        )
     return chosen
 
 
 def usable_device(device: str | torch.device, argument: str = "device") -> torch.device:
-    """The device, if this process can use it. ArgumentError for what is neither cpu nor npu, else EnvironmentFault.
+    """The device, if this process can use it.
+    ArgumentError for what is neither cpu nor npu, else EnvironmentFault.
 
     argument: how messages name it.
     """
     named = re.fullmatch(r"(cpu|npu)(?::(\d{1,4}))?", str(device))
     if named is None:
-        raise ArgumentError(f"{argument}: found {str(device)!r:.40}, expected cpu or npu, or one by number as npu:0")
+        raise ArgumentError(
+            f"{argument}: found {str(device)!r:.40}, expected cpu or npu, or one by number as npu:0"
+        )
     if named[1] == "npu" and 0 < npu_count() <= int(named[2] or 0):
-        raise EnvironmentFault(f"{argument}: found {device}, expected one of {npu_count()} devices, from npu:0 on")
+        raise EnvironmentFault(
+            f"{argument}: found {device}, expected one of {npu_count()} devices, from npu:0 on"
+        )
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise EnvironmentFault(f"{argument} {device}: {npu_fault() or str(error).splitlines()[0]}") from error
+        raise EnvironmentFault(
+            f"{argument} {device}: {npu_fault() or str(error).splitlines()[0]}"
+        ) from error
     return where
 
 
@@ -255,13 +305,14 @@ def load(
 ) -> Model:
     """Open a checkpoint folder (official or transformers layout) without copying its weights.
 
-    device: where it runs. profile: what is rounded, `official` if neither it nor dtype is given; dtype names it too:
-    torch.bfloat16 is `official`, torch.float32 is `ideal`. `a2a3-int8` and `a5-mx` emulate Ascend deployments: their
-    weights are quantised again while loading, one after the other.
-    progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the configuration
-    to ignore though they may change what the model computes. The model's `notes` say what was ignored.
-    CheckpointError and ConfigError list everything that does not fit; ArgumentError for another
-    profile or dtype, EnvironmentFault for a device that this process does not have.
+    device: where it runs. profile: what is rounded, `official` if neither it nor dtype is given;
+    dtype names it too: torch.bfloat16 is `official`, torch.float32 is `ideal`. `a2a3-int8` and
+    `a5-mx` emulate Ascend deployments: their weights are quantised again while loading, one after
+    the other. progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the
+    configuration to ignore though they may change what the model computes. The model's `notes` say
+    what was ignored. CheckpointError and ConfigError list everything that does not fit;
+    ArgumentError for another profile or dtype, EnvironmentFault for a device that this process does
+    not have.
     """
     chosen = _chosen_profile(profile, dtype)
     folder = folder_of("path", path)

@@ -58,17 +58,20 @@ class Paged:
         """Store rows [M, width] at slots int64 [M]: block * block_size + offset, -1 skips a row."""
         write_cache(self.tensor, rows, slots)
 
-    def read(self, first: torch.Tensor | None = None, rows: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(
+        self, first: torch.Tensor | None = None, rows: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Float pages [num_blocks, block_size, width] and their table, as operators take them.
 
-        first, rows: of sequence s only the indices first[s] .. first[s] + rows - 1 are needed; without
-        them, all that lie in the table's columns.
+        first, rows: of sequence s only the indices first[s] .. first[s] + rows - 1 are needed;
+        without them, all that lie in the table's columns.
         """
         return self.tensor, self.table
 
 
 class ByteRows(NamedTuple):
-    """Rows as bytes: a name of `cache_formats`, rows per block, channels, how many of them are RoPE.
+    """Rows as bytes: a name of `cache_formats`, rows per block,
+    channels, how many of them are RoPE.
 
     dtype: what they are read as.
     """
@@ -86,11 +89,15 @@ class ByteRows(NamedTuple):
 
     def empty(self, num_blocks: int, device: torch.device) -> torch.Tensor:
         """Pages of zeros, uint8 [num_blocks, page bytes]."""
-        return torch.zeros(num_blocks, self.layout.page_bytes(self.block_size), dtype=torch.uint8, device=device)
+        return torch.zeros(
+            num_blocks, self.layout.page_bytes(self.block_size), dtype=torch.uint8, device=device
+        )
 
     def widths(self) -> tuple[int, ...]:
         """What reading takes beside the rows per block."""
-        return (self.channels, self.rope) if _FORMATS[self.form].codec is LATENT else (self.channels,)
+        return (
+            (self.channels, self.rope) if _FORMATS[self.form].codec is LATENT else (self.channels,)
+        )
 
 
 _FORMATS = {form.name: form for form in FORMATS}
@@ -98,7 +105,9 @@ _FORMATS = {form.name: form for form in FORMATS}
 
 @dataclass(frozen=True)
 class BytePaged(Paged):
-    """A cache part whose pages uint8 [num_blocks, page bytes] hold `rows` in a byte format (spec/v4.md 6.5)."""
+    """A cache part whose pages uint8 [num_blocks, page bytes] hold `rows`
+    in a byte format (spec/v4.md 6.5).
+    """
 
     rows: ByteRows
 
@@ -111,16 +120,26 @@ class BytePaged(Paged):
         """See `Paged`: quantises the rows."""
         WRITES[self.rows.form](self.tensor, rows, slots, self.block_size, *self.rows.widths()[1:])
 
-    def read(self, first: torch.Tensor | None = None, rows: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Paged`: new pages that hold what is needed and no more, and the ring table that finds it there."""
+    def read(
+        self, first: torch.Tensor | None = None, rows: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Paged`: new pages that hold what is needed and no more,
+        and the ring table that finds it there.
+        """
         sequences, columns = self.table.shape
         size, device = self.block_size, self.table.device
         width = columns if rows is None else max(1, min(columns, (rows + size - 2) // size + 1))
-        low = torch.zeros(sequences, dtype=torch.int64, device=device) if first is None else first.long() // size
+        low = (
+            torch.zeros(sequences, dtype=torch.int64, device=device)
+            if first is None
+            else first.long() // size
+        )
         column = low[:, None] + torch.arange(width, device=device)
         blocks = self.table.long().gather(1, column % columns)
         there = (blocks >= 0) & (blocks < self.tensor.shape[0])
-        own = torch.arange(sequences * width, device=device, dtype=torch.int32).view(sequences, width)
+        own = torch.arange(sequences * width, device=device, dtype=torch.int32).view(
+            sequences, width
+        )
         table = torch.full_like(own, -1).scatter(1, column % width, own.masked_fill(~there, -1))
         return self._widened(blocks.masked_fill(~there, -1)), table
 

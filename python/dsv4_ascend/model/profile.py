@@ -25,8 +25,8 @@ INDEX_BLOCK = 32
 class IndexFormat:
     """What the indexer's tensors are (4.5).
 
-    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj, x [T, d], the factor of
-    4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best are chosen by.
+    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj, x [T,
+    d], the factor of 4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best are chosen by.
     """
 
     keys: Callable[[torch.Tensor], torch.Tensor]
@@ -39,10 +39,11 @@ class IndexFormat:
 class Profile:
     """What a network rounds, beside what its operators say.
 
-    dtype: of streams, activations and caches. activations: what the input of a quantised weight's product is quantised
-    to. latent(kv [.., D], channels without RoPE): what the window's keys and compressed entries are when they are
-    cached. index: of the indexer's tensors. head_norm(q [T, H, D], eps): the norm of queries. caches: byte formats of
-    cache parts. storage: the formats that weights are put into while loading, None for those of the checkpoint.
+    dtype: of streams, activations and caches. activations: what the input of a quantised weight's
+    product is quantised to. latent(kv [.., D], channels without RoPE): what the window's keys and
+    compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q [T, H,
+    D], eps): the norm of queries. caches: byte formats of cache parts. storage: the formats that
+    weights are put into while loading, None for those of the checkpoint.
     """
 
     name: str
@@ -98,7 +99,9 @@ A2A3_INT8 = Profile(
     CacheFormats(index_keys="indexer_int8"),
     INT8_STORAGE,
 )
-"""Ascend A2 and A3: W8A8, bf16 latent cache that rounds no further, int8 index keys (spec/deployments.md 8)."""
+"""Ascend A2 and A3: W8A8, bf16 latent cache that rounds no further,
+int8 index keys (spec/deployments.md 8).
+"""
 A5_MX = Profile(
     "a5-mx",
     torch.bfloat16,

@@ -1,4 +1,5 @@
-"""The network: blocks under hyper-connections, the head, the multi-token-prediction block. spec/v4.md 2, 5, 8.1.
+"""The network: blocks under hyper-connections, the head, the multi-token-prediction block.
+spec/v4.md 2, 5, 8.1.
 
 Module paths equal the official checkpoint names (spec section 7), so a weight is found by its name.
 """
@@ -27,7 +28,9 @@ from dsv4_backend.ops.norm import rms_norm
 
 
 class Gate(nn.Module):
-    """Router: by score with a selection bias, or by token id (`tid2eid`) in the first num_hash_layers layers (5.1)."""
+    """Router: by score with a selection bias,
+    or by token id (`tid2eid`) in the first num_hash_layers layers (5.1).
+    """
 
     def __init__(self, config: V4Config, hashed: bool) -> None:
         super().__init__()
@@ -40,7 +43,9 @@ class Gate(nn.Module):
             self.bias = empty_parameter(config.n_routed_experts)
         self.hashed = hashed
 
-    def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, input_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """X [T, d] -> weights fp32 [T, k], expert ids int32 [T, k]."""
         if self.hashed:
             return gate_hash(x, self.weight, input_ids, self.tid2eid, self.route_scale)
@@ -70,7 +75,9 @@ class MoE(nn.Module):
 
 
 class HeadOwner(nn.Module):
-    """What collapses streams before the LM head, under checkpoint names (2.4): the network and each MTP block."""
+    """What collapses streams before the LM head,
+    under checkpoint names (2.4): the network and each MTP block.
+    """
 
     hc_head_fn: nn.Parameter
     hc_head_base: nn.Parameter
@@ -86,14 +93,18 @@ class HeadOwner(nn.Module):
 
     def collapse(self, x: torch.Tensor) -> torch.Tensor:
         """Streams [T, n, d] -> normed hidden state [T, d], ready for the LM head."""
-        y = hc_head(x, self.hc_head_fn, self.hc_head_base, self.hc_head_scale, self.norm_eps, self.hc_eps)
+        y = hc_head(
+            x, self.hc_head_fn, self.hc_head_base, self.hc_head_scale, self.norm_eps, self.hc_eps
+        )
         return rms_norm(y, self.norm.weight, self.norm_eps)
 
 
 class Block(nn.Module):
     """Attention then MoE, each wrapped by hyper-connections (2.1)."""
 
-    def __init__(self, config: V4Config, kind: str, ratio: int, hashed: bool, profile: Profile) -> None:
+    def __init__(
+        self, config: V4Config, kind: str, ratio: int, hashed: bool, profile: Profile
+    ) -> None:
         super().__init__()
         n, d = config.hc_mult, config.hidden_size
         self.attn = Attention(config, kind, ratio, profile)
@@ -104,14 +115,20 @@ class Block(nn.Module):
             self.register_parameter(f"hc_{site}_fn", empty_parameter(mixes, n * d))
             self.register_parameter(f"hc_{site}_base", empty_parameter(mixes))
             self.register_parameter(f"hc_{site}_scale", empty_parameter(3))
-        self.sinkhorn_iters, self.hc_eps, self.norm_eps = config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps
+        self.sinkhorn_iters, self.hc_eps, self.norm_eps = (
+            config.hc_sinkhorn_iters,
+            config.hc_eps,
+            config.rms_norm_eps,
+        )
 
     def _pre(self, x: torch.Tensor, site: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         fn, base, scale = (getattr(self, f"hc_{site}_{part}") for part in ("fn", "base", "scale"))
         y, post, comb = hc_pre(x, fn, base, scale, self.sinkhorn_iters, self.norm_eps, self.hc_eps)
         return rms_norm(y, getattr(self, f"{site}_norm").weight, self.norm_eps), post, comb
 
-    def run(self, x: torch.Tensor, input_ids: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
+    def run(
+        self, x: torch.Tensor, input_ids: torch.Tensor, cache: LayerCache, batch: Batch
+    ) -> torch.Tensor:
         """Streams [T, n, d] -> [T, n, d]. input_ids route the hash layers."""
         y, post, comb = self._pre(x, "attn")
         x = hc_post(self.attn(y, cache, batch), x, post, comb)
@@ -120,7 +137,9 @@ class Block(nn.Module):
 
 
 class MTPBlock(Block, HeadOwner):
-    """Predicts the token after next from the next token's embedding and the main model's streams (8.1)."""
+    """Predicts the token after next from the next token's embedding
+    and the main model's streams (8.1).
+    """
 
     def __init__(self, config: V4Config, kind: str, ratio: int, profile: Profile) -> None:
         super().__init__(config, kind, ratio, hashed=False, profile=profile)
@@ -130,7 +149,9 @@ class MTPBlock(Block, HeadOwner):
         self.add_head(config)
 
     def combine(self, embedded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Embedded [T, d] of the next tokens, streams x [T, n, d] -> the block's input streams [T, n, d]."""
+        """Embedded [T, d] of the next tokens,
+        streams x [T, n, d] -> the block's input streams [T, n, d].
+        """
         e = rms_norm(embedded, self.enorm.weight, self.norm_eps)
         h = rms_norm(x, self.hnorm.weight, self.norm_eps)
         hidden: torch.Tensor = self.h_proj(h.flatten(0, 1))
@@ -138,7 +159,9 @@ class MTPBlock(Block, HeadOwner):
 
 
 class Transformer(HeadOwner):
-    """The network of `config` in `profile`, built on the meta device; weights are assigned by name (weights.py)."""
+    """The network of `config` in `profile`, built on the meta device;
+    weights are assigned by name (weights.py).
+    """
 
     def __init__(self, config: V4Config, profile: Profile) -> None:
         super().__init__()
@@ -151,7 +174,9 @@ class Transformer(HeadOwner):
             Block(config, kind, ratio, i < config.num_hash_layers, profile)
             for i, (kind, ratio) in enumerate(shapes[:n_layers])
         )
-        blocks = shapes[n_layers:] if config.dspark is None else []  # DSpark's stages are not run yet
+        blocks = (
+            shapes[n_layers:] if config.dspark is None else []
+        )  # DSpark's stages are not run yet
         self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio, profile) for kind, ratio in blocks)
 
     def run_layers(self, batch: Batch, layers: Sequence[LayerCache]) -> torch.Tensor:
@@ -187,7 +212,9 @@ class Transformer(HeadOwner):
         return batch.padded(block.run(block.combine(embedded, x), next_ids, layer_cache, batch))
 
     def logits(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
-        """Streams [T, n, d] -> logits fp32 [T, V]; `depth` chooses the MTP block's own collapse and norm."""
+        """Streams [T, n, d] -> logits fp32 [T, V];
+        `depth` chooses the MTP block's own collapse and norm.
+        """
         owner = self if depth is None else self.mtp[depth]
         assert isinstance(owner, HeadOwner)
         return lm_head(owner.collapse(x), self.head.weight)

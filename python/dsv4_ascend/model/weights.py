@@ -39,11 +39,13 @@ def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
     setattr(module, leaf, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
 
 
-def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> Transformer:
+def assign_all(
+    network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device
+) -> Transformer:
     """Assign (name, tensor) pairs, moved to `device`, and put the network in eval mode.
 
-    Then the network's profile keeps its weights in other formats, if it does. ArgumentError if some experts of a
-    projection came without the others.
+    Then the network's profile keeps its weights in other formats, if it does. ArgumentError if some
+    experts of a projection came without the others.
     """
     for name, tensor in tensors:
         assign(network, name, tensor.to(device))
@@ -51,7 +53,9 @@ def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]]
         if isinstance(module, ExpertStack) and module.waiting:
             leaf, found = next(iter(module.waiting.items()))
             count = module.weight.shape[0]
-            raise ArgumentError(f"{path}.{leaf}: found {len(found)} experts, expected all {count} of them")
+            raise ArgumentError(
+                f"{path}.{leaf}: found {len(found)} experts, expected all {count} of them"
+            )
         for buffer_name, buffer in module.named_buffers(recurse=False):
             setattr(module, buffer_name, buffer.to(device))
     if network.profile.storage is not None:
@@ -60,7 +64,9 @@ def assign_all(network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]]
 
 
 def keep_weights(network: Transformer, storage: Storage) -> None:
-    """Put every weight into the format of `storage`, one after the other: what it was made of can go at once."""
+    """Put every weight into the format of `storage`,
+    one after the other: what it was made of can go at once.
+    """
     for path, module in network.named_modules():
         if isinstance(module, ExpertStack):
             module.keep(storage.experts(module.stored()))
@@ -69,7 +75,11 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
         else:
             for leaf, parameter in list(module.named_parameters(recurse=False)):
                 if leaf.endswith(_MIXES):
-                    setattr(module, leaf, nn.Parameter(storage.mixes(parameter.detach()), requires_grad=False))
+                    setattr(
+                        module,
+                        leaf,
+                        nn.Parameter(storage.mixes(parameter.detach()), requires_grad=False),
+                    )
 
 
 def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,7 +19,8 @@ _TORCH_TYPES = {np.dtype(array): tensor for tensor, array in _BY_BITS.items()}
 
 
 def to_array(argument: Any) -> Any:
-    """A copy of a tensor as an array: fp32 widened to float64, other floats in the type of the same bits.
+    """A copy of a tensor as an array: fp32 widened to float64,
+    other floats in the type of the same bits.
 
     What is no tensor stays as it is.
     """

@@ -1,7 +1,8 @@
 """Comparison of one tensor with what it should be.
 
-Order: shape and dtype; then places of NaN and infinities; then |got - want| <= atol + rtol * |want| for every element.
-No element is exempt. Integer, float8 and zero-limit tensors are compared by value bits.
+Order: shape and dtype; then places of NaN and infinities; then |got - want| <= atol + rtol * |want|
+for every element. No element is exempt. Integer, float8 and zero-limit tensors are compared by
+value bits.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _WIDE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Comparison:
     """How far one tensor is from its golden values.
 
-    limit_use: largest error / limit over the elements, 0 exact, above 1 a failure, infinite where no limit applies
-    (shape, dtype, NaN, bits). mean_use: its mean over the elements. pass_rate: share of elements within the limit.
+    limit_use: largest error / limit over the elements, 0 exact, above 1 a failure, infinite where
+    no limit applies (shape, dtype, NaN, bits). mean_use: its mean over the elements. pass_rate:
+    share of elements within the limit.
     detail: the worst element or the reason of failure, in words; empty when exact.
     """
 
@@ -37,7 +39,8 @@ class Comparison:
 
 
 def compare(got: object, want: object, limits: Limits) -> Comparison:
-    """Compare an output with its golden value. fp64 golden values stand for fp32 outputs; None equals None only.
+    """Compare an output with its golden value. fp64 golden values stand for fp32 outputs;
+    None equals None only.
 
     limits: (atol, rtol); (0, 0) demands bit equality.
     """
@@ -91,10 +94,15 @@ def _summarise(use: torch.Tensor, got: torch.Tensor, want: torch.Tensor) -> Comp
     detail = ""
     if largest > 0:
         where = [int(i) for i in torch.unravel_index(torch.tensor(worst), use.shape)]
-        detail = f"worst at {where}: got {_value(got, where)}, want {_value(want, where)}, error/limit {largest:.3g}"
+        detail = (
+            f"worst at {where}: got {_value(got, where)}, want {_value(want, where)}, error/limit "
+            f"{largest:.3g}"
+        )
     return Comparison(largest, float(flat.mean()), float((flat <= 1).double().mean()), detail)
 
 
 def _value(tensor: torch.Tensor, where: list[int]) -> str:
     element = tensor[tuple(where)]
-    return f"{element.double().item():.9g}" if tensor.dtype.is_floating_point else str(element.item())
+    return (
+        f"{element.double().item():.9g}" if tensor.dtype.is_floating_point else str(element.item())
+    )

@@ -1,4 +1,6 @@
-"""Mutation testing of the cases: they must catch named faults and automatic mutants of a contract."""
+"""Mutation testing of the cases:
+they must catch named faults and automatic mutants of a contract.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from dsv4_backend.errors import Dsv4Error
 
 MUTANTS = 16
 """Automatic mutants per operator in the default tier."""
-_EDITED_CODE_RAISES = (*RAISED, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
+_EDITED_CODE_RAISES = (
+    *RAISED,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    TypeError,
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +50,12 @@ class FaultResult:
 def run_faults(operator: Operator, pattern: str = "") -> Iterator[FaultResult]:
     """Run the faults of an operator whose name contains `pattern` through all its cases.
 
-    A fault is killed when a case differs beyond the tolerance or the mutant raises something other than Dsv4Error.
+    A fault is killed when a case differs beyond the tolerance or the mutant raises something other
+    than Dsv4Error.
     """
-    return hunt(operator, {fault: mutant for fault, mutant in operator.faults.items() if pattern in fault})
+    return hunt(
+        operator, {fault: mutant for fault, mutant in operator.faults.items() if pattern in fault}
+    )
 
 
 def hunt(operator: Operator, faults: Mapping[str, Function]) -> Iterator[FaultResult]:
@@ -52,11 +65,14 @@ def hunt(operator: Operator, faults: Mapping[str, Function]) -> Iterator[FaultRe
         yield _hunt(operator.name, fault, mutant, found)
 
 
-def run_mutants(operator: Operator, pattern: str = "", count: int | None = MUTANTS) -> Iterator[FaultResult]:
-    """Run `count` automatic mutants of an operator's reference (None: all) whose name contains `pattern`.
+def run_mutants(
+    operator: Operator, pattern: str = "", count: int | None = MUTANTS
+) -> Iterator[FaultResult]:
+    """Run `count` automatic mutants of an operator's reference
+    (None: all) whose name contains `pattern`.
 
-    Those that the contract explains as equivalent are left out, and so are mutants that only ever raise: they would
-    show nothing about the oracle.
+    Those that the contract explains as equivalent are left out, and so are mutants that only ever
+    raise: they would show nothing about the oracle.
     """
     wanted = [m for m in mutants(operator) if pattern in m.name and not operator.explains(m.name)]
     found = list(samples(operator)) if wanted else []

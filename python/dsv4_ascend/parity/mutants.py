@@ -1,8 +1,10 @@
-"""Automatic mutants of an operator's reference: small edits of its source, its arguments and its results.
+"""Automatic mutants of an operator's reference: small edits of its source,
+its arguments and its results.
 
-They ask what named faults cannot: would the oracle and the cases notice if the reference itself were wrong? An edit
-is one change of the syntax tree (see `_edits`); the edited function replaces the original in every function of
-dsv4_backend that the reference reaches. Nothing is written by hand, so nothing is forgotten on purpose.
+They ask what named faults cannot: would the oracle and the cases notice if the reference itself
+were wrong? An edit is one change of the syntax tree (see `_edits`); the edited function replaces
+the original in every function of dsv4_backend that the reference reaches. Nothing is written by
+hand, so nothing is forgotten on purpose.
 """
 
 from __future__ import annotations
@@ -37,9 +39,24 @@ _RENAMED = {
     "floor": "ceil", "rsqrt": "sqrt", "exp": "expm1", "sigmoid": "tanh", "cos": "sin", "sin": "cos",
 }  # fmt: skip
 _DROPPED_CALLS = frozenset(
-    ("float", "to", "clamp", "abs", "square", "sqrt", "relu", "type_as", "masked_fill", "flip", "roll", "bfloat16")
+    (
+        "float",
+        "to",
+        "clamp",
+        "abs",
+        "square",
+        "sqrt",
+        "relu",
+        "type_as",
+        "masked_fill",
+        "flip",
+        "roll",
+        "bfloat16",
+    )
 )
-"""Methods that give a tensor of the same shape: without the call, a rounding point or a step is missing."""
+"""Methods that give a tensor of the same shape: without the call,
+a rounding point or a step is missing.
+"""
 _PRODUCTS = frozenset(("linear", "matmul"))
 """Functions of two operands that exchange them."""
 _ROUNDING = ("round", "quant", "qdq", "compute")
@@ -47,7 +64,9 @@ _ROUNDING = ("round", "quant", "qdq", "compute")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One edited reference. `name` is "FUNCTION: BEFORE -> AFTER", with a number where the same edit comes again."""
+    """One edited reference. `name` is "FUNCTION: BEFORE -> AFTER",
+    with a number where the same edit comes again.
+    """
 
     name: str
     run: Function
@@ -78,7 +97,9 @@ def _without_last(x: torch.Tensor) -> torch.Tensor:
 
 def _on_codes(edit: TensorEdit) -> TensorEdit:
     """FP8 and E8M0 have no arithmetic: their bytes are edited."""
-    return lambda x: edit(x.view(torch.uint8)).view(x.dtype) if "float8" in str(x.dtype) else edit(x)
+    return lambda x: (
+        edit(x.view(torch.uint8)).view(x.dtype) if "float8" in str(x.dtype) else edit(x)
+    )
 
 
 _RESULT_EDITS: dict[str, TensorEdit] = {
@@ -126,10 +147,14 @@ def _argument_mutants(operator: Operator) -> Iterator[Mutant]:
     for position, argument in enumerate(schema.arguments):
         kind = str(argument.type)
         if kind in ("int", "float"):
-            yield Mutant(f"other {argument.name}", _with_argument(operator.reference, position, _other))
+            yield Mutant(
+                f"other {argument.name}", _with_argument(operator.reference, position, _other)
+            )
         elif kind == "Tensor" and not argument.is_write:
             shift = _on_codes(lambda x: x.roll(1, 0) if x.dim() else x)
-            yield Mutant(f"{argument.name} shifted", _with_argument(operator.reference, position, shift))
+            yield Mutant(
+                f"{argument.name} shifted", _with_argument(operator.reference, position, shift)
+            )
 
 
 def _other(value: Any) -> Any:
@@ -143,7 +168,8 @@ def _with_argument(reference: Function, position: int, edit: Callable[[Any], Any
 def _reached(reference: Function) -> list[types.FunctionType]:
     """The reference and the plain functions of the package that it reaches, callees first.
 
-    A function in a field of a dataclass that the reference is made for counts if a reached function names the field.
+    A function in a field of a dataclass that the reference is made for counts if a reached function
+    names the field.
     """
     order: list[types.FunctionType] = []
 
@@ -187,7 +213,10 @@ def _mentioned(function: types.FunctionType) -> Iterator[object]:
 def _closure(function: types.FunctionType) -> dict[str, Any]:
     """Variables that a function inside another takes from there."""
     cells = function.__closure__ or ()
-    return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, cells, strict=True)}
+    return {
+        name: cell.cell_contents
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True)
+    }
 
 
 def _is_record(value: object) -> bool:
@@ -195,7 +224,9 @@ def _is_record(value: object) -> bool:
 
 
 def _held(values: Iterable[Any]) -> Iterator[tuple[str, object]]:
-    """(name of the field, what it holds) of the dataclasses among `values`, and of those inside them."""
+    """(name of the field, what it holds) of the dataclasses among `values`,
+    and of those inside them.
+    """
     for record in filter(_is_record, values):
         inside = {item.name: getattr(record, item.name) for item in fields(record)}
         yield from inside.items()
@@ -209,7 +240,11 @@ def _attributes(function: types.FunctionType) -> set[str]:
 @cache
 def _definitions(module: types.ModuleType) -> dict[tuple[str, int], ast.FunctionDef]:
     tree = ast.parse(inspect.getsource(module))
-    return {(node.name, node.end_lineno or 0): node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return {
+        (node.name, node.end_lineno or 0): node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def _source(function: types.FunctionType) -> ast.FunctionDef:
@@ -300,7 +335,11 @@ def _call_edits(node: ast.Call) -> Iterator[Edit]:
             yield lambda: function.value
         if function.attr in _PRODUCTS and len(node.args) == 2:
             yield lambda: ast.Call(function, node.args[::-1], node.keywords)
-    elif isinstance(function, ast.Name) and node.args and any(part in function.id for part in _ROUNDING):
+    elif (
+        isinstance(function, ast.Name)
+        and node.args
+        and any(part in function.id for part in _ROUNDING)
+    ):
         yield lambda: node.args[0]
 
 
@@ -309,9 +348,13 @@ def _is_module(node: ast.AST) -> bool:
 
 
 def _rebuilt(
-    reference: Function, reached: list[types.FunctionType], edited: types.FunctionType, tree: ast.FunctionDef
+    reference: Function,
+    reached: list[types.FunctionType],
+    edited: types.FunctionType,
+    tree: ast.FunctionDef,
 ) -> Function:
-    """The reference over re-made copies of all that it reaches, with `tree` in the place of `edited`.
+    """The reference over re-made copies of all that it reaches,
+    with `tree` in the place of `edited`.
 
     Made when it is called first: most mutants of a long list are never run.
     """
@@ -338,8 +381,12 @@ def _rebuilt(
     return lambda *arguments: make()(*arguments)
 
 
-def _link(space: dict[str, Any], known: dict[str, Any], made: dict[types.FunctionType, Function]) -> None:
-    """Let names of a namespace that stand for functions in `known`, or for what holds them, mean re-made ones."""
+def _link(
+    space: dict[str, Any], known: dict[str, Any], made: dict[types.FunctionType, Function]
+) -> None:
+    """Let names of a namespace that stand for functions in `known`,
+    or for what holds them, mean re-made ones.
+    """
     for name, value in known.items():
         if isinstance(value, types.FunctionType) and value in made:
             space[name] = made[value]

@@ -1,4 +1,6 @@
-"""A parity run over operators: what to run, one report per operator, and the report as data for tables and JSON."""
+"""A parity run over operators: what to run, one report per operator,
+and the report as data for tables and JSON.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from dsv4_backend.contract import Operator
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run: a pattern, one profile or all, a device, with faults and automatic mutants or without.
+    """What to run: a pattern, one profile or all, a device,
+    with faults and automatic mutants or without.
 
-    pattern: part of an operator's name, or OPERATOR/ and a part of PROFILE/CASE or of a fault's or mutant's name.
+    pattern: part of an operator's name, or OPERATOR/ and a part of PROFILE/CASE or of a fault's or
+    mutant's name.
     """
 
     pattern: str = ""
@@ -29,7 +33,9 @@ class Selection:
     mutants: bool = False
 
     def operators(self) -> list[Operator]:
-        """Operators that match the pattern up to its slash: by name, or by a part of it; in the order of the spec."""
+        """Operators that match the pattern up to its slash: by name, or by a part of it;
+        in the order of the spec.
+        """
         name = self.pattern.partition("/")[0]
         exact = "/" in self.pattern and name in OPERATORS
         found = (op for op in OPERATORS.values() if (op.name == name if exact else name in op.name))

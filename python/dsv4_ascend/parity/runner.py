@@ -20,12 +20,16 @@ from dsv4_backend.errors import Dsv4Error
 Function = Callable[..., Any]
 
 RAISED = (RuntimeError, IndexError, ValueError)
-"""What tensor code raises on unfit arguments. Anything else is a defect of the caller's code and passes through."""
+"""What tensor code raises on unfit arguments.
+Anything else is a defect of the caller's code and passes through.
+"""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case on one implementation: the worst of its compared tensors, or why it could not run."""
+    """One case on one implementation: the worst of its compared tensors,
+    or why it could not run.
+    """
 
     operator: str
     profile: str
@@ -42,7 +46,9 @@ class CaseResult:
 
 
 class Sample:
-    """A case of an operator with its golden values, computed once and shared by parity and by every fault."""
+    """A case of an operator with its golden values,
+    computed once and shared by parity and by every fault.
+    """
 
     def __init__(self, operator: Operator, case: Case) -> None:
         self.operator = operator
@@ -59,7 +65,9 @@ class Sample:
 
     def run(self, function: Function, device: str = "cpu") -> Comparison:
         """Call `function` on copies of the arguments and compare outputs and mutated arguments."""
-        arguments = tuple(map_tensors(lambda t: _copy(t).to(device), a) for a in self.case.arguments)
+        arguments = tuple(
+            map_tensors(lambda t: _copy(t).to(device), a) for a in self.case.arguments
+        )
         got = self._compared(arguments, function(*arguments))
         limits = self.operator.tolerance.limits(self.case.profile)
         parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=False)]
@@ -76,7 +84,11 @@ class Sample:
 def mutated_arguments(operator: Operator) -> tuple[int, ...]:
     """Positions of the arguments that the schema marks as written."""
     schema = getattr(torch.ops.dsv4, operator.name).default._schema
-    return tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
+    return tuple(
+        i
+        for i, a in enumerate(schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    )
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], argument: Any) -> Any:
@@ -85,7 +97,9 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], argument: Any)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with its own storage and the same strides and offset, as `clone` does not keep them."""
+    """A copy with its own storage and the same strides and offset,
+    as `clone` does not keep them.
+    """
     fresh = torch.empty(0, dtype=tensor.dtype)
     storage = tensor.untyped_storage().clone()
     return fresh.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
@@ -99,7 +113,9 @@ def samples(operator: Operator, profile: str | None = None, pattern: str = "") -
 
 
 def implementations(sample: Sample, device: str) -> dict[str, Function]:
-    """Every implementation of a device that takes the sample's arguments: candidates best first, then the reference."""
+    """Every implementation of a device that takes the sample's arguments: candidates best first,
+    then the reference.
+    """
     operator, arguments = sample.operator, sample.case.arguments
     admitted = [
         candidate.name
@@ -126,7 +142,9 @@ def run_cases(found: Sequence[Sample], device: str = "cpu") -> Iterator[CaseResu
             comparison = _attempt(sample, function, device)
             seconds = time.perf_counter() - start
             case = sample.case
-            yield CaseResult(sample.operator.name, case.profile, case.name, device, name, seconds, comparison)
+            yield CaseResult(
+                sample.operator.name, case.profile, case.name, device, name, seconds, comparison
+            )
 
 
 def _attempt(sample: Sample, function: Function, device: str) -> Comparison:

@@ -1,3 +1,5 @@
-"""The shipped small model: corpus, training through the references' autograd, release in official form."""
+"""The shipped small model: corpus, training through the references' autograd,
+release in official form.
+"""
 
 import dsv4_backend  # noqa: F401  (first: decides how torch itself is imported)

@@ -1,4 +1,6 @@
-"""Teaches an indexer to rank entries as its layer's attention weighs them; top-k itself passes no gradient."""
+"""Teaches an indexer to rank entries as its layer's attention weighs them;
+top-k itself passes no gradient.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from dsv4_backend import ragged
 
 
 class AlignedIndexer(Indexer):
-    """An indexer that leaves the loss of its last call in `loss`: cross entropy against the attention of all heads.
+    """An indexer that leaves the loss of its last call in `loss`:
+    cross entropy against the attention of all heads.
 
     Only the indexer's own weights learn from it: its inputs are cut off from the network.
     """
@@ -37,13 +40,17 @@ class AlignedIndexer(Indexer):
 
     @torch.no_grad()
     def _attention(self, qr: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
-        """Mean over heads of the softmax over all visible entries, [T, entries]; 0 where none is visible."""
+        """Mean over heads of the softmax over all visible entries, [T, entries];
+        0 where none is visible.
+        """
         assert cache.entries is not None
         q = self.teacher[0].queries(qr, batch.positions)
         owners = ragged.token_sequences(batch.query_start_loc, q.shape[0])
         pages, table = batch.reachable(cache.entries, self.ratio).read()
         entries = pages[table.long()].flatten(1, 2)
-        dots = torch.stack([q[owners == s] @ rows.T for s, rows in enumerate(entries)]).flatten(0, 1)
+        dots = torch.stack([q[owners == s] @ rows.T for s, rows in enumerate(entries)]).flatten(
+            0, 1
+        )
         visible = batch.compressed(self.ratio).visible
         hidden = torch.arange(entries.shape[1], device=q.device) >= visible[:, None]
         dots = (dots * q.shape[-1] ** -0.5).masked_fill(hidden[:, None], -torch.inf)

@@ -1,4 +1,6 @@
-"""Text that every machine has: the sources and documentation strings of the Python standard library."""
+"""Text that every machine has:
+the sources and documentation strings of the Python standard library.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 SPECIAL_TOKENS = (BOS, EOS, "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", "｜DSML｜")
-_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "ensurepip", "__pycache__"}
+_LEFT_OUT = {
+    "site-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "encodings",
+    "ensurepip",
+    "__pycache__",
+}
 _HELD_OUT_ONE_IN = 20
 
 
@@ -27,7 +38,9 @@ class Corpus:
 
 
 def read_corpus() -> Corpus:
-    """The standard library's .py files, split by a hash of their path: one file in 20 is held out."""
+    """The standard library's .py files,
+    split by a hash of their path: one file in 20 is held out.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     train: list[str] = []
     held_out: list[str] = []
@@ -74,8 +87,12 @@ def encode_documents(tokenizer: tokenizers.Tokenizer, documents: list[str]) -> t
     return torch.tensor(ids)
 
 
-def ngram_perplexities(train: torch.Tensor, held_out: torch.Tensor, vocab_size: int) -> tuple[float, float]:
-    """Held-out perplexity per token of a unigram and of an interpolated bigram model, both counted on `train`."""
+def ngram_perplexities(
+    train: torch.Tensor, held_out: torch.Tensor, vocab_size: int
+) -> tuple[float, float]:
+    """Held-out perplexity per token of a unigram and of an interpolated bigram model,
+    both counted on `train`.
+    """
     unigram = torch.bincount(train, minlength=vocab_size).double() + 1
     unigram /= unigram.sum()
     pairs = torch.bincount(train[:-1] * vocab_size + train[1:], minlength=vocab_size**2).double()

@@ -1,4 +1,6 @@
-"""From trained fp32 weights to a folder in the release's own formats, with its held-out perplexity."""
+"""From trained fp32 weights to a folder in the release's own formats,
+with its held-out perplexity.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,17 @@ class Perplexity:
 
 
 def release_tensors(trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Quantise fp32 parameters to the release's dtypes: FP4 experts, FP8 linears, E8M0 scales, BF16 and F32 rest."""
+    """Quantise fp32 parameters to the release's dtypes: FP4 experts,
+    FP8 linears, E8M0 scales, BF16 and F32 rest.
+    """
     released: dict[str, torch.Tensor] = {}
     quantise = {"fp4": quantize_weight_fp4, "fp8": quantize_weight_fp8}
     for name, tensor in trained.items():
         stored = stored_format(name, tensor.shape)
         if stored != "float":
-            released[name], released[name.removesuffix("weight") + "scale"] = quantise[stored](tensor)
+            released[name], released[name.removesuffix("weight") + "scale"] = quantise[stored](
+                tensor
+            )
         elif tensor.is_floating_point() and not name.endswith(FP32_NAMES):
             released[name] = tensor.bfloat16()
         else:
@@ -64,19 +70,27 @@ def release_tensors(trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 @torch.inference_mode()
 def perplexity(model: Model, stream: torch.Tensor) -> float:
-    """Exp of the mean next-token loss over `stream` [N] in windows of 512. ArgumentError if it fills none."""
+    """Exp of the mean next-token loss over `stream` [N] in windows of 512.
+    ArgumentError if it fills none.
+    """
     if len(stream) <= WINDOW:
-        raise ArgumentError(f"perplexity: found {len(stream)} tokens, expected at least {WINDOW + 1}")
+        raise ArgumentError(
+            f"perplexity: found {len(stream)} tokens, expected at least {WINDOW + 1}"
+        )
     windows = stream[: (len(stream) - 1) // WINDOW * WINDOW + 1]
     inputs, targets = windows[:-1].view(-1, WINDOW), windows[1:].view(-1, WINDOW)
     total = 0.0
-    for rows, wanted in zip(inputs.split(_WINDOWS_PER_CALL), targets.split(_WINDOWS_PER_CALL), strict=True):
+    for rows, wanted in zip(
+        inputs.split(_WINDOWS_PER_CALL), targets.split(_WINDOWS_PER_CALL), strict=True
+    ):
         logits = model.forward(list(rows.unbind()), chunk=WINDOW)
         total += cross_entropy(logits, wanted.flatten(), reduction="sum").item()
     return math.exp(total / targets.numel())
 
 
-def as_model(tensors: Mapping[str, torch.Tensor], profile: Profile, config: V4Config = TINY) -> Model:
+def as_model(
+    tensors: Mapping[str, torch.Tensor], profile: Profile, config: V4Config = TINY
+) -> Model:
     """A model over these tensors in `profile`, without going through files."""
     device = torch.device("cpu")
     return Model(assign_all(Transformer(config, profile), tensors.items(), device), device=device)
@@ -90,7 +104,9 @@ def measure(
     tokens: int,
     config: V4Config = TINY,
 ) -> Perplexity:
-    """All perplexities of the small model on the first `tokens` held-out tokens, beside the counted baselines."""
+    """All perplexities of the small model on the first `tokens` held-out tokens,
+    beside the counted baselines.
+    """
     stream = held_out[: tokens // WINDOW * WINDOW + 1]
     unigram, bigram = ngram_perplexities(train, stream, config.vocab_size)
     released = release_tensors(trained)
@@ -114,7 +130,9 @@ def write_release(
     found: Perplexity,
     config: V4Config = TINY,
 ) -> None:
-    """Write the official-layout folder: config.json, tokenizer.json, safetensors with index, and the perplexities."""
+    """Write the official-layout folder: config.json, tokenizer.json, safetensors with index,
+    and the perplexities.
+    """
     files = {
         "tokenizer.json": tokenizer.to_str().encode(),
         CARD: json.dumps(asdict(found), indent=2).encode() + b"\n",

@@ -1,4 +1,6 @@
-"""Training of the small model: real architecture, references' autograd, quantisation-aware at the end."""
+"""Training of the small model: real architecture,
+references' autograd, quantisation-aware at the end.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,24 @@ TINY = V4Config(
     expert_dtype="fp4",
 )
 
-_FLOAT_MATRICES = ("embed.", "head.", "gate.", "weights_proj", "compressor.", "hc_", "attn_sink", "norm", "tid2eid")
+_FLOAT_MATRICES = (
+    "embed.",
+    "head.",
+    "gate.",
+    "weights_proj",
+    "compressor.",
+    "hc_",
+    "attn_sink",
+    "norm",
+    "tid2eid",
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`steps` of `batch` sequences of `length` tokens; weights count as quantised from that share of the steps on."""
+    """`steps` of `batch` sequences of `length` tokens;
+    weights count as quantised from that share of the steps on.
+    """
 
     steps: int = 1300
     batch: int = 4
@@ -75,7 +89,9 @@ class Recipe:
 
 
 def stored_format(name: str, shape: torch.Size) -> str:
-    """How the release stores a parameter, or a projection of all experts: "fp4", "fp8" or "float" (spec/v4.md 7.1)."""
+    """How the release stores a parameter,
+    or a projection of all experts: "fp4", "fp8" or "float" (spec/v4.md 7.1).
+    """
     if ".ffn.experts." in name:
         return "fp4"
     return "float" if len(shape) != 2 or any(part in name for part in _FLOAT_MATRICES) else "fp8"
@@ -108,10 +124,16 @@ def initialise(network: Transformer, seed: int) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
 
 
-def _initial(name: str, parameter: torch.Tensor, config: V4Config, generator: torch.Generator) -> torch.Tensor:
+def _initial(
+    name: str, parameter: torch.Tensor, config: V4Config, generator: torch.Generator
+) -> torch.Tensor:
     shape = parameter.shape
     if name.endswith("tid2eid"):
-        return torch.rand(shape[0], config.n_routed_experts, generator=generator).argsort(1)[:, : shape[1]].contiguous()
+        return (
+            torch.rand(shape[0], config.n_routed_experts, generator=generator)
+            .argsort(1)[:, : shape[1]]
+            .contiguous()
+        )
     if "norm" in name:
         return torch.ones(shape)
     if name.endswith("_scale"):
@@ -128,7 +150,9 @@ def _initial(name: str, parameter: torch.Tensor, config: V4Config, generator: to
 
 
 class LossModel(nn.Module):
-    """The network under its training loss: next token, the MTP block's token after next, indexer alignment."""
+    """The network under its training loss: next token,
+    the MTP block's token after next, indexer alignment.
+    """
 
     def __init__(self, network: Transformer, mtp_weight: float) -> None:
         super().__init__()
@@ -165,7 +189,9 @@ def step_inputs(config: V4Config, tokens: torch.Tensor) -> Step:
 def _crops(stream: torch.Tensor, recipe: Recipe) -> Iterator[torch.Tensor]:
     generator = torch.Generator().manual_seed(recipe.seed + 1)
     while True:
-        starts = torch.randint(0, len(stream) - recipe.length - 2, (recipe.batch,), generator=generator)
+        starts = torch.randint(
+            0, len(stream) - recipe.length - 2, (recipe.batch,), generator=generator
+        )
         yield torch.stack([stream[s : s + recipe.length + 2] for s in starts])
 
 
@@ -181,7 +207,9 @@ class _Balance:
 
     def _count(self, gate: nn.Module, _: object, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         assert isinstance(gate, Gate)
-        self.loads[gate] = torch.bincount(output[1].flatten().long(), minlength=gate.weight.shape[0]).float()
+        self.loads[gate] = torch.bincount(
+            output[1].flatten().long(), minlength=gate.weight.shape[0]
+        ).float()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -190,16 +218,26 @@ class _Balance:
 
 
 def train(
-    network: Transformer, stream: torch.Tensor, recipe: Recipe, report: Callable[[int, float, float], None]
+    network: Transformer,
+    stream: torch.Tensor,
+    recipe: Recipe,
+    report: Callable[[int, float, float], None],
 ) -> None:
     """Train in place. report(step, loss in nats, seconds) is called every step."""
     initialise(network, recipe.seed)
     model, balance = LossModel(network, recipe.mtp_weight), _Balance(network, recipe.balance_rate)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and not n.endswith("gate.bias")}
+    trained = {
+        n: p for n, p in model.named_parameters() if p.requires_grad and not n.endswith("gate.bias")
+    }
     matrices = [p for p in trained.values() if p.dim() > 1]
     others = [p for p in trained.values() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), eps=1e-9, foreach=True)
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=(0.9, 0.95), eps=1e-9, foreach=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, recipe))
     start = time.monotonic()
     for step, tokens in zip(range(recipe.steps), _crops(stream, recipe), strict=False):

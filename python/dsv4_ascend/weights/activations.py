@@ -35,7 +35,9 @@ def _as_it_is(x: torch.Tensor) -> Rows:
     return x, None
 
 
-def _swiglu(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> Rows:
+def _swiglu(
+    gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float
+) -> Rows:
     return swiglu(gate, up, weights, limit), None
 
 

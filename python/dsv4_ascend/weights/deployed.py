@@ -1,4 +1,5 @@
-"""Weights as Ascend deployments keep them: a class per format with its products, and how a stored weight becomes one.
+"""Weights as Ascend deployments keep them: a class per format with its products,
+and how a stored weight becomes one.
 
 Sources: spec/deployments.md 2 to 5. Official FP8 and FP4 become MX without error.
 """
@@ -61,7 +62,9 @@ class DeployedExperts(ExpertWeights):
     ) -> torch.Tensor:
         """`down(SwiGLU(W x, up x))` of rows [M, d] sorted by expert: bf16 [M, d]."""
 
-    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+    def matmul(
+        self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat
+    ) -> torch.Tensor:
         """See `ExpertWeights`."""
         product: torch.Tensor = self.product(*rows, self.weight, self.scale, expert_offsets)
         return product
@@ -139,7 +142,9 @@ class Int8(DeployedWeight):
 
 
 class MxExperts(DeployedExperts):
-    """MX weights of experts: rows are e4m3 with a scale per 32 channels, whatever the weight's codes are."""
+    """MX weights of experts: rows are e4m3 with a scale per 32 channels,
+    whatever the weight's codes are.
+    """
 
     def run(
         self,
@@ -168,7 +173,9 @@ class Mx4Experts(MxExperts):
 
 
 class Mx8(DeployedWeight):
-    """e4m3 [N, K] with e8m0 scales [N, ceil(K/32)], times rows of e4m3 with a scale per 32 channels."""
+    """e4m3 [N, K] with e8m0 scales [N, ceil(K/32)],
+    times rows of e4m3 with a scale per 32 channels.
+    """
 
     experts = Mx8Experts
 
@@ -203,14 +210,18 @@ def to_int8(weight: Weight) -> Weight:
 
 
 def to_mx8(weight: Weight) -> Weight:
-    """MX-FP8: the codes of an official FP8 weight with its tiles' scales repeated, else quantised."""
+    """MX-FP8: the codes of an official FP8 weight with its tiles' scales repeated,
+    else quantised.
+    """
     if isinstance(weight, Fp8):
         return Mx8(weight.weight, _repeated(weight.scale, *weight.weight.shape))
     return Mx8(*quantize_weight_mxfp8(weight.values(torch.float32)))
 
 
 def _repeated(scale: torch.Tensor, n: int, k: int) -> torch.Tensor:
-    """E8m0 scales [..., ceil(n/128), ceil(k/128)] of tiles for every row and block of 32: [..., n, ceil(k/32)]."""
+    """E8m0 scales [..., ceil(n/128), ceil(k/128)] of tiles for every row and block of 32:
+    [..., n, ceil(k/32)].
+    """
     rows = scale.view(torch.uint8).repeat_interleave(FP8_TILE, -2)[..., :n, :]
     blocks = rows.repeat_interleave(FP8_TILE // MX_BLOCK, -1)[..., : -(-k // MX_BLOCK)]
     return blocks.contiguous().view(scale.dtype)
@@ -256,7 +267,9 @@ def _expert_values(weight: ExpertWeights, e: int) -> torch.Tensor:
 
 
 def to_hf32(x: torch.Tensor) -> torch.Tensor:
-    """fp32 cut to 10 mantissa bits, as the GEMM of the mixes takes it; bf16 rows lose nothing (spec/v4.md 2.4)."""
+    """fp32 cut to 10 mantissa bits, as the GEMM of the mixes takes it;
+    bf16 rows lose nothing (spec/v4.md 2.4).
+    """
     return (x.float().view(torch.int32) & -(1 << 13)).view(torch.float32)
 
 

@@ -26,7 +26,9 @@ class ExpertStack(StoredModule[ExpertWeights]):
         if len(waiting) == self.weight.shape[0]:
             parts = [waiting[i] for i in range(len(waiting))]
             del self.waiting[leaf]
-            if len({part.dtype for part in parts}) > 1:  # fp32 scales may be narrowed, each for itself
+            if (
+                len({part.dtype for part in parts}) > 1
+            ):  # fp32 scales may be narrowed, each for itself
                 parts = [part.float() for part in parts]
             setattr(self, leaf, nn.Parameter(torch.stack(parts), requires_grad=False))
 
@@ -51,7 +53,9 @@ class Experts(nn.Module):
     def forward(
         self, rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
     ) -> torch.Tensor:
-        """Rows [M, d] sorted by slot, weights fp32 [M], expert_offsets int32 [count + 1] -> [M, d]."""
+        """Rows [M, d] sorted by slot, weights fp32 [M],
+        expert_offsets int32 [count + 1] -> [M, d].
+        """
         w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
         return w1.mlp(w3, w2, rows, weights, expert_offsets, limit, self.activations)
 

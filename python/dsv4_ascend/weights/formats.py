@@ -63,7 +63,9 @@ class Weight(Stored, ABC):
         return down.matmul(swiglu(gate, up.matmul(x, activations), None, limit), activations)
 
     def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
-        """Heads o [T, H, D], a group of them times its rows of W [G*R, H*D/G] each: [T, G*R] (4.7)."""
+        """Heads o [T, H, D],
+        a group of them times its rows of W [G*R, H*D/G] each: [T, G*R] (4.7).
+        """
         return grouped_output_projection(o, self.values(o.dtype).unflatten(0, (groups, -1)))
 
 
@@ -75,7 +77,9 @@ class ExpertWeights(Stored, ABC):
         return activations
 
     @abstractmethod
-    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+    def matmul(
+        self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat
+    ) -> torch.Tensor:
         """Rows [M, K], sorted by expert, in the format `like`, times their experts' Wᵀ: [M, N]."""
 
     def mlp(
@@ -90,7 +94,8 @@ class ExpertWeights(Stored, ABC):
     ) -> torch.Tensor:
         """`down(weight * SwiGLU(W x, up x))` of rows [M, d] sorted by expert: [M, d] (5.2).
 
-        weights: fp32 [M]. The routing weight multiplies before w2 and before its input is quantised.
+        weights: fp32 [M]. The routing weight multiplies before w2 and before its input is
+        quantised.
         """
         like = self.accepts(activations)
         x = like.quantise(rows)
@@ -127,7 +132,9 @@ class FloatScaled(Weight):
 
     def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
         """See `Weight`."""
-        return linear(activations.values(*activations.quantise(x)), self.values(torch.float32)).to(x.dtype)
+        return linear(activations.values(*activations.quantise(x)), self.values(torch.float32)).to(
+            x.dtype
+        )
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """See `Weight`."""
@@ -141,7 +148,9 @@ class FloatExperts(ExpertWeights):
         """Rows as they are."""
         return UNQUANTISED
 
-    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+    def matmul(
+        self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat
+    ) -> torch.Tensor:
         """See `ExpertWeights`."""
         x = rows[0]
         # Narrower weights are widened by the operator, for the experts that have rows only.
@@ -152,7 +161,9 @@ class FloatExperts(ExpertWeights):
 class Fp8Experts(ExpertWeights):
     """e4m3 [E, N, K] with e8m0 scales [E, ceil(N/128), ceil(K/128)]."""
 
-    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+    def matmul(
+        self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat
+    ) -> torch.Tensor:
         """See `ExpertWeights`."""
         return fp8_grouped_gemm(*rows, self.weight, self.scale, expert_offsets)
 
@@ -160,7 +171,9 @@ class Fp8Experts(ExpertWeights):
 class Fp4Experts(ExpertWeights):
     """Packed e2m1 int8 [E, N, K/2] with e8m0 scales [E, N, K/32]."""
 
-    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+    def matmul(
+        self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat
+    ) -> torch.Tensor:
         """See `ExpertWeights`."""
         return fp4_grouped_gemm(*rows, self.weight, self.scale, expert_offsets)
 
@@ -168,14 +181,18 @@ class Fp4Experts(ExpertWeights):
 class FloatScaledExperts(ExpertWeights):
     """FP8 or FP4 codes with fp32 scales: experts that have rows are widened one at a time."""
 
-    def matmul(self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat) -> torch.Tensor:
+    def matmul(
+        self, rows: Rows, expert_offsets: torch.Tensor, like: ActivationFormat
+    ) -> torch.Tensor:
         """See `ExpertWeights`."""
         x = like.values(*rows)
 
         def product(e: int, part: slice) -> torch.Tensor:
             return x[part] @ widened(self.weight[e], self.scale[e]).T
 
-        return by_expert(expert_offsets, x, product).to(rows[0].dtype if rows[1] is None else torch.bfloat16)
+        return by_expert(expert_offsets, x, product).to(
+            rows[0].dtype if rows[1] is None else torch.bfloat16
+        )
 
 
 _E4M3, _E2M1, _E8M0, _F32 = torch.float8_e4m3fn, torch.int8, torch.float8_e8m0fnu, torch.float32
@@ -194,12 +211,16 @@ EXPERTS: dict[Format, type[ExpertWeights]] = {
 _S = TypeVar("_S", bound=Stored)
 
 
-def as_stored(classes: Mapping[Format, type[_S]], weight: torch.Tensor, scale: torch.Tensor | None) -> _S:
+def as_stored(
+    classes: Mapping[Format, type[_S]], weight: torch.Tensor, scale: torch.Tensor | None
+) -> _S:
     """The weight in the class of its format; ArgumentError names dtypes that no class takes."""
     found = weight.dtype, None if scale is None else scale.dtype
     if found not in classes:
         known = ", ".join(f"{codes} with {scales} scales" for codes, scales in classes)
-        raise ArgumentError(f"weight: found {found[0]} with {found[1]} scales, expected one of: {known}")
+        raise ArgumentError(
+            f"weight: found {found[0]} with {found[1]} scales, expected one of: {known}"
+        )
     return classes[found](weight, scale)
 
 

@@ -41,7 +41,9 @@ class StoredModule(nn.Module, Generic[_S]):
     def keep(self, weight: _S) -> None:
         """Have this weight, in its own class, instead of what the checkpoint stores."""
         for leaf, tensor in (("weight", weight.weight), ("scale", weight.scale)):
-            setattr(self, leaf, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
+            setattr(
+                self, leaf, None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+            )
         self._kept = type(weight)
 
 
@@ -66,7 +68,9 @@ class RMSNormWeight(nn.Module):
 
 
 class SharedExpert(nn.Module):
-    """w1 (gate), w3 (up) `[m, d]`, w2 (down) `[d, m]` of the expert that every token takes (5.2)."""
+    """w1 (gate), w3 (up) `[m, d]`,
+    w2 (down) `[d, m]` of the expert that every token takes (5.2).
+    """
 
     def __init__(self, d: int, m: int, activations: ActivationFormat) -> None:
         super().__init__()

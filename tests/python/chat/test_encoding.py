@@ -25,7 +25,10 @@ response_format_template = ("## Response Format:\\n"
                             "{schema}")
 NUMBER, joined = 3, "a" + "b"
 '''
-WEATHER = {"type": "function", "function": {"name": "weather", "description": "Wetter für einen Ort"}}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Wetter für einen Ort"},
+}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
@@ -44,8 +47,16 @@ def user(content: str, **more) -> dict:
     return {"role": "user", "content": content, **more}
 
 
-def assistant(content: str | None, reasoning: str | None = None, calls: list | None = None, **more) -> dict:
-    return {"role": "assistant", "content": content, "reasoning_content": reasoning, "tool_calls": calls, **more}
+def assistant(
+    content: str | None, reasoning: str | None = None, calls: list | None = None, **more
+) -> dict:
+    return {
+        "role": "assistant",
+        "content": content,
+        "reasoning_content": reasoning,
+        "tool_calls": calls,
+        **more,
+    }
 
 
 def tool(content: object, call: str = "") -> dict:
@@ -73,7 +84,9 @@ def test_a_task_keeps_user_messages_apart() -> None:
 
 def test_tool_results_follow_the_order_of_the_calls() -> None:
     calls = [call("f", "{}", "a"), call("g", "{}", "b")]
-    text = encode_messages([assistant("", calls=calls), tool("B", "b"), user("and"), tool("A", "a")])
+    text = encode_messages(
+        [assistant("", calls=calls), tool("B", "b"), user("and"), tool("A", "a")]
+    )
     assert text.endswith(
         f"{EOS}<｜User｜><tool_result>A</tool_result>\n\nand\n\n<tool_result>B</tool_result><｜Assistant｜></think>"
     )
@@ -84,7 +97,9 @@ def test_a_call_may_carry_its_id_in_the_function() -> None:
     for entry, identity in zip(calls, "ab", strict=True):
         entry["function"]["id"] = identity
     text = encode_messages([assistant("", calls=calls), tool("B", "b"), tool("A", "a")])
-    assert text.endswith("<tool_result>A</tool_result>\n\n<tool_result>B</tool_result><｜Assistant｜></think>")
+    assert text.endswith(
+        "<tool_result>A</tool_result>\n\n<tool_result>B</tool_result><｜Assistant｜></think>"
+    )
 
 
 # Rule 2: BOS.
@@ -94,12 +109,20 @@ def test_bos_only_without_earlier_context() -> None:
     assert encode_messages([]) == BOS
     assert encode_messages([user("hi")]) == f"{BOS}<｜User｜>hi<｜Assistant｜></think>"
     follow = [user("hi"), assistant("ho")]
-    assert encode_messages([user("more")], earlier=follow) == "<｜User｜>more<｜Assistant｜></think>"
+    assert (
+        encode_messages([user("more")], earlier=follow) == "<｜User｜>more<｜Assistant｜></think>"
+    )
 
 
 @pytest.mark.parametrize("mode", [ChatMode(), KEEP])
 def test_a_conversation_in_pieces_is_the_whole(mode: ChatMode) -> None:
-    turns = [user("a"), assistant("b", "r"), {"role": "latest_reminder", "content": "now"}, user("c"), assistant("d")]
+    turns = [
+        user("a"),
+        assistant("b", "r"),
+        {"role": "latest_reminder", "content": "now"},
+        user("c"),
+        assistant("d"),
+    ]
     whole = encode_messages(turns[:1], mode) + encode_messages(turns[1:2], mode, earlier=turns[:1])
     whole += encode_messages(turns[2:], mode, earlier=turns[:2])
     assert whole == encode_messages(turns, mode)
@@ -107,7 +130,10 @@ def test_a_conversation_in_pieces_is_the_whole(mode: ChatMode) -> None:
 
 def test_a_new_turn_is_rendered_after_a_developer_turn_that_falls_away() -> None:
     earlier = [{"role": "developer", "content": "x"}, assistant("y", "why")]
-    assert encode_messages([user("z")], THINKING, earlier=earlier) == "<｜User｜>z<｜Assistant｜><think>"
+    assert (
+        encode_messages([user("z")], THINKING, earlier=earlier)
+        == "<｜User｜>z<｜Assistant｜><think>"
+    )
 
 
 # Rule 3: dropping old reasoning.
@@ -132,7 +158,9 @@ def test_all_reasoning_stays_when_asked() -> None:
 
 @pytest.mark.parametrize("role", ["system", "user"])
 def test_tools_in_any_message_keep_all_reasoning(texts: ReleaseTexts, role: str) -> None:
-    text = encode_messages([{"role": role, "content": "s", "tools": [CLOCK]}, *TWO_ROUNDS], THINKING, texts)
+    text = encode_messages(
+        [{"role": role, "content": "s", "tools": [CLOCK]}, *TWO_ROUNDS], THINKING, texts
+    )
     assert "<think>r1</think>a1" in text
     assert "<｜User｜>rules" in text
 
@@ -162,7 +190,12 @@ def test_tools_section_is_the_releases_text(texts: ReleaseTexts) -> None:
 
 
 def test_response_format_follows_the_tools(texts: ReleaseTexts) -> None:
-    system = {"role": "system", "content": None, "tools": [CLOCK], "response_format": {"type": "größe"}}
+    system = {
+        "role": "system",
+        "content": None,
+        "tools": [CLOCK],
+        "response_format": {"type": "größe"},
+    }
     text = encode_messages([system], texts=texts)
     assert text.startswith(f"{BOS}\n\n## Tools\n")
     assert text.endswith('{unknown}\n\n## Response Format:\n{"type": "größe"}')
@@ -179,7 +212,9 @@ def test_tool_result_parts() -> None:
 
 
 def test_developer_text_with_tools(texts: ReleaseTexts) -> None:
-    text = encode_messages([{"role": "developer", "content": "D", "tools": [CLOCK]}], THINKING, texts)
+    text = encode_messages(
+        [{"role": "developer", "content": "D", "tools": [CLOCK]}], THINKING, texts
+    )
     assert text.startswith(f"{BOS}<｜User｜>D\n\n## Tools\n")
     assert text.endswith("{unknown}<｜Assistant｜><think>")
 
@@ -197,13 +232,18 @@ def test_latest_reminder() -> None:
 # Rule 7: what opens the answer.
 
 
-@pytest.mark.parametrize(("mode", "opening"), [(ChatMode(), "</think>"), (THINKING, "<think>"), (KEEP, "<think>")])
+@pytest.mark.parametrize(
+    ("mode", "opening"), [(ChatMode(), "</think>"), (THINKING, "<think>"), (KEEP, "<think>")]
+)
 def test_the_mode_opens_the_answer(mode: ChatMode, opening: str) -> None:
     assert encode_messages([user("hi")], mode) == f"{BOS}<｜User｜>hi<｜Assistant｜>{opening}"
 
 
 def test_no_opening_before_another_question() -> None:
-    assert encode_messages([user("hi"), {"role": "system", "content": "S"}], THINKING) == f"{BOS}<｜User｜>hiS"
+    assert (
+        encode_messages([user("hi"), {"role": "system", "content": "S"}], THINKING)
+        == f"{BOS}<｜User｜>hiS"
+    )
 
 
 @pytest.mark.parametrize("task", ["query", "authority", "domain", "title", "read_url"])
@@ -237,7 +277,10 @@ def test_no_reasoning_after_a_task() -> None:
 
 
 def test_tool_calls_are_written_as_dsml() -> None:
-    calls = [call("find", '{"text": "grün\\n2", "n": 3, "deep": {"a": [null, "ü"]}}'), call("stop", "{}")]
+    calls = [
+        call("find", '{"text": "grün\\n2", "n": 3, "deep": {"a": [null, "ü"]}}'),
+        call("stop", "{}"),
+    ]
     assert encode_messages([assistant("ok", calls=calls)]) == (
         f"{BOS}ok\n\n<｜DSML｜tool_calls>\n"
         '<｜DSML｜invoke name="find">\n'
@@ -253,7 +296,10 @@ def test_tool_calls_are_written_as_dsml() -> None:
 @pytest.mark.parametrize("arguments", ["not JSON", '{"a": NaN}', "[1]", "", '{"a": ' * 10000])
 def test_arguments_that_are_no_object_become_one_string(arguments: str) -> None:
     text = encode_messages([assistant(None, calls=[call("f", arguments)])])
-    assert f'<｜DSML｜parameter name="arguments" string="true">{arguments}</｜DSML｜parameter>\n' in text
+    assert (
+        f'<｜DSML｜parameter name="arguments" string="true">{arguments}</｜DSML｜parameter>\n'
+        in text
+    )
 
 
 # Modes (9.2).
@@ -261,13 +307,18 @@ def test_arguments_that_are_no_object_become_one_string(arguments: str) -> None:
 
 def test_maximal_effort_is_a_preamble_of_the_release(texts: ReleaseTexts) -> None:
     mode = ChatMode(thinking=True, effort="max")
-    assert encode_messages([user("hi")], mode, texts) == f"{BOS}Think hard.\n\n<｜User｜>hi<｜Assistant｜><think>"
+    assert (
+        encode_messages([user("hi")], mode, texts)
+        == f"{BOS}Think hard.\n\n<｜User｜>hi<｜Assistant｜><think>"
+    )
     assert "Think hard" not in encode_messages([user("hi")], mode, texts, earlier=[assistant("ho")])
     assert "Think hard" not in encode_messages([user("hi")], ChatMode(effort="max"), texts)
 
 
 @pytest.mark.parametrize("effort", [None, "high"])
-def test_lesser_effort_inserts_nothing_unless_the_release_has_a_text(texts: ReleaseTexts, effort: str | None) -> None:
+def test_lesser_effort_inserts_nothing_unless_the_release_has_a_text(
+    texts: ReleaseTexts, effort: str | None
+) -> None:
     mode = ChatMode(thinking=True, effort=effort)
     assert encode_messages([user("hi")], mode, texts) == f"{BOS}<｜User｜>hi<｜Assistant｜><think>"
     both = ReleaseTexts({"REASONING_EFFORT_HIGH": "Think.", "REASONING_EFFORT_MAX": "Think hard."})
@@ -280,7 +331,9 @@ DEFAULT_REASONING_EFFORT = "high"
 """
 
 
-@pytest.mark.parametrize(("effort", "text"), [(None, "[HIGH]"), ("low", ""), ("high", "[HIGH]"), ("max", "[MAX]")])
+@pytest.mark.parametrize(
+    ("effort", "text"), [(None, "[HIGH]"), ("low", ""), ("high", "[HIGH]"), ("max", "[MAX]")]
+)
 def test_a_folder_with_a_table_of_efforts(tmp_path: Path, effort: str | None, text: str) -> None:
     mode = ChatMode(thinking=True, effort=effort)
     found = encode_messages([user("hi")], mode, _texts(tmp_path, TABLE))
@@ -290,12 +343,18 @@ def test_a_folder_with_a_table_of_efforts(tmp_path: Path, effort: str | None, te
 @pytest.mark.parametrize("thinking", [True, False])
 @pytest.mark.parametrize(
     ("source", "effort", "expected"),
-    [(RELEASE, "low", "high or max"), (TABLE, "medium", "low, high or max"), ("x = 1", "low", "high or max")],
+    [
+        (RELEASE, "low", "high or max"),
+        (TABLE, "medium", "low, high or max"),
+        ("x = 1", "low", "high or max"),
+    ],
 )
 def test_an_effort_that_the_folder_does_not_know(
     tmp_path: Path, source: str, effort: str, expected: str, thinking: bool
 ) -> None:
-    with pytest.raises(ArgumentError, match=f"effort '{effort}', expected {expected} \\({tmp_path}"):
+    with pytest.raises(
+        ArgumentError, match=f"effort '{effort}', expected {expected} \\({tmp_path}"
+    ):
         encode_messages([user("hi")], ChatMode(thinking, effort), _texts(tmp_path, source))
 
 
@@ -303,15 +362,24 @@ def test_an_effort_that_the_folder_does_not_know(
 
 NEEDY = [
     ("TOOLS_TEMPLATE", [{"role": "system", "content": "", "tools": [CLOCK]}], ChatMode()),
-    ("response_format_template", [{"role": "system", "content": "", "response_format": {"a": 1}}], ChatMode()),
+    (
+        "response_format_template",
+        [{"role": "system", "content": "", "response_format": {"a": 1}}],
+        ChatMode(),
+    ),
     ("REASONING_EFFORT_MAX", [user("hi")], ChatMode(thinking=True, effort="max")),
 ]
 
 
 @pytest.mark.parametrize(("name", "messages", "mode"), NEEDY)
-def test_a_missing_text_names_what_to_copy(tmp_path: Path, name: str, messages: list, mode: ChatMode) -> None:
+def test_a_missing_text_names_what_to_copy(
+    tmp_path: Path, name: str, messages: list, mode: ChatMode
+) -> None:
     for release in (ReleaseTexts.from_folder(tmp_path), _texts(tmp_path, "x = 1")):
-        with pytest.raises(CheckpointError, match=f"{tmp_path}/encoding.*{name}.*copy the release's encoding folder"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"{tmp_path}/encoding.*{name}.*copy the release's encoding folder",
+        ):
             encode_messages(messages, mode, release)
     with pytest.raises(CheckpointError, match=name):
         encode_messages(messages, mode)
@@ -322,7 +390,11 @@ def test_the_encoding_file_is_read_and_not_run(tmp_path: Path) -> None:
     source = f"import pathlib\npathlib.Path({str(trap)!r}).touch()\nraise SystemExit\n" + RELEASE
     found = _texts(tmp_path, source)
     assert not trap.exists()
-    assert set(found.constants) == {"TOOLS_TEMPLATE", "REASONING_EFFORT_MAX", "response_format_template"}
+    assert set(found.constants) == {
+        "TOOLS_TEMPLATE",
+        "REASONING_EFFORT_MAX",
+        "response_format_template",
+    }
 
 
 @pytest.mark.parametrize("source", ["def (", "x = \x00", "(" * 100000, "#" * (1 << 20) + "##"])
@@ -333,7 +405,9 @@ def test_an_unreadable_encoding_file_is_named(tmp_path: Path, source: str) -> No
 
 def test_values_are_not_searched_for_placeholders(texts: ReleaseTexts) -> None:
     evil = {"function": {"name": "{dsml_token}{tool_schemas}{0.__class__}"}}
-    text = encode_messages([{"role": "system", "content": "{schema}", "tools": [evil]}], texts=texts)
+    text = encode_messages(
+        [{"role": "system", "content": "{schema}", "tools": [evil]}], texts=texts
+    )
     assert text.startswith(f"{BOS}{{schema}}\n\n")
     assert '{"name": "{dsml_token}{tool_schemas}{0.__class__}"}\n' in text
 
@@ -345,7 +419,10 @@ def test_values_are_not_searched_for_placeholders(texts: ReleaseTexts) -> None:
     ("message", "words"),
     [
         ("hi", "message 0: found 'hi', expected a dict"),
-        (assistant("x", calls=[{"function": {"id": 3, "name": "f", "arguments": "{}"}}]), "function id: found 3"),
+        (
+            assistant("x", calls=[{"function": {"id": 3, "name": "f", "arguments": "{}"}}]),
+            "function id: found 3",
+        ),
         ({"content": "x"}, "role: found None"),
         ({"role": ["user"], "content": "x"}, "role"),
         ({"role": "robot", "content": "x"}, "role: found 'robot', expected one of system"),
@@ -364,13 +441,19 @@ def test_values_are_not_searched_for_placeholders(texts: ReleaseTexts) -> None:
         (assistant(["x"]), "content"),
         (assistant("x", 7), "reasoning_content"),
         (assistant("x", calls={"a": 1}), "tool_calls: found"),
-        (assistant("x", calls=[{}]), r"tool_calls\[0\]: found \{\}, expected a dict with the dict 'function'"),
+        (
+            assistant("x", calls=[{}]),
+            r"tool_calls\[0\]: found \{\}, expected a dict with the dict 'function'",
+        ),
         (assistant("x", calls=["f"]), r"tool_calls\[0\]"),
         (assistant("x", calls=[call("f", {"a": 1})]), "function arguments: found"),
         (assistant("x", calls=[{"function": {"name": "f"}}]), "function arguments: found None"),
         (assistant("x", calls=[{"function": {"arguments": "{}"}}]), "function name: found None"),
         (assistant("x", calls=[call("f", "{}", 3)]), "id: found 3"),
-        ({"role": "system", "content": "x", "tools": "clock"}, "tools: found 'clock', expected a list"),
+        (
+            {"role": "system", "content": "x", "tools": "clock"},
+            "tools: found 'clock', expected a list",
+        ),
         ({"role": "system", "content": "x", "tools": [{"name": "clock"}]}, r"tools\[0\]"),
         ({"role": "system", "content": "x", "tools": [{"function": {"a": {1}}}]}, "JSON"),
         ({"role": "system", "content": "x", "response_format": {"a": b"1"}}, "JSON"),

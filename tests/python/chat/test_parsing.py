@@ -1,4 +1,6 @@
-"""Completions back to messages: round trip with the encoding, and a strict grammar (spec/v4.md 9.3, last paragraph)."""
+"""Completions back to messages: round trip with the encoding,
+and a strict grammar (spec/v4.md 9.3, last paragraph).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def call(name: str, arguments: str) -> dict:
 NAMES = st.text("abcäß_-1 ", min_size=1, max_size=6)
 STRINGS = st.text("aß \n\"'<>/{}\\", max_size=12)
 VALUES = st.recursive(
-    STRINGS | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    STRINGS
+    | st.integers()
+    | st.booleans()
+    | st.none()
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=5,
 )
@@ -46,7 +52,9 @@ def test_encoding_then_parsing_gives_the_message_back(
     found = parse_completion(completion, thinking=thinking)
     assert (found["role"], found["content"]) == ("assistant", content)
     assert found["reasoning_content"] == (reasoning if thinking else "")
-    parsed = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in found["tool_calls"]]
+    parsed = [
+        (c["function"]["name"], json.loads(c["function"]["arguments"])) for c in found["tool_calls"]
+    ]
     assert parsed == calls
     assert encode_messages([user("hi"), found], mode) == prompt + completion
 
@@ -60,7 +68,10 @@ def test_string_parameters_are_quoted_and_others_kept() -> None:
     found = parse_completion("text" + INVOKE.format(fields) + EOS)
     assert found["content"] == "text"
     assert found["tool_calls"] == [
-        {"type": "function", "function": {"name": "f", "arguments": '{"a": "x \\"ü\\"", "b": 1.50}'}}
+        {
+            "type": "function",
+            "function": {"name": "f", "arguments": '{"a": "x \\"ü\\"", "b": 1.50}'},
+        }
     ]
 
 
@@ -76,9 +87,13 @@ BAD = {
     "not JSON: '1111": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "1" * 5000)),
     r"not JSON: '\[\[": "</think>" + INVOKE.format(PARAMETER.format("a", "false", "[" * 100000)),
     "'a' twice": "</think>" + INVOKE.format(2 * PARAMETER.format("a", "true", "x")),
-    "expected a parameter or .*found ' ": "</think>" + INVOKE.format(" " + PARAMETER.format("a", "true", "x")),
-    "expected a parameter or .*found '<": "</think>" + INVOKE.format(PARAMETER.format("a", "maybe", "x")),
-    "expected a call or .*found 'x'": "</think>" + INVOKE.format("").removesuffix("</｜DSML｜tool_calls>") + "x",
+    "expected a parameter or .*found ' ": "</think>"
+    + INVOKE.format(" " + PARAMETER.format("a", "true", "x")),
+    "expected a parameter or .*found '<": "</think>"
+    + INVOKE.format(PARAMETER.format("a", "maybe", "x")),
+    "expected a call or .*found 'x'": "</think>"
+    + INVOKE.format("").removesuffix("</｜DSML｜tool_calls>")
+    + "x",
     "expected a call or .*found ''": "</think>\n\n<｜DSML｜tool_calls>\n",
     "found '</｜DSML｜tool_calls>more'": "</think>" + INVOKE.format("") + "more",
     "sentence｜> in the middle": f"</think>done{EOS}and more",
@@ -96,7 +111,10 @@ def test_a_completion_off_the_grammar_is_refused(words: str) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("x</｜DSML｜parameter>y", "parameter 'a': expected '>' and a newline after </｜DSML｜parameter, found '>y"),
+        (
+            "x</｜DSML｜parameter>y",
+            "parameter 'a': expected '>' and a newline after </｜DSML｜parameter, found '>y",
+        ),
         ("x</｜DSML｜parameter></｜DSML｜parameter>", "found '></｜DSML｜parameter>"),
         ("x</｜DSML｜parameter> \n", r"found '> \\n"),
         (
@@ -111,7 +129,9 @@ def test_a_value_ends_at_its_first_closing_tag(value: str, words: str) -> None:
         parse_completion(INVOKE.format(PARAMETER.format("a", "true", value)))
 
 
-@pytest.mark.parametrize("value", ["</｜DSML｜invoke>\n", "<｜DSML｜invoke", "</｜DSML｜tool_calls>", "\n", ""])
+@pytest.mark.parametrize(
+    "value", ["</｜DSML｜invoke>\n", "<｜DSML｜invoke", "</｜DSML｜tool_calls>", "\n", ""]
+)
 def test_a_value_may_hold_other_tags(value: str) -> None:
     fields = PARAMETER.format("a", "true", value) + PARAMETER.format("b", "true", "y")
     (found,) = parse_completion(INVOKE.format(fields))["tool_calls"]
@@ -130,7 +150,10 @@ def test_odd_names_round_trip(name: str, revision: str) -> None:
     whole = encode_messages([user("hi"), answer], mode)
     completion = whole[whole.index("\n\n<") : whole.index(EOS) + len(EOS)]
     found = [c["function"] for c in parse_completion(completion)["tool_calls"]]
-    assert [(c["name"], json.loads(c["arguments"])) for c in found] == [(name, {name: name}), (name, {})]
+    assert [(c["name"], json.loads(c["arguments"])) for c in found] == [
+        (name, {name: name}),
+        (name, {}),
+    ]
 
 
 @pytest.mark.parametrize("text", [None, b"x", 3])
@@ -139,12 +162,27 @@ def test_what_is_no_text_is_named(text: object) -> None:
         parse_completion(text)
 
 
-PIECES = ["</think>", "<think>", EOS, "\n\n<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>", "</｜DSML｜invoke>\n"]
-PIECES += ['<｜DSML｜invoke name="f">\n', PARAMETER.format("a", "false", "1"), PARAMETER.format("b", "true", "x"), "\n"]
+PIECES = [
+    "</think>",
+    "<think>",
+    EOS,
+    "\n\n<｜DSML｜tool_calls>\n",
+    "</｜DSML｜tool_calls>",
+    "</｜DSML｜invoke>\n",
+]
+PIECES += [
+    '<｜DSML｜invoke name="f">\n',
+    PARAMETER.format("a", "false", "1"),
+    PARAMETER.format("b", "true", "x"),
+    "\n",
+]
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=8).map("".join), thinking=st.booleans())
+@given(
+    text=st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=8).map("".join),
+    thinking=st.booleans(),
+)
 def test_any_text_is_a_message_or_a_completion_error(text: str, thinking: bool) -> None:
     try:
         message = parse_completion(text, thinking=thinking)
@@ -176,23 +214,43 @@ def encoded(name: str, fields: dict, revision: str = "preview") -> str:
         ('f">\n<｜DSML｜parameter name="b', "a"),
     ],
 )
-def test_a_name_that_would_be_read_as_another_is_refused(revision: str, name: str, key: str) -> None:
-    with pytest.raises(ArgumentError, match=r"tool_calls: .* name: found .*expected a name without"):
+def test_a_name_that_would_be_read_as_another_is_refused(
+    revision: str, name: str, key: str
+) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"tool_calls: .* name: found .*expected a name without"
+    ):
         encoded(name, {key: "x"}, revision)
 
 
 @pytest.mark.parametrize("revision", ["preview", "recipe"])
 @pytest.mark.parametrize(
     "name",
-    ['"', "\n", 'a" string="true"', '" string="maybe">', 'f">', 'f">\n', '">\n">\n', "<｜", "DSML｜", "</think>"],
+    [
+        '"',
+        "\n",
+        'a" string="true"',
+        '" string="maybe">',
+        'f">',
+        'f">\n',
+        '">\n">\n',
+        "<｜",
+        "DSML｜",
+        "</think>",
+    ],
 )
 def test_odd_names_come_back(revision: str, name: str) -> None:
     for fields in ({}, {name: "x"}, {name: 1, name + '"': [name]}):
         (found,) = parse_completion(encoded(name, fields, revision))["tool_calls"]
-        assert (found["function"]["name"], json.loads(found["function"]["arguments"])) == (name, fields)
+        assert (found["function"]["name"], json.loads(found["function"]["arguments"])) == (
+            name,
+            fields,
+        )
 
 
-@pytest.mark.parametrize("value", ["1e999", "-1e400", "[1, 2e308]", '{"a": {"b": 1e1000}}', "Infinity"])
+@pytest.mark.parametrize(
+    "value", ["1e999", "-1e400", "[1, 2e308]", '{"a": {"b": 1e1000}}', "Infinity"]
+)
 def test_a_parameter_that_no_number_holds_is_refused(value: str) -> None:
     with pytest.raises(CompletionError, match="not JSON"):
         parse_completion(INVOKE.format(PARAMETER.format("a", "false", value)))

@@ -1,4 +1,6 @@
-"""The recipe's revision of the prompt encoding, rule by rule; expected strings agree with DeepSeek's library 0.2.0."""
+"""The recipe's revision of the prompt encoding, rule by rule;
+expected strings agree with DeepSeek's library 0.2.0.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,22 @@ def system(content: str, **more) -> dict:
 
 ROWS = [
     # the last assistant turn: closed, and a new one opens; with prefix it stays open
-    ([user("a"), assistant("b", "r")], f"{U}a{A}</think>b{EOS}{A}<think>", f"{U}a{A}</think>b{EOS}{A}</think>"),
-    ([user("a"), assistant("b", "r", prefix=True)], f"{U}a{A}<think>r</think>b", f"{U}a{A}<think>r</think>b"),
+    (
+        [user("a"), assistant("b", "r")],
+        f"{U}a{A}</think>b{EOS}{A}<think>",
+        f"{U}a{A}</think>b{EOS}{A}</think>",
+    ),
+    (
+        [user("a"), assistant("b", "r", prefix=True)],
+        f"{U}a{A}<think>r</think>b",
+        f"{U}a{A}<think>r</think>b",
+    ),
     ([user("a"), assistant("", "r", prefix=True)], f"{U}a{A}<think>r", f"{U}a{A}<think>r</think>"),
-    ([user("a"), assistant("b", "r", wo_eos=True)], f"{U}a{A}<think>r</think>b", f"{U}a{A}<think>r</think>b"),
+    (
+        [user("a"), assistant("b", "r", wo_eos=True)],
+        f"{U}a{A}<think>r</think>b",
+        f"{U}a{A}<think>r</think>b",
+    ),
     (
         [user("a"), assistant("x", "y", prefix=True), user("z")],
         f"{U}a{A}<think>y</think>x{EOS}{U}z{A}<think>",
@@ -54,7 +68,11 @@ ROWS = [
     # null reasoning
     ([user("a"), assistant("b", None)], f"{U}a{A}</think>b{EOS}{A}<think>", None),
     ([user("a"), assistant("b", None, prefix=True)], f"{U}a{A}</think>b", f"{U}a{A}</think>b"),
-    ([user("a"), assistant("b", "", prefix=True)], f"{U}a{A}<think></think>b", f"{U}a{A}<think></think>b"),
+    (
+        [user("a"), assistant("b", "", prefix=True)],
+        f"{U}a{A}<think></think>b",
+        f"{U}a{A}<think></think>b",
+    ),
     ([user("a"), assistant(None, None, prefix=True)], f"{U}a{A}", f"{U}a{A}</think>"),
 ]
 
@@ -70,9 +88,17 @@ def test_a_rule(messages: list, thinking: str, chat: str | None) -> None:
 @pytest.mark.parametrize(
     ("reasoning", "shown"), [(None, "</think>"), ("", "<think></think>"), ("r", "<think>r</think>")]
 )
-def test_tools_keep_reasoning_in_both_modes(mode: ChatMode, reasoning: str | None, shown: str) -> None:
+def test_tools_keep_reasoning_in_both_modes(
+    mode: ChatMode, reasoning: str | None, shown: str
+) -> None:
     calls = [call("f", '{"a": "x", "n": 1}', "i"), call("g", "{}", "j")]
-    turns = [user("a", tools=[CLOCK]), assistant("x", reasoning, calls), tool("2", "j"), tool("1", "i"), user("q")]
+    turns = [
+        user("a", tools=[CLOCK]),
+        assistant("x", reasoning, calls),
+        tool("2", "j"),
+        tool("1", "i"),
+        user("q"),
+    ]
     end = "<think>" if mode.thinking else "</think>"
     assert encode_messages(turns, mode, TEXTS) == (
         f'{BOS}\n\n[｜DSML｜ {{"name": "clock"}}]\n{U}a{A}{shown}x\n\n<｜DSML｜tool_calls>\n'
@@ -91,21 +117,30 @@ def test_the_format_follows_the_tools_behind_all_system_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("effort", "text"), [(None, "[HIGH]"), ("low", ""), ("high", "[HIGH]"), ("xhigh", "[HIGH]"), ("max", "[MAX]")]
+    ("effort", "text"),
+    [(None, "[HIGH]"), ("low", ""), ("high", "[HIGH]"), ("xhigh", "[HIGH]"), ("max", "[MAX]")],
 )
 def test_an_unset_effort_is_high(effort: str | None, text: str) -> None:
     thinking = ChatMode(thinking=True, effort=effort, revision="recipe")
     assert encode_messages([user("a")], thinking, TEXTS) == f"{BOS}{text}{U}a{A}<think>"
-    assert encode_messages([user("a")], ChatMode(effort=effort, revision="recipe")) == f"{BOS}{U}a{A}</think>"
+    assert (
+        encode_messages([user("a")], ChatMode(effort=effort, revision="recipe"))
+        == f"{BOS}{U}a{A}</think>"
+    )
     if text:
-        with pytest.raises(CheckpointError, match=r"no text REASONING_EFFORT_PROMPTS\['(high|max)'\].*0731"):
+        with pytest.raises(
+            CheckpointError, match=r"no text REASONING_EFFORT_PROMPTS\['(high|max)'\].*0731"
+        ):
             encode_messages([user("a")], thinking)
 
 
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([{"role": "developer", "content": "x"}], "message 0: found role developer, expected neither"),
+        (
+            [{"role": "developer", "content": "x"}],
+            "message 0: found role developer, expected neither",
+        ),
         ([user("a"), user("x", task="title")], "message 1: found task title"),
         ([system("", response_format={"type": "json_object"})], "json_object"),
     ],

@@ -1,4 +1,6 @@
-"""What people typed stays text, markers become control tokens, streamed text is the decoded text, in linear time."""
+"""What people typed stays text, markers become control tokens, streamed text is the decoded text,
+in linear time.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,24 @@ from dsv4_ascend.chat.tokenizer import Tokenizer
 from dsv4_backend.errors import ArgumentError
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-PLAIN = ["<｜User｜>", "<｜Assistant｜>", "<｜latest_reminder｜>", "<think>", "</think>", "｜DSML｜", *TASKS.values()]
+PLAIN = [
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜latest_reminder｜>",
+    "<think>",
+    "</think>",
+    "｜DSML｜",
+    *TASKS.values(),
+]
 LITERALS = [BOS, EOS, *PLAIN]
 WORDS = ["def f(x):\n    return x", "grüße", "日本語", "a</think>b", "<｜User｜>", " 12345 ", "😀"]
 
 
 @pytest.fixture(scope="module")
 def backend() -> tokenizers.Tokenizer:
-    """As the release's file: bos and eos special and in the base vocabulary, all others added and not special."""
+    """As the release's file: bos and eos special and in the base vocabulary,
+    all others added and not special.
+    """
     found = tokenizers.Tokenizer(models.BPE())
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()
@@ -36,7 +48,9 @@ def backend() -> tokenizers.Tokenizer:
         vocab_size=400, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False
     )
     found.train_from_iterator(WORDS * 5, trainer)
-    found.add_tokens([tokenizers.AddedToken(text, normalized=True, special=False) for text in PLAIN])
+    found.add_tokens(
+        [tokenizers.AddedToken(text, normalized=True, special=False) for text in PLAIN]
+    )
     return found
 
 
@@ -45,7 +59,9 @@ def tokenizer(backend: tokenizers.Tokenizer) -> Tokenizer:
     return Tokenizer(backend, BOS)
 
 
-@pytest.mark.parametrize("text", [*LITERALS, "a</think>b", "<｜User｜><｜User｜>", "x <｜DSML｜invoke>"])
+@pytest.mark.parametrize(
+    "text", [*LITERALS, "a</think>b", "<｜User｜><｜User｜>", "x <｜DSML｜invoke>"]
+)
 @pytest.mark.parametrize("role", ["user", "system", "tool", "assistant"])
 def test_what_was_typed_is_text(tokenizer: Tokenizer, text: str, role: str) -> None:
     prompt = encode_messages([{"role": role, "content": text}])
@@ -60,26 +76,53 @@ def test_what_was_typed_is_text(tokenizer: Tokenizer, text: str, role: str) -> N
 
 def test_the_encoders_own_marks_are_control_tokens(tokenizer: Tokenizer) -> None:
     schema = {"function": {"name": "</think>", "description": "{dsml_token} ｜DSML｜"}}
-    texts = ReleaseTexts({"TOOLS_TEMPLATE": "{dsml_token} {thinking_start_token} {thinking_end_token} {tool_schemas}"})
-    calls = [{"function": {"name": "<｜User｜>", "arguments": '{"<think>": "</｜DSML｜parameter>"}'}}]
+    texts = ReleaseTexts(
+        {
+            "TOOLS_TEMPLATE": "{dsml_token} {thinking_start_token} {thinking_end_token} "
+            "{tool_schemas}"
+        }
+    )
+    calls = [
+        {"function": {"name": "<｜User｜>", "arguments": '{"<think>": "</｜DSML｜parameter>"}'}}
+    ]
     turns = [
         {"role": "system", "content": "", "tools": [schema]},
         {"role": "user", "content": "u"},
-        {"role": "assistant", "content": "<｜User｜>", "reasoning_content": "</think>", "tool_calls": calls},
+        {
+            "role": "assistant",
+            "content": "<｜User｜>",
+            "reasoning_content": "</think>",
+            "tool_calls": calls,
+        },
         {"role": "user", "content": "t", "task": "title"},
     ]
     prompt = encode_messages(turns, ChatMode(thinking=True), texts)
     found = [prompt[start:end] for start, end in prompt.markers]
     dsml = "｜DSML｜"
-    tail = ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", *[dsml] * 6, EOS, "<｜User｜>", "<｜title｜>"]
+    tail = [
+        "<｜User｜>",
+        "<｜Assistant｜>",
+        "<think>",
+        "</think>",
+        *[dsml] * 6,
+        EOS,
+        "<｜User｜>",
+        "<｜title｜>",
+    ]
     assert found == [BOS, dsml, "<think>", "</think>", *tail]
     names = {tokenizer.token_id(literal): literal for literal in LITERALS}
     assert [names[i] for i in tokenizer.encode(prompt) if i in names] == found
 
 
 @settings(max_examples=60, deadline=None)
-@given(parts=st.lists(st.text(max_size=6) | st.sampled_from(["é", "a ", "\n\n", " b", "日"]), max_size=5))
-def test_text_without_literals_encodes_alike_in_both_modes(tokenizer: Tokenizer, parts: list[str]) -> None:
+@given(
+    parts=st.lists(
+        st.text(max_size=6) | st.sampled_from(["é", "a ", "\n\n", " b", "日"]), max_size=5
+    )
+)
+def test_text_without_literals_encodes_alike_in_both_modes(
+    tokenizer: Tokenizer, parts: list[str]
+) -> None:
     prompt = encode_messages([{"role": "user", "content": part} for part in parts])
     assert tokenizer.encode(prompt) == tokenizer.encode(prompt, control=True)
 
@@ -123,9 +166,19 @@ def test_what_is_no_id_is_named(tokenizer: Tokenizer, ids: object) -> None:
 
 
 def byte_fallback() -> Tokenizer:
-    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁a": 256, "▁": 257, "b": 258, "<s>": 259}
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {
+        "▁a": 256,
+        "▁": 257,
+        "b": 258,
+        "<s>": 259,
+    }
     found = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="b"))
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     found.decoder = decoders.Sequence(steps)
     found.add_special_tokens(["<s>"])
     return Tokenizer(found, None)
@@ -148,8 +201,13 @@ def test_byte_fallback_streams_what_it_decodes(ids: list[int]) -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(ids=st.lists(st.integers(0, 413), max_size=40), byte_ids=st.lists(st.integers(0, 259), max_size=40))
-def test_any_ids_stream_what_they_decode_to(tokenizer: Tokenizer, ids: list[int], byte_ids: list[int]) -> None:
+@given(
+    ids=st.lists(st.integers(0, 413), max_size=40),
+    byte_ids=st.lists(st.integers(0, 259), max_size=40),
+)
+def test_any_ids_stream_what_they_decode_to(
+    tokenizer: Tokenizer, ids: list[int], byte_ids: list[int]
+) -> None:
     assert "".join(tokenizer.stream(ids)) == tokenizer.decode(ids)
     assert "".join(byte_fallback().stream(byte_ids)) == byte_fallback().decode(byte_ids)
 
@@ -162,7 +220,9 @@ def test_characters_come_out_whole_and_at_once(tokenizer: Tokenizer) -> None:
     assert sum(map(bool, pieces)) > 5
 
 
-@pytest.mark.parametrize("kind", ["one line", "broken bytes", "replacement characters", "special tokens"])
+@pytest.mark.parametrize(
+    "kind", ["one line", "broken bytes", "replacement characters", "special tokens"]
+)
 def test_streaming_is_linear(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str
 ) -> None:
@@ -176,7 +236,9 @@ def test_streaming_is_linear(
         "special tokens": [0, 1] * 4096,
     }[kind]
     decode, work = Tokenizer.decode, []
-    monkeypatch.setattr(Tokenizer, "decode", lambda self, i, **k: (work.append(len(i)), decode(self, i, **k))[1])
+    monkeypatch.setattr(
+        Tokenizer, "decode", lambda self, i, **k: (work.append(len(i)), decode(self, i, **k))[1]
+    )
     assert "".join(tokenizer.stream(ids)) == decode(tokenizer, ids)
     assert sum(work) < 12 * len(ids)
 
@@ -188,7 +250,10 @@ def test_streaming_is_linear(
         ("<｜latest_reminder｜>", [{"role": "latest_reminder", "content": "r"}]),
         ("<｜title｜>", [{"role": "user", "content": "u", "task": "title"}]),
         ("</think>", [{"role": "user", "content": "u"}]),
-        ("｜DSML｜", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]),
+        (
+            "｜DSML｜",
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
+        ),
     ],
 )
 def test_a_marker_that_is_no_token_is_named(lacking: str, turns: list, control: bool) -> None:

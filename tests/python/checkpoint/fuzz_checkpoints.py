@@ -2,7 +2,8 @@
 
     python fuzz_checkpoints.py COUNT SEED      prints one JSON line of what happened
 
-Every folder must load correctly or give one of our errors, quickly, with no execution, no writing and no socket.
+Every folder must load correctly or give one of our errors, quickly, with no execution, no writing
+and no socket.
 """
 
 import json
@@ -115,7 +116,9 @@ def mutate_bytes(raw: bytes, dice: random.Random, within: int) -> bytes:
         return raw[:place] + raw[max(0, place - dice.randrange(200)) :]
     if kind == 3:
         return (
-            raw[:place] + dice.choice([b'"', b"{", b"}", b",", b"[", b"\0", b"\xff", b"1", b"NaN", b" "]) + raw[place:]
+            raw[:place]
+            + dice.choice([b'"', b"{", b"}", b",", b"[", b"\0", b"\xff", b"1", b"NaN", b" "])
+            + raw[place:]
         )
     return raw + bytes(dice.randrange(1, 20))
 
@@ -136,7 +139,10 @@ def mutate_folder(folder: Path, dice: random.Random) -> None:
                 mutate_json(value, dice)
                 path.write_text(json.dumps(value))
         elif dice.random() < 0.1:
-            path.rename(folder / dice.choice(["other.safetensors", "model-00009-of-00009.safetensors", "x.bin"]))
+            path.rename(
+                folder
+                / dice.choice(["other.safetensors", "model-00009-of-00009.safetensors", "x.bin"])
+            )
         else:
             try:
                 header, data = read_raw(path)
@@ -181,7 +187,9 @@ def main(count: int, seed: int) -> None:
             auditor.armed = True
             try:
                 checkpoint = open_checkpoint(folder)
-                total = sum(int(tensor.view(torch.uint8).sum()) for _, tensor in checkpoint.tensors())
+                total = sum(
+                    int(tensor.view(torch.uint8).sum()) for _, tensor in checkpoint.tensors()
+                )
                 auditor.armed = False
                 check_loaded(checkpoint)
                 outcome["loaded"] += total >= 0
@@ -192,7 +200,11 @@ def main(count: int, seed: int) -> None:
             slowest = max(slowest, time.monotonic() - started)
             shutil.rmtree(folder)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
-    print(json.dumps({"outcome": outcome, "events": auditor.events, "slowest": slowest, "grown_mb": grown}))
+    print(
+        json.dumps(
+            {"outcome": outcome, "events": auditor.events, "slowest": slowest, "grown_mb": grown}
+        )
+    )
 
 
 if __name__ == "__main__":

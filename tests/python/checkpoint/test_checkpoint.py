@@ -67,7 +67,9 @@ def test_scales_belong_to_quantised_weights(tmp_path):
 def test_progress_counts_every_byte(tmp_path):
     tensors = write_tiny(tmp_path / "c")
     seen = []
-    for _ in open_checkpoint(tmp_path / "c").tensors(lambda done, total: seen.append((done, total))):
+    for _ in open_checkpoint(tmp_path / "c").tensors(
+        lambda done, total: seen.append((done, total))
+    ):
         pass
     total = sum(tensor.nbytes for tensor in tensors.values())
     assert len(seen) == len(tensors)
@@ -80,7 +82,10 @@ def test_views_outlive_the_checkpoint_and_never_reach_the_file(tmp_path):
     before = file.read_bytes()
     checkpoint = open_checkpoint(tmp_path / "c")
     view = checkpoint.tensor("embed.weight")
-    assert view.untyped_storage().data_ptr() == checkpoint.tensor("norm.weight").untyped_storage().data_ptr()
+    assert (
+        view.untyped_storage().data_ptr()
+        == checkpoint.tensor("norm.weight").untyped_storage().data_ptr()
+    )
     del checkpoint
     gc.collect()
     assert bits(view) == bits(tensors["embed.weight"])
@@ -94,16 +99,30 @@ def test_other_stored_forms_of_the_same_values(tmp_path):
 
     def convert(name, dtype, shape, raw):
         if dtype == "I8":
-            return ("U8", shape, raw) if ".ffn.experts.0." in name else ("F4", [shape[0], shape[1] * 2], raw)
+            return (
+                ("U8", shape, raw)
+                if ".ffn.experts.0." in name
+                else ("F4", [shape[0], shape[1] * 2], raw)
+            )
         if dtype == "I64":
-            return "I32", shape, bits(torch.frombuffer(bytearray(raw), dtype=torch.int64).to(torch.int32))
+            return (
+                "I32",
+                shape,
+                bits(torch.frombuffer(bytearray(raw), dtype=torch.int64).to(torch.int32)),
+            )
         if dtype == "F8_E8M0":
-            return "F32", shape, bits(torch.exp2(torch.frombuffer(bytearray(raw), dtype=torch.uint8).float() - 127))
+            return (
+                "F32",
+                shape,
+                bits(torch.exp2(torch.frombuffer(bytearray(raw), dtype=torch.uint8).float() - 127)),
+            )
         return dtype, shape, raw
 
     repack(the_shard(tmp_path / "c"), convert)
     for name, tensor in open_checkpoint(tmp_path / "c").tensors():
-        assert bits(tensor.long() if name.endswith("tid2eid") else tensor) == bits(tensors[name]), name
+        assert bits(tensor.long() if name.endswith("tid2eid") else tensor) == bits(tensors[name]), (
+            name
+        )
 
 
 @pytest.mark.parametrize("value", [0.0, -2.0, float("inf"), float("nan")])
@@ -111,7 +130,11 @@ def test_scales_that_are_no_positive_numbers_are_refused(tmp_path, value):
     write_tiny(tmp_path / "c")
 
     def convert(name, dtype, shape, raw):
-        return ("F32", shape, bits(torch.full(shape, value))) if name.endswith("wq_a.scale") else (dtype, shape, raw)
+        return (
+            ("F32", shape, bits(torch.full(shape, value)))
+            if name.endswith("wq_a.scale")
+            else (dtype, shape, raw)
+        )
 
     repack(the_shard(tmp_path / "c"), convert)
     with pytest.raises(CheckpointError, match=r"wq_a.scale.*positive finite scale"):
@@ -119,7 +142,9 @@ def test_scales_that_are_no_positive_numbers_are_refused(tmp_path, value):
 
 
 def test_every_header_length_is_read(tmp_path):
-    """Any length modulo 256, so misaligned data too, and lengths whose first byte is that of a pickle."""
+    """Any length modulo 256, so misaligned data too,
+    and lengths whose first byte is that of a pickle.
+    """
     tensors = write_tiny(tmp_path / "c")
     shard = the_shard(tmp_path / "c")
     header, data = read_raw(shard)
@@ -146,8 +171,12 @@ def module_tensors(tensors):
     for target, parts in stacks.items():
         experts = max(expert for expert, _ in parts) + 1
         names = ("w2",) if ("w2" in {part for _, part in parts}) else ("w1", "w3")
-        stacked = torch.stack([torch.cat([parts[expert, part] for part in names]) for expert in range(experts)])
-        result[target] = stacked.view(torch.float8_e8m0fnu if target.endswith("scale_inv") else torch.int8)
+        stacked = torch.stack(
+            [torch.cat([parts[expert, part] for part in names]) for expert in range(experts)]
+        )
+        result[target] = stacked.view(
+            torch.float8_e8m0fnu if target.endswith("scale_inv") else torch.int8
+        )
     return result
 
 
@@ -160,7 +189,10 @@ def test_quantised_module_names_with_stacked_experts(tmp_path):
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.format == "transformers"
     assert checkpoint.config == tiny_config().without_mtp()
-    assert_same(checkpoint, {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")})
+    assert_same(
+        checkpoint,
+        {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")},
+    )
 
 
 TINY_HF = {
@@ -180,7 +212,9 @@ def transformers_model(request):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"max_shard_size": "50KB"}, {"save_original_format": False}], ids=["one file", "shards", "modules"]
+    "options",
+    [{}, {"max_shard_size": "50KB"}, {"save_original_format": False}],
+    ids=["one file", "shards", "modules"],
 )
 def test_what_save_pretrained_writes(tmp_path, transformers_model, options):
     transformers_model.save_pretrained(tmp_path, **options)
@@ -205,6 +239,12 @@ def test_names_of_every_module_round_trip(transformers_model):
         official = to_official(module)
         if ".experts." not in official or "shared" in official:
             assert to_transformers(official) == module
-    assert to_official("model.layers.1.self_attn.q_a_proj.weight_scale_inv") == "layers.1.attn.wq_a.scale"
-    assert to_transformers("layers.1.attn.wq_a.scale") == "model.layers.1.self_attn.q_a_proj.weight_scale_inv"
+    assert (
+        to_official("model.layers.1.self_attn.q_a_proj.weight_scale_inv")
+        == "layers.1.attn.wq_a.scale"
+    )
+    assert (
+        to_transformers("layers.1.attn.wq_a.scale")
+        == "model.layers.1.self_attn.q_a_proj.weight_scale_inv"
+    )
     assert to_official("model.layers.1.attn.norm.weight") == "layers.1.attn.kv_norm.weight"

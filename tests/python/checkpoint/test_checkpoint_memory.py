@@ -1,4 +1,6 @@
-"""Loading 2 GB costs the file's pages, and copies only of what no view can have: 1.15 N + 300 MB."""
+"""Loading 2 GB costs the file's pages,
+and copies only of what no view can have: 1.15 N + 300 MB.
+"""
 
 import json
 import os
@@ -45,7 +47,9 @@ ORDERS = {
 
 
 def write_sparse(folder, config, order) -> int:
-    """A checkpoint whose data is one hole in the file: 2 GB for the reader, a few kB on disk. Returns its bytes."""
+    """A checkpoint whose data is one hole in the file: 2 GB for the reader, a few kB on disk.
+    Returns its bytes.
+    """
     header, position, stored = {}, 0, []
     for name, entry in layout(config).items():
         dtype = "I8" if ".ffn.experts." in name else FP8 if entry.scale_name else entry.dtypes[0]
@@ -66,17 +70,25 @@ def write_sparse(folder, config, order) -> int:
     return position
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc (Linux)")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc (Linux)"
+)
 @pytest.mark.parametrize("order", ORDERS)
 def test_loading_two_gigabytes(tmp_path, order):
     size = write_sparse(tmp_path, tiny_config((0, 4, 128, 4, 0), **BIG), ORDERS[order])
     assert size > 2e9
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", LOAD, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     loaded, peak, copied = map(int, done.stdout.split())
-    assert size <= loaded < 1.001 * size  # the few BF16 tensors that operators need in fp32 are widened
+    assert (
+        size <= loaded < 1.001 * size
+    )  # the few BF16 tensors that operators need in fp32 are widened
     assert peak < 1.15 * size + 300e6
     assert (copied < 64e6) == (order != "shuffled")

@@ -1,4 +1,6 @@
-"""Bad values are found when a checkpoint is opened; what is no checkpoint, or another's format, is named first."""
+"""Bad values are found when a checkpoint is opened;
+what is no checkpoint, or another's format, is named first.
+"""
 
 import json
 
@@ -36,10 +38,22 @@ def changed(name, place, value, cast=None):
 
 
 BAD = [
-    ("layers.0.ffn.gate.tid2eid", (3, 0), 4, None, "found 4 at [3, 0], expected an expert id in [0, 4)"),
+    (
+        "layers.0.ffn.gate.tid2eid",
+        (3, 0),
+        4,
+        None,
+        "found 4 at [3, 0], expected an expert id in [0, 4)",
+    ),
     ("layers.0.ffn.gate.tid2eid", (18, 1), -1, None, "found -1 at [18, 1]"),
     ("layers.0.ffn.gate.tid2eid", (0, 0), 2**40, None, "at [0, 0]"),
-    ("layers.1.attn.wq_a.scale", (0, 0), 0xFF, None, "found nan at [0, 0], expected a positive finite scale"),
+    (
+        "layers.1.attn.wq_a.scale",
+        (0, 0),
+        0xFF,
+        None,
+        "found nan at [0, 0], expected a positive finite scale",
+    ),
     ("layers.1.ffn.experts.2.w1.scale", (7, 3), 0xFF, None, "found nan at [7, 3]"),
     ("layers.1.attn.wq_a.scale", (0, 0), 0.0, torch.float32, "found 0 at [0, 0]"),
     ("layers.1.ffn.experts.2.w2.scale", (5, 1), NAN, torch.float32, "found nan at [5, 1]"),
@@ -93,16 +107,25 @@ def test_expert_scales_beyond_the_budget_are_not_read(tmp_path, monkeypatch):
 # Files that are something else
 
 OTHERS = {
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "a Git LFS pointer",
+    ),
     "html": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "an HTML page"),
     "plain html": (b"<html lang='en'>" + b" " * 99, "an HTML page"),
     "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML answer"),
     "empty": (b"", "an empty file"),
     "gguf": (b"GGUF\x03\0\0\0" + bytes(99), "a GGUF file"),
-    "old lfs": (b"version https://hawser.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+    "old lfs": (
+        b"version https://hawser.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "a Git LFS pointer",
+    ),
     "older lfs": (b"version http://git-media.io/v/2\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
     "text": (b"Entry not found", "text that begins with 'Entry not found'"),
-    "long text": ("Entrée non trouvée. ".encode() * 9, "text that begins with 'Entrée non trouvée."),
+    "long text": (
+        "Entrée non trouvée. ".encode() * 9,
+        "text that begins with 'Entrée non trouvée.",
+    ),
     "json": (b'{"error": "gated"}', 'JSON that begins with \'{"error"'),
     "gzip": (b"\x1f\x8b\x08" + b"\xff" * 99, "compressed by gzip"),
     "xz": (b"\xfd7zXZ\0" + b"\xff" * 99, "compressed by xz"),
@@ -141,11 +164,17 @@ def test_another_file_under_a_json_files_name(tmp_path, kind, name):
 
 def linears():
     """Names of the weights that quantisers change."""
-    return [name.removesuffix(".weight") for name, entry in layout(UNQUANTISED).items() if entry.scale_name]
+    return [
+        name.removesuffix(".weight")
+        for name, entry in layout(UNQUANTISED).items()
+        if entry.scale_name
+    ]
 
 
 FLOATS = random_tensors(UNQUANTISED, linear="BF16", expert="BF16")
-WORDS, BYTES, FLOAT = (torch.zeros(4, 4, dtype=d) for d in (torch.int32, torch.uint8, torch.bfloat16))
+WORDS, BYTES, FLOAT = (
+    torch.zeros(4, 4, dtype=d) for d in (torch.int32, torch.uint8, torch.bfloat16)
+)
 FOREIGN = {
     "W8A8_DYNAMIC quantisation of msModelSlim": (
         {"weight": WORDS.char(), "weight_scale": FLOAT, "weight_offset": FLOAT},
@@ -172,7 +201,9 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_format_is_named_first(tmp_path, kind):
     parts, config, files = FOREIGN[kind]
-    tensors = {name: t for name, t in FLOATS.items() if name.removesuffix(".weight") not in linears()}
+    tensors = {
+        name: t for name, t in FLOATS.items() if name.removesuffix(".weight") not in linears()
+    }
     tensors |= {f"{stem}.{part}": t for stem in linears() for part, t in parts.items()}
     folder = put(tmp_path, hub(UNQUANTISED) | config, tensors)
     for name, text in files.items():
@@ -195,7 +226,8 @@ def test_gguf_folder_and_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("x.gguf", "GGUF"), ("X.GGUF", "GGUF"), ("model.safetensors", "found a file, expected a folder"),
+        ("x.gguf", "GGUF"), ("X.GGUF", "GGUF"), ("model.safetensors", "found a file, expected a "
+                                                                      "folder"),
         ("config.json", "give the folder that holds it"), (None, "no folder"),
     ],
 )  # fmt: skip
@@ -220,12 +252,20 @@ def test_many_problems_begin_with_their_kinds(tmp_path):
     tensors = {("x." if "layers.1" in name else "") + name: t for name, t in TENSORS.items()}
     error = refusal(put(tmp_path, hub(), tensors))
     first = str(error).splitlines()[0]
-    counts = {kind: sum(kind in line for line in error.problems) for kind in ("is missing", "surplus")}
+    counts = {
+        kind: sum(kind in line for line in error.problems) for kind in ("is missing", "surplus")
+    }
     assert f"{counts['is missing']} missing" in first
     assert f"{counts['surplus']} surplus" in first
     for build in (config_error, checkpoint_error):
-        assert str(build("here", ["f: unknown field"] * 21)).splitlines()[0].endswith("21 unknown fields")
-        assert str(build("here", ["f: unknown field"] * 20)).splitlines()[0].endswith("20 problem(s)")
+        assert (
+            str(build("here", ["f: unknown field"] * 21))
+            .splitlines()[0]
+            .endswith("21 unknown fields")
+        )
+        assert (
+            str(build("here", ["f: unknown field"] * 20)).splitlines()[0].endswith("20 problem(s)")
+        )
 
 
 # The command line
@@ -244,7 +284,15 @@ def unknown(tmp_path):
 
 
 def test_unknown_fields_on_the_command_line(capsys, tmp_path, unknown):
-    command = ("logits", "--checkpoint", unknown, "--input-ids", tmp_path / "ids.json", "--output", tmp_path / "o")
+    command = (
+        "logits",
+        "--checkpoint",
+        unknown,
+        "--input-ids",
+        tmp_path / "ids.json",
+        "--output",
+        tmp_path / "o",
+    )
     code, _, err = run(capsys, *command)
     assert code == 1
     assert "--allow-unknown colour" in err
@@ -252,7 +300,11 @@ def test_unknown_fields_on_the_command_line(capsys, tmp_path, unknown):
     assert code == 0
     lines = err.splitlines()
     assert all(line.startswith("dsv4-ascend: note: ") for line in lines)
-    assert [sum(name in line for line in lines) for name in ("colour", "shade", "id2label")] == [1, 1, 1]
+    assert [sum(name in line for line in lines) for name in ("colour", "shade", "id2label")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_generate_takes_it_too(capsys, unknown):

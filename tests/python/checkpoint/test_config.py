@@ -1,4 +1,6 @@
-"""Configurations: presets, both file formats, and every kind of wrong field reported by name in one error."""
+"""Configurations: presets, both file formats,
+and every kind of wrong field reported by name in one error.
+"""
 
 import dataclasses
 import json
@@ -53,7 +55,8 @@ def test_official_yarn_is_off_without_original_length():
 
 
 @pytest.mark.parametrize(
-    "config", [V4Config.flash(), V4Config.pro(), tiny_config(), UNQUANTISED, V4Config.flash().without_mtp()]
+    "config",
+    [V4Config.flash(), V4Config.pro(), tiny_config(), UNQUANTISED, V4Config.flash().without_mtp()],
 )
 def test_hub_names_round_trip(config):
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
@@ -61,7 +64,10 @@ def test_hub_names_round_trip(config):
 
 def test_kinds_that_ratios_do_not_imply_round_trip():
     changed = dataclasses.replace(
-        tiny_config(), compress_ratios=(0, 8, 4, 0), layer_kinds=("swa", "csa", "hca", "swa"), eos_token_ids=(1, 2)
+        tiny_config(),
+        compress_ratios=(0, 8, 4, 0),
+        layer_kinds=("swa", "csa", "hca", "swa"),
+        eos_token_ids=(1, 2),
     )
     raw = config_to_dict(changed)
     assert "compress_ratios" not in raw
@@ -70,7 +76,9 @@ def test_kinds_that_ratios_do_not_imply_round_trip():
 
 def test_kinds_that_no_file_can_say_are_refused():
     changed = dataclasses.replace(
-        tiny_config((0, 8, 4, 0)), layer_kinds=("swa", "csa", "csa", "swa"), compress_ratios=(0, 8, 4, 0)
+        tiny_config((0, 8, 4, 0)),
+        layer_kinds=("swa", "csa", "csa", "swa"),
+        compress_ratios=(0, 8, 4, 0),
     )
     with pytest.raises(ConfigError, match="compress_ratios"):
         config_to_dict(changed)
@@ -86,7 +94,11 @@ def test_transformers_own_fields(tmp_path):
         num_hidden_layers=3,
         head_dim=32,
         partial_rotary_factor=0.25,
-        layer_types=["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+        layer_types=[
+            "sliding_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+        ],
         compress_rates={"compressed_sparse_attention": 2, "heavily_compressed_attention": 16},
         mlp_layer_types=["hash_moe", "moe", "moe"],
     ).save_pretrained(tmp_path)
@@ -144,7 +156,10 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_field_is_named(name):
     message = refusal(hub(**{name: WRONG[name]}))
-    named = {"partial_rotary_factor": "qk_rope_head_dim", "num_hidden_layers": "compress_ratios"}.get(name, name)
+    named = {
+        "partial_rotary_factor": "qk_rope_head_dim",
+        "num_hidden_layers": "compress_ratios",
+    }.get(name, name)
     assert named in message
 
 
@@ -164,12 +179,15 @@ def test_all_wrong_fields_are_named_together():
 )  # fmt: skip
 def test_a_wrong_yarn_field_is_named(field, value):
     rope = {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536, field: value}
-    message = refusal(hub(rope_scaling={name: item for name, item in rope.items() if item is not None}))
+    message = refusal(
+        hub(rope_scaling={name: item for name, item in rope.items() if item is not None})
+    )
     assert f"rope_scaling.{field}" in message or "beta_fast, beta_slow" in message
 
 
 @pytest.mark.parametrize(
-    "ratios", [(0, 1, 16, 0), (0, 4, -2, 0), (0, 4, 16, 4), (0, 4, 16), (0, 4, 16, 0, 0), (0, "4", 16, 0)]
+    "ratios",
+    [(0, 1, 16, 0), (0, 4, -2, 0), (0, 4, 16, 4), (0, 4, 16), (0, 4, 16, 0, 0), (0, "4", 16, 0)],
 )
 def test_wrong_schedules(ratios):
     with pytest.raises(ConfigError, match="compress_ratios"):

@@ -1,4 +1,6 @@
-"""All experts of a projection as one tensor: a view of the file in whatever order it has them, else a copy."""
+"""All experts of a projection as one tensor: a view of the file in whatever order it has them,
+else a copy.
+"""
 
 import json
 import random
@@ -23,7 +25,9 @@ IDS = list(range(11))
 
 
 def write_file(path, tensors, names, shift=0):
-    """Tensors in the order of `names`, one after the other, the first `shift` bytes past a multiple of 64."""
+    """Tensors in the order of `names`, one after the other,
+    the first `shift` bytes past a multiple of 64.
+    """
     header, data = {"__metadata__": {"format": "pt"}}, b""
     for name in names:
         raw = bits(tensors[name])
@@ -48,10 +52,16 @@ def write(folder, tensors=TENSORS, order=sorted, shift=0):
 
 
 def experts_of(folder, layer=1):
-    """The stacks of a layer by the names below it, and the opened checkpoint, which keeps the file mapped."""
+    """The stacks of a layer by the names below it,
+    and the opened checkpoint, which keeps the file mapped.
+    """
     checkpoint = open_checkpoint(folder)
     start = f"layers.{layer}.ffn.experts."
-    found = {name.removeprefix(start): t for name, t in checkpoint.network_tensors() if name.startswith(start)}
+    found = {
+        name.removeprefix(start): t
+        for name, t in checkpoint.network_tensors()
+        if name.startswith(start)
+    }
     return found, checkpoint
 
 
@@ -63,7 +73,8 @@ def is_view(tensor, checkpoint):
 def holds_everything(stacks, layer=1):
     slots = stacks.get("slots", torch.arange(12))
     return all(
-        bits(stacks[f"{part}.{leaf}"][slots[e]]) == bits(TENSORS[f"layers.{layer}.ffn.experts.{e}.{part}.{leaf}"])
+        bits(stacks[f"{part}.{leaf}"][slots[e]])
+        == bits(TENSORS[f"layers.{layer}.ffn.experts.{e}.{part}.{leaf}"])
         for e in range(12)
         for part in ("w1", "w2", "w3")
         for leaf in ("weight", "scale")
@@ -118,7 +129,9 @@ def test_experts_in_two_shards_are_copied(tmp_path):
         "b.safetensors": [name for name in TENSORS if name not in first],
     }
     for shard, names in shards.items():
-        write_file(tmp_path / shard, TENSORS, sorted(names, key=lambda name: -TENSORS[name].element_size()))
+        write_file(
+            tmp_path / shard, TENSORS, sorted(names, key=lambda name: -TENSORS[name].element_size())
+        )
     index = {name: shard for shard, names in shards.items() for name in names}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     stacks, _ = experts_of(tmp_path)
@@ -172,7 +185,9 @@ def test_stacked_names_are_views(tmp_path):
     ids=["powers of two", "any values", "misaligned", "one expert of any values"],
 )
 def test_fp32_scales(tmp_path, odd, dtype, shift, views):
-    """Powers of two become E8M0 if all experts have them; else all stay fp32, and what was E8M0 is widened."""
+    """Powers of two become E8M0 if all experts have them;
+    else all stay fp32, and what was E8M0 is widened.
+    """
     tensors = dict(TENSORS)
     for name in [name for name in tensors if ".experts." in name and name.endswith(".scale")]:
         expert = int(name.split(".experts.")[1].split(".")[0])
@@ -182,13 +197,18 @@ def test_fp32_scales(tmp_path, odd, dtype, shift, views):
     assert stacks["w1.scale"].dtype == dtype
     assert is_view(stacks["w1.scale"], checkpoint) == views
     for e in range(12):
-        assert torch.equal(stacks["w1.scale"][slots[e]].float(), tensors[f"layers.1.ffn.experts.{e}.w1.scale"])
+        assert torch.equal(
+            stacks["w1.scale"][slots[e]].float(), tensors[f"layers.1.ffn.experts.{e}.w1.scale"]
+        )
 
 
 @pytest.mark.parametrize("profile", ["ideal", "official"])
 def test_the_order_of_a_file_changes_no_bit(tmp_path, profile):
     orders = {"by number": list, "by name": sorted, "shuffled": shuffled}
-    models = [dsv4_ascend.load(write(tmp_path / name, order=order), profile=profile) for name, order in orders.items()]
+    models = [
+        dsv4_ascend.load(write(tmp_path / name, order=order), profile=profile)
+        for name, order in orders.items()
+    ]
     assert [model.network.layers[0].ffn.experts.slots is None for model in models] == [
         True,
         False,
@@ -206,7 +226,11 @@ def test_official_tensors_are_those_of_the_file(tmp_path):
     model = dsv4_ascend.load(write(tmp_path))
     found = dict(official_tensors(model.network))
     assert found.keys() == TENSORS.keys()
-    assert all(bits(found[name]) == bits(tensor) for name, tensor in TENSORS.items() if ".ffn.experts." in name)
+    assert all(
+        bits(found[name]) == bits(tensor)
+        for name, tensor in TENSORS.items()
+        if ".ffn.experts." in name
+    )
 
 
 def test_progress_counts_every_byte_once(tmp_path):
@@ -219,12 +243,16 @@ def test_progress_counts_every_byte_once(tmp_path):
 def test_experts_that_are_missing_are_named():
     network = dsv4_ascend.model.transformer.Transformer(CONFIG, dsv4_ascend.model.profile.OFFICIAL)
     some = {name: t for name, t in TENSORS.items() if ".1.ffn.experts.5.w3." not in name}
-    with pytest.raises(ArgumentError, match=r"layers.1.ffn.experts.w3.weight: found 11 experts, expected all 12"):
+    with pytest.raises(
+        ArgumentError, match=r"layers.1.ffn.experts.w3.weight: found 11 experts, expected all 12"
+    ):
         dsv4_ascend.model.weights.assign_all(network, some.items(), torch.device("cpu"))
 
 
 def test_experts_one_by_one_keep_the_order_that_the_network_has(tmp_path):
-    """Official tensors, under the names of single experts, put into a network that a file gave another order."""
+    """Official tensors, under the names of single experts,
+    put into a network that a file gave another order.
+    """
     model = dsv4_ascend.load(write(tmp_path))
     want = model.forward(IDS)
     again = dict(official_tensors(model.network))

@@ -1,4 +1,6 @@
-"""Thousands of mutated checkpoint folders: a typed error or a correct load, nothing else happens (R14, R15)."""
+"""Thousands of mutated checkpoint folders: a typed error or a correct load,
+nothing else happens (R14, R15).
+"""
 
 import json
 import os
@@ -26,6 +28,9 @@ def test_mutated_folders(seed):
     result = json.loads(done.stdout)
     assert result["events"] == {}
     assert sum(result["outcome"].values()) == COUNT
-    assert min(result["outcome"][kind] for kind in ("loaded", "ConfigError", "CheckpointError")) > COUNT // 30
+    assert (
+        min(result["outcome"][kind] for kind in ("loaded", "ConfigError", "CheckpointError"))
+        > COUNT // 30
+    )
     assert result["grown_mb"] < 64
     assert result["slowest"] < 5

@@ -1,4 +1,6 @@
-"""Checkpoints that lie: one CheckpointError names every problem; nothing is executed, written or left open."""
+"""Checkpoints that lie: one CheckpointError names every problem;
+nothing is executed, written or left open.
+"""
 
 import json
 import os
@@ -58,7 +60,19 @@ def edited_header(folder, edit) -> None:
     write_raw(shard, edit(header) or header, data)
 
 
-BAD_NAMES = ["../evil", "/etc/passwd", "a\\b", "", "a\0b", "a..b", ".", "embed.weight\n", "é", "\ud800", "x" * 5000]
+BAD_NAMES = [
+    "../evil",
+    "/etc/passwd",
+    "a\\b",
+    "",
+    "a\0b",
+    "a..b",
+    ".",
+    "embed.weight\n",
+    "é",
+    "\ud800",
+    "x" * 5000,
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
@@ -105,7 +119,10 @@ def test_entries_that_are_no_objects(folder):
 
 def test_overlap_and_hole(folder):
     def edit(header):
-        names = sorted((name for name in header if name != "__metadata__"), key=lambda n: header[n]["data_offsets"])
+        names = sorted(
+            (name for name in header if name != "__metadata__"),
+            key=lambda n: header[n]["data_offsets"],
+        )
         second = header[names[1]]
         second["data_offsets"] = [offset - 8 for offset in second["data_offsets"]]
 
@@ -204,13 +221,16 @@ def test_missing_surplus_shape_and_dtype_are_listed_together(folder):
         "tensor 'layers.7.attn.wq_a.weight': surplus",
         "tensor 'embed.weight': found shape (64, 19), expected (19, 64)",
         "tensor 'norm.weight': found dtype F16, expected BF16 or F32",
-        "tensor 'layers.1.ffn.experts.2.w1.weight': found dtype F8_E4M3, expected I8 or U8 or F4 or BF16 or F32",
+        "tensor 'layers.1.ffn.experts.2.w1.weight': found dtype F8_E4M3, expected I8 or U8 or F4 "
+        "or BF16 or F32",
     ):
         assert line in message
     assert "5 problem(s)" in message
 
 
-@pytest.mark.parametrize("name", ["layers.0.attn.wq_a", "layers.1.ffn.experts.2.w1", "mtp.0.e_proj"])
+@pytest.mark.parametrize(
+    "name", ["layers.0.attn.wq_a", "layers.1.ffn.experts.2.w1", "mtp.0.e_proj"]
+)
 def test_a_quantised_weight_without_its_scale(folder, name):
     def convert(stored, dtype, shape, raw):
         return (dtype, [0], b"") if stored == f"{name}.scale" else (dtype, shape, raw)
@@ -226,7 +246,9 @@ def test_a_quantised_weight_without_its_scale(folder, name):
 
 def test_a_scale_of_a_float_weight_is_surplus(folder):
     def convert(name, dtype, shape, raw):
-        return ("BF16", shape, raw * 2) if name == "layers.0.attn.wq_a.weight" else (dtype, shape, raw)
+        return (
+            ("BF16", shape, raw * 2) if name == "layers.0.attn.wq_a.weight" else (dtype, shape, raw)
+        )
 
     repack(the_shard(folder), convert)
     assert "layers.0.attn.wq_a.scale': surplus" in refusal(folder)
@@ -247,7 +269,9 @@ def test_the_same_tensor_under_two_namings(folder):
     shard = the_shard(folder)
     header, data = read_raw(shard)
     end = len(data)
-    header["model.embed_tokens.weight"] = header["embed.weight"] | {"data_offsets": [end, end + 19 * 64 * 2]}
+    header["model.embed_tokens.weight"] = header["embed.weight"] | {
+        "data_offsets": [end, end + 19 * 64 * 2]
+    }
     write_raw(shard, header, data + bytes(19 * 64 * 2))
     assert "expected one tensor per name" in refusal(folder)
 
@@ -260,7 +284,16 @@ def edited_index(folder, edit) -> None:
     (folder / INDEX).write_text(json.dumps(edit(index) or index))
 
 
-SHARD_NAMES = ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "", 5, None, "a\0.safetensors"]
+SHARD_NAMES = [
+    "../x.safetensors",
+    "/etc/x.safetensors",
+    "a/b.safetensors",
+    "x.bin",
+    "",
+    5,
+    None,
+    "a\0.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", SHARD_NAMES, ids=ascii)
@@ -270,7 +303,15 @@ def test_shard_names(shards, name):
 
 
 @pytest.mark.parametrize(
-    "raw", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "", '{"weight_map": {"a": 1, "a": 2}}']
+    "raw",
+    [
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        "",
+        '{"weight_map": {"a": 1, "a": 2}}',
+    ],
 )
 def test_an_index_without_meaning(shards, raw):
     (shards / INDEX).write_text(raw)
@@ -279,7 +320,10 @@ def test_an_index_without_meaning(shards, raw):
 
 def test_an_index_that_names_absent_shards_and_tensors(shards):
     def edit(index):
-        index["weight_map"] |= {"ghost": "model-00001-of-00009.safetensors", "embed.weight": "absent.safetensors"}
+        index["weight_map"] |= {
+            "ghost": "model-00001-of-00009.safetensors",
+            "embed.weight": "absent.safetensors",
+        }
         index["weight_map"]["lost"] = index["weight_map"]["norm.weight"]
 
     edited_index(shards, edit)
@@ -293,17 +337,29 @@ def test_two_shards_with_one_tensor(shards):
     first, second, *_ = sorted(shards.glob("*.safetensors"))
     header, data = read_raw(second)
     shape = [19, 64]
-    header["embed.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [len(data), len(data) + 19 * 64 * 2]}
+    header["embed.weight"] = {
+        "dtype": "BF16",
+        "shape": shape,
+        "data_offsets": [len(data), len(data) + 19 * 64 * 2],
+    }
     write_raw(second, header, data + bytes(19 * 64 * 2))
     message = refusal(shards)
-    assert f"{second.name}: tensor 'embed.weight': found it here, expected it in {first.name}" in message
+    assert (
+        f"{second.name}: tensor 'embed.weight': found it here, expected it in {first.name}"
+        in message
+    )
     assert "expected one tensor per name" in message
 
 
 def test_a_shard_that_the_index_forgot(shards):
     """Its tensors are missing, and the first line names the file that was not read."""
     forgotten = sorted(shards.glob("*.safetensors"))[1].name
-    edited_index(shards, lambda index: {"weight_map": {n: f for n, f in index["weight_map"].items() if f != forgotten}})
+    edited_index(
+        shards,
+        lambda index: {
+            "weight_map": {n: f for n, f in index["weight_map"].items() if f != forgotten}
+        },
+    )
     message = refusal(shards)
     assert "is missing" in message
     assert f"opened what {INDEX} lists; not read: {forgotten}" in message
@@ -318,7 +374,11 @@ def test_one_bad_shard_does_not_drown_in_missing_tensors(shards):
 
 def test_long_lists_are_cut_but_kept_in_the_error(folder):
     shard = the_shard(folder)
-    write_raw(shard, {"norm.weight": {"dtype": "BF16", "shape": [64], "data_offsets": [0, 128]}}, bytes(128))
+    write_raw(
+        shard,
+        {"norm.weight": {"dtype": "BF16", "shape": [64], "data_offsets": [0, 128]}},
+        bytes(128),
+    )
     with pytest.raises(CheckpointError, match=r"and \d+ more") as caught:
         open_checkpoint(folder)
     missing = len(layout(tiny_config().without_mtp())) - 1
@@ -328,14 +388,21 @@ def test_long_lists_are_cut_but_kept_in_the_error(folder):
 
 
 def test_more_tensors_than_any_model_has(folder):
-    entries = {f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(MAX_TENSORS + 3)}
+    entries = {
+        f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+        for i in range(MAX_TENSORS + 3)
+    }
     write_raw(the_shard(folder), entries, b"")
     assert f"more than {MAX_TENSORS} tensors" in refusal(folder)
 
 
 def test_nan_weights_are_found_where_values_are_checked(folder):
     def convert(name, dtype, shape, raw):
-        return (dtype, shape, b"\xff" * len(raw)) if name in ("norm.weight", "embed.weight") else (dtype, shape, raw)
+        return (
+            (dtype, shape, b"\xff" * len(raw))
+            if name in ("norm.weight", "embed.weight")
+            else (dtype, shape, raw)
+        )
 
     repack(the_shard(folder), convert)
     message = refusal(folder)

@@ -1,4 +1,6 @@
-"""The tensors a configuration implies: parameter counts, shapes and scales of the releases (spec 1.4, section 7)."""
+"""The tensors a configuration implies: parameter counts,
+shapes and scales of the releases (spec 1.4, section 7).
+"""
 
 import pytest
 from tiny_checkpoints import UNQUANTISED, tiny_config
@@ -10,7 +12,9 @@ COUNTS = {
     "flash": ("284.332", "277.025", "13.270", "5.086", "6.493", "6.610", "290.942"),
     "pro": ("1572.997", "1547.396", "48.852", "19.465", "24.178", "25.840", "1598.837"),
 }
-"""Spec 1.4, in billions: main, routed experts, active, attention, routed per token, MTP, main + MTP."""
+"""Spec 1.4, in billions: main, routed experts, active,
+attention, routed per token, MTP, main + MTP.
+"""
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -33,8 +37,17 @@ def test_checkpoint_bytes_of_pro():
     total = 0
     for name, entry in layout(V4Config.pro()).items():
         fp32 = "hc_" in name or name.endswith((".ape", ".attn_sink", ".bias"))
-        dtype = "F32" if fp32 else "BF16" if entry.dtypes == FLOAT and not entry.scale_name else entry.dtypes[0]
-        for shape, width in ((entry.stored_shape(dtype), size[dtype]), (entry.scale_shape(dtype) or (0,), 1)):
+        dtype = (
+            "F32"
+            if fp32
+            else "BF16"
+            if entry.dtypes == FLOAT and not entry.scale_name
+            else entry.dtypes[0]
+        )
+        for shape, width in (
+            (entry.stored_shape(dtype), size[dtype]),
+            (entry.scale_shape(dtype) or (0,), 1),
+        ):
             count = width
             for extent in shape:
                 count *= extent
@@ -72,7 +85,10 @@ def test_shapes_of_flash(name, dtype, shape, scale):
 def test_which_tensors_a_layer_has():
     names = set(layout(tiny_config()))
     assert {"layers.0.ffn.gate.tid2eid", "layers.1.ffn.gate.bias", "mtp.0.ffn.gate.bias"} <= names
-    assert not {"layers.0.ffn.gate.bias", "layers.0.attn.compressor.ape", "mtp.0.attn.compressor.ape"} & names
+    assert (
+        not {"layers.0.ffn.gate.bias", "layers.0.attn.compressor.ape", "mtp.0.attn.compressor.ape"}
+        & names
+    )
     assert "layers.1.attn.indexer.wq_b.weight" in names
     assert "layers.2.attn.indexer.wq_b.weight" not in names
 

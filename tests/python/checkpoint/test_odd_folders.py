@@ -1,4 +1,6 @@
-"""Folders and configurations that say more than is stored, or oddly: opened as the ecosystem does, or named exactly."""
+"""Folders and configurations that say more than is stored,
+or oddly: opened as the ecosystem does, or named exactly.
+"""
 
 import json
 import math
@@ -32,7 +34,9 @@ def hub(**changes) -> dict:
 def typed(**changes) -> dict:
     """As transformers writes it: kinds by name, no ratios."""
     raw = hub(layer_types=TYPES, compress_rates=RATES, mlp_layer_types=["hash_moe", "moe", "moe"])
-    return {name: value for name, value in (raw | changes).items() if name not in ("compress_ratios",)}
+    return {
+        name: value for name, value in (raw | changes).items() if name not in ("compress_ratios",)
+    }
 
 
 def without(*starts):
@@ -59,7 +63,10 @@ def test_fewer_layers_than_hash_layers(tmp_path, layers, hashes):
         {"num_hidden_layers": 2, "num_hash_layers": 3, "mlp_layer_types": ["hash_moe"] * 3},
         {"num_hidden_layers": 1, "mlp_layer_types": ["hash_moe", "moe"]},
         {"layer_types": [*TYPES, "sliding_attention"]},
-        {"layer_types": [*TYPES, "of_a_draft"], "mlp_layer_types": ["hash_moe", "moe", "moe", "dense"]},
+        {
+            "layer_types": [*TYPES, "of_a_draft"],
+            "mlp_layer_types": ["hash_moe", "moe", "moe", "dense"],
+        },
     ],
 )
 def test_lists_longer_than_the_layers(changes):
@@ -84,7 +91,9 @@ def test_one_wrong_list_is_one_problem(field, value):
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("promised", [0, 1, 2])
 def test_the_tensors_decide_on_drafts(tmp_path, behind, stored, promised):
-    raw = hub(compress_ratios=[*PLAIN.compress_ratios[:3], *behind], num_nextn_predict_layers=promised)
+    raw = hub(
+        compress_ratios=[*PLAIN.compress_ratios[:3], *behind], num_nextn_predict_layers=promised
+    )
     checkpoint = open_checkpoint(put(tmp_path, raw, TENSORS if stored else without("mtp.")))
     assert checkpoint.config == (PLAIN if stored else PLAIN.without_mtp())
 
@@ -93,7 +102,9 @@ def test_the_tensors_decide_on_drafts(tmp_path, behind, stored, promised):
 
 
 def folder_of(tmp_path, *, single, shards, index, extra):
-    """model.safetensors, shards, an index ("valid", "stale", "single" or none) and one more file, each if asked for."""
+    """model.safetensors, shards, an index ("valid", "stale", "single" or none) and one more file,
+    each if asked for.
+    """
     folder = put(tmp_path / "c", hub(), TENSORS)
     if shards:
         write_tiny(tmp_path / "shards", PLAIN, shard_bytes=60_000)
@@ -126,8 +137,12 @@ def folder_of(tmp_path, *, single, shards, index, extra):
     ],
 )
 def test_files_beside_the_checkpoint_are_a_note(tmp_path, single, shards, index, extra, opened):
-    checkpoint = open_checkpoint(folder_of(tmp_path, single=single, shards=shards, index=index, extra=extra))
-    assert {name: bits(tensor) for name, tensor in checkpoint.tensors()} == {n: bits(t) for n, t in TENSORS.items()}
+    checkpoint = open_checkpoint(
+        folder_of(tmp_path, single=single, shards=shards, index=index, extra=extra)
+    )
+    assert {name: bits(tensor) for name, tensor in checkpoint.tensors()} == {
+        n: bits(t) for n, t in TENSORS.items()
+    }
     (note,) = checkpoint.notes
     assert note.startswith(f"opened {opened}; not read: ")
     assert extra is None or shards or extra in note
@@ -136,7 +151,10 @@ def test_files_beside_the_checkpoint_are_a_note(tmp_path, single, shards, index,
 def test_a_broken_index_and_an_incomplete_file_stay_errors(tmp_path):
     folder = folder_of(tmp_path, single=True, shards=True, index="valid", extra=None)
     put(folder, hub(), without("layers.0.attn.wq_a"))
-    with pytest.raises(CheckpointError, match=rf"(?s)opened {SINGLE}; not read: .*{INDEX}\n.*wq_a\.weight' is missing"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"(?s)opened {SINGLE}; not read: .*{INDEX}\n.*wq_a\.weight' is missing",
+    ):
         open_checkpoint(folder)
     (folder / INDEX).write_text("{}")
     with pytest.raises(CheckpointError, match="weight_map"):
@@ -156,7 +174,9 @@ def test_layers_of_different_expert_formats(tmp_path, configured, other):
         name: coarse[name] if name.startswith(other) and ".ffn.experts." in name else tensor
         for name, tensor in random_tensors(config).items()
     }
-    checkpoint = open_checkpoint(put(tmp_path, config_to_dict(config) | {"expert_dtype": configured}, tensors))
+    checkpoint = open_checkpoint(
+        put(tmp_path, config_to_dict(config) | {"expert_dtype": configured}, tensors)
+    )
     assert checkpoint.config.expert_dtype is None
     assert sum("'fp4' and 'fp8'" in note for note in checkpoint.notes) == (configured is not None)
     assert dsv4_ascend.load(tmp_path).forward([1, 2, 3]).isfinite().all()
@@ -164,14 +184,23 @@ def test_layers_of_different_expert_formats(tmp_path, configured, other):
 
 @pytest.mark.parametrize("ending", ["_scale_inv", "_scale"])
 def test_names_of_stacked_scales(tmp_path, ending):
-    stored = {name.replace("_proj_scale_inv", f"_proj{ending}"): t for name, t in module_tensors(TENSORS).items()}
-    assert to_official(f"model.layers.0.mlp.experts.down_proj{ending}") == "layers.0.ffn.experts.w2.scale"
+    stored = {
+        name.replace("_proj_scale_inv", f"_proj{ending}"): t
+        for name, t in module_tensors(TENSORS).items()
+    }
+    assert (
+        to_official(f"model.layers.0.mlp.experts.down_proj{ending}")
+        == "layers.0.ffn.experts.w2.scale"
+    )
     checkpoint = open_checkpoint(put(tmp_path, hub(), stored))
-    assert {name: bits(t) for name, t in checkpoint.tensors()} == {n: bits(t) for n, t in without("mtp.").items()}
+    assert {name: bits(t) for name, t in checkpoint.tensors()} == {
+        n: bits(t) for n, t in without("mtp.").items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("stack", "place"), [("down_proj", [2, 3, 0]), ("gate_up_proj", [1, 32 + 5, 1]), ("gate_up_proj", [0, 4, 0])]
+    ("stack", "place"),
+    [("down_proj", [2, 3, 0]), ("gate_up_proj", [1, 32 + 5, 1]), ("gate_up_proj", [0, 4, 0])],
 )
 def test_a_bad_value_of_a_stack_is_found_where_it_is_stored(tmp_path, stack, place):
     name = f"model.layers.1.mlp.experts.{stack}_scale_inv"
@@ -187,7 +216,9 @@ def test_a_bad_value_of_a_stack_is_found_where_it_is_stored(tmp_path, stack, pla
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**401), 10**309, math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("name", ["rope_theta", "swiglu_limit", "hc_eps", "num_hidden_layers", "routed_scaling_factor"])
+@pytest.mark.parametrize(
+    "name", ["rope_theta", "swiglu_limit", "hc_eps", "num_hidden_layers", "routed_scaling_factor"]
+)
 def test_numbers_that_no_float_holds(name, value):
     if (name, value) != ("swiglu_limit", math.inf):
         with pytest.raises(ConfigError, match=name):
@@ -208,7 +239,9 @@ def test_nested_numbers_that_no_float_holds(field):
 def test_a_rotary_factor_that_is_none(factor, nested):
     rope = {"rope_type": "default", "partial_rotary_factor": factor}
     with pytest.raises(ConfigError, match="partial_rotary_factor"):
-        config_from_dict(hub(**({"rope_scaling": rope} if nested else {"partial_rotary_factor": factor})))
+        config_from_dict(
+            hub(**({"rope_scaling": rope} if nested else {"partial_rotary_factor": factor}))
+        )
 
 
 def test_what_is_no_json():
@@ -219,14 +252,18 @@ def test_what_is_no_json():
         V4Config(**vars(PLAIN) | {"rope_theta": 10**5000})
 
 
-@pytest.mark.parametrize("value", ["foo", "", b"foo", 5, None, [5], {"a": 1}, ["a", None], iter(["a"])])
+@pytest.mark.parametrize(
+    "value", ["foo", "", b"foo", 5, None, [5], {"a": 1}, ["a", None], iter(["a"])]
+)
 def test_what_cannot_be_allowed(tmp_path, value):
     for call in (
         lambda v: config_from_dict(hub(), allow_unknown=v),
         lambda v: open_checkpoint(tmp_path, allow_unknown=v),
     ):
         put(tmp_path, hub(), TENSORS)
-        with pytest.raises(ArgumentError, match=r"allow_unknown: found .*, expected a list of strings"):
+        with pytest.raises(
+            ArgumentError, match=r"allow_unknown: found .*, expected a list of strings"
+        ):
             call(value)
 
 
@@ -235,7 +272,9 @@ def test_an_allowed_name_is_a_whole_name():
         config_from_dict(hub(foo=1), allow_unknown=["food"])
 
 
-@pytest.mark.parametrize("kind", [list, tuple, set, frozenset, lambda names: dict.fromkeys(names).keys()])
+@pytest.mark.parametrize(
+    "kind", [list, tuple, set, frozenset, lambda names: dict.fromkeys(names).keys()]
+)
 def test_an_allowed_name_that_matches_nothing_is_a_note(kind):
     _, notes = noted_config(hub(colour=1), allow_unknown=kind(["colour", "shade", "use_cache"]))
     assert notes == (

@@ -1,4 +1,6 @@
-"""What is published besides the preview opens: DSpark, Vision-Exp, truncated, converted and re-saved checkpoints."""
+"""What is published besides the preview opens: DSpark,
+Vision-Exp, truncated, converted and re-saved checkpoints.
+"""
 
 import dataclasses
 import gzip
@@ -63,7 +65,9 @@ def test_dspark_stages_are_kept_and_the_main_model_runs(dspark, want):
     model = dsv4_ascend.load(dspark, dtype=torch.float32)
     assert torch.equal(model.forward(IDS), want)
     assert [note for note in model.notes if "DSpark" in note] == [*model.notes]
-    with pytest.raises(UnsupportedError, match="draft_tokens: drafting with DSpark is not implemented"):
+    with pytest.raises(
+        UnsupportedError, match="draft_tokens: drafting with DSpark is not implemented"
+    ):
         model.generate([IDS], draft_tokens=2, max_new_tokens=2)
     assert len(model.generate([IDS], max_new_tokens=2, stop_ids=frozenset())[0]) == 2
 
@@ -74,7 +78,10 @@ def test_dspark_is_known_by_its_tensors(tmp_path, fields, want):
     folder = put(tmp_path, hub(**fields), dspark_tensors())
     config = open_checkpoint(folder).config
     assert config.num_nextn_predict_layers == 3
-    assert (config.dspark.markov_rank, config.dspark.targets) == (DRAFTER.markov_rank, DRAFTER.targets)
+    assert (config.dspark.markov_rank, config.dspark.targets) == (
+        DRAFTER.markov_rank,
+        DRAFTER.targets,
+    )
     assert torch.equal(logits(folder), want)
 
 
@@ -87,9 +94,21 @@ def test_dspark_fields_beside_mtp_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("mtp.0.main_proj.weight", torch.zeros(128, 256).to(torch.float8_e4m3fn), "found shape (128, 256)"),
-        ("mtp.2.markov_head.markov_w1.weight", torch.zeros(19, 15).bfloat16(), "found shape (19, 15)"),
-        ("mtp.2.confidence_head.proj.weight", torch.zeros(1, 144, dtype=torch.int8), "found dtype I8"),
+        (
+            "mtp.0.main_proj.weight",
+            torch.zeros(128, 256).to(torch.float8_e4m3fn),
+            "found shape (128, 256)",
+        ),
+        (
+            "mtp.2.markov_head.markov_w1.weight",
+            torch.zeros(19, 15).bfloat16(),
+            "found shape (19, 15)",
+        ),
+        (
+            "mtp.2.confidence_head.proj.weight",
+            torch.zeros(1, 144, dtype=torch.int8),
+            "found dtype I8",
+        ),
         ("mtp.1.attn_norm.weight", None, "is missing"),
         ("mtp.2.norm.weight", None, "is missing"),
         ("mtp.1.e_proj.weight", torch.zeros(128, 128).bfloat16(), "surplus"),
@@ -98,7 +117,9 @@ def test_dspark_fields_beside_mtp_tensors(tmp_path):
 def test_dspark_stages_are_checked(tmp_path, name, tensor, words):
     tensors = dspark_tensors() | {name: tensor}
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(put(tmp_path, hub(**FIELDS), {key: t for key, t in tensors.items() if t is not None}))
+        open_checkpoint(
+            put(tmp_path, hub(**FIELDS), {key: t for key, t in tensors.items() if t is not None})
+        )
     (line,) = caught.value.problems
     assert name in line
     assert words in line
@@ -118,7 +139,9 @@ WRONG_FIELDS = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, wrong in WRONG_FIELDS.items() for value in wrong])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, wrong in WRONG_FIELDS.items() for value in wrong]
+)
 def test_a_wrong_drafter_field_is_a_note(name, value):
     """The main model does not use it; the other fields of the drafter stay."""
     config, notes = noted_config(hub(**FIELDS | {name: value}, compress_ratios=[0, 4, 16, 0, 0, 0]))
@@ -135,12 +158,16 @@ def test_a_wrong_drafter_field_beside_its_tensors(tmp_path, want):
 
 
 def test_a_drafter_of_the_callers_is_checked_by_field():
-    with pytest.raises(ConfigError, match=r"dspark\.block_size: found 0, expected a positive integer"):
+    with pytest.raises(
+        ConfigError, match=r"dspark\.block_size: found 0, expected a positive integer"
+    ):
         PLAIN.with_drafts(3, dataclasses.replace(DRAFTER, block_size=0))
 
 
 def recorded(folder: Path) -> dict:
-    """The recorded release as sparse files, written by the script beside the record; skips where there is none."""
+    """The recorded release as sparse files, written by the script beside the record;
+    skips where there is none.
+    """
     script = DATA / "make_sparse.py"
     if not script.exists():
         pytest.skip(f"no record at {DATA}: the scaled-down layout above stands for it")
@@ -158,11 +185,16 @@ def test_the_recorded_release_opens_fast(tmp_path, naming):
         used = time.process_time()
         checkpoint = open_checkpoint(tmp_path)
         seconds.append(time.process_time() - used)
-    assert min(seconds) < 3  # of this process: a machine that runs other tests too stretches the wall clock
+    assert (
+        min(seconds) < 3
+    )  # of this process: a machine that runs other tests too stretches the wall clock
     stored = {name: entry for shard in record["shards"] for name, entry in shard.items()}
     assert set(checkpoint.names()) == set(stored)
     assert len(stored) == 45821
-    assert (checkpoint.config.num_nextn_predict_layers, checkpoint.config.dspark.target_layer_ids) == (3, (40, 41, 42))
+    assert (
+        checkpoint.config.num_nextn_predict_layers,
+        checkpoint.config.dspark.target_layer_ids,
+    ) == (3, (40, 41, 42))
     for name, entry in layout(checkpoint.config).items():
         dtype, shape, _ = stored[name]
         assert dtype in entry.dtypes
@@ -185,13 +217,19 @@ def without(*starts):
         ({"num_hidden_layers": 2}, ("mtp.", "layers.2."), 2),
         ({}, ("mtp.",), 3),
         ({"compress_ratios": [0, 4, 16, 0, 0, 0, 7]}, ("mtp.",), 3),
-        ({"num_hidden_layers": 1, "compress_ratios": [0, 4, 16, 0, 0]}, ("mtp.", "layers.1", "layers.2"), 1),
+        (
+            {"num_hidden_layers": 1, "compress_ratios": [0, 4, 16, 0, 0]},
+            ("mtp.", "layers.1", "layers.2"),
+            1,
+        ),
     ],
 )
 def test_drafts_that_are_not_there(tmp_path, changes, dropped, layers, naming):
     tensors = without(*dropped)
     if naming == "transformers":
-        tensors = {name if ".experts." in name else to_transformers(name): t for name, t in tensors.items()}
+        tensors = {
+            name if ".experts." in name else to_transformers(name): t for name, t in tensors.items()
+        }
     checkpoint = open_checkpoint(put(tmp_path, hub(**changes), tensors))
     assert checkpoint.config.num_nextn_predict_layers == 0
     assert len(checkpoint.config.compress_ratios) == layers
@@ -242,7 +280,9 @@ def test_stored_dtypes_decide(tmp_path, raw, expert, stored):
 
 
 def test_saving_another_model_than_configured_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="num_nextn_predict_layers: found 0 by the tensors, expected 1"):
+    with pytest.raises(
+        CheckpointError, match="num_nextn_predict_layers: found 0 by the tensors, expected 1"
+    ):
         save_checkpoint(tmp_path / "c", PLAIN, without("mtp."))
     assert not (tmp_path / "c").exists()
 
@@ -259,7 +299,9 @@ def test_images_are_set_aside(tmp_path, want):
     assert set(open_checkpoint(folder).names()) == set(TENSORS)
 
 
-@pytest.mark.parametrize("name", ["visions.norm.weight", "layers.1.ffn.gate.bias_xl", "layers.1.ffn.gate.bias2"])
+@pytest.mark.parametrize(
+    "name", ["visions.norm.weight", "layers.1.ffn.gate.bias_xl", "layers.1.ffn.gate.bias2"]
+)
 def test_what_is_no_image_part_stays_surplus(tmp_path, name):
     with pytest.raises(CheckpointError, match=f"{name}': surplus"):
         open_checkpoint(put(tmp_path, hub(), TENSORS | {name: torch.zeros(4)}))
@@ -271,7 +313,9 @@ def test_model_safetensors_before_others(tmp_path, want):
     put(folder, hub(), {"b": torch.zeros(1)}, "consolidated.safetensors")
     model = dsv4_ascend.load(folder, dtype=torch.float32)
     assert torch.equal(model.forward(IDS), want)
-    assert model.notes == ("opened model.safetensors; not read: adapter.safetensors, consolidated.safetensors",)
+    assert model.notes == (
+        "opened model.safetensors; not read: adapter.safetensors, consolidated.safetensors",
+    )
 
 
 @pytest.mark.parametrize("ending", [".weight_scale", ".weight_scale_inv"])
@@ -290,7 +334,8 @@ def test_other_names_of_scales(tmp_path, ending, want):
 def test_no_clamp(tmp_path, limit):
     """An infinite limit is no clamp through the network, and it survives a round trip."""
     tensors = {
-        n: t * 40 if n.endswith("w3.weight") else t for n, t in random_tensors(UNQUANTISED, "F32", "F32").items()
+        n: t * 40 if n.endswith("w3.weight") else t
+        for n, t in random_tensors(UNQUANTISED, "F32", "F32").items()
     }
     free = logits(put(tmp_path / "free", hub(UNQUANTISED, swiglu_limit=limit), tensors))
     huge = logits(put(tmp_path / "huge", hub(UNQUANTISED, swiglu_limit=1e30), tensors))
@@ -299,7 +344,9 @@ def test_no_clamp(tmp_path, limit):
     assert not torch.allclose(free, clamped)
     config = config_from_dict(hub(swiglu_limit=limit))
     assert config.swiglu_limit == float("inf")
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(config), allow_nan=False))) == config
+    assert (
+        config_from_dict(json.loads(json.dumps(config_to_dict(config), allow_nan=False))) == config
+    )
 
 
 @pytest.mark.parametrize("limit", [-1, "10", True, False, [0]])
@@ -311,7 +358,12 @@ def test_a_limit_that_is_none(limit):
 @pytest.mark.parametrize("rope", ["yarn", "default"])
 def test_what_to_dict_of_transformers_writes(rope):
     """With the real class: its base class's fields, nested RoPE, its own defaults."""
-    scaling = {"rope_type": rope, "factor": 16.0, "original_max_position_embeddings": 65536, "mscale_all_dim": 0}
+    scaling = {
+        "rope_type": rope,
+        "factor": 16.0,
+        "original_max_position_embeddings": 65536,
+        "mscale_all_dim": 0,
+    }
     theirs = DeepseekV4Config(**({"rope_parameters": scaling} if rope == "yarn" else {}))
     config = config_from_dict(theirs.to_dict())
     assert config.num_hidden_layers == 43

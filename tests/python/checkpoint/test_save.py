@@ -31,7 +31,9 @@ def test_the_safetensors_library_reads_it(tmp_path):
     seen = {}
     for path in (tmp_path / "c").glob("*.safetensors"):
         seen |= safetensors.torch.load_file(path)
-    assert {name: bits(tensor) for name, tensor in seen.items()} == {n: bits(t) for n, t in tensors.items()}
+    assert {name: bits(tensor) for name, tensor in seen.items()} == {
+        n: bits(t) for n, t in tensors.items()
+    }
 
 
 def test_strided_tensors_and_more_files(tmp_path):
@@ -66,7 +68,9 @@ def test_refusals(tmp_path):
     (tmp_path / "full" / "x").touch()
     assert "expected a new or empty folder" in refusal(tmp_path / "full", tensors)
     assert "expected one without folders" in refusal(tmp_path / "c", tensors, files={"../x": b""})
-    assert "complex64" in refusal(tmp_path / "c", tensors | {"norm.weight": torch.zeros(64, dtype=torch.complex64)})
+    assert "complex64" in refusal(
+        tmp_path / "c", tensors | {"norm.weight": torch.zeros(64, dtype=torch.complex64)}
+    )
     assert "cannot be written" in refusal(tmp_path / "full" / "x" / "c", tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 

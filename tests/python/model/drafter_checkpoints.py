@@ -1,4 +1,6 @@
-"""Scaled-down checkpoints in the layouts of later releases: DSpark stages, Vision-Exp, F32 scales."""
+"""Scaled-down checkpoints in the layouts of later releases: DSpark stages,
+Vision-Exp, F32 scales.
+"""
 
 import dataclasses
 import json
@@ -10,7 +12,12 @@ from tiny_checkpoints import random_tensors, tiny_config, write_raw
 from dsv4_ascend.checkpoint.config import DSpark, V4Config
 from dsv4_ascend.checkpoint.config_file import config_to_dict
 
-SIZES = {"n_routed_experts": 4, "num_experts_per_tok": 2, "hidden_size": 128, "moe_intermediate_size": 128}
+SIZES = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "hidden_size": 128,
+    "moe_intermediate_size": 128,
+}
 PLAIN = tiny_config(**SIZES)
 RANK, NOISE, BLOCK = 16, 17, 5
 DRAFTER = DSpark(RANK, 3, (0, 1, 2), BLOCK, NOISE)
@@ -23,16 +30,25 @@ F32_NAMES = ("attn_sink", ".ape", "gate.bias", "_fn", "_base", "_scale")
 
 
 def dspark_tensors() -> dict[str, torch.Tensor]:
-    """The tensors of a release by rule of its names (spec/v41.md 1.1), not by our layout: blocks, then the extras."""
+    """The tensors of a release by rule of its names (spec/v41.md 1.1),
+    not by our layout: blocks, then the extras.
+    """
     blocks = random_tensors(PLAIN.with_drafts(3))
     parts = (".e_proj.", ".h_proj.", ".enorm.", ".hnorm.", ".norm.", ".hc_head_")
     tensors = {name: tensor for name, tensor in blocks.items() if not _only_in_mtp(name, parts)}
     d, vocab = PLAIN.hidden_size, PLAIN.vocab_size
     tensors["mtp.0.main_proj.weight"] = torch.zeros(d, 3 * d).to(torch.float8_e4m3fn)
-    tensors["mtp.0.main_proj.scale"] = torch.full((1, 3), 127, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    tensors["mtp.0.main_proj.scale"] = torch.full((1, 3), 127, dtype=torch.uint8).view(
+        torch.float8_e8m0fnu
+    )
     tensors["mtp.0.main_norm.weight"] = torch.ones(d).bfloat16()
-    tensors |= {name: blocks[name] for name in ("mtp.2.norm.weight", *(f"mtp.2.hc_head_{p}" for p in _HEAD))}
-    tensors |= {f"mtp.2.markov_head.markov_{w}.weight": torch.zeros(vocab, RANK).bfloat16() for w in ("w1", "w2")}
+    tensors |= {
+        name: blocks[name] for name in ("mtp.2.norm.weight", *(f"mtp.2.hc_head_{p}" for p in _HEAD))
+    }
+    tensors |= {
+        f"mtp.2.markov_head.markov_{w}.weight": torch.zeros(vocab, RANK).bfloat16()
+        for w in ("w1", "w2")
+    }
     tensors["mtp.2.confidence_head.proj.weight"] = torch.zeros(1, d + RANK).bfloat16()
     return tensors
 
@@ -41,11 +57,17 @@ _HEAD = ("fn", "base", "scale")
 
 
 def _only_in_mtp(name: str, parts: tuple[str, ...]) -> bool:
-    return name.startswith("mtp.") and name.count(".") < 4 and any(part in f".{name}"[4:] for part in parts)
+    return (
+        name.startswith("mtp.")
+        and name.count(".") < 4
+        and any(part in f".{name}"[4:] for part in parts)
+    )
 
 
 def vision_tensors() -> dict[str, torch.Tensor]:
-    """What Vision-Exp adds: tower, aligner, image tokens, a second bias in every gate, one in the hash layer's."""
+    """What Vision-Exp adds: tower, aligner, image tokens,
+    a second bias in every gate, one in the hash layer's.
+    """
     d, experts = PLAIN.hidden_size, PLAIN.n_routed_experts
     gates = [f"layers.{layer}" for layer in range(PLAIN.num_hidden_layers)] + ["mtp.0"]
     tensors = {f"{gate}.ffn.gate.bias_vl": torch.zeros(experts) for gate in gates}
@@ -53,10 +75,14 @@ def vision_tensors() -> dict[str, torch.Tensor]:
     tensors["vision.blocks.0.attn.wqkv.weight"] = torch.zeros(24, 8).bfloat16()
     tensors["vision.norm.weight"] = torch.zeros(8).bfloat16()
     tensors["aligner.w1.weight"] = torch.zeros(8, 8).bfloat16()
-    return tensors | {f"image_{kind}": torch.zeros(d).bfloat16() for kind in ("start", "end", "newline", "pad")}
+    return tensors | {
+        f"image_{kind}": torch.zeros(d).bfloat16() for kind in ("start", "end", "newline", "pad")
+    }
 
 
-def put(folder: Path, raw: dict, tensors: dict[str, torch.Tensor], file: str = "model.safetensors") -> Path:
+def put(
+    folder: Path, raw: dict, tensors: dict[str, torch.Tensor], file: str = "model.safetensors"
+) -> Path:
     """A folder of one safetensors file and a config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))

@@ -1,4 +1,5 @@
-"""The random checkpoints behind tests/data/official, bit for bit: official layout, shapes the official code accepts.
+"""The random checkpoints behind tests/data/official,
+bit for bit: official layout, shapes the official code accepts.
 
 The order of draws is part of the recipe.
 """
@@ -71,12 +72,16 @@ class _Recipe:
         weight = (self.normal(n, k) * 64).clamp(-448, 448).to(torch.float8_e4m3fn)
         middle = round(math.log2(1 / (64 * math.sqrt(k))))
         self.tensors[f"{name}.weight"] = weight
-        self.tensors[f"{name}.scale"] = self.scale((n + 127) // 128, (k + 127) // 128, middle=middle)
+        self.tensors[f"{name}.scale"] = self.scale(
+            (n + 127) // 128, (k + 127) // 128, middle=middle
+        )
 
     def fp4(self, name: str, n: int, k: int) -> None:
         codes = torch.randint(-128, 128, (n, k // 2), generator=self.generator).to(torch.int8)
         self.tensors[f"{name}.weight"] = codes
-        self.tensors[f"{name}.scale"] = self.scale(n, k // 32, middle=round(math.log2(1 / (2.6 * math.sqrt(k)))))
+        self.tensors[f"{name}.scale"] = self.scale(
+            n, k // 32, middle=round(math.log2(1 / (2.6 * math.sqrt(k))))
+        )
 
     def hyper(self, prefix: str, mixes: int, scales: int, low: float) -> None:
         width = self.config["hc_mult"] * self.config["hidden_size"]
@@ -93,7 +98,12 @@ class _Recipe:
 
     def attention(self, a: str, ratio: int) -> None:
         c, t = self.config, self.tensors
-        d, q, dim, heads = c["hidden_size"], c["q_lora_rank"], c["head_dim"], c["num_attention_heads"]
+        d, q, dim, heads = (
+            c["hidden_size"],
+            c["q_lora_rank"],
+            c["head_dim"],
+            c["num_attention_heads"],
+        )
         self.fp8(f"{a}.wq_a", q, d)
         t[f"{a}.q_norm.weight"] = self.near_one(q)
         self.fp8(f"{a}.wq_b", heads * dim, q)
@@ -111,10 +121,17 @@ class _Recipe:
 
     def experts(self, f: str, hashed: bool) -> None:
         c, t = self.config, self.tensors
-        d, m, count, k = c["hidden_size"], c["moe_intermediate_size"], c["n_routed_experts"], c["num_experts_per_tok"]
+        d, m, count, k = (
+            c["hidden_size"],
+            c["moe_intermediate_size"],
+            c["n_routed_experts"],
+            c["num_experts_per_tok"],
+        )
         t[f"{f}.gate.weight"] = self.bf16(count, d, std=1.5)
         if hashed:
-            rows = [torch.randperm(count, generator=self.generator)[:k] for _ in range(c["vocab_size"])]
+            rows = [
+                torch.randperm(count, generator=self.generator)[:k] for _ in range(c["vocab_size"])
+            ]
             t[f"{f}.gate.tid2eid"] = torch.stack(rows)
         else:
             t[f"{f}.gate.bias"] = self.normal(count, std=0.2)

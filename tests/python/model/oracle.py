@@ -1,4 +1,6 @@
-"""transformers as an independent implementation: random DeepseekV4ForCausalLM models, no parameter trivial."""
+"""transformers as an independent implementation: random DeepseekV4ForCausalLM models,
+no parameter trivial.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
-# Spec 15.1 T1: the clamp acts, 32 index heads keep exact-zero ties away, all three attention kinds, two hash layers.
+# Spec 15.1 T1: the clamp acts, 32 index heads keep exact-zero ties away, all three attention kinds,
+# two hash layers.
 T1 = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -67,7 +70,11 @@ _KINDS = {
 def make_config(shape: dict) -> DeepseekV4Config:
     """A transformers config from a shape such as T1."""
     given = dict(shape)
-    kinds, hashed, original = given.pop("kinds"), given.pop("hash_layers"), given.pop("yarn_original")
+    kinds, hashed, original = (
+        given.pop("kinds"),
+        given.pop("hash_layers"),
+        given.pop("yarn_original"),
+    )
     layers = given["num_hidden_layers"]
     return DeepseekV4Config(
         **given,
@@ -87,7 +94,9 @@ def make_config(shape: dict) -> DeepseekV4Config:
 
 @torch.no_grad()
 def make_model(shape: dict, seed: int = 0) -> DeepseekV4ForCausalLM:
-    """A random fp32 model: weights of useful size, norms around 1, non-zero sinks, ape, biases and hash tables."""
+    """A random fp32 model: weights of useful size, norms around 1,
+    non-zero sinks, ape, biases and hash tables.
+    """
     torch.manual_seed(seed)
     model = DeepseekV4ForCausalLM(make_config(shape)).float().eval()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -98,7 +107,9 @@ def make_model(shape: dict, seed: int = 0) -> DeepseekV4ForCausalLM:
             tensor.copy_(rows[:, : tensor.shape[1]])
         elif "norm" in name:
             tensor.copy_(1 + 0.2 * torch.randn_like(tensor))
-        elif name.endswith(("sinks", "position_bias", "e_score_correction_bias", ".base", "hc_base")):
+        elif name.endswith(
+            ("sinks", "position_bias", "e_score_correction_bias", ".base", "hc_base")
+        ):
             tensor.copy_(0.5 * torch.randn_like(tensor))
         elif name.endswith((".scale", "hc_scale")):
             tensor.copy_(0.5 + torch.rand_like(tensor))

@@ -1,4 +1,6 @@
-"""Random checkpoints in the release's own formats: FP4 experts, FP8 linears, E8M0 scales, BF16 and F32 rest (7.1)."""
+"""Random checkpoints in the release's own formats: FP4 experts,
+FP8 linears, E8M0 scales, BF16 and F32 rest (7.1).
+"""
 
 from __future__ import annotations
 

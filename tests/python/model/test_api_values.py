@@ -1,4 +1,6 @@
-"""Every value of the Python interface is what its docstring says, or an ArgumentError that names it."""
+"""Every value of the Python interface is what its docstring says,
+or an ArgumentError that names it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,31 @@ def model(request: pytest.FixtureRequest) -> Model:
     return random_model(CONFIG, seed=seed_of(request.node.nodeid))
 
 
-NO_INTEGER = [None, True, np.True_, 1.0, math.nan, "1", b"1", [1], {}, torch.tensor(1.0), torch.tensor(True)]
-NO_NUMBER = [None, True, np.False_, math.nan, math.inf, -math.inf, "0.5", [0.5], 1j, torch.tensor([0.1, 0.2])]
+NO_INTEGER = [
+    None,
+    True,
+    np.True_,
+    1.0,
+    math.nan,
+    "1",
+    b"1",
+    [1],
+    {},
+    torch.tensor(1.0),
+    torch.tensor(True),
+]
+NO_NUMBER = [
+    None,
+    True,
+    np.False_,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "0.5",
+    [0.5],
+    1j,
+    torch.tensor([0.1, 0.2]),
+]
 GENERATE = {
     "max_new_tokens": [*NO_INTEGER, -1],
     "draft_tokens": [*NO_INTEGER, -1, 2**31, 2**70],
@@ -61,7 +86,9 @@ def test_a_cache_names_a_bad_value(model: Model, name: str) -> None:
 
 
 def test_numbers_of_other_libraries_are_numbers(model: Model) -> None:
-    plain = model.generate([[3]], max_new_tokens=3, temperature=1.0, top_p=0.5, seed=7, stop_ids={5})
+    plain = model.generate(
+        [[3]], max_new_tokens=3, temperature=1.0, top_p=0.5, seed=7, stop_ids={5}
+    )
     kinds = (np.int64, np.uint8, torch.tensor)
     for kind in kinds:
         real = torch.tensor if kind is torch.tensor else np.float64
@@ -95,9 +122,13 @@ def test_a_device_is_named(device: object) -> None:
 
 
 @pytest.mark.parametrize("device", ["npu:8", "npu:9", "npu:31"])
-def test_a_device_beyond_those_there_is_counted(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_a_device_beyond_those_there_is_counted(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     monkeypatch.setattr(model_module, "npu_count", lambda: 8)
-    with pytest.raises(EnvironmentFault, match=rf"^--device: found {device}, expected one of 8 devices"):
+    with pytest.raises(
+        EnvironmentFault, match=rf"^--device: found {device}, expected one of 8 devices"
+    ):
         usable_device(device, "--device")
 
 
@@ -106,4 +137,6 @@ def test_a_device_beyond_those_there_is_counted(monkeypatch: pytest.MonkeyPatch,
 def test_drafts_end_with_the_text(drafts: int, max_new_tokens: int) -> None:
     model = random_model(dataclasses.replace(CONFIG, num_nextn_predict_layers=1))
     options = {"max_new_tokens": max_new_tokens, "stop_ids": ()}
-    assert model.generate([[3], [4, 5]], draft_tokens=drafts, **options) == model.generate([[3], [4, 5]], **options)
+    assert model.generate([[3], [4, 5]], draft_tokens=drafts, **options) == model.generate(
+        [[3], [4, 5]], **options
+    )

@@ -1,4 +1,6 @@
-"""Cache parts of bytes: what a step can see is widened for it, whatever else the tables and pages hold (paged.py)."""
+"""Cache parts of bytes: what a step can see is widened for it,
+whatever else the tables and pages hold (paged.py).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def fill(part: Paged, lengths: torch.Tensor) -> torch.Tensor:
     """Rows bf16 for all positions of all sequences, written where the table has them; the rows."""
     owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     positions = torch.cat([torch.arange(int(n)) for n in lengths])
-    kept = positions >= lengths[owners] - part.table.shape[1] * part.block_size  # a ring forgets the others
+    kept = (
+        positions >= lengths[owners] - part.table.shape[1] * part.block_size
+    )  # a ring forgets the others
     rows = torch.randn(len(owners), CHANNELS, generator=torch.Generator().manual_seed(2)).bfloat16()
     rows = act_qdq(rows, 64, CHANNELS - ROPE) if type(part) is Paged else rows
     slots = ragged.slots(part.table, owners[kept], positions[kept], part.block_size)
@@ -52,17 +56,25 @@ def fill(part: Paged, lengths: torch.Tensor) -> torch.Tensor:
 
 
 def attend(part: Paged, new: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Attention of the last new[s] tokens of every sequence to the window; of its pages only what a step needs."""
+    """Attention of the last new[s] tokens of every sequence to the window;
+    of its pages only what a step needs.
+    """
     starts = torch.cat([torch.zeros(1), new.cumsum(0)]).int()
-    q = torch.randn(int(new.sum()), HEADS, CHANNELS, generator=torch.Generator().manual_seed(3)).bfloat16()
+    q = torch.randn(
+        int(new.sum()), HEADS, CHANNELS, generator=torch.Generator().manual_seed(3)
+    ).bfloat16()
     first = (lengths - new + 1 - WINDOW).clamp(min=0)
     pages, table = part.read(first, WINDOW - 1 + len(q))
     sink = torch.zeros(HEADS)
-    return sparse_attention(q, sink, pages, table, None, None, None, starts, lengths.int(), WINDOW, 0)
+    return sparse_attention(
+        q, sink, pages, table, None, None, None, starts, lengths.int(), WINDOW, 0
+    )
 
 
 @every_form
-@pytest.mark.parametrize(("block_size", "columns"), [(1, 40), (3, 14), (4, 4), (16, 3), (64, 1)], ids=lambda n: str(n))
+@pytest.mark.parametrize(
+    ("block_size", "columns"), [(1, 40), (3, 14), (4, 4), (16, 3), (64, 1)], ids=lambda n: str(n)
+)
 def test_attention_sees_the_bits_of_rounded_rows(form: str, block_size: int, columns: int) -> None:
     """Absolute tables and rings (4 columns of 4 rows), decode and several new tokens."""
     lengths, new = torch.tensor([33, 9, 40]), torch.tensor([3, 2, 1])
@@ -118,12 +130,18 @@ def test_a_sequence_without_tokens_needs_no_block() -> None:
 def test_every_format_of_a_page_is_a_part(form) -> None:
     channels, rope = (130, 20) if form.codec.rope else (66, 0)
     rows = ByteRows(form.name, 5, channels, rope, torch.float32)
-    part = BytePaged(rows.empty(4, torch.device("cpu")), torch.tensor([[2, 0]], dtype=torch.int32), rows)
+    part = BytePaged(
+        rows.empty(4, torch.device("cpu")), torch.tensor([[2, 0]], dtype=torch.int32), rows
+    )
     assert part.block_size == 5
     values = torch.randn(7, channels).bfloat16()
-    part.write(values, ragged.slots(part.table, torch.zeros(7, dtype=torch.int64), torch.arange(7), 5))
+    part.write(
+        values, ragged.slots(part.table, torch.zeros(7, dtype=torch.int64), torch.arange(7), 5)
+    )
     pages, table = part.read()
-    found = ragged.entry_rows(pages, table, torch.tensor([0]), torch.arange(7), torch.tensor([7]))[0]
+    found = ragged.entry_rows(pages, table, torch.tensor([0]), torch.arange(7), torch.tensor([7]))[
+        0
+    ]
     assert (found - values).abs().max() < 0.6  # FP4 keeps a bit of 4 at worst
     assert not part.tensor[1].any()
     assert not part.tensor[3].any()
@@ -131,7 +149,9 @@ def test_every_format_of_a_page_is_a_part(form) -> None:
 
 @every_form
 def test_a_step_of_many_sequences_widens_what_the_longest_needs(form):
-    """Absolute tables: 6 sequences of 5 tokens see 12 rows each, not as many as if all 30 tokens were one's."""
+    """Absolute tables: 6 sequences of 5 tokens see 12 rows each,
+    not as many as if all 30 tokens were one's.
+    """
     lengths, new = torch.tensor([40, 33, 60, 29, 51, 47]), torch.full((6,), 5)
     part = byte_part(form, 4, 120, scattered_table(6, 16, 120))
     fill(part, lengths)
@@ -139,7 +159,9 @@ def test_a_step_of_many_sequences_widens_what_the_longest_needs(form):
     q = torch.randn(30, HEADS, CHANNELS).bfloat16()
     pages, results = [], []
     for longest in (None, 5):
-        batch = build_batch(torch.zeros(30, dtype=torch.int64), starts, lengths.int(), max_query_len=longest)
+        batch = build_batch(
+            torch.zeros(30, dtype=torch.int64), starts, lengths.int(), max_query_len=longest
+        )
         widened, table = batch.window(part, WINDOW)
         pages.append(len(widened))
         sink = torch.zeros(HEADS)

@@ -21,7 +21,9 @@ from dsv4_ascend.model.model import Model, load
 from dsv4_backend.proofs.numerics import BF16, E4M3
 
 LENGTH = 96
-IDS = torch.randint(0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)).tolist()
+IDS = torch.randint(
+    0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)
+).tolist()
 both = pytest.mark.parametrize("name", ["a2a3-int8", "a5-mx"])
 
 
@@ -31,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Seen:
-    """What one prefill handed to the index scores and to the selection, and what it was made from."""
+    """What one prefill handed to the index scores and to the selection,
+    and what it was made from.
+    """
 
     def __init__(self, model: Model, patch: pytest.MonkeyPatch) -> None:
         self.scored: tuple[torch.Tensor, ...] = ()
@@ -65,16 +69,22 @@ class Seen:
         self.x, self.keys = given[0], result
 
 
-SIGNS = np.array([[(-1) ** bin(i & j).count("1") for j in range(64)] for i in range(64)], np.float64)
+SIGNS = np.array(
+    [[(-1) ** bin(i & j).count("1") for j in range(64)] for i in range(64)], np.float64
+)
 
 
 def index_by_hand(rows: np.ndarray, name: str) -> np.ndarray:
-    """Rotated by the +-1 matrix to bf16, then codes with a scale per row: fp16 beside int8, fp32 beside e4m3."""
+    """Rotated by the +-1 matrix to bf16, then codes with a scale per row: fp16 beside int8,
+    fp32 beside e4m3.
+    """
     turned = (rows.astype(np.float64) @ SIGNS).astype(np.float32).astype(BF16).astype(np.float32)
     amax = np.abs(turned).max(-1, keepdims=True)
     if name == "a2a3-int8":
         scale = amax / np.float32(127)
-        return np.rint(turned / scale).astype(np.float32) * scale.astype(np.float16).astype(np.float32)
+        return np.rint(turned / scale).astype(np.float32) * scale.astype(np.float16).astype(
+            np.float32
+        )
     scale = amax / np.float32(448)
     return (turned / scale).astype(E4M3).astype(np.float32) * scale
 
@@ -91,14 +101,19 @@ def index_points(model: Model, patch: pytest.MonkeyPatch, name: str) -> dict[str
     rounded = exact.half().float() if name == "a2a3-int8" else exact
     return {
         "keys": {tuple(row) for row in keys.tolist()} <= stored,
-        "queries": np.array_equal(queries.numpy(), index_by_hand(seen.rotated.float().numpy(), name)),
-        "weights": torch.equal(weights, rounded) and not torch.equal(weights, weights.bfloat16().float()),
+        "queries": np.array_equal(
+            queries.numpy(), index_by_hand(seen.rotated.float().numpy(), name)
+        ),
+        "weights": torch.equal(weights, rounded)
+        and not torch.equal(weights, weights.bfloat16().float()),
         "scores": (seen.selected.dtype == torch.bfloat16) == (name == "a5-mx"),
     }
 
 
 @both
-def test_the_indexer_rounds_where_the_chips_do(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_indexer_rounds_where_the_chips_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     assert set(index_points(load(folder, profile=name), monkeypatch, name).values()) == {True}
 
 
@@ -116,7 +131,9 @@ REMOVED: dict[str, tuple[str, Callable[[Form], dict[str, object]]]] = {
     "weights in bf16": ("weights", lambda form: {"weights": lambda w, x, f: w(x).float()}),
     "scores of the other chip": (
         "scores",
-        lambda form: {"scores": _unturned if form.scores is ascend.bf16_scores else ascend.bf16_scores},
+        lambda form: {
+            "scores": _unturned if form.scores is ascend.bf16_scores else ascend.bf16_scores
+        },
     ),
 }
 

@@ -1,4 +1,5 @@
-"""Profiles a2a3-int8 and a5-mx: what each weight becomes, and each rounding point against a formula written here.
+"""Profiles a2a3-int8 and a5-mx: what each weight becomes,
+and each rounding point against a formula written here.
 
 Sources: spec/deployments.md 2 to 5, 7, 8. Roundings inside one operator are tested with it, the
 indexer in test_deployment_indexer.py.
@@ -32,7 +33,9 @@ from dsv4_backend.ops.quant import act_qdq
 from dsv4_backend.proofs.numerics import BF16
 
 LENGTH = 96
-IDS = torch.randint(0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)).tolist()
+IDS = torch.randint(
+    0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)
+).tolist()
 SMOOTH = dataclasses.replace(QUANTISED, n_routed_experts=4, num_experts_per_tok=4, index_topk=64)
 DEPLOYED = ("a2a3-int8", "a5-mx")
 
@@ -71,16 +74,24 @@ QUANTISED_LINEARS = ("wq_b", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
 def test_every_linear_has_the_format_of_its_site(models: dict[str, Model], name: str) -> None:
     codes = {"a2a3-int8": Int8, "a5-mx": Mx8}[name]
     wo_a = {"a2a3-int8": Float, "a5-mx": Mx8}[name]
-    wanted = dict.fromkeys(LEFT_IN_BF16, Float) | dict.fromkeys(QUANTISED_LINEARS, codes) | {"wo_a": wo_a}
+    wanted = (
+        dict.fromkeys(LEFT_IN_BF16, Float)
+        | dict.fromkeys(QUANTISED_LINEARS, codes)
+        | {"wo_a": wo_a}
+    )
     found = {path: type(module.stored()) for path, module in linears(models[name]).items()}
     assert {path.rpartition(".")[2] for path in found} == set(wanted)
     assert found == {path: wanted[path.rpartition(".")[2]] for path in found}
     stacks = [m for m in models[name].network.modules() if isinstance(m, ExpertStack)]
-    assert {type(s.stored()) for s in stacks} == {{"a2a3-int8": Int8Experts, "a5-mx": Mx4Experts}[name]}
+    assert {type(s.stored()) for s in stacks} == {
+        {"a2a3-int8": Int8Experts, "a5-mx": Mx4Experts}[name]
+    }
 
 
 @both
-def test_weights_lose_what_their_format_says_and_no_more(models: dict[str, Model], name: str) -> None:
+def test_weights_lose_what_their_format_says_and_no_more(
+    models: dict[str, Model], name: str
+) -> None:
     """FP8 in bf16 and FP8 and FP4 as MX are exact; int8 is half a step away at most."""
     official = linears(models["official"])
     for path, module in linears(models[name]).items():
@@ -96,14 +107,18 @@ def test_official_experts_are_mx_as_they_are(models: dict[str, Model]) -> None:
     stored = models["official"].network.layers[0].ffn.experts.stacks()
     for projection, stack in models["a5-mx"].network.layers[0].ffn.experts.stacks().items():
         assert torch.equal(stack.weight, stored[projection].weight)
-        assert torch.equal(stack.scale.view(torch.uint8), stored[projection].scale.view(torch.uint8))
+        assert torch.equal(
+            stack.scale.view(torch.uint8), stored[projection].scale.view(torch.uint8)
+        )
 
 
 @both
 def test_mixes_are_cut_to_ten_bits(models: dict[str, Model], name: str) -> None:
     wanted = dict(models["official"].network.named_parameters())
     mixes = {n: p for n, p in models[name].network.named_parameters() if n.endswith("_fn")}
-    assert len(mixes) == 2 * 4 + 2  # a layer has two, and so has the MTP block; the head and that block's head one
+    assert (
+        len(mixes) == 2 * 4 + 2
+    )  # a layer has two, and so has the MTP block; the head and that block's head one
     for path, found in mixes.items():
         exact = wanted[path].numpy().astype(np.float64)
         mantissa, exponent = np.frexp(exact)
@@ -114,7 +129,9 @@ def test_mixes_are_cut_to_ten_bits(models: dict[str, Model], name: str) -> None:
 def as_deployed(model: Model, name: str) -> Model:
     tensors = list(official_tensors(model.network))
     device = torch.device("cpu")
-    return Model(assign_all(Transformer(model.config, PROFILES[name]), tensors, device), device=device)
+    return Model(
+        assign_all(Transformer(model.config, PROFILES[name]), tensors, device), device=device
+    )
 
 
 @both
@@ -155,7 +172,9 @@ def test_int8_linears_are_integers_times_scales(models: dict[str, Model]) -> Non
         if isinstance(weight, Int8):
             x = rows_of(5, weight.weight.shape[1])
             assert np.array_equal(module(x).float().numpy(), int8_by_hand(x, weight)), path
-            assert relative(module(x), linear(x.float(), weight.values(torch.float32))) > OTHER, path
+            assert relative(module(x), linear(x.float(), weight.values(torch.float32))) > OTHER, (
+                path
+            )
 
 
 def test_mx_linears_quantise_blocks_of_32(models: dict[str, Model]) -> None:
@@ -164,7 +183,9 @@ def test_mx_linears_quantise_blocks_of_32(models: dict[str, Model]) -> None:
         if isinstance(kept, Mx8):
             channels = kept.weight.shape[1]
             x = rows_of(5, channels)
-            x[:, ::128] = 2**14  # next to it, a block of 128 channels loses the others; its weight is 0
+            x[:, ::128] = (
+                2**14
+            )  # next to it, a block of 128 channels loses the others; its weight is 0
             codes = kept.weight.clone()
             codes.view(torch.uint8)[:, ::128] = 0
             weight = Mx8(codes, kept.scale)
@@ -172,7 +193,12 @@ def test_mx_linears_quantise_blocks_of_32(models: dict[str, Model]) -> None:
             assert relative(got, linear(act_qdq(x, 32, channels).float(), by_hand)) < SAME, path
             assert relative(got, linear(act_qdq(x, 128, channels).float(), by_hand)) > OTHER, path
             assert relative(got, linear(x.float(), by_hand)) > OTHER, path
-            assert relative(module(rows_of(5, channels)), linear(rows_of(5, channels).float(), by_hand)) > OTHER, path
+            assert (
+                relative(
+                    module(rows_of(5, channels)), linear(rows_of(5, channels).float(), by_hand)
+                )
+                > OTHER
+            ), path
 
 
 @both
@@ -210,8 +236,12 @@ def quantised_rows(x: torch.Tensor, name: str) -> torch.Tensor:
     return (x / scale).round() * scale
 
 
-def experts_by_hand(stacks, rows: torch.Tensor, ends: list[int], name: str, without: str = "") -> torch.Tensor:
-    """w2 of the clamped SwiGLU of every row, with one rounding point left out; quantised straight from fp32."""
+def experts_by_hand(
+    stacks, rows: torch.Tensor, ends: list[int], name: str, without: str = ""
+) -> torch.Tensor:
+    """w2 of the clamped SwiGLU of every row, with one rounding point left out;
+    quantised straight from fp32.
+    """
     results = []
     limit = QUANTISED.swiglu_limit
     for e in range(len(ends) - 1):
@@ -230,7 +260,9 @@ def values(stack: ExpertStack, e: int) -> torch.Tensor:
     weights = stack.stored()
     if isinstance(weights, Int8Experts):
         return weights.weight[e].float() * weights.scale[e].unsqueeze(1)
-    nibbles = torch.stack([weights.weight[e].view(torch.uint8) & 15, weights.weight[e].view(torch.uint8) >> 4], -1)
+    nibbles = torch.stack(
+        [weights.weight[e].view(torch.uint8) & 15, weights.weight[e].view(torch.uint8) >> 4], -1
+    )
     magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     codes = nibbles.flatten(1).long()
     signed = magnitudes[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
@@ -246,7 +278,9 @@ def test_experts_round_where_the_chips_do(models: dict[str, Model], name: str) -
     plain = experts(rows, torch.ones(ends[-1]), offsets, QUANTISED.swiglu_limit)
     assert relative(plain, experts_by_hand(experts.stacks(), rows, ends, name)) < SAME
     for point in ("input", "hidden"):
-        assert relative(plain, experts_by_hand(experts.stacks(), rows, ends, name, point)) > OTHER, point
+        assert (
+            relative(plain, experts_by_hand(experts.stacks(), rows, ends, name, point)) > OTHER
+        ), point
     # the routing weight multiplies the bf16 result of w2, in fp32
     weights = torch.rand(ends[-1], generator=torch.Generator().manual_seed(4)) * 1.5
     assert torch.equal(plain, plain.bfloat16().float())
@@ -260,10 +294,14 @@ def test_the_shared_expert_is_one_of_many(models: dict[str, Model], name: str) -
     """Same formula: a stack of one expert made of its matrices gives the same bits."""
     shared = models[name].network.layers[1].ffn.shared_experts
     kind = {"a2a3-int8": Int8Experts, "a5-mx": Mx8Experts}[name]
-    stacks = [kind(w.weight.unsqueeze(0), w.scale.unsqueeze(0)) for w in (shared.w1, shared.w3, shared.w2)]
+    stacks = [
+        kind(w.weight.unsqueeze(0), w.scale.unsqueeze(0)) for w in (shared.w1, shared.w3, shared.w2)
+    ]
     x, limit = rows_of(9, QUANTISED.hidden_size), QUANTISED.swiglu_limit
     offsets = torch.tensor([0, 9], dtype=torch.int32)
-    want = stacks[0].mlp(stacks[1], stacks[2], x, torch.ones(9), offsets, limit, shared.w1.activations)
+    want = stacks[0].mlp(
+        stacks[1], stacks[2], x, torch.ones(9), offsets, limit, shared.w1.activations
+    )
     assert torch.equal(shared(x, limit).float(), want)
 
 
@@ -271,7 +309,9 @@ def test_the_shared_expert_is_one_of_many(models: dict[str, Model], name: str) -
 def test_the_norm_of_queries_rounds_once(name: str) -> None:
     q = rows_of(40 * 8, 128).view(40, 8, 128)
     wide = q.double().numpy()
-    want = (wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)).astype(np.float32).astype(BF16)
+    want = (
+        (wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)).astype(np.float32).astype(BF16)
+    )
     got = PROFILES[name].head_norm(q, 1e-6).float().numpy()
     assert (got == want.astype(np.float32)).mean() > 0.999
     assert (head_rms_norm(q, 1e-6).float().numpy() == want.astype(np.float32)).mean() < 0.9
@@ -287,12 +327,16 @@ def with_caches(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object
 
 
 @pytest.mark.parametrize("form", ["a5", "fp8_ds_mla"])
-@pytest.mark.parametrize("options", [{}, {"chunk": 7, "block_size": 5}, {"decode_from": 60, "block_size": 16}])
+@pytest.mark.parametrize(
+    "options", [{}, {"chunk": 7, "block_size": 5}, {"decode_from": 60, "block_size": 16}]
+)
 def test_latent_bytes_have_the_bits_of_the_qdq_path(
     folder: Path, monkeypatch: pytest.MonkeyPatch, form: str, options: dict
 ) -> None:
     keys = A5_MX.caches.index_keys
-    bytes_ = with_caches(folder, monkeypatch, caches=CacheFormats(form, keys)).forward(IDS, **options)
+    bytes_ = with_caches(folder, monkeypatch, caches=CacheFormats(form, keys)).forward(
+        IDS, **options
+    )
     rounded = {"caches": CacheFormats(None, keys), "latent": profile_module._fp8_latent}
     assert torch.equal(bytes_, with_caches(folder, monkeypatch, **rounded).forward(IDS, **options))
     if not options:
@@ -303,14 +347,18 @@ def test_latent_bytes_have_the_bits_of_the_qdq_path(
 @both
 def test_caches_are_what_the_chips_keep(models: dict[str, Model], name: str) -> None:
     model = models[name]
-    cache = model.new_cache(max_sequences=1, max_tokens=LENGTH, max_step_tokens=LENGTH, block_size=16)
+    cache = model.new_cache(
+        max_sequences=1, max_tokens=LENGTH, max_step_tokens=LENGTH, block_size=16
+    )
     step = make_step(cache, [cache.new_sequence()], [IDS])
     with torch.inference_mode():
         model.network.run_layers(*step)
     (csa,) = (layer for layer in step.layers if layer.index_keys is not None)
     nope = QUANTISED.head_dim - QUANTISED.qk_rope_head_dim
     if name == "a5-mx":
-        assert all(isinstance(part, BytePaged) for part in (csa.window, csa.entries, csa.index_keys))
+        assert all(
+            isinstance(part, BytePaged) for part in (csa.window, csa.entries, csa.index_keys)
+        )
         # a row: 64 RoPE channels of 2 bytes, 64 others of 1, one scale, padded to a multiple of 128
         assert csa.window.tensor.shape[1:] == (16 * 256,)
         assert csa.index_keys.tensor.shape[1:] == (16 * (64 + 4),)
@@ -330,7 +378,8 @@ def distances(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     return ((got - want).pow(2).mean(-1) / want.var(-1)).sqrt()
 
 
-# As in test_official_profile.py: random weights amplify rounding; int8 has 7 bits, FP8 and MX-FP8 have 3.
+# As in test_official_profile.py: random weights amplify rounding; int8 has 7 bits, FP8 and MX-FP8
+# have 3.
 NOISE, WORST = 0.16, 0.3
 
 
@@ -340,7 +389,9 @@ def smooth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @both
-def test_a_deployment_is_ideal_within_its_noise_however_tokens_come(smooth: Path, name: str) -> None:
+def test_a_deployment_is_ideal_within_its_noise_however_tokens_come(
+    smooth: Path, name: str
+) -> None:
     model, want = load(smooth, profile=name), load(smooth, profile="ideal").forward(IDS)
     whole = model.forward(IDS)
     for options in ({}, {"chunk": 7}, {"decode_from": 60}):
@@ -350,12 +401,16 @@ def test_a_deployment_is_ideal_within_its_noise_however_tokens_come(smooth: Path
             assert found.median() < NOISE
             assert found.max() < WORST
     assert distances(whole, want).median() > 0.01, "nothing was rounded"
-    assert distances(model.forward(IDS[60:]), whole[60:]).median() > 2 * NOISE  # lost context is seen
+    assert (
+        distances(model.forward(IDS[60:]), whole[60:]).median() > 2 * NOISE
+    )  # lost context is seen
 
 
 @both
 def test_drafts_and_batches_run(models: dict[str, Model], name: str) -> None:
-    found = models[name].generate([IDS[:20], IDS[:5]], max_new_tokens=6, draft_tokens=2, stop_ids=())
+    found = models[name].generate(
+        [IDS[:20], IDS[:5]], max_new_tokens=6, draft_tokens=2, stop_ids=()
+    )
     assert [len(ids) for ids in found] == [6, 6]
 
 

@@ -1,4 +1,6 @@
-"""F32 scales that are no powers of two: read as they are, through every product, against a formula in NumPy."""
+"""F32 scales that are no powers of two: read as they are,
+through every product, against a formula in NumPy.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_ascend.weights.formats import FloatScaled, FloatScaledExperts, widened
 from dsv4_ascend.weights.linear import Linear
 
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
+E2M1 = np.array(
+    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32
+)
 IDS = list(range(11))
 
 
@@ -47,7 +51,9 @@ def formula(weight, scale):
 
 
 def quantised(x):
-    """What bf16 activations [T, K] become in profile official: e4m3 of blocks of 128 with power-of-two scales (6.1)."""
+    """What bf16 activations [T, K] become in profile official:
+    e4m3 of blocks of 128 with power-of-two scales (6.1).
+    """
     result = np.empty_like(x)
     for start in range(0, x.shape[1], 128):
         block = x[:, start : start + 128]
@@ -82,10 +88,14 @@ def test_dense_product(t, n, k, dtype):
     x = draw(t, k, seed=9).to(dtype)
     got = linear(weight, scale, ACTIVATIONS[dtype])(x)
     rows = x.float().numpy()
-    want = (quantised(rows) if dtype == torch.bfloat16 else rows).astype(np.float64) @ formula(weight, scale).T
+    want = (quantised(rows) if dtype == torch.bfloat16 else rows).astype(np.float64) @ formula(
+        weight, scale
+    ).T
     assert got.dtype == dtype
     limit = 1e-5 if dtype == torch.float32 else 2**-8
-    assert np.abs(got.float().numpy() - want).max(initial=0) <= limit * max(1, np.abs(want).max(initial=0))
+    assert np.abs(got.float().numpy() - want).max(initial=0) <= limit * max(
+        1, np.abs(want).max(initial=0)
+    )
 
 
 def silu(x):
@@ -95,7 +105,9 @@ def silu(x):
 @pytest.mark.parametrize("make", [fp8_weight, fp4_weight])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_routed_experts(make, dtype):
-    """Three experts, one without rows; in profile official the product before w2 is quantised again."""
+    """Three experts, one without rows;
+    in profile official the product before w2 is quantised again.
+    """
     d, m = 256, 128
     experts, values = Experts(3, d, m, ACTIVATIONS[dtype]), []
     for seed in range(3):
@@ -104,7 +116,12 @@ def test_routed_experts(make, dtype):
         for name, (weight, scale) in parts.items():
             experts.put(seed, name, "weight", weight)
             experts.put(seed, name, "scale", scale / 16)
-        values.append({name: formula(weight, scale / 16).astype(np.float64) for name, (weight, scale) in parts.items()})
+        values.append(
+            {
+                name: formula(weight, scale / 16).astype(np.float64)
+                for name, (weight, scale) in parts.items()
+            }
+        )
     x, weights = (draw(5, d, seed=77) / 4).to(dtype), torch.rand(5) + 0.5
     offsets = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
     got = experts(x, weights, offsets, 10.0).float().numpy()
@@ -121,7 +138,8 @@ def test_routed_experts(make, dtype):
         hidden = silu(np.minimum(gate, 10)) * np.clip(up, -10, 10) * weights[row].item()
         hidden = quantised(narrow(hidden)[None].astype(np.float32))[0] if official else hidden
         want = hidden.astype(np.float64) @ w["w2"].T
-        # Official: a value of `hidden` beside a rounding edge may take the other e4m3 code, 2^-3 of one of 128 terms.
+        # Official: a value of `hidden` beside a rounding edge may take the other e4m3 code, 2^-3 of
+        # one of 128 terms.
         assert np.abs(got[row] - want).max() <= (0.03 if official else 1e-5) * np.abs(want).max()
 
 
@@ -142,8 +160,14 @@ def test_a_model_equals_its_weights_widened(tmp_path, expert):
     for scale, name in scales.items():
         wide[name] = torch.from_numpy(formula(tensors[name], tensors[scale]))
     put(tmp_path / "wide", hub(expert_dtype=None), wide)
-    ours, theirs = (dsv4_ascend.load(path, dtype=torch.float32) for path in (folder, tmp_path / "wide"))
-    stored = [m.stored() for m in ours.network.modules() if isinstance(m, Linear | ExpertStack) and m.scale is not None]
+    ours, theirs = (
+        dsv4_ascend.load(path, dtype=torch.float32) for path in (folder, tmp_path / "wide")
+    )
+    stored = [
+        m.stored()
+        for m in ours.network.modules()
+        if isinstance(m, Linear | ExpertStack) and m.scale is not None
+    ]
     assert {type(weight) for weight in stored} == {FloatScaled, FloatScaledExperts}
     want = theirs.forward(IDS)
     assert (ours.forward(IDS) - want).norm() <= 1e-4 * want.norm()
@@ -155,11 +179,17 @@ def test_a_model_equals_its_weights_widened(tmp_path, expert):
 @pytest.mark.parametrize("expert", ["I8", FP8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_powers_of_two_give_the_same_either_way(tmp_path, expert, dtype):
-    """E8M0 scales through their own products, and the same numbers as fp32 scales: every part of both profiles."""
+    """E8M0 scales through their own products,
+    and the same numbers as fp32 scales: every part of both profiles.
+    """
     folder, _ = checkpoint(tmp_path, expert, 1)
     model = dsv4_ascend.load(folder, dtype=dtype)
     options = {"draft_tokens": 2, "max_new_tokens": 6, "stop_ids": frozenset()}
-    want, tokens, accepted = model.forward(IDS), model.generate([IDS], **options), model.draft_acceptance
+    want, tokens, accepted = (
+        model.forward(IDS),
+        model.generate([IDS], **options),
+        model.draft_acceptance,
+    )
     for module in model.network.modules():
         if isinstance(module, Linear | ExpertStack) and module.scale is not None:
             module.scale = torch.nn.Parameter(module.scale.float(), requires_grad=False)

@@ -1,4 +1,6 @@
-"""Generation: batches, speculative decoding, sampling and paged-cache bookkeeping on random networks."""
+"""Generation: batches, speculative decoding,
+sampling and paged-cache bookkeeping on random networks.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,12 @@ def test_speculative_decoding_equals_plain_decoding(model: Model, draft_tokens: 
     assert all(len(tokens) == 40 for tokens in plain)
 
 
-def test_drafts_of_a_perfect_drafter_are_accepted(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the true continuation as drafts, every draft is accepted: acceptance is bookkeeping, not luck."""
+def test_drafts_of_a_perfect_drafter_are_accepted(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the true continuation as drafts,
+    every draft is accepted: acceptance is bookkeeping, not luck.
+    """
     prompt = _ids(9, 3)
     want = model.generate([prompt], max_new_tokens=24, stop_ids=NEVER_STOP)[0]
     sequence = prompt + want
@@ -58,17 +64,27 @@ def test_drafts_of_a_perfect_drafter_are_accepted(model: Model, monkeypatch: pyt
 @pytest.mark.parametrize("draft_tokens", [1, 3, 6])
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
 def test_accepted_drafts_may_reach_past_the_end(draft_tokens: int, max_new_tokens: int) -> None:
-    """With a head of zeros every token and every draft is 0, so that the last step accepts all of its drafts."""
+    """With a head of zeros every token and every draft is 0,
+    so that the last step accepts all of its drafts.
+    """
     agreeing = random_model(seed=torch.initial_seed())
     agreeing.network.head.weight.data.zero_()
-    options = {"max_new_tokens": max_new_tokens, "draft_tokens": draft_tokens, "stop_ids": NEVER_STOP}
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "draft_tokens": draft_tokens,
+        "stop_ids": NEVER_STOP,
+    }
     assert agreeing.generate([[3, 4, 5], [6] * 9], **options) == [[0] * max_new_tokens] * 2
     stopped = agreeing.generate([[3, 4, 5]], **{**options, "stop_ids": frozenset({0})})
     assert stopped == [[0]]
 
 
-def test_drafts_do_not_depend_on_chunks_or_on_rejected_drafts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After any number of steps the MTP block drafts what it drafts after one prefill of the same tokens."""
+def test_drafts_do_not_depend_on_chunks_or_on_rejected_drafts(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any number of steps the MTP block drafts what it drafts after one prefill
+    of the same tokens.
+    """
     seen: dict[int, list[int]] = {}
     draft = Generator._draft
 
@@ -90,7 +106,9 @@ def test_drafts_do_not_depend_on_chunks_or_on_rejected_drafts(model: Model, monk
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_prompts_longer_than_a_prefill_chunk(model: Model, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_prompts_longer_than_a_prefill_chunk(
+    model: Model, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     prompts = [_ids(n, n) for n in (1, 6, 7, 8, 30)]
     options = {"max_new_tokens": 6, "stop_ids": NEVER_STOP}
     whole = model.generate(prompts, **options)
@@ -108,7 +126,8 @@ def test_batch_equals_each_alone(model: Model) -> None:
 def test_seed_fixes_sampling_and_temperature_zero_is_argmax(model: Model) -> None:
     prompt = _ids(7, 1)
     first, again, other = (
-        model.generate([prompt], max_new_tokens=16, temperature=1.0, seed=s, stop_ids=NEVER_STOP)[0] for s in (5, 5, 6)
+        model.generate([prompt], max_new_tokens=16, temperature=1.0, seed=s, stop_ids=NEVER_STOP)[0]
+        for s in (5, 5, 6)
     )
     assert first == again
     assert first != other
@@ -183,7 +202,9 @@ def test_no_tokens_give_no_logits_and_no_text(model: Model) -> None:
 def test_token_ids_come_in_any_integer_container(model: Model, ids: object) -> None:
     assert torch.equal(model.forward(ids), model.forward([[3, 4], [5, 6]]))
     assert torch.equal(model.forward(np.array([3, 4])), model.forward([3, 4]))
-    assert model.generate(ids, max_new_tokens=2) == model.generate([[3, 4], [5, 6]], max_new_tokens=2)
+    assert model.generate(ids, max_new_tokens=2) == model.generate(
+        [[3, 4], [5, 6]], max_new_tokens=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,7 +229,9 @@ def test_bad_options_of_forward_are_named(model: Model, options: dict, words: st
         ({"device": "npu:77"}, EnvironmentFault, "device npu:77"),
     ],
 )
-def test_load_checks_its_options_before_the_files(options: dict, error: type[Exception], words: str) -> None:
+def test_load_checks_its_options_before_the_files(
+    options: dict, error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         load("/nowhere", **options)
 
@@ -230,7 +253,9 @@ def test_shuffled_freed_and_reused_blocks_change_nothing(model: Model, block_siz
     plain = _logits(model, _cache(model, block_size, None), ids, 13)
     shuffled = _cache(model, block_size, 4)
     for other in range(3):
-        _logits(model, shuffled, _ids(50 + other, other), 13)  # leaves its rows behind in freed blocks
+        _logits(
+            model, shuffled, _ids(50 + other, other), 13
+        )  # leaves its rows behind in freed blocks
     assert torch.equal(_logits(model, shuffled, ids, 13), plain)
 
 

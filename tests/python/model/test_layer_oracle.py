@@ -77,7 +77,9 @@ def config(name: str) -> V4Config:
 @functools.cache
 def captured(name: str) -> list[Captured]:
     device = torch.device("cpu")
-    network = assign_all(Transformer(config(name), OFFICIAL), weights().checkpoint.tensors(), device)
+    network = assign_all(
+        Transformer(config(name), OFFICIAL), weights().checkpoint.tensors(), device
+    )
     generator = torch.Generator().manual_seed(seed_of(name))
     ids = torch.randint(2, network.config.vocab_size, (LENGTH + 1,), generator=generator)
     return capture(Model(network, device=device), ids.tolist(), CHUNKS)

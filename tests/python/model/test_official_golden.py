@@ -16,7 +16,11 @@ from dsv4_backend.ops.attention import sparse_attention
 GOLDEN = load_file(Path(__file__).parents[2] / "data" / "official" / "golden.safetensors")
 ALLOWED = 1.05  # times the distance that rounding alone explains; 0.79 to 1.02 (A) and 0.90 to 0.94 (C) seen
 # with several orders of fp32 sums, and on A 1.4 to 1.7 with these faults of the rounding:
-FAULTS = ("probabilities rounded against the row's maximum", "tiles of 128 keys", "newest window key first")
+FAULTS = (
+    "probabilities rounded against the row's maximum",
+    "tiles of 128 keys",
+    "newest window key first",
+)
 
 
 @functools.lru_cache(maxsize=1)
@@ -25,7 +29,9 @@ def model(name: str, folder: Path) -> Model:
 
 
 def distance(name: str, folder: Path) -> float:
-    """Relative rms distance to the official logits, whole prefill in one chunk, in units of the noise."""
+    """Relative rms distance to the official logits, whole prefill in one chunk,
+    in units of the noise.
+    """
     ids, want = GOLDEN[f"{name}.ids"].tolist(), GOLDEN[f"{name}.logits"]
     got = model(name, folder).forward(ids, chunk=len(ids))
     return ((got - want).norm() / want.norm() / GOLDEN[f"{name}.noise"]).item()

@@ -1,4 +1,5 @@
-"""The official profile on quantised weights: how far from ideal, and each rounding point that the model decides.
+"""The official profile on quantised weights: how far from ideal,
+and each rounding point that the model decides.
 
 Spec section 10, column "Official". Roundings inside one operator are tested with that operator.
 """
@@ -31,7 +32,8 @@ IDS = torch.randint(
     0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(seed_of(__name__))
 ).tolist()
 
-# No discrete choice: all experts and all entries are taken, so that distances measure rounding alone.
+# No discrete choice: all experts and all entries are taken, so that distances measure rounding
+# alone.
 SMOOTH = dataclasses.replace(QUANTISED, n_routed_experts=4, num_experts_per_tok=4, index_topk=64)
 
 
@@ -54,8 +56,9 @@ def agreement(got: torch.Tensor, want: torch.Tensor) -> float:
     return (got.argmax(-1) == want.argmax(-1)).float().mean().item()
 
 
-# e4m3 has 3 mantissa bits: a quantised GEMM adds about 3 % noise, a few dozen in sequence about 11 % (measured, two
-# seeds: median 0.109 and 0.117, worst position 0.19, same best token at 0.80 of the positions of random logits).
+# e4m3 has 3 mantissa bits: a quantised GEMM adds about 3 % noise, a few dozen in sequence about 11
+# % (measured, two seeds: median 0.109 and 0.117, worst position 0.19, same best token at 0.80 of
+# the positions of random logits).
 NOISE, WORST, SAME_BEST = 0.16, 0.3, 0.65
 
 
@@ -70,9 +73,11 @@ def test_official_is_ideal_within_the_noise_of_fp8(smooth: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"chunk": 7}, {"chunk": 33}, {"decode_from": 60}])
 def test_chunks_and_decoding_stay_within_the_noise(smooth: Path, options: dict) -> None:
-    """Another order of fp32 sums flips single bf16 bits, and FP8 rounding makes those as large as its own noise.
+    """Another order of fp32 sums flips single bf16 bits,
+    and FP8 rounding makes those as large as its own noise.
 
-    Measured: median 0.04 to 0.08, worst position 0.16. The ideal profile agrees to 2e-6, which proves the bookkeeping.
+    Measured: median 0.04 to 0.08, worst position 0.16. The ideal profile agrees to 2e-6, which
+    proves the bookkeeping.
     """
     model = load(smooth)
     whole, parts = model.forward(IDS), model.forward(IDS, **options)
@@ -125,11 +130,15 @@ class _Seen:
         patch.setattr(attention, "indexer_scores", seen_scores)
         for module in model.network.layers:
             if module.attn.kind == "csa":
-                module.attn.indexer.compressor.register_forward_hook(lambda *a: self.keys.append(a[2]))
+                module.attn.indexer.compressor.register_forward_hook(
+                    lambda *a: self.keys.append(a[2])
+                )
 
 
 def rounding_points(model: Model, patch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Which rounding points one prefill shows in its caches and in what it hands to the index scores."""
+    """Which rounding points one prefill shows in its caches
+    and in what it hands to the index scores.
+    """
     seen = _Seen(model, patch)
     cache = model.new_cache(max_sequences=1, max_tokens=LENGTH, max_step_tokens=LENGTH)
     with torch.inference_mode():
@@ -141,13 +150,17 @@ def rounding_points(model: Model, patch: pytest.MonkeyPatch) -> dict[str, bool]:
     wanted_keys = {tuple(row.tolist()) for row in fp4_qdq(hadamard(keys[: LENGTH // 4]), 32)}
     return {
         "window": all(_kv_is_rounded(layer.window.tensor) for layer in layers),
-        "compressed": all(_kv_is_rounded(part.tensor) for layer in layers if (part := layer.entries)),
+        "compressed": all(
+            _kv_is_rounded(part.tensor) for layer in layers if (part := layer.entries)
+        ),
         "index key": wanted_keys <= {tuple(row.tolist()) for row in stored},
         "index query": torch.equal(queries, fp4_qdq(hadamard(rotated), 32)),
     }
 
 
-def test_attention_rounds_where_the_release_does(official: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_rounds_where_the_release_does(
+    official: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = rounding_points(official, monkeypatch)
     assert found == dict.fromkeys(["window", "compressed", "index key", "index query"], True)
 
@@ -167,7 +180,9 @@ def test_a_removed_rounding_point_is_noticed(
     official: Model, monkeypatch: pytest.MonkeyPatch, point: str, function: str, is_site: Callable
 ) -> None:
     rounding = getattr(profile_module, function)
-    monkeypatch.setattr(profile_module, function, lambda x, *more: x if is_site(x) else rounding(x, *more))
+    monkeypatch.setattr(
+        profile_module, function, lambda x, *more: x if is_site(x) else rounding(x, *more)
+    )
     found = rounding_points(official, monkeypatch)
     assert [name for name, there in found.items() if not there] == [point]
 
@@ -178,7 +193,8 @@ def test_ideal_rounds_nowhere(official: Model, monkeypatch: pytest.MonkeyPatch) 
     assert not any(rounding_points(ideal, monkeypatch).values())
 
 
-# Rounding points of linears and experts. A bf16 result carries 2^-9 of relative rounding noise; FP8 inputs carry 3 %.
+# Rounding points of linears and experts. A bf16 result carries 2^-9 of relative rounding noise; FP8
+# inputs carry 3 %.
 SAME, OTHER = 0.004, 0.012
 
 
@@ -192,13 +208,22 @@ def _activations(tokens: int, channels: int) -> torch.Tensor:
 
 def _linears(model: Model) -> list[tuple[str, Linear]]:
     """FP8 linears that the model calls as such: wo_a is read by an operator, in bf16."""
-    named = [(n, m) for n, m in model.network.named_modules() if isinstance(m, Linear) and m.scale is not None]
+    named = [
+        (n, m)
+        for n, m in model.network.named_modules()
+        if isinstance(m, Linear) and m.scale is not None
+    ]
     return [(n, m) for n, m in named if not n.endswith("wo_a")]
 
 
 def _distance_to_quantised(module: Linear) -> tuple[float, float]:
-    """Distance of a linear's result to the product with quantised activations, and to the one without."""
-    x, weight = _activations(24, module.weight.shape[1]), dequantize_fp8(module.weight, module.scale)
+    """Distance of a linear's result to the product with quantised activations,
+    and to the one without.
+    """
+    x, weight = (
+        _activations(24, module.weight.shape[1]),
+        dequantize_fp8(module.weight, module.scale),
+    )
     y = module(x)
     rounded = act_qdq(x, 128, x.shape[1]).float()
     return relative(y, linear(rounded, weight)), relative(y, linear(x.float(), weight))
@@ -206,7 +231,8 @@ def _distance_to_quantised(module: Linear) -> tuple[float, float]:
 
 def test_every_fp8_linear_quantises_its_input(official: Model) -> None:
     linears = _linears(official)
-    # wq_a, wq_b, wkv, wo_b and three of the shared expert per block, the indexer's wq_b, e_proj and h_proj
+    # wq_a, wq_b, wkv, wo_b and three of the shared expert per block, the indexer's wq_b, e_proj and
+    # h_proj
     assert len(linears) == 4 * 7 + 1 + 2
     for name, module in linears:
         quantised, plain = _distance_to_quantised(module)
@@ -214,7 +240,9 @@ def test_every_fp8_linear_quantises_its_input(official: Model) -> None:
         assert plain > OTHER, name
 
 
-def test_a_linear_that_keeps_bf16_inputs_is_noticed(official: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_that_keeps_bf16_inputs_is_noticed(
+    official: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unrounded(module: Linear, x: torch.Tensor) -> torch.Tensor:
         return linear(x.float(), dequantize_fp8(module.weight, module.scale)).bfloat16()
 
@@ -230,11 +258,16 @@ def _experts_by_hand(experts: Experts, rows, weights, ends, *, without: str = ""
     named = dict(experts.by_expert())
     for i in range(experts.count):
         part = slice(ends[i], ends[i + 1])
-        w1, w2, w3 = (dequantize_fp4(named[f"{i}.{w}.weight"], named[f"{i}.{w}.scale"]) for w in ("w1", "w2", "w3"))
+        w1, w2, w3 = (
+            dequantize_fp4(named[f"{i}.{w}.weight"], named[f"{i}.{w}.scale"])
+            for w in ("w1", "w2", "w3")
+        )
         x, share = rows[part], weights[part, None]
         x = x if without == "input" else act_qdq(x, 128, x.shape[1])
         gate, up = (linear(x.float(), w).bfloat16().float() for w in (w1, w3))
-        h = silu(gate.clamp(max=QUANTISED.swiglu_limit)) * up.clamp(-QUANTISED.swiglu_limit, QUANTISED.swiglu_limit)
+        h = silu(gate.clamp(max=QUANTISED.swiglu_limit)) * up.clamp(
+            -QUANTISED.swiglu_limit, QUANTISED.swiglu_limit
+        )
         h = (h if without == "weight before w2" else h * share).bfloat16()
         h = h if without == "hidden" else act_qdq(h, 128, h.shape[1])
         y = linear(h.float(), w2).bfloat16()
@@ -251,10 +284,14 @@ def test_experts_round_where_the_release_does(official: Model) -> None:
     got = experts(rows, weights, torch.tensor(ends, dtype=torch.int32), QUANTISED.swiglu_limit)
     assert relative(got, _experts_by_hand(experts, rows, weights, ends)) < SAME
     for point in ("input", "weight before w2", "hidden"):
-        assert relative(got, _experts_by_hand(experts, rows, weights, ends, without=point)) > OTHER, point
+        assert (
+            relative(got, _experts_by_hand(experts, rows, weights, ends, without=point)) > OTHER
+        ), point
 
 
-def test_routed_and_shared_products_get_fp8_inputs_only(official: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routed_and_shared_products_get_fp8_inputs_only(
+    official: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[torch.dtype, bool]] = []
     for name in ("fp8_gemm", "fp4_grouped_gemm"):
         product = getattr(formats, name)

@@ -1,4 +1,6 @@
-"""Profile ideal equals transformers in fp32 to 1e-4 absolute on logits, however the logits are computed."""
+"""Profile ideal equals transformers in fp32 to 1e-4 absolute on logits,
+however the logits are computed.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def test_any_block_size(pair, block_size: int) -> None:
 
 
 def test_a_model_saved_in_bf16_throughout(tmp_path: Path) -> None:
-    """`model.bfloat16().save_pretrained` also narrows what releases keep in F32: sinks, ape, biases, mHC."""
+    """`model.bfloat16().save_pretrained` also narrows what releases keep in F32: sinks,
+    ape, biases, mHC.
+    """
     theirs, ours = _pair(oracle.T1, tmp_path, narrow=True)
     ids = _ids(oracle.T1, 40)
     assert next(iter(theirs.state_dict().values())).dtype == torch.bfloat16
@@ -86,7 +90,9 @@ def test_ragged_batch_equals_each_alone(tmp_path: Path) -> None:
 
 
 def test_edge_lengths(tmp_path: Path) -> None:
-    """Around window, block and top-k edges: window 8, ratios 4 and 16, top-k 3 (edges at t + 1 = 12 and 16)."""
+    """Around window, block and top-k edges: window 8,
+    ratios 4 and 16, top-k 3 (edges at t + 1 = 12 and 16).
+    """
     theirs, ours = _pair(oracle.T1, tmp_path, seed=1)
     for length in (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 31, 32, 33):
         ids = _ids(oracle.T1, length, seed=length)
@@ -139,4 +145,6 @@ def test_random_architectures(seed: int, tmp_path: Path) -> None:
     ids = _ids(shape, pick.randint(20, 90), seed)
     want = oracle.logits(theirs, ids)
     _assert_close(ours.forward(ids), want)
-    _assert_close(ours.forward(ids, chunk=pick.randint(1, 20), decode_from=pick.randint(1, len(ids))), want)
+    _assert_close(
+        ours.forward(ids, chunk=pick.randint(1, 20), decode_from=pick.randint(1, len(ids))), want
+    )

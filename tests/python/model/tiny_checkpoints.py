@@ -23,7 +23,9 @@ TINY = {
 
 
 def tiny_config(ratios=(0, 4, 16, 0), **changes) -> V4Config:
-    """All three kinds of attention, hash and score routing, one MTP layer, FP4 experts; a few 10,000 parameters."""
+    """All three kinds of attention, hash and score routing, one MTP layer, FP4 experts;
+    a few 10,000 parameters.
+    """
     ratios = tuple(ratios)
     schedule = {
         "num_hidden_layers": len(ratios) - 1, "compress_ratios": ratios, "layer_kinds": kinds_of_ratios(ratios)
@@ -31,7 +33,9 @@ def tiny_config(ratios=(0, 4, 16, 0), **changes) -> V4Config:
     return V4Config(**(TINY | schedule | changes))
 
 
-def random_tensors(config: V4Config, linear=FP8, expert="I8", other="BF16", seed=0) -> dict[str, torch.Tensor]:
+def random_tensors(
+    config: V4Config, linear=FP8, expert="I8", other="BF16", seed=0
+) -> dict[str, torch.Tensor]:
     """Random bytes of the wanted stored dtypes, under official names, scales included."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -45,12 +49,16 @@ def random_tensors(config: V4Config, linear=FP8, expert="I8", other="BF16", seed
             shape = entry.stored_shape(dtype)
             raw = torch.randint(0, 0x78, shape, generator=generator, dtype=torch.uint8)
             tensors[name] = raw.view(torch.float8_e4m3fn if dtype == FP8 else torch.int8)
-            scale = torch.randint(120, 130, entry.scale_shape(dtype), generator=generator, dtype=torch.uint8)
+            scale = torch.randint(
+                120, 130, entry.scale_shape(dtype), generator=generator, dtype=torch.uint8
+            )
             tensors[entry.scale_name] = scale.view(torch.float8_e8m0fnu)
     return tensors
 
 
-def write_tiny(folder: Path, config: V4Config | None = None, shard_bytes=2**30, **dtypes) -> dict[str, torch.Tensor]:
+def write_tiny(
+    folder: Path, config: V4Config | None = None, shard_bytes=2**30, **dtypes
+) -> dict[str, torch.Tensor]:
     """A checkpoint folder in the official layout; returns its tensors."""
     config = config or tiny_config()
     tensors = random_tensors(config, **dtypes)
@@ -78,13 +86,21 @@ def the_shard(folder: Path) -> Path:
 
 
 def repack(path: Path, convert) -> None:
-    """Rewrite a safetensors file; `convert(name, dtype, shape, raw)` gives each tensor's new (dtype, shape, raw)."""
+    """Rewrite a safetensors file;
+    `convert(name, dtype, shape, raw)` gives each tensor's new (dtype, shape, raw).
+    """
     header, data = read_raw(path)
     header.pop("__metadata__")
     changed, moved = {}, b""
     for name, entry in header.items():
-        dtype, shape, raw = convert(name, entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
-        changed[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(moved), len(moved) + len(raw)]}
+        dtype, shape, raw = convert(
+            name, entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])]
+        )
+        changed[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [len(moved), len(moved) + len(raw)],
+        }
         moved += raw
     write_raw(path, changed, moved)
 

@@ -39,7 +39,9 @@ CONFIG = V4Config(
 )
 
 
-def random_model(config: V4Config = CONFIG, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+def random_model(
+    config: V4Config = CONFIG, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Model:
     """A model whose parameters are all non-trivial; logits of size about 3."""
     generator = torch.Generator().manual_seed(seed)
     network = Transformer(config, OFFICIAL if dtype == torch.bfloat16 else IDEAL)
@@ -48,7 +50,9 @@ def random_model(config: V4Config = CONFIG, *, seed: int = 0, dtype: torch.dtype
     return Model(assign_all(network, tensors, device), device=device)
 
 
-def _value(name: str, parameter: torch.Tensor, config: V4Config, generator: torch.Generator) -> torch.Tensor:
+def _value(
+    name: str, parameter: torch.Tensor, config: V4Config, generator: torch.Generator
+) -> torch.Tensor:
     shape = parameter.shape
     if name.endswith("tid2eid"):
         scores = torch.rand(shape[0], config.n_routed_experts, generator=generator)

@@ -1,4 +1,6 @@
-"""The small model: its training in miniature, its stored formats, and the checkpoint that is shipped."""
+"""The small model: its training in miniature, its stored formats,
+and the checkpoint that is shipped.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,29 @@ from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.model.profile import IDEAL
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import official_tensors
-from dsv4_ascend.tiny.corpus import Corpus, encode_documents, ngram_perplexities, read_corpus, train_tokenizer
-from dsv4_ascend.tiny.release import CARD, SHIPPED, measure, perplexity, release_tensors, write_release
+from dsv4_ascend.tiny.corpus import (
+    Corpus,
+    encode_documents,
+    ngram_perplexities,
+    read_corpus,
+    train_tokenizer,
+)
+from dsv4_ascend.tiny.release import (
+    CARD,
+    SHIPPED,
+    measure,
+    perplexity,
+    release_tensors,
+    write_release,
+)
 from dsv4_ascend.tiny.training import TINY, Recipe, fake_quantised, initialise, train
 from dsv4_backend.errors import ArgumentError
-from dsv4_backend.ops.quant import dequantize_fp4, dequantize_fp8, quantize_weight_fp4, quantize_weight_fp8
+from dsv4_backend.ops.quant import (
+    dequantize_fp4,
+    dequantize_fp8,
+    quantize_weight_fp4,
+    quantize_weight_fp8,
+)
 
 TEXT = "def add(x, y):\n    return x + y\n\n\nfor i in range(10):\n    print(add(i, i))\n"
 
@@ -82,7 +102,9 @@ def _train(stream: torch.Tensor, recipe: Recipe) -> tuple[Transformer, list[floa
 def test_a_seed_gives_the_same_bits(stream: torch.Tensor) -> None:
     first, again = (_train(stream, RECIPE) for _ in range(2))
     assert first[1] == again[1]
-    for (name, a), (_, b) in zip(first[0].named_parameters(), again[0].named_parameters(), strict=True):
+    for (name, a), (_, b) in zip(
+        first[0].named_parameters(), again[0].named_parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
     other = _train(stream, dataclasses.replace(RECIPE, seed=1, steps=1))
     assert other[1][0] != first[1][0]
@@ -100,7 +122,9 @@ def test_the_loss_falls_and_every_weight_learns(stream: torch.Tensor) -> None:
 
 
 def test_late_steps_see_the_stored_weights() -> None:
-    """Quantisation-aware: value of the stored weight, gradient of the identity, floats untouched."""
+    """Quantisation-aware: value of the stored weight,
+    gradient of the identity, floats untouched.
+    """
     weight = torch.randn(64, 64, requires_grad=True)
     for name, value in {
         "layers.0.ffn.experts.0.w1.weight": dequantize_fp4(*quantize_weight_fp4(weight.detach())),
@@ -141,7 +165,9 @@ def test_every_tensor_is_stored_as_the_release_stores_it() -> None:
     assert {name: (names[t.dtype], tuple(t.shape)) for name, t in released.items()} == want
 
 
-def test_a_release_folder_loads_and_its_card_is_recomputable(tmp_path: Path, tokenizer, stream: torch.Tensor) -> None:
+def test_a_release_folder_loads_and_its_card_is_recomputable(
+    tmp_path: Path, tokenizer, stream: torch.Tensor
+) -> None:
     network, _ = _train(stream, dataclasses.replace(RECIPE, steps=1))
     trained = dict(official_tensors(network))
     found = measure(trained, stream, stream, "digest", 512, REDUCED)
@@ -197,7 +223,9 @@ def test_train_tiny_writes_a_checkpoint_that_generates(
     assert printed["quantised_official"] > 1
 
 
-def test_train_tiny_refuses_a_full_folder_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_train_tiny_refuses_a_full_folder_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SystemExit) as left:
         main(["train-tiny", "--output", str(tmp_path)])
@@ -234,10 +262,14 @@ def test_the_card_of_the_shipped_checkpoint_tells_progress() -> None:
 def test_the_shipped_checkpoint_beats_a_bigram_model_on_held_out_text(shipped: Model) -> None:
     card, corpus = json.loads((SHIPPED / CARD).read_text()), read_corpus()
     if corpus.digest != card["corpus_sha256"]:
-        pytest.skip("this Python's standard library is another corpus than the one the card was measured on")
+        pytest.skip(
+            "this Python's standard library is another corpus than the one the card was measured on"
+        )
     backend = shipped.tokenizer._backend
     held_out = encode_documents(backend, corpus.held_out)[:2049]
-    _, bigram = ngram_perplexities(encode_documents(backend, corpus.train), held_out, shipped.config.vocab_size)
+    _, bigram = ngram_perplexities(
+        encode_documents(backend, corpus.train), held_out, shipped.config.vocab_size
+    )
     found = perplexity(shipped, held_out)
     assert found < bigram
     assert found < card["bigram"]
@@ -248,7 +280,9 @@ def test_the_figures_of_the_deployment_profiles_are_true(shipped: Model) -> None
     """On the first 1,024 tokens each is as far from the official one as the card says of all."""
     card, corpus = json.loads((SHIPPED / CARD).read_text()), read_corpus()
     if corpus.digest != card["corpus_sha256"]:
-        pytest.skip("this Python's standard library is another corpus than the one the card was measured on")
+        pytest.skip(
+            "this Python's standard library is another corpus than the one the card was measured on"
+        )
     stream = encode_documents(shipped.tokenizer._backend, corpus.held_out)[:1025]
     official = perplexity(shipped, stream) / card["quantised_official"]
     for profile, figure in (("a2a3-int8", "deployed_a2a3_int8"), ("a5-mx", "deployed_a5_mx")):

@@ -27,7 +27,9 @@ def normal(*shape):
 )
 def test_unknown_formats_are_refused(table, weight, scale):
     scales = None if scale is None else torch.empty(1, dtype=scale)
-    with pytest.raises(ArgumentError, match=f"weight: found {weight} with {scale} scales, expected"):
+    with pytest.raises(
+        ArgumentError, match=f"weight: found {weight} with {scale} scales, expected"
+    ):
         as_stored(table, torch.empty(1, dtype=weight), scales)
 
 

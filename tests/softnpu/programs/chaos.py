@@ -1,4 +1,6 @@
-"""Several streams under chaos: the right program gives the same bits for every seed, one with a wait removed is caught. `chaos.py SEEDS`."""
+"""Several streams under chaos: the right program gives the same bits for every seed,
+one with a wait removed is caught. `chaos.py SEEDS`.
+"""
 
 import sys
 

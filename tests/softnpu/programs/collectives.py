@@ -1,4 +1,6 @@
-"""Every collective that torch.distributed offers on backend hccl, against what a single process computes. Run by torchrun."""
+"""Every collective that torch.distributed offers on backend hccl,
+against what a single process computes. Run by torchrun.
+"""
 
 import torch
 import torch.distributed as dist
@@ -46,7 +48,9 @@ for owner in everybody:
 
 piece = torch.empty(2, 3, device="npu")
 dist.reduce_scatter_tensor(piece, data(rank, (2 * size, 3)).npu())
-want = torch.stack([data(owner, (2 * size, 3)) for owner in everybody]).sum(0)[2 * rank : 2 * rank + 2]
+want = torch.stack([data(owner, (2 * size, 3)) for owner in everybody]).sum(0)[
+    2 * rank : 2 * rank + 2
+]
 assert torch.allclose(piece.cpu(), want, atol=1e-5)
 
 for root in everybody:
@@ -56,7 +60,9 @@ for root in everybody:
     x = data(rank).npu()
     dist.reduce(x, root)
     if rank == root:
-        assert torch.allclose(x.cpu(), torch.stack([data(owner) for owner in everybody]).sum(0), atol=1e-5)
+        assert torch.allclose(
+            x.cpu(), torch.stack([data(owner) for owner in everybody]).sum(0), atol=1e-5
+        )
 
 # Uneven all-to-all: rank i sends i + 2j rows to rank j; some counts are zero.
 send = [rank + 2 * other for other in everybody]
@@ -72,19 +78,26 @@ for other in everybody:
     want.append(block[start : start + theirs[rank]])
 assert torch.equal(got.cpu(), torch.cat(want))
 outs = [torch.empty(2, device="npu") for _ in everybody]
-dist.all_to_all(outs, [torch.full((2,), float(10 * rank + other), device="npu") for other in everybody])
+dist.all_to_all(
+    outs, [torch.full((2,), float(10 * rank + other), device="npu") for other in everybody]
+)
 assert [o[0].item() for o in outs] == [10.0 * other + rank for other in everybody]
 
 # A ring, blocking and batched; 300 KiB does not fit into one mailbox.
 after, before = (rank + 1) % size, (rank - 1) % size
-mine, theirs = torch.full((75 << 10,), float(rank), device="npu"), torch.empty(75 << 10, device="npu")
+mine, theirs = (
+    torch.full((75 << 10,), float(rank), device="npu"),
+    torch.empty(75 << 10, device="npu"),
+)
 if rank % 2 == 0:
     dist.send(mine, after), dist.recv(theirs, before)
 else:
     dist.recv(theirs, before), dist.send(mine, after)
 assert theirs.cpu().eq(before).all()
 theirs.zero_()
-work = dist.batch_isend_irecv([dist.P2POp(dist.isend, mine, after), dist.P2POp(dist.irecv, theirs, before)])
+work = dist.batch_isend_irecv(
+    [dist.P2POp(dist.isend, mine, after), dist.P2POp(dist.irecv, theirs, before)]
+)
 for w in work:
     w.wait()
 assert theirs.cpu().eq(before).all()
@@ -101,7 +114,11 @@ dist.barrier()
 
 # Tensor-parallel and expert-parallel layers equal the single rank.
 g = torch.Generator().manual_seed(seed("layers"))
-x, w1, w2 = torch.randn(6, 8, generator=g), torch.randn(8, 4 * size, generator=g), torch.randn(4 * size, 8, generator=g)
+x, w1, w2 = (
+    torch.randn(6, 8, generator=g),
+    torch.randn(8, 4 * size, generator=g),
+    torch.randn(4 * size, 8, generator=g),
+)
 mine = slice(4 * rank, 4 * rank + 4)
 y = torch.relu(x.npu() @ w1[:, mine].npu()) @ w2[mine].npu()
 dist.all_reduce(y)

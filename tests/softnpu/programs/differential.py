@@ -1,6 +1,8 @@
-"""Random operator calls on npu and on the CPU: shapes, dtypes and values must agree. Usage: differential.py CALLS.
+"""Random operator calls on npu and on the CPU: shapes, dtypes and values must agree.
+Usage: differential.py CALLS.
 
-Every second call is made on inference tensors, under torch.inference_mode(), by which a kernel may not be surprised.
+Every second call is made on inference tensors, under torch.inference_mode(), by which a kernel may
+not be surprised.
 """
 
 import sys
@@ -33,7 +35,9 @@ def compare():
     maker = rng.choice(MAKERS)
     function, arguments, keywords = maker()
     try:
-        want = results(function(*[a.cpu if isinstance(a, Pair) else a for a in arguments], **keywords))
+        want = results(
+            function(*[a.cpu if isinstance(a, Pair) else a for a in arguments], **keywords)
+        )
     except (RuntimeError, IndexError, TypeError, ValueError):
         return
     key = (
@@ -42,7 +46,9 @@ def compare():
         getattr(getattr(function, "__code__", None), "co_firstlineno", 0),
         str(keywords),
         tuple(
-            (a.dtype, tuple(a.cpu.shape), a.cpu.stride(), a.cpu.storage_offset()) if isinstance(a, Pair) else a
+            (a.dtype, tuple(a.cpu.shape), a.cpu.stride(), a.cpu.storage_offset())
+            if isinstance(a, Pair)
+            else a
             for a in arguments
         ),
         len(want),
@@ -52,8 +58,12 @@ def compare():
         return
     seen.add(key)
     try:
-        got = results(function(*[a.npu if isinstance(a, Pair) else a for a in arguments], **keywords))
-        differing.extend((key, g.cpu(), w) for g, w in zip(got, want, strict=True) if not agree(g, w))
+        got = results(
+            function(*[a.npu if isinstance(a, Pair) else a for a in arguments], **keywords)
+        )
+        differing.extend(
+            (key, g.cpu(), w) for g, w in zip(got, want, strict=True) if not agree(g, w)
+        )
     except RuntimeError as error:
         refused.append((key, str(error).splitlines()[0]))
 

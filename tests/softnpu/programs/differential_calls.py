@@ -1,4 +1,6 @@
-"""The random operator calls of differential.py: functions with arguments that live on both devices."""
+"""The random operator calls of differential.py:
+functions with arguments that live on both devices.
+"""
 
 import os
 import random
@@ -70,7 +72,16 @@ def dim_of(pair):
     return rng.randrange(-pair.cpu.dim(), pair.cpu.dim()) if pair.cpu.dim() else 0
 
 
-UNARY = [torch.abs, torch.neg, torch.relu, torch.sign, torch.square, torch.logical_not, torch.isfinite, torch.isnan]
+UNARY = [
+    torch.abs,
+    torch.neg,
+    torch.relu,
+    torch.sign,
+    torch.square,
+    torch.logical_not,
+    torch.isfinite,
+    torch.isnan,
+]
 UNARY_FLOAT = [
     torch.exp,
     torch.sigmoid,
@@ -254,7 +265,21 @@ def write():
         return run
 
     return (
-        form(rng.choice(["rows", "columns", "mask", "add", "index_add", "scatter", "scatter_value", "fill", "slice"])),
+        form(
+            rng.choice(
+                [
+                    "rows",
+                    "columns",
+                    "mask",
+                    "add",
+                    "index_add",
+                    "scatter",
+                    "scatter_value",
+                    "fill",
+                    "slice",
+                ]
+            )
+        ),
         [p],
         {},
     )
@@ -298,7 +323,11 @@ def product():
     kind = rng.choice(["mm", "bmm", "matmul", "linear", "mv", "addmm", "baddbmm", "einsum", "t"])
     a = Pair(dtype, [m, k], plain=True)
     if kind == "bmm":
-        return torch.bmm, [Pair(dtype, [b, m, k], plain=True), Pair(dtype, [b, k, n], plain=True)], {}
+        return (
+            torch.bmm,
+            [Pair(dtype, [b, m, k], plain=True), Pair(dtype, [b, k, n], plain=True)],
+            {},
+        )
     if kind == "baddbmm":
         return (
             torch.baddbmm,
@@ -310,7 +339,11 @@ def product():
             {},
         )
     if kind == "matmul":
-        return torch.matmul, [Pair(dtype, [b, 2, m, k], plain=True), Pair(dtype, [k, n], plain=True)], {}
+        return (
+            torch.matmul,
+            [Pair(dtype, [b, 2, m, k], plain=True), Pair(dtype, [k, n], plain=True)],
+            {},
+        )
     if kind == "einsum":
         return (
             lambda x, y: torch.einsum("bmk,nk->bmn", x, y),
@@ -324,7 +357,11 @@ def product():
     if kind == "addmm":
         return torch.addmm, [Pair(dtype, [n], plain=True), a, Pair(dtype, [k, n], plain=True)], {}
     if kind == "t":
-        return lambda x, y: x.t() @ y, [Pair(dtype, [k, m], plain=True), Pair(dtype, [k, n], plain=True)], {}
+        return (
+            lambda x, y: x.t() @ y,
+            [Pair(dtype, [k, m], plain=True), Pair(dtype, [k, n], plain=True)],
+            {},
+        )
     return torch.mm, [a, Pair(dtype, [k, n], plain=True)], {}
 
 

@@ -1,4 +1,6 @@
-"""Two ranks that do not say the same, or of which one fails: an error on both, and no wrong value. `disagreeing_ranks.py CASE`."""
+"""Two ranks that do not say the same, or of which one fails: an error on both, and no wrong value.
+`disagreeing_ranks.py CASE`.
+"""
 
 import os
 import sys

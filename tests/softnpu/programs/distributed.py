@@ -1,4 +1,6 @@
-"""What users of torch.distributed call beyond single collectives, on backend hccl, against what one process computes."""
+"""What users of torch.distributed call beyond single collectives,
+on backend hccl, against what one process computes.
+"""
 
 import copy
 import math
@@ -27,7 +29,10 @@ def full(value, length=4):
 
 def coalesced():
     for asynchronous in (False, True):
-        reduced, gathered = [full(rank + i) for i in range(3)], [full(-1, 4 * size) for _ in range(3)]
+        reduced, gathered = (
+            [full(rank + i) for i in range(3)],
+            [full(-1, 4 * size) for _ in range(3)],
+        )
         with _coalescing_manager(device=torch.device("npu", rank), async_ops=asynchronous) as work:
             for x in reduced:
                 dist.all_reduce(x)
@@ -51,7 +56,9 @@ def objects():
     dist.broadcast_object_list(sent, 0)
     assert sent == [{"from": 0}, [1, 2]]
     mine = [None]
-    dist.scatter_object_list(mine, [f"for {other}" for other in everybody] if rank == 0 else None, 0)
+    dist.scatter_object_list(
+        mine, [f"for {other}" for other in everybody] if rank == 0 else None, 0
+    )
     assert mine == [f"for {rank}"]
 
 
@@ -65,7 +72,9 @@ def lists():
         assert out.tolist() == [10.0 * sum(everybody) + size * rank] * rows[rank]
         outs = [full(-1, n) for n in rows]
         dist.all_to_all(outs, [full(10 * rank + other, rows[rank]) for other in everybody])
-        assert [out.tolist() for out in outs] == [[10.0 * owner + rank] * rows[owner] for owner in everybody]
+        assert [out.tolist() for out in outs] == [
+            [10.0 * owner + rank] * rows[owner] for owner in everybody
+        ]
     outs = [full(-1) for _ in everybody] if rank == 0 else None
     dist.gather(full(rank), outs, 0)
     assert rank or [out[0].item() for out in outs] == list(everybody)
@@ -85,35 +94,55 @@ def uneven():
     assert out.tolist() == [size * (sum(rows[:rank]) + i) for i in range(rows[rank])]
     counts = [[1 + owner + 2 * other for other in everybody] for owner in everybody]
     out = full(-1, sum(row[rank] for row in counts))
-    npu.all_to_all_vc(out, torch.cat([full(10 * rank + other, counts[rank][other]) for other in everybody]), counts)
-    assert out.tolist() == [10.0 * owner + rank for owner in everybody for _ in range(counts[owner][rank])]
+    npu.all_to_all_vc(
+        out,
+        torch.cat([full(10 * rank + other, counts[rank][other]) for other in everybody]),
+        counts,
+    )
+    assert out.tolist() == [
+        10.0 * owner + rank for owner in everybody for _ in range(counts[owner][rank])
+    ]
 
 
 def batches():
     after, before = (rank + 1) % size, (rank - 1) % size
     outs = [full(-1, 3 + i) for i in range(3)]
     sends = [dist.P2POp(dist.isend, full(100 * rank + i, 3 + i), after) for i in range(3)]
-    for work in dist.batch_isend_irecv([*sends, *(dist.P2POp(dist.irecv, out, before) for out in outs)]):
+    for work in dist.batch_isend_irecv(
+        [*sends, *(dist.P2POp(dist.irecv, out, before) for out in outs)]
+    ):
         work.wait()
     assert [out[-1].item() for out in outs] == [100.0 * before + i for i in range(3)]
 
 
 def odd_tensors():
     empty = full(0, 0)
-    for call in (dist.all_reduce, lambda x: dist.broadcast(x, 0), lambda x: dist.all_to_all_single(full(0, 0), x)):
+    for call in (
+        dist.all_reduce,
+        lambda x: dist.broadcast(x, 0),
+        lambda x: dist.all_to_all_single(full(0, 0), x),
+    ):
         call(empty)
     dist.send(empty, 1) if rank == 0 else dist.recv(empty, 0) if rank == 1 else None
     outs = [torch.empty(3, 4, device="npu").t() for _ in everybody]  # not contiguous
     dist.all_gather(outs, torch.arange(12.0, device="npu").view(4, 3) + rank)
-    assert all(torch.equal(outs[owner].cpu(), torch.arange(12.0).view(4, 3) + owner) for owner in everybody)
-    for op, want in ((dist.ReduceOp.MAX, [True, False, True]), (dist.ReduceOp.MIN, [True, False, False])):
+    assert all(
+        torch.equal(outs[owner].cpu(), torch.arange(12.0).view(4, 3) + owner) for owner in everybody
+    )
+    for op, want in (
+        (dist.ReduceOp.MAX, [True, False, True]),
+        (dist.ReduceOp.MIN, [True, False, False]),
+    ):
         flags = torch.tensor([True, False, rank == 0], device="npu")
         dist.all_reduce(flags, op)
         assert flags.tolist() == want
 
 
 def reductions():
-    for op, want in ((dist.ReduceOp.AVG, (size + 3) / 2), (dist.ReduceOp.PRODUCT, math.prod(range(2, size + 2)))):
+    for op, want in (
+        (dist.ReduceOp.AVG, (size + 3) / 2),
+        (dist.ReduceOp.PRODUCT, math.prod(range(2, size + 2))),
+    ):
         dist.all_reduce(x := full(rank + 2), op)
         assert x[0].item() == want
     for dtype in (torch.uint8, torch.int16, torch.complex64):
@@ -157,8 +186,14 @@ def training():
     for layer in (sharded[0], sharded[2], sharded):
         fully_shard(layer, mesh=mesh)
     mine = data()[rank::size].npu()
-    for model, x in ((DistributedDataParallel(network().npu()), mine), (sharded, mine), (parallel, data().npu())):
-        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(train(model, x), alone, strict=True))
+    for model, x in (
+        (DistributedDataParallel(network().npu()), mine),
+        (sharded, mine),
+        (parallel, data().npu()),
+    ):
+        assert all(
+            torch.allclose(a, b, atol=1e-4) for a, b in zip(train(model, x), alone, strict=True)
+        )
 
 
 def meshes():
@@ -170,16 +205,30 @@ def meshes():
         square = init_device_mesh("npu", (2, 2), mesh_dim_names=("data", "tensor"))
         alone = network()
         model = parallelize_module(
-            copy.deepcopy(alone).npu(), square["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()}
+            copy.deepcopy(alone).npu(),
+            square["tensor"],
+            {"0": ColwiseParallel(), "2": RowwiseParallel()},
         )
         fully_shard(model, mesh=square["data"])
         mine = data()[square["data"].get_local_rank() :: 2].npu()
         assert all(
-            torch.allclose(a, b, atol=1e-4) for a, b in zip(train(model, mine), train(alone, data()), strict=True)
+            torch.allclose(a, b, atol=1e-4)
+            for a, b in zip(train(model, mine), train(alone, data()), strict=True)
         )
 
 
-for check in (coalesced, objects, lists, uneven, batches, odd_tensors, reductions, groups, training, meshes):
+for check in (
+    coalesced,
+    objects,
+    lists,
+    uneven,
+    batches,
+    odd_tensors,
+    reductions,
+    groups,
+    training,
+    meshes,
+):
     try:
         check()
         torch.npu.synchronize()

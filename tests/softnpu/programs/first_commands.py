@@ -1,7 +1,9 @@
-"""What a user of an NPU runs first, over softnpu: tokens and logits of the shipped model against the CPU's. Usage: first_commands.py FOLDER [more]
+"""What a user of an NPU runs first, over softnpu: tokens and logits
+of the shipped model against the CPU's. Usage: first_commands.py FOLDER [more]
 
-Tokens are the same. Logits of profile ideal lie within 1e-4, where only the order of fp32 sums differs; of official within 1e-2 of their spread
-(RMS), since such a difference may flip a rounding to bf16 (9e-4 seen, mostly 0).
+Tokens are the same. Logits of profile ideal lie within 1e-4, where only the order of fp32 sums
+differs; of official within 1e-2 of their spread (RMS), since such a difference may flip a rounding
+to bf16 (9e-4 seen, mostly 0).
 """
 
 import contextlib
@@ -42,18 +44,28 @@ def same(what, got, want):
 
 
 def generates(options, device="npu"):
-    texts = [printed(f"generate --max-new-tokens 4 --device {where} {options}") for where in (device, "cpu")]
+    texts = [
+        printed(f"generate --max-new-tokens 4 --device {where} {options}")
+        for where in (device, "cpu")
+    ]
     same(f"generate {options} on {device}", *texts)
     return texts[0]
 
 
 def logits(options):
-    got, want = (written(f"logits --input-ids {ids} --output {output} {options} --device {d}") for d in ("npu", "cpu"))
+    got, want = (
+        written(f"logits --input-ids {ids} --output {output} {options} --device {d}")
+        for d in ("npu", "cpu")
+    )
     difference = got - want
     close = (
-        difference.abs().max() < 1e-4 if "ideal" in options else difference.square().mean().sqrt() < 1e-2 * want.std()
+        difference.abs().max() < 1e-4
+        if "ideal" in options
+        else difference.square().mean().sqrt() < 1e-2 * want.std()
     )
-    same(f"logits {options}", (bool(close), got.argmax(1).tolist()), (True, want.argmax(1).tolist()))
+    same(
+        f"logits {options}", (bool(close), got.argmax(1).tolist()), (True, want.argmax(1).tolist())
+    )
 
 
 def written(line):
@@ -66,7 +78,11 @@ drafted = generates("--temperature 0 --draft-tokens 2")
 logits("--chunk 4")
 logits("--profile ideal --decode-from 8")
 if sys.argv[2:]:
-    same("without drafts", printed("generate --max-new-tokens 4 --device cpu --temperature 0"), drafted)
+    same(
+        "without drafts",
+        printed("generate --max-new-tokens 4 --device cpu --temperature 0"),
+        drafted,
+    )
     generates("--chat --prompt hello --profile ideal", "npu:1")
     generates("--thinking --chat --seed 5 --profile ideal")
     logits("--decode-from 0")
@@ -74,9 +90,17 @@ if sys.argv[2:]:
     ragged = [[0, 5, 9, 11, 300], [0], [0, 7, 8]]
     same("ragged batch", *(model.generate(ragged, max_new_tokens=3) for model in (npu, cpu)))
     found = npu.forward(torch.tensor([0, 5, 9]))
-    same("device of forward", (found.device.type, found.device.index, found.dtype), ("npu", 1, torch.float32))
+    same(
+        "device of forward",
+        (found.device.type, found.device.index, found.dtype),
+        ("npu", 1, torch.float32),
+    )
     same("native on npu", dispatch.support("rms_norm", found, found[0], 1e-6).native, True)
-    same("native on npu", dispatch.support("embed_streams", torch.tensor([0]).npu(), found, 4).native, False)
+    same(
+        "native on npu",
+        dispatch.support("embed_streams", torch.tensor([0]).npu(), found, 4).native,
+        False,
+    )
 for problem in problems:
     print("PROBLEM", problem)
 print(f"first commands: {len(problems)} problems")

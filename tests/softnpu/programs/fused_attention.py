@@ -1,4 +1,6 @@
-"""FusedInferAttentionScore in both of torch_npu's forms (see fused_check.py); refusals: fused_attention_limits.py."""
+"""FusedInferAttentionScore in both of torch_npu's forms (see fused_check.py);
+refusals: fused_attention_limits.py.
+"""
 
 import numpy as np
 import torch
@@ -109,10 +111,17 @@ def band(i, j, shift, before, after):
 def seen(options, b, s, q, k, steps):
     """[queries, keys]: does the query see the key?"""
     i, j = np.arange(q)[:, None], np.arange(k)[None]
-    mode, before, after = (options.get(n, d) for n, d in (("sparse", 0), ("before", 2**31 - 1), ("after", 2**31 - 1)))
+    mode, before, after = (
+        options.get(n, d) for n, d in (("sparse", 0), ("before", 2**31 - 1), ("after", 2**31 - 1))
+    )
     if mode == 0 and "mask" not in options:
         return np.ones((q, k), bool)
-    idle = not A5 and s == 1 and options["layout"] in ("BSH", "BSND", "BNSD") and "query_rope" not in options
+    idle = (
+        not A5
+        and s == 1
+        and options["layout"] in ("BSH", "BSND", "BNSD")
+        and "query_rope" not in options
+    )
     if mode >= 2 and not idle:
         return (causal if mode < 4 else steps.window)(i, j, steps.shift(mode, q, k), before, after)
     masks = array(options["mask"]).astype(bool)
@@ -150,7 +159,9 @@ STEPS = Steps(
     total=np.add,
     lse_of=same,
     lse=same,
-    value=lambda key, value, width: key if A5 and width == 512 else value,  # V5: value has no effect then
+    value=lambda key, value, width: (
+        key if A5 and width == 512 else value
+    ),  # V5: value has no effect then
     blocks=lambda table, b: table[b],
     group=lambda head, heads, groups: head // (heads // groups),
     rotary=np.add,
@@ -163,7 +174,12 @@ def attention(case, steps):
     query, key, value = (array(x) for x in case[:3])
     options = {"kv": case[3]["heads"], "scale": 1.0} | case[3]
     source, _, target = options["layout"].partition("_")
-    heads, groups, tokens, paged = options["heads"], options["kv"], "T" in source, "table" in options
+    heads, groups, tokens, paged = (
+        options["heads"],
+        options["kv"],
+        "T" in source,
+        "table" in options,
+    )
     common = "TND" if tokens else "BSND"
     if "query_rope" in options:
         value = steps.value(key, value, query.shape[-1] // (heads if source == "BSH" else 1))
@@ -197,7 +213,9 @@ def attention(case, steps):
                 shift = array(options["pse"])
                 shift = shift[b if len(shift) > 1 else 0, h, : len(x), : len(k)]
                 scores = steps.pse(scores, shift, options["scale"])
-            e, log = weigh(scores, see, array(options["sink"])[h] if "sink" in options else None, steps)
+            e, log = weigh(
+                scores, see, array(options["sink"])[h] if "sink" in options else None, steps
+            )
             place = (slice(of_q.start, of_q.stop), h) if tokens else (b, of_q, h)
             out[place], lse[place] = e @ v[:, g], log
     out = arrange(out, common, target or source, heads)
@@ -286,10 +304,14 @@ ALL_FAULTS = {
     "mask ignored": dict(seen=lambda options, b, s, q, k, steps: np.ones((q, k), bool)),
     "mask inverted": dict(mask=np.logical_not),
     "mask of the first sequence": dict(sequence=lambda b: 0),
-    "band ignored": dict(window=causal, masked_band=lambda i, j, *_: np.ones((i.size, j.size), bool)),
+    "band ignored": dict(
+        window=causal, masked_band=lambda i, j, *_: np.ones((i.size, j.size), bool)
+    ),
     "from the top left": dict(shift=lambda mode, queries, keys: 0),
     "one key more": dict(shift=lambda mode, queries, keys: STEPS.shift(mode, queries, keys) + 1),
-    "window one longer": dict(window=lambda i, j, shift, before, after: band(i, j, shift, before + 1, after)),
+    "window one longer": dict(
+        window=lambda i, j, shift, before, after: band(i, j, shift, before + 1, after)
+    ),
     "blind rows see all": dict(blind=lambda keys: 1 / keys),
     "first row of the table": dict(blocks=lambda table, b: table[0]),
     "blocks in order": dict(blocks=lambda table, b: np.arange(table.shape[1])),
@@ -328,5 +350,13 @@ SINK_FAULTS = {
     )
 }
 check("fused_infer_attention_score_v2, sinks", call_v2, attention, STEPS, sinks, SINK_FAULTS, 2e-2)
-check("fused_infer_attention_score_v2.out", by_workspace(2), attention, STEPS, [cases[0], sinks[0]], SINK_FAULTS, 2e-2)
+check(
+    "fused_infer_attention_score_v2.out",
+    by_workspace(2),
+    attention,
+    STEPS,
+    [cases[0], sinks[0]],
+    SINK_FAULTS,
+    2e-2,
+)
 check("fused_infer_attention_score.out", by_workspace(1), attention, STEPS, cases, FAULTS, 2e-2)

@@ -7,11 +7,16 @@ import torch_npu
 from fused_attention import TRIANGLE, arguments, paged
 from fused_check import A5, bf16, f32, problems, refused
 
-CALLS = {1: torch_npu.npu_fused_infer_attention_score, 2: torch_npu.npu_fused_infer_attention_score_v2}
+CALLS = {
+    1: torch_npu.npu_fused_infer_attention_score,
+    2: torch_npu.npu_fused_infer_attention_score_v2,
+}
 
 
 def call(query, key, value, options, form=2, extra=None):
-    given = {name: x.npu() if isinstance(x, torch.Tensor) else x for name, x in (extra or {}).items()}
+    given = {
+        name: x.npu() if isinstance(x, torch.Tensor) else x for name, x in (extra or {}).items()
+    }
     CALLS[form](query.npu(), key.npu(), value.npu(), **arguments(options, form), **given)
     torch.npu.synchronize()
 
@@ -22,17 +27,27 @@ def base(query, key, value, options):
 
 
 def limit(argument, case, here=True, *, form=2, extra=None, **changed):
-    """`case` with something changed must be refused, naming the argument, on this chip if `here`, else accepted."""
+    """`case` with something changed must be refused, naming the argument,
+    on this chip if `here`, else accepted.
+    """
     query, key, value, options = case
-    tensors = [changed.pop(name, x) for name, x in (("query", query), ("key", key), ("value", value))]
+    tensors = [
+        changed.pop(name, x) for name, x in (("query", query), ("key", key), ("value", value))
+    ]
     options = {name: x for name, x in (options | changed).items() if x is not None}
     if here:
-        refused("fused_infer_attention_score", lambda: call(*tensors, options, form, extra), f"'{argument}'")
+        refused(
+            "fused_infer_attention_score",
+            lambda: call(*tensors, options, form, extra),
+            f"'{argument}'",
+        )
     else:
         call(*tensors, options, form, extra)
 
 
-grouped = base(bf16(2, 4, 3, 32), bf16(2, 2, 5, 32), bf16(2, 2, 5, 32), {"layout": "BNSD", "heads": 4, "kv": 2})
+grouped = base(
+    bf16(2, 4, 3, 32), bf16(2, 2, 5, 32), bf16(2, 2, 5, 32), {"layout": "BNSD", "heads": 4, "kv": 2}
+)
 flat = base(bf16(3, 1, 96), bf16(3, 5, 96), bf16(3, 5, 96), {"layout": "BSH", "heads": 3, "kv": 3})
 tokens = base(
     bf16(6, 4, 128), bf16(8, 2, 128), bf16(8, 2, 128),
@@ -53,7 +68,12 @@ prefill = base(
     {"layout": "TND", "heads": 2, "lengths": [2, 6], "key_lengths": [3, 8], "query_rope": bf16(6, 2, 64)}
     | {"key_rope": bf16(8, 2, 64)},
 )  # fmt: skip
-sinks = base(bf16(2, 3, 4, 64), bf16(2, 3, 4, 64), bf16(2, 3, 4, 64), {"layout": "BSND", "heads": 4, "sink": bf16(4)})
+sinks = base(
+    bf16(2, 3, 4, 64),
+    bf16(2, 3, 4, 64),
+    bf16(2, 3, 4, 64),
+    {"layout": "BSND", "heads": 4, "sink": bf16(4)},
+)
 
 # Dtypes, and what is not emulated
 limit("query", grouped, query=f32(2, 4, 3, 32))
@@ -69,9 +89,15 @@ limit("learnableSink", sinks, sink=f32(4))
 limit("learnableSink", sinks, sink=f32(4).half())
 limit("queryRope", prefill, query_rope=f32(6, 2, 64))
 limit("keyRope", prefill, key_rope=f32(8, 2, 64).half())
-for name, option in (("quantScale2", "quant_scale_out"), ("keyAntiquantScale", "dequant_scale_key")):
+for name, option in (
+    ("quantScale2", "quant_scale_out"),
+    ("keyAntiquantScale", "dequant_scale_key"),
+):
     limit(name, grouped, extra={option: f32(1)})
-for name, option in (("antiquantScale", "antiquant_scale"), ("queryPaddingSize", "query_padding_size")):
+for name, option in (
+    ("antiquantScale", "antiquant_scale"),
+    ("queryPaddingSize", "query_padding_size"),
+):
     limit(name, grouped, form=1, extra={option: torch.ones(1, dtype=torch.int64)})
 limit("kvPaddingSize", grouped, form=1, extra={"kv_padding_size": torch.ones(1, dtype=torch.int64)})
 limit("keySharedPrefix", grouped, form=1, extra={"key_shared_prefix": bf16(1, 2, 4, 32)})
@@ -85,7 +111,15 @@ limit("key", grouped, key=bf16(2, 5, 64))
 limit("learnableSink", sinks, sink=bf16(1, 4))
 limit("query", grouped, query=bf16(2, 3, 4, 32).transpose(1, 2))
 limit("key", grouped, key=bf16(2, 5, 2, 32).transpose(1, 2))
-limit("inputLayout", grouped, layout="NSD", query=bf16(4, 3, 32), key=bf16(4, 5, 32), value=bf16(4, 5, 32), kv=4)
+limit(
+    "inputLayout",
+    grouped,
+    layout="NSD",
+    query=bf16(4, 3, 32),
+    key=bf16(4, 5, 32),
+    value=bf16(4, 5, 32),
+    kv=4,
+)
 limit("inputLayout", grouped, layout="BNSD_NBSD")
 limit("inputLayout", tokens, layout="TND_NTD")
 limit("inputLayout", decode, layout="NTD", query=bf16(16, 5, 512), query_rope=bf16(16, 5, 64))
@@ -97,19 +131,40 @@ limit("key", grouped, key=bf16(1, 2, 5, 32), value=bf16(1, 2, 5, 32))
 limit("key", grouped, key=bf16(2, 2, 5, 16))
 limit("value", grouped, value=bf16(2, 2, 6, 32))
 limit("numKeyValueHeads", flat, kv=2, key=bf16(3, 5, 64), value=bf16(3, 5, 64))
-limit("numKeyValueHeads", decode, key=bf16(7, 2, 16, 512), value=bf16(7, 2, 16, 512), key_rope=bf16(7, 2, 16, 64), kv=2)
+limit(
+    "numKeyValueHeads",
+    decode,
+    key=bf16(7, 2, 16, 512),
+    value=bf16(7, 2, 16, 512),
+    key_rope=bf16(7, 2, 16, 64),
+    kv=2,
+)
 limit("numHeads", decode, A5, heads=3, query=bf16(5, 3, 512), query_rope=bf16(5, 3, 64))
 limit("numHeads", flat, not A5, heads=258, query=bf16(3, 1, 258 * 32))
 limit("query", flat, query=bf16(65537, 1, 3), key=bf16(65537, 1, 3), value=bf16(65537, 1, 3))
 
 # Head sizes
 limit("query", grouped, query=bf16(2, 4, 3, 528), key=bf16(2, 2, 5, 528), value=bf16(2, 2, 5, 528))
-limit("query", grouped, not A5, query=bf16(2, 4, 3, 20), key=bf16(2, 2, 5, 20), value=bf16(2, 2, 5, 20))
+limit(
+    "query",
+    grouped,
+    not A5,
+    query=bf16(2, 4, 3, 20),
+    key=bf16(2, 2, 5, 20),
+    value=bf16(2, 2, 5, 20),
+)
 limit("value", grouped, not A5, value=bf16(2, 2, 5, 16))
 limit("value", grouped, value=bf16(2, 2, 5, 16), layout="BNSD_BSND")
 limit("value", grouped, value=bf16(2, 2, 5, 16), lse=True)
 limit("value", grouped, value=bf16(2, 2, 5, 16), pse=bf16(1, 4, 3, 5))
-limit("query", grouped, layout="BNSD_BSND", query=bf16(2, 4, 3, 20), key=bf16(2, 2, 5, 20), value=bf16(2, 2, 5, 20))
+limit(
+    "query",
+    grouped,
+    layout="BNSD_BSND",
+    query=bf16(2, 4, 3, 20),
+    key=bf16(2, 2, 5, 20),
+    value=bf16(2, 2, 5, 20),
+)
 limit(
     "query",
     sinks,
@@ -121,7 +176,9 @@ limit(
 )
 limit("query", tokens, not A5, query=bf16(6, 4, 32), key=bf16(8, 4, 32), value=bf16(8, 4, 32), kv=4)
 limit("query", prefill, query=bf16(6, 2, 64), key=bf16(8, 2, 64), value=bf16(8, 2, 64))
-limit("learnableSink", sinks, query=bf16(2, 3, 4, 32), key=bf16(2, 3, 4, 32), value=bf16(2, 3, 4, 32))
+limit(
+    "learnableSink", sinks, query=bf16(2, 3, 4, 32), key=bf16(2, 3, 4, 32), value=bf16(2, 3, 4, 32)
+)
 
 # Lengths
 limit("actualSeqLengths", tokens, lengths=None)
@@ -144,9 +201,20 @@ limit("actualSeqLengths", steps, not A5, lengths=[1, 1])
 limit("blockTable", blocks, table=blocks[3]["table"][:1])
 limit("blockTable", blocks, table=torch.full((2, 3), -1, dtype=torch.int32))  # a kernel fault
 limit("blockSize", blocks, block=64)
-limit("blockSize", blocks, block=24, key=bf16(9, 24, 256), value=bf16(9, 24, 256), key_lengths=[50, 3])
-limit("blockSize", narrow, block=64, key=bf16(9, 64, 64), value=bf16(9, 64, 64), key_lengths=[50, 3])
-limit("blockSize", narrow, block=1024, key=bf16(9, 1024, 64), value=bf16(9, 1024, 64), query=bf16(2, 1, 64))
+limit(
+    "blockSize", blocks, block=24, key=bf16(9, 24, 256), value=bf16(9, 24, 256), key_lengths=[50, 3]
+)
+limit(
+    "blockSize", narrow, block=64, key=bf16(9, 64, 64), value=bf16(9, 64, 64), key_lengths=[50, 3]
+)
+limit(
+    "blockSize",
+    narrow,
+    block=1024,
+    key=bf16(9, 1024, 64),
+    value=bf16(9, 1024, 64),
+    query=bf16(2, 1, 64),
+)
 limit("key", blocks, key=bf16(9, 1, 8, 128, 32))
 limit("key", blocks, key=bf16(9, 3, 128, 128))
 limit("key", blocks, key=bf16(9, 2, 16, 128, 8))
@@ -221,11 +289,19 @@ def unlimited():
     query, key, value, options = grouped
     for mode in ({"sparse": 4, "mask": TRIANGLE}, {"mask": torch.zeros(2, 3, 5, dtype=torch.bool)}):
         results = [
-            CALLS[2](query.npu(), key.npu(), value.npu(), **arguments(options | mode | {"before": n, "after": n}, 2))[0]
+            CALLS[2](
+                query.npu(),
+                key.npu(),
+                value.npu(),
+                **arguments(options | mode | {"before": n, "after": n}, 2),
+            )[0]
             for n in (2**31 - 1, 2**63 - 1)
         ]
         if not torch.equal(*(result.cpu() for result in results)):
-            problems.append("fused_infer_attention_score: preTokens and nextTokens of 2^63 - 1 change the result")
+            problems.append(
+                "fused_infer_attention_score: preTokens and nextTokens of 2^63 - 1 change the "
+                "result"
+            )
 
 
 def versions():
@@ -236,7 +312,14 @@ def versions():
         call = getattr(library, f"aclnnFusedInferAttentionScoreV{version}GetWorkspaceSize")
         values = [number] * numbers
         values[1], values[4] = ctypes.c_double(1), ctypes.c_char_p(b"BSH")
-        code = call(*[none] * pointers, *values, none, none, ctypes.byref(ctypes.c_uint64()), ctypes.byref(none))
+        code = call(
+            *[none] * pointers,
+            *values,
+            none,
+            none,
+            ctypes.byref(ctypes.c_uint64()),
+            ctypes.byref(none),
+        )
         want = 161002 if (version == 5) != A5 else 161001
         if code != want:
             problems.append(f"fused_infer_attention_score V{version}: {code} instead of {want}")

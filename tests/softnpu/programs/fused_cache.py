@@ -34,10 +34,14 @@ SCATTER = Steps(
 
 
 def scatter(case, steps):
-    key, value, key_cache, value_cache, mapping, mode = (array(c) if isinstance(c, torch.Tensor) else c for c in case)
+    key, value, key_cache, value_cache, mapping, mode = (
+        array(c) if isinstance(c, torch.Tensor) else c for c in case
+    )
     return [
         stored(key, key_cache, mapping, mode, steps),
-        stored(value, value_cache, mapping, mode, steps) if steps.stores_value else value_cache.copy(),
+        stored(value, value_cache, mapping, mode, steps)
+        if steps.stores_value
+        else value_cache.copy(),
     ]
 
 
@@ -68,13 +72,20 @@ def call_scatter(key, value, key_cache, value_cache, mapping, mode):
 
 def functional(key, value, key_cache, value_cache, mapping, mode):
     before = key_cache.clone()
-    result = torch_npu.npu_scatter_pa_kv_cache_functional(key, value, key_cache, value_cache, mapping, cache_mode=mode)
+    result = torch_npu.npu_scatter_pa_kv_cache_functional(
+        key, value, key_cache, value_cache, mapping, cache_mode=mode
+    )
     assert torch.equal(before.cpu(), key_cache.cpu())
     return result
 
 
 def latent(tokens, blocks):  # DeepSeek V4: one head of 512 and the rotary 64
-    return [bf16(tokens, 1, 512), bf16(tokens, 1, 64), bf16(blocks, 128, 1, 512), bf16(blocks, 128, 1, 64)]
+    return [
+        bf16(tokens, 1, 512),
+        bf16(tokens, 1, 64),
+        bf16(blocks, 128, 1, 512),
+        bf16(blocks, 128, 1, 64),
+    ]
 
 
 SCATTER_FAULTS = {
@@ -102,11 +113,19 @@ cases = [
 if A5:
     for kind in (torch.float32, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32):
         cases.append(
-            (*(whole(kind, *s) for s in ((4, 2, 3), (4, 2, 5), (2, 4, 2, 3), (2, 4, 2, 5))), slots(4, 8), "Norm")
+            (
+                *(whole(kind, *s) for s in ((4, 2, 3), (4, 2, 5), (2, 4, 2, 3), (2, 4, 2, 5))),
+                slots(4, 8),
+                "Norm",
+            )
         )
     for kind in (torch.float8_e4m3fn, torch.float8_e5m2):
         cases.append(
-            (*(f32(*s).to(kind) for s in ((4, 2, 3), (4, 2, 5), (2, 4, 2, 3), (2, 4, 2, 5))), slots(4, 8), "Norm")
+            (
+                *(f32(*s).to(kind) for s in ((4, 2, 3), (4, 2, 5), (2, 4, 2, 3), (2, 4, 2, 5))),
+                slots(4, 8),
+                "Norm",
+            )
         )
 else:  # the key alone
     cases.append((bf16(4, 2, 6), bf16(), bf16(3, 4, 2, 6), bf16(), slots(4, 12), "Norm"))
@@ -127,7 +146,10 @@ if A5:  # two 4-bit values to a byte
         [
             (*tiles, torch.tensor([5, -1, 0, 7, -7]), "PA_NZ"),
             (
-                *(whole(torch.uint8, *s) for s in ((3, 1, 7), (3, 1, 5), (2, 4, 1, 7), (2, 4, 1, 5))),
+                *(
+                    whole(torch.uint8, *s)
+                    for s in ((3, 1, 7), (3, 1, 5), (2, 4, 1, 7), (2, 4, 1, 5))
+                ),
                 slots(3, 8),
                 "Norm",
             ),
@@ -135,21 +157,36 @@ if A5:  # two 4-bit values to a byte
         SCATTER_FAULTS,
         1e-9,
     )
-    # torch_npu sends the offset of a view of 4-bit values in bytes, CANN counts values: an odd one is inside a byte.
-    odd = [x.npu() for x in (whole(torch.uint8, 4, 1, 7), whole(torch.uint8, 2, 4, 1, 7), slots(3, 8))]
+    # torch_npu sends the offset of a view of 4-bit values in bytes, CANN counts values: an odd one
+    # is inside a byte.
+    odd = [
+        x.npu() for x in (whole(torch.uint8, 4, 1, 7), whole(torch.uint8, 2, 4, 1, 7), slots(3, 8))
+    ]
     refused(
         "scatter_pa_kv_cache, 4 bits",
         lambda: call_packed(odd[0][1:], odd[0][1:], odd[1], odd[1], odd[2], "Norm"),
         "begins inside a byte",
     )
-check("scatter_pa_kv_cache_functional", functional, scatter, SCATTER, cases[:1] + cases[4:5], SCATTER_FAULTS, 1e-9)
+check(
+    "scatter_pa_kv_cache_functional",
+    functional,
+    scatter,
+    SCATTER,
+    cases[:1] + cases[4:5],
+    SCATTER_FAULTS,
+    1e-9,
+)
 
 
 def scatter_refused(argument, mode="Norm", **changed):
     case = {"key": bf16(4, 2, 16), "value": bf16(4, 2, 16), "key_cache": bf16(2, 4, 2, 16)}
     case |= {"value_cache": bf16(2, 4, 2, 16), "slot_mapping": slots(4, 8)} | changed
     case = {name: x.npu() for name, x in case.items()}
-    refused("scatter_pa_kv_cache", lambda: torch_npu.npu_scatter_pa_kv_cache(**case, cache_mode=mode), f"'{argument}'")
+    refused(
+        "scatter_pa_kv_cache",
+        lambda: torch_npu.npu_scatter_pa_kv_cache(**case, cache_mode=mode),
+        f"'{argument}'",
+    )
 
 
 scatter_refused("key", key=f32(4, 2, 16).double())
@@ -166,7 +203,9 @@ scatter_refused("value_cache", value_cache=bf16(2, 4, 2, 15))
 scatter_refused("value_cache", value_cache=f32(2, 4, 2, 16).half())
 scatter_refused("slot_mapping", slot_mapping=f32(4))
 scatter_refused("slot_mapping", slot_mapping=slots(3, 8))
-scatter_refused("slot_mapping", slot_mapping=torch.tensor([0, 1, 2, 8], dtype=torch.int32))  # a kernel fault
+scatter_refused(
+    "slot_mapping", slot_mapping=torch.tensor([0, 1, 2, 8], dtype=torch.int32)
+)  # a kernel fault
 scatter_refused("cache_mode", mode="NZ")
 scatter_refused("key_cache", mode="PA_NZ")  # not in tiles
 scatter_refused("value_cache", mode="PA_NZ", key_cache=bf16(2, 2, 4, 16), value_cache=bf16())
@@ -200,14 +239,20 @@ def compressed(x, cache, mapping, lengths, offsets, ends, steps):
     for b in range(x.shape[0]):
         for h in range(heads):
             i = b * heads + h
-            slot, n, end = int(steps.first_slot(mapping, b, h)), int(lengths.reshape(-1)[i]), int(ends[b])
+            slot, n, end = (
+                int(steps.first_slot(mapping, b, h)),
+                int(lengths.reshape(-1)[i]),
+                int(ends[b]),
+            )
             seen = steps.head(x, b, h)
             if offsets is None:
                 part = steps.without_offset(seen, end - n, end)
             else:
                 start = int(offsets[i])
                 middle = steps.mean(steps.window(seen, start, n))[None]
-                part = steps.joined(steps.front(seen, start), middle, steps.tail(seen, start + n, end))
+                part = steps.joined(
+                    steps.front(seen, start), middle, steps.tail(seen, start + n, end)
+                )
             out[slot : slot + len(part)] = part
     return out.reshape(cache.shape)
 
@@ -216,7 +261,9 @@ def window(sequences, heads, length, kind=torch.int32):
     """Slots, window lengths, offsets and sequence lengths that do not overlap."""
     ends = np.array([length - b % 3 for b in range(sequences)])
     lengths = np.stack([rng.integers(1, 4, heads) for _ in range(sequences)])
-    offsets = np.stack([rng.integers(0, end - row + 1) for end, row in zip(ends, lengths, strict=True)])
+    offsets = np.stack(
+        [rng.integers(0, end - row + 1) for end, row in zip(ends, lengths, strict=True)]
+    )
     starts = (rng.permutation(sequences * heads) * (length + 1)).reshape(sequences, heads)
     return [torch.tensor(v, dtype=kind) for v in (starts, lengths, offsets.reshape(-1), ends)]
 
@@ -237,7 +284,10 @@ if A5:
 
     def pairs(case, steps):
         key, value, key_cache, value_cache, *indices = (array(c) for c in case)
-        return [compressed(key, key_cache, *indices, steps), compressed(value, value_cache, *indices, steps)]
+        return [
+            compressed(key, key_cache, *indices, steps),
+            compressed(value, value_cache, *indices, steps),
+        ]
 
     def call_pairs(key, value, key_cache, value_cache, mapping, lengths, offsets, ends):
         torch_npu.npu_scatter_pa_kv_cache(
@@ -252,9 +302,26 @@ if A5:
         pairs,
         COMPRESSED,
         [
-            (bf16(3, 9, 2, 5), bf16(3, 9, 2, 7), bf16(13, 5, 1, 5), bf16(13, 5, 1, 7), *window(3, 2, 9)),
-            (bf16(3, 9, 2, 5), bf16(3, 9, 2, 7), strided_cache(13, 5, 5), strided_cache(13, 5, 7), *window(3, 2, 9)),
-            (f32(2, 40, 4, 64), f32(2, 40, 4, 64), *(f32(3, 128, 1, 64) for _ in "kv"), *window(2, 4, 40, torch.int64)),
+            (
+                bf16(3, 9, 2, 5),
+                bf16(3, 9, 2, 7),
+                bf16(13, 5, 1, 5),
+                bf16(13, 5, 1, 7),
+                *window(3, 2, 9),
+            ),
+            (
+                bf16(3, 9, 2, 5),
+                bf16(3, 9, 2, 7),
+                strided_cache(13, 5, 5),
+                strided_cache(13, 5, 7),
+                *window(3, 2, 9),
+            ),
+            (
+                f32(2, 40, 4, 64),
+                f32(2, 40, 4, 64),
+                *(f32(3, 128, 1, 64) for _ in "kv"),
+                *window(2, 4, 40, torch.int64),
+            ),
         ],
         COMPRESSED_FAULTS,
         1e-2,
@@ -284,7 +351,11 @@ if A5:
         ],
         COMPRESSED_FAULTS
         | {"the first values": dict(without_offset=lambda seen, start, end: seen[: end - start])}
-        | {name: SCATTER_FAULTS[name] for name in ("the place behind", "tokens reversed", "negative slots stored")},
+        | {name: SCATTER_FAULTS[name] for name in ("the place "
+                                                   "behind", "tokens "
+                                                                       "reversed", "negative "
+                                                                                          "slots "
+                                                                                          "stored")},
         1e-2,
     )  # fmt: skip
     refuse = [bf16(3, 9, 2, 5), bf16(13, 5, 1, 5), *window(3, 2, 9)]
@@ -300,19 +371,37 @@ if A5:
         (5, slots(2, 9), "seq_lens"),
     ):
         case = [bad if i == at else x for i, x in enumerate(refuse)]
-        refused("scatter_pa_cache", lambda case=case: call_one(*(x.npu() for x in case)), f"'{argument}'")
+        refused(
+            "scatter_pa_cache",
+            lambda case=case: call_one(*(x.npu() for x in case)),
+            f"'{argument}'",
+        )
         if argument not in ("key_cache", "seq_lens") or at == 5:
             both = [case[0], case[0], case[1], case[1], *case[2:]]
-            refused("scatter_pa_kv_cache", lambda both=both: call_pairs(*(x.npu() for x in both)), f"'{argument}'")
+            refused(
+                "scatter_pa_kv_cache",
+                lambda both=both: call_pairs(*(x.npu() for x in both)),
+                f"'{argument}'",
+            )
     both = [refuse[0], bf16(3, 9, 1, 5), refuse[1], refuse[1], *refuse[2:]]
     refused("scatter_pa_kv_cache", lambda: call_pairs(*(x.npu() for x in both)), "'value'")
     starts, lengths, offsets, ends = window(3, 2, 9, torch.int64)
-    huge = [*refuse[:2], starts, torch.full_like(lengths, 2**63 - 1), offsets + 1, ends]  # their sum overflows
+    huge = [
+        *refuse[:2],
+        starts,
+        torch.full_like(lengths, 2**63 - 1),
+        offsets + 1,
+        ends,
+    ]  # their sum overflows
     refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in huge)), "'compress_lens'")
     scatter_refused("cache_mode", mode="PA_NZ", key=bf16(2, 2, 2, 16))
     turned = [bf16(3, 2, 9, 5).transpose(1, 2), *refuse[1:]]
     refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in turned)), "'key'")
-    fp8 = [f32(3, 9, 2, 5).to(torch.float8_e5m2), f32(13, 5, 1, 5).to(torch.float8_e5m2), *refuse[2:]]
+    fp8 = [
+        f32(3, 9, 2, 5).to(torch.float8_e5m2),
+        f32(13, 5, 1, 5).to(torch.float8_e5m2),
+        *refuse[2:],
+    ]
     refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in fp8)), "'key'")
 else:
     here = bf16(4, 2, 16).npu(), bf16(2, 4, 2, 16).npu()

@@ -1,7 +1,9 @@
-"""Fused operators against formulas written from their documents in NumPy, with named faults that the cases must catch.
+"""Fused operators against formulas written from their documents in NumPy,
+with named faults that the cases must catch.
 
-A formula is made of steps. A fault replaces some of them, or spoils a result: the device's result must be closer to the
-right one than the tolerance, and every faulty one farther away. Prints one line for each operator.
+A formula is made of steps. A fault replaces some of them, or spoils a result: the device's result
+must be closer to the right one than the tolerance, and every faulty one farther away. Prints one
+line for each operator.
 """
 
 import os
@@ -44,7 +46,9 @@ def bf16(*shape):
 
 
 OUTPUT_FAULTS = {
-    "one zero value": lambda y: np.where(np.arange(y.size).reshape(y.shape) == np.abs(y).argmax(), 0, y),
+    "one zero value": lambda y: np.where(
+        np.arange(y.size).reshape(y.shape) == np.abs(y).argmax(), 0, y
+    ),
     "stale last row": lambda y: np.concatenate([y[:-1], np.zeros_like(y[:1])]),
     "rows shifted": lambda y: np.roll(y, 1, 0),
     "columns shifted": lambda y: np.roll(y, 1, -1),
@@ -75,7 +79,9 @@ def distance(got, want):
 
 
 def check(name, call, formula, steps, cases, faults, tolerance):
-    """`formula(case, steps)` gives the list of outputs; `faults`: for each name the steps that it replaces."""
+    """`formula(case, steps)` gives the list of outputs;
+    `faults`: for each name the steps that it replaces.
+    """
     results = []
     for place, case in enumerate(cases):
         with torch.inference_mode(place % 2 == 1):  # a mode that no kernel may notice
@@ -91,19 +97,27 @@ def check(name, call, formula, steps, cases, faults, tolerance):
     if not worst <= tolerance:
         problems.append(f"{name}: differs by {worst:.3g}, tolerance {tolerance}")
     alive = [
-        fault for fault, replaced in faults.items() if all(d <= tolerance for d in distances(steps.but(**replaced)))
+        fault
+        for fault, replaced in faults.items()
+        if all(d <= tolerance for d in distances(steps.but(**replaced)))
     ]
     wanted = [w for case in cases for w in formula(case, steps) if w.ndim and w.size]
     alive += [
-        fault for fault, spoil in OUTPUT_FAULTS.items() if not any(distance(spoil(w), w) > tolerance for w in wanted)
+        fault
+        for fault, spoil in OUTPUT_FAULTS.items()
+        if not any(distance(spoil(w), w) > tolerance for w in wanted)
     ]
     if alive:
         problems.append(f"{name}: faults not caught: {alive}")
-    print(f"{name}: {len(cases)} cases, worst {worst:.2g}, {len(faults) + len(OUTPUT_FAULTS)} faults")
+    print(
+        f"{name}: {len(cases)} cases, worst {worst:.2g}, {len(faults) + len(OUTPUT_FAULTS)} faults"
+    )
 
 
 def refused(name, call, argument, code=None):
-    """The device must refuse this call, naming the argument, and with this code when one is given."""
+    """The device must refuse this call, naming the argument,
+    and with this code when one is given.
+    """
     try:
         call()
         torch.npu.synchronize()

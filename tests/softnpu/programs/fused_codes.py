@@ -1,4 +1,6 @@
-"""The codes of refusals, as the tables of return codes in CANN's documents have them (see fused_check.py)."""
+"""The codes of refusals,
+as the tables of return codes in CANN's documents have them (see fused_check.py).
+"""
 
 import torch
 import torch_npu
@@ -28,7 +30,9 @@ def permute(tokens, padded=False):
 
 
 def finalize(skip):
-    return lambda: torch_npu.npu_moe_finalize_routing(f32(2, 8).npu(), skip.npu(), None, None, None, ids(2), None)
+    return lambda: torch_npu.npu_moe_finalize_routing(
+        f32(2, 8).npu(), skip.npu(), None, None, None, ids(2), None
+    )
 
 
 def routing(x, experts, active):
@@ -39,7 +43,9 @@ def routing(x, experts, active):
 
 
 def post(x):
-    return lambda: torch_npu.npu_mhc_post(x.npu(), f32(2, 5, 5).npu(), bf16(2, 128).npu(), f32(2, 5).npu())
+    return lambda: torch_npu.npu_mhc_post(
+        x.npu(), f32(2, 5, 5).npu(), bf16(2, 128).npu(), f32(2, 5).npu()
+    )
 
 
 for name, call, argument, code in [
@@ -58,6 +64,11 @@ for name, call, argument, code in [
 ]:
     refused(name, call, argument, code)
 if not A5:
-    refused("dynamic_mx_quant", lambda: torch_npu.npu_dynamic_mx_quant(bf16(2, 64).npu()), "does not exist", PLATFORM)
+    refused(
+        "dynamic_mx_quant",
+        lambda: torch_npu.npu_dynamic_mx_quant(bf16(2, 64).npu()),
+        "does not exist",
+        PLATFORM,
+    )
 if CANN >= (9, 1) or (A5 and CANN >= (9, 0)):
     refused("mhc_post", post(bf16(2, 5, 128)), "'x'", SHAPES)

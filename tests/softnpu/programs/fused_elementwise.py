@@ -39,7 +39,9 @@ norm_faults = {
     "no epsilon": dict(factor=lambda square, eps: 1 / np.sqrt(square)),
     "no gamma": dict(scaled=same),
     "gamma plus one": dict(scaled=lambda y, gamma: y * (1 + gamma)),
-    "mean subtracted": dict(square=lambda x, axes: mean_square(x - x.mean(axes, keepdims=True), axes)),
+    "mean subtracted": dict(
+        square=lambda x, axes: mean_square(x - x.mean(axes, keepdims=True), axes)
+    ),
     "epsilon outside the root": dict(factor=lambda square, eps: 1 / (np.sqrt(square) + eps)),
     "last axis only": dict(axes=lambda gamma: (-1,)),
     "no root": dict(factor=lambda square, eps: (1 / np.sqrt(square + eps)) ** 2),
@@ -65,7 +67,9 @@ refused("rms_norm", lambda: call_rms(f32(3, 4).npu(), f32(5).npu()), "'gamma'")
 refused("rms_norm", lambda: call_rms(f32(3, 4).npu(), f32(4).half().npu()), "'gamma'")
 refused("rms_norm", lambda: call_rms(bf16(3, 4).npu(), f32(4).half().npu()), "'gamma'")
 refused("rms_norm", lambda: call_rms(f32(3, 0).npu(), f32(0).npu()), "'gamma'")
-refused("rms_norm", lambda: call_rms(torch.ones(3, 4, dtype=torch.int32).npu(), f32(4).npu()), "'x'")
+refused(
+    "rms_norm", lambda: call_rms(torch.ones(3, 4, dtype=torch.int32).npu(), f32(4).npu()), "'x'"
+)
 refused("rms_norm", lambda: call_rms(f32(*[1] * 9).npu(), f32(1).npu()), "'x'")
 
 
@@ -90,16 +94,49 @@ add_faults = {
     "sum not stored": dict(stored=lambda x, a: a),
 }
 check("add_rms_norm", call_add_rms, add_rms, ADD_RMS, add_cases, norm_faults | add_faults, 1e-5)
-add_cases = [(bf16(3, 4096), bf16(3, 4096), bf16(4096), 1e-6), (bf16(2, 3, 8) + 1, bf16(2, 3, 8), bf16(3, 8), 1e-6)]
-check("add_rms_norm in 16 bits", call_add_rms, add_rms, ADD_RMS, add_cases, half_faults | add_faults, 1.5e-2)
-refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(2, 4).npu(), f32(4).npu()), "'x2'")
-refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), bf16(3, 4).npu(), f32(4).npu()), "'x2'")
-refused("add_rms_norm", lambda: call_add_rms(bf16(3, 4).npu(), bf16(3, 4).npu(), f32(4).npu()), "'gamma'")
-refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(3, 4).npu(), f32(3).npu()), "'gamma'")
-refused("add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(3, 4).npu(), f32(4).npu(), -1.0), "'epsilon'")
+add_cases = [
+    (bf16(3, 4096), bf16(3, 4096), bf16(4096), 1e-6),
+    (bf16(2, 3, 8) + 1, bf16(2, 3, 8), bf16(3, 8), 1e-6),
+]
+check(
+    "add_rms_norm in 16 bits",
+    call_add_rms,
+    add_rms,
+    ADD_RMS,
+    add_cases,
+    half_faults | add_faults,
+    1.5e-2,
+)
+refused(
+    "add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(2, 4).npu(), f32(4).npu()), "'x2'"
+)
+refused(
+    "add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), bf16(3, 4).npu(), f32(4).npu()), "'x2'"
+)
+refused(
+    "add_rms_norm",
+    lambda: call_add_rms(bf16(3, 4).npu(), bf16(3, 4).npu(), f32(4).npu()),
+    "'gamma'",
+)
+refused(
+    "add_rms_norm", lambda: call_add_rms(f32(3, 4).npu(), f32(3, 4).npu(), f32(3).npu()), "'gamma'"
+)
+refused(
+    "add_rms_norm",
+    lambda: call_add_rms(f32(3, 4).npu(), f32(3, 4).npu(), f32(4).npu(), -1.0),
+    "'epsilon'",
+)
 empty = [(f32(0, 8), f32(0, 8), f32(8), 1e-6)]
 if CANN >= (9, 0):
-    check("add_rms_norm of nothing", call_add_rms, add_rms, ADD_RMS, [*empty, *add_cases], add_faults, 1.5e-2)
+    check(
+        "add_rms_norm of nothing",
+        call_add_rms,
+        add_rms,
+        ADD_RMS,
+        [*empty, *add_cases],
+        add_faults,
+        1.5e-2,
+    )
 else:
     refused("add_rms_norm", lambda: call_add_rms(*(t.npu() for t in empty[0][:3])), "'x1'")
 
@@ -180,13 +217,17 @@ clipped_faults = {
     "no alpha": dict(gated=lambda clipped, a: sigmoid(clipped) * clipped),
     "no bias": dict(bias=0),
     "sigmoid only": dict(gated=lambda clipped, a: sigmoid(ALPHA * clipped)),
-    "clipped behind the gate": dict(gated=lambda clipped, a: np.minimum(a * sigmoid(ALPHA * a), LIMIT)),
+    "clipped behind the gate": dict(
+        gated=lambda clipped, a: np.minimum(a * sigmoid(ALPHA * a), LIMIT)
+    ),
     "a row too few": dict(rows=lambda rows: rows - 1),
 }
 
 
 def call_clipped(x, groups, dim, interleaved):
-    y = torch_npu.npu_clipped_swiglu(x, group_index=groups, dim=dim, limit=2.0, interleaved=interleaved)
+    y = torch_npu.npu_clipped_swiglu(
+        x, group_index=groups, dim=dim, limit=2.0, interleaved=interleaved
+    )
     half = [*x.shape]
     half[dim] //= 2
     assert [*y.shape] == half
@@ -195,7 +236,11 @@ def call_clipped(x, groups, dim, interleaved):
 
 
 if A5 and CANN < (9, 1):
-    refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), None, -1, True), "does not exist on Ascend950")
+    refused(
+        "clipped_swiglu",
+        lambda: call_clipped(f32(4, 6).npu(), None, -1, True),
+        "does not exist on Ascend950",
+    )
 else:
     check(
         "clipped_swiglu",
@@ -217,9 +262,21 @@ else:
     refused("clipped_swiglu", lambda: call_clipped(f32(4, 5).npu(), None, -1, True), "'dim'")
     refused("clipped_swiglu", lambda: call_clipped(f32(6, 4).npu().t(), None, -1, True), "'x'")
     many = torch.zeros(8193, dtype=torch.int64)
-    refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), many.npu(), -1, True), "'group_index'")
-    refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), many[:2].int().npu(), -1, True), "'group_index'")
-    refused("clipped_swiglu", lambda: torch_npu.npu_clipped_swiglu(f32(4, 6).npu(), limit=0.0), "'limit'")
+    refused(
+        "clipped_swiglu",
+        lambda: call_clipped(f32(4, 6).npu(), many.npu(), -1, True),
+        "'group_index'",
+    )
+    refused(
+        "clipped_swiglu",
+        lambda: call_clipped(f32(4, 6).npu(), many[:2].int().npu(), -1, True),
+        "'group_index'",
+    )
+    refused(
+        "clipped_swiglu",
+        lambda: torch_npu.npu_clipped_swiglu(f32(4, 6).npu(), limit=0.0),
+        "'limit'",
+    )
     for groups in ([-1, 3], [2, 3]):  # negative; more rows than there are
         rows = torch.tensor(groups).npu()
         refused(
@@ -229,4 +286,8 @@ else:
         )
     assert torch_npu.npu_clipped_swiglu(f32(0, 6).npu()).cpu().shape == (0, 3)
     if A5:
-        refused("clipped_swiglu", lambda: call_clipped(f32(4, 6).npu(), many[:0].npu(), -1, True), "'group_index'")
+        refused(
+            "clipped_swiglu",
+            lambda: call_clipped(f32(4, 6).npu(), many[:0].npu(), -1, True),
+            "'group_index'",
+        )

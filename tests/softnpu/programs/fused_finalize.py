@@ -18,13 +18,17 @@ STEPS = Steps(
 
 
 def finalize(case, steps):
-    rows, skip1, skip2, bias, scales, index, experts = (None if c is None else array(c) for c in case[:7])
+    rows, skip1, skip2, bias, scales, index, experts = (
+        None if c is None else array(c) for c in case[:7]
+    )
     k = 1 if scales is None else scales.shape[1]
     place = index.reshape(k, -1).T if steps.by_columns(case[7]) else index.reshape(-1, k)
     y = rows.reshape(-1, rows.shape[-1])[np.maximum(place, 0)]
     if bias is not None:
         y = steps.biased(y, bias, experts)
-    y = np.where(steps.dropped(place)[..., None], 0 if bias is None else steps.of_dropped(bias, experts), y)
+    y = np.where(
+        steps.dropped(place)[..., None], 0 if bias is None else steps.of_dropped(bias, experts), y
+    )
     y = steps.sum(y if scales is None else steps.scaled(y, scales))
     y = y if skip1 is None else steps.first_skip(y, skip1)
     return [y if skip2 is None else steps.second_skip(y, skip2)]
@@ -54,8 +58,26 @@ cases = [
     (f32(12, 5), f32(4, 5), f32(4, 5), f32(9, 5), f32(4, 3), places(12), chosen(4, 3, 9), 2),
     (f32(12, 5), None, None, None, f32(4, 3), places(12), None, 2),
     (f32(7, 5), None, None, None, None, places(7), None, 0),
-    (f32(4, 5, 3), f32(6, 3), f32(6, 3), f32(4, 3), f32(6, 2), places(12, 20, (0, 5)), chosen(6, 2, 4), 1),
-    (f32(4, 5, 3), f32(6, 3), None, f32(4, 3), f32(6, 2), places(12, 20, (1, 2, 3)), chosen(6, 2, 4), 3),
+    (
+        f32(4, 5, 3),
+        f32(6, 3),
+        f32(6, 3),
+        f32(4, 3),
+        f32(6, 2),
+        places(12, 20, (0, 5)),
+        chosen(6, 2, 4),
+        1,
+    ),
+    (
+        f32(4, 5, 3),
+        f32(6, 3),
+        None,
+        f32(4, 3),
+        f32(6, 2),
+        places(12, 20, (1, 2, 3)),
+        chosen(6, 2, 4),
+        3,
+    ),
     (f32(4, 5, 3), None, None, None, f32(6, 2), places(12, 20, (1, 7)), chosen(6, 2, 4), 3),
 ]
 faults = {
@@ -74,7 +96,16 @@ faults = {
 check("moe_finalize_routing", call_finalize, finalize, STEPS, cases, faults, 1e-5)
 half = [
     (bf16(36, 4096), bf16(6, 4096), None, None, bf16(6, 6), places(36), chosen(6, 6, 256), 2),
-    (bf16(36, 7168), bf16(6, 7168), None, None, f32(6, 6), places(36), None, 0),  # scales may be wider
+    (
+        bf16(36, 7168),
+        bf16(6, 7168),
+        None,
+        None,
+        f32(6, 6),
+        places(36),
+        None,
+        0,
+    ),  # scales may be wider
 ]
 half_faults = {
     fault: replaced
@@ -84,14 +115,26 @@ half_faults = {
 check("moe_finalize_routing in 16 bits", call_finalize, finalize, STEPS, half, half_faults, 1.5e-2)
 
 
-def refuse(argument, rows=(12, 5), skips=((6, 5), None), bias=(4, 5), scales=(6, 2), index=12, experts=(6, 2), mode=0):
+def refuse(
+    argument,
+    rows=(12, 5),
+    skips=((6, 5), None),
+    bias=(4, 5),
+    scales=(6, 2),
+    index=12,
+    experts=(6, 2),
+    mode=0,
+):
     """A good call with something replaced: a shape, or the tensor itself."""
 
     def tensor(what, make):
         return what if what is None or isinstance(what, torch.Tensor) else make(*what)
 
     case = [tensor(what, f32) for what in (rows, *skips, bias, scales)]
-    case += [index if isinstance(index, torch.Tensor) else places(index), tensor(experts, lambda *s: chosen(*s, 2))]
+    case += [
+        index if isinstance(index, torch.Tensor) else places(index),
+        tensor(experts, lambda *s: chosen(*s, 2)),
+    ]
     on_npu = [None if t is None else t.npu() for t in case]
     refused("moe_finalize_routing", lambda: call_finalize(*on_npu, mode), argument)
 
@@ -123,6 +166,14 @@ refuse("'expanded_src_to_dst_row'", rows=(3, 9, 5), bias=None, index=places(12) 
 refuse("'expert_for_source_row'", experts=chosen(6, 2, 4) + 4)
 other_scales = (f32(12, 5), None, None, None, bf16(6, 2), places(12), None, 0)
 if A5:
-    check("moe_finalize_routing, other scales", call_finalize, finalize, STEPS, [other_scales, *cases], faults, 1e-5)
+    check(
+        "moe_finalize_routing, other scales",
+        call_finalize,
+        finalize,
+        STEPS,
+        [other_scales, *cases],
+        faults,
+        1e-5,
+    )
 else:
     refuse("'scales'", scales=bf16(6, 2))

@@ -6,7 +6,9 @@ import numpy as np
 def _magnitudes(exponent_bits, mantissa_bits, count, bias):
     code = np.arange(count)
     exponent, mantissa = code >> mantissa_bits, (code & (2**mantissa_bits - 1)) / 2**mantissa_bits
-    return np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias))
+    return np.where(
+        exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - bias)
+    )
 
 
 # Magnitudes by code; the codes behind the last one are NaN or infinite.
@@ -20,7 +22,9 @@ LARGEST_EXPONENT = {"e4m3": 8, "e5m2": 15, "e2m1": 2}
 
 
 def encode(x, kind, mode="rint", overflow="largest"):
-    """Codes (one to a byte) of x, whose overflow is the largest value, or NaN. Modes: rint (ties to even), round (ties away), floor, trunc."""
+    """Codes (one to a byte) of x, whose overflow is the largest value, or NaN.
+    Modes: rint (ties to even), round (ties away), floor, trunc.
+    """
     table = MAGNITUDES[kind]
     x = np.asarray(x, np.float64)
     size = np.minimum(np.nan_to_num(np.abs(x), posinf=np.inf), table[-1])

@@ -40,14 +40,28 @@ def gathered(case, steps):
 
 def call_gather(key_cache, value_cache, key, value, table, lengths, offsets, sums):
     torch_npu.npu_gather_pa_kv_cache(
-        key_cache, value_cache, table, lengths, key, value, seq_offset=offsets, is_seq_lens_cumsum=sums
+        key_cache,
+        value_cache,
+        table,
+        lengths,
+        key,
+        value,
+        seq_offset=offsets,
+        is_seq_lens_cumsum=sums,
     )
     return key, value
 
 
 def call_gather_functional(key_cache, value_cache, key, value, table, lengths, offsets, sums):
     return torch_npu.npu_gather_pa_kv_cache_functional(
-        key_cache, value_cache, table, lengths, key, value, seq_offset=offsets, is_seq_lens_cumsum=sums
+        key_cache,
+        value_cache,
+        table,
+        lengths,
+        key,
+        value,
+        seq_offset=offsets,
+        is_seq_lens_cumsum=sums,
     )
 
 
@@ -81,17 +95,40 @@ cases = [
     (*latent(0, 6)[2:], bf16(700, 1, 512), bf16(700, 1, 64), ints([[4, 1, 0], [5, 3, 3]]), ints([0, 330, 700]), None, True),
 ]  # fmt: skip
 if A5:
-    fp8 = f32(5, 4, 2, 6).to(torch.float8_e4m3fn), small[1], f32(7, 2, 6).to(torch.float8_e4m3fn), bf16(7, 2, 3)
-    cases.append((*fp8, table.long(), ints([3, 0, 4], torch.int64), ints([4, 0, 8], torch.int64), False))
+    fp8 = (
+        f32(5, 4, 2, 6).to(torch.float8_e4m3fn),
+        small[1],
+        f32(7, 2, 6).to(torch.float8_e4m3fn),
+        bf16(7, 2, 3),
+    )
     cases.append(
-        (*(whole(torch.uint16, *s) for s in ((2, 3, 1, 5), (2, 3, 1, 5), (4, 1, 5), (4, 1, 5))), *cases[3][4:])
+        (*fp8, table.long(), ints([3, 0, 4], torch.int64), ints([4, 0, 8], torch.int64), False)
+    )
+    cases.append(
+        (
+            *(whole(torch.uint16, *s) for s in ((2, 3, 1, 5), (2, 3, 1, 5), (4, 1, 5), (4, 1, 5))),
+            *cases[3][4:],
+        )
     )
 check("gather_pa_kv_cache", call_gather, gathered, STEPS, cases, GATHER_FAULTS, 1e-9)
-check("gather_pa_kv_cache_functional", call_gather_functional, gathered, STEPS, cases[:3], GATHER_FAULTS, 1e-9)
+check(
+    "gather_pa_kv_cache_functional",
+    call_gather_functional,
+    gathered,
+    STEPS,
+    cases[:3],
+    GATHER_FAULTS,
+    1e-9,
+)
 
 
 def gather_refused(argument, sums=False, **changed):
-    case = {"key_cache": small[0], "value_cache": small[1], "block_tables": table, "seq_lens": ints([6, 3, 8])}
+    case = {
+        "key_cache": small[0],
+        "value_cache": small[1],
+        "block_tables": table,
+        "seq_lens": ints([6, 3, 8]),
+    }
     case |= {"key": bf16(17, 2, 6), "value": bf16(17, 2, 3)} | changed
     case = {name: x.npu() for name, x in case.items()}
     refused(
@@ -108,11 +145,17 @@ gather_refused("value_cache", value_cache=bf16(4, 4, 2, 3))
 gather_refused("key_cache", key_cache=bf16(5, 0, 2, 6), value_cache=bf16(5, 0, 2, 3))
 gather_refused("block_tables", block_tables=ints([0, 1, 2]))
 gather_refused("block_tables", block_tables=ints([[0] * 3] * 4).t())
-gather_refused("block_tables", block_tables=torch.where(table == table[0, 0], 5, table).int())  # a kernel fault
-gather_refused("block_tables", block_tables=table[:, :1].contiguous())  # a kernel fault: too few columns
+gather_refused(
+    "block_tables", block_tables=torch.where(table == table[0, 0], 5, table).int()
+)  # a kernel fault
+gather_refused(
+    "block_tables", block_tables=table[:, :1].contiguous()
+)  # a kernel fault: too few columns
 gather_refused("seq_lens", seq_lens=ints([6, 3, 8, 0]))
 gather_refused("seq_lens", seq_lens=ints([6, 3, 9]))  # a kernel fault: more tokens than rows
-gather_refused("seq_lens", sums=True, seq_lens=ints([1, 3, 8, 17]))  # a kernel fault: sums begin with 0
+gather_refused(
+    "seq_lens", sums=True, seq_lens=ints([1, 3, 8, 17])
+)  # a kernel fault: sums begin with 0
 gather_refused("seq_offset", seq_offset=ints([1, 2]))
 gather_refused("key", key=bf16(17, 12))
 gather_refused("key", key=bf16(17, 1, 6))
@@ -120,7 +163,9 @@ gather_refused("key", key=f32(17, 2, 6).half())
 gather_refused("key", key_cache=bf16(5, 4, 2, 40000), key=bf16(1, 2, 40000))
 gather_refused("value", value=bf16(16, 2, 3))
 if A5:
-    gather_refused("seq_lens", seq_lens=ints([6, 3, 8], torch.int64))  # another dtype than block_tables
+    gather_refused(
+        "seq_lens", seq_lens=ints([6, 3, 8], torch.int64)
+    )  # another dtype than block_tables
 else:
     gather_refused("block_tables", block_tables=table.long(), seq_lens=ints([6, 3, 8], torch.int64))
     gather_refused("key_cache", key_cache=f32(5, 4, 2, 6), key=f32(17, 2, 6))

@@ -3,14 +3,33 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, CANN, Steps, array, bf16, check, f32, refused, rng, same, sigmoid, softmax
+from fused_check import (
+    A5,
+    CANN,
+    Steps,
+    array,
+    bf16,
+    check,
+    f32,
+    refused,
+    rng,
+    same,
+    sigmoid,
+    softmax,
+)
 
 SOFTMAX, SIGMOID, ROOT = 0, 1, 2
 EPS, FACTOR = 0.25, 2.5
 
 
 def norm(x, kind):
-    return softmax(x) if kind == SOFTMAX else sigmoid(x) if kind == SIGMOID else np.sqrt(np.logaddexp(0, x))
+    return (
+        softmax(x)
+        if kind == SOFTMAX
+        else sigmoid(x)
+        if kind == SIGMOID
+        else np.sqrt(np.logaddexp(0, x))
+    )
 
 
 def grouped(scores, groups, keep, by_maximum):
@@ -73,9 +92,13 @@ def call_gating(x, bias, ids, table, k, groups, keep, select, renorm, kind):
     )
 
 
-def by_table(tokens, experts, k, keys, kind, groups=1, types=(torch.int32, torch.int64), renorm=0, bias=None):
+def by_table(
+    tokens, experts, k, keys, kind, groups=1, types=(torch.int32, torch.int64), renorm=0, bias=None
+):
     ids = torch.tensor(rng.integers(0, keys, tokens), dtype=types[0])
-    table = torch.tensor(np.stack([rng.permutation(experts)[:k] for _ in range(keys)]), dtype=types[1])
+    table = torch.tensor(
+        np.stack([rng.permutation(experts)[:k] for _ in range(keys)]), dtype=types[1]
+    )
     return f32(tokens, experts), bias, ids, table, k, groups, groups, 1, renorm, kind
 
 
@@ -104,7 +127,9 @@ weight_faults = {
 faults = weight_faults | {
     "no bias": dict(biased=same),
     "no groups": dict(groups=same),
-    "groups by the other value": dict(groups=lambda s, groups, keep, largest: grouped(s, groups, keep, not largest)),
+    "groups by the other value": dict(
+        groups=lambda s, groups, keep, largest: grouped(s, groups, keep, not largest)
+    ),
     "ties to the larger": dict(best=lambda s, k: s.shape[1] - 1 - best(s[:, ::-1], k)),
     "worst experts": dict(best=lambda s, k: best(-s, k)),
 }

@@ -3,7 +3,20 @@
 import numpy as np
 import torch
 import torch_npu
-from fused_check import A5, Steps, array, bf16, check, f32, problems, refused, reseed, rng, same, sigmoid
+from fused_check import (
+    A5,
+    Steps,
+    array,
+    bf16,
+    check,
+    f32,
+    problems,
+    refused,
+    reseed,
+    rng,
+    same,
+    sigmoid,
+)
 from grouped_data import COUNT_FAULTS, GROUP_FAULTS, i8, low64, nz, positive, spans
 
 reseed(__name__)
@@ -49,9 +62,17 @@ def plain(case, steps):
 
 
 def call_plain(x, w, bias, groups, kind, form):
-    w = nz(w) if form == "nz" else w.transpose(1, 2).contiguous().transpose(1, 2) if form == "transposed" else w
+    w = (
+        nz(w)
+        if form == "nz"
+        else w.transpose(1, 2).contiguous().transpose(1, 2)
+        if form == "transposed"
+        else w
+    )
     bias = None if bias is None else [bias]
-    y = gmm([x], [w], bias=bias, group_list=groups, split_item=3, group_type=0, group_list_type=kind)[0]
+    y = gmm(
+        [x], [w], bias=bias, group_list=groups, split_item=3, group_type=0, group_list_type=kind
+    )[0]
     return [y[: spans(groups, kind)[-1][2]]]
 
 
@@ -65,12 +86,22 @@ check(
         (f32(9, 5), f32(3, 5, 5), f32(3, 5), longs(2, 2, 9), 0, "nd"),
         (f32(11, 4), f32(3, 4, 4), f32(3, 4), longs(1, 3, 2), 1, "transposed"),
         (f32(6, 3), f32(2, 3, 3), None, longs(0, 4), 0, "transposed"),
-        (f32(7, 6).half(), f32(3, 6, 6).half(), f32(3, 6).half(), longs(3, 0, 4), 1, "nz" if not A5 else "nd"),
+        (
+            f32(7, 6).half(),
+            f32(3, 6, 6).half(),
+            f32(3, 6).half(),
+            longs(3, 0, 4),
+            1,
+            "nz" if not A5 else "nd",
+        ),
         (bf16(33, 512), bf16(4, 512, 512), f32(4, 512), longs(8, 9, 30, 33), 0, "nz"),
     ]
     + ([] if A5 else [(f32(8, 4), f32(3, 4, 4), f32(3, 4), pairs, 2, "nd")]),
     PLAIN_FAULTS
-    | {"no bias": dict(biased=same), "bias of expert 0": dict(biased=lambda y, bias, expert: y + bias[0])}
+    | {
+        "no bias": dict(biased=same),
+        "bias of expert 0": dict(biased=lambda y, bias, expert: y + bias[0]),
+    }
     | ({} if A5 else {"pairs in their order": dict(expert=lambda place, expert: place)}),
     2e-2,
 )
@@ -138,7 +169,12 @@ def several(case, steps):
 check(
     "grouped_matmul several tensors",
     lambda x, w, g: gmm(
-        npu(x), npu(w), group_list=None if g is None else g.npu(), split_item=2, group_type=0, group_list_type=1
+        npu(x),
+        npu(w),
+        group_list=None if g is None else g.npu(),
+        split_item=2,
+        group_type=0,
+        group_list_type=1,
     ),
     several,
     PLAIN,
@@ -183,7 +219,12 @@ def turned_product(a, b):
 check(
     "grouped_matmul depth",
     lambda x, w, g, kind: gmm(
-        [x.t().contiguous().t()], [w], group_list=g, split_item=3, group_type=2, group_list_type=kind
+        [x.t().contiguous().t()],
+        [w],
+        group_list=g,
+        split_item=3,
+        group_type=2,
+        group_list_type=kind,
     ),
     depth,
     DEPTH,
@@ -193,7 +234,10 @@ check(
         (bf16(6, 64), bf16(64, 16), longs(16, 64), 0),
     ]
     + ([] if A5 else [(f32(3, 8), f32(8, 5), pairs, 2)]),
-    {name: GROUP_FAULTS[name] for name in ("ends and counts swapped", "one row more", "last group lost")}
+    {
+        name: GROUP_FAULTS[name]
+        for name in ("ends and counts swapped", "one row more", "last group lost")
+    }
     | {
         "from the start": dict(start=lambda start: 0),
         "weight one row on": dict(weight=lambda w, start, end: w[start + 1 : end + 1]),
@@ -226,7 +270,11 @@ A8W8 = Steps(
 
 def a8w8(case, steps):
     x, w, bias, scale, per_token, act, out, _ = case
-    x, w, s = array(x).astype(float), array(w).astype(float), None if scale is None else array(scale)
+    x, w, s = (
+        array(x).astype(float),
+        array(w).astype(float),
+        None if scale is None else array(scale),
+    )
     early = steps.early_bias(bias)
     y = np.zeros((len(x), w.shape[2]))
     for expert, start, end in steps.spans(longs(3, 0, len(x) - 3), 1):
@@ -239,7 +287,11 @@ def a8w8(case, steps):
         p = 1 if per_token is None else steps.per_token(array(per_token)[:, None], start, end)
         acc = acc * steps.scale(s, expert) * p
         acc = ACT[steps.act(act)](acc if early else steps.biased(acc, b))
-        y[start:end] = np.clip(np.round(acc), -128, 127)[: len(y[start:end])] if out == torch.int8 else acc[: len(y)]
+        y[start:end] = (
+            np.clip(np.round(acc), -128, 127)[: len(y[start:end])]
+            if out == torch.int8
+            else acc[: len(y)]
+        )
     return [y]
 
 
@@ -269,7 +321,9 @@ def whole(*shape):
     return torch.tensor(rng.integers(-4000, 4000, shape), dtype=torch.int32)
 
 
-trunk = (scales(3, 5).view(torch.int32) & ~0x1FFF).view(torch.float32)  # 19 bits are read for an int8 result
+trunk = (scales(3, 5).view(torch.int32) & ~0x1FFF).view(
+    torch.float32
+)  # 19 bits are read for an int8 result
 check(
     "grouped_matmul A8W8",
     call_a8w8,
@@ -277,11 +331,23 @@ check(
     A8W8,
     [
         (i8(9, 20), i8(3, 20, 5), None, scales(3, 5), positive(9), 0, half, "nd"),
-        (i8(9, 20), i8(3, 20, 6), whole(3, 6), scales(3, 6, brain), positive(9) * 9, 0, brain, "nz"),
+        (
+            i8(9, 20),
+            i8(3, 20, 6),
+            whole(3, 6),
+            scales(3, 6, brain),
+            positive(9) * 9,
+            0,
+            brain,
+            "nz",
+        ),
         (i8(40, 256), i8(3, 256, 64), None, scales(3, 64, brain), positive(40), 0, brain, "nz"),
         (i8(7, 33), i8(3, 33, 5), None, None, None, 0, torch.int32, "nd"),
         (i8(7, 33), i8(3, 33, 5), whole(3, 5), trunk, None, 0, torch.int8, "nd"),
-        *((i8(7, 33), i8(3, 33, 5), None, scales(3, 5), None, act, half, "nd") for act in (1, 2, 4, 5)),
+        *(
+            (i8(7, 33), i8(3, 33, 5), None, scales(3, 5), None, act, half, "nd")
+            for act in (1, 2, 4, 5)
+        ),
     ]
     + ([(i8(7, 33), i8(3, 33, 5), f32(3, 5), scales(3, 5), None, 0, brain, "nd")] if A5 else []),
     COUNT_FAULTS
@@ -289,7 +355,9 @@ check(
         "no bias": dict(biased=same),
         "bias behind the scale": dict(early_bias=lambda bias: False),
         "no per-token scale": dict(per_token=lambda scale, start, end: 1),
-        "per-token scale from the start": dict(per_token=lambda scale, start, end: scale[: end - start]),
+        "per-token scale from the start": dict(
+            per_token=lambda scale, start, end: scale[: end - start]
+        ),
         "scale of expert 0": dict(scale=lambda scale, expert: scale[0]),
         "one scale": dict(scale=lambda scale, expert: scale[expert][0]),
         "act": dict(act=lambda act: {1: 5, 2: 4, 4: 5, 5: 1}.get(act, act)),
@@ -371,18 +439,32 @@ def apart_with(dtype, **lists):
 for argument, call in [
     ("bias", apart_with(brain, bias=[f32(4), torch.ones(4, dtype=torch.int64)])),
     ("antiquant_scale", apart_with(torch.int8, antiquant_scale=[bf16(4), f32(4)])),
-    ("antiquant_offset", apart_with(torch.int8, antiquant_scale=[bf16(4)] * 2, antiquant_offset=[bf16(4)])),
-    ("antiquant_offset", apart_with(torch.int8, antiquant_scale=[bf16(4)] * 2, antiquant_offset=[bf16(4), f32(4)])),
-    ("'group_list'", plain_with(g=longs(2, 2**63 - 1), kind=1)),  # a kernel fault: their sum overflows
+    (
+        "antiquant_offset",
+        apart_with(torch.int8, antiquant_scale=[bf16(4)] * 2, antiquant_offset=[bf16(4)]),
+    ),
+    (
+        "antiquant_offset",
+        apart_with(torch.int8, antiquant_scale=[bf16(4)] * 2, antiquant_offset=[bf16(4), f32(4)]),
+    ),
+    (
+        "'group_list'",
+        plain_with(g=longs(2, 2**63 - 1), kind=1),
+    ),  # a kernel fault: their sum overflows
     ("'group_list'", plain_with(g=longs(-1, 5), kind=1)),
 ]:
     refused("grouped_matmul", call, argument)
 if A5:
-    refused("grouped_matmul", plain_with(g=torch.tensor([[0, 1], [1, 3]]), kind=2), "group_list_type")
+    refused(
+        "grouped_matmul", plain_with(g=torch.tensor([[0, 1], [1, 3]]), kind=2), "group_list_type"
+    )
 else:
     refused("grouped_matmul", plain_with(x=torch.empty(4, 65536), w=torch.empty(2, 65536, 4)), "x")
     refused("grouped_matmul", quantised_with(b=f32(3, 4)), "bias")
-    for view in (bf16(2, 32, 64).npu()[:, ::2], bf16(2, 16, 128).npu()[..., ::2]):  # npu_format_cast keeps the strides
+    for view in (
+        bf16(2, 32, 64).npu()[:, ::2],
+        bf16(2, 16, 128).npu()[..., ::2],
+    ):  # npu_format_cast keeps the strides
         call = plain_with(x=bf16(4, 16), w=view, b=f32(2, 64))
         refused(
             "grouped_matmul NZ",

@@ -34,9 +34,16 @@ def spread(scale, k):
 
 
 def mixed(case, steps):
-    """Values of x and weight with scales [groups, parts of K, N] and [M, parts of K]; bias behind or in front of rows'."""
+    """Values of x and weight with scales [groups, parts of K, N] and [M, parts of K];
+    bias behind or in front of rows'.
+    """
     x, w, scale, rows, bias, offset = (np.asarray(c, dtype=float) for c in case["values"])
-    scale, rows, bias, offset = steps.scale(scale), steps.rows(rows), steps.bias(bias), steps.offset(offset)
+    scale, rows, bias, offset = (
+        steps.scale(scale),
+        steps.rows(rows),
+        steps.bias(bias),
+        steps.offset(offset),
+    )
     k = x.shape[1]
     y = np.zeros((len(x), w.shape[2]))
     for expert, start, end in steps.spans(torch.tensor(case["counts"]), 1):
@@ -70,7 +77,9 @@ def values(x, w, scale, rows=None, bias=None, offset=None):
 
 def send(case):
     counts = torch.tensor(case["counts"]).npu()
-    arguments = {k: [v.npu()] if isinstance(v, torch.Tensor) else v for k, v in case["call"].items()}
+    arguments = {
+        k: [v.npu()] if isinstance(v, torch.Tensor) else v for k, v in case["call"].items()
+    }
     return gmm(**arguments, group_list=counts, split_item=2, group_type=0, group_list_type=1)
 
 
@@ -85,7 +94,9 @@ def int4_case(m, k, n, counts, parts, x4, weight_nz, out, rows=True, with_offset
     if rows:
         call["per_token_scale"] = row
     if not x4:  # made offline: 8 * weight * scale, summed along K
-        call["bias"] = (8 * w.double() * scale.double().repeat_interleave(k // parts, 1)).sum(1).float()
+        call["bias"] = (
+            (8 * w.double() * scale.double().repeat_interleave(k // parts, 1)).sum(1).float()
+        )
     offset = i4(e, n).float() if with_offset else None
     if with_offset:
         call["offset"] = offset[:, None] * scale
@@ -111,7 +122,13 @@ def antiquant_case(m, k, n, counts, parts, dtype, int4, with_offset, with_bias, 
     if transposed:
         sent = w.transpose(1, 2).contiguous()
         sent = (as_int32(sent) if int4 else sent).npu().transpose(1, 2)
-    call = {"x": x, "weight": [sent.npu()], "antiquant_scale": scale, "bias": bias, "output_dtype": dtype}
+    call = {
+        "x": x,
+        "weight": [sent.npu()],
+        "antiquant_scale": scale,
+        "bias": bias,
+        "output_dtype": dtype,
+    }
     if with_offset:
         call["antiquant_offset"] = offset
     return {
@@ -227,4 +244,8 @@ if A5:
     )
     import grouped_a5  # noqa: F401
 else:
-    refused("grouped_matmul", lambda: send({"counts": (3, 4), "call": {"x": fp8(7, 8), "weight": fp8(2, 8, 8)}}), "x")
+    refused(
+        "grouped_matmul",
+        lambda: send({"counts": (3, 4), "call": {"x": fp8(7, 8), "weight": fp8(2, 8, 8)}}),
+        "x",
+    )

@@ -37,7 +37,9 @@ def routing(case, steps):
         if start >= end:
             continue
         each = x[start:end] * np.repeat(rows[start:end], -(-k // rows.shape[1]), 1)[:, :k]
-        value = each @ ((w[expert] + offset[expert]) * np.repeat(scale[expert], -(-k // scale.shape[1]), 0)[:k])
+        value = each @ (
+            (w[expert] + offset[expert]) * np.repeat(scale[expert], -(-k // scale.shape[1]), 0)[:k]
+        )
         value = value if bias is None else steps.biased(value, bias[expert])
         for j, row in enumerate(steps.logit(value, logit[start:end, None])):
             to = steps.to(start + j, index, batch)
@@ -64,9 +66,19 @@ def routed(x, w, scale, rows, call, counts, batch, shared=2, offset=None, **more
     index = torch.tensor(rng.integers(0, batch, m))
     call |= {"logit": positive(m) * 9, "row_index": index}
     if shared:
-        call |= {"shared_input": bf16(shared, n), "shared_input_weight": 0.5, "shared_input_offset": 1}
+        call |= {
+            "shared_input": bf16(shared, n),
+            "shared_input_weight": 0.5,
+            "shared_input_offset": 1,
+        }
     offset = np.zeros_like(scale) if offset is None else offset
-    return {"values": [x, w, scale, rows, offset], "call": call, "counts": counts, "batch": batch, **more}
+    return {
+        "values": [x, w, scale, rows, offset],
+        "call": call,
+        "counts": counts,
+        "batch": batch,
+        **more,
+    }
 
 
 def routed_int8(m, k, n, counts, batch, with_bias=False, **more):
@@ -76,7 +88,17 @@ def routed_int8(m, k, n, counts, batch, with_bias=False, **more):
     bias = bf16(e, n) if with_bias else None
     if with_bias:
         call["bias"] = bias
-    return routed(array(x), array(w), array(s)[:, None], array(r)[:, None], call, counts, batch, bias=bias, **more)
+    return routed(
+        array(x),
+        array(w),
+        array(s)[:, None],
+        array(r)[:, None],
+        call,
+        counts,
+        batch,
+        bias=bias,
+        **more,
+    )
 
 
 def routed_int4(m, counts, batch, with_offset):
@@ -87,13 +109,20 @@ def routed_int4(m, counts, batch, with_offset):
     call = {"x": x, "w": as_int32(w), "scale": low64(s), "bias": bias, "pertoken_scale": r}
     if with_offset:
         call["offset"] = offset * s
-    return routed(array(x), array(w), array(s), array(r)[:, None], call, counts, batch, offset=offset)
+    return routed(
+        array(x), array(w), array(s), array(r)[:, None], call, counts, batch, offset=offset
+    )
 
 
 def routed_mx(m, k, n, counts, batch, **changes):
     case = mx_case(m, k, n, counts, **changes)
     call, (x, w, scale, rows, _) = case["call"], case["values"]
-    call = {"x": call["x"], "w": call["weight"][0], "scale": call["weight_scale"][0], "pertoken_scale": call["x_scale"]}
+    call = {
+        "x": call["x"],
+        "w": call["weight"][0],
+        "scale": call["weight_scale"][0],
+        "pertoken_scale": call["x_scale"],
+    }
     call |= {"scale_dtype": E8M0, "pertoken_scale_dtype": E8M0, "bias": bf16(len(counts), n)}
     if changes.get("four"):
         call |= {"x_dtype": E2M1, "w_dtype": E2M1}
@@ -164,7 +193,10 @@ if A5:
         ],
         ROUTING_FAULTS | BIAS_FAULTS,
     )
-    refusals += [("logit", routing_with(logit=None)), ("offset", routing_with(offset=f32(2, 1, 256)))]
+    refusals += [
+        ("logit", routing_with(logit=None)),
+        ("offset", routing_with(offset=f32(2, 1, 256))),
+    ]
 else:
     routing_family(
         "grouped_matmul_finalize_routing int4",
@@ -173,8 +205,16 @@ else:
     )
     refusals += [
         ("x2", routing_with(w=i8(2, 48, 256))),
-        ("x2", routing_with(w=nz(i8(2, 48, 224)), scale=positive(2, 224), shared_input=bf16(2, 224))),
-        ("x2", routing_with(w=as_int32(i4(2, 48, 256)), scale=low64(positive(2, 1, 256)), bias=f32(2, 256))),
+        (
+            "x2",
+            routing_with(w=nz(i8(2, 48, 224)), scale=positive(2, 224), shared_input=bf16(2, 224)),
+        ),
+        (
+            "x2",
+            routing_with(
+                w=as_int32(i4(2, 48, 256)), scale=low64(positive(2, 1, 256)), bias=f32(2, 256)
+            ),
+        ),
         ("bias", routing_with(bias=f32(2, 256))),
     ]
 for argument, call in refusals:

@@ -22,7 +22,12 @@ from grouped_data import (
     tiles,
 )
 
-E8M0, E2M1, E4M3, E5M2 = torch_npu.float8_e8m0fnu, torch_npu.float4_e2m1fn_x2, torch.float8_e4m3fn, torch.float8_e5m2
+E8M0, E2M1, E4M3, E5M2 = (
+    torch_npu.float8_e8m0fnu,
+    torch_npu.float4_e2m1fn_x2,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
 reseed(__name__)
 np.seterr(all="ignore")  # faults divide by zero
 TYPES = {  # largest value, largest exponent, smallest exponent, bits behind the point
@@ -64,7 +69,9 @@ STEPS = Steps(
 
 
 def swiglu(case, steps):
-    """x, weight, its scale [groups, parts of K, N], that of x [M, parts of K]; smoothing; what the result is."""
+    """x, weight, its scale [groups, parts of K, N], that of x [M, parts of K];
+    smoothing; what the result is.
+    """
     x, w, scale, rows, smooth = (np.asarray(c, dtype=float) for c in case["values"])
     kind, mx, counts = case["kind"], case["mx"], torch.tensor(case["counts"])
     scale, rows = steps.scale(scale), steps.rows(rows)
@@ -79,7 +86,9 @@ def swiglu(case, steps):
         a, b = steps.halves(steps.between(c, case.get("between")))
         s[start:end] = steps.smoothed(steps.swish(a, b), smooth[expert])
     if not mx:
-        q = steps.by_row(np.abs(s).max(-1) / ({"int8": 127, "e4m3": 448, "e5m2": 57344}[kind] + steps.top))
+        q = steps.by_row(
+            np.abs(s).max(-1) / ({"int8": 127, "e4m3": 448, "e5m2": 57344}[kind] + steps.top)
+        )
         return [rounded(s / q[:, None], kind, steps.whole), 4 * np.log(q)]
     blocks = -(-n // 2 // 64) * 2
     padded = np.zeros((m, blocks * 32))
@@ -123,11 +132,17 @@ def call_v2(case):
     counts = torch.tensor(case["counts"])
     kind = case.get("list_type", 1)
     arguments = {
-        k: v.npu() if isinstance(v, torch.Tensor) else [t.npu() for t in v] if isinstance(v, list) else v
+        k: v.npu()
+        if isinstance(v, torch.Tensor)
+        else [t.npu() for t in v]
+        if isinstance(v, list)
+        else v
         for k, v in case["call"].items()
     }
     groups = (counts if kind == 1 else counts.cumsum(0)).npu()
-    return torch_npu.npu_grouped_matmul_swiglu_quant_v2(group_list=groups, group_list_type=kind, **arguments)
+    return torch_npu.npu_grouped_matmul_swiglu_quant_v2(
+        group_list=groups, group_list_type=kind, **arguments
+    )
 
 
 def family(name, cases, faults, tolerance=1e-3):
@@ -155,7 +170,9 @@ def int8_case(m, k, n, counts, layout, dtype=torch.float32, **more):
     call = {"x": x, "weight": [sent], "weight_scale": [s], "x_scale": r}
     if not more.get("first"):
         call |= {"quant_dtype": torch.int8}
-    return case_of(array(x), array(w), array(s)[:, None], array(r)[:, None], call, counts=counts, **more)
+    return case_of(
+        array(x), array(w), array(s)[:, None], array(r)[:, None], call, counts=counts, **more
+    )
 
 
 def int4_case(m, k, n, counts, x4, in_nz, parts=0, smooth=None, **more):
@@ -173,7 +190,9 @@ def int4_case(m, k, n, counts, x4, in_nz, parts=0, smooth=None, **more):
     if smooth is not None:
         call["smooth_scale"] = smooth
     more |= {"assist": assist} if more.get("first") else {}
-    return case_of(array(x), array(w), array(s), array(r)[:, None], call, smooth=smooth, counts=counts, **more)
+    return case_of(
+        array(x), array(w), array(s), array(r)[:, None], call, smooth=smooth, counts=counts, **more
+    )
 
 
 SWIGLU_FAULTS = COUNT_FAULTS | {
@@ -299,7 +318,10 @@ else:
         ("x_scale", with_(int8_case(9, 32, 64, (3, 6), "nz"), x_scale=positive(8))),
         ("dequant_mode", with_(int8_case(9, 32, 64, (3, 6), "nz"), dequant_mode=1)),
         ("dequant_mode", with_(int4_case(9, 64, 64, (3, 6), False, True, parts=2), dequant_mode=0)),
-        ("weight_assist_matrix", with_(int4_case(9, 64, 64, (3, 6), False, True), weight_assist_matrix=None)),
+        (
+            "weight_assist_matrix",
+            with_(int4_case(9, 64, 64, (3, 6), False, True), weight_assist_matrix=None),
+        ),
         ("smooth_scale", with_(int4_case(9, 64, 64, (3, 6), False, True), smooth_scale=f32(2))),
         ("smooth_scale", with_(int4_case(9, 64, 64, (3, 6), True, True), smooth_scale=f32(3))),
         ("bias", with_(int8_case(9, 32, 64, (3, 6), "nz"), bias=f32(2, 64))),

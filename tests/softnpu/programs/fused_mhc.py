@@ -120,14 +120,23 @@ PRE_FAULTS = {
 
 
 def call_pre(x, phi, alpha, bias, gamma, flag):
-    outputs = torch_npu.npu_mhc_pre(x, phi, alpha, bias, gamma=gamma, norm_eps=0.5, hc_eps=0.25, out_flag=flag)
+    outputs = torch_npu.npu_mhc_pre(
+        x, phi, alpha, bias, gamma=gamma, norm_eps=0.5, hc_eps=0.25, out_flag=flag
+    )
     return outputs[: 6 if flag else 3]
 
 
 def pre_case(rows, n, width, gamma=True, flag=0, alpha=3):
     heights = {3: n * n + 2 * n, 2: 2 * n}[alpha]
     phi = f32(heights, n * width, scale=2 / (n * width) ** 0.5)
-    return bf16(*rows, n, width), phi, f32(alpha) + 2, f32(heights), f32(n, width) if gamma else None, flag
+    return (
+        bf16(*rows, n, width),
+        phi,
+        f32(alpha) + 2,
+        f32(heights),
+        f32(n, width) if gamma else None,
+        flag,
+    )
 
 
 def check_sinkhorn():
@@ -177,7 +186,9 @@ def refuse_post(argument, x=(5, 4, 128), res=(5, 4, 4), out=(5, 128), post=(5, 4
     """A good call with something replaced: a shape, or the tensor itself."""
     shapes = ((x, bf16), (res, f32), (out, bf16), (post, f32))
     case = [make(*what) if isinstance(what, tuple) else what for what, make in shapes]
-    refused("mhc_post", lambda: call_post(*(None if c is None else c.npu() for c in case)), argument)
+    refused(
+        "mhc_post", lambda: call_post(*(None if c is None else c.npu() for c in case)), argument
+    )
 
 
 def check_post():
@@ -216,7 +227,9 @@ def check_post():
 def refuse_pre(argument, case, **replaced):
     names = ("x", "phi", "alpha", "bias", "gamma", "flag")
     case = [replaced.get(name, value) for name, value in zip(names, case, strict=True)]
-    refused("mhc_pre", lambda: call_pre(*(c.npu() if hasattr(c, "npu") else c for c in case)), argument)
+    refused(
+        "mhc_pre", lambda: call_pre(*(c.npu() if hasattr(c, "npu") else c for c in case)), argument
+    )
 
 
 def check_pre():
@@ -228,7 +241,11 @@ def check_pre():
         pre_case((1,), 4, 16384, gamma=False),
     ]
     if A5:
-        cases += [pre_case((5,), 4, 16), pre_case((3,), 6, 16, gamma=False), pre_case((3,), 8, 48, flag=1)]
+        cases += [
+            pre_case((5,), 4, 16),
+            pre_case((3,), 6, 16, gamma=False),
+            pre_case((3,), 8, 48, flag=1),
+        ]
     else:
         refuse_pre("'x'", pre_case((3,), 6, 128))
         refuse_pre("'x'", pre_case((3,), 4, 64))

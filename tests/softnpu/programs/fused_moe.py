@@ -61,12 +61,20 @@ permute_faults = {
 if A5 and CANN >= (9, 2):
     permute_cases += [(torch.arange(20, dtype=torch.int8).view(5, 4), chosen(5, 2, 4), None)]
 else:
-    refused("moe_token_permute", lambda: call_permute(torch.ones(2, 4).char().npu(), chosen(2, 2, 3).npu()), "'tokens'")
+    refused(
+        "moe_token_permute",
+        lambda: call_permute(torch.ones(2, 4).char().npu(), chosen(2, 2, 3).npu()),
+        "'tokens'",
+    )
 check("moe_token_permute", call_permute, permute, PERMUTE, permute_cases, permute_faults, 1e-5)
 
 
 def refuse_permute(x, ids, argument, wanted=None, padded=False):
-    refused("moe_token_permute", lambda: torch_npu.npu_moe_token_permute(x.npu(), ids.npu(), wanted, padded), argument)
+    refused(
+        "moe_token_permute",
+        lambda: torch_npu.npu_moe_token_permute(x.npu(), ids.npu(), wanted, padded),
+        argument,
+    )
 
 
 refuse_permute(f32(4, 5), chosen(3, 2, 4), "'indices'")
@@ -80,14 +88,27 @@ refuse_permute(f32(1, 1), torch.zeros(1, 16777215, dtype=torch.int32), "'indices
 refuse_permute(f32(4, 5), chosen(4, 2, 4) - 4, "'indices'")
 wide = (f32(2, 3), chosen(2, 513, 600), None)
 if A5:
-    check("moe_token_permute of 513", call_permute, permute, PERMUTE, [wide, *permute_cases], permute_faults, 1e-5)
+    check(
+        "moe_token_permute of 513",
+        call_permute,
+        permute,
+        PERMUTE,
+        [wide, *permute_cases],
+        permute_faults,
+        1e-5,
+    )
     if CANN >= (9, 2):
         refuse_permute(torch.ones(2, 1).char(), chosen(2, 5, 9) + 10240, "'indices'")
 else:
     refuse_permute(*wide[:2], "'indices'")
 
 
-UNPERMUTE = Steps(place=same, probs=same, weighed=lambda rows, probs: rows * probs[..., None], sum=lambda y: y.sum(1))
+UNPERMUTE = Steps(
+    place=same,
+    probs=same,
+    weighed=lambda rows, probs: rows * probs[..., None],
+    sum=lambda y: y.sum(1),
+)
 
 
 def unpermute(case, steps):
@@ -128,7 +149,15 @@ unpermute_faults = {
     "mean": dict(sum=lambda y: y.mean(1)),
     "largest": dict(sum=lambda y: y.max(1)),
 }
-check("moe_token_unpermute", call_unpermute, unpermute, UNPERMUTE, unpermute_cases, unpermute_faults, 1e-2)
+check(
+    "moe_token_unpermute",
+    call_unpermute,
+    unpermute,
+    UNPERMUTE,
+    unpermute_cases,
+    unpermute_faults,
+    1e-2,
+)
 
 
 def refuse_unpermute(r, i, p, argument, padded=False):

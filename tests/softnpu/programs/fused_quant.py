@@ -7,7 +7,11 @@ from fused_check import A5, Steps, array, bf16, check, f32, refused, reseed, sam
 from fused_formats import LARGEST, LARGEST_EXPONENT, encode, pack
 
 reseed(__name__)
-KINDS = {"e4m3": torch_npu.float8_e4m3fn, "e5m2": torch_npu.float8_e5m2, "e2m1": torch_npu.float4_e2m1fn_x2}
+KINDS = {
+    "e4m3": torch_npu.float8_e4m3fn,
+    "e5m2": torch_npu.float8_e5m2,
+    "e2m1": torch_npu.float4_e2m1fn_x2,
+}
 
 
 def half(*shape):
@@ -56,7 +60,9 @@ def quantise(case, steps):
     top = np.float32({"int8": 127, "int4": 7, **LARGEST}[kind] + steps.more)
     high, low = x.max(**keep), x.min(**keep)
     peak = steps.peak(x).max(**keep)
-    scale = peak / top if steps.symmetric_scale(symmetric) else (high - low) / steps.steps(top, kind)
+    scale = (
+        peak / top if steps.symmetric_scale(symmetric) else (high - low) / steps.steps(top, kind)
+    )
     with np.errstate(all="ignore"):
         quotient = np.where(scale == 0, np.float32(0), x / scale)
         offset = top - np.where(scale == 0, np.float32(0), high / scale)
@@ -146,7 +152,9 @@ refuse_quantise("x", f32(3, 8))
 refuse_quantise("smooth_scales", bf16(3, 8), half(8))
 refuse_quantise("smooth_scales", bf16(3, 8), bf16(7))
 refuse_quantise("smooth_scales", bf16(3, 8), bf16(2, 8))
-refuse_quantise("smooth_scales", bf16(1030, 8), bf16(1025, 8), torch.arange(1025, dtype=torch.int32))
+refuse_quantise(
+    "smooth_scales", bf16(1030, 8), bf16(1025, 8), torch.arange(1025, dtype=torch.int32)
+)
 refuse_quantise("smooth_scales", bf16(3, 8), None, ends(3))
 refuse_quantise("group_index", bf16(3, 8), bf16(2, 8), torch.tensor([1, 3]))
 refuse_quantise("group_index", bf16(3, 8), bf16(2, 8), ends(3))
@@ -155,7 +163,11 @@ refuse_quantise("x", bf16(*[1] * 8, 8))
 if A5:
     refuse_quantise("group_index", bf16(3, 8), bf16(2, 8), ends(1, 3), "pertensor")
     refuse_quantise("quant_mode", bf16(3, 8), mode="perrow")
-    refused("dynamic_quant", lambda: torch_npu.npu_dynamic_quant(bf16(3, 8).npu(), dst_type_max=4e4), "dst_type_max")
+    refused(
+        "dynamic_quant",
+        lambda: torch_npu.npu_dynamic_quant(bf16(3, 8).npu(), dst_type_max=4e4),
+        "dst_type_max",
+    )
 else:
     refuse_quantise("'y'", bf16(3, 8), kind="e4m3")
     refuse_quantise("does not exist", bf16(3, 8), mode="pertensor")
@@ -184,7 +196,9 @@ MX = Steps(
     mode=same,
     overflow="largest",
     padding=0,
-    interleaved=lambda scale, axis: np.moveaxis(scale.reshape(*scale.shape[:-1], scale.shape[-1] // 2, 2), -2, axis),
+    interleaved=lambda scale, axis: np.moveaxis(
+        scale.reshape(*scale.shape[:-1], scale.shape[-1] // 2, 2), -2, axis
+    ),
     swapped=False,
 )
 
@@ -232,7 +246,13 @@ def in_order(scale, axis):
 
 
 def call_mx(x, axis, mode, kind, block, algorithm, dst_max, low):
-    options = dict(round_mode=mode, block_size=block, scale_alg=algorithm, dst_type_max=dst_max, max_low_bound=low)
+    options = dict(
+        round_mode=mode,
+        block_size=block,
+        scale_alg=algorithm,
+        dst_type_max=dst_max,
+        max_low_bound=low,
+    )
     y, scale = torch_npu.npu_dynamic_mx_quant(x, axis=axis, dst_type=KINDS[kind], **options)
     return [y.view(torch.uint8), scale]
 
@@ -268,7 +288,9 @@ mx_cases += [
     *[(half(9, 64), -1, "round", "e2m1", 32, 2, maximum, 0.0) for maximum in (6.0, 7.0, 9.5, 12.0)],
 ]
 mx_faults = {
-    "exponent of the other FLOAT8": dict(emax=lambda kind: {"e2m1": 2, "e4m3": 15, "e5m2": 8}[kind]),
+    "exponent of the other FLOAT8": dict(
+        emax=lambda kind: {"e2m1": 2, "e4m3": 15, "e5m2": 8}[kind]
+    ),
     "exponent rounded up": dict(whole=np.ceil),
     "7 as 6": dict(limit=lambda dst_max: 1.5),
     "maximum ignored": dict(maximum=lambda kind, algorithm, dst_max: LARGEST[kind]),
@@ -287,9 +309,15 @@ mx_faults = {
 }
 
 
-def refuse_mx(argument, x, axis=-1, mode="rint", kind="e4m3", block=32, algorithm=0, dst_max=0.0, low=0.0):
+def refuse_mx(
+    argument, x, axis=-1, mode="rint", kind="e4m3", block=32, algorithm=0, dst_max=0.0, low=0.0
+):
     x = x.npu()
-    refused("dynamic_mx_quant", lambda: call_mx(x, axis, mode, kind, block, algorithm, dst_max, low), argument)
+    refused(
+        "dynamic_mx_quant",
+        lambda: call_mx(x, axis, mode, kind, block, algorithm, dst_max, low),
+        argument,
+    )
 
 
 if A5:
@@ -309,7 +337,9 @@ if A5:
     refuse_mx("max_low_bound", bf16(2, 64), algorithm=1, low=-0.5)
     refused(
         "dynamic_mx_quant",
-        lambda: torch_npu.npu_dynamic_mx_quant(bf16(2, 64).npu(), dst_type=torch_npu.float4_e1m2fn_x2),
+        lambda: torch_npu.npu_dynamic_mx_quant(
+            bf16(2, 64).npu(), dst_type=torch_npu.float4_e1m2fn_x2
+        ),
         "not emulated",
     )
 else:
@@ -348,13 +378,21 @@ def parameter(case, steps):
 
 
 offsets = torch.tensor([-300.0, -0.5, 1.5, 300.0, -200.4])
-halfway = torch.tensor([0x3F801000, 0x3F803000, 0x3F802FFF, 0x3F801001], dtype=torch.int32).view(torch.float32)
+halfway = torch.tensor([0x3F801000, 0x3F803000, 0x3F802FFF, 0x3F801001], dtype=torch.int32).view(
+    torch.float32
+)
 check(
     "trans_quant_param",
     lambda s, o, m: [torch_npu.npu_trans_quant_param(s, o, m)],
     parameter,
     PARAMETER,
-    [(f32(5), None, 0), (f32(5), offsets, 0), (halfway, None, 1), (f32(1, 9), f32(1, 9), 1), (f32(1), offsets, 0)],
+    [
+        (f32(5), None, 0),
+        (f32(5), offsets, 0),
+        (halfway, None, 1),
+        (f32(1, 9), f32(1, 9), 1),
+        (f32(1), offsets, 0),
+    ],
     {
         "always cut": dict(rounded=same),
         "ties up": dict(rounded=lambda cut, low: cut + 0x2000 * (low >= 0x1000)),

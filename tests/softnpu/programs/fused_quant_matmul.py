@@ -91,7 +91,9 @@ def grouped(a, b, case, steps):
             right = steps.zero(right, array(offset)[j])
         j = steps.group(j, s2.shape[-2] - 1)
         row = steps.pertoken_group(s1[..., 0 if mode == "group" else j][..., None])
-        out = out + left @ right * grown(row, size_m, -2, m) * grown(s2[..., j : j + 1, :], size_n, -1, n)
+        out = out + left @ right * grown(row, size_m, -2, m) * grown(
+            s2[..., j : j + 1, :], size_n, -1, n
+        )
     return out
 
 
@@ -106,7 +108,9 @@ def multiply(case, steps):
     if mode != "vector":
         return [grouped(a, b, case, steps) + bias]
     acc = a @ b
-    static = (pertoken is None and out not in (torch.int32, torch.bfloat16)) or (kinds[0] in FP8 and pertoken is None)
+    static = (pertoken is None and out not in (torch.int32, torch.bfloat16)) or (
+        kinds[0] in FP8 and pertoken is None
+    )
     early = steps.early_bias(case[5] is not None and (case[5].dtype == torch.int32 or static))
     acc = acc + bias if early else acc
     if out == torch.int32:
@@ -194,10 +198,43 @@ loose = [
         "vector",
         True,
     ),
-    (rows, integers(70, 5), positive(5) / 100, None, positive(3), f32(5), HALF, I8, "vector", False),
-    (rows, integers(70, 5), positive(5).bfloat16(), None, positive(3), bf16(5), BRAIN, I8, "vector", False),
+    (
+        rows,
+        integers(70, 5),
+        positive(5) / 100,
+        None,
+        positive(3),
+        f32(5),
+        HALF,
+        I8,
+        "vector",
+        False,
+    ),
+    (
+        rows,
+        integers(70, 5),
+        positive(5).bfloat16(),
+        None,
+        positive(3),
+        bf16(5),
+        BRAIN,
+        I8,
+        "vector",
+        False,
+    ),
     (rows, integers(70, 5), positive(5), None, None, bf16(5), BRAIN, I8, "vector", False),
-    (integers(7, 20), integers(20, 5), positive(5) / 100, None, positive(7), None, HALF, I8, "vector", False),
+    (
+        integers(7, 20),
+        integers(20, 5),
+        positive(5) / 100,
+        None,
+        positive(7),
+        None,
+        HALF,
+        I8,
+        "vector",
+        False,
+    ),
     (
         integers(2, 3, 8),
         integers(2, 8, 5),
@@ -210,8 +247,30 @@ loose = [
         "vector",
         False,
     ),
-    (integers(4, 7168), integers(256, 7168), positive(256) / 100, None, positive(4), None, BRAIN, I8, "vector", True),
-    (packed(6, 3), packed(24, 1), positive(8), None, None, integers(8, dtype=torch.int32), HALF, I4, "vector", False),
+    (
+        integers(4, 7168),
+        integers(256, 7168),
+        positive(256) / 100,
+        None,
+        positive(4),
+        None,
+        BRAIN,
+        I8,
+        "vector",
+        True,
+    ),
+    (
+        packed(6, 3),
+        packed(24, 1),
+        positive(8),
+        None,
+        None,
+        integers(8, dtype=torch.int32),
+        HALF,
+        I4,
+        "vector",
+        False,
+    ),
     (packed(6, 3), packed(8, 3), positive(8), None, None, None, HALF, I4, "vector", True),
     (codes(6, 6), codes(8, 6), positive(8), None, positive(6), f32(8), HALF, I4, "vector", True),
     (
@@ -226,7 +285,18 @@ loose = [
         "group",
         True,
     ),
-    (integers(3, 512), integers(256, 512), positive(2, 4), None, positive(3, 4), f32(256), BRAIN, I8, "block", True),
+    (
+        integers(3, 512),
+        integers(256, 512),
+        positive(2, 4),
+        None,
+        positive(3, 4),
+        f32(256),
+        BRAIN,
+        I8,
+        "block",
+        True,
+    ),
 ]
 exact = [
     # A scale just above one half, cut to one half: the results are 0, not 1.
@@ -255,16 +325,60 @@ exact = [
         False,
     ),
     (rows, integers(70, 5), positive(1), None, None, None, torch.int8, I8, "vector", False),
-    (rows, integers(70, 5), positive(5), None, None, integers(5, dtype=torch.int32), torch.int32, I8, "vector", False),
-    (integers(2, 3, 8), integers(8, 5), positive(5), None, None, None, torch.int32, I8, "vector", False),
-    (integers(2, 2, 3, 8), integers(2, 5, 8), positive(5), None, None, None, torch.int32, I8, "vector", True),
+    (
+        rows,
+        integers(70, 5),
+        positive(5),
+        None,
+        None,
+        integers(5, dtype=torch.int32),
+        torch.int32,
+        I8,
+        "vector",
+        False,
+    ),
+    (
+        integers(2, 3, 8),
+        integers(8, 5),
+        positive(5),
+        None,
+        None,
+        None,
+        torch.int32,
+        I8,
+        "vector",
+        False,
+    ),
+    (
+        integers(2, 2, 3, 8),
+        integers(2, 5, 8),
+        positive(5),
+        None,
+        None,
+        None,
+        torch.int32,
+        I8,
+        "vector",
+        True,
+    ),
 ]
 WIDE = torch.float32
 if A5:
     for kind in FP8:
         two = (kind, "e4m3")
         exact += [
-            (fp8(kind, 3, 70), fp8("e4m3", 5, 70), positive(5), None, None, f32(5), WIDE, two, "vector", True),
+            (
+                fp8(kind, 3, 70),
+                fp8("e4m3", 5, 70),
+                positive(5),
+                None,
+                None,
+                f32(5),
+                WIDE,
+                two,
+                "vector",
+                True,
+            ),
             (
                 fp8(kind, 3, 70),
                 fp8("e4m3", 5, 70),
@@ -277,7 +391,18 @@ if A5:
                 "vector",
                 True,
             ),
-            (fp8(kind, 3, 70), fp8("e4m3", 70, 5), positive(1), None, positive(1), None, WIDE, two, "vector", False),
+            (
+                fp8(kind, 3, 70),
+                fp8("e4m3", 70, 5),
+                positive(1),
+                None,
+                positive(1),
+                None,
+                WIDE,
+                two,
+                "vector",
+                False,
+            ),
             (
                 fp8(kind, 3, 200),
                 fp8("e4m3", 130, 200),
@@ -329,8 +454,30 @@ if A5:
         ]
     fp4 = ("e2m1", "e2m1")
     exact += [
-        (codes(3, 48), codes(6, 48), exponents(6, 2, 2), None, exponents(3, 2, 2), f32(6), WIDE, fp4, "mx", True),
-        (codes(3, 64), codes(128, 4), exponents(8, 2, 2), None, exponents(3, 2, 2), None, WIDE, fp4, "mx", False),
+        (
+            codes(3, 48),
+            codes(6, 48),
+            exponents(6, 2, 2),
+            None,
+            exponents(3, 2, 2),
+            f32(6),
+            WIDE,
+            fp4,
+            "mx",
+            True,
+        ),
+        (
+            codes(3, 64),
+            codes(128, 4),
+            exponents(8, 2, 2),
+            None,
+            exponents(3, 2, 2),
+            None,
+            WIDE,
+            fp4,
+            "mx",
+            False,
+        ),
     ]
     loose += [
         (
@@ -394,6 +541,8 @@ exact_faults = vector_faults | {
 }
 if A5:
     loose_faults |= {"exponents off by one": dict(exponents=lambda s: s * 2)} | group_faults
-    exact_faults |= {"the other FLOAT8": dict(float8={"e4m3": "e5m2", "e5m2": "e4m3"}.get)} | group_faults
+    exact_faults |= {
+        "the other FLOAT8": dict(float8={"e4m3": "e5m2", "e5m2": "e4m3"}.get)
+    } | group_faults
 check("quant_matmul", call, multiply, STEPS, loose, loose_faults, 6e-3)
 check("quant_matmul, exact results", call, multiply, STEPS, exact, exact_faults, 3e-6)

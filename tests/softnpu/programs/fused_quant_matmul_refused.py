@@ -1,4 +1,6 @@
-"""What npu_quant_matmul refuses, and the empty tensors that it takes on Ascend 950 (see fused_check.py)."""
+"""What npu_quant_matmul refuses,
+and the empty tensors that it takes on Ascend 950 (see fused_check.py).
+"""
 
 import torch
 import torch_npu
@@ -21,7 +23,19 @@ from fused_quant_matmul import (
 
 def refuse(argument, case, **changed):
     """The case with some of its arguments exchanged is refused."""
-    names = ("x1", "x2", "scale", "offset", "pertoken", "bias", "out", "kinds", "mode", "transposed", "group")
+    names = (
+        "x1",
+        "x2",
+        "scale",
+        "offset",
+        "pertoken",
+        "bias",
+        "out",
+        "kinds",
+        "mode",
+        "transposed",
+        "group",
+    )
     given = {**dict(zip(names, case, strict=False)), **changed}
     given = {k: v.npu() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
     refused("quant_matmul", lambda: call(**given), argument)
@@ -47,7 +61,9 @@ refuse("'out'", plain, out=torch.float64)
 refuse("group_sizes", plain, group=[1, 1, 32])
 parameter = torch_npu.npu_trans_quant_param(positive(5).npu())
 results = [
-    torch_npu.npu_quant_matmul(rows.npu(), integers(70, 5).npu() * 0 + 1, scale, output_dtype=torch.float16).cpu()
+    torch_npu.npu_quant_matmul(
+        rows.npu(), integers(70, 5).npu() * 0 + 1, scale, output_dtype=torch.float16
+    ).cpu()
     for scale in (parameter, parameter.cpu().view(torch.uint64).npu())
 ]
 assert torch.equal(*results) and results[0].isfinite().all()
@@ -57,13 +73,21 @@ int8_block = next(case for case in loose if case[8] == "block")
 refuse("'x2'", int4_tensor, x2=codes(2, 8, 6), x1=codes(2, 6, 6))
 refuse("group_sizes", int4_group, group=[0, 0, 128])
 refuse("x2_offset", int4_group, offset=f32(4, 256))
-refuse("'x1'", int4_group, x1=codes(3, 256), x2=codes(256, 256), scale=positive(2, 256), offset=f32(2, 256).half())
+refuse(
+    "'x1'",
+    int4_group,
+    x1=codes(3, 256),
+    x2=codes(256, 256),
+    scale=positive(2, 256),
+    offset=f32(2, 256).half(),
+)
 refuse("group_sizes", int8_block, group=[128, 128, 128])
 refuse("x1_scale", int8_block, pertoken=positive(3, 3))
 refuse("bias", int8_block, bias=None)
 if A5:
     mx8, mx4 = (
-        next(case for case in exact if case[7] == (kind, kind) and case[8] == "mx") for kind in ("e4m3", "e2m1")
+        next(case for case in exact if case[7] == (kind, kind) and case[8] == "mx")
+        for kind in ("e4m3", "e2m1")
     )
     mixed = loose[-2]
     refuse("'x2'", plain, x1=fp8("e4m3", 3, 70))
@@ -78,7 +102,12 @@ else:
     refuse("'x1'", plain, x1=fp8("e4m3", 3, 70), x2=fp8("e4m3", 70, 5))
     refuse("'x1'", plain, x1=rows[:0], pertoken=positive(3)[:0])
     refuse(
-        "'x1'", int8_block, x1=integers(3, 256), x2=integers(256, 256), scale=positive(2, 2), pertoken=positive(3, 2)
+        "'x1'",
+        int8_block,
+        x1=integers(3, 256),
+        x2=integers(256, 256),
+        scale=positive(2, 2),
+        pertoken=positive(3, 2),
     )
     refuse("'x2'", int8_block, x2=integers(128, 512), scale=positive(1, 4), bias=f32(128))
     refuse("x1_scale", plain, pertoken=positive(1))

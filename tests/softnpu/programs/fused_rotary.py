@@ -61,11 +61,15 @@ def call_rotary(x, c, s, m="half", rotate=None):
 
 
 rotary_faults = {
-    "the other mode": dict(turned=lambda x, mode: turn(x, "interleave" if mode != "interleave" else "half")),
+    "the other mode": dict(
+        turned=lambda x, mode: turn(x, "interleave" if mode != "interleave" else "half")
+    ),
     "not turned": dict(turned=same),
     "inverse": dict(sign=-1),
     "cos and sin swapped": dict(tables=lambda cos, sin: (sin, cos)),
-    "positions reversed": dict(tables=lambda *both: [np.flip(c, tuple(range(c.ndim - 1))) for c in both]),
+    "positions reversed": dict(
+        tables=lambda *both: [np.flip(c, tuple(range(c.ndim - 1))) for c in both]
+    ),
     "only half of it": dict(tables=first_half),
     "no cos": dict(cos=np.ones_like),
     "no sin": dict(sin=np.zeros_like),
@@ -83,7 +87,11 @@ everywhere = [
     (f32(2, 5, 3, 16), *tables(2, 5, 1, 16), "half"),
     (f32(2, 5, 3, 16), *tables(2, 5, 3, 16), "half"),
     (f32(5, 2, 3, 16), *tables(5, 1, 1, 16), "half"),  # SBND with S11D
-    (f32(2, 12, 3, 64), *tables(1, 1, 3, 64), "half"),  # BNSD with 11SD: B * N at its limit of 8 * S
+    (
+        f32(2, 12, 3, 64),
+        *tables(1, 1, 3, 64),
+        "half",
+    ),  # BNSD with 11SD: B * N at its limit of 8 * S
     (f32(1, 3, 2, 84), *tables(1, 1, 2, 84), "half"),  # not in blocks of 32 bytes, but wide
     (f32(1, 4, 2, 6), *tables(1, 4, 1, 6), "interleave"),
     (f32(7, 3, 6), *tables(7, 1, 6), "half"),  # TND
@@ -102,15 +110,43 @@ matrices = [
     (f32(1, 4, 2, 6), *tables(1, 4, 1, 6), "interleave", f32(6, 6)),
 ]
 if A5:
-    check("rotary_mul", call_rotary, rotary, STEPS, everywhere + newest, rotary_faults | regrouping_faults, 1e-5)
-    refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 1026).npu(), *on_npu(1, 2, 1, 1026)), "'x'")
-    refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 6).npu(), *on_npu(1, 2, 1, 6), "quarter"), "'x'")
+    check(
+        "rotary_mul",
+        call_rotary,
+        rotary,
+        STEPS,
+        everywhere + newest,
+        rotary_faults | regrouping_faults,
+        1e-5,
+    )
+    refused(
+        "rotary_mul", lambda: call_rotary(f32(1, 2, 1, 1026).npu(), *on_npu(1, 2, 1, 1026)), "'x'"
+    )
+    refused(
+        "rotary_mul",
+        lambda: call_rotary(f32(1, 2, 1, 6).npu(), *on_npu(1, 2, 1, 6), "quarter"),
+        "'x'",
+    )
     refused("rotary_mul", lambda: call_rotary(f32(4, 2, 8).npu(), *on_npu(1, 1, 8)), "'cos'")
     refused("rotary_mul", lambda: call_rotary(f32(2, 4, 2, 8).npu(), *on_npu(1, 3, 1, 8)), "'cos'")
 else:
-    check("rotary_mul", call_rotary, rotary, STEPS, everywhere + matrices, rotary_faults | matrix_faults, 1e-5)
-    refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 898).npu(), *on_npu(1, 2, 1, 898)), "'x'")
-    refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), *on_npu(1, 2, 1, 8), "quarter"), "rotary_mode")
+    check(
+        "rotary_mul",
+        call_rotary,
+        rotary,
+        STEPS,
+        everywhere + matrices,
+        rotary_faults | matrix_faults,
+        1e-5,
+    )
+    refused(
+        "rotary_mul", lambda: call_rotary(f32(1, 2, 1, 898).npu(), *on_npu(1, 2, 1, 898)), "'x'"
+    )
+    refused(
+        "rotary_mul",
+        lambda: call_rotary(f32(1, 2, 1, 8).npu(), *on_npu(1, 2, 1, 8), "quarter"),
+        "rotary_mode",
+    )
     for x, table, mode in [
         ((2, 5, 3, 8), (1, 5, 3, 8), "half"),  # 1SND is no layout
         ((2, 64, 3, 64), (1, 1, 3, 64), "half"),  # BNSD: B * N beyond 8 * S
@@ -121,11 +157,17 @@ else:
         ((4, 3, 8), (4, 3, 8), "interleave"),  # TND is for half
         ((4, 1000, 8), (4, 1, 8), "half"),  # N beyond 999
     ]:
-        refused("rotary_mul", lambda x=x, t=table, m=mode: call_rotary(f32(*x).npu(), *on_npu(*t), m), "'cos'")
+        refused(
+            "rotary_mul",
+            lambda x=x, t=table, m=mode: call_rotary(f32(*x).npu(), *on_npu(*t), m),
+            "'cos'",
+        )
     for matrix in (f32(8, 6), f32(8, 8).half()):
         refused(
             "rotary_mul",
-            lambda m=matrix: call_rotary(f32(1, 4, 2, 8).npu(), *on_npu(1, 4, 1, 8), "half", m.npu()),
+            lambda m=matrix: call_rotary(
+                f32(1, 4, 2, 8).npu(), *on_npu(1, 4, 1, 8), "half", m.npu()
+            ),
             "'rotate'",
         )
 half_cases = [
@@ -138,7 +180,11 @@ refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 7).npu(), *on_npu(1, 2, 1
 refused("rotary_mul", lambda: call_rotary(f32(2, 8).npu(), *on_npu(2, 8)), "'x'")
 refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), *on_npu(1, 2, 1, 6)), "'cos'")
 refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), *on_npu(2, 1, 8)), "'cos'")
-refused("rotary_mul", lambda: call_rotary(f32(1, 2, 1, 8).npu(), f32(1, 2, 1, 8).npu(), f32(1, 1, 1, 8).npu()), "'sin'")
+refused(
+    "rotary_mul",
+    lambda: call_rotary(f32(1, 2, 1, 8).npu(), f32(1, 2, 1, 8).npu(), f32(1, 1, 1, 8).npu()),
+    "'sin'",
+)
 
 
 def interleave_rope(case, steps):
@@ -168,17 +214,27 @@ check(
 
 
 def refuse_rope(x, c, argument, make=bf16):
-    refused("interleave_rope", lambda: call_interleave(make(*x).npu(), *on_npu(*c, make=make)), argument)
+    refused(
+        "interleave_rope", lambda: call_interleave(make(*x).npu(), *on_npu(*c, make=make)), argument
+    )
 
 
 refuse_rope((1, 1, 1, 32), (1, 1, 1, 32), "'x'")
 refuse_rope((1, 1, 64), (1, 1, 64), "'x'")
 refuse_rope((2, 3, 5, 64), (2, 3, 5, 64), "'cos'")
 refuse_rope((2, 3, 5, 64), (2, 1, 4, 64), "'cos'")
-refused("interleave_rope", lambda: call_interleave(*(bf16(1, 1, s, 64).npu() for s in (2, 2, 1))), "'sin'")
+refused(
+    "interleave_rope",
+    lambda: call_interleave(*(bf16(1, 1, s, 64).npu() for s in (2, 2, 1))),
+    "'sin'",
+)
 whole = torch.zeros(1, 1, 2, 64, dtype=torch.int32).npu()  # what is not confirmed says so
 refused("interleave_rope", lambda: call_interleave(whole, whole, whole), "our reading")
-refused("interleave_rope", lambda: call_interleave(bf16(1, 1, 2, 64).npu(), *on_npu(1, 1, 2, 64)), "'cos'")
+refused(
+    "interleave_rope",
+    lambda: call_interleave(bf16(1, 1, 2, 64).npu(), *on_npu(1, 1, 2, 64)),
+    "'cos'",
+)
 if not A5:
     refuse_rope((1, 1, 1, 64), (1, 1, 1, 64), "'x'", make=f32)
     refuse_rope((2, 3, 5, 64), (1, 1, 5, 64), "'cos'")

@@ -1,4 +1,6 @@
-"""npu_moe_init_routing_v2 (see fused_check.py): what is compared are the values that the document defines."""
+"""npu_moe_init_routing_v2 (see fused_check.py):
+what is compared are the values that the document defines.
+"""
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ def first_rows(ids, capacity):
 def last_rows(ids, capacity):
     rank = np.arange(len(ids)) - np.searchsorted(ids, ids)
     behind = np.searchsorted(ids, ids, "right") - 1 - np.arange(len(ids))
-    return np.nonzero(behind < capacity)[0], np.maximum(rank - np.maximum(np.bincount(ids)[ids] - capacity, 0), 0)
+    return np.nonzero(behind < capacity)[0], np.maximum(
+        rank - np.maximum(np.bincount(ids)[ids] - capacity, 0), 0
+    )
 
 
 STEPS = Steps(
@@ -53,7 +57,9 @@ def shared_exponents(x, kind, steps):
     count = -(-x.shape[1] // 32)
     parts = np.pad(x, [(0, 0), (0, count * 32 - x.shape[1])]).reshape(len(x), count, 32)
     with np.errstate(divide="ignore"):
-        exponent = np.floor(np.log2(np.abs(parts).max(-1))) - {"e4m3": 8, "e5m2": 15, "e2m1": 2}[kind]
+        exponent = (
+            np.floor(np.log2(np.abs(parts).max(-1))) - {"e4m3": 8, "e5m2": 15, "e2m1": 2}[kind]
+        )
     exponent = np.maximum(steps.exponent(exponent), -127)
     y = encode((parts * 2.0 ** -exponent[..., None]).reshape(len(x), -1)[:, : x.shape[1]], kind)
     scale = np.pad(exponent + 127, [(0, 0), (0, count % 2)])
@@ -95,7 +101,9 @@ def copied(case, token, steps):
     x = x.view(torch.uint8).numpy() if x.element_size() == 1 and x.dtype != torch.int8 else array(x)
     if scale is None:
         return x[token], None
-    return x[token], steps.scale_rows(scale.numpy() if scale.dtype == torch.uint8 else array(scale), token)
+    return x[token], steps.scale_rows(
+        scale.numpy() if scale.dtype == torch.uint8 else array(scale), token
+    )
 
 
 def route(case, steps):
@@ -129,7 +137,9 @@ def route(case, steps):
             wide = np.zeros(len(full))
             wide[place] = scale
             scale = wide
-    return [np.asarray(v, float) for v in (y, index, counted(case, ids, steps), scale) if v is not None]
+    return [
+        np.asarray(v, float) for v in (y, index, counted(case, ids, steps), scale) if v is not None
+    ]
 
 
 def call(x, experts, scale, offset, o, raw=False):
@@ -171,7 +181,8 @@ def call(x, experts, scale, offset, o, raw=False):
 
 
 def case(x, experts, scale=None, offset=None, count=8, **options):
-    # Left out only with 8 experts: torch_npu keeps the expert_num of the first call that leaves it out.
+    # Left out only with 8 experts: torch_npu keeps the expert_num of the first call that leaves it
+    # out.
     o = {**DEFAULTS, "count": count, "range": None if count == 8 else [0, count], **options}
     o["first"], o["last"] = o["range"] or (0, count)
     if A5:
@@ -181,7 +192,9 @@ def case(x, experts, scale=None, offset=None, count=8, **options):
 
 def choose(rows, k, experts=8):
     """k different experts for each row."""
-    return torch.tensor(np.stack([rng.permutation(experts)[:k] for _ in range(rows)]), dtype=torch.int32)
+    return torch.tensor(
+        np.stack([rng.permutation(experts)[:k] for _ in range(rows)]), dtype=torch.int32
+    )
 
 
 def codes(*shape):
@@ -194,7 +207,13 @@ cases = [
     case(f32(9, 5), choose(9, 3)),
     case(bf16(9, 5), choose(9, 3), f32(9), row=1),
     case(f32(7, 4).half(), choose(7, 2), f32(7), kind=0, range=[2, 6]),
-    case(torch.tensor(rng.integers(-99, 99, (7, 4)), dtype=torch.int8), choose(7, 2), range=[3, 8], row=1, kind=2),
+    case(
+        torch.tensor(rng.integers(-99, 99, (7, 4)), dtype=torch.int8),
+        choose(7, 2),
+        range=[3, 8],
+        row=1,
+        kind=2,
+    ),
     case(zero, choose(5, 4), quant=1, kind=2),
     case(bf16(6, 8), choose(6, 3), f32(8, 8), quant=1),
     case(f32(6, 9), choose(6, 3), f32(3, 9), quant=1, range=[4, 7], row=1),
@@ -215,7 +234,9 @@ faults = {
     "counts of the first experts": dict(counts=lambda counts, first, last: counts[: last - first]),
     "keys from zero": dict(first_key=lambda first: 0),
     "counts and sums exchanged": dict(summed=lambda kind: kind != 0),
-    "scales not moved": dict(scale_rows=lambda scale, token: scale[np.arange(len(token)) % len(scale)]),
+    "scales not moved": dict(
+        scale_rows=lambda scale, token: scale[np.arange(len(token)) % len(scale)]
+    ),
     "range ignored": dict(inside=same),
     "last rows kept": dict(capacity=last_rows),
     "token by remainder": dict(token=lambda pair, k, rows: pair % rows),
@@ -224,7 +245,9 @@ faults = {
 }
 if A5:
     cases += [
-        case(bf16(6, width), choose(6, 3), quant=quant) for quant in (2, 3, 9, 11, 12) for width in (70, 256, 384)
+        case(bf16(6, width), choose(6, 3), quant=quant)
+        for quant in (2, 3, 9, 11, 12)
+        for width in (70, 256, 384)
     ]
     cases += [
         case(f32(6, 70).to(torch.float8_e4m3fn), choose(6, 3), codes(6, 2, 2)),

@@ -1,10 +1,22 @@
-"""Attention over chosen keys (see fused_check.py). The formula masks a dense product; nothing is gathered."""
+"""Attention over chosen keys (see fused_check.py).
+The formula masks a dense product; nothing is gathered.
+"""
 
 import numpy as np
 import torch
 import torch_npu
 from fused_check import A5, array, bf16, check, f32, problems, refused
-from sparse_attention import BLOCK_FAULTS, FAULTS, ROPE, SINK_FAULTS, STEPS, WIDTH, attended, entries, only_written
+from sparse_attention import (
+    BLOCK_FAULTS,
+    FAULTS,
+    ROPE,
+    SINK_FAULTS,
+    STEPS,
+    WIDTH,
+    attended,
+    entries,
+    only_written,
+)
 from sparse_layouts import int32, on_npu, paged, turned, with_gaps
 
 
@@ -50,7 +62,9 @@ CASES = [
     case_of("TND", 8, (9,), (40,), [4, 4, 7], [20, 23, 40], 30, 0, lse=True, empty=True),
     case_of("TND", 2, (6,), (12,), [5, 6], [3, 12], 3, 3),
     case_of("BSND", 16, (2, 1), None, None, [100, 17], 64, 0, page=16),
-    case_of("TND", 64, (4,), None, [2, 4], [1030, 515], 512, 3, page=128),  # heads and choice of DeepSeek V4
+    case_of(
+        "TND", 64, (4,), None, [2, 4], [1030, 515], 512, 3, page=128
+    ),  # heads and choice of DeepSeek V4
 ]
 if A5:
     CASES += [
@@ -76,7 +90,10 @@ check(
     FAULTS,
     1e-2,
 )
-NAMES = "query key value query_rope key_rope indices ql kl table layout_query layout_kv block mode scale lse sinks"
+NAMES = (
+    "query key value query_rope key_rope indices ql kl table layout_query layout_kv block mode "
+    "scale lse sinks"
+)
 
 
 def bad(argument, case, **changes):
@@ -95,7 +112,13 @@ bad("key", b, key=b[1].float())
 bad("key", b, key=b[1].half(), value=b[1].half())
 bad("key", b, key=bf16(2, 19, 2, WIDTH), value=bf16(2, 19, 2, WIDTH))
 bad("key", b, key=with_gaps(b[1]))
-bad("key", p, key=bf16(40, 24, 1, WIDTH), value=bf16(40, 24, 1, WIDTH), key_rope=bf16(40, 24, 1, ROPE))
+bad(
+    "key",
+    p,
+    key=bf16(40, 24, 1, WIDTH),
+    value=bf16(40, 24, 1, WIDTH),
+    key_rope=bf16(40, 24, 1, ROPE),
+)
 bad("value", b, value=None)
 bad("value", b, value=b[1][..., :448].contiguous())
 bad("value", b, value=b[1].half())
@@ -115,7 +138,11 @@ bad("sparse_indices", b, indices=b[5].squeeze(2))
 bad("sparse_indices", b, indices=turned(b[5]))
 bad("sparse_indices", b, indices=b[5].unsqueeze(0))
 bad("sparse_indices names a block", b, indices=b[5] * 0 + 19)
-bad("sparse_indices has a valid index", b, indices=int32([-1, 0, 1, 2, 3, 4, 5]).expand(2, 5, 1, 7).contiguous())
+bad(
+    "sparse_indices has a valid index",
+    b,
+    indices=int32([-1, 0, 1, 2, 3, 4, 5]).expand(2, 5, 1, 7).contiguous(),
+)
 bad("actual_seq_lengths_query", t, ql=None)
 bad("actual_seq_lengths_query", b, ql=torch.tensor([5, 5]))
 bad("actual_seq_lengths_kv", t, kl=None)

@@ -1,10 +1,23 @@
-"""Lightning indexers (see fused_check.py). Integer data: scores are exact, so that indices can be compared one by one."""
+"""Lightning indexers (see fused_check.py).
+Integer data: scores are exact, so that indices can be compared one by one.
+"""
 
 import numpy as np
 import torch
 import torch_npu
 from fused_check import A5, Steps, array, check, problems, refused, rng, same
-from sparse_layouts import ALL, PLACE_FAULTS, PLACES, int32, on_npu, page_table, places, turned, whole, with_gaps
+from sparse_layouts import (
+    ALL,
+    PLACE_FAULTS,
+    PLACES,
+    int32,
+    on_npu,
+    page_table,
+    places,
+    turned,
+    whole,
+    with_gaps,
+)
 
 HIDDEN = -4096.0  # stands for -inf, which has no distance
 
@@ -36,7 +49,10 @@ STEPS = Steps(
 
 def indexed(case, steps, scales=(None, None)):
     query, key, weights, ql, kl, table, layout_query, layout_key, count, mode, values = case
-    q, w = array(query.double()).reshape(-1, *query.shape[-2:]), array(weights).reshape(-1, query.shape[-2])
+    q, w = (
+        array(query.double()).reshape(-1, *query.shape[-2:]),
+        array(weights).reshape(-1, query.shape[-2]),
+    )
     k, w = array(key.double()).reshape(-1, key.shape[-1]), steps.weights(w)
     ids, best = np.full((len(q), count), -1), np.full((len(q), count), HIDDEN)
     scale_q, scale_k = (None if s is None else array(s).reshape(-1, s.shape[-1]) for s in scales)
@@ -44,7 +60,9 @@ def indexed(case, steps, scales=(None, None)):
         for i, row in enumerate(rows):
             dots = q[row] @ k[keys].T
             if scale_q is not None:
-                dots = steps.key_scale(steps.query_scale(dots, scale_q[row][:, None]), scale_k, keys)
+                dots = steps.key_scale(
+                    steps.query_scale(dots, scale_q[row][:, None]), scale_k, keys
+                )
             score = steps.score(dots, w[row][:, None])
             visible = steps.visible(i, len(rows), len(keys)) if mode == 3 else len(keys)
             order = steps.chosen(steps.order(score, int(np.clip(visible, 0, len(keys))))[:count])
@@ -76,7 +94,9 @@ def paged(heads, ends, lengths, block, count, mode, dtype=torch.bfloat16):
             "TND" if ends else "BSND", "PA_BSND", count, mode, False)  # fmt: skip
 
 
-def plain(layout, heads, queries, keys, ql, kl, count, mode, values, dtype=torch.bfloat16, weights=None):
+def plain(
+    layout, heads, queries, keys, ql, kl, count, mode, values, dtype=torch.bfloat16, weights=None
+):
     return (whole(*queries, heads, 128, dtype=dtype), whole(*keys, 1, 128, dtype=dtype),
             weights_of(*queries, heads, dtype=weights or dtype), ql and int32(ql), kl and int32(kl), None,
             layout, layout, count, mode, values)  # fmt: skip
@@ -88,7 +108,9 @@ CASES = [
     plain("TND", 24, (9,), (70,), [4, 4, 7], [30, 40, 70], 2048, 0, False),
     plain("TND", 8, (6,), (12,), [5, 6], [3, 12], 3, 3, True),  # the first queries have no key
     paged(32, None, [100, 17], 16, 3072, 0, torch.float16),
-    paged(64, [2, 4], [1030, 515], 128, 512, 3),  # DeepSeek V4: 64 heads of 128, 512 keys, speculative decoding
+    paged(
+        64, [2, 4], [1030, 515], 128, 512, 3
+    ),  # DeepSeek V4: 64 heads of 128, 512 keys, speculative decoding
 ]
 if not A5:
     CASES += [
@@ -104,8 +126,12 @@ FAULTS = {
     "no causal mask": dict(visible=lambda i, queries, keys: keys),
     "one key too many": dict(visible=lambda i, queries, keys: seen(i, queries, keys) + 1),
     "diagonal from the left": dict(visible=lambda i, queries, keys: i + 1),
-    "worst first": dict(order=lambda score, visible: sorted(range(visible), key=lambda i: (score[i], i))),
-    "ties to the larger": dict(order=lambda score, visible: sorted(range(visible), key=lambda i: (-score[i], -i))),
+    "worst first": dict(
+        order=lambda score, visible: sorted(range(visible), key=lambda i: (score[i], i))
+    ),
+    "ties to the larger": dict(
+        order=lambda score, visible: sorted(range(visible), key=lambda i: (-score[i], -i))
+    ),
     "in the order of keys": dict(chosen=sorted),
     "zeros behind the last": dict(filler=0),
     **PLACE_FAULTS,
@@ -113,12 +139,16 @@ FAULTS = {
 SCALE_FAULTS = {
     "no query scale": dict(query_scale=same),
     "no key scale": dict(key_scale=same),
-    "scale of another key": dict(key_scale=lambda dots, scale, keys: dots * scale[np.roll(keys, 1)].T),
+    "scale of another key": dict(
+        key_scale=lambda dots, scale, keys: dots * scale[np.roll(keys, 1)].T
+    ),
 }
 
 
 def untouched(case):
-    """Rows of TND behind the last sequence are not written: the formula and the call leave them out."""
+    """Rows of TND behind the last sequence are not written:
+    the formula and the call leave them out.
+    """
     return case[0].shape[0] if case[6] == "BSND" else int(case[3][-1])
 
 
@@ -135,7 +165,19 @@ check(
 
 def bad(argument, case, **changes):
     """The call with some arguments replaced, by their place in `call`, must be refused."""
-    names = ["query", "key", "weights", "ql", "kl", "table", "layout_query", "layout_key", "count", "mode", "values"]
+    names = [
+        "query",
+        "key",
+        "weights",
+        "ql",
+        "kl",
+        "table",
+        "layout_query",
+        "layout_key",
+        "count",
+        "mode",
+        "values",
+    ]
     case = [changes.get(name, value) for name, value in zip(names, case, strict=True)]
     refused("lightning_indexer", lambda: call(*map(on_npu, case)), argument)
 
@@ -175,7 +217,9 @@ bad("return_value", p, values=True)
 for name in ("pre_tokens", "next_tokens"):
     refused(
         "lightning_indexer",
-        lambda name=name: torch_npu.npu_lightning_indexer(*[x.npu() for x in b[:3]], sparse_count=7, **{name: 1}),
+        lambda name=name: torch_npu.npu_lightning_indexer(
+            *[x.npu() for x in b[:3]], sparse_count=7, **{name: 1}
+        ),
         name,
     )
 bad("actual_seq_lengths_key is negative or beyond", b, kl=int32([37, 38]), values=False)
@@ -194,7 +238,21 @@ else:
 bad("key", b, key=with_gaps(b[1]))
 
 
-def call_quant(query, key, weights, ql, kl, table, layout_query, layout_key, count, mode, values, scale_q, scale_k):
+def call_quant(
+    query,
+    key,
+    weights,
+    ql,
+    kl,
+    table,
+    layout_query,
+    layout_key,
+    count,
+    mode,
+    values,
+    scale_q,
+    scale_k,
+):
     return [
         torch_npu.npu_quant_lightning_indexer(
             query, key, weights, scale_q, scale_k, 0, 0, actual_seq_lengths_query=ql, actual_seq_lengths_key=kl,
@@ -208,7 +266,9 @@ def powers(*shape, dtype):
 
 
 def quantised(case, kind, dtype=torch.float16):
-    """A case of the float operator with int8 or FP8 data; scales are fp16 with fp16 weights, fp32 with bf16."""
+    """A case of the float operator with int8 or FP8 data;
+    scales are fp16 with fp16 weights, fp32 with bf16.
+    """
     query, key, weights, *rest = case
     scale = torch.float16 if dtype == torch.float16 else torch.float32
     numbers = [whole(*x.shape, most=4, dtype=torch.float32).to(kind) for x in (query, key)]
@@ -218,7 +278,10 @@ def quantised(case, kind, dtype=torch.float16):
 
 QUANTISED = [quantised(case, torch.int8) for i, case in enumerate(CASES) if case[8] <= 2048]
 if A5:
-    QUANTISED += [quantised(case, torch.float8_e4m3fn, torch.bfloat16) for case in (CASES[0], CASES[2], CASES[5])]
+    QUANTISED += [
+        quantised(case, torch.float8_e4m3fn, torch.bfloat16)
+        for case in (CASES[0], CASES[2], CASES[5])
+    ]
     QUANTISED += [quantised(CASES[1], torch.float8_e4m3fn)]
 
 check(
@@ -259,7 +322,9 @@ def bad_quant(argument, case, *modes, **changes):
 b, p = QUANTISED[0], quantised(CASES[5], torch.int8)
 bad_quant("query", b, query=b[0].half())
 bad_quant("query", b, query=b[0][..., :64].contiguous())
-bad_quant("query", b, query=b[0].float().to(torch.float8_e5m2), key=b[1].float().to(torch.float8_e5m2))
+bad_quant(
+    "query", b, query=b[0].float().to(torch.float8_e5m2), key=b[1].float().to(torch.float8_e5m2)
+)
 bad_quant("weights", b, weights=b[2].bfloat16())
 bad_quant("weights", b, weights=b[2].float())
 bad_quant("query_dequant_scale", b, scale_q=b[11].float())
@@ -275,7 +340,9 @@ for place, name in enumerate(("query_quant_mode", "key_quant_mode")):
     refused(
         "quant_lightning_indexer",
         lambda place=place: torch_npu.npu_quant_lightning_indexer(
-            *[x.npu() for x in (*b[:3], *b[11:])], *[int(i == place) for i in range(2)], sparse_count=7
+            *[x.npu() for x in (*b[:3], *b[11:])],
+            *[int(i == place) for i in range(2)],
+            sparse_count=7,
         ),
         name,
     )
@@ -300,6 +367,11 @@ if A5:
         "not emulated",
     )  # fmt: skip
 else:
-    bad_quant("query", b, query=b[0].float().to(torch.float8_e4m3fn), key=b[1].float().to(torch.float8_e4m3fn))
+    bad_quant(
+        "query",
+        b,
+        query=b[0].float().to(torch.float8_e4m3fn),
+        key=b[1].float().to(torch.float8_e4m3fn),
+    )
     bad_quant("key", p, key=with_gaps(p[1]))
     bad_quant("key_dequant_scale", p, scale_k=with_gaps(p[12]))

@@ -8,7 +8,12 @@ from sparse_attention import FAULTS, ROPE, STEPS, WIDTH, attended, entries, only
 from sparse_layouts import int32, on_npu, paged, with_gaps
 
 TILE = 128
-DEFAULTS = {"attention_mode": 2, "quant_scale_repo_mode": 1, "tile_size": TILE, "rope_head_dim": ROPE}
+DEFAULTS = {
+    "attention_mode": 2,
+    "quant_scale_repo_mode": 1,
+    "tile_size": TILE,
+    "rope_head_dim": ROPE,
+}
 
 
 QUANTISED = Steps(
@@ -23,20 +28,43 @@ QUANTISED = Steps(
 def unpacked(packed, query, steps):
     """Rows of 512 quantised values, 64 of the query's dtype and 4 fp32 scales, as 576 numbers."""
     rows = packed.reshape(-1, packed.shape[-1]).view(torch.uint8).contiguous()
-    values = array(rows[:, :WIDTH].contiguous().view(packed.dtype).double()).reshape(len(rows), -1, TILE)
+    values = array(rows[:, :WIDTH].contiguous().view(packed.dtype).double()).reshape(
+        len(rows), -1, TILE
+    )
     rope = array(rows[:, WIDTH : WIDTH + 2 * ROPE].contiguous().view(query.dtype))
-    scale = steps.scale(array(rows[:, WIDTH + 2 * ROPE :].contiguous().view(torch.float32))[..., None])
-    return steps.joined(steps.dequantised(values, scale).reshape(len(rows), -1), steps.rope(rope, scale))
+    scale = steps.scale(
+        array(rows[:, WIDTH + 2 * ROPE :].contiguous().view(torch.float32))[..., None]
+    )
+    return steps.joined(
+        steps.dequantised(values, scale).reshape(len(rows), -1), steps.rope(rope, scale)
+    )
 
 
 def quantised(case, steps):
     query, key, _, indices, *layouts, block, mode, scale = case
     flat = array(indices).reshape(-1, indices.shape[-1])
-    out = attended(query, unpacked(key, query, steps), (key, *layouts), flat, block, mode, scale, steps)[0]
+    out = attended(
+        query, unpacked(key, query, steps), (key, *layouts), flat, block, mode, scale, steps
+    )[0]
     return [out.reshape(*query.shape[:-1], WIDTH)]
 
 
-def call(query, key, value, indices, ql, kl, table, layout_query, layout_kv, block, mode, scale, quant=2, **changes):
+def call(
+    query,
+    key,
+    value,
+    indices,
+    ql,
+    kl,
+    table,
+    layout_query,
+    layout_kv,
+    block,
+    mode,
+    scale,
+    quant=2,
+    **changes,
+):
     return [
         torch_npu.npu_kv_quant_sparse_flash_attention(
             query, key, value, indices, scale, **{"key_quant_mode": quant, "value_quant_mode": 2, **DEFAULTS, **changes},
@@ -48,7 +76,11 @@ def call(query, key, value, indices, ql, kl, table, layout_query, layout_kv, blo
 
 def packed(shape, kind, dtype):
     values = torch.tensor(rng.integers(-8, 9, (*shape, WIDTH)), dtype=torch.float32).to(kind)
-    parts = [values, f32(*shape, ROPE).to(dtype), torch.tensor(rng.uniform(0.02, 0.3, (*shape, WIDTH // TILE))).float()]
+    parts = [
+        values,
+        f32(*shape, ROPE).to(dtype),
+        torch.tensor(rng.uniform(0.02, 0.3, (*shape, WIDTH // TILE))).float(),
+    ]
     return torch.cat([x.view(torch.uint8) for x in parts], -1).view(kind)
 
 
@@ -66,12 +98,27 @@ CASES = [
     case_of("BSND", 4, (2, 5), (2, 19), None, None, 7, 3),
     case_of("BSND", 2, (3, 4), (3, 9), [4, 0, 2], [9, 3, 1], 12, 3, dtype=torch.float16),
     case_of("TND", 8, (9,), (40,), [4, 4, 7], [20, 23, 40], 30, 0),
-    case_of("TND", 64, (4,), None, [2, 4], [700, 515], 512, 3, page=128),  # heads and choice of DeepSeek V4
+    case_of(
+        "TND", 64, (4,), None, [2, 4], [700, 515], 512, 3, page=128
+    ),  # heads and choice of DeepSeek V4
 ]
 if A5:
     CASES += [
-        case_of("BSND", 48, (2, 1), None, None, [100, 17], 64, 0, page=16, kind=torch.float8_e4m3fn),
-        case_of("TND", 16, (6,), (12,), [5, 6], [3, 12], 3, 3, kind=torch.float8_e4m3fn, dtype=torch.float16),
+        case_of(
+            "BSND", 48, (2, 1), None, None, [100, 17], 64, 0, page=16, kind=torch.float8_e4m3fn
+        ),
+        case_of(
+            "TND",
+            16,
+            (6,),
+            (12,),
+            [5, 6],
+            [3, 12],
+            3,
+            3,
+            kind=torch.float8_e4m3fn,
+            dtype=torch.float16,
+        ),
     ]
 else:
     CASES += [case_of("BSND", 16, (2, 2), None, None, [100, 17], 20, 3, page=16, block=8)]
@@ -111,7 +158,11 @@ def bad(argument, case, options=(), **changes):
         "scale",
     ]
     case = [changes.get(name, value) for name, value in zip(names, case, strict=True)]
-    refused("kv_quant_sparse_flash_attention", lambda: call(*map(on_npu, case), **dict(options)), argument)
+    refused(
+        "kv_quant_sparse_flash_attention",
+        lambda: call(*map(on_npu, case), **dict(options)),
+        argument,
+    )
 
 
 b, t, p = CASES[0], CASES[2], CASES[3]
@@ -132,7 +183,14 @@ bad("layout_kv", b, layout_kv="TND")
 bad("sparse_block_size", b, block=0)
 bad("sparse_mode", b, mode=4)
 bad("key_quant_mode", b, {"quant": 0})
-for name in ("value_quant_mode", "attention_mode", "quant_scale_repo_mode", "tile_size", "pre_tokens", "next_tokens"):
+for name in (
+    "value_quant_mode",
+    "attention_mode",
+    "quant_scale_repo_mode",
+    "tile_size",
+    "pre_tokens",
+    "next_tokens",
+):
     bad(name, b, {name: 0})
 bad("rope_head_dim", b, {"rope_head_dim": 32})
 bad("key_dequant_scale", b, {"key_dequant_scale": f32(4).npu()})

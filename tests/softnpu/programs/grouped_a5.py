@@ -32,11 +32,20 @@ def fp8_case(m, k, n, counts, scale, rows, dtype=E4M3, out=brain):
     """`scale`: column, weight or block; `rows`: row, weight, block or None."""
     e = len(counts)
     x, w = fp8(m, k, dtype=dtype), fp8(e, k, n, dtype=dtype)
-    shapes = {"column": (e, n), "weight": (e,), "wide": (e, 1), "block": (e, up(k, 128), up(n, 128))}
+    shapes = {
+        "column": (e, n),
+        "weight": (e,),
+        "wide": (e, 1),
+        "block": (e, up(k, 128), up(n, 128)),
+    }
     s = positive(*shapes[scale])
     r = positive(*{"row": (m,), "weight": (e, 1), "block": (m, up(k, 128))}[rows]) if rows else None
     wide = array(s).reshape(e, 1, -1) if scale != "block" else np.repeat(array(s), 128, 2)[:, :, :n]
-    wide = np.broadcast_to(wide, (e, wide.shape[1], n)) if scale != "block" else np.repeat(wide, 128, 1)[:, :k]
+    wide = (
+        np.broadcast_to(wide, (e, wide.shape[1], n))
+        if scale != "block"
+        else np.repeat(wide, 128, 1)[:, :k]
+    )
     each = None if r is None else array(r)
     if rows == "weight":
         each = np.concatenate([np.repeat(each[i : i + 1, 0], c) for i, c in enumerate(counts)])
@@ -48,7 +57,9 @@ def fp8_case(m, k, n, counts, scale, rows, dtype=E4M3, out=brain):
 
 def static_case(m, k, n, counts):
     case = fp8_case(m, k, n, counts, "column", None)
-    cut = (case["call"]["scale"].view(torch.int32) & ~0x1FFF).view(torch.float32)  # 19 bits are read
+    cut = (case["call"]["scale"].view(torch.int32) & ~0x1FFF).view(
+        torch.float32
+    )  # 19 bits are read
     case["call"]["scale"] = low64(cut)
     case["values"][2] = array(cut)[:, None]
     return case
@@ -58,7 +69,12 @@ def mx_scales(e, m, k, n, transposed):
     s, r = e8m0(e, up(k, 64), n, 2), e8m0(m, up(k, 64), 2)
     sent = s.transpose(1, 2).contiguous().npu().transpose(1, 2) if transposed else s.npu()
     wide = exponent(s.permute(0, 1, 3, 2).reshape(e, -1, n))
-    return sent, r, np.repeat(wide, 32, 1)[:, :k], np.repeat(exponent(r.reshape(m, -1)), 32, 1)[:, :k]
+    return (
+        sent,
+        r,
+        np.repeat(wide, 32, 1)[:, :k],
+        np.repeat(exponent(r.reshape(m, -1)), 32, 1)[:, :k],
+    )
 
 
 def mx_case(m, k, n, counts, transposed=False, dtype=E4M3, out=brain):
@@ -75,11 +91,31 @@ def fp4_case(m, k, n, counts, transposed):
     e = len(counts)
     x, w, bias = codes4(m, k), codes4(e, k, n), f32(e, n)
     s, r, wide, each = mx_scales(e, m, k, n, transposed)
-    sent = pack4(w.transpose(1, 2).contiguous()).npu().transpose(1, 2) if transposed else pack4(w).npu()
-    call = {"x": pack4(x), "weight": [sent], "scale": [s], "per_token_scale": r, "bias": bias, "output_dtype": half}
-    call |= {"scale_dtype": E8M0, "per_token_scale_dtype": E8M0, "x_dtype": E2M1, "weight_dtype": E2M1}
+    sent = (
+        pack4(w.transpose(1, 2).contiguous()).npu().transpose(1, 2)
+        if transposed
+        else pack4(w).npu()
+    )
+    call = {
+        "x": pack4(x),
+        "weight": [sent],
+        "scale": [s],
+        "per_token_scale": r,
+        "bias": bias,
+        "output_dtype": half,
+    }
+    call |= {
+        "scale_dtype": E8M0,
+        "per_token_scale_dtype": E8M0,
+        "x_dtype": E2M1,
+        "weight_dtype": E2M1,
+    }
     call["output_dtype"] = torch.float32
-    return {"counts": counts, "call": call, "values": values(FP4[x], FP4[w], wide, rows=each, bias=array(bias))}
+    return {
+        "counts": counts,
+        "call": call,
+        "values": values(FP4[x], FP4[w], wide, rows=each, bias=array(bias)),
+    }
 
 
 def nz_fp4(codes):
@@ -91,7 +127,11 @@ def w4_case(m, k, n, counts, out):
     e = len(counts)
     x, w, bias = fp8(m, k), codes4(e, k, n), f32(e, n).to(out)
     s, r, wide, each = mx_scales(e, m, k, n, True)
-    call = {"x": x, "weight": [nz_fp4(w.transpose(1, 2).contiguous()).transpose(1, 2)], "antiquant_scale": [s]}
+    call = {
+        "x": x,
+        "weight": [nz_fp4(w.transpose(1, 2).contiguous()).transpose(1, 2)],
+        "antiquant_scale": [s],
+    }
     call |= {
         "per_token_scale": r,
         "bias": bias,
@@ -99,7 +139,11 @@ def w4_case(m, k, n, counts, out):
         "weight_dtype": E2M1,
         "per_token_scale_dtype": E8M0,
     }
-    return {"counts": counts, "call": call, "values": values(array(x), FP4[w], wide, rows=each, bias=array(bias))}
+    return {
+        "counts": counts,
+        "call": call,
+        "values": values(array(x), FP4[w], wide, rows=each, bias=array(bias)),
+    }
 
 
 def several_mx_case(m, k, n, counts):
@@ -114,9 +158,18 @@ def half_fp4_case(m, k, n, counts):
     e = len(counts)
     x, w, s, bias = bf16(m, k), codes4(e, k, n), e8m0(e, k // 32, n), f32(e, n)
     tiled = torch_npu.npu_format_cast(torch.tensor(FP4[w]).float().npu(), 29, customize_dtype=half)
-    call = {"x": x, "weight": [torch_npu.npu_convert_weight_to_int4pack(tiled)], "antiquant_scale": s, "bias": bias}
+    call = {
+        "x": x,
+        "weight": [torch_npu.npu_convert_weight_to_int4pack(tiled)],
+        "antiquant_scale": s,
+        "bias": bias,
+    }
     call["output_dtype"] = brain
-    return {"counts": counts, "call": call, "values": values(array(x), FP4[w], exponent(s), bias=array(bias))}
+    return {
+        "counts": counts,
+        "call": call,
+        "values": values(array(x), FP4[w], exponent(s), bias=array(bias)),
+    }
 
 
 def kcg_case(m, k, n, counts, length):
@@ -125,10 +178,18 @@ def kcg_case(m, k, n, counts, length):
     x, w, bias = i8(m, k), i4(e, k, n), f32(e, n)
     groups, columns, r = positive(e, k // length, n, dtype=half), positive(e, n), positive(m)
     tiled = torch_npu.npu_format_cast(w.int().npu(), 29, customize_dtype=half)
-    call = {"x": x, "weight": [torch_npu.npu_convert_weight_to_int4pack(tiled)], "antiquant_scale": groups}
+    call = {
+        "x": x,
+        "weight": [torch_npu.npu_convert_weight_to_int4pack(tiled)],
+        "antiquant_scale": groups,
+    }
     call |= {"scale": columns, "per_token_scale": r, "bias": bias, "output_dtype": half}
     wide = array(groups) * array(columns)[:, None]
-    return {"counts": counts, "call": call, "values": values(array(x), array(w), wide, rows=array(r), bias=array(bias))}
+    return {
+        "counts": counts,
+        "call": call,
+        "values": values(array(x), array(w), wide, rows=array(r), bias=array(bias)),
+    }
 
 
 def fp8_weight_case(m, k, n, counts):
@@ -143,7 +204,9 @@ family(
     "grouped_matmul FP8",
     [
         fp8_case(9, 20, 5, (3, 0, 6), "column", "row"),
-        fp8_case(9, 20, 5, (3, 2, 4), "weight", "weight", dtype=torch.float8_e5m2, out=torch.float32),
+        fp8_case(
+            9, 20, 5, (3, 2, 4), "weight", "weight", dtype=torch.float8_e5m2, out=torch.float32
+        ),
         fp8_case(9, 20, 5, (3, 2, 4), "wide", None, out=half),
         fp8_case(5, 300, 200, (2, 3), "block", "block"),
         fp8_case(40, 1024, 256, (8, 2, 30), "block", "block"),
@@ -217,9 +280,15 @@ def along_depth(kind):
             for j in range(start, end, size):
                 at = j // block + steps.gap(i)
                 pair = () if kind == "block" else (steps.of_pair(j // 32 % 2),)
-                a, b = steps.of_x(rows[(slice(None), at, *pair)]), steps.of_weight(scales[(at, ..., *pair)])
+                a, b = (
+                    steps.of_x(rows[(slice(None), at, *pair)]),
+                    steps.of_weight(scales[(at, ..., *pair)]),
+                )
                 part = slice(j, j + size)
-                y = steps.summed(y) + (array(x)[:, part] @ array(w)[part]) * np.outer(a, np.ones(n)) * b
+                y = (
+                    steps.summed(y)
+                    + (array(x)[:, part] @ array(w)[part]) * np.outer(a, np.ones(n)) * b
+                )
             result.append(y)
             start = steps.next(end)
         return [np.stack(steps.results(result))]
@@ -227,7 +296,9 @@ def along_depth(kind):
     return call, formula
 
 
-DEPTH = Steps(gap=same, of_pair=same, of_x=same, of_weight=same, summed=same, next=same, results=same)
+DEPTH = Steps(
+    gap=same, of_pair=same, of_x=same, of_weight=same, summed=same, next=same, results=same
+)
 depth_faults = {
     "no gap": dict(gap=lambda i: 0),
     "no scale of x": dict(of_x=np.ones_like),
@@ -258,12 +329,21 @@ for argument, call in [
     ("bias", with_(small(), bias=f32(3, 5))),
     ("out", with_(small(), output_dtype=torch.int8)),
     ("act_type", with_(small(), act_type=1)),
-    ("tuning_config", with_(antiquant_case(4, 8, 4, (1, 3), 1, half, False, False, False), tuning_config=[1])),
+    (
+        "tuning_config",
+        with_(antiquant_case(4, 8, 4, (1, 3), 1, half, False, False, False), tuning_config=[1]),
+    ),
     ("scale", with_(mx_case(9, 64, 6, (4, 5)), scale=e8m0(2, 2, 6, 2))),
     ("scale", with_(mx_case(9, 128, 6, (4, 5), transposed=True), scale=e8m0(2, 2, 6, 2))),
     ("per_token_scale", with_(mx_case(9, 64, 6, (4, 5)), per_token_scale=e8m0(9, 2, 2))),
-    ("antiquant_scale", with_(w4_case(9, 64, 32, (4, 5), brain), antiquant_scale=e8m0(2, 32, 2, 2))),
-    ("weight", with_(antiquant_case(9, 20, 5, (4, 5), 1, brain, False, False, True), weight=fp8(2, 20, 5))),
+    (
+        "antiquant_scale",
+        with_(w4_case(9, 64, 32, (4, 5), brain), antiquant_scale=e8m0(2, 32, 2, 2)),
+    ),
+    (
+        "weight",
+        with_(antiquant_case(9, 20, 5, (4, 5), 1, brain, False, False, True), weight=fp8(2, 20, 5)),
+    ),
     ("x", with_(small(), x=i8(9, 20).to(torch.int16))),
     ("weight", with_(small(), weight=i4(3, 20, 5))),
 ]:

@@ -73,7 +73,10 @@ def spans(groups, kind):
 
 
 def as_ends(groups, kind):
-    return spans(torch.tensor(np.maximum.accumulate(array(groups).astype(int))) if kind == 1 else groups, 1 - kind)
+    return spans(
+        torch.tensor(np.maximum.accumulate(array(groups).astype(int))) if kind == 1 else groups,
+        1 - kind,
+    )
 
 
 def lost_last(groups, kind):
@@ -85,14 +88,22 @@ GROUP_FAULTS = {
     "ends and counts swapped": dict(
         spans=lambda groups, kind: spans(groups, kind) if kind == 2 else as_ends(groups, kind)
     ),
-    "first weight for all": dict(spans=lambda groups, kind: [(0, s, e) for _, s, e in spans(groups, kind)]),
+    "first weight for all": dict(
+        spans=lambda groups, kind: [(0, s, e) for _, s, e in spans(groups, kind)]
+    ),
     "weights rotated": dict(
-        spans=lambda groups, kind: [((w + 1) % len(groups), s, e) for w, s, e in spans(groups, kind)]
+        spans=lambda groups, kind: [
+            ((w + 1) % len(groups), s, e) for w, s, e in spans(groups, kind)
+        ]
     ),
     "one row more": dict(
-        spans=lambda groups, kind: [(w, s + (i > 0), e + (i == 0)) for i, (w, s, e) in enumerate(spans(groups, kind))]
+        spans=lambda groups, kind: [
+            (w, s + (i > 0), e + (i == 0)) for i, (w, s, e) in enumerate(spans(groups, kind))
+        ]
     ),
     "last group lost": dict(spans=lost_last),
 }
 """Faults that every grouped operator could have."""
-COUNT_FAULTS = {name: replaced for name, replaced in GROUP_FAULTS.items() if name != "ends and counts swapped"}
+COUNT_FAULTS = {
+    name: replaced for name, replaced in GROUP_FAULTS.items() if name != "ends and counts swapped"
+}

@@ -1,4 +1,6 @@
-"""What the device must notice, one case for each process: `guards.py CASE`. Prints "caught" or ends the process on purpose."""
+"""What the device must notice, one case for each process: `guards.py CASE`.
+Prints "caught" or ends the process on purpose.
+"""
 
 import contextlib
 import ctypes
@@ -32,7 +34,9 @@ if case == "dereference":  # the process must die with a message that names the 
     ctypes.c_float.from_address(x.data_ptr()).value
     sys.exit(0)
 elif case == "over-write":
-    y = torch.empty(120, device="npu")  # without caching: 480 bytes and 32 of padding, rounded to 512
+    y = torch.empty(
+        120, device="npu"
+    )  # without caching: 480 bytes and 32 of padding, rounded to 512
     device.raw_write(y.data_ptr(), 512, 1)
     expect(torch.npu.synchronize, "of 512 bytes was over-written 0 bytes behind its end")
 elif case == "fresh":
@@ -60,7 +64,9 @@ elif case == "unknown":
         "SoftmaxCrossEntropyWithLogits": lambda: torch_npu.npu_softmax_cross_entropy_with_logits(
             x.view(2, 4), x.view(2, 4)
         ),
-        "aclStft": lambda: torch.stft(torch.ones(16).npu(), 4, window=torch.ones(4).npu(), return_complex=True),
+        "aclStft": lambda: torch.stft(
+            torch.ones(16).npu(), 4, window=torch.ones(4).npu(), return_complex=True
+        ),
     }
     expect(unknown[sys.argv[2]], sys.argv[2])
 elif case == "graph":
@@ -89,13 +95,17 @@ elif case == "leak":
         z = torch.nn.functional.silu(x[2:] * 2).sum()
     torch.npu.synchronize()
     counts = device.alive()
-    assert not any(counts[name] for name in ("tensors", "tensor_lists", "scalars", "arrays", "executors")), counts
+    assert not any(
+        counts[name] for name in ("tensors", "tensor_lists", "scalars", "arrays", "executors")
+    ), counts
 elif case == "idle":
     device.inject("aclnnMul@idle:1:1")
     y = x * x
     torch.npu.synchronize()
     assert device.statistics()["idle_launches"] == {"aclnnMul": 1} and y.isnan().all()
-elif case == "unlaunched":  # with the task queue on: the failed phase 2 of the first makes torch_npu drop the second
+elif (
+    case == "unlaunched"
+):  # with the task queue on: the failed phase 2 of the first makes torch_npu drop the second
     device.inject("aclnnMul:1:507015")
     with contextlib.suppress(RuntimeError):
         x * x
@@ -121,7 +131,9 @@ elif case == "storage":  # a launcher that says one element too many
     )
     message = acl.aclGetRecentErrMsg().decode()
     assert code == 161002 and "reaches byte 36 of a storage of 32" in message, (code, message)
-elif case == "segments":  # PYTORCH_NPU_ALLOC_CONF=expandable_segments:True: reserve, map, grow, out of memory, unmap
+elif (
+    case == "segments"
+):  # PYTORCH_NPU_ALLOC_CONF=expandable_segments:True: reserve, map, grow, out of memory, unmap
     parts = [torch.full((1 << 20,), float(i), device="npu") for i in range(20)]
     assert all(part[-1].item() == i for i, part in enumerate(parts))
     expect(lambda: torch.empty(300 << 20, dtype=torch.uint8, device="npu"), "out of memory")
@@ -141,7 +153,9 @@ elif case == "travel":  # a fault on a side stream reaches who waits for it
     event.record()
     expect(event.synchronize, "aclnnMul")
     assert (x * x)[3].item() == 9
-elif case == "fork":  # after the device was used: a child's calls are errors, never a wait for threads it does not have
+elif (
+    case == "fork"
+):  # after the device was used: a child's calls are errors, never a wait for threads it does not have
     loader = torch.utils.data.DataLoader(range(8), batch_size=4, num_workers=2, pin_memory=True)
     assert sum(batch.npu().sum().item() for batch in loader) == 28
     y = x * 2  # on its way

@@ -1,4 +1,6 @@
-"""Our launchers over softnpu: `launchers.py PART`. Prints what it saw; an assertion ends it otherwise."""
+"""Our launchers over softnpu: `launchers.py PART`.
+Prints what it saw; an assertion ends it otherwise.
+"""
 
 import ctypes
 import os
@@ -37,7 +39,9 @@ def signatures():
 
 def _rows(tokens=33, channels=64):
     generator = torch.Generator().manual_seed(tokens)
-    return torch.randn(tokens, channels, generator=generator), torch.rand(channels, generator=generator) + 0.5
+    return torch.randn(tokens, channels, generator=generator), torch.rand(
+        channels, generator=generator
+    ) + 0.5
 
 
 def _norm(x, weight):
@@ -46,7 +50,9 @@ def _norm(x, weight):
 
 
 def order():
-    """Between torch_npu's own operators and on side streams, a launch sees what was asked for before it."""
+    """Between torch_npu's own operators and on side streams,
+    a launch sees what was asked for before it.
+    """
     x, weight = _rows()
     on_chip, its_weight = x.npu(), weight.npu()
     wrong = 0
@@ -87,7 +93,14 @@ def refused():
         _norm(x, weight)
         raise AssertionError("nothing was raised")
     except LaunchError as error:
-        words = ("dsv4::rms_norm", "aclnnRmsNorm", "builtin", torch.npu.get_device_name(), "CANN", "561002")
+        words = (
+            "dsv4::rms_norm",
+            "aclnnRmsNorm",
+            "builtin",
+            torch.npu.get_device_name(),
+            "CANN",
+            "561002",
+        )
         assert all(word in str(error) for word in words), error
     want = torch.ops.dsv4.rms_norm(x.cpu(), weight.cpu(), 1e-6)
     assert torch.allclose(_norm(x, weight).cpu(), want, atol=1e-5)
@@ -124,9 +137,15 @@ def candidates():
     ):
         context = dispatch.Context("portable", chip, cann, packages)
         (answer,) = dispatch.candidates(*call, device="npu", context=context)
-        assert (answer.reason is None) if word is None else (word in answer.reason), (chip, cann, answer)
+        assert (answer.reason is None) if word is None else (word in answer.reason), (
+            chip,
+            cann,
+            answer,
+        )
     print("candidates answer for other machines")
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (parity, signatures, order, graph, refused, failed, candidates)}[sys.argv[1]]()
+    {f.__name__: f for f in (parity, signatures, order, graph, refused, failed, candidates)}[
+        sys.argv[1]
+    ]()

@@ -1,4 +1,6 @@
-"""Rank 2 ends in good order and the others go on: forming a group without it, late, is no error. `leaving_rank.py HOW`."""
+"""Rank 2 ends in good order and the others go on: forming a group without it, late, is no error.
+`leaving_rank.py HOW`.
+"""
 
 import sys
 import time

@@ -1,4 +1,6 @@
-"""Rank 1 dies without a word; the others must get an error that names it, and no hang. `lost_rank.py CALL`."""
+"""Rank 1 dies without a word; the others must get an error that names it, and no hang.
+`lost_rank.py CALL`.
+"""
 
 import os
 import signal
@@ -30,7 +32,11 @@ CALLS = {
 }
 try:
     CALLS[sys.argv[1]]()
-    print("lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True)  # no synchronise but the copies' own
-except RuntimeError as error:  # the text is on stderr too, unless the communicator could not be formed
+    print(
+        "lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True
+    )  # no synchronise but the copies' own
+except (
+    RuntimeError
+) as error:  # the text is on stderr too, unless the communicator could not be formed
     print("lost rank: noticed", error, flush=True)
 os._exit(0)

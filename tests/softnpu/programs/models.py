@@ -1,4 +1,6 @@
-"""Transformers' models on npu and on the CPU: prefill, 64 cached decode steps, gradients, one optimiser step."""
+"""Transformers' models on npu and on the CPU: prefill,
+64 cached decode steps, gradients, one optimiser step.
+"""
 
 import copy
 import sys
@@ -6,10 +8,21 @@ import sys
 import torch
 import torch_npu  # noqa: F401
 from seeds import seed
-from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    DeepseekV4Config,
+    DeepseekV4ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 torch.set_num_threads(1)
-common = dict(vocab_size=97, hidden_size=32, num_attention_heads=4, num_experts_per_tok=2, moe_intermediate_size=16)
+common = dict(
+    vocab_size=97,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=16,
+)
 MODELS = {
     "qwen3-moe": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
@@ -66,12 +79,19 @@ for name, make in MODELS.items():
     host.train(), npu.train()
     host(ids, labels=ids).loss.backward()
     npu(ids.npu(), labels=ids.npu()).loss.backward()
-    pairs = [(p, q) for p, q in zip(host.parameters(), npu.parameters(), strict=True) if p.grad is not None]
+    pairs = [
+        (p, q)
+        for p, q in zip(host.parameters(), npu.parameters(), strict=True)
+        if p.grad is not None
+    ]
     gradient = max(distance(p.grad, q.grad) for p, q in pairs)
     for model in (host, npu):
         torch.optim.AdamW(model.parameters(), 1e-3).step()
     step = max(distance(p, q) for p, q in pairs)
-    print(f"{name}: logits {worst:.2g}, {len(pairs)} gradients {gradient:.2g}, parameters after one step {step:.2g}")
+    print(
+        f"{name}: logits {worst:.2g}, {len(pairs)} gradients {gradient:.2g}, parameters after one "
+        f"step {step:.2g}"
+    )
     if not (worst <= 1e-5 and gradient <= 1e-5 and step <= 1e-5):
         sys.exit(1)
 print("models good")

@@ -21,8 +21,17 @@ def below(high, *shape):
     return torch.randint(0, high, shape, generator=generator)
 
 
-rows, sequence, image, volume = floats(4, 6), floats(3, 4, 8), floats(2, 4, 8, 8), floats(2, 4, 4, 4, 4)
-shares, signs, logs = torch.rand(4, 6, generator=generator), below(2, 4, 6).float() * 2 - 1, rows.log_softmax(-1)
+rows, sequence, image, volume = (
+    floats(4, 6),
+    floats(3, 4, 8),
+    floats(2, 4, 8, 8),
+    floats(2, 4, 4, 4, 4),
+)
+shares, signs, logs = (
+    torch.rand(4, 6, generator=generator),
+    below(2, 4, 6).float() * 2 - 1,
+    rows.log_softmax(-1),
+)
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -32,7 +41,9 @@ class SelfAttention(nn.MultiheadAttention):
 
 class Ctc(nn.CTCLoss):
     def forward(self, x):
-        return super().forward(x.log_softmax(-1), torch.tensor([[1, 2, 2], [3, 4, 0]]), (12, 9), (3, 2))
+        return super().forward(
+            x.log_softmax(-1), torch.tensor([[1, 2, 2], [3, 4, 0]]), (12, 9), (3, 2)
+        )
 
 
 class Recurrent(nn.Module):
@@ -42,13 +53,17 @@ class Recurrent(nn.Module):
         super().__init__()
         self.layer, self.dtype = layer, dtype
         shape = [layer.num_layers * (1 + layer.bidirectional), batch, layer.hidden_size]
-        self.states = nn.ParameterList(torch.randn(shape) for _ in range(1 + isinstance(layer, nn.LSTM)))
+        self.states = nn.ParameterList(
+            torch.randn(shape) for _ in range(1 + isinstance(layer, nn.LSTM))
+        )
         self.to(dtype)
 
     def forward(self, x):
         states = tuple(self.states)
         y, last = self.layer(x.to(self.dtype), states if len(states) == 2 else states[0])
-        return torch.cat([part.flatten().float() for part in (y, *(last if isinstance(last, tuple) else [last]))])
+        return torch.cat(
+            [part.flatten().float() for part in (y, *(last if isinstance(last, tuple) else [last]))]
+        )
 
 
 class Packed(nn.Module):
@@ -62,7 +77,9 @@ class Packed(nn.Module):
 
     def forward(self, x):
         packed = nn.utils.rnn.pack_padded_sequence(x.detach(), [4, 2, 1], batch_first=True)
-        return nn.utils.rnn.pad_packed_sequence(self.layer(packed, tuple(self.states))[0], batch_first=True)[0]
+        return nn.utils.rnn.pad_packed_sequence(
+            self.layer(packed, tuple(self.states))[0], batch_first=True
+        )[0]
 
 
 FORMS = {

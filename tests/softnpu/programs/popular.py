@@ -1,4 +1,5 @@
-"""Popular models of transformers, tiny, on npu and on the CPU: loss, gradients, greedy tokens with a cache.
+"""Popular models of transformers, tiny, on npu and on the CPU: loss,
+gradients, greedy tokens with a cache.
 
 Usage: popular.py [NAME...]
 """
@@ -78,11 +79,20 @@ def cases():
 
 
 def distance(want, got):
-    """Of the loss or of all gradients together, by their norms: in bf16 a rounding flips a ReLU here and there."""
+    """Of the loss or of all gradients together,
+    by their norms: in bf16 a rounding flips a ReLU here and there.
+    """
 
     def of(pairs):
         pairs = [(a.detach().double(), b.detach().cpu().double()) for a, b in pairs]
-        return (sum((a - b).square().sum() for a, b in pairs) / sum(a.square().sum() for a, _ in pairs)).sqrt().item()
+        return (
+            (
+                sum((a - b).square().sum() for a, b in pairs)
+                / sum(a.square().sum() for a, _ in pairs)
+            )
+            .sqrt()
+            .item()
+        )
 
     pairs = list(zip(want, got, strict=True))
     return max(of(pairs[:1]), of(pairs[1:]))
@@ -91,7 +101,9 @@ def distance(want, got):
 def learn(model, inputs):
     """Loss and gradients."""
     device = next(model.parameters()).device
-    loss = model(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}).loss
+    loss = model(
+        **{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    ).loss
     loss.backward()
     return [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
 
@@ -99,10 +111,16 @@ def learn(model, inputs):
 def run(config, keywords, model, inputs, dtype, attention, generates):
     """(distance from the CPU, or in bf16 from fp32; its limit)"""
     torch.manual_seed(seed())
-    dropouts = {k: 0.0 for k, v in config().to_dict().items() if "drop" in k and isinstance(v, float)}
-    host = model._from_config(config(**keywords, **dropouts), attn_implementation=attention, dtype=dtype).train()
+    dropouts = {
+        k: 0.0 for k, v in config().to_dict().items() if "drop" in k and isinstance(v, float)
+    }
+    host = model._from_config(
+        config(**keywords, **dropouts), attn_implementation=attention, dtype=dtype
+    ).train()
     npu = copy.deepcopy(host).to("npu")
-    if dtype == torch.bfloat16:  # each device rounds in other places: the NPU may be as far from fp32 as twice the CPU
+    if (
+        dtype == torch.bfloat16
+    ):  # each device rounds in other places: the NPU may be as far from fp32 as twice the CPU
         exact = learn(copy.deepcopy(host).float(), inputs)
         return distance(exact, learn(npu, inputs)), 2 * distance(exact, learn(host, inputs))
     worst = distance(learn(host, inputs), learn(npu, inputs))

@@ -1,4 +1,6 @@
-"""A product of bfloat16 is refused on A2, and nothing is launched; other products and sums go on. Without the task queue."""
+"""A product of bfloat16 is refused on A2, and nothing is launched;
+other products and sums go on. Without the task queue.
+"""
 
 import torch
 import torch.distributed as dist

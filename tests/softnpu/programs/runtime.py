@@ -1,4 +1,6 @@
-"""The device as a user of torch meets it: random numbers, mixed precision, graphs, streams, copies, statistics."""
+"""The device as a user of torch meets it: random numbers,
+mixed precision, graphs, streams, copies, statistics.
+"""
 
 import ctypes
 import io
@@ -51,18 +53,25 @@ def random_numbers_of_a_graph():
 def gradient_scaling():
     for bad in (False, True):
         weight = torch.nn.Parameter(torch.ones(4, 4, device="npu"))
-        optimiser, scaler = torch.optim.SGD([weight], 0.5), torch.amp.GradScaler("npu", init_scale=8.0)
+        optimiser, scaler = (
+            torch.optim.SGD([weight], 0.5),
+            torch.amp.GradScaler("npu", init_scale=8.0),
+        )
         with torch.autocast("npu", dtype=torch.bfloat16):
             product = weight @ weight
         assert product.dtype == torch.bfloat16
         scaler.scale(product.float().sum() * (float("inf") if bad else 1)).backward()
         scaler.step(optimiser)
         scaler.update()
-        assert scaler.get_scale() == (4.0 if bad else 8.0) and weight[0, 0].item() == (1.0 if bad else -3.0)
+        assert scaler.get_scale() == (4.0 if bad else 8.0) and weight[0, 0].item() == (
+            1.0 if bad else -3.0
+        )
 
 
 def checkpointed():
-    layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 8)).npu()
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 8)
+    ).npu()
     gradients = []
     for run in (layers, lambda x: checkpoint(layers, x, use_reentrant=False)):
         x = torch.ones(4, 8, device="npu", requires_grad=True)
@@ -122,14 +131,23 @@ def storages_and_files():
     for place in ("npu", "npu:1", "cpu"):
         file.seek(0)
         loaded = torch.load(file, map_location=place)
-        assert loaded.device.type == place.split(":")[0] and loaded.cpu().tolist() == [0, 2, 4, 6, 8, 10]
+        assert loaded.device.type == place.split(":")[0] and loaded.cpu().tolist() == [
+            0,
+            2,
+            4,
+            6,
+            8,
+            10,
+        ]
     x.untyped_storage().resize_(64)
     x.resize_(16)
     assert x[:6].cpu().tolist() == [0, 2, 4, 6, 8, 10]
 
 
 def two_devices():
-    """Contiguous copies of one dtype: all others need the graph-operator path, in torch_npu itself."""
+    """Contiguous copies of one dtype: all others need the graph-operator path,
+    in torch_npu itself.
+    """
     x = torch.arange(6.0, device="npu:0")
     for _ in range(10):
         y = x.to("npu:1", non_blocking=True) + 1
@@ -138,7 +156,9 @@ def two_devices():
 
 
 def graphed_module():
-    layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).npu()
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)
+    ).npu()
     x = torch.randn(4, 8, device="npu")
     expected = layers(x).detach()
     graphed = torch.npu.make_graphed_callables(layers, (x.clone(),))
@@ -211,7 +231,9 @@ def dead_handles():
     assert acl.aclDestroyIntArray(array) == 0 and acl.aclDestroyIntArray(array) == 161002
     size, executor = ctypes.c_uint64(), ctypes.c_void_p()
     for handle in (array, ctypes.c_void_p(0x1234)):
-        code = opapi.aclnnAbsGetWorkspaceSize(handle, handle, ctypes.byref(size), ctypes.byref(executor))
+        code = opapi.aclnnAbsGetWorkspaceSize(
+            handle, handle, ctypes.byref(size), ctypes.byref(executor)
+        )
         message = acl.aclGetRecentErrMsg().decode()
         assert code == 161002 and "argument 1 is no live aclTensor" in message, (code, message)
 
@@ -225,5 +247,7 @@ for case in CASES:
     case()
     torch.npu.synchronize()
 counts = current().alive()
-assert not any(counts[name] for name in ("tensors", "tensor_lists", "scalars", "arrays", "executors")), counts
+assert not any(
+    counts[name] for name in ("tensors", "tensor_lists", "scalars", "arrays", "executors")
+), counts
 print("runtime good")

@@ -1,7 +1,8 @@
-"""Sample inputs of torch's own operator database (OpInfo) on npu and on the CPU: results, arguments, gradients.
+"""Sample inputs of torch's own operator database (OpInfo) on npu and on the CPU: results,
+arguments, gradients.
 
-Usage: samples.py DTYPE SHARE SHARES [NAME...]: the SHARE-th of every SHARES operators, or those named.
-The first sample of each operator is also called on inference tensors.
+Usage: samples.py DTYPE SHARE SHARES [NAME...]: the SHARE-th of every SHARES operators, or those
+named. The first sample of each operator is also called on inference tensors.
 """
 
 import os
@@ -15,15 +16,20 @@ import torch_npu  # noqa: F401
 from torch.testing._internal import common_methods_invocations as database
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Random operators would set one seed for all calls: which ones are random shows when two seeds differ.
-database.wrapper_set_seed = lambda operator, *arguments, **keywords: operator(*arguments, **keywords)
+# Random operators would set one seed for all calls: which ones are random shows when two seeds
+# differ.
+database.wrapper_set_seed = lambda operator, *arguments, **keywords: operator(
+    *arguments, **keywords
+)
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 SAMPLES = 8  # of each operator
 DTYPE, SHARE, SHARES = getattr(torch, sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 CHIP = "A5" if os.environ.get("SOFTNPU_SOC", "").startswith("Ascend950") else "A2, A3"
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-6, torch.complex128: 1e-6}
-"""Of the value and absolute; 2e-5 for fp32, 0 for integers: torch_npu composes some operators in another way."""
+"""Of the value and absolute;
+2e-5 for fp32, 0 for integers: torch_npu composes some operators in another way.
+"""
 
 
 def tensors(tree):
@@ -37,7 +43,11 @@ def on(device, tree):
         if not isinstance(x, torch.Tensor):
             return device if x == "cpu" or isinstance(x, torch.device) else x
         y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
-        y = x.detach().to(device, copy=True) if 0 in x.stride() or x.is_conj() or x.is_neg() else y.copy_(x.detach())
+        y = (
+            x.detach().to(device, copy=True)
+            if 0 in x.stride() or x.is_conj() or x.is_neg()
+            else y.copy_(x.detach())
+        )
         return y.requires_grad_(x.requires_grad)
 
     return tree_map(move, tree)
@@ -68,7 +78,9 @@ def call(operator, sample, device, seed=0):
 
 def gradients(inputs, result):
     outputs = [t for t in tensors(result) if t.requires_grad]
-    weights = [torch.linspace(-1, 1, t.numel()).reshape(t.shape).to(t.device, t.dtype) for t in outputs]
+    weights = [
+        torch.linspace(-1, 1, t.numel()).reshape(t.shape).to(t.device, t.dtype) for t in outputs
+    ]
     leaves = [t for t in tensors(inputs) if t.requires_grad]
     return torch.autograd.grad(outputs, leaves, weights, allow_unused=True) if outputs else []
 
@@ -79,13 +91,19 @@ def problem_of(name, operator, sample, differentiable, inference):
     if found or not inference:
         return found
     with torch.inference_mode():
-        return (found := calls_differ(name, operator, sample, False)) and f"under inference mode: {found}"
+        return (
+            found := calls_differ(name, operator, sample, False)
+        ) and f"under inference mode: {found}"
 
 
 def calls_differ(name, operator, sample, differentiable):
     try:
         inputs, want = call(operator, sample, "cpu")
-        random = "empty" in name or "resize" in name or difference(want, call(operator, sample, "cpu", seed=1)[1])
+        random = (
+            "empty" in name
+            or "resize" in name
+            or difference(want, call(operator, sample, "cpu", seed=1)[1])
+        )
         slopes = gradients(inputs, want) if differentiable and not random else []
     except Exception:
         return None
@@ -94,7 +112,11 @@ def calls_differ(name, operator, sample, differentiable):
         found = difference(want, got, values=not random)
         if found or random:
             return found
-        fixed = [(a, b) for a, b in zip(tensors(inputs), tensors(moved), strict=True) if not a.requires_grad]
+        fixed = [
+            (a, b)
+            for a, b in zip(tensors(inputs), tensors(moved), strict=True)
+            if not a.requires_grad
+        ]
         if found := difference([a for a, _ in fixed], [b for _, b in fixed]):
             return f"argument: {found}"
         if slopes and (found := difference(slopes, gradients(moved, got))):
@@ -115,7 +137,9 @@ for place, info in enumerate(database.op_db):
     known = samples_known.rows(name, sys.argv[1], CHIP)
     counts["operators"] += 1
     met = set()
-    for nth, sample in enumerate(islice(info.sample_inputs("cpu", DTYPE, requires_grad=differentiable), SAMPLES)):
+    for nth, sample in enumerate(
+        islice(info.sample_inputs("cpu", DTYPE, requires_grad=differentiable), SAMPLES)
+    ):
         sample = (sample.input, sample.args, sample.kwargs)
         if any(t.layout != torch.strided for t in tensors(sample)):
             continue
@@ -132,5 +156,9 @@ for line in surprises:
     print("PROBLEM", line)
 for line in good_again:
     print("NO LONGER AN EXCEPTION", line)
-print("samples:", ", ".join(f"{count} {what}" for what, count in counts.items()), f"{len(surprises)} problems")
+print(
+    "samples:",
+    ", ".join(f"{count} {what}" for what, count in counts.items()),
+    f"{len(surprises)} problems",
+)
 sys.exit(bool(surprises or good_again))

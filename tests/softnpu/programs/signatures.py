@@ -1,4 +1,6 @@
-"""What softnpu says of its operators' C signatures: a JSON object by name. `signatures.py NAME...`"""
+"""What softnpu says of its operators' C signatures: a JSON object by name.
+`signatures.py NAME...`
+"""
 
 import ctypes
 import json

@@ -48,7 +48,9 @@ FAULTS = {
     "no scale": dict(logits=lambda q, k, scale: q @ k.T),
     "no rope part": dict(logits=lambda q, k, scale: q[:, :WIDTH] @ k[:, :WIDTH].T * scale),
     "no causal mask": dict(visible=lambda i, queries, keys, mode: keys),
-    "every key": dict(used=lambda entries, keys, visible, block, steps: 1.0 * (np.arange(keys) < visible)),
+    "every key": dict(
+        used=lambda entries, keys, visible, block, steps: 1.0 * (np.arange(keys) < visible)
+    ),
     "all entries": dict(entries=lambda blocks: None),
     "values shifted": dict(values=lambda k: k[:, -WIDTH:]),
     "not normalised": dict(normalised=lambda y, total: y),
@@ -66,10 +68,16 @@ BLOCK_FAULTS = {
 
 
 def attended(query, k, layouts, indices, block, mode, scale, steps, sinks=None):
-    """Output, largest score and sum for queries [..., N, 576]; k: the flattened keys [., 576], V their first 512."""
+    """Output, largest score and sum for queries [..., N, 576];
+    k: the flattened keys [., 576], V their first 512.
+    """
     q = array(query).reshape(-1, *query.shape[-2:])
     heads = q.shape[1]
-    out, largest, total = np.zeros((len(q), heads, WIDTH)), np.zeros((len(q), heads)), np.zeros((len(q), heads))
+    out, largest, total = (
+        np.zeros((len(q), heads, WIDTH)),
+        np.zeros((len(q), heads)),
+        np.zeros((len(q), heads)),
+    )
     for rows, keys in places(query, *layouts, steps):
         for i, row in enumerate(rows):
             visible = steps.visible(i, len(rows), len(keys), mode)
@@ -89,7 +97,8 @@ def attended(query, k, layouts, indices, block, mode, scale, steps, sinks=None):
 
 
 def entries(shape, layouts, query, key, size, block, mode, empty=False):
-    """Random blocks that each query may see, in random order, -1 behind them; every other row names the last block first.
+    """Random blocks that each query may see, in random order, -1 behind them;
+    every other row names the last block first.
 
     Rows of no sequence name block 0, which must have no effect.
     """

@@ -34,7 +34,9 @@ def turned(x):
 
 
 def page_table(lengths, block, spare=1):
-    """Shuffled pages for sequences of these lengths; -1 where no page is needed. Also the number of pages."""
+    """Shuffled pages for sequences of these lengths;
+    -1 where no page is needed. Also the number of pages.
+    """
     need = [-(-n // block) for n in lengths]
     total = sum(need) + spare
     pages = iter(rng.permutation(total))
@@ -52,7 +54,9 @@ def paged(lengths, keys, page):
     return table, (pages, page)
 
 
-PLACES = Steps(lengths=lambda x: x, start=lambda ends, b: ends[b - 1] if b else 0, pages=lambda row: row)
+PLACES = Steps(
+    lengths=lambda x: x, start=lambda ends, b: ends[b - 1] if b else 0, pages=lambda row: row
+)
 PLACE_FAULTS = {
     "lengths ignored": dict(lengths=lambda x: None),
     "keys from the start": dict(start=lambda ends, b: 0),
@@ -62,7 +66,9 @@ PLACE_FAULTS = {
 
 def places(query, key, query_lengths, key_lengths, table, layout_query, layout_key, steps=PLACES):
     """For each sequence: rows of the flattened query, and rows of the flattened keys."""
-    ql, kl, table = (None if x is None else x.cpu().numpy() for x in (query_lengths, key_lengths, table))
+    ql, kl, table = (
+        None if x is None else x.cpu().numpy() for x in (query_lengths, key_lengths, table)
+    )
     ql = steps.lengths(ql) if layout_query == "BSND" else ql
     kl = steps.lengths(kl) if layout_key == "BSND" else kl
     for b in range(len(ql) if layout_query == "TND" else len(query)):

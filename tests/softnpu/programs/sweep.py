@@ -1,7 +1,10 @@
-"""Every call of a decode step fails once: an error that names the call, no leak, and the next step right. `sweep.py MODEL [STRIDE]`.
+"""Every call of a decode step fails once: an error that names the call, no leak,
+and the next step right. `sweep.py MODEL [STRIDE]`.
 
-Each use of each function fails in turn (every STRIDE-th of them when given). One leak is torch_npu's own: when phase 1 or 2 of an operator fails it
-never destroys that call's arguments. Run with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the process (csrc/softnpu/docs/device.md).
+Each use of each function fails in turn (every STRIDE-th of them when given). One leak is
+torch_npu's own: when phase 1 or 2 of an operator fails it never destroys that call's arguments. Run
+with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the process
+(csrc/softnpu/docs/device.md).
 """
 
 import contextlib
@@ -13,7 +16,12 @@ import tempfile
 import torch
 import torch_npu  # noqa: F401
 from seeds import seed
-from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    DeepseekV4Config,
+    DeepseekV4ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from softnpu import current
 
@@ -74,9 +82,17 @@ used_before = {}
 IN_FLIGHT = ("tensors", "tensor_lists", "scalars", "arrays", "executors")
 want = step()
 assert torch.equal(step("none:1:1"), want)
-uses = {name: count - used_before.get(name, 0) for name, count in device.statistics()["calls"].items()}
-uses |= {f"{name}@kernel": n for name, n in uses.items() if name.startswith("aclnn") and "Workspace" not in name}
-plan = [(name, n) for name, count in sorted(uses.items()) for n in range(1, count + 1)][:: int([*sys.argv, "1"][2])]
+uses = {
+    name: count - used_before.get(name, 0) for name, count in device.statistics()["calls"].items()
+}
+uses |= {
+    f"{name}@kernel": n
+    for name, n in uses.items()
+    if name.startswith("aclnn") and "Workspace" not in name
+}
+plan = [(name, n) for name, count in sorted(uses.items()) for n in range(1, count + 1)][
+    :: int([*sys.argv, "1"][2])
+]
 problems, silent, leaking = [], [], 0
 alive = {key: device.alive()[key] for key in IN_FLIGHT}
 for name, n in plan:
@@ -102,8 +118,8 @@ for name, n in plan:
     if not torch.equal(step(), want):
         problems.append(f"{name} {n}: the next step is wrong")
 print(
-    f"sweep: {len(plan)} calls of {len(uses)} kinds failed once each, ignored by torch_npu: {sorted(set(silent))}, "
-    f"arguments left by torch_npu: {leaking}"
+    f"sweep: {len(plan)} calls of {len(uses)} kinds failed once each, ignored by torch_npu: "
+    f"{sorted(set(silent))}, arguments left by torch_npu: {leaking}"
 )
 for problem in problems:
     print("PROBLEM", problem)

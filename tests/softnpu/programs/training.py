@@ -41,8 +41,11 @@ class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(17, 16, padding_idx=0)
-        # No bias: that of the keys has a gradient of zero, whose rounding noise adaptive optimisers would blow up.
-        self.layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True, bias=False)
+        # No bias: that of the keys has a gradient of zero, whose rounding noise adaptive optimisers
+        # would blow up.
+        self.layer = nn.TransformerEncoderLayer(
+            16, 2, 32, 0.0, "gelu", batch_first=True, bias=False
+        )
         self.norm, self.head = nn.RMSNorm(16), nn.Linear(16, 17)
 
     def forward(self, ids):
@@ -95,10 +98,14 @@ for name, (make, x) in MODELS.items():
             torch.manual_seed(1)
             model = make()
             classes = 17 if name == "transformer" else 3
-            target = torch.randint(0, classes, (21 if name == "transformer" else 5,), generator=generator)
+            target = torch.randint(
+                0, classes, (21 if name == "transformer" else 5,), generator=generator
+            )
             want = train(copy.deepcopy(model), x, target, loss, optimiser, "cpu")
             got = train(copy.deepcopy(model), x, target, loss, optimiser, "npu")
-            distance = max((a.double() - b.double()).abs().max().item() for a, b in zip(want, got, strict=True))
+            distance = max(
+                (a.double() - b.double()).abs().max().item() for a, b in zip(want, got, strict=True)
+            )
             count, worst = count + 1, max(worst, distance)
             if not distance <= 1e-5:
                 print("PROBLEM", name, optimiser, loss, distance)
