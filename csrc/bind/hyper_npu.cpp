@@ -1,14 +1,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
-#include "candidate.h"
 #include "npu/hyper.h"
 #include "npu_call.h"
 
 namespace dsv4::bind {
 namespace {
-
-constexpr std::initializer_list<at::ScalarType> kHalves = {at::kBFloat16, at::kHalf};
 
 struct Post {
   static WhyNot why_not(const Context& context, const at::Tensor& z, const at::Tensor& x,
@@ -28,8 +25,8 @@ struct Post {
       return out;
     }
     NpuCall call("hc_post", x);
-    const npu::In h_res = call.in(comb);
-    call.launch(npu::MhcPost{call.in(x), {&h_res.view}, call.in(z), call.in(post), call.out(out)});
+    call.launch(
+        npu::MhcPost{call.in(x), call.maybe(&comb), call.in(z), call.in(post), call.out(out)});
     return out;
   }
 };
@@ -84,10 +81,8 @@ struct Pre {
 const npu::List<npu::MhcPre> pre;
 const npu::List<npu::MhcSinkhorn> sinkhorn;
 const npu::List<npu::MhcPost> post;
-const Registration<Post::run, Post::why_not> hc_post("hc_post", c10::DeviceType::PrivateUse1,
-                                                     "hc_post/aclnnMhcPost");
-const Registration<Pre::run, Pre::why_not> hc_pre("hc_pre", c10::DeviceType::PrivateUse1,
-                                                  "hc_pre/aclnnMhcPre");
+const NpuRegistration<Post::run, Post::why_not> hc_post("hc_post", "aclnnMhcPost");
+const NpuRegistration<Pre::run, Pre::why_not> hc_pre("hc_pre", "aclnnMhcPre");
 
 }  // namespace
 }  // namespace dsv4::bind

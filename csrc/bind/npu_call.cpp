@@ -6,8 +6,6 @@
 #include <algorithm>
 
 namespace dsv4::bind {
-namespace {
-
 npu::AclType acl_type(at::ScalarType type) {
   switch (type) {
     case at::kFloat:
@@ -35,7 +33,9 @@ npu::AclType acl_type(at::ScalarType type) {
   }
 }
 
-}  // namespace
+bool on_a5(const Context& context) {
+  return npu::generation_of(context.machine.chip) == npu::Generation::a5;
+}
 
 NpuCall::NpuCall(const char* op, const at::Tensor& on)
     : guard_(on.device()),

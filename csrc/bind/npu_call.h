@@ -6,10 +6,12 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/Stream.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "candidate.h"
 #include "npu/launch.h"
 #include "registry.h"
 
@@ -24,8 +26,25 @@ class NpuCall {
   npu::In in(const at::Tensor& tensor) const { return {view(tensor)}; }
   npu::Out out(const at::Tensor& tensor) const { return {view(tensor)}; }
 
+  // Absent for a null pointer.
+  npu::OptionalIn maybe(const at::Tensor* tensor) const {
+    return tensor == nullptr ? npu::OptionalIn() : npu::OptionalIn{view(*tensor)};
+  }
+
+  // Absent when its only tensor is undefined.
+  template <class List>
+  List list(std::initializer_list<at::Tensor> tensors) const {
+    List made;
+    for (const at::Tensor& tensor : tensors) {
+      if (tensor.defined()) {
+        made.views.push_back(view(tensor));
+      }
+    }
+    return made;
+  }
+
   template <class Function>
-  void launch(const Function& function) {
+  void launch(const Function& function) const {
     npu::launch(site_, function);
   }
 
@@ -37,6 +56,10 @@ class NpuCall {
   std::vector<at::Tensor> workspaces_;
   npu::Site site_;
 };
+
+npu::AclType acl_type(at::ScalarType type);
+
+bool on_a5(const Context& context);
 
 // Why a machine has no such function; for predicates.
 template <class Function>
@@ -63,10 +86,25 @@ WhyNot first(WhyNot reason, More... more) {
   }
 }
 
+constexpr std::initializer_list<at::ScalarType> kHalves = {at::kBFloat16, at::kHalf};
+constexpr std::initializer_list<at::ScalarType> kFloats = {at::kBFloat16, at::kHalf, at::kFloat};
+
 // Why a tensor is none of these dtypes.
 WhyNot not_of(const char* name, const at::Tensor& tensor,
               std::initializer_list<at::ScalarType> types);
 
+// What no aclnn function of this project takes.
+inline WhyNot empty(const char* name, const at::Tensor& tensor) {
+  return tensor.numel() > 0 ? WhyNot() : WhyNot(std::string(name) + " is empty");
+}
+
 inline WhyNot unless(bool holds, const char* reason) { return holds ? WhyNot() : WhyNot(reason); }
+
+// A launcher of an operator, named after the function that it launches last.
+template <auto function, auto predicate>
+struct NpuRegistration : Registration<function, predicate> {
+  NpuRegistration(const std::string& op, const char* symbol)
+      : Registration<function, predicate>(op, c10::DeviceType::PrivateUse1, op + "/" + symbol) {}
+};
 
 }  // namespace dsv4::bind

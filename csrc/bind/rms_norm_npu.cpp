@@ -1,6 +1,5 @@
 #include <ATen/ops/empty.h>
 
-#include "candidate.h"
 #include "npu/norm.h"
 #include "npu_call.h"
 

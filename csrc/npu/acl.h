@@ -6,6 +6,8 @@
 namespace dsv4::npu {
 
 struct AclTensor;  // opaque objects of the runtime
+struct AclTensorList;
+struct AclIntArray;
 struct AclExecutor;
 
 // aclDataType and aclFormat, as CANN's documents number them.
@@ -27,6 +29,10 @@ using CreateTensor = AclTensor* (*)(const int64_t* sizes, uint64_t rank, AclType
                                     const int64_t* strides, int64_t offset, AclFormat,
                                     const int64_t* storage, uint64_t storage_rank, void* data);
 using DestroyTensor = int (*)(const AclTensor*);
+using CreateTensorList = AclTensorList* (*)(AclTensor* const* tensors, uint64_t count);
+using DestroyTensorList = int (*)(const AclTensorList*);  // its tensors too
+using CreateIntArray = AclIntArray* (*)(const int64_t* values, uint64_t count);
+using DestroyIntArray = int (*)(const AclIntArray*);
 using RecentErrorText = const char* (*)();
 
 // Phase 2 of every operator.

@@ -17,6 +17,7 @@
 #include <array>
 #include <concepts>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -45,7 +46,7 @@ struct In {
 };
 struct OptionalIn {
   static constexpr const char* c_type = "const aclTensor*";
-  const View* view = nullptr;
+  std::optional<View> view;
 };
 struct Out {
   static constexpr const char* c_type = "aclTensor*";
@@ -53,7 +54,39 @@ struct Out {
 };
 struct OptionalOut {
   static constexpr const char* c_type = "aclTensor*";
-  const View* view = nullptr;
+  std::optional<View> view;
+};
+struct InList {
+  static constexpr const char* c_type = "const aclTensorList*";
+  std::vector<View> views;
+};
+struct OptionalInList {  // absent without views
+  static constexpr const char* c_type = "const aclTensorList*";
+  std::vector<View> views;
+};
+struct OutList {
+  static constexpr const char* c_type = "aclTensorList*";
+  std::vector<View> views;
+};
+struct OptionalOutList {
+  static constexpr const char* c_type = "aclTensorList*";
+  std::vector<View> views;
+};
+struct Ints {
+  static constexpr const char* c_type = "const aclIntArray*";
+  std::vector<int64_t> values;
+};
+struct OptionalInts {  // absent without values
+  static constexpr const char* c_type = "const aclIntArray*";
+  std::vector<int64_t> values;
+};
+struct Text {
+  static constexpr const char* c_type = "const char*";
+  const char* value;
+};
+struct DataType {
+  static constexpr const char* c_type = "aclDataType";
+  AclType value;
 };
 // Numbers take exactly their own type: an int where CANN reads a double is silent nonsense.
 template <class T>
@@ -64,6 +97,12 @@ template <>
 inline constexpr const char* kNumberType<float> = "float";
 template <>
 inline constexpr const char* kNumberType<int64_t> = "int64_t";
+template <>
+inline constexpr const char* kNumberType<int32_t> = "int";
+template <>
+inline constexpr const char* kNumberType<int8_t> = "int8_t";
+template <>
+inline constexpr const char* kNumberType<bool> = "bool";
 
 template <class T>
 struct Number {
@@ -75,6 +114,9 @@ struct Number {
 using Real = Number<double>;
 using Single = Number<float>;
 using Int = Number<int64_t>;
+using Int32 = Number<int32_t>;
+using Int8 = Number<int8_t>;
+using Flag = Number<bool>;
 
 #define DSV4_ARGUMENTS(...)                               \
   static constexpr std::string_view names = #__VA_ARGS__; \

@@ -11,26 +11,36 @@ namespace {
 struct Runtime {
   SharedLibrary base;  // kept open: the addresses are theirs
   SharedLibrary acl;
-  CreateTensor create_tensor;
-  DestroyTensor destroy_tensor;
-  RecentErrorText recent_error;
+  CreateTensor create_tensor = nullptr;
+  DestroyTensor destroy_tensor = nullptr;
+  CreateTensorList create_list = nullptr;
+  DestroyTensorList destroy_list = nullptr;
+  CreateIntArray create_array = nullptr;
+  DestroyIntArray destroy_array = nullptr;
+  RecentErrorText recent_error = nullptr;
 
   static const Runtime& here() {
     static const Runtime runtime = [] {
       SharedLibrary base = SharedLibrary::open("libnnopbase.so");
       SharedLibrary acl = SharedLibrary::open("libascendcl.so");
-      const auto find = [&](const char* symbol) {
-        void* found = base.find(symbol);
-        found = found == nullptr ? acl.find(symbol) : found;
+      Runtime made{base, acl};
+      const auto find = [&]<class Symbol>(const char* name, Symbol& symbol) {
+        void* found = base.find(name);
+        found = found == nullptr ? acl.find(name) : found;
         if (found == nullptr) {
           throw LaunchError(std::string("CANN's libnnopbase.so and libascendcl.so have no ") +
-                            symbol);
+                            name);
         }
-        return found;
+        symbol = reinterpret_cast<Symbol>(found);
       };
-      return Runtime{base, acl, reinterpret_cast<CreateTensor>(find("aclCreateTensor")),
-                     reinterpret_cast<DestroyTensor>(find("aclDestroyTensor")),
-                     reinterpret_cast<RecentErrorText>(find("aclGetRecentErrMsg"))};
+      find("aclCreateTensor", made.create_tensor);
+      find("aclDestroyTensor", made.destroy_tensor);
+      find("aclCreateTensorList", made.create_list);
+      find("aclDestroyTensorList", made.destroy_list);
+      find("aclCreateIntArray", made.create_array);
+      find("aclDestroyIntArray", made.destroy_array);
+      find("aclGetRecentErrMsg", made.recent_error);
+      return made;
     }();
     return runtime;
   }
@@ -41,6 +51,15 @@ std::string recent_error() {
   return text == nullptr ? "no text" : text;
 }
 
+// As an optional argument a null descriptor would mean "absent".
+template <class Made>
+Made* made_or_throw(const char* function, Made* made) {
+  if (made == nullptr) {
+    throw LaunchError(std::string(function) + " made no descriptor: " + recent_error());
+  }
+  return made;
+}
+
 }  // namespace
 
 Descriptors::Descriptors() { Runtime::here(); }
@@ -48,16 +67,34 @@ Descriptors::Descriptors() { Runtime::here(); }
 Descriptors::~Descriptors() {
   const Runtime& runtime = Runtime::here();
   std::for_each(tensors_.begin(), tensors_.end(), runtime.destroy_tensor);
+  std::for_each(lists_.begin(), lists_.end(), runtime.destroy_list);
+  std::for_each(arrays_.begin(), arrays_.end(), runtime.destroy_array);
 }
 
 AclTensor* Descriptors::tensor(const View& view) {
   AclTensor* made = Runtime::here().create_tensor(view.sizes.data(), view.sizes.size(), view.type,
                                                   view.strides.data(), view.offset, AclFormat::nd,
                                                   &view.storage_elements, 1, view.storage);
-  if (made == nullptr) {  // as an optional argument it would mean "absent"
-    throw LaunchError(std::string("aclCreateTensor made no descriptor: ") + recent_error());
+  tensors_.push_back(made_or_throw("aclCreateTensor", made));
+  return made;
+}
+
+AclTensorList* Descriptors::list(const std::vector<View>& views) {
+  const size_t before = tensors_.size();
+  for (const View& view : views) {
+    tensor(view);
   }
-  tensors_.push_back(made);
+  const std::vector<AclTensor*> members(tensors_.begin() + static_cast<ptrdiff_t>(before),
+                                        tensors_.end());
+  AclTensorList* made = Runtime::here().create_list(members.data(), members.size());
+  lists_.push_back(made_or_throw("aclCreateTensorList", made));
+  tensors_.resize(before);
+  return made;
+}
+
+AclIntArray* Descriptors::array(const std::vector<int64_t>& values) {
+  AclIntArray* made = Runtime::here().create_array(values.data(), values.size());
+  arrays_.push_back(made_or_throw("aclCreateIntArray", made));
   return made;
 }
 

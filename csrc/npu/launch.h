@@ -31,11 +31,25 @@ class Descriptors {
   AclTensor* make(const In& argument) { return tensor(argument.view); }
   AclTensor* make(const Out& argument) { return tensor(argument.view); }
   AclTensor* make(const OptionalIn& argument) {
-    return argument.view == nullptr ? nullptr : tensor(*argument.view);
+    return argument.view ? tensor(*argument.view) : nullptr;
   }
   AclTensor* make(const OptionalOut& argument) {
-    return argument.view == nullptr ? nullptr : tensor(*argument.view);
+    return argument.view ? tensor(*argument.view) : nullptr;
   }
+  AclTensorList* make(const InList& argument) { return list(argument.views); }
+  AclTensorList* make(const OutList& argument) { return list(argument.views); }
+  AclTensorList* make(const OptionalInList& argument) {
+    return argument.views.empty() ? nullptr : list(argument.views);
+  }
+  AclTensorList* make(const OptionalOutList& argument) {
+    return argument.views.empty() ? nullptr : list(argument.views);
+  }
+  AclIntArray* make(const Ints& argument) { return array(argument.values); }
+  AclIntArray* make(const OptionalInts& argument) {
+    return argument.values.empty() ? nullptr : array(argument.values);
+  }
+  const char* make(const Text& argument) { return argument.value; }
+  AclType make(const DataType& argument) { return argument.value; }
   template <class T>
   T make(const Number<T>& argument) {
     return argument.value;
@@ -43,8 +57,12 @@ class Descriptors {
 
  private:
   AclTensor* tensor(const View& view);
+  AclTensorList* list(const std::vector<View>& views);
+  AclIntArray* array(const std::vector<int64_t>& values);
 
-  std::vector<const AclTensor*> tensors_;
+  std::vector<AclTensor*> tensors_;
+  std::vector<AclTensorList*> lists_;  // each owns its tensors
+  std::vector<AclIntArray*> arrays_;
 };
 
 struct Prepared {
