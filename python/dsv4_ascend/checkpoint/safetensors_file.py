@@ -36,10 +36,11 @@ NAME = re.compile(r"[A-Za-z0-9_\-]{1,64}(\.[A-Za-z0-9_\-]{1,64}){0,15}", re.ASCI
 
 DTYPES: dict[str, tuple[int, torch.dtype]] = {
     "BOOL": (8, torch.bool), "U8": (8, torch.uint8), "I8": (8, torch.int8), "F4": (4, torch.int8),
-    "F8_E4M3": (8, torch.float8_e4m3fn), "F8_E5M2": (8, torch.float8_e5m2), "F8_E8M0": (8, torch.float8_e8m0fnu),
-    "I16": (16, torch.int16), "F16": (16, torch.float16), "BF16": (16, torch.bfloat16),
-    "U16": (16, torch.uint16), "U32": (32, torch.uint32), "U64": (64, torch.uint64),
-    "I32": (32, torch.int32), "F32": (32, torch.float32), "I64": (64, torch.int64), "F64": (64, torch.float64),
+    "F8_E4M3": (8, torch.float8_e4m3fn), "F8_E5M2": (8, torch.float8_e5m2),
+    "F8_E8M0": (8, torch.float8_e8m0fnu), "I16": (16, torch.int16), "F16": (16, torch.float16),
+    "BF16": (16, torch.bfloat16), "U16": (16, torch.uint16), "U32": (32, torch.uint32),
+    "U64": (64, torch.uint64), "I32": (32, torch.int32), "F32": (32, torch.float32),
+    "I64": (64, torch.int64), "F64": (64, torch.float64),
 }  # fmt: skip
 """safetensors dtype -> (bits, torch dtype of the view).
 F4 comes out packed: int8 with half the last dimension.

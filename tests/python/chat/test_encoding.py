@@ -139,7 +139,8 @@ def test_a_new_turn_is_rendered_after_a_developer_turn_that_falls_away() -> None
 # Rule 3: dropping old reasoning.
 
 TWO_ROUNDS = [
-    {"role": "developer", "content": "rules"}, user("q1"), assistant("a1", "r1"), user("q2"), assistant("a2", "r2"),
+    {"role": "developer", "content": "rules"}, user("q1"), assistant("a1", "r1"), user("q2"),
+    assistant("a2", "r2"),
 ]  # fmt: skip
 
 

@@ -16,9 +16,10 @@ from dsv4_ascend.checkpoint.config_file import config_to_dict
 from dsv4_ascend.checkpoint.layout import FLOAT, FP8, layout
 
 BIG = {
-    "vocab_size": 20_000, "hidden_size": 2048, "moe_intermediate_size": 2048, "n_routed_experts": 64,
-    "num_attention_heads": 16, "head_dim": 128, "qk_rope_head_dim": 32, "q_lora_rank": 512, "o_groups": 4,
-    "o_lora_rank": 256, "index_n_heads": 16, "index_head_dim": 64,
+    "vocab_size": 20_000, "hidden_size": 2048, "moe_intermediate_size": 2048,
+    "n_routed_experts": 64, "num_attention_heads": 16, "head_dim": 128, "qk_rope_head_dim": 32,
+    "q_lora_rank": 512, "o_groups": 4, "o_lora_rank": 256, "index_n_heads": 16,
+    "index_head_dim": 64,
 }  # fmt: skip
 
 LOAD = """

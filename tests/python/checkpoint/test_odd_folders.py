@@ -48,8 +48,12 @@ def without(*starts):
 
 @pytest.mark.parametrize(("layers", "hashes"), [(2, 3), (1, 2), (2, 2), (1, 43)])
 def test_fewer_layers_than_hash_layers(tmp_path, layers, hashes):
-    config = tiny_config(PLAIN.compress_ratios[:layers], num_hidden_layers=layers, num_hash_layers=layers,
-                         num_nextn_predict_layers=0)  # fmt: skip
+    config = tiny_config(
+        PLAIN.compress_ratios[:layers],
+        num_hidden_layers=layers,
+        num_hash_layers=layers,
+        num_nextn_predict_layers=0,
+    )
     raw = hub(num_hidden_layers=layers, num_hash_layers=hashes, num_nextn_predict_layers=0)
     checkpoint = open_checkpoint(put(tmp_path, raw, random_tensors(config)))
     assert checkpoint.config == config

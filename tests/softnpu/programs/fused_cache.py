@@ -105,11 +105,28 @@ holes = torch.tensor([5, -1, 0, 11, -7], dtype=torch.int64)
 cases = [
     (bf16(5, 3, 6), bf16(5, 3, 4), bf16(4, 3, 3, 6), bf16(4, 3, 3, 4), holes, "Norm"),
     (strided(7, 2, 8), strided(7, 2, 8), bf16(3, 5, 2, 8), bf16(3, 5, 2, 8), slots(7, 15), None),
-    (*(whole(torch.int8, *s) for s in ((1, 1, 3), (1, 1, 3), (1, 1, 1, 3), (1, 1, 1, 3))), slots(1, 1), "Norm"),
+    (
+        *(whole(torch.int8, *s) for s in ((1, 1, 3), (1, 1, 3), (1, 1, 1, 3), (1, 1, 1, 3))),
+        slots(1, 1),
+        "Norm",
+    ),
     (*latent(150, 3), slots(150, 384), "Norm"),
-    (f32(6, 4, 32).half(), f32(6, 4, 16).half(), *(f32(2, n, 4, 16).half() for n in (8, 4)), slots(6, 8), "PA_NZ"),
-    (*(whole(torch.int8, *s) for s in ((3, 2, 64), (3, 2, 32), (3, 2, 2, 5, 32), (3, 2, 1, 5, 32))), slots(3, 15), "PA_NZ"),
-]  # fmt: skip
+    (
+        f32(6, 4, 32).half(),
+        f32(6, 4, 16).half(),
+        *(f32(2, n, 4, 16).half() for n in (8, 4)),
+        slots(6, 8),
+        "PA_NZ",
+    ),
+    (
+        *(
+            whole(torch.int8, *s)
+            for s in ((3, 2, 64), (3, 2, 32), (3, 2, 2, 5, 32), (3, 2, 1, 5, 32))
+        ),
+        slots(3, 15),
+        "PA_NZ",
+    ),
+]
 if A5:
     for kind in (torch.float32, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32):
         cases.append(
@@ -291,8 +308,8 @@ if A5:
 
     def call_pairs(key, value, key_cache, value_cache, mapping, lengths, offsets, ends):
         torch_npu.npu_scatter_pa_kv_cache(
-            key, value, key_cache, value_cache, mapping, compress_lens=lengths, compress_seq_offsets=offsets,
-            seq_lens=ends, cache_mode="Norm",
+            key, value, key_cache, value_cache, mapping, compress_lens=lengths,
+            compress_seq_offsets=offsets, seq_lens=ends, cache_mode="Norm",
         )  # fmt: skip
         return key_cache, value_cache
 
@@ -345,19 +362,25 @@ if A5:
         Steps(**vars(SCATTER), **vars(COMPRESSED)),
         [
             (bf16(5, 3, 6), bf16(4, 3, 3, 6), holes, None, None, None),
-            (f32(6, 1, 64).to(torch.float8_e4m3fn), f32(2, 8, 1, 64).to(torch.float8_e4m3fn), slots(6, 16), None, None, None),
+            (
+                f32(6, 1, 64).to(torch.float8_e4m3fn),
+                f32(2, 8, 1, 64).to(torch.float8_e4m3fn),
+                slots(6, 16),
+                None,
+                None,
+                None,
+            ),
             (bf16(3, 9, 2, 5), bf16(13, 5, 1, 5), *window(3, 2, 9)),
             (bf16(3, 9, 2, 5), bf16(13, 5, 1, 5), starts, lengths.reshape(-1), None, ends),
         ],
         COMPRESSED_FAULTS
         | {"the first values": dict(without_offset=lambda seen, start, end: seen[: end - start])}
-        | {name: SCATTER_FAULTS[name] for name in ("the place "
-                                                   "behind", "tokens "
-                                                                       "reversed", "negative "
-                                                                                          "slots "
-                                                                                          "stored")},
+        | {
+            name: SCATTER_FAULTS[name]
+            for name in ("the place behind", "tokens reversed", "negative slots stored")
+        },
         1e-2,
-    )  # fmt: skip
+    )
     refuse = [bf16(3, 9, 2, 5), bf16(13, 5, 1, 5), *window(3, 2, 9)]
     for at, bad, argument in (
         (0, f32(3, 9, 2, 5).to(torch.float8_e5m2), "key_cache"),

@@ -89,11 +89,41 @@ table = ints(np.stack([rng.permutation(5)[:4] for _ in range(3)]))
 small = bf16(5, 4, 2, 6), bf16(5, 4, 2, 3)
 cases = [
     (*small, bf16(17, 2, 6), bf16(17, 2, 3), table, ints([6, 3, 8]), None, False),
-    (*small, bf16(12, 2, 6), bf16(12, 2, 3), table, ints([0, 5, 5, 12]), None, True),  # the second is empty
-    (*small, bf16(13, 2, 6), bf16(13, 2, 3), table, ints([6, 0, 5]), ints([5, 0, 8]), False),  # two rows unwritten
-    (*(whole(torch.int8, *s) for s in ((2, 3, 1, 5), (2, 3, 1, 5), (4, 1, 5), (4, 1, 5))), ints([[1, 0]]), ints([4]), None, False),
-    (*latent(0, 6)[2:], bf16(700, 1, 512), bf16(700, 1, 64), ints([[4, 1, 0], [5, 3, 3]]), ints([0, 330, 700]), None, True),
-]  # fmt: skip
+    (
+        *small,
+        bf16(12, 2, 6),
+        bf16(12, 2, 3),
+        table,
+        ints([0, 5, 5, 12]),
+        None,
+        True,
+    ),  # the second is empty
+    (
+        *small,
+        bf16(13, 2, 6),
+        bf16(13, 2, 3),
+        table,
+        ints([6, 0, 5]),
+        ints([5, 0, 8]),
+        False,
+    ),  # two rows unwritten
+    (
+        *(whole(torch.int8, *s) for s in ((2, 3, 1, 5), (2, 3, 1, 5), (4, 1, 5), (4, 1, 5))),
+        ints([[1, 0]]),
+        ints([4]),
+        None,
+        False,
+    ),
+    (
+        *latent(0, 6)[2:],
+        bf16(700, 1, 512),
+        bf16(700, 1, 64),
+        ints([[4, 1, 0], [5, 3, 3]]),
+        ints([0, 330, 700]),
+        None,
+        True,
+    ),
+]
 if A5:
     fp8 = (
         f32(5, 4, 2, 6).to(torch.float8_e4m3fn),

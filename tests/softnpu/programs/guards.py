@@ -120,8 +120,8 @@ elif case == "storage":  # a launcher that says one element too many
     acl.aclCreateTensor.restype = ctypes.c_void_p
     tensor = ctypes.c_void_p(
         acl.aclCreateTensor(
-            sizes, ctypes.c_uint64(1), 0, strides, ctypes.c_int64(0), 2, storage, ctypes.c_uint64(1),
-            ctypes.c_void_p(x.data_ptr()),
+            sizes, ctypes.c_uint64(1), 0, strides, ctypes.c_int64(0), 2, storage,
+            ctypes.c_uint64(1), ctypes.c_void_p(x.data_ptr()),
         )
     )  # fmt: skip
     size, executor = ctypes.c_uint64(), ctypes.c_void_p()

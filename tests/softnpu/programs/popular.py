@@ -42,12 +42,29 @@ EAGER_ONLY = ("Gemma2", "Bloom", "Mamba")  # transformers refuses sdpa for them
 OTHERS = {
     "BertForSequenceClassification": ("BertConfig", words, dict(text, labels=torch.tensor([0, 1]))),
     "T5ForConditionalGeneration": (
-        "T5Config", dict(vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0), text),
-    "ViTForImageClassification": ("ViTConfig", sight, dict(pixel_values=image, labels=torch.tensor([0, 1]))),
+        "T5Config",
+        dict(
+            vocab_size=97,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+        ),
+        text,
+    ),
+    "ViTForImageClassification": (
+        "ViTConfig",
+        sight,
+        dict(pixel_values=image, labels=torch.tensor([0, 1])),
+    ),
     "CLIPModel": (
-        "CLIPConfig", dict(text_config=words, vision_config=sight, projection_dim=16),
-        dict(input_ids=ids, pixel_values=image, return_loss=True)),
-}  # fmt: skip
+        "CLIPConfig",
+        dict(text_config=words, vision_config=sight, projection_dim=16),
+        dict(input_ids=ids, pixel_values=image, return_loss=True),
+    ),
+}
 
 
 def cases():

@@ -36,18 +36,36 @@ def said(since):
     return os.pread(2, 1 << 20, since).decode(errors="replace")
 
 
-common = dict(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8, num_experts_per_tok=2, moe_intermediate_size=8)  # fmt: skip
+common = dict(
+    vocab_size=31,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    head_dim=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=8,
+)
 MODELS = {
     "qwen3-moe": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**common, intermediate_size=16, num_key_value_heads=1, num_experts=4)
     ),
     "deepseek-v4": lambda: DeepseekV4ForCausalLM(
         DeepseekV4Config(
-            **{**common, "num_hidden_layers": 3}, q_lora_rank=8, o_lora_rank=8, o_groups=2, n_routed_experts=4, n_shared_experts=1,
-            max_position_embeddings=64, sliding_window=4, index_n_heads=2, index_head_dim=8, index_topk=2,
-            hc_sinkhorn_iters=2)
+            **{**common, "num_hidden_layers": 3},
+            q_lora_rank=8,
+            o_lora_rank=8,
+            o_groups=2,
+            n_routed_experts=4,
+            n_shared_experts=1,
+            max_position_embeddings=64,
+            sliding_window=4,
+            index_n_heads=2,
+            index_head_dim=8,
+            index_topk=2,
+            hc_sinkhorn_iters=2,
+        )
     ),
-}  # fmt: skip
+}
 torch.manual_seed(seed())
 model = MODELS[sys.argv[1]]().eval().to("npu")
 with torch.no_grad():
