@@ -260,12 +260,20 @@ def test_meta_device_gives_shapes(operator):
 
 IMPORT_PROBE = """
 import os, sys, threading, torch
-state = lambda: (dict(os.environ), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
-                 torch.random.get_rng_state().tolist(), threading.active_count(), os.getcwd(), sys.getrecursionlimit())
+state = lambda: (
+    dict(os.environ), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+    torch.random.get_rng_state().tolist(), threading.active_count(), os.getcwd(),
+    sys.getrecursionlimit(),
+)
 seen, before, watching = [], state(), [True]
-WATCHED = {"subprocess.Popen", "socket.connect", "os.putenv", "os.unsetenv", "os.mkdir", "os.system", "os.fork"}
+WATCHED = {
+    "subprocess.Popen", "socket.connect", "os.putenv", "os.unsetenv", "os.mkdir", "os.system",
+    "os.fork",
+}
+def writes(event, args):
+    return event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
 def hook(event, args):
-    if watching and (event in WATCHED or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+    if watching and (event in WATCHED or writes(event, args)):
         seen.append((event, args))
 sys.addaudithook(hook)
 import dsv4_backend, dsv4_ascend

@@ -26,8 +26,8 @@ CLI = [str(Path(sys.executable).with_name("dsv4-ascend"))]
 def test_runs_a_command_of_this_environment(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import "
-        "torch\nprint(torch.npu.get_device_name(), (torch.ones(3, device='npu') + 1).sum().item())\n"
+        "import torch\n"
+        "print(torch.npu.get_device_name(), (torch.ones(3, device='npu') + 1).sum().item())\n"
     )
     options = [
         "--soc",

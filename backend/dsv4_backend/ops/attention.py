@@ -182,9 +182,9 @@ def attend(
 
 
 @operator(
-    "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, Tensor? cmp_cache, "
-    "Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, Tensor seq_lens, int "
-    "window, int ratio) -> Tensor",
+    "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, "
+    "Tensor? cmp_cache, Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, "
+    "Tensor seq_lens, int window, int ratio) -> Tensor",
     rows=(16,),
     arguments={
         "q": "float [T, H, D]",

@@ -56,8 +56,8 @@ def sinkhorn(logits: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
 
 
 @operator(
-    "hc_pre(Tensor x, Tensor fn, Tensor base, Tensor scale, int sinkhorn_iters, float norm_eps, float hc_eps)"
-    " -> (Tensor y, Tensor post, Tensor comb)",
+    "hc_pre(Tensor x, Tensor fn, Tensor base, Tensor scale, int sinkhorn_iters, float norm_eps, "
+    "float hc_eps) -> (Tensor y, Tensor post, Tensor comb)",
     rows=(2,),
     arguments={
         "x": "float [T, n, d]",

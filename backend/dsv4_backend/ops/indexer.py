@@ -65,8 +65,8 @@ def _token_bytes(call: _Call, entries: int) -> int:
 
 
 @operator(
-    "indexer_scores(Tensor q, Tensor k_cache, Tensor weights, Tensor block_table, Tensor query_start_loc, "
-    "Tensor seq_lens, int ratio) -> Tensor",
+    "indexer_scores(Tensor q, Tensor k_cache, Tensor weights, Tensor block_table, "
+    "Tensor query_start_loc, Tensor seq_lens, int ratio) -> Tensor",
     rows=(14,),
     arguments={
         "q": "float [T, HI, DI]",

@@ -43,8 +43,8 @@ class _Clock:
 
     def summary(self, prompt_tokens: int) -> str:
         """Prefill and decode speed in tokens per second."""
-        if self.tokens == 0:
-            return f"prefill {prompt_tokens} tokens, 0.0 tokens/s"  # it waits for the first token, and none was wanted
+        if self.tokens == 0:  # prefill ends with the first token, and none was wanted
+            return f"prefill {prompt_tokens} tokens, 0.0 tokens/s"
         prefill, decode = self.first - self.start, self.last - self.first
         line = f"prefill {prompt_tokens} tokens, {prompt_tokens / max(prefill, 1e-9):.1f} tokens/s"
         if self.tokens > 1:

@@ -80,9 +80,15 @@ def test_lists_longer_than_the_layers(changes):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("layer_types", TYPES[:2]), ("layer_types", ["full_attention"] * 3), ("layer_types", 5), ("compress_rates", [4]),
-     ("mlp_layer_types", ["hash_moe", "moe"]), ("mlp_layer_types", ["moe", "hash_moe", "moe"])],
-)  # fmt: skip
+    [
+        ("layer_types", TYPES[:2]),
+        ("layer_types", ["full_attention"] * 3),
+        ("layer_types", 5),
+        ("compress_rates", [4]),
+        ("mlp_layer_types", ["hash_moe", "moe"]),
+        ("mlp_layer_types", ["moe", "hash_moe", "moe"]),
+    ],
+)
 def test_one_wrong_list_is_one_problem(field, value):
     for raw in (typed(**{field: value}), hub(**typed(**{field: value}))):
         with pytest.raises(ConfigError) as caught:

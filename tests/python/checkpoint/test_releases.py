@@ -403,9 +403,10 @@ def test_a_resaved_model_opens(tmp_path):
 
 @pytest.mark.parametrize(
     "field",
-    ["reap_pruning", "unsloth_fixed", "tokenizer_class", "_attn_implementation", "return_dict", "id2label",
-     "mergekit_recipe", "output_attentions", "vision_dim", "temperature", "hidden_dropout", "gradient_checkpointing",
-     "name_or_path", "use_return_dict", "transformers_weights", "router_z_loss_coef", "mtp_loss_weight",
+    ["reap_pruning", "unsloth_fixed", "tokenizer_class", "_attn_implementation", "return_dict",
+     "id2label", "mergekit_recipe", "output_attentions", "vision_dim", "temperature",
+     "hidden_dropout", "gradient_checkpointing", "name_or_path", "use_return_dict",
+     "transformers_weights", "router_z_loss_coef", "mtp_loss_weight",
      "gradient_checkpointing_kwargs", "balance_loss_alpha", "mtp_loss_scaling_factor"],
 )  # fmt: skip
 def test_informative_fields_are_one_note(tmp_path, field, want):

@@ -67,7 +67,9 @@ class Recurrent(nn.Module):
 
 
 class Packed(nn.Module):
-    """Three sequences of 4, 2 and 1 steps. From learnt states; of the results, the outputs only: torch_npu's other gradients are wrong."""
+    """Three sequences of 4, 2 and 1 steps, from learnt states.
+    Of the results, the outputs only: torch_npu's other gradients are wrong.
+    """
 
     def __init__(self, layer):
         super().__init__()
