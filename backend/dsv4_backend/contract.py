@@ -54,9 +54,8 @@ Reference = Callable[..., Any]
 Oracle = Callable[..., Any]
 _Parameters = ParamSpec("_Parameters", default=...)
 _Result = TypeVar("_Result", default=Any)
-_P = ParamSpec(
-    "_P"
-)  # mypy loses the link between the arguments of `operator` and its result when defaults are set
+# mypy loses the link between the arguments of `operator` and its result when defaults are set.
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 

@@ -211,9 +211,8 @@ def find_cann(environ: Mapping[str, str]) -> Iterator[Cann]:
     """
     seen: set[str] = set()
     for named_by, home in _cann_homes(environ):
-        libraries = os.path.realpath(
-            home / "lib64"
-        )  # several names and links lead to one installation
+        # Several names and links lead to one installation.
+        libraries = os.path.realpath(home / "lib64")
         if libraries not in seen and home.is_dir():
             seen.add(libraries)
             yield Cann(str(home), named_by, _cann_version(home))

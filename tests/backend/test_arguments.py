@@ -140,13 +140,8 @@ def garbage(draw, t):
     return draw(st.sampled_from(GARBAGE))
 
 
-HARMLESS = (
-    other_rank,
-    other_size,
-    other_strides,
-    other_strides,
-    other_kind,
-)  # the case's tolerance still applies
+# The case's tolerance still applies.
+HARMLESS = (other_rank, other_size, other_strides, other_strides, other_kind)
 MUTATIONS = (*HARMLESS, other_dtype, other_values, huge, garbage)
 
 

@@ -174,10 +174,8 @@ def test_operators_without_gradient():
         for name in OPERATORS
         if name.startswith(("read_cache_", "write_cache_", "int8_", "mx"))
     }
-    coded = (coded | {"fp8_token_quant"}) - {
-        "int8_gemm",
-        "int8_grouped_gemm",
-    }  # these have one by their scales
+    # These have one by their scales.
+    coded = (coded | {"fp8_token_quant"}) - {"int8_gemm", "int8_grouped_gemm"}
     assert without == coded | {"act_quant", "fp4_quant", "swiglu_quant", "topk_indices", "sample"}
 
 

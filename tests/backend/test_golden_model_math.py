@@ -62,9 +62,8 @@ def test_sinkhorn_of_zeros():
 def test_sinkhorn_sums_fall_short_of_one_by_epsilon():
     comb = sinkhorn(torch.tensor(SINKHORN_LOGITS, dtype=torch.float64), 20, EPS)
     assert largest_difference(1 - comb.sum(0), torch.tensor(1e-6, dtype=torch.float64)) < 1e-11
-    assert (
-        largest_difference(1 - comb.sum(1), torch.tensor(1e-6)) < 5e-7
-    )  # rows are one column pass old
+    # Rows are one column pass old.
+    assert largest_difference(1 - comb.sum(1), torch.tensor(1e-6)) < 5e-7
 
 
 def hyper_parameters(n, d, seed):
@@ -295,9 +294,8 @@ def draws(logits, count, temperature, top_p):
 def test_samples_follow_the_distribution(temperature, top_p):
     logits = [2.0, 0.5, -1.0, 1.0, 0.0]
     want = torch.softmax(torch.tensor(logits) / temperature, 0)
-    if (
-        top_p < 1
-    ):  # 0.557, 0.205, 0.124: the third one crosses 0.75 only after the first two hold 0.762
+    if top_p < 1:
+        # 0.557, 0.205, 0.124: the third one crosses 0.75 only after the first two hold 0.762.
         want = torch.tensor([want[0], 0, 0, want[3], 0]) / (want[0] + want[3])
     assert largest_difference(draws(logits, 40_000, temperature, top_p), want) < 0.01
 

@@ -14,9 +14,8 @@ from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops import formats, gemm, quant
 
 EXAMPLE = (0.10009765625, -0.369140625, 1, 2.71875, -3.5, 0.0009765625, 5, -0.0625)
-FINITE_BF16 = (
-    torch.arange(0x7F80).to(torch.int16).view(torch.bfloat16)
-)  # magnitudes, from 0 to the largest
+# Magnitudes, from 0 to the largest.
+FINITE_BF16 = torch.arange(0x7F80).to(torch.int16).view(torch.bfloat16)
 FORMATS = {"e4m3": (448.0, 1e-4), "e2m1": (6.0, 6 * 2.0**-126)}
 
 every_format = pytest.mark.parametrize(("largest", "floor"), FORMATS.values(), ids=FORMATS)

@@ -54,12 +54,7 @@ def execute(command, env, timeout=280):
 
 def run(program, *arguments, ranks=0, variables=None, timeout=280, **options):
     """Run a program of ./programs on the software device, on `ranks` processes when given."""
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]  # on a free port
+    # On a free port.
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*(launcher if ranks else []), str(HERE / "programs" / program), *map(str, arguments)]
     return execute(command, environment({**settings(**options), **(variables or {})}), timeout)

@@ -269,9 +269,8 @@ def test_faults_that_never_fired_are_named_once():
     code, output = on_device(
         "import ctypes\nctypes.CDLL('libascendcl.so').aclrtSetDevice(0)", FAIL="aclnnAdd:2:5"
     )
-    assert code == 0 and output.count("planned fault aclnnAdd:2:5 never fired") == 1, (
-        output
-    )  # without aclFinalize
+    # Without aclFinalize.
+    assert code == 0 and output.count("planned fault aclnnAdd:2:5 never fired") == 1, output
 
 
 def test_trace_lists_every_argument(tmp_path):

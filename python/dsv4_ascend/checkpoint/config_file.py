@@ -165,9 +165,8 @@ class _Reader:
         and else a problem.
         """
         for name in sorted(fields):
-            shown = (
-                prefix + ascii(name)[1:-1][:100]
-            )  # from outside: shortened, and without control characters
+            # From outside: shortened, and without control characters.
+            shown = prefix + ascii(name)[1:-1][:100]
             if prefix + name in SILENT:
                 continue
             if shown in self.allowed:

@@ -174,9 +174,8 @@ class Transformer(HeadOwner):
             Block(config, kind, ratio, i < config.num_hash_layers, profile)
             for i, (kind, ratio) in enumerate(shapes[:n_layers])
         )
-        blocks = (
-            shapes[n_layers:] if config.dspark is None else []
-        )  # DSpark's stages are not run yet
+        # DSpark's stages are not run yet.
+        blocks = shapes[n_layers:] if config.dspark is None else []
         self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio, profile) for kind, ratio in blocks)
 
     def run_layers(self, batch: Batch, layers: Sequence[LayerCache]) -> torch.Tensor:

@@ -88,8 +88,7 @@ def test_loading_two_gigabytes(tmp_path, order):
     )
     assert done.returncode == 0, done.stderr
     loaded, peak, copied = map(int, done.stdout.split())
-    assert (
-        size <= loaded < 1.001 * size
-    )  # the few BF16 tensors that operators need in fp32 are widened
+    # The few BF16 tensors that operators need in fp32 are widened.
+    assert size <= loaded < 1.001 * size
     assert peak < 1.15 * size + 300e6
     assert (copied < 64e6) == (order != "shuffled")

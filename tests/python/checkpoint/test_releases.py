@@ -185,9 +185,8 @@ def test_the_recorded_release_opens_fast(tmp_path, naming):
         used = time.process_time()
         checkpoint = open_checkpoint(tmp_path)
         seconds.append(time.process_time() - used)
-    assert (
-        min(seconds) < 3
-    )  # of this process: a machine that runs other tests too stretches the wall clock
+    # Of this process: a machine that runs other tests too stretches the wall clock.
+    assert min(seconds) < 3
     stored = {name: entry for shard in record["shards"] for name, entry in shard.items()}
     assert set(checkpoint.names()) == set(stored)
     assert len(stored) == 45821

@@ -45,9 +45,8 @@ def fill(part: Paged, lengths: torch.Tensor) -> torch.Tensor:
     """Rows bf16 for all positions of all sequences, written where the table has them; the rows."""
     owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     positions = torch.cat([torch.arange(int(n)) for n in lengths])
-    kept = (
-        positions >= lengths[owners] - part.table.shape[1] * part.block_size
-    )  # a ring forgets the others
+    # A ring forgets the others.
+    kept = positions >= lengths[owners] - part.table.shape[1] * part.block_size
     rows = torch.randn(len(owners), CHANNELS, generator=torch.Generator().manual_seed(2)).bfloat16()
     rows = act_qdq(rows, 64, CHANNELS - ROPE) if type(part) is Paged else rows
     slots = ragged.slots(part.table, owners[kept], positions[kept], part.block_size)

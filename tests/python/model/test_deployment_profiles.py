@@ -116,9 +116,8 @@ def test_official_experts_are_mx_as_they_are(models: dict[str, Model]) -> None:
 def test_mixes_are_cut_to_ten_bits(models: dict[str, Model], name: str) -> None:
     wanted = dict(models["official"].network.named_parameters())
     mixes = {n: p for n, p in models[name].network.named_parameters() if n.endswith("_fn")}
-    assert (
-        len(mixes) == 2 * 4 + 2
-    )  # a layer has two, and so has the MTP block; the head and that block's head one
+    # A layer has two, and so has the MTP block; the head and that block's head one.
+    assert len(mixes) == 2 * 4 + 2
     for path, found in mixes.items():
         exact = wanted[path].numpy().astype(np.float64)
         mantissa, exponent = np.frexp(exact)
@@ -183,9 +182,8 @@ def test_mx_linears_quantise_blocks_of_32(models: dict[str, Model]) -> None:
         if isinstance(kept, Mx8):
             channels = kept.weight.shape[1]
             x = rows_of(5, channels)
-            x[:, ::128] = (
-                2**14
-            )  # next to it, a block of 128 channels loses the others; its weight is 0
+            # Next to it, a block of 128 channels loses the others; its weight is 0.
+            x[:, ::128] = 2**14
             codes = kept.weight.clone()
             codes.view(torch.uint8)[:, ::128] = 0
             weight = Mx8(codes, kept.scale)
@@ -401,9 +399,8 @@ def test_a_deployment_is_ideal_within_its_noise_however_tokens_come(
             assert found.median() < NOISE
             assert found.max() < WORST
     assert distances(whole, want).median() > 0.01, "nothing was rounded"
-    assert (
-        distances(model.forward(IDS[60:]), whole[60:]).median() > 2 * NOISE
-    )  # lost context is seen
+    # Lost context is seen.
+    assert distances(model.forward(IDS[60:]), whole[60:]).median() > 2 * NOISE
 
 
 @both

@@ -106,9 +106,8 @@ UNARY_FLOAT = [
     lambda x: F.leaky_relu(x, 0.1),
     lambda x: F.elu(x),
 ]
-if os.environ.get("SOFTNPU_SOC", "").startswith(
-    "Ascend950"
-):  # elsewhere torch_npu 2.13 drops the argument `approximate`
+if os.environ.get("SOFTNPU_SOC", "").startswith("Ascend950"):
+    # Elsewhere torch_npu 2.13 drops the argument `approximate`.
     UNARY_FLOAT.append(lambda x: F.gelu(x, approximate="tanh"))
 BINARY = [
     torch.add,

@@ -220,9 +220,8 @@ scatter_refused("value_cache", value_cache=bf16(2, 4, 2, 15))
 scatter_refused("value_cache", value_cache=f32(2, 4, 2, 16).half())
 scatter_refused("slot_mapping", slot_mapping=f32(4))
 scatter_refused("slot_mapping", slot_mapping=slots(3, 8))
-scatter_refused(
-    "slot_mapping", slot_mapping=torch.tensor([0, 1, 2, 8], dtype=torch.int32)
-)  # a kernel fault
+# A kernel fault.
+scatter_refused("slot_mapping", slot_mapping=torch.tensor([0, 1, 2, 8], dtype=torch.int32))
 scatter_refused("cache_mode", mode="NZ")
 scatter_refused("key_cache", mode="PA_NZ")  # not in tiles
 scatter_refused("value_cache", mode="PA_NZ", key_cache=bf16(2, 2, 4, 16), value_cache=bf16())
@@ -409,13 +408,8 @@ if A5:
     both = [refuse[0], bf16(3, 9, 1, 5), refuse[1], refuse[1], *refuse[2:]]
     refused("scatter_pa_kv_cache", lambda: call_pairs(*(x.npu() for x in both)), "'value'")
     starts, lengths, offsets, ends = window(3, 2, 9, torch.int64)
-    huge = [
-        *refuse[:2],
-        starts,
-        torch.full_like(lengths, 2**63 - 1),
-        offsets + 1,
-        ends,
-    ]  # their sum overflows
+    # Their sum overflows.
+    huge = [*refuse[:2], starts, torch.full_like(lengths, 2**63 - 1), offsets + 1, ends]
     refused("scatter_pa_cache", lambda: call_one(*(x.npu() for x in huge)), "'compress_lens'")
     scatter_refused("cache_mode", mode="PA_NZ", key=bf16(2, 2, 2, 16))
     turned = [bf16(3, 2, 9, 5).transpose(1, 2), *refuse[1:]]

@@ -321,9 +321,8 @@ def whole(*shape):
     return torch.tensor(rng.integers(-4000, 4000, shape), dtype=torch.int32)
 
 
-trunk = (scales(3, 5).view(torch.int32) & ~0x1FFF).view(
-    torch.float32
-)  # 19 bits are read for an int8 result
+# 19 bits are read for an int8 result.
+trunk = (scales(3, 5).view(torch.int32) & ~0x1FFF).view(torch.float32)
 check(
     "grouped_matmul A8W8",
     call_a8w8,
@@ -461,10 +460,8 @@ if A5:
 else:
     refused("grouped_matmul", plain_with(x=torch.empty(4, 65536), w=torch.empty(2, 65536, 4)), "x")
     refused("grouped_matmul", quantised_with(b=f32(3, 4)), "bias")
-    for view in (
-        bf16(2, 32, 64).npu()[:, ::2],
-        bf16(2, 16, 128).npu()[..., ::2],
-    ):  # npu_format_cast keeps the strides
+    for view in (bf16(2, 32, 64).npu()[:, ::2], bf16(2, 16, 128).npu()[..., ::2]):
+        # npu_format_cast keeps the strides.
         call = plain_with(x=bf16(4, 16), w=view, b=f32(2, 64))
         refused(
             "grouped_matmul NZ",

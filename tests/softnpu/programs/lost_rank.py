@@ -32,9 +32,8 @@ CALLS = {
 }
 try:
     CALLS[sys.argv[1]]()
-    print(
-        "lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True
-    )  # no synchronise but the copies' own
+    # No synchronise but the copies' own.
+    print("lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True)
 except (
     RuntimeError
 ) as error:  # the text is on stderr too, unless the communicator could not be formed

@@ -135,9 +135,8 @@ def run(config, keywords, model, inputs, dtype, attention, generates):
         config(**keywords, **dropouts), attn_implementation=attention, dtype=dtype
     ).train()
     npu = copy.deepcopy(host).to("npu")
-    if (
-        dtype == torch.bfloat16
-    ):  # each device rounds in other places: the NPU may be as far from fp32 as twice the CPU
+    if dtype == torch.bfloat16:
+        # Each device rounds in other places: the NPU may be as far from fp32 as twice the CPU.
         exact = learn(copy.deepcopy(host).float(), inputs)
         return distance(exact, learn(npu, inputs)), 2 * distance(exact, learn(host, inputs))
     worst = distance(learn(host, inputs), learn(npu, inputs))
