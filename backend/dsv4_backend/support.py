@@ -181,9 +181,8 @@ def _isa_flags(cpuinfo: Path) -> tuple[str, ...]:
 
 
 def _ascend_home_fault(home: str | None) -> str | None:
-    return (
-        None if home is None or os.path.isdir(home) else f"ASCEND_HOME_PATH={home} is not a folder"
-    )
+    fine = home is None or os.path.isdir(home)
+    return None if fine else f"ASCEND_HOME_PATH={home} is not a folder"
 
 
 def _load_fault(library: str) -> str | None:
@@ -232,17 +231,9 @@ def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 def _cann_version(home: Path) -> str | None:
     if home.resolve() == _softnpu_folder():
         return "softnpu, the software device"
-    patterns = (
-        "ascend_toolkit_install.info",
-        "*/ascend_toolkit_install.info",
-        "version.info",
-        "*/version.info",
-    )
-    for path in (
-        p
-        for pattern in (*patterns, "share/info/*/version.info")
-        for p in sorted(home.glob(pattern))
-    ):
+    install, info = "ascend_toolkit_install.info", "version.info"
+    patterns = (install, f"*/{install}", info, f"*/{info}", f"share/info/*/{info}")
+    for path in (path for pattern in patterns for path in sorted(home.glob(pattern))):
         try:
             match = re.search(r"^version=(\S+)", path.read_text(), re.MULTILINE | re.IGNORECASE)
         except OSError:

@@ -337,15 +337,8 @@ def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _wrong_layers(values: dict[str, Any]) -> Iterator[str]:
-    layers, mtp, ratios, kinds = (
-        values[name]
-        for name in (
-            "num_hidden_layers",
-            "num_nextn_predict_layers",
-            "compress_ratios",
-            "layer_kinds",
-        )
-    )
+    layers, mtp = values["num_hidden_layers"], values["num_nextn_predict_layers"]
+    ratios, kinds = values["compress_ratios"], values["layer_kinds"]
     if layers + mtp > _MAX_LAYERS:
         yield found("num_hidden_layers", layers, f"at most {_MAX_LAYERS} layers")
     if (layers + mtp) * values["n_routed_experts"] * 3 > _MAX_TENSORS:

@@ -39,22 +39,10 @@ _RENAMED = {
     "ceil": "floor", "floor": "ceil", "rsqrt": "sqrt", "exp": "expm1", "sigmoid": "tanh",
     "cos": "sin", "sin": "cos",
 }  # fmt: skip
-_DROPPED_CALLS = frozenset(
-    (
-        "float",
-        "to",
-        "clamp",
-        "abs",
-        "square",
-        "sqrt",
-        "relu",
-        "type_as",
-        "masked_fill",
-        "flip",
-        "roll",
-        "bfloat16",
-    )
-)
+_DROPPED_CALLS = frozenset((
+    "float", "to", "clamp", "abs", "square", "sqrt", "relu", "type_as", "masked_fill", "flip",
+    "roll", "bfloat16",
+))  # fmt: skip
 """Methods that give a tensor of the same shape: without the call,
 a rounding point or a step is missing.
 """
