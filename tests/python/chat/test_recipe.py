@@ -5,7 +5,7 @@ expected strings agree with DeepSeek's library 0.2.0.
 from __future__ import annotations
 
 import pytest
-from test_encoding import BOS, CLOCK, EOS, assistant, call, tool, user
+from chat_turns import BOS, CLOCK, EOS, assistant, call, tool, user
 
 from dsv4_ascend.chat.encoding import ChatMode, encode_messages
 from dsv4_ascend.chat.release_texts import ReleaseTexts
