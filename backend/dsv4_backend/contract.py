@@ -233,8 +233,8 @@ class Operator(Faults, Generic[_Parameters, _Result]):
     def load_proof(self) -> None:
         """Import the family's module in `proofs/`, where cases, oracle and faults are.
 
-        ProofError if there is none, or if it leaves out a part of the proof of one of the family's
-        operators.
+        ProofError if there is none, or if it leaves out a part of the proof of one of the
+        family's operators.
         """
         family: list[Operator] = [self]
         if ".proofs." in self._proof:

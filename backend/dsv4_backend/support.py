@@ -283,8 +283,8 @@ def _judge_host(p: Probes) -> Iterator[Finding]:
 def _judge_torch_npu(p: Probes) -> Iterator[Finding]:
     if p.torch_npu is None:
         advice = (
-            f"for an Ascend NPU: {install_torch_npu(p.torch)}; without one: dsv4-ascend softnpu -- "
-            "COMMAND"
+            f"for an Ascend NPU: {install_torch_npu(p.torch)}; "
+            "without one: dsv4-ascend softnpu -- COMMAND"
         )
         yield Finding("torch_npu", "note", "not installed: CPU only", advice)
     elif _release(p.torch_npu) != _release(p.torch):
@@ -381,8 +381,8 @@ def _judge_npus(p: Probes) -> Iterator[Finding]:
 def _judge_folders(p: Probes) -> Iterator[Finding]:
     if p.home_fault is not None:
         advice = (
-            "set HOME to a writable folder, or TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR for "
-            "torch.compile"
+            "set HOME to a writable folder, "
+            "or TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR for torch.compile"
         )
         yield Finding("HOME", "warning", f"no file can be created in {p.home_fault}", advice)
     if p.cwd_fault is not None:

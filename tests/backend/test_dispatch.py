@@ -308,8 +308,8 @@ def test_strict_refuses_to_differentiate_the_reference_in_silence():
 def test_a_device_that_nobody_serves_runs_the_reference():
     """In a process of its own: the lazy backend starts once, and the announcement comes once."""
     program = (
-        "import torch, torch._lazy, torch._lazy.ts_backend; from dsv4_backend.ops.norm import "
-        "rms_norm\n"
+        "import torch, torch._lazy, torch._lazy.ts_backend\n"
+        "from dsv4_backend.ops.norm import rms_norm\n"
         "torch._lazy.ts_backend.init(); x = torch.randn(3, 8)\n"
         "y = rms_norm(x.to('lazy'), torch.ones(8).to('lazy'), 1e-6).cpu()\n"
         "print(torch.allclose(y, rms_norm(x, torch.ones(8), 1e-6)))"

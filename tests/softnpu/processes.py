@@ -41,8 +41,8 @@ def finishes(process, timeout):
 def execute(command, env, timeout=280):
     """(exit code, output) of a Python process that finds torch_npu."""
     env = {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BESIDE)}
-    # Files, not pipes: a rank that outlives its launcher would keep a pipe open, and the reader
-    # waiting.
+    # Files, not pipes: a rank that outlives its launcher would keep a pipe open, and the
+    # reader waiting.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen([sys.executable, *command], env=env, stdout=out, stderr=err)
         finished = finishes(process, timeout)

@@ -78,9 +78,8 @@ def read_bytes(
     slots int64 [M] -> fp32 [M, channels].
     """
     entry = slots.clamp(min=0)
-    data = cache[
-        (entry // block_size).unsqueeze(-1), data_columns(form, entry % block_size, block_size)
-    ]
+    page = (entry // block_size).unsqueeze(-1)
+    data = cache[page, data_columns(form, entry % block_size, block_size)]
     return torch.where((slots >= 0).unsqueeze(-1), from_bytes(form, data), 0.0)
 
 

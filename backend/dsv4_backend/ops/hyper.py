@@ -145,8 +145,8 @@ def hc_post(
 
 
 @operator(
-    "hc_head(Tensor x, Tensor fn, Tensor base, Tensor scale, float norm_eps, float hc_eps) -> "
-    "Tensor",
+    "hc_head(Tensor x, Tensor fn, Tensor base, Tensor scale, float norm_eps, float hc_eps)"
+    " -> Tensor",
     rows=(4,),
     arguments={
         "x": "float [T, n, d]",

@@ -263,10 +263,8 @@ def _row_peaks(scores: torch.Tensor, tile: int) -> torch.Tensor:
 
 def _packed(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
     """Every key list without the gaps between its parts."""
-    rows, valid = (
-        torch.cat([keys.rows for keys in parts], 1),
-        torch.cat([keys.valid for keys in parts], 1),
-    )
+    rows = torch.cat([keys.rows for keys in parts], 1)
+    valid = torch.cat([keys.valid for keys in parts], 1)
     order = (~valid).int().argsort(dim=1, stable=True)
     token = torch.arange(len(rows))[:, None]
     return attend(q, sink, [Keys(rows[token, order], valid.gather(1, order), True)])

@@ -311,10 +311,8 @@ def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
-    heads, groups, rope, vocab = (
-        values[name]
-        for name in ("num_attention_heads", "o_groups", "qk_rope_head_dim", "vocab_size")
-    )
+    heads, groups = values["num_attention_heads"], values["o_groups"]
+    rope, vocab = values["qk_rope_head_dim"], values["vocab_size"]
     if heads % groups:
         yield found("o_groups", groups, f"a divisor of num_attention_heads {heads}")
     if values["num_experts_per_tok"] > values["n_routed_experts"]:

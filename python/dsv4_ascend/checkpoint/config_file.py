@@ -41,8 +41,8 @@ def read_config(folder: Path, allow_unknown: Collection[str] = ()) -> V4Config:
     """The configuration of a checkpoint folder: `config.json`,
     else the official `inference/config.json`.
 
-    ConfigError when there is none, when it is no unambiguous JSON object, or as `config_from_dict`
-    says.
+    ConfigError when there is none, when it is no unambiguous JSON object, or as
+    `config_from_dict` says.
     """
     return read_noted_config(folder, allow_unknown)[0]
 
@@ -68,12 +68,12 @@ def config_from_dict(
     configuration needs `compress_ratios` or `layer_types`: without them it is ambiguous (spec 1.2).
 
     Draft layers: `num_nextn_predict_layers` (official `n_mtp_layers`) says how many, but with
-    `dspark_*` fields, where the hub's is out of date, it is the number of `compress_ratios` behind
-    those of the layers. What stands in it behind the layers belongs to drafts, which only have a
-    window, and is not read; fewer entries than layers are an error. `layer_types` and
-    `mlp_layer_types` may be longer than the layers too, and `num_hash_layers` larger, as in a
-    folder of the first layers only. The tensors of a checkpoint have the last word on drafts
-    (stored.py).
+    `dspark_*` fields, where the hub's is out of date, it is the number of `compress_ratios`
+    behind those of the layers. What stands in it behind the layers belongs to drafts, which
+    only have a window, and is not read; fewer entries than layers are an error. `layer_types`
+    and `mlp_layer_types` may be longer than the layers too, and `num_hash_layers` larger, as
+    in a folder of the first layers only. The tensors of a checkpoint have the last word on
+    drafts (stored.py).
 
     An unknown field is an error, unless its name cannot belong to a part of the model
     (`is_informative`), its value is null, or `allow_unknown`, a collection of names, has its name

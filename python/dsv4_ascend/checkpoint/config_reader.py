@@ -147,8 +147,8 @@ class Reader:
         rates = self.left.pop("compress_rates", {})
         if ratios is None and types is None:
             self.problems.append(
-                "compress_ratios: missing, and no layer_types either: the layers' attention is "
-                "ambiguous"
+                "compress_ratios: missing, and no layer_types either: "
+                "the layers' attention is ambiguous"
             )
             return
         behind = max(0, len(ratios) - layers) if isinstance(ratios, list) and is_int(layers) else 0
@@ -265,10 +265,8 @@ class Reader:
         """`rope_scaling` of the hub,
         or transformers' `rope_parameters` (one object, or main and compress).
         """
-        scaling, parameters = (
-            self.left.pop("rope_scaling", None),
-            self.left.pop("rope_parameters", None),
-        )
+        scaling = self.left.pop("rope_scaling", None)
+        parameters = self.left.pop("rope_parameters", None)
         if scaling is not None and parameters is not None:
             self.problems.append("rope_scaling: found rope_parameters too, expected one of them")
         rope = parameters if scaling is None else scaling

@@ -1,9 +1,9 @@
 """Strict reader of one safetensors file: checked whole before it is mapped,
 tensors are views of it.
 
-Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing in
-them, and more than 200,000 tensors are refused. Nothing executes, nothing is written, no byte is
-copied.
+Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing
+in them, and more than 200,000 tensors are refused. Nothing executes, nothing is written, no
+byte is copied.
 """
 
 from __future__ import annotations
@@ -231,13 +231,13 @@ def _range_problems(file: str, tensors: dict[str, TensorInfo], data: int, size: 
                 else "leaves a hole before it"
             )
             problems.append(
-                f"{file}: tensor {_shown(name)}: {kind}: found offset {info.begin}, expected "
-                f"{position}"
+                f"{file}: tensor {_shown(name)}: {kind}: "
+                f"found offset {info.begin}, expected {position}"
             )
         if info.end > size:
             problems.append(
-                f"{file}: tensor {_shown(name)}: truncated: found a file of {size} bytes, expected "
-                f"{info.end}"
+                f"{file}: tensor {_shown(name)}: truncated: "
+                f"found a file of {size} bytes, expected {info.end}"
             )
         position = max(position, info.end)
     if position < size:

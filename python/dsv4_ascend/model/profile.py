@@ -25,8 +25,9 @@ INDEX_BLOCK = 32
 class IndexFormat:
     """What the indexer's tensors are (4.5).
 
-    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj, x [T,
-    d], the factor of 4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best are chosen by.
+    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj,
+    x [T, d], the factor of 4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best
+    are chosen by.
     """
 
     keys: Callable[[torch.Tensor], torch.Tensor]
@@ -41,9 +42,9 @@ class Profile:
 
     dtype: of streams, activations and caches. activations: what the input of a quantised weight's
     product is quantised to. latent(kv [.., D], channels without RoPE): what the window's keys and
-    compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q [T, H,
-    D], eps): the norm of queries. caches: byte formats of cache parts. storage: the formats that
-    weights are put into while loading, None for those of the checkpoint.
+    compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q
+    [T, H, D], eps): the norm of queries. caches: byte formats of cache parts. storage: the formats
+    that weights are put into while loading, None for those of the checkpoint.
     """
 
     name: str

@@ -115,11 +115,8 @@ class Block(nn.Module):
             self.register_parameter(f"hc_{site}_fn", empty_parameter(mixes, n * d))
             self.register_parameter(f"hc_{site}_base", empty_parameter(mixes))
             self.register_parameter(f"hc_{site}_scale", empty_parameter(3))
-        self.sinkhorn_iters, self.hc_eps, self.norm_eps = (
-            config.hc_sinkhorn_iters,
-            config.hc_eps,
-            config.rms_norm_eps,
-        )
+        self.sinkhorn_iters = config.hc_sinkhorn_iters
+        self.hc_eps, self.norm_eps = config.hc_eps, config.rms_norm_eps
 
     def _pre(self, x: torch.Tensor, site: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         fn, base, scale = (getattr(self, f"hc_{site}_{part}") for part in ("fn", "base", "scale"))

@@ -190,10 +190,8 @@ class Mx8(DeployedWeight):
     def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
         """See `Weight`; the heads are quantised too."""
         rows = o.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
-        weight, scale = (
-            self.weight.unflatten(0, (groups, -1)),
-            self.scale.unflatten(0, (groups, -1)),
-        )
+        weight = self.weight.unflatten(0, (groups, -1))
+        scale = self.scale.unflatten(0, (groups, -1))
         offsets = torch.arange(groups + 1, dtype=torch.int32, device=o.device) * o.shape[0]
         z = mxfp8_grouped_gemm(*act_quant(rows, MX_BLOCK), weight, scale, offsets)
         return z.view(groups, o.shape[0], z.shape[1]).transpose(0, 1).flatten(1)

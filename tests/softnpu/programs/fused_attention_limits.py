@@ -349,8 +349,8 @@ def unlimited():
         ]
         if not torch.equal(*(result.cpu() for result in results)):
             problems.append(
-                "fused_infer_attention_score: preTokens and nextTokens of 2^63 - 1 change the "
-                "result"
+                "fused_infer_attention_score: "
+                "preTokens and nextTokens of 2^63 - 1 change the result"
             )
 
 

@@ -34,8 +34,7 @@ try:
     CALLS[sys.argv[1]]()
     # No synchronise but the copies' own.
     print("lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True)
-except (
-    RuntimeError
-) as error:  # the text is on stderr too, unless the communicator could not be formed
+except RuntimeError as error:
+    # The text is on stderr too, unless the communicator could not be formed.
     print("lost rank: noticed", error, flush=True)
 os._exit(0)

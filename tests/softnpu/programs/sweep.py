@@ -2,9 +2,9 @@
 and the next step right. `sweep.py MODEL [STRIDE]`.
 
 Each use of each function fails in turn (every STRIDE-th of them when given). One leak is
-torch_npu's own: when phase 1 or 2 of an operator fails it never destroys that call's arguments. Run
-with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the process
-(csrc/softnpu/docs/device.md).
+torch_npu's own: when phase 1 or 2 of an operator fails it never destroys that call's
+arguments. Run with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the
+process (csrc/softnpu/docs/device.md).
 """
 
 import contextlib
@@ -108,9 +108,8 @@ uses |= {
     for name, n in uses.items()
     if name.startswith("aclnn") and "Workspace" not in name
 }
-plan = [(name, n) for name, count in sorted(uses.items()) for n in range(1, count + 1)][
-    :: int([*sys.argv, "1"][2])
-]
+plan = [(name, n) for name, count in sorted(uses.items()) for n in range(1, count + 1)]
+plan = plan[:: int([*sys.argv, "1"][2])]
 problems, silent, leaking = [], [], 0
 alive = {key: device.alive()[key] for key in IN_FLIGHT}
 for name, n in plan:
