@@ -36,8 +36,8 @@ def closed_blocks(
     """(sequence, block) of every compressed entry that this call closes:
     two int64 [min(T, T // ratio + R)].
 
-    Sequences in order, blocks in order; rows past the last closed block have block -1 and sequence
-    0.
+    Sequences in order, blocks in order; rows past the last closed block have block -1 and
+    sequence 0.
     """
     ends = seq_lens.long()
     first = (ends - query_start_loc.diff()) // ratio

@@ -215,9 +215,8 @@ class Model:
         drafts = useful_drafts(draft_tokens, max_new_tokens)
         cache = self.new_cache(
             max_sequences=len(ids),
-            max_tokens=longest
-            + max_new_tokens
-            + 2 * drafts,  # the last step may verify and draft past the end
+            # The last step may verify and draft past the end.
+            max_tokens=longest + max_new_tokens + 2 * drafts,
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
         generator = Generator(
