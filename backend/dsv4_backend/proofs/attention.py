@@ -357,7 +357,8 @@ sparse_attention.explain(
             "entries_to_read: 0 -> 1 (2)",
             "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
             "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
-            ".masked_fill(behind, -1) -> slots(block_table, sequence[:, None], index, cache.shape[1])",
+            ".masked_fill(behind, -1) -> "
+            "slots(block_table, sequence[:, None], index, cache.shape[1])",
             "near_positions: 1 -> 2 (2)",
         ),
         _HIDDEN,
