@@ -24,6 +24,7 @@ from dsv4_ascend.weights.deployed import Int8, Int8Experts, Mx4Experts, Mx8, Mx8
 from dsv4_ascend.weights.experts import ExpertStack
 from dsv4_ascend.weights.formats import Float
 from dsv4_ascend.weights.linear import Linear
+from dsv4_backend import dispatch
 from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.quant import act_qdq
 from dsv4_backend.proofs.numerics import BF16
@@ -104,16 +105,12 @@ def test_official_experts_are_mx_as_they_are(models: dict[str, Model]) -> None:
 
 
 @both
-def test_mixes_are_cut_to_ten_bits(models: dict[str, Model], name: str) -> None:
-    wanted = dict(models["official"].network.named_parameters())
-    mixes = {n: p for n, p in models[name].network.named_parameters() if n.endswith("_fn")}
-    # A layer has two, and so has the MTP block; the head and that block's head one.
-    assert len(mixes) == 2 * 4 + 2
-    for path, found in mixes.items():
-        exact = wanted[path].numpy().astype(np.float64)
-        mantissa, exponent = np.frexp(exact)
-        assert np.array_equal(found.numpy(), np.ldexp(np.trunc(mantissa * 2**11), exponent - 11))
-        assert not np.array_equal(found.numpy(), exact)
+def test_streams_are_mixed_in_hf32(models: dict[str, Model], name: str) -> None:
+    dispatch.forget_ran()
+    models[name].generate([[1, 2, 3]], max_new_tokens=1)
+    ran = {operator for operator, _ in dispatch.ran()}
+    assert ran >= {"hc_pre_hf32", "hc_head_hf32"}
+    assert not ran & {"hc_pre", "hc_head"}
 
 
 def as_deployed(model: Model, name: str) -> Model:
