@@ -41,7 +41,8 @@ class BuildExt(BuildExtension):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.build_temp = f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
+        platform, python = sysconfig.get_platform(), sys.implementation.cache_tag
+        self.build_temp = f"build/{platform}-{python}-torch{torch.__version__}"
 
 
 setup(

@@ -65,8 +65,9 @@ ELSEWHERE = {
     "dsv4-ascend ops new NAME": Elsewhere(
         "it writes into a checkout", SCAFFOLD_TEST, "def test_a_skeleton_is_clean"
     ),
-    'dsv4-ascend ops new markov_bias --family dspark --schema "markov_bias(Tensor logits, Tensor previous, '
-    'Tensor markov_w1, Tensor markov_w2) -> Tensor"': Elsewhere(
+    "dsv4-ascend ops new markov_bias --family dspark "
+    '--schema "markov_bias(Tensor logits, Tensor previous, Tensor markov_w1, '
+    'Tensor markov_w2) -> Tensor"': Elsewhere(
         "it writes into a checkout", SCAFFOLD_TEST, "def test_the_walk_through_prints_what_it_says"
     ),
     "./ci/setup test": Elsewhere("it makes this environment", "ci/test", "ci/setup test"),

@@ -29,8 +29,8 @@ MAY_INCLUDE = {
     "softnpu": set(),
     "bind": {"common", "cpu", "npu"},
 }
-# The software device computes with torch's own kernels; its runtime and its collectives do not know
-# torch.
+# The software device computes with torch's own kernels; its runtime and its collectives do not
+# know torch.
 MAY_SEE_TORCH = ("bind/", "softnpu/opapi/")
 
 # Calls that execute what they are given, or open formats that can.

@@ -85,9 +85,8 @@ class Tree:
 def tree(tmp_path, monkeypatch):
     tree = Tree(tmp_path / "odd $name")
     monkeypatch.setenv("CXX", tree.cxx())
-    monkeypatch.setenv(
-        "TORCH_DEVICE_BACKEND_AUTOLOAD", "0"
-    )  # the build sets it: for this test only
+    # The build sets it: for this test only.
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     return tree
 
 

@@ -40,16 +40,16 @@ class TensorRule:
 
     def __init__(
         self, name: str, text: str, position: int, optional: bool, written: bool,
-        dtypes: list[torch.dtype], dtype_of: int, dtype_of_name: str, dims: list[Term], any_leading: bool,
-        low: Term | None, high: Term | None,
+        dtypes: list[torch.dtype], dtype_of: int, dtype_of_name: str, dims: list[Term],
+        any_leading: bool, low: Term | None, high: Term | None,
     ) -> None: ...  # fmt: skip
 
 class ScalarRule:
     """The rule of one number."""
 
     def __init__(
-        self, name: str, position: int, expected: str, low: Term | None, low_open: bool, high: Term | None,
-        finite: bool,
+        self, name: str, position: int, expected: str, low: Term | None, low_open: bool,
+        high: Term | None, finite: bool,
     ) -> None: ...  # fmt: skip
 
 def choice() -> Choice: ...

@@ -9,8 +9,8 @@ try:
     from dsv4_backend import _C  # noqa: F401
 except ImportError as error:
     advice = (
-        "it is built for one Python and one torch: pip install --force-reinstall --no-cache-dir "
-        "dsv4-ascend"
+        "it is built for one Python and one torch: "
+        "pip install --force-reinstall --no-cache-dir dsv4-ascend"
     )
     raise ImportError(f"dsv4_backend._C does not load: {error}; {advice}") from error
 

@@ -188,8 +188,8 @@ class Names:
         unknown = [t for t in _postfix(text) if t[0].isalpha() and t not in self.numbers]
         if unknown:
             raise ValueError(
-                f"argument specification {line!r}: no dimension and no integer argument is named "
-                f"{unknown[0]!r}"
+                f"argument specification {line!r}: "
+                f"no dimension and no integer argument is named {unknown[0]!r}"
             )
         return self.term(text)
 

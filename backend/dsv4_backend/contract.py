@@ -54,9 +54,8 @@ Reference = Callable[..., Any]
 Oracle = Callable[..., Any]
 _Parameters = ParamSpec("_Parameters", default=...)
 _Result = TypeVar("_Result", default=Any)
-_P = ParamSpec(
-    "_P"
-)  # mypy loses the link between the arguments of `operator` and its result when defaults are set
+# mypy loses the link between the arguments of `operator` and its result when defaults are set.
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
@@ -234,8 +233,8 @@ class Operator(Faults, Generic[_Parameters, _Result]):
     def load_proof(self) -> None:
         """Import the family's module in `proofs/`, where cases, oracle and faults are.
 
-        ProofError if there is none, or if it leaves out a part of the proof of one of the family's
-        operators.
+        ProofError if there is none, or if it leaves out a part of the proof of one of the
+        family's operators.
         """
         family: list[Operator] = [self]
         if ".proofs." in self._proof:

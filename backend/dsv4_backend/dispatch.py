@@ -124,8 +124,8 @@ def candidates(
     """Every candidate of `torch.ops.dsv4.<name>` on a device, best first,
     with what it says of these arguments.
 
-    device: "cpu" or "npu" asks for that one whatever the arguments are on; None for the first
-    tensor's.
+    device: "cpu" or "npu" asks for that one whatever the arguments are on; None for the
+    first tensor's.
     """
     if name not in OPERATORS:
         raise KeyError(f"dsv4::{name} is not an operator; `dsv4-ascend ops` lists them")

@@ -1,8 +1,9 @@
 """Named faults: mutants of a reference that its parity cases must tell from the oracle,
 in one dialect.
 
-    rms_norm.wrong_arguments({"epsilon left out": {"eps": 0.0}, "weight + 1": {"weight": lambda w: w
-    + 1}})
+    rms_norm.wrong_arguments(
+        {"epsilon left out": {"eps": 0.0}, "weight + 1": {"weight": lambda w: w + 1}}
+    )
     hc_pre.wrong_results({"comb transposed": {"comb": lambda comb: comb.mT}})
     hc_pre.wrong_step(sinkhorn, {"softmax alone": lambda logits, rounds, eps: logits.softmax(-1)})
     topk_indices.no_output_fault("one NaN", "indices are integers")
@@ -222,8 +223,8 @@ def replace_steps(function: Function, steps: Steps) -> Function:
     with others for some.
 
     steps: the function to be replaced -> what runs instead. LookupError for one that is not
-    reached. Functions of operators and functions of modules are reached as `name.reference` and
-    `module.name`.
+    reached. Functions of operators and functions of modules are reached as `name.reference`
+    and `module.name`.
     """
     copies: dict[Function, Function] = {}
 

@@ -2,10 +2,10 @@
 
 A call carries T tokens of R sequences, flattened: sequence s owns rows query_start_loc[s] ..
 query_start_loc[s+1]-1, and seq_lens[s] counts its tokens *including* these. So row t of sequence s
-has position ``seq_lens[s] - query_start_loc[s+1] + t``. A paged cache is `[num_blocks, block_size,
-D]`; index i of sequence s lives in block ``block_table[s, (i // block_size) % columns]``: a table
-with fewer columns than the sequence has blocks is a ring, which is how sliding windows and
-compressor states forget.
+has position ``seq_lens[s] - query_start_loc[s+1] + t``. A paged cache is
+`[num_blocks, block_size, D]`; index i of sequence s lives in block
+``block_table[s, (i // block_size) % columns]``: a table with fewer columns than the sequence has
+blocks is a ring, which is how sliding windows and compressor states forget.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def closed_blocks(
     """(sequence, block) of every compressed entry that this call closes:
     two int64 [min(T, T // ratio + R)].
 
-    Sequences in order, blocks in order; rows past the last closed block have block -1 and sequence
-    0.
+    Sequences in order, blocks in order; rows past the last closed block have block -1 and
+    sequence 0.
     """
     ends = seq_lens.long()
     first = (ends - query_start_loc.diff()) // ratio

@@ -181,9 +181,8 @@ def _isa_flags(cpuinfo: Path) -> tuple[str, ...]:
 
 
 def _ascend_home_fault(home: str | None) -> str | None:
-    return (
-        None if home is None or os.path.isdir(home) else f"ASCEND_HOME_PATH={home} is not a folder"
-    )
+    fine = home is None or os.path.isdir(home)
+    return None if fine else f"ASCEND_HOME_PATH={home} is not a folder"
 
 
 def _load_fault(library: str) -> str | None:
@@ -211,9 +210,8 @@ def find_cann(environ: Mapping[str, str]) -> Iterator[Cann]:
     """
     seen: set[str] = set()
     for named_by, home in _cann_homes(environ):
-        libraries = os.path.realpath(
-            home / "lib64"
-        )  # several names and links lead to one installation
+        # Several names and links lead to one installation.
+        libraries = os.path.realpath(home / "lib64")
         if libraries not in seen and home.is_dir():
             seen.add(libraries)
             yield Cann(str(home), named_by, _cann_version(home))
@@ -233,17 +231,9 @@ def _cann_homes(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 def _cann_version(home: Path) -> str | None:
     if home.resolve() == _softnpu_folder():
         return "softnpu, the software device"
-    patterns = (
-        "ascend_toolkit_install.info",
-        "*/ascend_toolkit_install.info",
-        "version.info",
-        "*/version.info",
-    )
-    for path in (
-        p
-        for pattern in (*patterns, "share/info/*/version.info")
-        for p in sorted(home.glob(pattern))
-    ):
+    install, info = "ascend_toolkit_install.info", "version.info"
+    patterns = (install, f"*/{install}", info, f"*/{info}", f"share/info/*/{info}")
+    for path in (path for pattern in patterns for path in sorted(home.glob(pattern))):
         try:
             match = re.search(r"^version=(\S+)", path.read_text(), re.MULTILINE | re.IGNORECASE)
         except OSError:
@@ -293,8 +283,8 @@ def _judge_host(p: Probes) -> Iterator[Finding]:
 def _judge_torch_npu(p: Probes) -> Iterator[Finding]:
     if p.torch_npu is None:
         advice = (
-            f"for an Ascend NPU: {install_torch_npu(p.torch)}; without one: dsv4-ascend softnpu -- "
-            "COMMAND"
+            f"for an Ascend NPU: {install_torch_npu(p.torch)}; "
+            "without one: dsv4-ascend softnpu -- COMMAND"
         )
         yield Finding("torch_npu", "note", "not installed: CPU only", advice)
     elif _release(p.torch_npu) != _release(p.torch):
@@ -391,8 +381,8 @@ def _judge_npus(p: Probes) -> Iterator[Finding]:
 def _judge_folders(p: Probes) -> Iterator[Finding]:
     if p.home_fault is not None:
         advice = (
-            "set HOME to a writable folder, or TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR for "
-            "torch.compile"
+            "set HOME to a writable folder, "
+            "or TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR for torch.compile"
         )
         yield Finding("HOME", "warning", f"no file can be created in {p.home_fault}", advice)
     if p.cwd_fault is not None:

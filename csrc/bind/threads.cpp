@@ -5,8 +5,8 @@
 #include <ATen/Parallel.h>
 
 #ifndef INTRA_OP_PARALLEL
-#error \
-    "at::parallel_for is serial without OpenMP: compile with -fopenmp (and link nothing: torch brings the runtime)"
+// Nothing is linked: torch brings the runtime.
+#error "at::parallel_for is serial without OpenMP: compile with -fopenmp"
 #endif
 
 void dsv4::parallel_for(int64_t count, int64_t grain,

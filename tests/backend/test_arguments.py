@@ -93,9 +93,8 @@ def other_strides(draw, t):
     """The same values behind other strides, or one row behind every index."""
     if t.dim() == 0:
         return t
-    spaced = t.new_zeros([2 * n + 1 for n in t.shape])[
-        tuple(slice(1, 2 * n + 1, 2) for n in t.shape)
-    ]
+    every_other = tuple(slice(1, 2 * n + 1, 2) for n in t.shape)
+    spaced = t.new_zeros([2 * n + 1 for n in t.shape])[every_other]
     turned = t.new_zeros(t.shape[::-1]).permute(*reversed(range(t.dim())))
     same_values = draw(st.sampled_from((spaced, turned))).copy_(t)
     return draw(st.sampled_from((same_values, t[:1].expand(t.shape) if t.shape[0] else t)))
@@ -140,13 +139,8 @@ def garbage(draw, t):
     return draw(st.sampled_from(GARBAGE))
 
 
-HARMLESS = (
-    other_rank,
-    other_size,
-    other_strides,
-    other_strides,
-    other_kind,
-)  # the case's tolerance still applies
+# The case's tolerance still applies.
+HARMLESS = (other_rank, other_size, other_strides, other_strides, other_kind)
 MUTATIONS = (*HARMLESS, other_dtype, other_values, huge, garbage)
 
 

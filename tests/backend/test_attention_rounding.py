@@ -100,9 +100,8 @@ def test_the_sum_takes_probabilities_before_they_are_rounded(keys):
     """Equal values show it: the result is rounded / unrounded sum of them,
     where a rounded sum would cancel.
     """
-    cache = torch.tensor([-0.6875, -0.00205, 0, 1]).repeat(
-        1, keys, 1
-    )  # all but one round down to 0.5, by 0.9 of 2^-8
+    # All but one round down to 0.5, by 0.9 of 2^-8.
+    cache = torch.tensor([-0.6875, -0.00205, 0, 1]).repeat(1, keys, 1)
     cache[0, -1, :2] = 0
     cache, q = cache.bfloat16(), torch.tensor([[[2.0, 2.0, 0, 0]]]).bfloat16()
     p = (q[0].double() @ cache[0].double().T / 2).exp()

@@ -299,7 +299,7 @@ def test_not_a_number_stays_visible(name):
     assert found[:2].isfinite().all()
 
 
-# --- plain rows -------------------------------------------------------------------------------------------------------
+# --- plain rows -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)

@@ -174,10 +174,8 @@ def test_operators_without_gradient():
         for name in OPERATORS
         if name.startswith(("read_cache_", "write_cache_", "int8_", "mx"))
     }
-    coded = (coded | {"fp8_token_quant"}) - {
-        "int8_gemm",
-        "int8_grouped_gemm",
-    }  # these have one by their scales
+    # These have one by their scales.
+    coded = (coded | {"fp8_token_quant"}) - {"int8_gemm", "int8_grouped_gemm"}
     assert without == coded | {"act_quant", "fp4_quant", "swiglu_quant", "topk_indices", "sample"}
 
 
@@ -260,12 +258,20 @@ def test_meta_device_gives_shapes(operator):
 
 IMPORT_PROBE = """
 import os, sys, threading, torch
-state = lambda: (dict(os.environ), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
-                 torch.random.get_rng_state().tolist(), threading.active_count(), os.getcwd(), sys.getrecursionlimit())
+state = lambda: (
+    dict(os.environ), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+    torch.random.get_rng_state().tolist(), threading.active_count(), os.getcwd(),
+    sys.getrecursionlimit(),
+)
 seen, before, watching = [], state(), [True]
-WATCHED = {"subprocess.Popen", "socket.connect", "os.putenv", "os.unsetenv", "os.mkdir", "os.system", "os.fork"}
+WATCHED = {
+    "subprocess.Popen", "socket.connect", "os.putenv", "os.unsetenv", "os.mkdir", "os.system",
+    "os.fork",
+}
+def writes(event, args):
+    return event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
 def hook(event, args):
-    if watching and (event in WATCHED or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+    if watching and (event in WATCHED or writes(event, args)):
         seen.append((event, args))
 sys.addaudithook(hook)
 import dsv4_backend, dsv4_ascend
@@ -302,8 +308,8 @@ def test_strict_refuses_to_differentiate_the_reference_in_silence():
 def test_a_device_that_nobody_serves_runs_the_reference():
     """In a process of its own: the lazy backend starts once, and the announcement comes once."""
     program = (
-        "import torch, torch._lazy, torch._lazy.ts_backend; from dsv4_backend.ops.norm import "
-        "rms_norm\n"
+        "import torch, torch._lazy, torch._lazy.ts_backend\n"
+        "from dsv4_backend.ops.norm import rms_norm\n"
         "torch._lazy.ts_backend.init(); x = torch.randn(3, 8)\n"
         "y = rms_norm(x.to('lazy'), torch.ones(8).to('lazy'), 1e-6).cpu()\n"
         "print(torch.allclose(y, rms_norm(x, torch.ones(8), 1e-6)))"

@@ -22,10 +22,11 @@ from dsv4_backend.ops.sampling import sample
 EPS = 1e-6
 YARN = {"factor": 16, "original_max_position_embeddings": 65536, "beta_fast": 32, "beta_slow": 1}
 YARN_TABLE = """
-    1 0.687656045 0.472870797 0.325172454 0.223606795 0.153764561 0.10573712 0.0727107748 0.0500000007 0.0343828015
-    0.0236435402 0.0162586235 0.0111803403 0.00768822804 0.00528685655 0.00363553851 0.00226562493 0.00139680132
-    0.000849689706 0.000508081983 0.000296977785 0.000168179977 9.08678412e-05 4.54442306e-05 1.95312532e-05
-    5.37231244e-06 3.69430336e-06 2.5404097e-06 1.74692821e-06 1.20128561e-06 8.260713e-07 5.6805294e-07
+    1 0.687656045 0.472870797 0.325172454 0.223606795 0.153764561 0.10573712 0.0727107748
+    0.0500000007 0.0343828015 0.0236435402 0.0162586235 0.0111803403 0.00768822804 0.00528685655
+    0.00363553851 0.00226562493 0.00139680132 0.000849689706 0.000508081983 0.000296977785
+    0.000168179977 9.08678412e-05 4.54442306e-05 1.95312532e-05 5.37231244e-06 3.69430336e-06
+    2.5404097e-06 1.74692821e-06 1.20128561e-06 8.260713e-07 5.6805294e-07
 """
 SINKHORN_LOGITS = ((0, 1, 2, 3), (1, 0, -1, 2), (-2, 0.5, 0, 1), (3, -1, 0.25, 0))
 SINKHORN_RESULT = (
@@ -61,9 +62,8 @@ def test_sinkhorn_of_zeros():
 def test_sinkhorn_sums_fall_short_of_one_by_epsilon():
     comb = sinkhorn(torch.tensor(SINKHORN_LOGITS, dtype=torch.float64), 20, EPS)
     assert largest_difference(1 - comb.sum(0), torch.tensor(1e-6, dtype=torch.float64)) < 1e-11
-    assert (
-        largest_difference(1 - comb.sum(1), torch.tensor(1e-6)) < 5e-7
-    )  # rows are one column pass old
+    # Rows are one column pass old.
+    assert largest_difference(1 - comb.sum(1), torch.tensor(1e-6)) < 5e-7
 
 
 def hyper_parameters(n, d, seed):
@@ -294,9 +294,8 @@ def draws(logits, count, temperature, top_p):
 def test_samples_follow_the_distribution(temperature, top_p):
     logits = [2.0, 0.5, -1.0, 1.0, 0.0]
     want = torch.softmax(torch.tensor(logits) / temperature, 0)
-    if (
-        top_p < 1
-    ):  # 0.557, 0.205, 0.124: the third one crosses 0.75 only after the first two hold 0.762
+    if top_p < 1:
+        # 0.557, 0.205, 0.124: the third one crosses 0.75 only after the first two hold 0.762.
         want = torch.tensor([want[0], 0, 0, want[3], 0]) / (want[0] + want[3])
     assert largest_difference(draws(logits, 40_000, temperature, top_p), want) < 0.01
 

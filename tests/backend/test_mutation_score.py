@@ -19,9 +19,8 @@ def test_every_fault_is_caught(operator):
     results = list(run_faults(operator))
     survivors = [f for f in results if not f.killed]
     assert not survivors, "\n".join(f"{f.name}  $ {reproduce(f)}" for f in survivors)
-    crashed = [
-        f for f in results if f.raised
-    ]  # a fault is told from the reference by its values, not by an error
+    # A fault is told from the reference by its values, not by an error.
+    crashed = [f for f in results if f.raised]
     assert not crashed, "\n".join(f"{f.name}: {f.how}" for f in crashed)
 
 

@@ -68,9 +68,8 @@ def test_every_dtype_pair_and_tail_length(isa, dtype, weight_dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_16_bit_value_is_read_exactly(isa, dtype):
     weight = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    got = RMS_NORM(
-        torch.ones(len(weight)), weight, 0.0
-    )  # 1 / sqrt(mean(1)) is 1: the weight comes through
+    # 1 / sqrt(mean(1)) is 1: the weight comes through.
+    got = RMS_NORM(torch.ones(len(weight)), weight, 0.0)
     assert torch.equal(got.nan_to_num(nan=7e4), weight.float().nan_to_num(nan=7e4))
 
 

@@ -93,11 +93,13 @@ def batch(tokens, length):
     return torch.tensor([0, tokens], dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
 
 def pages(rows, dim):
-    return torch.ones(rows // 64, 64, dim).bfloat16(), torch.arange(rows // 64, dtype=torch.int32)[None]
+    table = torch.arange(rows // 64, dtype=torch.int32)[None]
+    return torch.ones(rows // 64, 64, dim).bfloat16(), table
 
 def index_scores(context, tokens=64):
     (keys, table), q = pages(context // 4, 128), torch.ones(tokens, 64, 128).bfloat16()
-    return lambda: indexer_scores(q, keys, q[..., 0].contiguous(), table, *batch(tokens, context), 4)
+    weights = q[..., 0].contiguous()
+    return lambda: indexer_scores(q, keys, weights, table, *batch(tokens, context), 4)
 
 def selection(context, tokens=64):
     scores = torch.rand(tokens, context // 4).bfloat16()
@@ -107,8 +109,8 @@ def attention(context, tokens=128, chosen=None, ratio=128):
     (near, near_table), (far, far_table) = pages(1024, 512), pages(context // ratio, 512)
     q, sink = torch.ones(tokens, 8, 512).bfloat16(), torch.zeros(8)
     choice = chosen and torch.arange(chosen, dtype=torch.int32).expand(tokens, -1).contiguous()
-    ends = batch(tokens, context)
-    return lambda: sparse_attention(q, sink, near, near_table, far, far_table, choice, *ends, 128, ratio)
+    caches, ends = (near, near_table, far, far_table), batch(tokens, context)
+    return lambda: sparse_attention(q, sink, *caches, choice, *ends, 128, ratio)
 
 def prompt(tokens):
     model, ids = dsv4_ascend.load(SHIPPED), [i % 200 for i in range(tokens)]

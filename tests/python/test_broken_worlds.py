@@ -29,7 +29,8 @@ import os, sys
 before = dict(os.environ)
 import dsv4_ascend, dsv4_ascend.parity, dsv4_ascend.model
 import torch
-assert torch.equal(torch.ops.dsv4.rms_norm(torch.full((2, 4), 3.0), torch.ones(4), 0.0), torch.ones(2, 4))
+normed = torch.ops.dsv4.rms_norm(torch.full((2, 4), 3.0), torch.ones(4), 0.0)
+assert torch.equal(normed, torch.ones(2, 4))
 assert dict(os.environ) == before
 from dsv4_ascend.cli.main import main
 main(["doctor", "--json"])

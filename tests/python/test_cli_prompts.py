@@ -92,29 +92,23 @@ def test_a_folder_without_tokenizer_takes_and_prints_ids(run, bare: Path, tmp_pa
         (["--encoding", "recipe"], ChatMode(revision="recipe")),
     ],
 )
-def test_a_chat_from_a_file(
-    generate, typed, checkpoint: Path, options: list, mode: ChatMode
-) -> None:  # noqa: F811
+def test_a_chat_from_a_file(generate, typed, checkpoint, options: list, mode: ChatMode) -> None:  # noqa: F811
     turns = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
     model = load(checkpoint)
-    want = model.generate([model.tokenizer.encode(encode_messages(turns, mode))], max_new_tokens=6)[
-        0
-    ]
+    prompt = model.tokenizer.encode(encode_messages(turns, mode))
+    (want,) = model.generate([prompt], max_new_tokens=6)
     for found in (turns, {"messages": turns}):
         typed(json.dumps(found).encode())
-        assert (
-            generate("--messages", "-", *QUIET, *options).out == model.tokenizer.decode(want) + "\n"
-        )
+        said = generate("--messages", "-", *QUIET, *options).out
+        assert said == model.tokenizer.decode(want) + "\n"
 
 
 @pytest.mark.parametrize("chat", [[], ["--chat"]])
-def test_literals_are_text_unless_control_is_asked_for(
-    generate, checkpoint: Path, chat: list
-) -> None:  # noqa: F811
+def test_literals_are_text_unless_control_is_asked_for(generate, checkpoint, chat: list) -> None:  # noqa: F811
     tokenizer = load(checkpoint).tokenizer
     counts = [
         generate("--prompt", "</think>", *QUIET, *chat, *more).err
@@ -155,7 +149,9 @@ EMOJI = """
 import sys
 from dsv4_ascend.cli import main
 from dsv4_ascend.model.model import Model
-Model.stream = lambda self, prompts, **options: ((0, t) for t in self.tokenizer.encode("é日本 😀 ok"))
+def stream(self, prompts, **options):
+    return ((0, token) for token in self.tokenizer.encode("é日本 😀 ok"))
+Model.stream = stream
 main.main(sys.argv[1:])
 """
 

@@ -96,9 +96,8 @@ def test_other_errors_are_no_memory_fault(generate, monkeypatch: pytest.MonkeyPa
         raise argument_error("sample", "logits", "NaN", "no NaN")
 
     monkeypatch.setattr(Transformer, "run_layers", fail)
-    assert (
-        generate().code == 1
-    )  # an operator refused what the checkpoint led to: a finding, no usage
+    # An operator refused what the checkpoint led to: a finding, no usage.
+    assert generate().code == 1
 
 
 @pytest.mark.parametrize(

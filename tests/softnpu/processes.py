@@ -41,8 +41,8 @@ def finishes(process, timeout):
 def execute(command, env, timeout=280):
     """(exit code, output) of a Python process that finds torch_npu."""
     env = {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BESIDE)}
-    # Files, not pipes: a rank that outlives its launcher would keep a pipe open, and the reader
-    # waiting.
+    # Files, not pipes: a rank that outlives its launcher would keep a pipe open, and the
+    # reader waiting.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen([sys.executable, *command], env=env, stdout=out, stderr=err)
         finished = finishes(process, timeout)
@@ -54,12 +54,7 @@ def execute(command, env, timeout=280):
 
 def run(program, *arguments, ranks=0, variables=None, timeout=280, **options):
     """Run a program of ./programs on the software device, on `ranks` processes when given."""
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]  # on a free port
+    # On a free port.
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [*(launcher if ranks else []), str(HERE / "programs" / program), *map(str, arguments)]
     return execute(command, environment({**settings(**options), **(variables or {})}), timeout)

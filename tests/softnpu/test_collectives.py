@@ -63,12 +63,8 @@ REASONS = {
 }
 
 
-CORE = (
-    "count",
-    "message",
-    "unreceived",
-    "fault",
-)  # the other ones without torch: collectives_test.cpp
+# The other ones without torch: collectives_test.cpp.
+CORE = ("count", "message", "unreceived", "fault")
 
 
 @pytest.mark.parametrize(

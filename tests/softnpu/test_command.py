@@ -26,8 +26,8 @@ CLI = [str(Path(sys.executable).with_name("dsv4-ascend"))]
 def test_runs_a_command_of_this_environment(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import "
-        "torch\nprint(torch.npu.get_device_name(), (torch.ones(3, device='npu') + 1).sum().item())\n"
+        "import torch\n"
+        "print(torch.npu.get_device_name(), (torch.ones(3, device='npu') + 1).sum().item())\n"
     )
     options = [
         "--soc",
@@ -257,8 +257,8 @@ def test_error_text_keeps_its_address_until_it_is_asked_for_again():
 def test_faults_that_never_fired_are_named_once():
     faults = "aclnnNoSuch:1:5,aclrtNoSuch:1:5,aclnnMuls:1:161002"
     program = (
-        "import torch\ntry:\n    torch.ones(1, device='npu') * 2\nexcept RuntimeError:\n    "
-        "print('raised')\n"
+        "import torch\ntry:\n    torch.ones(1, device='npu') * 2\n"
+        "except RuntimeError:\n    print('raised')\n"
     )
     code, output = on_device(program, FAIL=faults)
     assert code == 0 and "raised" in output, output
@@ -269,15 +269,14 @@ def test_faults_that_never_fired_are_named_once():
     code, output = on_device(
         "import ctypes\nctypes.CDLL('libascendcl.so').aclrtSetDevice(0)", FAIL="aclnnAdd:2:5"
     )
-    assert code == 0 and output.count("planned fault aclnnAdd:2:5 never fired") == 1, (
-        output
-    )  # without aclFinalize
+    # Without aclFinalize.
+    assert code == 0 and output.count("planned fault aclnnAdd:2:5 never fired") == 1, output
 
 
 def test_trace_lists_every_argument(tmp_path):
     program = (
-        "import torch\nx = "
-        "torch.ones(2, 3, device='npu')\n(x * 0.1).sum(dim=[0, 1])\ntorch.npu.synchronize()\n"
+        "import torch\nx = torch.ones(2, 3, device='npu')\n"
+        "(x * 0.1).sum(dim=[0, 1])\ntorch.npu.synchronize()\n"
     )
     path = tmp_path / "%p-%p.json"
     code, output = on_device(program, TRACE=str(path), SOC="Ascend950PR_9599")
@@ -325,10 +324,10 @@ def test_start_again_with_other_options():
     program = (
         "import os\nos.environ.pop('SOFTNPU_SOC', None)\nimport softnpu\n"
         "from softnpu.errors import EnvironmentFault\nfirst = softnpu.start(memory='64M')\n"
-        "assert softnpu.start() is first and softnpu.start(memory='64M', soc='Ascend910B3') is "
-        "first\n"
-        "try:\n    softnpu.start(memory='64M', devices=2)\nexcept EnvironmentFault as fault:\n    "
-        "print(fault)\n"
+        "assert softnpu.start() is first\n"
+        "assert softnpu.start(memory='64M', soc='Ascend910B3') is first\n"
+        "try:\n    softnpu.start(memory='64M', devices=2)\n"
+        "except EnvironmentFault as fault:\n    print(fault)\n"
     )
     code, output = execute(["-c", program], {**PLAIN, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
     assert code == 0 and "SOFTNPU_DEVICES is 8, 2 was asked for" in output, output

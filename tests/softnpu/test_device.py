@@ -35,8 +35,8 @@ def test_random_calls_equal_the_cpu(soc, calls):
 
 
 SAME_VALUES = {
-    "PYTEST_CURRENT_TEST": "tests/softnpu/test_device.py::test_fused_operators_equal_their_documents"
-    f"[{SOCS[2]}-9.2.0] (call)"
+    "PYTEST_CURRENT_TEST": "tests/softnpu/test_device.py::"
+    f"test_fused_operators_equal_their_documents[{SOCS[2]}-9.2.0] (call)"
 }
 """The seeds of that test: what is compared then differs by the workspace alone."""
 

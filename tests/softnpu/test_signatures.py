@@ -21,20 +21,21 @@ LAMBDAS = {
 }
 STRUCTS = {
     "aclnnRmsNorm": f"{TENSOR} x, {TENSOR} gamma, double epsilon, {OUT} y, {OUT} rstd",
-    "aclnnRotaryPositionEmbedding": f"{TENSOR} x, {TENSOR} cos, {TENSOR} sin, int64_t mode, {OUT} "
-    "out",
+    "aclnnRotaryPositionEmbedding": (
+        f"{TENSOR} x, {TENSOR} cos, {TENSOR} sin, int64_t mode, {OUT} out"
+    ),
     "aclnnRotaryPositionEmbeddingV2": (
         f"{TENSOR} x, {TENSOR} cos, {TENSOR} sin, int64_t mode, {TENSOR} rotate, {OUT} out"
     ),
     "aclnnMoeGatingTopK": (
-        f"{TENSOR} x, {TENSOR} bias, int64_t k, int64_t k_group, int64_t group_count, int64_t "
-        "group_select_mode, int64_t renorm, int64_t norm_type, bool out_flag, double "
-        f"routed_scaling_factor, double eps, {OUT} y, {OUT} expert_idx, {OUT} out"
+        f"{TENSOR} x, {TENSOR} bias, int64_t k, int64_t k_group, int64_t group_count, "
+        "int64_t group_select_mode, int64_t renorm, int64_t norm_type, bool out_flag, "
+        f"double routed_scaling_factor, double eps, {OUT} y, {OUT} expert_idx, {OUT} out"
     ),
     "aclnnDynamicQuantV4": (
-        f"{TENSOR} x, {TENSOR} smooth_scales, {TENSOR} group_index, aclDataType dst_type, bool "
-        f"symmetrical, const char* quant_mode, float dst_type_max, {OUT} y, {OUT} scale, {OUT} "
-        "offset"
+        f"{TENSOR} x, {TENSOR} smooth_scales, {TENSOR} group_index, aclDataType dst_type, "
+        "bool symmetrical, const char* quant_mode, float dst_type_max, "
+        f"{OUT} y, {OUT} scale, {OUT} offset"
     ),
 }
 

@@ -182,9 +182,9 @@ def attend(
 
 
 @operator(
-    "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, Tensor? cmp_cache, "
-    "Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, Tensor seq_lens, int "
-    "window, int ratio) -> Tensor",
+    "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, "
+    "Tensor? cmp_cache, Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, "
+    "Tensor seq_lens, int window, int ratio) -> Tensor",
     rows=(16,),
     arguments={
         "q": "float [T, H, D]",
@@ -225,20 +225,20 @@ def sparse_attention(
 
     q: [T, H, D]; sink: fp32 [H], -inf for none; caches: paged [num_blocks, block_size, D] in q's
     dtype with this call's rows already in them; a row is key and value of all heads. The token at
-    position t sees window keys t - window + 1 .. t (the window's table may be a ring) and, if ratio
-    > 0, compressed entries: those named by cmp_indices (int32 [T, N], each < (t + 1) // ratio, -1 =
-    none, a repeated one counts twice), or all i < (t + 1) // ratio when cmp_indices is None. ratio
-    0: the three cmp_ arguments are None. window 0 means no window keys and needs ratio > 0. The
-    keys of a token form a list: window rows from position max(t - window + 1, 0) on, padded with
-    "no key" to window columns, then compressed entries, in the order of cmp_indices or ascending.
-    An online softmax takes it in tiles of 64: a = (q . k) * D^-0.5 in fp32; p = exp(a - m), m the
-    largest a up to the end of p's tile, the sink not among them; p is cast to q's dtype for the
-    product with the values only. With M the largest a of all and w = p exp(m - M), o = sum w k /
-    (sum w + exp(sink - M)), fp32, one cast. So the order of the list matters to roundings of p; it
-    does not depend on the chunk. Returns [T, H, D] in q's dtype. Tokens are done in tiles, with
-    temporaries of tiles.BUDGET. A row with no key is 0. T = 0 gives an empty result. NaN in hidden
-    rows does not matter. ArgumentError for dtypes, offsets, lengths, blocks, or indices that do not
-    fit. Source: spec/v4.md 4.2, 4.6 [OFF-K sparse_attn].
+    position t sees window keys t - window + 1 .. t (the window's table may be a ring) and, if
+    ratio > 0, compressed entries: those named by cmp_indices (int32 [T, N], each < (t + 1) //
+    ratio, -1 = none, a repeated one counts twice), or all i < (t + 1) // ratio when cmp_indices is
+    None. ratio 0: the three cmp_ arguments are None. window 0 means no window keys and needs
+    ratio > 0. The keys of a token form a list: window rows from position max(t - window + 1, 0) on,
+    padded with "no key" to window columns, then compressed entries, in the order of cmp_indices or
+    ascending. An online softmax takes it in tiles of 64: a = (q . k) * D^-0.5 in fp32; p = exp(a -
+    m), m the largest a up to the end of p's tile, the sink not among them; p is cast to q's dtype
+    for the product with the values only. With M the largest a of all and w = p exp(m - M), o = sum
+    w k / (sum w + exp(sink - M)), fp32, one cast. So the order of the list matters to roundings of
+    p; it does not depend on the chunk. Returns [T, H, D] in q's dtype. Tokens are done in tiles,
+    with temporaries of tiles.BUDGET. A row with no key is 0. T = 0 gives an empty result. NaN in
+    hidden rows does not matter. ArgumentError for dtypes, offsets, lengths, blocks, or indices that
+    do not fit. Source: spec/v4.md 4.2, 4.6 [OFF-K sparse_attn].
     """
     caches = (window_cache, window_block_table, cmp_cache, cmp_block_table, cmp_indices)
     call = AttentionCall(q, sink, *caches, query_start_loc, seq_lens, window, ratio)

@@ -50,8 +50,8 @@ def check_slots(contract: Operator, slots: torch.Tensor, capacity: int, unique: 
 def write_cache(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
     """Copy rows into a paged cache: `cache[slot // block_size, slot % block_size] = row`.
 
-    cache: [num_blocks, block_size, D] float of any strides, at least one row, mutated; rows: [M,
-    D], same dtype;
+    cache: [num_blocks, block_size, D] float of any strides, at least one row, mutated;
+    rows: [M, D], same dtype;
     slots: int64 [M], flat `block * block_size + offset`, or -1 to skip the row. Nothing else in the
     cache changes; zero rows change nothing. ArgumentError (nothing written) for a slot outside the
     cache or given twice. Gradients reach rows and the cache's former content. Source: spec/v4.md

@@ -26,28 +26,33 @@ from dsv4_backend.ops.cache_formats import (
 
 _WRITE_DOC = """Quantise rows and write their bytes into a paged cache in the format {name}.
 
-    cache: uint8 [num_blocks, page bytes], any stride between pages, mutated; rows: [M, {channels}] float; slots: int64
-    [M], flat `block * block_size + offset`, or -1 to skip the row; block_size: entries per page.{widths}
-    Page of {channels} channels: {layout}. Padding and all other bytes keep their content; zero rows change nothing.
+    cache: uint8 [num_blocks, page bytes], any stride between pages, mutated;
+    rows: [M, {channels}] float; slots: int64 [M], flat `block * block_size + offset`,
+    or -1 to skip the row; block_size: entries per page.{widths}
+    Page of {channels} channels: {layout}.
+    Padding and all other bytes keep their content; zero rows change nothing.
     Rounding, from fp32 values: {rule}.
-    ArgumentError (nothing written) for a slot outside the cache or given twice. No gradient. Source: spec/v4.md 6.5.
+    ArgumentError (nothing written) for a slot outside the cache or given twice. No gradient.
+    Source: spec/v4.md 6.5.
     """
 
 _READ_DOC = """Rows of a paged cache in the format {name}, as they were quantised.
 
-    cache: uint8 [num_blocks, page bytes]; slots: int64 [M], flat `block * block_size + offset`, in any order and any
-    number of times, or -1; block_size: entries per page; channels: of a row.{widths}
+    cache: uint8 [num_blocks, page bytes]; slots: int64 [M], flat `block * block_size + offset`,
+    in any order and any number of times, or -1; block_size: entries per page;
+    channels: of a row.{widths}
     Page of {channels} channels: {layout}.
-    Returns fp32 [M, channels]: value times scale, one fp32 product (exact for power-of-two and fp16 scales); rows of
-    slot -1 are 0. Zero slots give an empty result. ArgumentError for a slot outside the cache. Source: spec/v4.md 6.5.
+    Returns fp32 [M, channels]: value times scale, one fp32 product (exact for power-of-two and fp16
+    scales); rows of slot -1 are 0. Zero slots give an empty result.
+    ArgumentError for a slot outside the cache. Source: spec/v4.md 6.5.
     """
 
 _LATENT_WIDTHS = " rope: how many of the last channels are the RoPE part, fewer than all."
 _LATENT_PADDING = {
-    "fp8_ds_mla": " Of other widths: a scale per 64 channels before RoPE, scales padded to a "
-    "multiple of 8.",
-    "a5": " Of other widths: a scale per 64 channels before RoPE, entries padded to a multiple of "
-    "128 bytes.",
+    "fp8_ds_mla": " Of other widths: a scale per 64 channels before RoPE, "
+    "scales padded to a multiple of 8.",
+    "a5": " Of other widths: a scale per 64 channels before RoPE, "
+    "entries padded to a multiple of 128 bytes.",
 }
 
 
@@ -73,9 +78,8 @@ def read_bytes(
     slots int64 [M] -> fp32 [M, channels].
     """
     entry = slots.clamp(min=0)
-    data = cache[
-        (entry // block_size).unsqueeze(-1), data_columns(form, entry % block_size, block_size)
-    ]
+    page = (entry // block_size).unsqueeze(-1)
+    data = cache[page, data_columns(form, entry % block_size, block_size)]
     return torch.where((slots >= 0).unsqueeze(-1), from_bytes(form, data), 0.0)
 
 
@@ -199,8 +203,8 @@ def _declare_read(form: Format) -> Operator:
     latent = form.codec is LATENT
     contract = _declare(
         form,
-        f"read_cache_{form.name}(Tensor cache, Tensor slots, int block_size, int channels={form.codec.channels}"
-        f"{f', int rope={ROPE}' if latent else ''}) -> Tensor",
+        f"read_cache_{form.name}(Tensor cache, Tensor slots, int block_size, "
+        f"int channels={form.codec.channels}{f', int rope={ROPE}' if latent else ''}) -> Tensor",
         _latent_read(form) if latent else _key_read(form),
         {"channels": "at least 1"},
         "one fp32 product per element, rounded at most once: bit equality",

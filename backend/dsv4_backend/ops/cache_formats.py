@@ -64,8 +64,8 @@ class Codec:
     """fp32 rows `[M, channels]` to named parts `[M, count]`, and back to fp32 rows;
     `rule` says how values round.
 
-    rope: how many of the channels, at the end, are the RoPE part; encode takes the rows and this
-    number.
+    rope: how many of the channels, at the end, are the RoPE part; encode takes the rows
+    and this number.
     """
 
     channels: int
@@ -226,8 +226,8 @@ LATENT = Codec(
     LATENT_CHANNELS,
     ROPE,
     "act_quant with block 64 on the channels before RoPE "
-    "(6.1: power-of-two scales, amax floored at 1e-4), RoPE channels rounded to bf16, NaN as "
-    "0x7FC0",
+    "(6.1: power-of-two scales, amax floored at 1e-4), "
+    "RoPE channels rounded to bf16, NaN as 0x7FC0",
     _encode_latent,
     _decode_latent,
 )
@@ -321,5 +321,6 @@ FORMATS = (
     _format("a5", LATENT, _lay_out_a5),
 )
 """fp8_ds_mla: FlashMLA MODEL1 and vLLM. indexer_fp8: vLLM and SGLang. indexer_token_fp8: Ascend A5.
-indexer_mxfp4: vLLM option. indexer_int8: Ascend A2/A3. a5: Ascend A5 KV rows of 640 bytes, RoPE
-first."""
+indexer_mxfp4: vLLM option. indexer_int8: Ascend A2/A3.
+a5: Ascend A5 KV rows of 640 bytes, RoPE first.
+"""

@@ -142,14 +142,14 @@ def compress(
     tokens count too, with channels 0..hd-1, the block's own with hd..2hd-1) or 1. Everything is
     fp32 until the pooled entry is cast to x's dtype; RMSNorm (eps > 0) and RoPE at the block's
     first position i*r follow in that dtype.
-    state_cache: fp32 [num_blocks, block_size, 2*c*hd], changed in place: row [u | s + ape] of every
-    token at its position (ragged.py; a table with fewer columns is a ring). The ring must hold this
-    call's tokens and the up to c*r - 1 before them that the next entry still reads. All T rows are
-    written before any is read, so prefill, chunks, decode and overwriting a rejected draft are one
-    path. Returns [min(T, T // r + R), hd] in x's dtype: sequences in order, blocks in order
-    (`ragged.closed_blocks`), then rows of 0. ArgumentError (nothing written) for offsets, lengths,
-    rings or blocks that do not fit, or a row written twice. Source: spec/v4.md 4.3 [OFF-M
-    Compressor].
+    state_cache: fp32 [num_blocks, block_size, 2*c*hd], changed in place: row [u | s + ape] of
+    every token at its position (ragged.py; a table with fewer columns is a ring). The ring must
+    hold this call's tokens and the up to c*r - 1 before them that the next entry still reads. All
+    T rows are written before any is read, so prefill, chunks, decode and overwriting a rejected
+    draft are one path. Returns [min(T, T // r + R), hd] in x's dtype: sequences in order, blocks
+    in order (`ragged.closed_blocks`), then rows of 0. ArgumentError (nothing written) for
+    offsets, lengths, rings or blocks that do not fit, or a row written twice. Source: spec/v4.md
+    4.3 [OFF-M Compressor].
     """
     weights, table = (wkv, wgate, ape, norm_weight, inv_freq), state_block_table
     call = Call(x, *weights, state_cache, table, query_start_loc, seq_lens, eps)

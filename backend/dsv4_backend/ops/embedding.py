@@ -24,8 +24,8 @@ def embed_streams(input_ids: torch.Tensor, weight: torch.Tensor, hc_mult: int) -
     """Embedding of every token, copied into each of the `hc_mult` residual streams.
 
     input_ids: [T] int, each in [0, V), checked where values can be read; weight: [V, d] float;
-    hc_mult: 1 to 1024. Returns [T, hc_mult, d] in weight's dtype, the streams equal bit for bit. T
-    = 0 gives an empty result. Source: spec/v4.md 2.1 step 1 [OFF-M].
+    hc_mult: 1 to 1024. Returns [T, hc_mult, d] in weight's dtype, the streams equal bit for
+    bit. T = 0 gives an empty result. Source: spec/v4.md 2.1 step 1 [OFF-M].
     """
     return F.embedding(input_ids, weight).unsqueeze(1).repeat(1, hc_mult, 1)
 

@@ -55,10 +55,10 @@ def gate_topk(
     weighted by their score without the bias.
 
     x: [T, d] float; weight: [E, d] float; bias: [E] fp32, used for the selection only; 1 <= k <= E.
-    Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon, and ids int32 [T,
-    k], best first. x and weight are upcast to fp32 and everything is fp32 from there. Ties take the
-    smaller expert id. A NaN score counts as the largest; if all chosen scores are 0 (logits below
-    -100) the weights are NaN. Zero tokens give an empty result. Gradients reach x and weight
+    Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon, and ids int32
+    [T, k], best first. x and weight are upcast to fp32 and everything is fp32 from there. Ties take
+    the smaller expert id. A NaN score counts as the largest; if all chosen scores are 0 (logits
+    below -100) the weights are NaN. Zero tokens give an empty result. Gradients reach x and weight
     through the gathered scores, never the bias. Source: spec/v4.md 5.1 [OFF-M Gate].
     """
     return _route(expert_scores(x, weight), bias, k, route_scale)

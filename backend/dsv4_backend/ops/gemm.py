@@ -87,10 +87,12 @@ STORED = {
 
 _GROUPED_DOC = """`x W^T` of every row with the {name} weight of its expert.
 
-    x, x_scale: as for `fp8_gemm`, rows sorted by expert; weight: {form.weight}, weight_scale: {form.scale}, experts may
-    lie apart in memory. {form.note}.
-    expert_offsets: int32 [E+1], from 0 to T, never falling: rows expert_offsets[e] .. expert_offsets[e+1]-1 are e's.
-    Returns [T, N], bf16 or fp32 as `fp8_gemm`. Differentiable in fp32 x. Source: spec/v4.md 5.2, 6.3.
+    x, x_scale: as for `fp8_gemm`, rows sorted by expert; weight: {form.weight},
+    weight_scale: {form.scale}, experts may lie apart in memory. {form.note}.
+    expert_offsets: int32 [E+1], from 0 to T, never falling:
+    rows expert_offsets[e] .. expert_offsets[e+1]-1 are e's.
+    Returns [T, N], bf16 or fp32 as `fp8_gemm`. Differentiable in fp32 x.
+    Source: spec/v4.md 5.2, 6.3.
     """
 
 
@@ -110,8 +112,8 @@ def _declare(
 
     reference.__doc__ = _GROUPED_DOC.format(name=name.upper(), form=form)
     contract = operator(
-        f"{name}_grouped_gemm(Tensor x, Tensor? x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets)"
-        " -> Tensor",
+        f"{name}_grouped_gemm(Tensor x, Tensor? x_scale, Tensor weight, Tensor weight_scale, "
+        "Tensor expert_offsets) -> Tensor",
         rows=(10,),
         arguments={**_ACTIVATIONS, "weight": form.weight, "weight_scale": form.scale, **_OFFSETS},
         tolerance=_TOLERANCE,

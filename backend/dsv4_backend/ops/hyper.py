@@ -8,11 +8,31 @@ import torch.nn.functional as F
 from dsv4_backend.contract import Tolerance, compute, operator
 
 _MOST_ROUNDS = 1000
-_REASON = (
+MIX_REASON = (
     "fp32 sums over n*d channels in any order move a mix of order 1 by less than 1e-5, which "
     "sigmoid shrinks and Sinkhorn does not grow; the one cast of y to bf16 may land on the other "
     "neighbour (2^-7)"
 )
+
+_EPSILONS = {"norm_eps": "a number >= 0", "hc_eps": "a number >= 0"}
+MIX_ARGUMENTS = {
+    "hc_pre": {
+        "x": "float [T, n, d]",
+        "fn": "f32 [n*(n+2), n*d]",
+        "base": "f32 [n*(n+2)]",
+        "scale": "f32 [3]",
+        "sinkhorn_iters": f"1 to {_MOST_ROUNDS}",
+        **_EPSILONS,
+    },
+    "hc_head": {
+        "x": "float [T, n, d]",
+        "fn": "f32 [n, n*d]",
+        "base": "f32 [n]",
+        "scale": "f32 [1]",
+        **_EPSILONS,
+    },
+}
+"""Specification lines of the operators that mix streams, here and in HF32."""
 
 
 def _mixes(x: torch.Tensor, fn: torch.Tensor, norm_eps: float) -> torch.Tensor:
@@ -56,19 +76,11 @@ def sinkhorn(logits: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
 
 
 @operator(
-    "hc_pre(Tensor x, Tensor fn, Tensor base, Tensor scale, int sinkhorn_iters, float norm_eps, float hc_eps)"
-    " -> (Tensor y, Tensor post, Tensor comb)",
+    "hc_pre(Tensor x, Tensor fn, Tensor base, Tensor scale, int sinkhorn_iters, float norm_eps, "
+    "float hc_eps) -> (Tensor y, Tensor post, Tensor comb)",
     rows=(2,),
-    arguments={
-        "x": "float [T, n, d]",
-        "fn": "f32 [n*(n+2), n*d]",
-        "base": "f32 [n*(n+2)]",
-        "scale": "f32 [3]",
-        "sinkhorn_iters": f"1 to {_MOST_ROUNDS}",
-        "norm_eps": "a number >= 0",
-        "hc_eps": "a number >= 0",
-    },
-    tolerance=Tolerance(reason=_REASON, ideal=(1e-5, 2e-5), official=(1e-5, 2**-7)),
+    arguments=MIX_ARGUMENTS["hc_pre"],
+    tolerance=Tolerance(reason=MIX_REASON, ideal=(1e-5, 2e-5), official=(1e-5, 2**-7)),
 )
 def hc_pre(
     x: torch.Tensor,
@@ -145,18 +157,11 @@ def hc_post(
 
 
 @operator(
-    "hc_head(Tensor x, Tensor fn, Tensor base, Tensor scale, float norm_eps, float hc_eps) -> "
-    "Tensor",
+    "hc_head(Tensor x, Tensor fn, Tensor base, Tensor scale, float norm_eps, float hc_eps)"
+    " -> Tensor",
     rows=(4,),
-    arguments={
-        "x": "float [T, n, d]",
-        "fn": "f32 [n, n*d]",
-        "base": "f32 [n]",
-        "scale": "f32 [1]",
-        "norm_eps": "a number >= 0",
-        "hc_eps": "a number >= 0",
-    },
-    tolerance=Tolerance(reason=_REASON, ideal=(1e-5, 2e-5), official=(1e-5, 2**-7)),
+    arguments=MIX_ARGUMENTS["hc_head"],
+    tolerance=Tolerance(reason=MIX_REASON, ideal=(1e-5, 2e-5), official=(1e-5, 2**-7)),
 )
 def hc_head(
     x: torch.Tensor,

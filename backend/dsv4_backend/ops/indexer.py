@@ -30,9 +30,8 @@ class _Call(NamedTuple):
 def _rows(call: _Call, sequence: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """Compressed entries [n] of every token's sequence [T], 0 behind the last: [T, n, DI]."""
     lengths = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-    owners = (
-        sequence[:1] if len(call.seq_lens) == 1 else sequence
-    )  # one sequence: no copy of the rows per token
+    # One sequence: no copy of the rows per token.
+    owners = sequence[:1] if len(call.seq_lens) == 1 else sequence
     rows = ragged.entry_rows(call.k_cache, call.block_table, owners, entries, lengths)
     return compute(rows).expand(len(sequence), -1, -1)
 
@@ -65,8 +64,8 @@ def _token_bytes(call: _Call, entries: int) -> int:
 
 
 @operator(
-    "indexer_scores(Tensor q, Tensor k_cache, Tensor weights, Tensor block_table, Tensor query_start_loc, "
-    "Tensor seq_lens, int ratio) -> Tensor",
+    "indexer_scores(Tensor q, Tensor k_cache, Tensor weights, Tensor block_table, "
+    "Tensor query_start_loc, Tensor seq_lens, int ratio) -> Tensor",
     rows=(14,),
     arguments={
         "q": "float [T, HI, DI]",

@@ -57,8 +57,8 @@ def int8_gemm(
 
 
 @operator(
-    "int8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) "
-    "-> Tensor",
+    "int8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, "
+    "Tensor expert_offsets) -> Tensor",
     rows=(10,),
     arguments={
         "x": "i8 [T, K]",
@@ -111,8 +111,8 @@ def int8_grouped_sum(
 
 
 @operator(
-    "int8_swiglu_quant(Tensor sums, Tensor weight_scale, Tensor x_scale, Tensor expert_offsets, float limit)"
-    " -> (Tensor q, Tensor scale)",
+    "int8_swiglu_quant(Tensor sums, Tensor weight_scale, Tensor x_scale, Tensor expert_offsets, "
+    "float limit) -> (Tensor q, Tensor scale)",
     rows=(19,),
     arguments={
         "sums": "i32 [M, n]",

@@ -83,8 +83,8 @@ def grouped(
 
 
 @operator(
-    "mxfp8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) "
-    "-> Tensor",
+    "mxfp8_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, "
+    "Tensor expert_offsets) -> Tensor",
     rows=(10, 17),
     arguments={**_ROWS, **_FP8_WEIGHT, "expert_offsets": "i32 [E+1]"},
     tolerance=_TOLERANCE,
@@ -108,8 +108,8 @@ def mxfp8_grouped_gemm(
 
 
 @operator(
-    "mxfp4_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor expert_offsets) "
-    "-> Tensor",
+    "mxfp4_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, "
+    "Tensor expert_offsets) -> Tensor",
     rows=(10,),
     arguments={**_ROWS, **_FP4_WEIGHT, "expert_offsets": "i32 [E+1]"},
     tolerance=_TOLERANCE,

@@ -13,8 +13,8 @@ from dsv4_backend.errors import argument_error
 def rope_frequencies(rope_head_dim: int, theta: float) -> torch.Tensor:
     """Inverse frequencies `theta^(-2i / rope_head_dim)`: fp32 [rope_head_dim / 2] on the CPU.
 
-    ArgumentError unless rope_head_dim is even and positive and theta > 1. Source: spec/v4.md 3.2
-    [OFF-M].
+    ArgumentError unless rope_head_dim is even and positive and theta > 1. Source:
+    spec/v4.md 3.2 [OFF-M].
     """
     if rope_head_dim < 2 or rope_head_dim % 2:
         raise argument_error(
@@ -101,8 +101,8 @@ def rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     arguments={"x": "float [..., D]", "positions": "int [T] in [0, inf)", "inv_freq": "f32 [F]"},
     tolerance=Tolerance(
         reason="the angle is one exactly rounded fp32 product, so only fp32 cos, sin (1 ulp each) "
-        "and two products may differ; the one cast to bf16 may land on the other neighbour "
-        "(2^-7)",
+        "and two products may differ; the one cast to bf16 may land on the other "
+        "neighbour (2^-7)",
         ideal=(2e-6, 1e-6),
         official=(2e-6, 2**-7),
     ),

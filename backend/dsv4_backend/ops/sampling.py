@@ -14,8 +14,8 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     """Probabilities with 0 outside the nucleus:
     a token stays while the better ones hold less than top_p together.
 
-    The best one always stays: what fp32 would take for a top_p of 0 counts as the smallest normal
-    number.
+    The best one always stays: what fp32 would take for a top_p of 0 counts as the smallest
+    normal number.
     """
     best_first, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
     better = best_first.cumsum(-1) - best_first

@@ -37,10 +37,10 @@ def swiglu(
     """`weights * silu(min(gate, limit)) * clamp(up, -limit, limit)`: the input of w2.
 
     gate, up: [M, m] float, same dtype (w1 x and w3 x); weights: [M] fp32, the routing weight of
-    each row, or None for the shared expert; limit: > 0, 10 in V4, infinity for no clamp. The gate
-    has no lower clamp. Returns [M, m] in gate's dtype: fp32 inside, the weight multiplied in before
-    the one cast. NaN stays NaN. Zero rows give an empty result. Source: spec/v4.md 5.2 [OFF-M
-    Expert].
+    each row, or None for the shared expert; limit: > 0, 10 in V4, infinity for no clamp. The
+    gate has no lower clamp. Returns [M, m] in gate's dtype: fp32 inside, the weight multiplied
+    in before the one cast. NaN stays NaN. Zero rows give an empty result. Source: spec/v4.md
+    5.2 [OFF-M Expert].
     """
     h = clamped_swiglu(gate, up, limit)
     return (h if weights is None else weights.to(h.dtype).unsqueeze(-1) * h).to(gate.dtype)
@@ -61,10 +61,10 @@ def swiglu_quant(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`act_quant(swiglu(gate, up, weights, limit), 128)`: the quantised input of w2.
 
-    gate, up: [M, m] bf16; weights: [M] fp32 or None; limit: > 0, as in `swiglu`. Returns q e4m3 [M,
-    m] and scale e8m0 [M, ceil(m/128)]. The product is rounded to bf16 before its largest magnitude
-    is taken, as official inference does; quantising straight from fp32 (MegaMoE) is another
-    operator. Zero rows give an empty result. Source: spec/v4.md 5.2, 6.1.
+    gate, up: [M, m] bf16; weights: [M] fp32 or None; limit: > 0, as in `swiglu`. Returns q e4m3
+    [M, m] and scale e8m0 [M, ceil(m/128)]. The product is rounded to bf16 before its largest
+    magnitude is taken, as official inference does; quantising straight from fp32 (MegaMoE) is
+    another operator. Zero rows give an empty result. Source: spec/v4.md 5.2, 6.1.
     """
     q, scale = act_quant.reference(swiglu.reference(gate, up, weights, limit), BLOCK)
     return q, scale

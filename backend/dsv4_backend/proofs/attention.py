@@ -202,64 +202,48 @@ def _strided(draw: Draw, call: AttentionCall) -> AttentionCall:
     )
 
 
+_BATCHES: tuple[tuple[str, list[ragged_cases.Sequence], int], ...] = (
+    ("no sequences", [], 0),
+    ("zero tokens", [(0, 0), (9, 0)], 0),
+    ("one token", [(0, 1)], 0),
+    ("one sequence", [(0, 23)], 0),
+    ("edges", _EDGES, 0),
+    ("decode", _DECODE, 0),
+    ("mixed", _MIXED, 0),
+    ("ring", _RINGS, _WINDOW + 2),
+)
+"""Name, sequences, and window rows of each as a ring; 0 for all."""
+
+
+def _cases_of(draw: Draw, kind: str, dtype: torch.dtype) -> Iterator[tuple[str, AttentionCall]]:
+    for name, sequences, ring in _BATCHES:
+        yield name, random_call(draw, kind, sequences, dtype, ring)
+        if sequences:
+            needles = aim_at_edges(random_call(draw, kind, sequences, dtype, ring))
+            yield f"{name}, needles", needles
+    yield "stale NaN", _stale(random_call(draw, kind, _RINGS, dtype, _WINDOW + 2))
+    yield "newest NaN", _newest_nan(random_call(draw, kind, [(0, 24)], dtype))
+    yield "strided", _strided(draw, random_call(draw, kind, _MIXED, dtype))
+    call = random_call(draw, kind, _EDGES, dtype)
+    yield "large scores", call._replace(q=call.q * 40, sink=call.sink * 40)
+    yield "extreme sinks", call._replace(sink=torch.tensor([-torch.inf, 6.0, torch.inf]))
+    for window in (70, 130):
+        yield f"staircase, window {window}", _staircase(draw, kind, dtype, window)
+
+
 @sparse_attention.cases
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
         for kind in _KINDS:
-            for name, sequences, ring in (
-                ("no sequences", [], 0),
-                ("zero tokens", [(0, 0), (9, 0)], 0),
-                ("one token", [(0, 1)], 0),
-                ("one sequence", [(0, 23)], 0),
-                ("edges", _EDGES, 0),
-                ("decode", _DECODE, 0),
-                ("mixed", _MIXED, 0),
-                ("ring", _RINGS, _WINDOW + 2),
-            ):
-                yield Case(
-                    f"{kind}, {name}", profile, random_call(draw, kind, sequences, dtype, ring)
-                )
-                if sequences:
-                    needles = aim_at_edges(random_call(draw, kind, sequences, dtype, ring))
-                    yield Case(f"{kind}, {name}, needles", profile, needles)
-            yield Case(
-                f"{kind}, stale NaN",
-                profile,
-                _stale(random_call(draw, kind, _RINGS, dtype, _WINDOW + 2)),
-            )
-            yield Case(
-                f"{kind}, newest NaN",
-                profile,
-                _newest_nan(random_call(draw, kind, [(0, 24)], dtype)),
-            )
-            yield Case(
-                f"{kind}, strided", profile, _strided(draw, random_call(draw, kind, _MIXED, dtype))
-            )
-            call = random_call(draw, kind, _EDGES, dtype)
-            yield Case(
-                f"{kind}, large scores", profile, call._replace(q=call.q * 40, sink=call.sink * 40)
-            )
-            sink = torch.tensor([-torch.inf, 6.0, torch.inf])
-            yield Case(f"{kind}, extreme sinks", profile, call._replace(sink=sink))
-            for window in (70, 130):
-                yield Case(
-                    f"{kind}, staircase, window {window}",
-                    profile,
-                    _staircase(draw, kind, dtype, window),
-                )
+            for name, call in _cases_of(draw, kind, dtype):
+                yield Case(f"{kind}, {name}", profile, call)
         yield Case("no window", profile, random_call(draw, "all", _EDGES, dtype, window=0))
         call = random_call(draw, "chosen", [(0, 13)], dtype)
-        repeated = (
-            torch.where(visible_entries(call.positions(), _RATIO)[:, None] > 0, 0, -1)
-            .expand(-1, 2)
-            .int()
-        )
+        seen = visible_entries(call.positions(), _RATIO)[:, None] > 0
+        repeated = torch.where(seen, 0, -1).expand(-1, 2).int()
         yield Case("an entry chosen twice", profile, call._replace(cmp_indices=repeated))
-        yield Case(
-            "nothing chosen",
-            profile,
-            call._replace(cmp_indices=torch.full((13, 0), -1, dtype=torch.int32)),
-        )
+        nothing = torch.full((13, 0), -1, dtype=torch.int32)
+        yield Case("nothing chosen", profile, call._replace(cmp_indices=nothing))
         real = random_call(
             draw, "all", [(125, 6), (515, 1)], dtype, ring=134, heads=4, dim=512, window=128
         )
@@ -279,10 +263,8 @@ def _row_peaks(scores: torch.Tensor, tile: int) -> torch.Tensor:
 
 def _packed(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
     """Every key list without the gaps between its parts."""
-    rows, valid = (
-        torch.cat([keys.rows for keys in parts], 1),
-        torch.cat([keys.valid for keys in parts], 1),
-    )
+    rows = torch.cat([keys.rows for keys in parts], 1)
+    valid = torch.cat([keys.valid for keys in parts], 1)
     order = (~valid).int().argsort(dim=1, stable=True)
     token = torch.arange(len(rows))[:, None]
     return attend(q, sink, [Keys(rows[token, order], valid.gather(1, order), True)])
@@ -375,8 +357,8 @@ sparse_attention.explain(
             "entries_to_read: 0 -> 1 (2)",
             "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
             "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
-            ".masked_fill(behind, -1)"
-            " -> slots(block_table, sequence[:, None], index, cache.shape[1])",
+            ".masked_fill(behind, -1) -> "
+            "slots(block_table, sequence[:, None], index, cache.shape[1])",
             "near_positions: 1 -> 2 (2)",
         ),
         _HIDDEN,

@@ -72,9 +72,9 @@ SLOT_FAULTS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     ),
     "rows in reverse": lambda slots, _: slots.flip(0),
     "last row forgotten": lambda slots, _: torch.cat([slots[:-1], slots[-1:].clamp(max=-1)]),
-    "rows packed as if none were skipped": lambda slots, _: slots[
+    "rows packed as if none were skipped": lambda slots, _: slots.take(
         slots.lt(0).to(torch.int8).argsort(stable=True)
-    ],
+    ),
 }
 """Wrong addressing that fits every write operator: (slots, capacity) -> slots."""
 

@@ -313,19 +313,23 @@ compress.explain(
     {
         "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
         "slots: 1 -> 2 (2)": "any negative row is an absent one",
-        "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they "
-        "are",
-        "gather_rows: flat.clamp(min=0) -> flat": "rows of absent slots are masked whatever they "
-        "hold",
+        "slots: index.clamp(min=0) -> index": (
+            "rows of negative indices are masked whatever they are"
+        ),
+        "gather_rows: flat.clamp(min=0) -> flat": (
+            "rows of absent slots are masked whatever they hold"
+        ),
         "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
-        "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": "padding rows "
-        "are 0 at any "
-        "angle",
-        "rms_norm: weight.to(wide.dtype) -> weight": "a product with an fp32 factor is fp32 "
-        "without the cast too",
+        "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": (
+            "padding rows are 0 at any angle"
+        ),
+        "rms_norm: weight.to(wide.dtype) -> weight": (
+            "a product with an fp32 factor is fp32 without the cast too"
+        ),
         "rope: -angles -> angles": "entries are never rotated back",
-        "rotation_angles: positions.float() -> positions": "an integer times fp32 is fp32, rounded "
-        "alike",
+        "rotation_angles: positions.float() -> positions": (
+            "an integer times fp32 is fp32, rounded alike"
+        ),
         "rotation_angles: inv_freq.float() -> inv_freq": "frequencies are fp32",
         "rotate_tail: angles.to(wide.dtype) -> angles": "angles are fp32",
         "rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",

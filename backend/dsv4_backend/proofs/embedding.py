@@ -74,10 +74,8 @@ embed_streams.wrong_results(
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for tokens, vocab, d in ((0, 5, 8), (1, 1, 1), (3, 7, 5), (5, 130, 257), (2, 97, 7168)):
-            x, weight = (
-                draw.normal(tokens, d, dtype=dtype),
-                draw.normal(vocab, d, dtype=dtype, scale=0.02),
-            )
+            x = draw.normal(tokens, d, dtype=dtype)
+            weight = draw.normal(vocab, d, dtype=dtype, scale=0.02)
             yield Case(f"{tokens}x{vocab}x{d}", profile, (x, weight))
         yield Case(
             "square",

@@ -97,10 +97,8 @@ def _weight(draw: Draw, n: int, k: int) -> torch.Tensor:
 def _activations(
     draw: Draw, profile: str, t: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    spread = torch.exp2(draw.integers(t, -(-k // 128), low=-2, high=2)).repeat_interleave(128, 1)[
-        :, :k
-    ]
-    x = draw.normal(t, k) * spread
+    spread = torch.exp2(draw.integers(t, -(-k // 128), low=-2, high=2)).repeat_interleave(128, 1)
+    x = draw.normal(t, k) * spread[:, :k]
     if profile == "ideal":
         return x, None
     q, scale = act_quant.reference(x.bfloat16(), 128)

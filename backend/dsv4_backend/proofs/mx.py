@@ -86,9 +86,8 @@ def _(x: Array, limit: float) -> tuple[Array, Array]:
 
 def _spread(draw: Draw, rows: int, k: int) -> torch.Tensor:
     """[rows, k] of powers of two, another one in every row and 32 channels."""
-    return torch.exp2(draw.integers(rows, -(-k // 32), low=-3, high=2)).repeat_interleave(32, 1)[
-        :, :k
-    ]
+    powers = torch.exp2(draw.integers(rows, -(-k // 32), low=-3, high=2))
+    return powers.repeat_interleave(32, 1)[:, :k]
 
 
 def _rows(draw: Draw, t: int, k: int) -> Pair:

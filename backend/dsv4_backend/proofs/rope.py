@@ -37,10 +37,8 @@ def _(x: Array, positions: Array, inv_freq: Array, inverse: bool = False) -> Arr
 
 @rope.cases
 def _(draw: Draw) -> Iterator[Case]:
-    plain, yarn = (
-        rope_frequencies(64, 10000.0),
-        yarn_frequencies(64, 160000.0, 16.0, 65536, 32.0, 1.0),
-    )
+    plain = rope_frequencies(64, 10000.0)
+    yarn = yarn_frequencies(64, 160000.0, 16.0, 65536, 32.0, 1.0)
     for profile, dtype in _DTYPES.items():
         for shape, frequencies in (
             ((0, 2, 128), plain),
@@ -59,11 +57,8 @@ def _(draw: Draw) -> Iterator[Case]:
                 )
         far = torch.tensor([0, 1, 2, 65535, 65536, 999_983, 1_048_575], dtype=torch.int32)
         yield Case("long context", profile, (draw.normal(7, 2, 70, dtype=dtype), far, yarn, False))
-        x, positions = (
-            draw.normal(8, 2, 160, dtype=dtype)[::2, :, ::2],
-            draw.integers(8, high=300)[::2],
-        )
-        yield Case("strided", profile, (x, positions, yarn, True))
+        x = draw.normal(8, 2, 160, dtype=dtype)[::2, :, ::2]
+        yield Case("strided", profile, (x, draw.integers(8, high=300)[::2], yarn, True))
         special = draw.normal(3, 8, dtype=dtype)
         special[0, 7], special[1, 0], special[2] = float("nan"), float("inf"), 0.0
         yield Case(

@@ -53,7 +53,8 @@ const std::vector<RoutingForm>& routing_forms() {
       {kOnA2 | kOnA3, kNz, {kI8}, {kI8}, {kF32, kBF16}, no, no, {kF32}, {at::kLong, kI32}},
       {kOnA5, kNd, {kE4M3, kE5M2}, {kE4M3, kE5M2}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
       {kOnA5, kNd, {kE2M1}, {kE2M1}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
-      {kOnA5, kNz, {kI8}, {kI8}, {kF32, kBF16}, {kBF16, kNone}, no, {kF32, kNone}, {at::kLong, kI32}},
+      {kOnA5, kNz, {kI8}, {kI8}, {kF32, kBF16}, {kBF16, kNone}, no, {kF32, kNone},
+       {at::kLong, kI32}},
       {kOnA5, kNz, {kE4M3}, {kE4M3}, {kF32, kBF16}, {kBF16, kNone}, no, {kF32, kNone}, k64},
       {kOnA5, kNz, {kE4M3}, {kE2M1}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
   };

@@ -51,17 +51,18 @@ struct SwigluForm {
   bool assist, smooth;
 };
 const std::vector<SwigluForm>& swiglu_forms() {
+  const Types packed = {at::kUInt64, at::kLong}, fp8 = {kE4M3, kE5M2};
   // clang-format off
   static const std::vector<SwigluForm> table = {
       {kOnA2 | kOnA3, kNz, {kI8}, {kI8}, {kF32, kF16, kBF16}, {kF32}, {kI8}, false, false},
-      {kOnA2 | kOnA3, kNd | kNz, {kI8}, {kI4}, {at::kUInt64, at::kLong}, {kF32}, {kI8}, true, false},
-      {kOnA2 | kOnA3, kNd | kNz, {kI4}, {kI4}, {at::kUInt64, at::kLong}, {kF32}, {kI8}, false, true},
-      {kOnA5, kNd, {kE4M3, kE5M2}, {kE4M3, kE5M2}, {kE8M0}, {kE8M0}, {kE4M3, kE5M2}, false, false},
+      {kOnA2 | kOnA3, kNd | kNz, {kI8}, {kI4}, packed, {kF32}, {kI8}, true, false},
+      {kOnA2 | kOnA3, kNd | kNz, {kI4}, {kI4}, packed, {kF32}, {kI8}, false, true},
+      {kOnA5, kNd, fp8, fp8, {kE8M0}, {kE8M0}, fp8, false, false},
       {kOnA5, kNz, {kE4M3}, {kE4M3}, {kE8M0}, {kE8M0}, {kE4M3}, false, false},
       {kOnA5, kNd, {kE2M1}, {kE2M1}, {kE8M0}, {kE8M0}, {kE2M1, kE4M3, kE5M2}, false, false},
       {kOnA5, kNz, {kE2M1}, {kE2M1}, {kE8M0}, {kE8M0}, {kE2M1, kE4M3}, false, false},
       {kOnA5, kNz, {kE4M3}, {kE2M1}, {kE8M0}, {kE8M0}, {kE4M3}, false, false},
-      {kOnA5, kNd, {kE4M3, kE5M2}, {kE4M3, kE5M2}, {kF32, kBF16}, {kF32}, {kE4M3, kE5M2}, false, false},
+      {kOnA5, kNd, fp8, fp8, {kF32, kBF16}, {kF32}, fp8, false, false},
       {kOnA5, kNd, {kI8}, {kI8}, {kF32, kBF16, kF16}, {kF32}, {kI8}, false, false},
   };
   // clang-format on

@@ -37,9 +37,8 @@ def small_moe(experts: int, profile: Profile = OFFICIAL) -> MoE:
         path, _, leaf = name.rpartition(".")
         module, value = layer.get_submodule(path), torch.randn(parameter.shape, generator=generator)
         if path != "gate":
-            value, scale = (
-                quantize_weight_fp4 if path.startswith("experts") else quantize_weight_fp8
-            )(value)
+            fp4 = path.startswith("experts")
+            value, scale = (quantize_weight_fp4 if fp4 else quantize_weight_fp8)(value)
             module.scale = nn.Parameter(scale, requires_grad=False)
         setattr(module, leaf, nn.Parameter(value, requires_grad=False))
     return layer

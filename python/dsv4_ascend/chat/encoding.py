@@ -64,10 +64,10 @@ def encode_messages(
 ) -> PromptText:
     """The prompt for `messages`, which follow `earlier` ones that are encoded already.
 
-    The result is a string that knows its markers: what a message says never becomes a control
-    token, unless the tokenizer is asked for it (`Tokenizer.encode(..., control=True)`).
-    ArgumentError names a bad message; CheckpointError a literal text that the release did not
-    bring.
+    The result is a string that knows its markers: what a message says never becomes a
+    control token, unless the tokenizer is asked for it
+    (`Tokenizer.encode(..., control=True)`). ArgumentError names a bad message;
+    CheckpointError a literal text that the release did not bring.
     """
     chat, release = mode or ChatMode(), texts or ReleaseTexts()
     release.check_effort(chat.effort, chat.revision)
@@ -76,8 +76,8 @@ def encode_messages(
     if chat.revision == "recipe":
         if earlier:
             raise ArgumentError(
-                "chat: earlier: found messages, expected none with revision recipe; encode all at "
-                "once"
+                "chat: earlier: found messages, expected none with revision recipe; "
+                "encode all at once"
             )
         return PromptText.of([BOS, *recipe.render(messages, chat.thinking, chat.effort, release)])
     opening = [] if earlier else [BOS]

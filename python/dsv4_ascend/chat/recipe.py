@@ -94,9 +94,8 @@ def _answer(turn: Message, thinking: bool, *, has_tools: bool, last: bool) -> Pi
     pieces: Pieces = [ASSISTANT]
     if reasoning is not None:
         pieces += [THINK, str(reasoning)]
-    if not (
-        prefix and thinking and not content
-    ):  # such an answer is continued inside its reasoning
+    if not (prefix and thinking and not content):
+        # Such an answer is continued inside its reasoning.
         pieces.append(END_THINK)
     pieces.append(str(content))
     if calls := turn.get("tool_calls"):

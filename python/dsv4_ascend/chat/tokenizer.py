@@ -98,8 +98,8 @@ class Tokenizer:
         if not self._added.isdisjoint(ids):
             token = self._backend.id_to_token(next(i for i in ids if i in self._added))
             problem = (
-                f"text: found {token}, which merges spell, expected no control token; see "
-                "control=True"
+                f"text: found {token}, which merges spell, expected no control token; "
+                "see control=True"
             )
             raise ArgumentError(problem)
         return ids
@@ -148,9 +148,8 @@ class Tokenizer:
         middle of one. Those that stand for one byte each (`<0xE2>`) are held until another token
         comes: decoders judge them together.
         """
-        shown: list[
-            int
-        ] = []  # the last tokens shown: what the next ones look like may depend on them
+        # The last tokens shown: what the next ones look like may depend on them.
+        shown: list[int] = []
         held: list[int] = []
         due = 1
         for token in ids:

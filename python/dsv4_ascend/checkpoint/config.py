@@ -105,18 +105,18 @@ class V4Config:
     def flash(cls) -> V4Config:
         """DeepSeek-V4-Flash (spec 1.1, 1.2): 43 layers, 2 SWA, 21 CSA, 20 HCA."""
         return cls(
-            hidden_size=4096, num_hidden_layers=43, num_attention_heads=64, q_lora_rank=1024, o_groups=8,
-            index_topk=512, n_routed_experts=256, moe_intermediate_size=2048, routed_scaling_factor=1.5,
-            **_schedule([0, 0] + [4, 128] * 20 + [4, 0]), **_FAMILY,
+            hidden_size=4096, num_hidden_layers=43, num_attention_heads=64, q_lora_rank=1024,
+            o_groups=8, index_topk=512, n_routed_experts=256, moe_intermediate_size=2048,
+            routed_scaling_factor=1.5, **_schedule([0, 0] + [4, 128] * 20 + [4, 0]), **_FAMILY,
         )  # fmt: skip
 
     @classmethod
     def pro(cls) -> V4Config:
         """DeepSeek-V4-Pro (spec 1.1, 1.2): 61 layers, 30 CSA, 31 HCA."""
         return cls(
-            hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, q_lora_rank=1536, o_groups=16,
-            index_topk=1024, n_routed_experts=384, moe_intermediate_size=3072, routed_scaling_factor=2.5,
-            **_schedule([128, 128] + [4, 128] * 29 + [4, 0]), **_FAMILY,
+            hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, q_lora_rank=1536,
+            o_groups=16, index_topk=1024, n_routed_experts=384, moe_intermediate_size=3072,
+            routed_scaling_factor=2.5, **_schedule([128, 128] + [4, 128] * 29 + [4, 0]), **_FAMILY,
         )  # fmt: skip
 
     @property
@@ -169,10 +169,11 @@ def _schedule(ratios: list[int]) -> dict[str, Any]:
 
 
 _FAMILY: dict[str, Any] = {
-    "vocab_size": 129280, "head_dim": 512, "qk_rope_head_dim": 64, "o_lora_rank": 1024, "sliding_window": 128,
-    "index_n_heads": 64, "index_head_dim": 128, "num_experts_per_tok": 6, "num_hash_layers": 3, "swiglu_limit": 10.0,
-    "rope_theta": 10000.0, "compress_rope_theta": 160000.0, "rope_scaling": RopeScaling(),
-    "num_nextn_predict_layers": 1, "quantized": True, "expert_dtype": "fp4",
+    "vocab_size": 129280, "head_dim": 512, "qk_rope_head_dim": 64, "o_lora_rank": 1024,
+    "sliding_window": 128, "index_n_heads": 64, "index_head_dim": 128, "num_experts_per_tok": 6,
+    "num_hash_layers": 3, "swiglu_limit": 10.0, "rope_theta": 10000.0,
+    "compress_rope_theta": 160000.0, "rope_scaling": RopeScaling(), "num_nextn_predict_layers": 1,
+    "quantized": True, "expert_dtype": "fp4",
 }  # fmt: skip
 """Values that Flash and Pro share."""
 
@@ -192,10 +193,10 @@ def found(name: str, value: object, expected: str) -> str:
 
 
 _POSITIVE_INTS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "qk_rope_head_dim",
-    "q_lora_rank", "o_groups", "o_lora_rank", "sliding_window", "index_n_heads", "index_head_dim", "index_topk",
-    "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "hc_mult", "hc_sinkhorn_iters",
-    "max_position_embeddings",
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+    "qk_rope_head_dim", "q_lora_rank", "o_groups", "o_lora_rank", "sliding_window", "index_n_heads",
+    "index_head_dim", "index_topk", "n_routed_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "hc_mult", "hc_sinkhorn_iters", "max_position_embeddings",
 )  # fmt: skip
 _COUNTS = ("num_hash_layers", "num_nextn_predict_layers")
 _POSITIVE_NUMBERS = ("routed_scaling_factor", "rope_theta", "compress_rope_theta")
@@ -310,10 +311,8 @@ def _wrong_types(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
-    heads, groups, rope, vocab = (
-        values[name]
-        for name in ("num_attention_heads", "o_groups", "qk_rope_head_dim", "vocab_size")
-    )
+    heads, groups = values["num_attention_heads"], values["o_groups"]
+    rope, vocab = values["qk_rope_head_dim"], values["vocab_size"]
     if heads % groups:
         yield found("o_groups", groups, f"a divisor of num_attention_heads {heads}")
     if values["num_experts_per_tok"] > values["n_routed_experts"]:
@@ -336,15 +335,8 @@ def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _wrong_layers(values: dict[str, Any]) -> Iterator[str]:
-    layers, mtp, ratios, kinds = (
-        values[name]
-        for name in (
-            "num_hidden_layers",
-            "num_nextn_predict_layers",
-            "compress_ratios",
-            "layer_kinds",
-        )
-    )
+    layers, mtp = values["num_hidden_layers"], values["num_nextn_predict_layers"]
+    ratios, kinds = values["compress_ratios"], values["layer_kinds"]
     if layers + mtp > _MAX_LAYERS:
         yield found("num_hidden_layers", layers, f"at most {_MAX_LAYERS} layers")
     if (layers + mtp) * values["n_routed_experts"] * 3 > _MAX_TENSORS:

@@ -78,8 +78,8 @@ CONSTANTS: dict[str, tuple[object, ...]] = {
 """Fields with one meaning in V4; another value is a model that this code is not."""
 
 WRITTEN_CONSTANTS = (
-    "num_key_value_heads", "n_shared_experts", "scoring_func", "topk_method", "norm_topk_prob", "hidden_act",
-    "tie_word_embeddings", "attention_bias",
+    "num_key_value_heads", "n_shared_experts", "scoring_func", "topk_method", "norm_topk_prob",
+    "hidden_act", "tie_word_embeddings", "attention_bias",
 )  # fmt: skip
 
 FLOAT_EXPERTS = ("bf16", "bfloat16", "fp16", "float16", "fp32", "float32")
@@ -94,10 +94,10 @@ QUANTISATION: dict[str, tuple[object, ...]] = {
 }
 
 SILENT = frozenset((
-    "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range",
-    "attention_dropout", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "pad_token_id",
-    "_name_or_path", "max_batch_size", "max_seq_len", "auto_map", "ep_size", "pretraining_tp",
-    "aux_loss_alpha", "seq_aux",
+    "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache",
+    "initializer_range", "attention_dropout", "output_router_logits", "router_aux_loss_coef",
+    "router_jitter_noise", "pad_token_id", "_name_or_path", "max_batch_size", "max_seq_len",
+    "auto_map", "ep_size", "pretraining_tp", "aux_loss_alpha", "seq_aux",
     "quantization_config.modules_to_not_convert", "quantization_config.modules_to_convert",
     "quantization_config.dequantize", "quantization_config.ignored_layers",
 ))  # fmt: skip
@@ -107,33 +107,37 @@ and without effect here (`auto_map` names remote code, which is never run).
 
 INFORMATIVE = frozenset((
     # transformers' base class, version 4 and 5
-    "return_dict", "output_hidden_states", "output_attentions", "id2label", "label2id", "problem_type", "num_labels",
-    "chunk_size_feed_forward", "is_decoder", "finetuning_task", "task_specific_params", "torchscript",
-    "use_bfloat16", "tf_legacy_loss", "tokenizer_class", "prefix", "bad_words_ids", "sep_token_id",
-    "decoder_start_token_id", "cross_attention_hidden_size", "tie_encoder_decoder", "attn_implementation",
-    "generation_config", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
-    "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "encoder_no_repeat_ngram_size",
+    "return_dict", "output_hidden_states", "output_attentions", "id2label", "label2id",
+    "problem_type", "num_labels", "chunk_size_feed_forward", "is_decoder", "finetuning_task",
+    "task_specific_params", "torchscript", "use_bfloat16", "tf_legacy_loss", "tokenizer_class",
+    "prefix", "bad_words_ids", "sep_token_id", "decoder_start_token_id",
+    "cross_attention_hidden_size", "tie_encoder_decoder", "attn_implementation",
+    "generation_config", "remove_invalid_values", "exponential_decay_length_penalty",
+    "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "encoder_no_repeat_ngram_size",
     # sampling defaults that version 4 wrote into config.json
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
-    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "max_new_tokens",
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "num_return_sequences", "output_scores",
+    "return_dict_in_generate", "max_new_tokens",
     # tools: who made the folder and how
-    "reap_pruning", "pruning_config", "merge_method", "merged_from", "base_model", "model_name", "license",
-    "library_name", "tags", "language", "author", "description", "created_at", "converted_by", "quantized_by",
-    "conversion_info", "export_info", "transformers.js_config", "use_mtp", "model_max_length", "chat_template",
-    "name_or_path", "use_return_dict", "transformers_weights", "trust_remote_code",
+    "reap_pruning", "pruning_config", "merge_method", "merged_from", "base_model", "model_name",
+    "license", "library_name", "tags", "language", "author", "description", "created_at",
+    "converted_by", "quantized_by", "conversion_info", "export_info", "transformers.js_config",
+    "use_mtp", "model_max_length", "chat_template", "name_or_path", "use_return_dict",
+    "transformers_weights", "trust_remote_code",
 ))  # fmt: skip
 """Describe the folder, its training head or its sampling,
 never the layers: one note names those that were found.
 """
 
 INFORMATIVE_START = (
-    "_", "unsloth", "mergekit", "axolotl", "llamafactory", "vision_", "image_", "aligner_", "dspark_",
-    "gradient_checkpointing",
+    "_", "unsloth", "mergekit", "axolotl", "llamafactory", "vision_", "image_", "aligner_",
+    "dspark_", "gradient_checkpointing",
 )  # fmt: skip
 INFORMATIVE_END = (
-    "_pruning", "_dropout", "_git_hash", "_commit", "_url", "_loss_coef", "_loss_weight", "_loss_alpha",
-    "_loss_scaling_factor",
+    "_pruning", "_dropout", "_git_hash", "_commit", "_url", "_loss_coef", "_loss_weight",
+    "_loss_alpha", "_loss_scaling_factor",
 )  # fmt: skip
 """Private attributes; fields that begin with a tool's name; those of parts that a text-only main
 model does not run; training only; and provenance. Any other name may belong to a part of the model,

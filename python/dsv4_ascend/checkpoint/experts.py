@@ -1,8 +1,8 @@
 """All experts of a projection as one tensor: a view of the file if distances are equal, or a copy.
 
-Releases hold a layer's experts in one shard, sorted by name (expert 10 before expert 2), each
-projection as far from the next expert's: such a file is used as it lies, in its own order of
-experts.
+Releases hold a layer's experts in one shard, sorted by name (expert 10 before expert 2),
+each projection as far from the next expert's: such a file is used as it lies, in its own
+order of experts.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def stacks(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(`...ffn.experts.w1.weight`, [E, ...]) of every part of a layer's experts.
 
-    Then `...ffn.experts.slots` int64 [E], the place of each expert in these, if they are not in
-    order of number. parts, prefix: of `by_projection`; tensor: gives the tensor of an official
-    name.
+    Then `...ffn.experts.slots` int64 [E], the place of each expert in these, if they are not
+    in order of number. parts, prefix: of `by_projection`; tensor: gives the tensor of an
+    official name.
     """
     runs = {part: run_of([sources[name] for name in names]) for part, names in parts.items()}
     plain = tuple(range(max(map(len, parts.values()))))

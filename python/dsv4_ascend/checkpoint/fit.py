@@ -36,8 +36,8 @@ def _scale_misfit(
         yield from _misfit(entry.scale_name, scale, SCALE, shape)
     elif complete:
         yield (
-            f"{weight.describe(name)}: found {weight.dtype} without its scale '{entry.scale_name}' "
-            f"{shape}"
+            f"{weight.describe(name)}: found {weight.dtype} "
+            f"without its scale '{entry.scale_name}' {shape}"
         )
 
 
@@ -80,6 +80,6 @@ def _misfit(
         yield f"{source.describe(name)}: found dtype {source.dtype}, expected {' or '.join(dtypes)}"
     elif source.shape != shape:
         yield (
-            f"{source.describe(name)}: found shape {source.shape}, expected {shape} for "
-            f"{source.dtype}"
+            f"{source.describe(name)}: found shape {source.shape}, "
+            f"expected {shape} for {source.dtype}"
         )

@@ -99,12 +99,8 @@ def _mtp_parts(config: V4Config, prefix: str) -> Iterator[tuple[str, Entry]]:
 
 def _dspark_parts(config: V4Config, dspark: DSpark, stage: int) -> Iterator[tuple[str, Entry]]:
     """What a drafter adds to the blocks of its first and of its last stage (spec/v41.md 1.1)."""
-    d, vocab, rank, prefix = (
-        config.hidden_size,
-        config.vocab_size,
-        dspark.markov_rank,
-        f"mtp.{stage}.",
-    )
+    d, vocab = config.hidden_size, config.vocab_size
+    rank, prefix = dspark.markov_rank, f"mtp.{stage}."
     if stage == 0:
         yield _linear(config, f"{prefix}main_proj", d, dspark.targets * d)
         yield f"{prefix}main_norm.weight", Entry((d,))

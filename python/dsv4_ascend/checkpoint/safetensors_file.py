@@ -1,9 +1,9 @@
 """Strict reader of one safetensors file: checked whole before it is mapped,
 tensors are views of it.
 
-Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing in
-them, and more than 200,000 tensors are refused. Nothing executes, nothing is written, no byte is
-copied.
+Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing
+in them, and more than 200,000 tensors are refused. Nothing executes, nothing is written, no
+byte is copied.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ NAME = re.compile(r"[A-Za-z0-9_\-]{1,64}(\.[A-Za-z0-9_\-]{1,64}){0,15}", re.ASCI
 
 DTYPES: dict[str, tuple[int, torch.dtype]] = {
     "BOOL": (8, torch.bool), "U8": (8, torch.uint8), "I8": (8, torch.int8), "F4": (4, torch.int8),
-    "F8_E4M3": (8, torch.float8_e4m3fn), "F8_E5M2": (8, torch.float8_e5m2), "F8_E8M0": (8, torch.float8_e8m0fnu),
-    "I16": (16, torch.int16), "F16": (16, torch.float16), "BF16": (16, torch.bfloat16),
-    "U16": (16, torch.uint16), "U32": (32, torch.uint32), "U64": (64, torch.uint64),
-    "I32": (32, torch.int32), "F32": (32, torch.float32), "I64": (64, torch.int64), "F64": (64, torch.float64),
+    "F8_E4M3": (8, torch.float8_e4m3fn), "F8_E5M2": (8, torch.float8_e5m2),
+    "F8_E8M0": (8, torch.float8_e8m0fnu), "I16": (16, torch.int16), "F16": (16, torch.float16),
+    "BF16": (16, torch.bfloat16), "U16": (16, torch.uint16), "U32": (32, torch.uint32),
+    "U64": (64, torch.uint64), "I32": (32, torch.int32), "F32": (32, torch.float32),
+    "I64": (64, torch.int64), "F64": (64, torch.float64),
 }  # fmt: skip
 """safetensors dtype -> (bits, torch dtype of the view).
 F4 comes out packed: int8 with half the last dimension.
@@ -230,13 +231,13 @@ def _range_problems(file: str, tensors: dict[str, TensorInfo], data: int, size: 
                 else "leaves a hole before it"
             )
             problems.append(
-                f"{file}: tensor {_shown(name)}: {kind}: found offset {info.begin}, expected "
-                f"{position}"
+                f"{file}: tensor {_shown(name)}: {kind}: "
+                f"found offset {info.begin}, expected {position}"
             )
         if info.end > size:
             problems.append(
-                f"{file}: tensor {_shown(name)}: truncated: found a file of {size} bytes, expected "
-                f"{info.end}"
+                f"{file}: tensor {_shown(name)}: truncated: "
+                f"found a file of {size} bytes, expected {info.end}"
             )
         position = max(position, info.end)
     if position < size:

@@ -67,8 +67,8 @@ def _only_file(folder: Path, stored: list[str], present: list[str]) -> str:
     pickles = [name for name in present if name.endswith(_PICKLES)]
     if pickles:
         line = (
-            f"found only {', '.join(pickles[:3])}: pickled weights are never opened, expected "
-            "safetensors"
+            f"found only {', '.join(pickles[:3])}: pickled weights are never opened, "
+            "expected safetensors"
         )
         raise checkpoint_error(folder, [line])
     raise checkpoint_error(
@@ -84,8 +84,8 @@ def _read_index(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > MAX_TENSORS:
         line = (
-            f"{INDEX}: weight_map: found no object of 1 to {MAX_TENSORS} names, expected tensor -> "
-            "shard"
+            f"{INDEX}: weight_map: found no object of 1 to {MAX_TENSORS} names, "
+            "expected tensor -> shard"
         )
         raise checkpoint_error(path, [line])
     names = set(map(ascii, weight_map.values()))
@@ -126,8 +126,8 @@ def _against_index(files: list[SafetensorsFile], weight_map: dict[str, str]) -> 
             if weight_map.get(name) != file:
                 listed = f"in {weight_map[name]}" if name in weight_map else "nowhere"
                 problems.append(
-                    f"{file}: tensor '{name}': found it here, expected it {listed} according to "
-                    f"{INDEX}"
+                    f"{file}: tensor '{name}': found it here, "
+                    f"expected it {listed} according to {INDEX}"
                 )
     for name, file in weight_map.items():
         if file in held and name not in held[file]:

@@ -44,8 +44,8 @@ def _stored_drafts(config: V4Config, sources: Sources) -> tuple[V4Config, list[s
     notes = []
     if dspark is not None:
         notes.append(
-            f"{count} DSpark draft stages (mtp.*) are not run: drafting with DSpark is not "
-            "implemented"
+            f"{count} DSpark draft stages (mtp.*) are not run: "
+            "drafting with DSpark is not implemented"
         )
     elif promised and not count:
         notes.append(

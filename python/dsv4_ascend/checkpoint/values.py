@@ -70,8 +70,8 @@ def _rule(name: str, dtype: str, experts: int) -> Rule | None:
 
 def _broken(tensor: torch.Tensor, rule: Rule, source: Source) -> Iterator[str]:
     wide = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e8m0fnu else tensor
-    # Good values are an interval, and NaN comes out as both extremes: they decide without a
-    # temporary.
+    # Good values are an interval, and NaN comes out as both extremes: they decide without
+    # a temporary.
     if tensor.numel() == 0 or bool(rule.good(torch.stack(torch.aminmax(wide))).all()):
         return
     bad = (~rule.good(wide)).nonzero()

@@ -63,10 +63,8 @@ def _norm_is_right(device: str) -> bool:
 
 def _implementations(device: str) -> str:
     native = sum(where == device for _, where in dispatch.native_kernels())
-    return (
-        f"on {device} {native} with native kernels, {len(dsv4_backend.OPERATORS) - native} as "
-        "references"
-    )
+    others = len(dsv4_backend.OPERATORS) - native
+    return f"on {device} {native} with native kernels, {others} as references"
 
 
 def _report(probes: Probes, findings: tuple[Finding, ...]) -> dict[str, object]:

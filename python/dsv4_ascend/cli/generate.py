@@ -18,12 +18,33 @@ from dsv4_ascend.chat.encoding import ChatMode, encode_messages
 from dsv4_ascend.chat.messages import Message
 from dsv4_ascend.chat.release_texts import ReleaseTexts
 from dsv4_ascend.cli.inputs import STDIN, check_ids, read_ids, read_messages, read_text
-from dsv4_ascend.cli.loading import AllowUnknown, ProfileName, load_model
+from dsv4_ascend.cli.loading import AllowUnknown, CheckpointFolder, ProfileName, load_model
 from dsv4_ascend.model.generation import Sampling
 from dsv4_ascend.model.model import Model
 from dsv4_backend.errors import ArgumentError
 
 DEFAULT_PROMPT = "def "
+
+_Text = Annotated[str | None, typer.Option(help="Text to continue, or - for standard input.")]
+_IdsFile = Annotated[Path | None, typer.Option(help="File with token ids, as of logits, or -.")]
+_MessagesFile = Annotated[Path | None, typer.Option(help="JSON file with a chat's messages, or -.")]
+_TopP = Annotated[float, typer.Option(help="Keep the most likely tokens up to this probability.")]
+_Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling noise.")]
+_Chat = Annotated[bool, typer.Option("--chat", help="Encode the text as a user's message.")]
+_Thinking = Annotated[bool, typer.Option("--thinking", help="Chat: let the model reason first.")]
+_Effort = Annotated[
+    str | None, typer.Option(help="Chat: low, high or max, as the release knows them.")
+]
+_Encoding = Annotated[str, typer.Option(help="Chat: preview (the release's script) or recipe.")]
+_ControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--control-tokens", help="What spells a control token in the text becomes that token."
+    ),
+]
+_DraftTokens = Annotated[
+    int, typer.Option(min=0, help="Draft with the MTP block; needs --temperature 0.")
+]
 
 
 class _Clock:
@@ -43,15 +64,13 @@ class _Clock:
 
     def summary(self, prompt_tokens: int) -> str:
         """Prefill and decode speed in tokens per second."""
-        if self.tokens == 0:
-            return f"prefill {prompt_tokens} tokens, 0.0 tokens/s"  # it waits for the first token, and none was wanted
+        if self.tokens == 0:  # prefill ends with the first token, and none was wanted
+            return f"prefill {prompt_tokens} tokens, 0.0 tokens/s"
         prefill, decode = self.first - self.start, self.last - self.first
         line = f"prefill {prompt_tokens} tokens, {prompt_tokens / max(prefill, 1e-9):.1f} tokens/s"
         if self.tokens > 1:
-            line += (
-                f"; decode {self.tokens} tokens, {(self.tokens - 1) / max(decode, 1e-9):.1f} "
-                "tokens/s"
-            )
+            speed = (self.tokens - 1) / max(decode, 1e-9)
+            line += f"; decode {self.tokens} tokens, {speed:.1f} tokens/s"
         return line
 
 
@@ -78,50 +97,23 @@ class _Prompt:
 
 
 def generate(
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder; the shipped small model if absent.")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Text to continue, or - for standard input.")
-    ] = None,
+    checkpoint: CheckpointFolder = None,
+    prompt: _Text = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File with the text, or -.")] = None,
-    input_ids: Annotated[
-        Path | None, typer.Option(help="File with token ids, as of logits, or -.")
-    ] = None,
-    messages: Annotated[
-        Path | None, typer.Option(help="JSON file with a chat's messages, or -.")
-    ] = None,
+    input_ids: _IdsFile = None,
+    messages: _MessagesFile = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
-    top_p: Annotated[
-        float, typer.Option(help="Keep the most likely tokens up to this probability.")
-    ] = 1.0,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling noise.")
-    ] = 33377335,
+    top_p: _TopP = 1.0,
+    seed: _Seed = 33377335,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     profile: ProfileName = "official",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Encode the text as a user's message.")
-    ] = False,
-    thinking: Annotated[
-        bool, typer.Option("--thinking", help="Chat: let the model reason first.")
-    ] = False,
-    effort: Annotated[
-        str | None, typer.Option(help="Chat: low, high or max, as the release knows them.")
-    ] = None,
-    encoding: Annotated[
-        str, typer.Option(help="Chat: preview (the release's script) or recipe.")
-    ] = "preview",
-    control_tokens: Annotated[
-        bool,
-        typer.Option(
-            "--control-tokens", help="What spells a control token in the text becomes that token."
-        ),
-    ] = False,
-    draft_tokens: Annotated[
-        int, typer.Option(min=0, help="Draft with the MTP block; needs --temperature 0.")
-    ] = 0,
+    chat: _Chat = False,
+    thinking: _Thinking = False,
+    effort: _Effort = None,
+    encoding: _Encoding = "preview",
+    control_tokens: _ControlTokens = False,
+    draft_tokens: _DraftTokens = 0,
     allow_unknown: AllowUnknown = None,
 ) -> None:
     """Generate text from a prompt and stream it.

@@ -24,6 +24,10 @@ AllowUnknown = Annotated[
     ),
 ]
 
+CheckpointFolder = Annotated[
+    Path | None, typer.Option(help="Folder; the shipped small model if absent.")
+]
+
 ProfileName = Annotated[
     str, typer.Option("--profile", help=f"What is rounded: {', '.join(PROFILES)}.")
 ]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dsv4_ascend.cli.inputs import check_ids, read_ids
-from dsv4_ascend.cli.loading import AllowUnknown, ProfileName, load_model
+from dsv4_ascend.cli.loading import AllowUnknown, CheckpointFolder, ProfileName, load_model
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 
@@ -23,9 +23,7 @@ def logits(
         typer.Option(help="JSON list, plain numbers, or .safetensors with one tensor; - is stdin."),
     ],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder; the shipped small model if absent.")
-    ] = None,
+    checkpoint: CheckpointFolder = None,
     profile: ProfileName = "official",
     chunk: Annotated[
         int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")

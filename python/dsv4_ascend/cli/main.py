@@ -107,9 +107,8 @@ def _run(arguments: Sequence[str]) -> int:
             f"{error}. `dsv4-ascend doctor` looks at the whole environment", ENVIRONMENT
         )
     except Dsv4Error as error:
-        by_operator = str(error).startswith(
-            "dsv4::"
-        )  # what a checkpoint led to; all other arguments are options
+        # What a checkpoint led to; all other arguments are options.
+        by_operator = str(error).startswith("dsv4::")
         usage = isinstance(error, ArgumentError) and not by_operator
         return _complain(str(error), USAGE if usage else FINDINGS)
     except (MemoryError, RuntimeError) as error:
@@ -128,9 +127,8 @@ def _softnpu(arguments: list[str]) -> int:
 
 
 def _load(target: str) -> Any:
-    importlib.import_module(
-        "dsv4_backend"
-    )  # before any module that imports torch: see dsv4_backend._torch
+    # Before any module that imports torch: see dsv4_backend._torch.
+    importlib.import_module("dsv4_backend")
     module, name = target.split(":")
     return getattr(importlib.import_module(module), name)
 

@@ -26,7 +26,10 @@ MACHINES = {
 }
 """What candidates are asked about. Fixed, so that pages do not depend on who writes them."""
 
-_MARK = "<!-- Written by `dsv4-ascend ops --docs docs/operators`: change the contract, not this page. -->"
+_MARK = (
+    "<!-- Written by `dsv4-ascend ops --docs docs/operators`: "
+    "change the contract, not this page. -->"
+)
 _SOURCES = "backend/dsv4_backend"
 
 

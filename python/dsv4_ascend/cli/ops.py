@@ -60,9 +60,9 @@ def ops(
 ) -> None:
     """List every operator with the implementation that runs it on each device, and the reason.
 
-    A native kernel is asked about the operator's own parity cases; the others of its calls run the
-    reference. With --chip it is asked for that machine: by what documents say, not by what is
-    installed.
+    A native kernel is asked about the operator's own parity cases; the others of its calls run
+    the reference. With --chip it is asked for that machine: by what documents say, not by what
+    is installed.
     """
     if context.invoked_subcommand is not None:
         return

@@ -51,8 +51,8 @@ def parity(
     """Run every parity case on every implementation of a device,
     and compare with the oracle's values.
 
-    Limit use is error / limit: 0 is exact, above 1 fails. Exit code 1 if a case fails or a fault
-    survives.
+    Limit use is error / limit: 0 is exact, above 1 fails. Exit code 1 if a case fails or a
+    fault survives.
     """
     selection = Selection(
         pattern, _checked_profile(profile), _checked_device(device), faults, mutants
@@ -173,12 +173,9 @@ def _summary(reports: Sequence[OperatorReport]) -> str:
             f"{100 * mutation_score(reports):.1f} %"
         )
     if sums["mutants"]:
-        killed, score = (
-            sums["mutants"] - sums["mutants_survived"],
-            100 * reference_mutation_score(reports),
-        )
+        killed = sums["mutants"] - sums["mutants_survived"]
         text += (
-            f"; {killed} of {sums['mutants']} automatic mutants killed, reference mutation score "
-            f"{score:.1f} %"
+            f"; {killed} of {sums['mutants']} automatic mutants killed, "
+            f"reference mutation score {100 * reference_mutation_score(reports):.1f} %"
         )
     return f"{text}; {sums['seconds']:.1f} s"

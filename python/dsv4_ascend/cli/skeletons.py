@@ -65,7 +65,8 @@ def _(draw: Draw) -> Iterator[Case]:
             yield Case(f"{{tokens}}x{{d}}", profile, arguments)
 
 
-# Every output has its own faults already: dsv4_backend/faults.py, where the other kinds of faults are too.
+# Every output has its own faults already: dsv4_backend/faults.py,
+# where the other kinds of faults are too.
 {name}.wrong_arguments(
     {{
         "WHAT SOMEBODY COULD GET WRONG: at least four such, eight faults in all": {{

@@ -21,10 +21,8 @@ def softnpu(arguments: list[str]) -> str:
         from softnpu.command import call
         from softnpu.errors import SoftnpuError
     except ImportError as error:
-        missing = error.name in (
-            "softnpu",
-            "softnpu.command",
-        )  # the latter: a folder that only has its name
+        # The latter: a folder that only has its name.
+        missing = error.name in ("softnpu", "softnpu.command")
         return how_to_install() if missing else f"softnpu does not load: {error}; install it again"
     try:
         call(arguments, "dsv4-ascend softnpu")

@@ -21,9 +21,8 @@ def prepare() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(
-                os.devnull, mode
-            )  # takes the lowest free number, so that no file of ours becomes the stream
+            # Takes the lowest free number, so that no file of ours becomes the stream.
+            os.open(os.devnull, mode)
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:

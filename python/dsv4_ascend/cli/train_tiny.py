@@ -49,9 +49,8 @@ def train_tiny(
     torch.set_num_threads(1)
     corpus = read_corpus()
     tokenizer = train_tokenizer(corpus.train, TINY.vocab_size)
-    stream, held_out = (
-        encode_documents(tokenizer, documents) for documents in (corpus.train, corpus.held_out)
-    )
+    stream = encode_documents(tokenizer, corpus.train)
+    held_out = encode_documents(tokenizer, corpus.held_out)
     network = Transformer(TINY, IDEAL)
     columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns, console=console(stderr=True)) as bar:

@@ -123,11 +123,8 @@ class Attention(nn.Module):
         super().__init__()
         self.profile, activations = profile, profile.activations
         self.kind, self.ratio = kind, ratio
-        self.heads, self.head_dim, self.window = (
-            config.num_attention_heads,
-            config.head_dim,
-            config.sliding_window,
-        )
+        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.window = config.sliding_window
         self.nope_dim = config.head_dim - config.qk_rope_head_dim
         self.groups, self.eps = config.o_groups, config.rms_norm_eps
         group_width = self.heads * self.head_dim // self.groups

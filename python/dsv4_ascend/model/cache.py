@@ -106,11 +106,8 @@ class PagedCache:
         max_step_tokens = integer("max_step_tokens", max_step_tokens, 1, MAX_SIZE)
         max_sequences = integer("max_sequences", max_sequences, 0, MAX_SIZE)
         max_tokens = integer("max_tokens", max_tokens, 0, MAX_SIZE)
-        self.block_size, self.max_tokens, self.max_step_tokens = (
-            block_size,
-            max_tokens,
-            max_step_tokens,
-        )
+        self.block_size, self.max_tokens = block_size, max_tokens
+        self.max_step_tokens = max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)
         self._free: dict[str, list[int]] = {}
@@ -119,21 +116,18 @@ class PagedCache:
             counts[name] = max(1, max_sequences * group.columns(max_tokens, block_size))
             order = torch.arange(counts[name])
             if free_order is not None:
-                order = torch.randperm(
-                    counts[name], generator=torch.Generator().manual_seed(free_order)
-                )
+                generator = torch.Generator().manual_seed(free_order)
+                order = torch.randperm(counts[name], generator=generator)
             self._free[name] = order.flip(0).tolist()
 
         def pool(group: str, width: int, of: torch.dtype) -> Pool:
             shape = counts[group], block_size, width
             return Pool(group, torch.zeros(shape, dtype=of, device=self.device))
 
-        def formed(
-            group: str, form: str | None, width: int, rope: int, read_as: torch.dtype
-        ) -> Pool:
+        def formed(group: str, form: str | None, width: int, rope: int, of: torch.dtype) -> Pool:
             if form is None:
                 return pool(group, width, dtype)
-            rows = ByteRows(form, block_size, width, rope, read_as)
+            rows = ByteRows(form, block_size, width, rope, of)
             return Pool(group, rows.empty(counts[group], self.device), rows)
 
         def latents(group: str) -> Pool:
@@ -148,10 +142,9 @@ class PagedCache:
             pools["entries"] = latents(entries)
             pools["state"] = pool(state, 2 * overlap * config.head_dim, torch.float32)
             if kind == "csa":
-                pools["index_keys"] = formed(
-                    entries, formats.index_keys, config.index_head_dim, 0, torch.float32
-                )
-                pools["index_state"] = pool(state, 4 * config.index_head_dim, torch.float32)
+                index = config.index_head_dim
+                pools["index_keys"] = formed(entries, formats.index_keys, index, 0, torch.float32)
+                pools["index_state"] = pool(state, 4 * index, torch.float32)
             return pools
 
         kinds = zip(config.layer_kinds, config.compress_ratios, strict=True)

@@ -131,9 +131,9 @@ class Model:
 
         input_ids: see `TokenIds`; sequences may differ in length. chunk: length of the prefill
         pieces (default 512).
-        decode_from: from that position on, one token at a time. The result does not depend on these
-        beyond rounding. ArgumentError for what is no id in [0, vocab_size), and for options out of
-        range.
+        decode_from: from that position on, one token at a time. The result does not depend on
+        these beyond rounding. ArgumentError for what is no id in [0, vocab_size), and for options
+        out of range.
         """
         prompts = sequences_of("input_ids", input_ids, self.config.vocab_size)
         longest = max((len(p) for p in prompts), default=0)
@@ -215,9 +215,8 @@ class Model:
         drafts = useful_drafts(draft_tokens, max_new_tokens)
         cache = self.new_cache(
             max_sequences=len(ids),
-            max_tokens=longest
-            + max_new_tokens
-            + 2 * drafts,  # the last step may verify and draft past the end
+            # The last step may verify and draft past the end.
+            max_tokens=longest + max_new_tokens + 2 * drafts,
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
         generator = Generator(

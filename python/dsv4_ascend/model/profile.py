@@ -12,8 +12,11 @@ from dsv4_ascend.model.paged import FLOATS, CacheFormats
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
 from dsv4_ascend.weights.deployed import INT8_STORAGE, MX_STORAGE, Storage
 from dsv4_ascend.weights.linear import Linear
+from dsv4_backend.contract import Operator
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.hadamard import hadamard
+from dsv4_backend.ops.hyper import hc_head, hc_pre
+from dsv4_backend.ops.hyper_hf32 import hc_head_hf32, hc_pre_hf32
 from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 
@@ -25,8 +28,9 @@ INDEX_BLOCK = 32
 class IndexFormat:
     """What the indexer's tensors are (4.5).
 
-    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj, x [T,
-    d], the factor of 4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best are chosen by.
+    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj,
+    x [T, d], the factor of 4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best
+    are chosen by.
     """
 
     keys: Callable[[torch.Tensor], torch.Tensor]
@@ -36,14 +40,23 @@ class IndexFormat:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """Operators of hyper-connections (2.2 to 2.4): `pre` of a sub-block, `head` at the end."""
+
+    pre: Operator[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    head: Operator[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Profile:
     """What a network rounds, beside what its operators say.
 
     dtype: of streams, activations and caches. activations: what the input of a quantised weight's
     product is quantised to. latent(kv [.., D], channels without RoPE): what the window's keys and
-    compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q [T, H,
-    D], eps): the norm of queries. caches: byte formats of cache parts. storage: the formats that
-    weights are put into while loading, None for those of the checkpoint.
+    compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q
+    [T, H, D], eps): the norm of queries. mixing: of hyper-connections. caches: byte formats of
+    cache parts. storage: the formats that weights are put into while loading, None for those of
+    the checkpoint.
     """
 
     name: str
@@ -52,6 +65,7 @@ class Profile:
     latent: Callable[[torch.Tensor, int], torch.Tensor]
     index: IndexFormat
     head_norm: Callable[[torch.Tensor, float], torch.Tensor]
+    mixing: Mixing
     caches: CacheFormats = FLOATS
     storage: Storage | None = None
 
@@ -87,8 +101,13 @@ _FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights, _unrounded_scores)
 _INT8 = IndexFormat(ascend.rotate, ascend.int8_queries, ascend.half_weights, _unrounded_scores)
 _TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.fp8_queries, ascend.fp32_weights, ascend.bf16_scores)
 
-IDEAL = Profile("ideal", torch.float32, UNQUANTISED, _unrounded_latent, _UNROUNDED, head_rms_norm)
-OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, head_rms_norm)
+_FP32 = Mixing(hc_pre, hc_head)
+_HF32 = Mixing(hc_pre_hf32, hc_head_hf32)
+
+IDEAL = Profile(
+    "ideal", torch.float32, UNQUANTISED, _unrounded_latent, _UNROUNDED, head_rms_norm, _FP32
+)
+OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, head_rms_norm, _FP32)
 A2A3_INT8 = Profile(
     "a2a3-int8",
     torch.bfloat16,
@@ -96,6 +115,7 @@ A2A3_INT8 = Profile(
     _unrounded_latent,
     _INT8,
     ascend.head_norm,
+    _HF32,
     CacheFormats(index_keys="indexer_int8"),
     INT8_STORAGE,
 )
@@ -109,6 +129,7 @@ A5_MX = Profile(
     _unrounded_latent,
     _TOKEN_FP8,
     ascend.head_norm,
+    _HF32,
     CacheFormats("a5", "indexer_token_fp8"),
     MX_STORAGE,
 )

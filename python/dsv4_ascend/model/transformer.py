@@ -21,7 +21,7 @@ from dsv4_ascend.weights.experts import Experts
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, SharedExpert, empty_parameter
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.gate import gate_hash, gate_topk
-from dsv4_backend.ops.hyper import hc_head, hc_post, hc_pre
+from dsv4_backend.ops.hyper import hc_post
 from dsv4_backend.ops.moe import moe_combine, moe_dispatch
 from dsv4_backend.ops.mtp import mtp_combine
 from dsv4_backend.ops.norm import rms_norm
@@ -83,17 +83,17 @@ class HeadOwner(nn.Module):
     hc_head_base: nn.Parameter
     hc_head_scale: nn.Parameter
 
-    def add_head(self, config: V4Config) -> None:
+    def add_head(self, config: V4Config, profile: Profile) -> None:
         """Add the collapse parameters and the final norm."""
         n, d = config.hc_mult, config.hidden_size
         self.hc_head_fn, self.hc_head_base = empty_parameter(n, n * d), empty_parameter(n)
         self.hc_head_scale = empty_parameter(1)
-        self.norm = RMSNormWeight(d)
+        self.norm, self.mixing = RMSNormWeight(d), profile.mixing
         self.hc_eps, self.norm_eps = config.hc_eps, config.rms_norm_eps
 
     def collapse(self, x: torch.Tensor) -> torch.Tensor:
         """Streams [T, n, d] -> normed hidden state [T, d], ready for the LM head."""
-        y = hc_head(
+        y = self.mixing.head(
             x, self.hc_head_fn, self.hc_head_base, self.hc_head_scale, self.norm_eps, self.hc_eps
         )
         return rms_norm(y, self.norm.weight, self.norm_eps)
@@ -115,15 +115,14 @@ class Block(nn.Module):
             self.register_parameter(f"hc_{site}_fn", empty_parameter(mixes, n * d))
             self.register_parameter(f"hc_{site}_base", empty_parameter(mixes))
             self.register_parameter(f"hc_{site}_scale", empty_parameter(3))
-        self.sinkhorn_iters, self.hc_eps, self.norm_eps = (
-            config.hc_sinkhorn_iters,
-            config.hc_eps,
-            config.rms_norm_eps,
-        )
+        self.sinkhorn_iters, self.mixing = config.hc_sinkhorn_iters, profile.mixing
+        self.hc_eps, self.norm_eps = config.hc_eps, config.rms_norm_eps
 
     def _pre(self, x: torch.Tensor, site: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         fn, base, scale = (getattr(self, f"hc_{site}_{part}") for part in ("fn", "base", "scale"))
-        y, post, comb = hc_pre(x, fn, base, scale, self.sinkhorn_iters, self.norm_eps, self.hc_eps)
+        y, post, comb = self.mixing.pre(
+            x, fn, base, scale, self.sinkhorn_iters, self.norm_eps, self.hc_eps
+        )
         return rms_norm(y, getattr(self, f"{site}_norm").weight, self.norm_eps), post, comb
 
     def run(
@@ -146,7 +145,7 @@ class MTPBlock(Block, HeadOwner):
         d = config.hidden_size
         self.e_proj, self.h_proj = (Linear(d, d, profile.activations) for _ in range(2))
         self.enorm, self.hnorm = RMSNormWeight(d), RMSNormWeight(d)
-        self.add_head(config)
+        self.add_head(config, profile)
 
     def combine(self, embedded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Embedded [T, d] of the next tokens,
@@ -166,7 +165,7 @@ class Transformer(HeadOwner):
     def __init__(self, config: V4Config, profile: Profile) -> None:
         super().__init__()
         self.config, self.profile = config, profile
-        self.add_head(config)
+        self.add_head(config, profile)
         v, d, n_layers = config.vocab_size, config.hidden_size, config.num_hidden_layers
         self.embed, self.head = (Linear(v, d, UNQUANTISED) for _ in range(2))
         shapes = list(zip(config.layer_kinds, config.compress_ratios, strict=True))
@@ -174,9 +173,8 @@ class Transformer(HeadOwner):
             Block(config, kind, ratio, i < config.num_hash_layers, profile)
             for i, (kind, ratio) in enumerate(shapes[:n_layers])
         )
-        blocks = (
-            shapes[n_layers:] if config.dspark is None else []
-        )  # DSpark's stages are not run yet
+        # DSpark's stages are not run yet.
+        blocks = shapes[n_layers:] if config.dspark is None else []
         self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio, profile) for kind, ratio in blocks)
 
     def run_layers(self, batch: Batch, layers: Sequence[LayerCache]) -> torch.Tensor:

@@ -15,8 +15,6 @@ from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.errors import ArgumentError
 
-_MIXES = ("hc_attn_fn", "hc_ffn_fn", "hc_head_fn")
-
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
     """Make `tensor` the parameter `name`; it keeps its storage, but for BF16 `FP32_NAMES`.
@@ -72,14 +70,6 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
             module.keep(storage.experts(module.stored()))
         elif isinstance(module, Linear):
             module.keep(storage.linear(path)(module.stored()))
-        else:
-            for leaf, parameter in list(module.named_parameters(recurse=False)):
-                if leaf.endswith(_MIXES):
-                    setattr(
-                        module,
-                        leaf,
-                        nn.Parameter(storage.mixes(parameter.detach()), requires_grad=False),
-                    )
 
 
 def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:

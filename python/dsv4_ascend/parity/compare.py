@@ -95,8 +95,8 @@ def _summarise(use: torch.Tensor, got: torch.Tensor, want: torch.Tensor) -> Comp
     if largest > 0:
         where = [int(i) for i in torch.unravel_index(torch.tensor(worst), use.shape)]
         detail = (
-            f"worst at {where}: got {_value(got, where)}, want {_value(want, where)}, error/limit "
-            f"{largest:.3g}"
+            f"worst at {where}: got {_value(got, where)}, want {_value(want, where)}, "
+            f"error/limit {largest:.3g}"
         )
     return Comparison(largest, float(flat.mean()), float((flat <= 1).double().mean()), detail)
 

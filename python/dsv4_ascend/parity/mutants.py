@@ -30,30 +30,19 @@ TensorEdit = Callable[[torch.Tensor], torch.Tensor]
 PACKAGE = "dsv4_backend"
 _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 _DROPPED_TERMS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 _RENAMED = {
-    "amax": "amin", "amin": "amax", "max": "min", "min": "max", "sum": "mean", "mean": "sum", "ceil": "floor",
-    "floor": "ceil", "rsqrt": "sqrt", "exp": "expm1", "sigmoid": "tanh", "cos": "sin", "sin": "cos",
+    "amax": "amin", "amin": "amax", "max": "min", "min": "max", "sum": "mean", "mean": "sum",
+    "ceil": "floor", "floor": "ceil", "rsqrt": "sqrt", "exp": "expm1", "sigmoid": "tanh",
+    "cos": "sin", "sin": "cos",
 }  # fmt: skip
-_DROPPED_CALLS = frozenset(
-    (
-        "float",
-        "to",
-        "clamp",
-        "abs",
-        "square",
-        "sqrt",
-        "relu",
-        "type_as",
-        "masked_fill",
-        "flip",
-        "roll",
-        "bfloat16",
-    )
-)
+_DROPPED_CALLS = frozenset((
+    "float", "to", "clamp", "abs", "square", "sqrt", "relu", "type_as", "masked_fill", "flip",
+    "roll", "bfloat16",
+))  # fmt: skip
 """Methods that give a tensor of the same shape: without the call,
 a rounding point or a step is missing.
 """

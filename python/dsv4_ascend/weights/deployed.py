@@ -190,10 +190,8 @@ class Mx8(DeployedWeight):
     def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
         """See `Weight`; the heads are quantised too."""
         rows = o.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
-        weight, scale = (
-            self.weight.unflatten(0, (groups, -1)),
-            self.scale.unflatten(0, (groups, -1)),
-        )
+        weight = self.weight.unflatten(0, (groups, -1))
+        scale = self.scale.unflatten(0, (groups, -1))
         offsets = torch.arange(groups + 1, dtype=torch.int32, device=o.device) * o.shape[0]
         z = mxfp8_grouped_gemm(*act_quant(rows, MX_BLOCK), weight, scale, offsets)
         return z.view(groups, o.shape[0], z.shape[1]).transpose(0, 1).flatten(1)
@@ -266,13 +264,6 @@ def _expert_values(weight: ExpertWeights, e: int) -> torch.Tensor:
     return widened(weight.weight[e], weight.scale[e])
 
 
-def to_hf32(x: torch.Tensor) -> torch.Tensor:
-    """fp32 cut to 10 mantissa bits, as the GEMM of the mixes takes it;
-    bf16 rows lose nothing (spec/v4.md 2.4).
-    """
-    return (x.float().view(torch.int32) & -(1 << 13)).view(torch.float32)
-
-
 Convert = Callable[[Weight], Weight]
 
 
@@ -280,13 +271,11 @@ Convert = Callable[[Weight], Weight]
 class Storage:
     """In which formats a profile keeps weights.
 
-    linears: by the last name of their path, bf16 for others. experts: of every projection. mixes:
-    of `hc_*_fn`.
+    linears: by the last name of their path, bf16 for others. experts: of every projection.
     """
 
     linears: Mapping[str, Convert]
     experts: Callable[[ExpertWeights], ExpertWeights]
-    mixes: Callable[[torch.Tensor], torch.Tensor]
 
     def linear(self, path: str) -> Convert:
         """What a linear at this path becomes."""
@@ -294,5 +283,5 @@ class Storage:
 
 
 _QUANTISED = ("wq_b", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
-INT8_STORAGE = Storage(dict.fromkeys(_QUANTISED, to_int8), experts_to_int8, to_hf32)
-MX_STORAGE = Storage(dict.fromkeys((*_QUANTISED, "wo_a"), to_mx8), experts_to_mx, to_hf32)
+INT8_STORAGE = Storage(dict.fromkeys(_QUANTISED, to_int8), experts_to_int8)
+MX_STORAGE = Storage(dict.fromkeys((*_QUANTISED, "wo_a"), to_mx8), experts_to_mx)

@@ -26,9 +26,8 @@ class ExpertStack(StoredModule[ExpertWeights]):
         if len(waiting) == self.weight.shape[0]:
             parts = [waiting[i] for i in range(len(waiting))]
             del self.waiting[leaf]
-            if (
-                len({part.dtype for part in parts}) > 1
-            ):  # fp32 scales may be narrowed, each for itself
+            if len({part.dtype for part in parts}) > 1:
+                # Fp32 scales may be narrowed, each for itself.
                 parts = [part.float() for part in parts]
             setattr(self, leaf, nn.Parameter(torch.stack(parts), requires_grad=False))
 

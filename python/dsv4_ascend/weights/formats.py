@@ -94,8 +94,8 @@ class ExpertWeights(Stored, ABC):
     ) -> torch.Tensor:
         """`down(weight * SwiGLU(W x, up x))` of rows [M, d] sorted by expert: [M, d] (5.2).
 
-        weights: fp32 [M]. The routing weight multiplies before w2 and before its input is
-        quantised.
+        weights: fp32 [M]. The routing weight multiplies before w2 and before its input
+        is quantised.
         """
         like = self.accepts(activations)
         x = like.quantise(rows)

@@ -59,7 +59,10 @@ def test_encoding_then_parsing_gives_the_message_back(
     assert encode_messages([user("hi"), found], mode) == prompt + completion
 
 
-INVOKE = '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n{}</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
+INVOKE = (
+    '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n{}'
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+)
 PARAMETER = '<｜DSML｜parameter name="{}" string="{}">{}</｜DSML｜parameter>\n'
 
 

@@ -5,7 +5,7 @@ expected strings agree with DeepSeek's library 0.2.0.
 from __future__ import annotations
 
 import pytest
-from test_encoding import BOS, CLOCK, EOS, assistant, call, tool, user
+from chat_turns import BOS, CLOCK, EOS, assistant, call, tool, user
 
 from dsv4_ascend.chat.encoding import ChatMode, encode_messages
 from dsv4_ascend.chat.release_texts import ReleaseTexts
@@ -102,7 +102,8 @@ def test_tools_keep_reasoning_in_both_modes(
     end = "<think>" if mode.thinking else "</think>"
     assert encode_messages(turns, mode, TEXTS) == (
         f'{BOS}\n\n[｜DSML｜ {{"name": "clock"}}]\n{U}a{A}{shown}x\n\n<｜DSML｜tool_calls>\n'
-        '<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a" string="true">x</｜DSML｜parameter>\n'
+        '<｜DSML｜invoke name="f">\n'
+        '<｜DSML｜parameter name="a" string="true">x</｜DSML｜parameter>\n'
         '<｜DSML｜parameter name="n" string="false">1</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
         '<｜DSML｜invoke name="g">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
         f"{EOS}{U}<tool_result>1</tool_result>\n\n<tool_result>2</tool_result>\n\nq{A}{end}"

@@ -78,8 +78,8 @@ def test_the_encoders_own_marks_are_control_tokens(tokenizer: Tokenizer) -> None
     schema = {"function": {"name": "</think>", "description": "{dsml_token} ｜DSML｜"}}
     texts = ReleaseTexts(
         {
-            "TOOLS_TEMPLATE": "{dsml_token} {thinking_start_token} {thinking_end_token} "
-            "{tool_schemas}"
+            "TOOLS_TEMPLATE": "{dsml_token} {thinking_start_token} "
+            "{thinking_end_token} {tool_schemas}"
         }
     )
     calls = [

@@ -16,9 +16,10 @@ from dsv4_ascend.checkpoint.config_file import config_to_dict
 from dsv4_ascend.checkpoint.layout import FLOAT, FP8, layout
 
 BIG = {
-    "vocab_size": 20_000, "hidden_size": 2048, "moe_intermediate_size": 2048, "n_routed_experts": 64,
-    "num_attention_heads": 16, "head_dim": 128, "qk_rope_head_dim": 32, "q_lora_rank": 512, "o_groups": 4,
-    "o_lora_rank": 256, "index_n_heads": 16, "index_head_dim": 64,
+    "vocab_size": 20_000, "hidden_size": 2048, "moe_intermediate_size": 2048,
+    "n_routed_experts": 64, "num_attention_heads": 16, "head_dim": 128, "qk_rope_head_dim": 32,
+    "q_lora_rank": 512, "o_groups": 4, "o_lora_rank": 256, "index_n_heads": 16,
+    "index_head_dim": 64,
 }  # fmt: skip
 
 LOAD = """
@@ -87,8 +88,7 @@ def test_loading_two_gigabytes(tmp_path, order):
     )
     assert done.returncode == 0, done.stderr
     loaded, peak, copied = map(int, done.stdout.split())
-    assert (
-        size <= loaded < 1.001 * size
-    )  # the few BF16 tensors that operators need in fp32 are widened
+    # The few BF16 tensors that operators need in fp32 are widened.
+    assert size <= loaded < 1.001 * size
     assert peak < 1.15 * size + 300e6
     assert (copied < 64e6) == (order != "shuffled")

@@ -182,20 +182,31 @@ FOREIGN = {
         {"quant_model_description.json": '{"model_quant_type": "W8A8_DYNAMIC"}'},
     ),
     "W4A8 quantisation of msModelSlim": (
-        {"weight": WORDS.char()}, {}, {"quant_model_description_w4a8.json": '{"model_quant_type": "W4A8"}'}
+        {"weight": WORDS.char()},
+        {},
+        {"quant_model_description_w4a8.json": '{"model_quant_type": "W4A8"}'},
     ),
     "compressed-tensors": (
         {"weight_packed": WORDS, "weight_scale": FLOAT, "weight_shape": WORDS},
-        {"quantization_config": {"quant_method": "compressed-tensors"}}, {},
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
+        {},
     ),
     "GPTQ": ({"qweight": WORDS, "qzeros": WORDS, "scales": FLOAT, "g_idx": WORDS}, {}, {}),
-    "AWQ": ({"qweight": WORDS, "scales": FLOAT}, {"quantization_config": {"quant_method": "awq"}}, {}),
-    "AutoRound": ({"qweight": WORDS, "scales": FLOAT}, {"quantization_config": {"quant_method": "auto-round"}}, {}),
+    "AWQ": (
+        {"qweight": WORDS, "scales": FLOAT},
+        {"quantization_config": {"quant_method": "awq"}},
+        {},
+    ),
+    "AutoRound": (
+        {"qweight": WORDS, "scales": FLOAT},
+        {"quantization_config": {"quant_method": "auto-round"}},
+        {},
+    ),
     "NVFP4": ({"weight": BYTES, "weight_scale": FLOAT, "weight_scale_2": FLOAT[0]}, {}, {}),
     "MLX": ({"weight": WORDS.view(torch.uint32), "scales": FLOAT, "biases": FLOAT}, {}, {}),
     "bitsandbytes": ({"weight": BYTES, "weight.absmax": FLOAT, "weight.quant_map": FLOAT}, {}, {}),
     "quantised by hqq": ({"weight": BYTES}, {"quantization_config": {"quant_method": "hqq"}}, {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

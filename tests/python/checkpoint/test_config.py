@@ -14,14 +14,16 @@ from dsv4_ascend.checkpoint.config_file import config_from_dict, config_to_dict,
 from dsv4_backend.errors import ConfigError
 
 FLASH_OFFICIAL = {
-    "vocab_size": 129280, "dim": 4096, "moe_inter_dim": 2048, "n_layers": 43, "n_hash_layers": 3, "n_heads": 64,
-    "n_mtp_layers": 1, "n_routed_experts": 256, "n_shared_experts": 1, "n_activated_experts": 6,
-    "score_func": "sqrtsoftplus", "route_scale": 1.5, "swiglu_limit": 10.0, "q_lora_rank": 1024, "head_dim": 512,
-    "rope_head_dim": 64, "norm_eps": 1e-6, "o_groups": 8, "o_lora_rank": 1024, "window_size": 128,
-    "compress_ratios": [0, 0] + [4, 128] * 20 + [4, 0], "compress_rope_theta": 160000, "original_seq_len": 65536,
-    "rope_theta": 10000, "rope_factor": 16, "beta_fast": 32, "beta_slow": 1, "index_n_heads": 64,
-    "index_head_dim": 128, "index_topk": 512, "hc_mult": 4, "hc_sinkhorn_iters": 20, "dtype": "fp8",
-    "scale_fmt": "ue8m0", "expert_dtype": "fp4", "max_batch_size": 4, "max_seq_len": 4096,
+    "vocab_size": 129280, "dim": 4096, "moe_inter_dim": 2048, "n_layers": 43, "n_hash_layers": 3,
+    "n_heads": 64, "n_mtp_layers": 1, "n_routed_experts": 256, "n_shared_experts": 1,
+    "n_activated_experts": 6, "score_func": "sqrtsoftplus", "route_scale": 1.5,
+    "swiglu_limit": 10.0, "q_lora_rank": 1024, "head_dim": 512, "rope_head_dim": 64,
+    "norm_eps": 1e-6, "o_groups": 8, "o_lora_rank": 1024, "window_size": 128,
+    "compress_ratios": [0, 0] + [4, 128] * 20 + [4, 0], "compress_rope_theta": 160000,
+    "original_seq_len": 65536, "rope_theta": 10000, "rope_factor": 16, "beta_fast": 32,
+    "beta_slow": 1, "index_n_heads": 64, "index_head_dim": 128, "index_topk": 512, "hc_mult": 4,
+    "hc_sinkhorn_iters": 20, "dtype": "fp8", "scale_fmt": "ue8m0", "expert_dtype": "fp4",
+    "max_batch_size": 4, "max_seq_len": 4096,
 }  # fmt: skip
 
 
@@ -173,8 +175,8 @@ def test_all_wrong_fields_are_named_together():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("factor", 0.5), ("factor", None), ("original_max_position_embeddings", 0), ("beta_slow", 64), ("mscale", 2.0),
-        ("colour", 1), ("attention_factor", 1.2),
+        ("factor", 0.5), ("factor", None), ("original_max_position_embeddings", 0),
+        ("beta_slow", 64), ("mscale", 2.0), ("colour", 1), ("attention_factor", 1.2),
     ],
 )  # fmt: skip
 def test_a_wrong_yarn_field_is_named(field, value):
@@ -209,8 +211,9 @@ def test_unquantised_experts_have_no_format():
     [
         (b"", "an empty file"), (b" \n", "an empty file"),
         (b"[]", "object"), (b'{"a": 1, "a": 2}', "duplicate"), (b'{"a": NaN}', "NaN"),
-        (b'{"a": "\xff"}', "UTF-8"), (b"[" * 100_000, "nested"), (b'{"a": ' + b"9" * 5000 + b"}", "malformed"),
-        (b" " * (2**20 + 1), "at most"), (b"\xef\xbb\xbf{}", "malformed"),
+        (b'{"a": "\xff"}', "UTF-8"), (b"[" * 100_000, "nested"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "malformed"), (b" " * (2**20 + 1), "at most"),
+        (b"\xef\xbb\xbf{}", "malformed"),
     ],
 )  # fmt: skip
 def test_a_file_with_no_single_meaning(tmp_path, raw, problem):

@@ -19,8 +19,14 @@ from dsv4_backend.errors import ArgumentError
 CONFIG = tiny_config(n_routed_experts=12)  # names sort 0, 1, 10, 11, 2
 BY_NAME = sorted(range(12), key=str)
 TENSORS = random_tensors(CONFIG)
-DTYPES = {torch.int8: "I8", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0", torch.bfloat16: "BF16",
-          torch.float32: "F32", torch.int64: "I64"}  # fmt: skip
+DTYPES = {
+    torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.int64: "I64",
+}
 IDS = list(range(11))
 
 

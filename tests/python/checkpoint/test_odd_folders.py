@@ -48,8 +48,12 @@ def without(*starts):
 
 @pytest.mark.parametrize(("layers", "hashes"), [(2, 3), (1, 2), (2, 2), (1, 43)])
 def test_fewer_layers_than_hash_layers(tmp_path, layers, hashes):
-    config = tiny_config(PLAIN.compress_ratios[:layers], num_hidden_layers=layers, num_hash_layers=layers,
-                         num_nextn_predict_layers=0)  # fmt: skip
+    config = tiny_config(
+        PLAIN.compress_ratios[:layers],
+        num_hidden_layers=layers,
+        num_hash_layers=layers,
+        num_nextn_predict_layers=0,
+    )
     raw = hub(num_hidden_layers=layers, num_hash_layers=hashes, num_nextn_predict_layers=0)
     checkpoint = open_checkpoint(put(tmp_path, raw, random_tensors(config)))
     assert checkpoint.config == config
@@ -76,9 +80,15 @@ def test_lists_longer_than_the_layers(changes):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("layer_types", TYPES[:2]), ("layer_types", ["full_attention"] * 3), ("layer_types", 5), ("compress_rates", [4]),
-     ("mlp_layer_types", ["hash_moe", "moe"]), ("mlp_layer_types", ["moe", "hash_moe", "moe"])],
-)  # fmt: skip
+    [
+        ("layer_types", TYPES[:2]),
+        ("layer_types", ["full_attention"] * 3),
+        ("layer_types", 5),
+        ("compress_rates", [4]),
+        ("mlp_layer_types", ["hash_moe", "moe"]),
+        ("mlp_layer_types", ["moe", "hash_moe", "moe"]),
+    ],
+)
 def test_one_wrong_list_is_one_problem(field, value):
     for raw in (typed(**{field: value}), hub(**typed(**{field: value}))):
         with pytest.raises(ConfigError) as caught:

@@ -97,8 +97,9 @@ def put(
 
 
 _DTYPES = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.int64: "I64", torch.uint8: "U8",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0", torch.int32: "I32", torch.uint32: "U32",
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.int64: "I64",
+    torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0",
+    torch.int32: "I32", torch.uint32: "U32",
 }  # fmt: skip
 
 

@@ -16,17 +16,20 @@ from safetensors.torch import save_file
 
 CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "vocab_size": 640,
-    "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "head_dim": 512, "qk_rope_head_dim": 64,
-    "q_lora_rank": 256, "o_groups": 4, "o_lora_rank": 128, "sliding_window": 128, "index_n_heads": 64,
-    "index_head_dim": 128, "index_topk": 32, "n_routed_experts": 8, "num_experts_per_tok": 3,
-    "moe_intermediate_size": 256, "num_hash_layers": 1, "routed_scaling_factor": 2.5, "swiglu_limit": 10.0,
-    "rope_theta": 10000.0, "compress_rope_theta": 160000.0, "hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6,
-    "rms_norm_eps": 1e-6, "num_nextn_predict_layers": 1, "num_key_value_heads": 1, "n_shared_experts": 1,
-    "scoring_func": "sqrtsoftplus", "topk_method": "noaux_tc", "norm_topk_prob": True, "hidden_act": "silu",
-    "tie_word_embeddings": False, "attention_bias": False, "max_position_embeddings": 65536, "bos_token_id": 0,
-    "eos_token_id": 1, "torch_dtype": "bfloat16", "compress_ratios": [0, 4, 128, 4, 0], "expert_dtype": "fp4",
+    "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "head_dim": 512,
+    "qk_rope_head_dim": 64, "q_lora_rank": 256, "o_groups": 4, "o_lora_rank": 128,
+    "sliding_window": 128, "index_n_heads": 64, "index_head_dim": 128, "index_topk": 32,
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 256,
+    "num_hash_layers": 1, "routed_scaling_factor": 2.5, "swiglu_limit": 10.0, "rope_theta": 10000.0,
+    "compress_rope_theta": 160000.0, "hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6,
+    "rms_norm_eps": 1e-6, "num_nextn_predict_layers": 1, "num_key_value_heads": 1,
+    "n_shared_experts": 1, "scoring_func": "sqrtsoftplus", "topk_method": "noaux_tc",
+    "norm_topk_prob": True, "hidden_act": "silu", "tie_word_embeddings": False,
+    "attention_bias": False, "max_position_embeddings": 65536, "bos_token_id": 0, "eos_token_id": 1,
+    "torch_dtype": "bfloat16", "compress_ratios": [0, 4, 128, 4, 0], "expert_dtype": "fp4",
     "rope_scaling": {
-        "type": "yarn", "factor": 16.0, "original_max_position_embeddings": 65536, "beta_fast": 32.0, "beta_slow": 1.0,
+        "type": "yarn", "factor": 16.0, "original_max_position_embeddings": 65536,
+        "beta_fast": 32.0, "beta_slow": 1.0,
     },
     "quantization_config": {
         "quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "activation_scheme": "dynamic",
@@ -36,10 +39,11 @@ CONFIG: dict[str, Any] = {
 CHANGES: dict[str, dict[str, Any]] = {
     "A": {},
     "C": {
-        "hidden_size": 256, "num_hidden_layers": 5, "num_attention_heads": 2, "head_dim": 128, "q_lora_rank": 128,
-        "o_groups": 1, "o_lora_rank": 256, "sliding_window": 64, "index_n_heads": 4, "index_topk": 3,
-        "compress_ratios": [128, 128, 4, 16, 4, 0], "num_hash_layers": 3, "moe_intermediate_size": 384,
-        "n_routed_experts": 12, "num_experts_per_tok": 6, "rope_scaling": None, "swiglu_limit": 1.5,
+        "hidden_size": 256, "num_hidden_layers": 5, "num_attention_heads": 2, "head_dim": 128,
+        "q_lora_rank": 128, "o_groups": 1, "o_lora_rank": 256, "sliding_window": 64,
+        "index_n_heads": 4, "index_topk": 3, "compress_ratios": [128, 128, 4, 16, 4, 0],
+        "num_hash_layers": 3, "moe_intermediate_size": 384, "n_routed_experts": 12,
+        "num_experts_per_tok": 6, "rope_scaling": None, "swiglu_limit": 1.5,
     },
 }  # fmt: skip
 SEEDS = {"A": 100, "C": 102}

@@ -45,9 +45,8 @@ def fill(part: Paged, lengths: torch.Tensor) -> torch.Tensor:
     """Rows bf16 for all positions of all sequences, written where the table has them; the rows."""
     owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     positions = torch.cat([torch.arange(int(n)) for n in lengths])
-    kept = (
-        positions >= lengths[owners] - part.table.shape[1] * part.block_size
-    )  # a ring forgets the others
+    # A ring forgets the others.
+    kept = positions >= lengths[owners] - part.table.shape[1] * part.block_size
     rows = torch.randn(len(owners), CHANNELS, generator=torch.Generator().manual_seed(2)).bfloat16()
     rows = act_qdq(rows, 64, CHANNELS - ROPE) if type(part) is Paged else rows
     slots = ragged.slots(part.table, owners[kept], positions[kept], part.block_size)
@@ -135,13 +134,9 @@ def test_every_format_of_a_page_is_a_part(form) -> None:
     )
     assert part.block_size == 5
     values = torch.randn(7, channels).bfloat16()
-    part.write(
-        values, ragged.slots(part.table, torch.zeros(7, dtype=torch.int64), torch.arange(7), 5)
-    )
-    pages, table = part.read()
-    found = ragged.entry_rows(pages, table, torch.tensor([0]), torch.arange(7), torch.tensor([7]))[
-        0
-    ]
+    first, places = torch.zeros(7, dtype=torch.int64), torch.arange(7)
+    part.write(values, ragged.slots(part.table, first, places, 5))
+    (found,) = ragged.entry_rows(*part.read(), torch.tensor([0]), places, torch.tensor([7]))
     assert (found - values).abs().max() < 0.6  # FP4 keeps a bit of 4 at worst
     assert not part.tensor[1].any()
     assert not part.tensor[3].any()

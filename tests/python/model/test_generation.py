@@ -253,9 +253,8 @@ def test_shuffled_freed_and_reused_blocks_change_nothing(model: Model, block_siz
     plain = _logits(model, _cache(model, block_size, None), ids, 13)
     shuffled = _cache(model, block_size, 4)
     for other in range(3):
-        _logits(
-            model, shuffled, _ids(50 + other, other), 13
-        )  # leaves its rows behind in freed blocks
+        # Leaves its rows behind in freed blocks.
+        _logits(model, shuffled, _ids(50 + other, other), 13)
     assert torch.equal(_logits(model, shuffled, ids, 13), plain)
 
 

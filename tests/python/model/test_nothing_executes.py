@@ -56,9 +56,8 @@ def test_sources_are_free_of_it():
     sources = [
         path for path in SOURCES if path.name != "mutants.py" or path.parent.name != "parity"
     ]
-    assert (
-        len(sources) == len(SOURCES) - 1
-    )  # which compiles the project's own source with one edit, never data
+    # Which compiles the project's own source with one edit, never data.
+    assert len(sources) == len(SOURCES) - 1
     found = {str(path): [*violations(ast.parse(path.read_text()))] for path in sources}
     assert {path: names for path, names in found.items() if names} == {}
 

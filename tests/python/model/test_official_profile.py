@@ -32,8 +32,8 @@ IDS = torch.randint(
     0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(seed_of(__name__))
 ).tolist()
 
-# No discrete choice: all experts and all entries are taken, so that distances measure rounding
-# alone.
+# No discrete choice: all experts and all entries are taken, so that distances measure
+# rounding alone.
 SMOOTH = dataclasses.replace(QUANTISED, n_routed_experts=4, num_experts_per_tok=4, index_topk=64)
 
 
@@ -231,8 +231,8 @@ def _distance_to_quantised(module: Linear) -> tuple[float, float]:
 
 def test_every_fp8_linear_quantises_its_input(official: Model) -> None:
     linears = _linears(official)
-    # wq_a, wq_b, wkv, wo_b and three of the shared expert per block, the indexer's wq_b, e_proj and
-    # h_proj
+    # wq_a, wq_b, wkv, wo_b and three of the shared expert per block, the indexer's wq_b,
+    # e_proj and h_proj
     assert len(linears) == 4 * 7 + 1 + 2
     for name, module in linears:
         quantised, plain = _distance_to_quantised(module)

@@ -13,12 +13,13 @@ from dsv4_ascend.checkpoint.save import save_checkpoint
 TORCH = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "I32": torch.int32}
 
 TINY = {
-    "vocab_size": 19, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16, "qk_rope_head_dim": 4,
-    "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 8, "sliding_window": 8, "index_n_heads": 2, "index_head_dim": 8,
-    "index_topk": 3, "n_routed_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-    "num_hash_layers": 1, "routed_scaling_factor": 1.5, "swiglu_limit": 10.0, "rope_theta": 10000.0,
-    "compress_rope_theta": 160000.0, "rope_scaling": None, "num_nextn_predict_layers": 1, "hc_mult": 2,
-    "quantized": True, "expert_dtype": "fp4",
+    "vocab_size": 19, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16,
+    "qk_rope_head_dim": 4, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 8, "sliding_window": 8,
+    "index_n_heads": 2, "index_head_dim": 8, "index_topk": 3, "n_routed_experts": 3,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hash_layers": 1,
+    "routed_scaling_factor": 1.5, "swiglu_limit": 10.0, "rope_theta": 10000.0,
+    "compress_rope_theta": 160000.0, "rope_scaling": None, "num_nextn_predict_layers": 1,
+    "hc_mult": 2, "quantized": True, "expert_dtype": "fp4",
 }  # fmt: skip
 
 
@@ -28,8 +29,10 @@ def tiny_config(ratios=(0, 4, 16, 0), **changes) -> V4Config:
     """
     ratios = tuple(ratios)
     schedule = {
-        "num_hidden_layers": len(ratios) - 1, "compress_ratios": ratios, "layer_kinds": kinds_of_ratios(ratios)
-    }  # fmt: skip
+        "num_hidden_layers": len(ratios) - 1,
+        "compress_ratios": ratios,
+        "layer_kinds": kinds_of_ratios(ratios),
+    }
     return V4Config(**(TINY | schedule | changes))
 
 

@@ -141,8 +141,10 @@ def test_late_steps_see_the_stored_weights() -> None:
 
 STORED = {
     r"(embed|head|norm)\.weight|.*(_norm|norm)\.weight": "BF16",
-    r".*\.ffn\.gate\.weight|.*\.indexer\.weights_proj\.weight|.*\.compressor\.(wkv|wgate)\.weight": "BF16",
-    r".*\.attn\.attn_sink|.*\.compressor\.ape|.*\.gate\.bias|(.*\.)?hc_(attn|ffn|head)_(fn|base|scale)": "F32",
+    r".*\.ffn\.gate\.weight|.*\.indexer\.weights_proj\.weight": "BF16",
+    r".*\.compressor\.(wkv|wgate)\.weight": "BF16",
+    r".*\.attn\.attn_sink|.*\.compressor\.ape|.*\.gate\.bias": "F32",
+    r"(.*\.)?hc_(attn|ffn|head)_(fn|base|scale)": "F32",
     r".*\.ffn\.gate\.tid2eid": "I64",
     r".*\.attn\.(wq_a|wq_b|wkv|wo_a|wo_b)\.weight|.*\.indexer\.wq_b\.weight": "F8_E4M3",
     r".*\.ffn\.shared_experts\.w[123]\.weight|mtp\.0\.[eh]_proj\.weight": "F8_E4M3",

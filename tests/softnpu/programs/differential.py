@@ -8,7 +8,8 @@ not be surprised.
 import sys
 
 import torch
-from differential_calls import MAKERS, Pair, rng
+from differential_calls import MAKERS
+from differential_data import Pair, rng
 
 calls = int(sys.argv[1])
 torch.set_num_threads(1)

@@ -250,49 +250,64 @@ half = f32(2, 4, 5, 32).half()
 blind = masks(2, 1, 5, 9)
 blind[1, :, 3] = True
 cases = [
-    (bf16(2, 5, 64), bf16(2, 7, 32), bf16(2, 7, 32), {"layout": "BSH", "heads": 4, "kv": 2, "scale": 0.25, "lse": True}),
-    (half, *(f32(2, 4, 9, 32).half() for _ in "kv"), {"layout": "BNSD", "heads": 4, "scale": 0.2, "mask": blind}
-     | {"before": 1, "after": 3, "lengths": [5, 4], "key_lengths": [9, 6], "precise": 2, "lse": True}),
+    (bf16(2, 5, 64), bf16(2, 7, 32), bf16(2, 7, 32),
+     {"layout": "BSH", "heads": 4, "kv": 2, "scale": 0.25, "lse": True}),
+    (half, *(f32(2, 4, 9, 32).half() for _ in "kv"),
+     {"layout": "BNSD", "heads": 4, "scale": 0.2, "mask": blind, "before": 1, "after": 3}
+     | {"lengths": [5, 4], "key_lengths": [9, 6], "precise": 2, "lse": True}),
     (bf16(2, 3, 4, 16), *(bf16(2, 6, 1, 16) for _ in "kv"), {"layout": "BSND", "heads": 4, "kv": 1}
      | {"mask": masks(1, 5, 8).to(torch.int8), "sparse": 1, "key_lengths": [4]}),
-    (bf16(1, 6, 2, 32), *(bf16(1, 6, 2, 32) for _ in "kv"), {"layout": "BSND", "heads": 2, "mask": TRIANGLE, "sparse": 2}),
-    (bf16(2, 2, 6, 16), *(bf16(2, 2, 4, 16) for _ in "kv"), {"layout": "BNSD_BSND", "heads": 2, "sparse": 3, "lse": True}
+    (bf16(1, 6, 2, 32), *(bf16(1, 6, 2, 32) for _ in "kv"),
+     {"layout": "BSND", "heads": 2, "mask": TRIANGLE, "sparse": 2}),
+    (bf16(2, 2, 6, 16), *(bf16(2, 2, 4, 16) for _ in "kv"),
+     {"layout": "BNSD_BSND", "heads": 2, "sparse": 3, "lse": True}
      | {"mask": TRIANGLE.view(1, 1, 2048, 2048), "scale": 0.3}),
-    (bf16(9, 8, 128), *(bf16(12, 2, 128) for _ in "kv"), {"layout": "TND", "heads": 8, "kv": 2, "scale": 0.09, "sparse": 3}
-     | {"mask": TRIANGLE.to(torch.int8), "lengths": [4, 4, 9], "key_lengths": [5, 5, 12], "lse": True}),
-    (bf16(4, 9, 192), bf16(4, 9, 192), bf16(4, 9, 128), {"layout": "NTD_TND", "heads": 4, "scale": 0.1}
-     | {"lengths": [2, 9], "key_lengths": [5, 9]}),
-    paged(bf16(1, 7, 6 * 128), 2, 128, 128, [300], 3, layout="BSH", heads=6, scale=0.09, mask=TRIANGLE, sparse=4,
-          before=100, after=0, lse=True),
+    (bf16(9, 8, 128), *(bf16(12, 2, 128) for _ in "kv"),
+     {"layout": "TND", "heads": 8, "kv": 2, "scale": 0.09, "sparse": 3, "lse": True}
+     | {"mask": TRIANGLE.to(torch.int8), "lengths": [4, 4, 9], "key_lengths": [5, 5, 12]}),
+    (bf16(4, 9, 192), bf16(4, 9, 192), bf16(4, 9, 128),
+     {"layout": "NTD_TND", "heads": 4, "scale": 0.1} | {"lengths": [2, 9], "key_lengths": [5, 9]}),
+    paged(bf16(1, 7, 6 * 128), 2, 128, 128, [300], 3, layout="BSH", heads=6, scale=0.09,
+          mask=TRIANGLE, sparse=4, before=100, after=0, lse=True),
     paged(bf16(3, 1, 8 * 128), 1, 128, 128, [300, 1, 128], 3, layout="BSH", heads=8, scale=0.09),
-    (bf16(3, 4, 1, 16), *(bf16(3, 4, 6, 16) for _ in "kv"), {"layout": "BNSD", "heads": 4, "key_lengths": [6, 2, 4]}
+    (bf16(3, 4, 1, 16), *(bf16(3, 4, 6, 16) for _ in "kv"),
+     {"layout": "BNSD", "heads": 4, "key_lengths": [6, 2, 4]}
      | {"mask": masks(3, 1, 1, 6) if A5 else masks(3, 6), "sparse": 0 if A5 else 3, "scale": 0.3}),
-    (bf16(2, 2, 4, 16), *(bf16(2, 2, 5, 16) for _ in "kv"), {"layout": "BNSD", "heads": 2, "pse": bf16(1, 2, 6, 8), "scale": 0.3}),
-    (bf16(2, 3, 128), *(bf16(2, 3, 128) for _ in "kv"), {"layout": "BSH_BNSD", "heads": 2, "scale": 0.1}),
-    (bf16(8, 2, 128), *(bf16(8, 2, 128) for _ in "kv"), {"layout": "TND", "heads": 2, "lengths": [3, 8], "key_lengths": [3, 8]}
-     | {"query_rope": bf16(8, 2, 64), "key_rope": bf16(8, 2, 64), "scale": 0.07, "mask": TRIANGLE, "sparse": 3, "lse": True}),
-    paged(bf16(5, 16, 512), 1, 512, 16, [40, 17, 33], 4, rope=True, layout="TND_NTD", heads=16, scale=0.04,
-          lengths=[1, 4, 5], query_rope=bf16(5, 16, 64), mask=TRIANGLE, sparse=3),
-    paged(bf16(2, 2, 3, 512), 1, 512, 16, [40, 17], 5, rope=True, layout="BNSD_NBSD", heads=2, scale=0.04,
-          query_rope=bf16(2, 2, 3, 64), mask=TRIANGLE, sparse=3, lse=True),
-    paged(bf16(1, 1, 128, 512), 1, 512, 128, [200], 3, rope=True, layout="BSND", heads=128, scale=0.04,
-          query_rope=bf16(1, 1, 128, 64), precise=1),
+    (bf16(2, 2, 4, 16), *(bf16(2, 2, 5, 16) for _ in "kv"),
+     {"layout": "BNSD", "heads": 2, "pse": bf16(1, 2, 6, 8), "scale": 0.3}),
+    (bf16(2, 3, 128), *(bf16(2, 3, 128) for _ in "kv"),
+     {"layout": "BSH_BNSD", "heads": 2, "scale": 0.1}),
+    (bf16(8, 2, 128), *(bf16(8, 2, 128) for _ in "kv"),
+     {"layout": "TND", "heads": 2, "lengths": [3, 8], "key_lengths": [3, 8], "scale": 0.07}
+     | {"query_rope": bf16(8, 2, 64), "key_rope": bf16(8, 2, 64), "mask": TRIANGLE, "sparse": 3}
+     | {"lse": True}),
+    paged(bf16(5, 16, 512), 1, 512, 16, [40, 17, 33], 4, rope=True, layout="TND_NTD", heads=16,
+          scale=0.04, lengths=[1, 4, 5], query_rope=bf16(5, 16, 64), mask=TRIANGLE, sparse=3),
+    paged(bf16(2, 2, 3, 512), 1, 512, 16, [40, 17], 5, rope=True, layout="BNSD_NBSD", heads=2,
+          scale=0.04, query_rope=bf16(2, 2, 3, 64), mask=TRIANGLE, sparse=3, lse=True),
+    paged(bf16(1, 1, 128, 512), 1, 512, 128, [200], 3, rope=True, layout="BSND", heads=128,
+          scale=0.04, query_rope=bf16(1, 1, 128, 64), precise=1),
     (bf16(2, 3, 32), *(bf16(2, 0, 32) for _ in "kv"), {"layout": "BSH", "heads": 2, "lse": True}),
     (bf16(0, 3, 32), *(bf16(0, 4, 32) for _ in "kv"), {"layout": "BSH", "heads": 2, "lse": True}),
 ]  # fmt: skip
 if A5:  # unequal head sizes; the mask's sparseMode with one query
     cases += [
-        (bf16(6, 2, 64), bf16(8, 1, 64), bf16(8, 1, 48), {"layout": "TND", "heads": 2, "kv": 1, "scale": 0.1, "sparse": 3}
+        (bf16(6, 2, 64), bf16(8, 1, 64), bf16(8, 1, 48),
+         {"layout": "TND", "heads": 2, "kv": 1, "scale": 0.1, "sparse": 3}
          | {"mask": TRIANGLE, "lengths": [2, 6], "key_lengths": [4, 8]}),
-        (bf16(2, 1, 2, 16), *(bf16(2, 5, 2, 16) for _ in "kv"), {"layout": "BSND", "heads": 2, "mask": TRIANGLE, "sparse": 2}),
-        (bf16(1, 2, 3, 512), *(bf16(1, 1, 5, 512) for _ in "kv"), {"layout": "BNSD", "heads": 2, "kv": 1, "scale": 0.04}
+        (bf16(2, 1, 2, 16), *(bf16(2, 5, 2, 16) for _ in "kv"),
+         {"layout": "BSND", "heads": 2, "mask": TRIANGLE, "sparse": 2}),
+        (bf16(1, 2, 3, 512), *(bf16(1, 1, 5, 512) for _ in "kv"),
+         {"layout": "BNSD", "heads": 2, "kv": 1, "scale": 0.04}
          | {"query_rope": bf16(1, 2, 3, 64), "key_rope": bf16(1, 1, 5, 64)}),
     ]  # fmt: skip
 else:  # tokens behind the last sequence; head size 256 in TND
     cases += [
-        (bf16(7, 4, 256), *(bf16(8, 2, 256) for _ in "kv"), {"layout": "TND", "heads": 4, "kv": 2, "scale": 0.06}
+        (bf16(7, 4, 256), *(bf16(8, 2, 256) for _ in "kv"),
+         {"layout": "TND", "heads": 4, "kv": 2, "scale": 0.06}
          | {"lengths": [2, 6], "key_lengths": [4, 7], "lse": True}),
-        (bf16(3, 1, 2, 20), *(bf16(3, 5, 2, 20) for _ in "kv"), {"layout": "BSND", "heads": 2, "lengths": [0, 1, 0]}),
+        (bf16(3, 1, 2, 20), *(bf16(3, 5, 2, 20) for _ in "kv"),
+         {"layout": "BSND", "heads": 2, "lengths": [0, 1, 0]}),
     ]  # fmt: skip
 
 ALL_FAULTS = {
@@ -327,10 +342,12 @@ FAULTS = {name: replaced for name, replaced in ALL_FAULTS.items() if "sink" not 
 check("fused_infer_attention_score", call_v1, attention, STEPS, cases, FAULTS, 2e-2)
 check("fused_infer_attention_score_v2", call_v2, attention, STEPS, cases, FAULTS, 2e-2)
 sinks = [
-    paged(bf16(7, 8, 64), 2, 64, 16, [30, 5, 64], 3, layout="TND", heads=8, scale=0.12, sink=bf16(8), lengths=[3, 4, 7],
-          mask=TRIANGLE, sparse=4, before=20, after=0, lse=True),
-    paged(bf16(4, 6, 64), 2, 64, 128, [130, 7], 4, layout="NTD_TND", heads=4, scale=0.12, sink=bf16(4), lengths=[2, 6]),
-    (f32(2, 3, 2, 64).half(), *(f32(2, 4, 2, 64).half() for _ in "kv"), {"layout": "BSND", "heads": 2, "scale": 0.1}
+    paged(bf16(7, 8, 64), 2, 64, 16, [30, 5, 64], 3, layout="TND", heads=8, scale=0.12,
+          sink=bf16(8), lengths=[3, 4, 7], mask=TRIANGLE, sparse=4, before=20, after=0, lse=True),
+    paged(bf16(4, 6, 64), 2, 64, 128, [130, 7], 4, layout="NTD_TND", heads=4, scale=0.12,
+          sink=bf16(4), lengths=[2, 6]),
+    (f32(2, 3, 2, 64).half(), *(f32(2, 4, 2, 64).half() for _ in "kv"),
+     {"layout": "BSND", "heads": 2, "scale": 0.1}
      | {"sink": f32(2).half(), "key_lengths": [4, 2], "lse": True}),
 ]  # fmt: skip
 SINK_FAULTS = {

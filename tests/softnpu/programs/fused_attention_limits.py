@@ -50,24 +50,55 @@ grouped = base(
 )
 flat = base(bf16(3, 1, 96), bf16(3, 5, 96), bf16(3, 5, 96), {"layout": "BSH", "heads": 3, "kv": 3})
 tokens = base(
-    bf16(6, 4, 128), bf16(8, 2, 128), bf16(8, 2, 128),
-    {"layout": "TND", "heads": 4, "kv": 2, "lengths": [2, 6], "key_lengths": [3, 8], "mask": TRIANGLE, "sparse": 3},
-)  # fmt: skip
+    bf16(6, 4, 128),
+    bf16(8, 2, 128),
+    bf16(8, 2, 128),
+    {
+        "layout": "TND",
+        "heads": 4,
+        "kv": 2,
+        "lengths": [2, 6],
+        "key_lengths": [3, 8],
+        "mask": TRIANGLE,
+        "sparse": 3,
+    },
+)
 blocks = base(*paged(bf16(2, 3, 256), 2, 128, 128, [130, 3], 3, layout="BSH", heads=2))
 narrow = base(*paged(bf16(2, 3, 64), 2, 32, 128, [130, 3], 3, layout="BSH", heads=2))
 decode = base(
-    *paged(bf16(5, 16, 512), 1, 512, 16, [40, 17], 4, rope=True, layout="TND", heads=16, lengths=[1, 5],
-           query_rope=bf16(5, 16, 64), mask=TRIANGLE, sparse=3)
-)  # fmt: skip
+    *paged(
+        bf16(5, 16, 512),
+        1,
+        512,
+        16,
+        [40, 17],
+        4,
+        rope=True,
+        layout="TND",
+        heads=16,
+        lengths=[1, 5],
+        query_rope=bf16(5, 16, 64),
+        mask=TRIANGLE,
+        sparse=3,
+    )
+)
 steps = base(
     *paged(bf16(2, 1, 16, 512), 1, 512, 16, [40, 17], 3, rope=True, layout="BSND", heads=16,
            query_rope=bf16(2, 1, 16, 64))
 )  # fmt: skip
 prefill = base(
-    bf16(6, 2, 128), bf16(8, 2, 128), bf16(8, 2, 128),
-    {"layout": "TND", "heads": 2, "lengths": [2, 6], "key_lengths": [3, 8], "query_rope": bf16(6, 2, 64)}
+    bf16(6, 2, 128),
+    bf16(8, 2, 128),
+    bf16(8, 2, 128),
+    {
+        "layout": "TND",
+        "heads": 2,
+        "lengths": [2, 6],
+        "key_lengths": [3, 8],
+        "query_rope": bf16(6, 2, 64),
+    }
     | {"key_rope": bf16(8, 2, 64)},
-)  # fmt: skip
+)
 sinks = base(
     bf16(2, 3, 4, 64),
     bf16(2, 3, 4, 64),
@@ -220,10 +251,29 @@ limit("key", blocks, key=bf16(9, 3, 128, 128))
 limit("key", blocks, key=bf16(9, 2, 16, 128, 8))
 limit("value", blocks, value=bf16(1, 128, 256))
 huge = [bf16(*s) for s in ((1, 1, 129 * 512), (2, 16, 129 * 512), (2, 16, 129 * 512))]
-limit("key", blocks, heads=129, kv=129, query=huge[0], key=huge[1], value=huge[2], block=16, key_lengths=[20],
-      table=blocks[3]["table"][:1])  # fmt: skip
-limit("blockTable", steps, not A5, table=None, block=0, key_lengths=None,
-      **dict(zip(("key", "value", "key_rope"), (bf16(2, 5, 1, w) for w in (512, 512, 64)), strict=True)))  # fmt: skip
+limit(
+    "key",
+    blocks,
+    heads=129,
+    kv=129,
+    query=huge[0],
+    key=huge[1],
+    value=huge[2],
+    block=16,
+    key_lengths=[20],
+    table=blocks[3]["table"][:1],
+)
+limit(
+    "blockTable",
+    steps,
+    not A5,
+    table=None,
+    block=0,
+    key_lengths=None,
+    **dict(
+        zip(("key", "value", "key_rope"), (bf16(2, 5, 1, w) for w in (512, 512, 64)), strict=True)
+    ),
+)
 wide = [bf16(*s) for s in ((2, 3, 2 * 192), (9, 128, 2 * 192), (9, 128, 256))]
 limit("blockTable", blocks, A5, query=wide[0], key=wide[1], value=wide[2])
 
@@ -299,8 +349,8 @@ def unlimited():
         ]
         if not torch.equal(*(result.cpu() for result in results)):
             problems.append(
-                "fused_infer_attention_score: preTokens and nextTokens of 2^63 - 1 change the "
-                "result"
+                "fused_infer_attention_score: "
+                "preTokens and nextTokens of 2^63 - 1 change the result"
             )
 
 

@@ -37,8 +37,8 @@ def finalize(skip):
 
 def routing(x, experts, active):
     return lambda: torch_npu.npu_moe_init_routing_v2(
-        x.npu(), ids(2, 1), active_num=active, expert_num=experts, active_expert_range=[0, 1], quant_mode=-1,
-        expert_tokens_num_type=1, expert_tokens_num_flag=True,
+        x.npu(), ids(2, 1), active_num=active, expert_num=experts, active_expert_range=[0, 1],
+        quant_mode=-1, expert_tokens_num_type=1, expert_tokens_num_flag=True,
     )  # fmt: skip
 
 

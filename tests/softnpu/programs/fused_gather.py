@@ -89,11 +89,41 @@ table = ints(np.stack([rng.permutation(5)[:4] for _ in range(3)]))
 small = bf16(5, 4, 2, 6), bf16(5, 4, 2, 3)
 cases = [
     (*small, bf16(17, 2, 6), bf16(17, 2, 3), table, ints([6, 3, 8]), None, False),
-    (*small, bf16(12, 2, 6), bf16(12, 2, 3), table, ints([0, 5, 5, 12]), None, True),  # the second is empty
-    (*small, bf16(13, 2, 6), bf16(13, 2, 3), table, ints([6, 0, 5]), ints([5, 0, 8]), False),  # two rows unwritten
-    (*(whole(torch.int8, *s) for s in ((2, 3, 1, 5), (2, 3, 1, 5), (4, 1, 5), (4, 1, 5))), ints([[1, 0]]), ints([4]), None, False),
-    (*latent(0, 6)[2:], bf16(700, 1, 512), bf16(700, 1, 64), ints([[4, 1, 0], [5, 3, 3]]), ints([0, 330, 700]), None, True),
-]  # fmt: skip
+    (
+        *small,
+        bf16(12, 2, 6),
+        bf16(12, 2, 3),
+        table,
+        ints([0, 5, 5, 12]),
+        None,
+        True,
+    ),  # the second is empty
+    (
+        *small,
+        bf16(13, 2, 6),
+        bf16(13, 2, 3),
+        table,
+        ints([6, 0, 5]),
+        ints([5, 0, 8]),
+        False,
+    ),  # two rows unwritten
+    (
+        *(whole(torch.int8, *s) for s in ((2, 3, 1, 5), (2, 3, 1, 5), (4, 1, 5), (4, 1, 5))),
+        ints([[1, 0]]),
+        ints([4]),
+        None,
+        False,
+    ),
+    (
+        *latent(0, 6)[2:],
+        bf16(700, 1, 512),
+        bf16(700, 1, 64),
+        ints([[4, 1, 0], [5, 3, 3]]),
+        ints([0, 330, 700]),
+        None,
+        True,
+    ),
+]
 if A5:
     fp8 = (
         f32(5, 4, 2, 6).to(torch.float8_e4m3fn),
@@ -145,17 +175,14 @@ gather_refused("value_cache", value_cache=bf16(4, 4, 2, 3))
 gather_refused("key_cache", key_cache=bf16(5, 0, 2, 6), value_cache=bf16(5, 0, 2, 3))
 gather_refused("block_tables", block_tables=ints([0, 1, 2]))
 gather_refused("block_tables", block_tables=ints([[0] * 3] * 4).t())
-gather_refused(
-    "block_tables", block_tables=torch.where(table == table[0, 0], 5, table).int()
-)  # a kernel fault
-gather_refused(
-    "block_tables", block_tables=table[:, :1].contiguous()
-)  # a kernel fault: too few columns
+# A kernel fault.
+gather_refused("block_tables", block_tables=torch.where(table == table[0, 0], 5, table).int())
+# A kernel fault: too few columns.
+gather_refused("block_tables", block_tables=table[:, :1].contiguous())
 gather_refused("seq_lens", seq_lens=ints([6, 3, 8, 0]))
 gather_refused("seq_lens", seq_lens=ints([6, 3, 9]))  # a kernel fault: more tokens than rows
-gather_refused(
-    "seq_lens", sums=True, seq_lens=ints([1, 3, 8, 17])
-)  # a kernel fault: sums begin with 0
+# A kernel fault: sums begin with 0.
+gather_refused("seq_lens", sums=True, seq_lens=ints([1, 3, 8, 17]))
 gather_refused("seq_offset", seq_offset=ints([1, 2]))
 gather_refused("key", key=bf16(17, 12))
 gather_refused("key", key=bf16(17, 1, 6))
@@ -163,9 +190,8 @@ gather_refused("key", key=f32(17, 2, 6).half())
 gather_refused("key", key_cache=bf16(5, 4, 2, 40000), key=bf16(1, 2, 40000))
 gather_refused("value", value=bf16(16, 2, 3))
 if A5:
-    gather_refused(
-        "seq_lens", seq_lens=ints([6, 3, 8], torch.int64)
-    )  # another dtype than block_tables
+    # Another dtype than block_tables.
+    gather_refused("seq_lens", seq_lens=ints([6, 3, 8], torch.int64))
 else:
     gather_refused("block_tables", block_tables=table.long(), seq_lens=ints([6, 3, 8], torch.int64))
     gather_refused("key_cache", key_cache=f32(5, 4, 2, 6), key=f32(17, 2, 6))

@@ -81,9 +81,8 @@ refuse_permute(f32(4, 5), chosen(3, 2, 4), "'indices'")
 refuse_permute(f32(4, 5), f32(4, 2), "'indices'")
 refuse_permute(f32(4, 5).int(), chosen(4, 2, 4), "'tokens'")
 refuse_permute(f32(4, 5), chosen(4, 2, 4), "'padded_mode'", padded=True)
-refuse_permute(
-    f32(4, 5), chosen(4, 2, 4), "'permuted_tokens'", wanted=-8
-)  # torch_npu makes it 0: all rows, and no room
+# torch_npu makes it 0: all rows, and no room.
+refuse_permute(f32(4, 5), chosen(4, 2, 4), "'permuted_tokens'", wanted=-8)
 refuse_permute(f32(1, 1), torch.zeros(1, 16777215, dtype=torch.int32), "'indices'")
 refuse_permute(f32(4, 5), chosen(4, 2, 4) - 4, "'indices'")
 wide = (f32(2, 3), chosen(2, 513, 600), None)

@@ -181,8 +181,8 @@ def call(x, experts, scale, offset, o, raw=False):
 
 
 def case(x, experts, scale=None, offset=None, count=8, **options):
-    # Left out only with 8 experts: torch_npu keeps the expert_num of the first call that leaves it
-    # out.
+    # Left out only with 8 experts: torch_npu keeps the expert_num of the first call that
+    # leaves it out.
     o = {**DEFAULTS, "count": count, "range": None if count == 8 else [0, count], **options}
     o["first"], o["last"] = o["range"] or (0, count)
     if A5:

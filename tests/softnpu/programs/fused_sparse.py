@@ -35,25 +35,69 @@ def sparse(case, steps):
     return result
 
 
-def call(query, key, value, query_rope, key_rope, indices, ql, kl, table, layout_query, layout_kv, block, mode, scale,
-         lse, sinks):  # fmt: skip
+def call(
+    query,
+    key,
+    value,
+    query_rope,
+    key_rope,
+    indices,
+    ql,
+    kl,
+    table,
+    layout_query,
+    layout_kv,
+    block,
+    mode,
+    scale,
+    lse,
+    sinks,
+):
     out = torch_npu.npu_sparse_flash_attention(
-        query, key, value, indices, scale, block_table=table, actual_seq_lengths_query=ql, actual_seq_lengths_kv=kl,
-        query_rope=query_rope, key_rope=key_rope, sparse_block_size=block, layout_query=layout_query,
-        layout_kv=layout_kv, sparse_mode=mode, attention_mode=2, return_softmax_lse=lse, sinks=sinks,
+        query, key, value, indices, scale, block_table=table, actual_seq_lengths_query=ql,
+        actual_seq_lengths_kv=kl, query_rope=query_rope, key_rope=key_rope, sparse_block_size=block,
+        layout_query=layout_query, layout_kv=layout_kv, sparse_mode=mode, attention_mode=2,
+        return_softmax_lse=lse, sinks=sinks,
     )  # fmt: skip
     return out if lse else out[:1]
 
 
-def case_of(layout, heads, queries, keys, ql, kl, size, mode, *, block=1, page=0, lse=False, sinks=False, empty=False,
-            dtype=torch.bfloat16):  # fmt: skip
+def case_of(
+    layout,
+    heads,
+    queries,
+    keys,
+    ql,
+    kl,
+    size,
+    mode,
+    *,
+    block=1,
+    page=0,
+    lse=False,
+    sinks=False,
+    empty=False,
+    dtype=torch.bfloat16,
+):
     table, keys = paged(kl, keys, page)
     ql, kl = (None if x is None else int32(x) for x in (ql, kl))
     query, key = f32(*queries, heads, WIDTH).to(dtype), f32(*keys, 1, WIDTH).to(dtype)
     layouts = (ql, kl, table, layout, "PA_BSND" if page else layout)
     indices = entries(queries, layouts, query, key, size, block, mode, empty)
-    return (query, key, key.clone(), f32(*queries, heads, ROPE).to(dtype), f32(*keys, 1, ROPE).to(dtype), indices,
-            *layouts, block, mode, 0.0625, lse, f32(heads) + 2 if sinks else None)  # fmt: skip
+    return (
+        query,
+        key,
+        key.clone(),
+        f32(*queries, heads, ROPE).to(dtype),
+        f32(*keys, 1, ROPE).to(dtype),
+        indices,
+        *layouts,
+        block,
+        mode,
+        0.0625,
+        lse,
+        f32(heads) + 2 if sinks else None,
+    )
 
 
 CASES = [

@@ -75,8 +75,9 @@ def indexed(case, steps, scales=(None, None)):
 
 def call(query, key, weights, ql, kl, table, layout_query, layout_key, count, mode, values):
     ids, best = torch_npu.npu_lightning_indexer(
-        query, key, weights, actual_seq_lengths_query=ql, actual_seq_lengths_key=kl, block_table=table,
-        layout_query=layout_query, layout_key=layout_key, sparse_count=count, sparse_mode=mode, return_value=values,
+        query, key, weights, actual_seq_lengths_query=ql, actual_seq_lengths_key=kl,
+        block_table=table, layout_query=layout_query, layout_key=layout_key, sparse_count=count,
+        sparse_mode=mode, return_value=values,
     )  # fmt: skip
     return [ids, *([torch.nan_to_num(best.float().cpu(), neginf=HIDDEN)] if values else [])]
 
@@ -90,7 +91,8 @@ def paged(heads, ends, lengths, block, count, mode, dtype=torch.bfloat16):
     table, pages = page_table(lengths, block)
     first = (ends[-1],) if ends else (len(lengths), 1)
     return (whole(*first, heads, 128, dtype=dtype), whole(pages, block, 1, 128, dtype=dtype),
-            weights_of(*first, heads, dtype=dtype), int32(ends) if ends else None, int32(lengths), table,
+            weights_of(*first, heads, dtype=dtype), int32(ends) if ends else None, int32(lengths),
+            table,
             "TND" if ends else "BSND", "PA_BSND", count, mode, False)  # fmt: skip
 
 
@@ -98,7 +100,8 @@ def plain(
     layout, heads, queries, keys, ql, kl, count, mode, values, dtype=torch.bfloat16, weights=None
 ):
     return (whole(*queries, heads, 128, dtype=dtype), whole(*keys, 1, 128, dtype=dtype),
-            weights_of(*queries, heads, dtype=weights or dtype), ql and int32(ql), kl and int32(kl), None,
+            weights_of(*queries, heads, dtype=weights or dtype), ql and int32(ql), kl and int32(kl),
+            None,
             layout, layout, count, mode, values)  # fmt: skip
 
 
@@ -255,8 +258,9 @@ def call_quant(
 ):
     return [
         torch_npu.npu_quant_lightning_indexer(
-            query, key, weights, scale_q, scale_k, 0, 0, actual_seq_lengths_query=ql, actual_seq_lengths_key=kl,
-            block_table=table, layout_query=layout_query, layout_key=layout_key, sparse_count=count, sparse_mode=mode,
+            query, key, weights, scale_q, scale_k, 0, 0, actual_seq_lengths_query=ql,
+            actual_seq_lengths_key=kl, block_table=table, layout_query=layout_query,
+            layout_key=layout_key, sparse_count=count, sparse_mode=mode,
         )
     ]  # fmt: skip
 

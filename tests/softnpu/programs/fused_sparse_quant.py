@@ -67,9 +67,11 @@ def call(
 ):
     return [
         torch_npu.npu_kv_quant_sparse_flash_attention(
-            query, key, value, indices, scale, **{"key_quant_mode": quant, "value_quant_mode": 2, **DEFAULTS, **changes},
-            block_table=table, actual_seq_lengths_query=ql, actual_seq_lengths_kv=kl, sparse_block_size=block,
-            layout_query=layout_query, layout_kv=layout_kv, sparse_mode=mode,
+            query, key, value, indices, scale,
+            **{"key_quant_mode": quant, "value_quant_mode": 2, **DEFAULTS, **changes},
+            block_table=table, actual_seq_lengths_query=ql, actual_seq_lengths_kv=kl,
+            sparse_block_size=block, layout_query=layout_query, layout_kv=layout_kv,
+            sparse_mode=mode,
         )
     ]  # fmt: skip
 

@@ -57,9 +57,8 @@ def fp8_case(m, k, n, counts, scale, rows, dtype=E4M3, out=brain):
 
 def static_case(m, k, n, counts):
     case = fp8_case(m, k, n, counts, "column", None)
-    cut = (case["call"]["scale"].view(torch.int32) & ~0x1FFF).view(
-        torch.float32
-    )  # 19 bits are read
+    # 19 bits are read.
+    cut = (case["call"]["scale"].view(torch.int32) & ~0x1FFF).view(torch.float32)
     case["call"]["scale"] = low64(cut)
     case["values"][2] = array(cut)[:, None]
     return case

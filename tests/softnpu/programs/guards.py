@@ -34,9 +34,8 @@ if case == "dereference":  # the process must die with a message that names the 
     ctypes.c_float.from_address(x.data_ptr()).value
     sys.exit(0)
 elif case == "over-write":
-    y = torch.empty(
-        120, device="npu"
-    )  # without caching: 480 bytes and 32 of padding, rounded to 512
+    # Without caching: 480 bytes and 32 of padding, rounded to 512.
+    y = torch.empty(120, device="npu")
     device.raw_write(y.data_ptr(), 512, 1)
     expect(torch.npu.synchronize, "of 512 bytes was over-written 0 bytes behind its end")
 elif case == "fresh":
@@ -95,17 +94,15 @@ elif case == "leak":
         z = torch.nn.functional.silu(x[2:] * 2).sum()
     torch.npu.synchronize()
     counts = device.alive()
-    assert not any(
-        counts[name] for name in ("tensors", "tensor_lists", "scalars", "arrays", "executors")
-    ), counts
+    kinds = ("tensors", "tensor_lists", "scalars", "arrays", "executors")
+    assert not any(counts[name] for name in kinds), counts
 elif case == "idle":
     device.inject("aclnnMul@idle:1:1")
     y = x * x
     torch.npu.synchronize()
     assert device.statistics()["idle_launches"] == {"aclnnMul": 1} and y.isnan().all()
-elif (
-    case == "unlaunched"
-):  # with the task queue on: the failed phase 2 of the first makes torch_npu drop the second
+elif case == "unlaunched":
+    # With the task queue on: the failed phase 2 of the first makes torch_npu drop the second.
     device.inject("aclnnMul:1:507015")
     with contextlib.suppress(RuntimeError):
         x * x
@@ -120,8 +117,8 @@ elif case == "storage":  # a launcher that says one element too many
     acl.aclCreateTensor.restype = ctypes.c_void_p
     tensor = ctypes.c_void_p(
         acl.aclCreateTensor(
-            sizes, ctypes.c_uint64(1), 0, strides, ctypes.c_int64(0), 2, storage, ctypes.c_uint64(1),
-            ctypes.c_void_p(x.data_ptr()),
+            sizes, ctypes.c_uint64(1), 0, strides, ctypes.c_int64(0), 2, storage,
+            ctypes.c_uint64(1), ctypes.c_void_p(x.data_ptr()),
         )
     )  # fmt: skip
     size, executor = ctypes.c_uint64(), ctypes.c_void_p()
@@ -131,9 +128,8 @@ elif case == "storage":  # a launcher that says one element too many
     )
     message = acl.aclGetRecentErrMsg().decode()
     assert code == 161002 and "reaches byte 36 of a storage of 32" in message, (code, message)
-elif (
-    case == "segments"
-):  # PYTORCH_NPU_ALLOC_CONF=expandable_segments:True: reserve, map, grow, out of memory, unmap
+elif case == "segments":
+    # PYTORCH_NPU_ALLOC_CONF=expandable_segments:True: reserve, map, grow, out of memory, unmap.
     parts = [torch.full((1 << 20,), float(i), device="npu") for i in range(20)]
     assert all(part[-1].item() == i for i, part in enumerate(parts))
     expect(lambda: torch.empty(300 << 20, dtype=torch.uint8, device="npu"), "out of memory")
@@ -153,9 +149,8 @@ elif case == "travel":  # a fault on a side stream reaches who waits for it
     event.record()
     expect(event.synchronize, "aclnnMul")
     assert (x * x)[3].item() == 9
-elif (
-    case == "fork"
-):  # after the device was used: a child's calls are errors, never a wait for threads it does not have
+elif case == "fork":
+    # After the device was used: a child's calls are errors, never a wait for threads it lacks.
     loader = torch.utils.data.DataLoader(range(8), batch_size=4, num_workers=2, pin_memory=True)
     assert sum(batch.npu().sum().item() for batch in loader) == 28
     y = x * 2  # on its way

@@ -32,11 +32,9 @@ CALLS = {
 }
 try:
     CALLS[sys.argv[1]]()
-    print(
-        "lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True
-    )  # no synchronise but the copies' own
-except (
-    RuntimeError
-) as error:  # the text is on stderr too, unless the communicator could not be formed
+    # No synchronise but the copies' own.
+    print("lost rank: NOT NOTICED", x.tolist(), both.tolist(), flush=True)
+except RuntimeError as error:
+    # The text is on stderr too, unless the communicator could not be formed.
     print("lost rank: noticed", error, flush=True)
 os._exit(0)

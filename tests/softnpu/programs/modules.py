@@ -67,7 +67,9 @@ class Recurrent(nn.Module):
 
 
 class Packed(nn.Module):
-    """Three sequences of 4, 2 and 1 steps. From learnt states; of the results, the outputs only: torch_npu's other gradients are wrong."""
+    """Three sequences of 4, 2 and 1 steps, from learnt states.
+    Of the results, the outputs only: torch_npu's other gradients are wrong.
+    """
 
     def __init__(self, layer):
         super().__init__()
@@ -83,13 +85,46 @@ class Packed(nn.Module):
 
 
 FORMS = {
-    "": {}, "batch first": dict(batch_first=True), "bare": dict(bias=False), "of both directions": dict(bidirectional=True),
-    "of 3 layers": dict(num_layers=3), "of 2 layers in both directions": dict(num_layers=2, bidirectional=True, bias=False),
-}  # fmt: skip
+    "": {},
+    "batch first": dict(batch_first=True),
+    "bare": dict(bias=False),
+    "of both directions": dict(bidirectional=True),
+    "of 3 layers": dict(num_layers=3),
+    "of 2 layers in both directions": dict(num_layers=2, bidirectional=True, bias=False),
+}
 MODULES = {
-    **{name: (getattr(nn, name), rows) for name in ["CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "PReLU", "ReLU", "ReLU6", "SELU", "Sigmoid", "SiLU", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink"]},
+    **{
+        name: (getattr(nn, name), rows)
+        for name in [
+            "CELU",
+            "ELU",
+            "GELU",
+            "GLU",
+            "Hardshrink",
+            "Hardsigmoid",
+            "Hardswish",
+            "Hardtanh",
+            "LeakyReLU",
+            "LogSigmoid",
+            "Mish",
+            "PReLU",
+            "ReLU",
+            "ReLU6",
+            "SELU",
+            "Sigmoid",
+            "SiLU",
+            "Softplus",
+            "Softshrink",
+            "Softsign",
+            "Tanh",
+            "Tanhshrink",
+        ]
+    },
     "Threshold": (lambda: nn.Threshold(0.1, 1.0), rows),
-    **{name: (lambda name=name: getattr(nn, name)(-1), rows) for name in ("Softmax", "LogSoftmax", "Softmin")},
+    **{
+        name: (lambda name=name: getattr(nn, name)(-1), rows)
+        for name in ("Softmax", "LogSoftmax", "Softmin")
+    },
     "Conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), sequence),
     "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2), image),
     "Conv3d": (lambda: nn.Conv3d(4, 2, 3), volume),
@@ -125,13 +160,25 @@ MODULES = {
     "RNNCell": (lambda: nn.RNNCell(6, 5), rows),
     **{
         f"{kind.__name__} {form}": (
-            lambda kind=kind, form=form: Recurrent(kind(8, 5, **FORMS[form]), 3 if form == "batch first" else 4), sequence)
-        for kind in (nn.RNN, nn.LSTM, nn.GRU) for form in FORMS
+            lambda kind=kind, form=form: Recurrent(
+                kind(8, 5, **FORMS[form]), 3 if form == "batch first" else 4
+            ),
+            sequence,
+        )
+        for kind in (nn.RNN, nn.LSTM, nn.GRU)
+        for form in FORMS
     },
     "LSTM packed": (lambda: Packed(nn.LSTM(8, 5, batch_first=True)), sequence),
     "MultiheadAttention": (lambda: SelfAttention(8, 2, batch_first=True), sequence),
-    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), sequence),
-    "TransformerDecoderLayer": (lambda: nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0), sequence, floats(5, 4, 8)),
+    "TransformerEncoderLayer": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0),
+        sequence,
+    ),
+    "TransformerDecoderLayer": (
+        lambda: nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0),
+        sequence,
+        floats(5, 4, 8),
+    ),
     "Unfold": (lambda: nn.Unfold(3), image),
     "Fold": (lambda: nn.Fold((4, 4), 2), floats(1, 8, 9)),
     "PixelShuffle": (lambda: nn.PixelShuffle(2), image),
@@ -148,22 +195,44 @@ MODULES = {
     "PairwiseDistance": (nn.PairwiseDistance, rows, floats(4, 6)),
     "CrossEntropyLoss": (lambda: nn.CrossEntropyLoss(label_smoothing=0.1), rows, below(6, 4)),
     "CrossEntropyLoss weighted": (
-        lambda: nn.CrossEntropyLoss(weight=torch.rand(6), ignore_index=2, reduction="sum"), rows, below(6, 4)),
+        lambda: nn.CrossEntropyLoss(weight=torch.rand(6), ignore_index=2, reduction="sum"),
+        rows,
+        below(6, 4),
+    ),
     "CrossEntropyLoss of shares": (nn.CrossEntropyLoss, rows, shares),
     "NLLLoss": (nn.NLLLoss, logs, below(6, 4)),
     "NLLLoss of images": (nn.NLLLoss, floats(2, 3, 4, 4), below(3, 2, 4, 4)),
-    **{name: (getattr(nn, name), rows, shares) for name in ["BCEWithLogitsLoss", "HuberLoss", "L1Loss", "MSELoss", "MultiLabelSoftMarginLoss", "PoissonNLLLoss", "SmoothL1Loss"]},
-    "BCEWithLogitsLoss weighted": (lambda: nn.BCEWithLogitsLoss(pos_weight=torch.rand(6), weight=torch.rand(6)), rows, shares),
+    **{
+        name: (getattr(nn, name), rows, shares)
+        for name in [
+            "BCEWithLogitsLoss",
+            "HuberLoss",
+            "L1Loss",
+            "MSELoss",
+            "MultiLabelSoftMarginLoss",
+            "PoissonNLLLoss",
+            "SmoothL1Loss",
+        ]
+    },
+    "BCEWithLogitsLoss weighted": (
+        lambda: nn.BCEWithLogitsLoss(pos_weight=torch.rand(6), weight=torch.rand(6)),
+        rows,
+        shares,
+    ),
     "BCELoss": (nn.BCELoss, shares, torch.rand(4, 6, generator=generator)),
     "KLDivLoss": (lambda: nn.KLDivLoss(reduction="mean"), logs, shares),
-    "KLDivLoss of logs": (lambda: nn.KLDivLoss(reduction="batchmean", log_target=True), logs, shares.log()),
+    "KLDivLoss of logs": (
+        lambda: nn.KLDivLoss(reduction="batchmean", log_target=True),
+        logs,
+        shares.log(),
+    ),
     "GaussianNLLLoss": (nn.GaussianNLLLoss, rows, shares, shares),
     "HingeEmbeddingLoss": (nn.HingeEmbeddingLoss, rows, signs),
     "MarginRankingLoss": (nn.MarginRankingLoss, rows, shares, signs),
     "CosineEmbeddingLoss": (nn.CosineEmbeddingLoss, rows, shares, signs[:, 0]),
     "TripletMarginLoss": (nn.TripletMarginLoss, rows, shares, signs),
     "MultiMarginLoss": (nn.MultiMarginLoss, rows, below(6, 4)),
-}  # fmt: skip
+}
 if A5:  # on A2 and A3 torch_npu drops `approximate`, and wants sizes that divide for the other
     MODULES["GELU tanh"] = (lambda: nn.GELU("tanh"), rows)
     MODULES["AdaptiveMaxPool2d"] = (lambda: nn.AdaptiveMaxPool2d(3), image)

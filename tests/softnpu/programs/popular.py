@@ -42,12 +42,29 @@ EAGER_ONLY = ("Gemma2", "Bloom", "Mamba")  # transformers refuses sdpa for them
 OTHERS = {
     "BertForSequenceClassification": ("BertConfig", words, dict(text, labels=torch.tensor([0, 1]))),
     "T5ForConditionalGeneration": (
-        "T5Config", dict(vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0), text),
-    "ViTForImageClassification": ("ViTConfig", sight, dict(pixel_values=image, labels=torch.tensor([0, 1]))),
+        "T5Config",
+        dict(
+            vocab_size=97,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+        ),
+        text,
+    ),
+    "ViTForImageClassification": (
+        "ViTConfig",
+        sight,
+        dict(pixel_values=image, labels=torch.tensor([0, 1])),
+    ),
     "CLIPModel": (
-        "CLIPConfig", dict(text_config=words, vision_config=sight, projection_dim=16),
-        dict(input_ids=ids, pixel_values=image, return_loss=True)),
-}  # fmt: skip
+        "CLIPConfig",
+        dict(text_config=words, vision_config=sight, projection_dim=16),
+        dict(input_ids=ids, pixel_values=image, return_loss=True),
+    ),
+}
 
 
 def cases():
@@ -118,9 +135,8 @@ def run(config, keywords, model, inputs, dtype, attention, generates):
         config(**keywords, **dropouts), attn_implementation=attention, dtype=dtype
     ).train()
     npu = copy.deepcopy(host).to("npu")
-    if (
-        dtype == torch.bfloat16
-    ):  # each device rounds in other places: the NPU may be as far from fp32 as twice the CPU
+    if dtype == torch.bfloat16:
+        # Each device rounds in other places: the NPU may be as far from fp32 as twice the CPU.
         exact = learn(copy.deepcopy(host).float(), inputs)
         return distance(exact, learn(npu, inputs)), 2 * distance(exact, learn(host, inputs))
     worst = distance(learn(host, inputs), learn(npu, inputs))

@@ -240,8 +240,9 @@ def dead_handles():
 
 torch.npu.set_device(0)
 CASES = [
-    random_numbers, random_numbers_of_a_graph, gradient_scaling, checkpointed, pinned_loader, statistics, threads,
-    storages_and_files, two_devices, graphed_module, captures, timing, dead_handles, freed_before_a_replay,
+    random_numbers, random_numbers_of_a_graph, gradient_scaling, checkpointed, pinned_loader,
+    statistics, threads, storages_and_files, two_devices, graphed_module, captures, timing,
+    dead_handles, freed_before_a_replay,
 ]  # fmt: skip
 for case in CASES:
     case()

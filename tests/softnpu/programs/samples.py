@@ -16,8 +16,8 @@ import torch_npu  # noqa: F401
 from torch.testing._internal import common_methods_invocations as database
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Random operators would set one seed for all calls: which ones are random shows when two seeds
-# differ.
+# Random operators would set one seed for all calls: which ones are random shows when two
+# seeds differ.
 database.wrapper_set_seed = lambda operator, *arguments, **keywords: operator(
     *arguments, **keywords
 )

@@ -2,9 +2,9 @@
 and the next step right. `sweep.py MODEL [STRIDE]`.
 
 Each use of each function fails in turn (every STRIDE-th of them when given). One leak is
-torch_npu's own: when phase 1 or 2 of an operator fails it never destroys that call's arguments. Run
-with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the process
-(csrc/softnpu/docs/device.md).
+torch_npu's own: when phase 1 or 2 of an operator fails it never destroys that call's
+arguments. Run with TASK_QUEUE_ENABLE=0: with the queue on, an error in phase 2 poisons the
+process (csrc/softnpu/docs/device.md).
 """
 
 import contextlib
@@ -36,18 +36,36 @@ def said(since):
     return os.pread(2, 1 << 20, since).decode(errors="replace")
 
 
-common = dict(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8, num_experts_per_tok=2, moe_intermediate_size=8)  # fmt: skip
+common = dict(
+    vocab_size=31,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    head_dim=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=8,
+)
 MODELS = {
     "qwen3-moe": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**common, intermediate_size=16, num_key_value_heads=1, num_experts=4)
     ),
     "deepseek-v4": lambda: DeepseekV4ForCausalLM(
         DeepseekV4Config(
-            **{**common, "num_hidden_layers": 3}, q_lora_rank=8, o_lora_rank=8, o_groups=2, n_routed_experts=4, n_shared_experts=1,
-            max_position_embeddings=64, sliding_window=4, index_n_heads=2, index_head_dim=8, index_topk=2,
-            hc_sinkhorn_iters=2)
+            **{**common, "num_hidden_layers": 3},
+            q_lora_rank=8,
+            o_lora_rank=8,
+            o_groups=2,
+            n_routed_experts=4,
+            n_shared_experts=1,
+            max_position_embeddings=64,
+            sliding_window=4,
+            index_n_heads=2,
+            index_head_dim=8,
+            index_topk=2,
+            hc_sinkhorn_iters=2,
+        )
     ),
-}  # fmt: skip
+}
 torch.manual_seed(seed())
 model = MODELS[sys.argv[1]]().eval().to("npu")
 with torch.no_grad():
@@ -90,9 +108,8 @@ uses |= {
     for name, n in uses.items()
     if name.startswith("aclnn") and "Workspace" not in name
 }
-plan = [(name, n) for name, count in sorted(uses.items()) for n in range(1, count + 1)][
-    :: int([*sys.argv, "1"][2])
-]
+plan = [(name, n) for name, count in sorted(uses.items()) for n in range(1, count + 1)]
+plan = plan[:: int([*sys.argv, "1"][2])]
 problems, silent, leaking = [], [], 0
 alive = {key: device.alive()[key] for key in IN_FLIGHT}
 for name, n in plan:

@@ -53,17 +53,29 @@ class Tokens(nn.Module):
 
 
 MODELS = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.LayerNorm(9), nn.Linear(9, 3)), floats(5, 6)),
+    "mlp": (
+        lambda: nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.LayerNorm(9), nn.Linear(9, 3)),
+        floats(5, 6),
+    ),
     "cnn": (
         lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, groups=2),
-            nn.GroupNorm(2, 6), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, 3, groups=2),
+            nn.GroupNorm(2, 6),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 3),
+        ),
         floats(5, 2, 8, 8),
     ),
     "gru cell": (Recurrent, floats(4, 5, 6)),
     "lstm and gru": (Layers, floats(4, 5, 6)),
     "transformer": (Tokens, torch.randint(0, 17, (3, 7), generator=generator)),
-}  # fmt: skip
+}
 OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
     "adam": lambda p: torch.optim.Adam(p, 0.01, amsgrad=True),
@@ -73,9 +85,11 @@ OPTIMISERS = {
 }
 LOSSES = {
     "cross entropy": lambda y, target: nn.functional.cross_entropy(y, target, label_smoothing=0.1),
-    "squared": lambda y, target: nn.functional.mse_loss(y.softmax(-1), nn.functional.one_hot(target, y.shape[-1]).float()),
+    "squared": lambda y, target: nn.functional.mse_loss(
+        y.softmax(-1), nn.functional.one_hot(target, y.shape[-1]).float()
+    ),
     "nll": lambda y, target: nn.functional.nll_loss(y.log_softmax(-1), target, ignore_index=1),
-}  # fmt: skip
+}
 
 
 def train(model, x, target, loss, optimiser, device):

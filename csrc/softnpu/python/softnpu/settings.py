@@ -101,9 +101,8 @@ def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
     A torch_npu that lies `beside` this environment is put on the Python path of that process.
     """
     result = {**os.environ, **(variables or {})}
-    result.pop(
-        "TORCH_DEVICE_BACKEND_AUTOLOAD", None
-    )  # torch_npu leaves "0" behind when its import has failed
+    # torch_npu leaves "0" behind when its import has failed.
+    result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
     _prepend(result, "LD_LIBRARY_PATH", str(library_folder()))
     _prepend(result, "PYTHONPATH", torch_npu_path())
     return result
