@@ -133,10 +133,11 @@ struct Mx {
   static at::Tensor run(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& weight,
                         const at::Tensor& weight_scale) {
     const at::Tensor out = rows_out(x, weight, at::kBFloat16);
-    const at::Tensor row_scales = paired(x_scale), column_scales = paired(weight_scale);
+    const at::Tensor row_scales = paired(x_scale);
+    const at::Tensor column_scales = paired(weight_scale).transpose(0, 1);
     const NpuCall call("mxfp8_gemm", x);
     call.launch(npu::QuantMatmul{call.in(x.contiguous()),
-                                 call.in(weight.contiguous()),
+                                 call.in(columns(weight)),
                                  call.maybe(&row_scales),
                                  call.maybe(&column_scales),
                                  {},
@@ -145,13 +146,40 @@ struct Mx {
                                  {},
                                  {},
                                  false,
-                                 true,
+                                 false,
                                  npu::QuantMatmul::kMxGroups,
                                  call.out(out)});
     return out;
   }
 };
 
+// One product per group of heads, its rows strided over the groups; nothing is copied.
+struct OfGroups {
+  static WhyNot why_not(const Context& context, const at::Tensor& o, const at::Tensor& wo_a) {
+    return first(not_available<npu::TransposeBatchMatmul>(context), not_of("o", o, kFloats),
+                 not_of("wo_a", wo_a, {o.scalar_type()}), empty("o", o), empty("wo_a", wo_a));
+  }
+
+  static at::Tensor run(const at::Tensor& o, const at::Tensor& wo_a) {
+    const int64_t tokens = o.size(0), groups = wo_a.size(0);
+    const at::Tensor grouped = o.contiguous().view({tokens, groups, -1});
+    const at::Tensor out = at::empty({tokens, groups, wo_a.size(1)}, o.options());
+    const NpuCall call("grouped_output_projection", o);
+    call.launch(npu::TransposeBatchMatmul{call.in(grouped),
+                                          call.in(wo_a.contiguous()),
+                                          {},
+                                          {},
+                                          {{1, 0, 2}},
+                                          {{0, 2, 1}},
+                                          {{1, 0, 2}},
+                                          npu::TransposeBatchMatmul::kKeepPrecision,
+                                          npu::TransposeBatchMatmul::kNotSplit,
+                                          call.out(out)});
+    return out.flatten(1);
+  }
+};
+
+const npu::List<npu::TransposeBatchMatmul> transpose_batch_matmul;
 const npu::List<npu::Matmul> matmul;
 const npu::List<npu::GroupedMatmul> grouped_matmul;
 const npu::List<npu::QuantMatmul> quant_matmul;
@@ -162,6 +190,8 @@ const NpuRegistration<Int8::run, Int8::why_not> int8("int8_gemm", "aclnnQuantMat
 const NpuRegistration<Int8Sum::run, Int8Sum::why_not> int8_sum("int8_grouped_sum",
                                                                "aclnnGroupedMatmulV5");
 const NpuRegistration<Mx::run, Mx::why_not> mx("mxfp8_gemm", "aclnnQuantMatmulV5");
+const NpuRegistration<OfGroups::run, OfGroups::why_not> of_groups("grouped_output_projection",
+                                                                  "aclnnTransposeBatchMatMul");
 
 }  // namespace
 }  // namespace dsv4::bind

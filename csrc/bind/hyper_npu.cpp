@@ -1,5 +1,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include "npu/hyper.h"
 #include "npu_call.h"
@@ -78,11 +79,90 @@ struct Pre {
   }
 };
 
+// One launch for everything; 4 streams and 20 rounds are all it knows.
+WhyNot not_fused(const Context& context, const at::Tensor& x) {
+  const bool a5 = on_a5(context);
+  const int64_t width = x.size(2);
+  return first(not_available<npu::MhcPreSinkhorn>(context), not_of("x", x, kHalves), empty("x", x),
+               unless(x.size(1) == npu::MhcPreSinkhorn::kStreams, "the chip takes 4 streams"),
+               unless(a5 ? width == 4096 || width == 7168 : width % 128 == 0 && width <= 100000,
+                      a5 ? "the chip takes 4096 or 7168 channels"
+                         : "the chip takes a multiple of 128 channels, up to 100000"));
+}
+
+using Mixed = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+Mixed mix(const char* op, const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
+          const at::Tensor& scale, double norm_eps, double hc_eps) {
+  const int64_t tokens = x.size(0), n = x.size(1);
+  const auto single = x.options().dtype(at::kFloat);
+  at::Tensor y = at::empty({1, tokens, x.size(2)}, x.options());
+  at::Tensor post = at::empty({1, tokens, n}, single), comb = at::empty({1, tokens, n * n}, single);
+  const NpuCall call(op, x);
+  call.launch(npu::MhcPreSinkhorn{call.in(x.contiguous().unsqueeze(0)),
+                                  call.in(fn.contiguous()),
+                                  call.in(scale.contiguous()),
+                                  call.in(base.contiguous()),
+                                  n,
+                                  npu::MhcPreSinkhorn::kRounds,
+                                  hc_eps,
+                                  norm_eps,
+                                  false,
+                                  call.out(y),
+                                  call.out(post),
+                                  call.out(comb),
+                                  {},
+                                  {},
+                                  {},
+                                  {},
+                                  {}});
+  return {y.squeeze(0), post.squeeze(0), comb.view({tokens, n, n})};
+}
+
+struct PreHf32 {
+  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, int64_t rounds, double, double) {
+    return first(not_fused(context, x), unless(rounds == npu::MhcPreSinkhorn::kRounds,
+                                               "the chip does 20 rounds of Sinkhorn"));
+  }
+
+  static Mixed run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
+                   const at::Tensor& scale, int64_t, double norm_eps, double hc_eps) {
+    return mix("hc_pre_hf32", x, fn, base, scale, norm_eps, hc_eps);
+  }
+};
+
+// The rows of pre are the head's, those of post and comb are 0 and their results thrown away.
+struct HeadHf32 {
+  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, double, double) {
+    return not_fused(context, x);
+  }
+
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
+                        const at::Tensor& scale, double norm_eps, double hc_eps) {
+    const int64_t n = x.size(1), rows = n * (n + 2);
+    const at::Tensor phi = at::zeros({rows, fn.size(1)}, fn.options());
+    const at::Tensor bias = at::zeros({rows}, base.options());
+    const at::Tensor alpha = at::zeros({3}, scale.options());
+    phi.narrow(0, 0, n).copy_(fn);
+    bias.narrow(0, 0, n).copy_(base);
+    alpha.narrow(0, 0, 1).copy_(scale);
+    return std::get<0>(mix("hc_head_hf32", x, phi, bias, alpha, norm_eps, hc_eps));
+  }
+};
+
+const npu::List<npu::MhcPreSinkhorn> pre_sinkhorn;
 const npu::List<npu::MhcPre> pre;
 const npu::List<npu::MhcSinkhorn> sinkhorn;
 const npu::List<npu::MhcPost> post;
 const NpuRegistration<Post::run, Post::why_not> hc_post("hc_post", "aclnnMhcPost");
 const NpuRegistration<Pre::run, Pre::why_not> hc_pre("hc_pre", "aclnnMhcPre");
+
+const NpuRegistration<PreHf32::run, PreHf32::why_not> hc_pre_hf32("hc_pre_hf32",
+                                                                  "aclnnMhcPreSinkhorn");
+const NpuRegistration<HeadHf32::run, HeadHf32::why_not> hc_head_hf32("hc_head_hf32",
+                                                                     "aclnnMhcPreSinkhorn");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -42,4 +42,19 @@ struct MhcPost {  // out[k] = h_post[k] * h_out + sum_j h_res[j, k] * x[j]
   DSV4_ARGUMENTS(x, h_res, h_out, h_post, out)
 };
 
+struct MhcPreSinkhorn {  // all of hc_pre; phi is cut to HF32, 10 explicit mantissa bits
+  static constexpr const char* symbol = "aclnnMhcPreSinkhorn";
+  static constexpr std::array versions = {Version{Package::builtin, kAllChips, {9, 1}}};
+  static constexpr int64_t kStreams = 4;
+  static constexpr int64_t kRounds = 20;
+  In x, phi, alpha, bias;
+  Int hc_mult, num_iters;
+  Real hc_eps, norm_eps;
+  Flag need_backward;
+  Out hin, h_post, h_res;
+  OptionalOut h_pre, hc_before_norm, inv_rms, sum_out, norm_out;
+  DSV4_ARGUMENTS(x, phi, alpha, bias, hc_mult, num_iters, hc_eps, norm_eps, need_backward, hin,
+                 h_post, h_res, h_pre, hc_before_norm, inv_rms, sum_out, norm_out)
+};
+
 }  // namespace dsv4::npu

@@ -53,6 +53,7 @@ struct TransposeBatchMatmul {  // one product per group, with the axes in any or
   static constexpr const char* symbol = "aclnnTransposeBatchMatMul";
   static constexpr std::array versions = {Version{Package::builtin, kAllChips, {8, 3}}};
   static constexpr int8_t kKeepPrecision = 0;
+  static constexpr int32_t kNotSplit = 1;
   In x1, x2;
   OptionalIn bias, scale;
   Ints perm_x1, perm_x2, perm_y;

@@ -1,0 +1,118 @@
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "npu/activation.h"
+#include "npu_call.h"
+
+namespace dsv4::bind {
+namespace {
+
+constexpr double kPlainSilu = 1.0, kNoBias = 0.0;
+
+struct Plain {
+  // The weight goes in before the one rounding, which the chip does behind the product.
+  static WhyNot why_not(const Context& context, const at::Tensor& gate, const at::Tensor&,
+                        const std::optional<at::Tensor>& weights, double limit) {
+    return first(not_available<npu::ClippedSwiglu>(context), not_of("gate", gate, kFloats),
+                 empty("gate", gate),
+                 unless(!weights || gate.scalar_type() == at::kFloat,
+                        "the chip rounds before it could multiply by weights"),
+                 unless(std::isfinite(limit), "the chip has no form without a limit"));
+  }
+
+  static at::Tensor run(const at::Tensor& gate, const at::Tensor& up,
+                        const std::optional<at::Tensor>& weights, double limit) {
+    const at::Tensor both = at::cat({gate, up}, -1);
+    const at::Tensor out = at::empty(gate.sizes(), gate.options());
+    const NpuCall call("swiglu", gate);
+    call.launch(npu::ClippedSwiglu{
+        call.in(both), {}, int64_t{-1}, kPlainSilu, limit, kNoBias, false, call.out(out)});
+    return weights ? out.mul(weights->unsqueeze(-1)) : out;
+  }
+};
+
+struct FromSums {
+  static WhyNot why_not(const Context& context, const at::Tensor& sums, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, double limit) {
+    return first(not_available<npu::DequantSwigluQuant>(context), empty("sums", sums),
+                 unless(std::isfinite(limit), "the chip has no form without a limit"),
+                 unless(sums.size(1) % 64 == 0 && sums.size(1) <= 7232,
+                        "the chip takes a multiple of 64 channels, up to 7232"));
+  }
+
+  static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& sums,
+                                                const at::Tensor& weight_scale,
+                                                const at::Tensor& x_scale,
+                                                const at::Tensor& offsets, double limit) {
+    const at::Tensor counts = offsets.diff().to(at::kLong);
+    at::Tensor codes = at::empty({sums.size(0), sums.size(1) / 2}, sums.options().dtype(at::kChar));
+    at::Tensor scale = at::empty({sums.size(0)}, x_scale.options());
+    const at::Tensor columns = weight_scale.contiguous(), rows = x_scale.contiguous();
+    const NpuCall call("int8_swiglu_quant", sums);
+    call.launch(npu::DequantSwigluQuant{call.in(sums.contiguous()),
+                                        call.maybe(&columns),
+                                        call.maybe(&rows),
+                                        {},
+                                        {},
+                                        {},
+                                        call.maybe(&counts),
+                                        true,
+                                        {"dynamic"},
+                                        npu::DequantSwigluQuant::kInt8,
+                                        {"rint"},
+                                        npu::DequantSwigluQuant::kLastAxis,
+                                        npu::DequantSwigluQuant::kClampedHalves,
+                                        limit,
+                                        kPlainSilu,
+                                        kNoBias,
+                                        call.out(codes),
+                                        call.out(scale)});
+    return {codes, scale};
+  }
+};
+
+struct ToMx {
+  static WhyNot why_not(const Context& context, const at::Tensor& x, double limit) {
+    return first(not_available<npu::SwigluGroupQuant>(context), empty("x", x),
+                 unless(std::isfinite(limit), "the chip has no form without a limit"),
+                 unless(x.size(1) % 128 == 0, "the chip pairs the scales of 64 channels"));
+  }
+
+  static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, double limit) {
+    constexpr int64_t block = 32;
+    const int64_t rows = x.size(0), half = x.size(1) / 2;
+    at::Tensor codes = at::empty({rows, half}, x.options().dtype(at::kFloat8_e4m3fn));
+    const at::Tensor scale =
+        at::empty({rows, half / (2 * block), 2}, x.options().dtype(at::kFloat8_e8m0fnu));
+    const NpuCall call("mx_swiglu_quant", x);
+    call.launch(npu::SwigluGroupQuant{call.in(x.contiguous()),
+                                      {},
+                                      {},
+                                      {},
+                                      static_cast<int64_t>(npu::AclType::e4m3),
+                                      npu::SwigluGroupQuant::kMx,
+                                      block,
+                                      true,
+                                      limit,
+                                      0.0,
+                                      false,
+                                      call.out(codes),
+                                      call.out(scale),
+                                      {}});
+    return {codes, scale.flatten(-2)};
+  }
+};
+
+const npu::List<npu::ClippedSwiglu> clipped;
+const npu::List<npu::DequantSwigluQuant> from_sums;
+const npu::List<npu::SwigluGroupQuant> to_mx;
+const NpuRegistration<Plain::run, Plain::why_not> swiglu("swiglu", "aclnnClippedSwiglu");
+const NpuRegistration<FromSums::run, FromSums::why_not> int8_swiglu_quant(
+    "int8_swiglu_quant", "aclnnDequantSwigluQuantV2");
+const NpuRegistration<ToMx::run, ToMx::why_not> mx_swiglu_quant("mx_swiglu_quant",
+                                                                "aclnnSwigluGroupQuant");
+
+}  // namespace
+}  // namespace dsv4::bind
