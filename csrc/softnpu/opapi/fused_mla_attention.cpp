@@ -228,9 +228,8 @@ void Attention::check_common(const Types& of_queries, const Types& of_keys, int6
                                 {ori_topk_length, "ori_topk_length"},
                                 {cmp_topk_length, "cmp_topk_length"}})
     require(!given(x), name, show(x), "nothing");
-  require(q.dim() == (layout_q == "TND" ? 3 : 4) && q.size(-1) == kWidth, "q", show(q),
-          "[T, H, 512] (TND) or [B, S, H, 512] (BSND)");
   paged::check_queries(queries(), false);
+  require(q.size(-1) == kWidth, "q", show(q), "heads of 512");
   plan("", mode).check();
   const int64_t batch = paged::batch_size(queries()), heads = q.size(-2);
   check_keys(original(), batch, mode);

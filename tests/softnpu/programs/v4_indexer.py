@@ -94,7 +94,7 @@ def chosen(case, steps):
             index[first + i, : len(order)] = order
             value[first + i, : len(order)] = score[order]
     shape = (*case["q"].shape[:-2], 1, topk)
-    value = np.where(np.isinf(value), -1e9, value)
+    value = np.where(np.isinf(value), -(2.0**30), value)
     return [index.reshape(shape), value.reshape(shape)]
 
 
@@ -113,12 +113,12 @@ def case_of(held, queries, topk, heads, *, quantised=False, ratio=4, size=16, **
     if ratio > 1:
         case["cmp_residual_k"] = int32(residual)
     if quantised:
-        scales = [(2.0 ** whole(n, 1, most=2, dtype=torch.float32)).to(SCALES) for n in held]
+        scales = [(2.0 ** whole(n, 1, most=1, dtype=torch.float32)).to(SCALES) for n in held]
         case["k_descale"] = torch.full(k.shape[:3], float("nan"), dtype=SCALES)
         for b, part in enumerate(scales):
             for i, scale in enumerate(part):
                 case["k_descale"][table[b, i // size], i % size] = scale
-        case["q_descale"] = (2.0 ** whole(rows, heads, most=2, dtype=torch.float32)).to(SCALES)
+        case["q_descale"] = (2.0 ** whole(rows, heads, most=1, dtype=torch.float32)).to(SCALES)
     return case | (dict(cmp_ratio=ratio) if ratio != 4 else {}) | more
 
 
@@ -155,7 +155,7 @@ def select(case, **changed):
     values = torch.full(shape if named["return_value"] else (0,), -7.0, dtype=kind).npu()
     named = dict(sparse_indices=indices, sparse_values=values) | on_npu(named)
     call(QUANTISED if quantised else PLAIN, **named)
-    return [indices, values.clamp(min=-1e9)] if returned else [indices]
+    return [indices, values.clamp(min=-(2.0**30))] if returned else [indices]
 
 
 def formula(case, steps):

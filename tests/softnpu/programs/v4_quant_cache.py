@@ -25,7 +25,7 @@ STEPS = Steps(
     rounded=up_to_power,
     rope_first=True,
     values=lambda x, scale: np.clip(x / scale, -448, 448),
-    place=divmod,
+    place=lambda slot, size, pages: divmod(slot, size),
     slots=same,
     stored=same,
 )
@@ -50,21 +50,21 @@ def row_bytes(x, steps):
 
 def kv_written(case, steps):
     cache, x, slots = case
-    out = array(cache).copy()
+    out = array(cache).astype(int)
     for row, slot in zip(array(x), steps.slots(array(slots)), strict=True):
         if slot >= 0:
             data = steps.stored(row_bytes(row, steps))
-            page, at = steps.place(int(slot), out.shape[1])
+            page, at = steps.place(int(slot), out.shape[1], len(out))
             out[page, at, 0, : len(data)] = data
     return [out]
 
 
-def write_kv(cache, x, slots, **changed):
+def write_kv(cache, x, slots, changed=None):
     named = dict(
         kv_compress_cache=cache, x=x, slot_mapping=slots, quant_group_size=64, quant_mode=0,
         round_scale=True, x_scale=1.0,
     )  # fmt: skip
-    call(KV, **on_npu(named | changed))
+    call(KV, **on_npu(named | (changed or {})))
     return [cache]
 
 
@@ -76,18 +76,18 @@ def indexer_written(case, steps):
         if slot < 0:
             continue
         values, scale = quantised(row, steps, power_of_two)
-        page, at = steps.place(int(slot), out.shape[1])
+        page, at = steps.place(int(slot), out.shape[1], len(out))
         out[page, at, 0, :128] = values.view(E4M3).astype(np.float64)
         held[page, at] = scale
     return [out, held]
 
 
-def write_keys(cache, scales, x, slots, power_of_two=False, **changed):
+def write_keys(cache, scales, x, slots, power_of_two=False, changed=None):
     named = dict(
         cache=cache, cache_scale=scales, x=x, slot_mapping=slots, quant_mode=1,
         round_scale=power_of_two, x_scale=1.0,
     )  # fmt: skip
-    call(INDEXER, **on_npu(named | changed))
+    call(INDEXER, **on_npu(named | (changed or {})))
     return [cache, scales]
 
 
@@ -107,8 +107,8 @@ FAULTS = {
     "448 for 240": dict(largest=240),
     "scale not rounded": dict(rounded=same),
     "scale rounded down": dict(rounded=lambda scale: up_to_power(scale) / 2),
-    "rows and pages exchanged": dict(place=lambda slot, size: divmod(slot, size)[::-1]),
-    "one place on": dict(place=lambda slot, size: (slot // size, (slot + 1) % size)),
+    "interleaved pages": dict(place=lambda slot, size, pages: divmod(slot, pages)[::-1]),
+    "one place on": dict(place=lambda slot, size, pages: (slot // size, (slot + 1) % size)),
     "slots reversed": dict(slots=lambda slots: slots[::-1]),
     "-1 stored at 0": dict(slots=lambda slots: np.maximum(slots, 0)),
     "nothing divided": dict(values=lambda x, scale: np.clip(x, -448, 448)),
@@ -152,10 +152,10 @@ if A5:
     cache, x, slots = (t.npu() for t in KV_CASES[0])
     apart = with_gaps(cache)
     write_kv(apart, x, slots)
-    assert torch.equal(apart.cpu(), torch.tensor(kv_written(KV_CASES[0], STEPS)[0]))
+    assert torch.equal(apart.cpu(), torch.tensor(kv_written(KV_CASES[0], STEPS)[0]).byte())
 
     def kv(argument, code=None, **changed):
-        refused(KV, lambda: write_kv(cache, x, slots, **changed), f"'{argument}'", code)
+        refused(KV, lambda: write_kv(cache, x, slots, changed), f"'{argument}'", code)
 
     kv("kv_compress_cache", kv_compress_cache=raw(2, 8, 1, 640))
     kv("kv_compress_cache", kv_compress_cache=raw(2, 8, 608))
@@ -179,7 +179,10 @@ if A5:
 
     def index(argument, code=None, **changed):
         refused(
-            INDEXER, lambda: write_keys(pool, scales, rows, at, **changed), f"'{argument}'", code
+            INDEXER,
+            lambda: write_keys(pool, scales, rows, at, changed=changed),
+            f"'{argument}'",
+            code,
         )
 
     index("cache", cache=keys(2, 8, 64)[0])
