@@ -13,5 +13,5 @@ def test_attention_operators_equal_their_documents(soc):
 
 
 def test_a_cann_before_9_1_has_none_of_them():
-    code, output = run("v4_attention.py", "absent", soc=SOCS[1], cann="9.0.0")
+    code, output = run("v4_attention.py", "absent", soc=SOCS[2], cann="9.0.0")
     assert code == 0 and "attention of V4: 0 problems" in output, output

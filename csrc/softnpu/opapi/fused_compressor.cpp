@@ -1,5 +1,5 @@
 // Pooling of tokens into entries. Table: argument, its tensor, required, dtypes, ranks, source.
-// docs/spec/ascend-operators.md 4.9 C, 10, 12.7. Our reading: what the page leaves open (widths,
+// docs/spec/ascend-operators.md 4.9 C, 10, 12. Our reading: what the page leaves open (widths,
 // dtypes, shapes of tables) is as its sibling in vllm-ascend has it; state_block_table is needed;
 // without start_pos a sequence starts at 0; A2 is refused as the page says, although the operator's
 // definition registers the chip.

@@ -1,5 +1,5 @@
 // Writers of quantised caches on A5. Tables: argument, its tensor, required, dtypes, ranks, source;
-// docs/spec/ascend-operators.md 4.16, 7, 12.10.
+// docs/spec/ascend-operators.md 4.16, 7, 12.
 #include <ATen/ops/amax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/exp2.h>

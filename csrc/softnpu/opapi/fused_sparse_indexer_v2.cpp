@@ -1,6 +1,6 @@
 // Lightning indexers of CANN 9.1's V4 family, with their metadata operators: keys are entries that
 // stand for cmp_ratio tokens each. Tables: argument, its tensor, required, dtypes, ranks, source;
-// docs/spec/ascend-operators.md 4.10 C and D, 10, 12.5.
+// docs/spec/ascend-operators.md 4.10 C and D, 10, 12.
 #include <ATen/ops/index.h>
 #include <ATen/ops/isnan.h>
 #include <ATen/ops/matmul.h>
@@ -123,6 +123,7 @@ void Metadata::check() const {
 }
 
 void Metadata::check_quantised() const {
+  require_family(kEverywhere);
   require(quant_mode != kNotQuantised, "quant_mode", "0", "1 on A5, 2 on A2 and A3");
   check();
 }
@@ -223,6 +224,7 @@ void Indexer::check_common(const Types& types, const Types& of_weights) const {
 void Indexer::check() const { check_common(kHalves, {kF32}); }
 
 void Indexer::check_quantised() const {
+  require_family(kEverywhere);
   require(quant_mode != kNotQuantised, "quant_mode", "0", "1 on A5, 2 on A2 and A3");
   const Types scale = {on_a5() ? kF32 : kF16};
   check_common({on_a5() ? kE4M3 : kI8}, scale);

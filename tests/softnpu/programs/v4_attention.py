@@ -5,36 +5,41 @@ own on import. `v4_attention.py [absent]`: that a CANN before 9.1 has none of th
 import sys
 from importlib import import_module
 
-import torch
-from aclnn import call
-from fused_check import bf16, f32, problems, refused, reseed
+from aclnn import call, parameters
+from fused_check import problems, refused, reseed
 
 MODULES = ("v4_rotary", "v4_mla", "v4_mla_quant", "v4_compressor", "v4_indexer", "v4_quant_cache",
            "v4_scatter")  # fmt: skip
 
 
+OPERATORS = (
+    "InplacePartialRotaryMul",
+    "SparseFlashMla",
+    "SparseFlashMlaMetadata",
+    "MixedQuantSparseFlashMla",
+    "MixedQuantSparseFlashMlaMetadata",
+    "Compressor",
+    "LightningIndexerV2",
+    "LightningIndexerV2Metadata",
+    "QuantLightningIndexerV2",
+    "QuantLightningIndexerV2Metadata",
+    "KvCompressEpilog",
+    "IndexerQuantCache",
+)
+
+
 def absent():
-    x, angles = bf16(1, 1, 1, 64).npu(), f32(1, 1, 1, 64).npu()
-    refused(
-        "before CANN 9.1",
-        lambda: call(
-            "aclnnInplacePartialRotaryMul", x=x, cos=angles, sin=angles, mode=1,
-            partial_slice=[0, 64],
-        ),
-        "does not exist before CANN 9.1.0",
-        161002,
-    )  # fmt: skip
-    numbers = dict(
-        num_heads_q=64, num_heads_k=1, head_dim=128, topk=512, batch_size=1, max_seqlen_q=1,
-        max_seqlen_k=1, layout_q="TND", layout_k="PA_BBND", mask_mode=3, cmp_ratio=1,
-    )  # fmt: skip
-    out = torch.empty(1024, dtype=torch.int32).npu()
-    refused(
-        "before CANN 9.1",
-        lambda: call("aclnnLightningIndexerV2Metadata", metadata=out, **numbers),
-        "does not exist before CANN 9.1.0",
-        161002,
-    )
+    """Refused by version whatever the arguments are, here nulls and zeros."""
+    for operator in OPERATORS:
+        symbol = f"aclnn{operator}"
+        kinds = {"double": 0.0, "float": 0.0, "int64_t": 0, "bool": False, "char*": ""}
+        arguments = [kinds.get(c_type) for c_type, _ in parameters(symbol)]
+        refused(
+            symbol,
+            lambda symbol=symbol, arguments=arguments: call(symbol, *arguments),
+            "does not exist before CANN 9.1.0",
+            161002,
+        )
 
 
 if sys.argv[1:] == ["absent"]:

@@ -181,8 +181,8 @@ def checks():
     )  # fmt: skip
 
 
-def refusals():
-    """One decode step of 2 sequences, arguments replaced one by one."""
+def step():
+    """One decode step of 2 sequences, that is accepted."""
     state = torch.zeros(9, 8, 512)
     good = dict(
         x=f32(2, HIDDEN).bfloat16(), wkv=f32(256, HIDDEN).bfloat16(),
@@ -191,58 +191,70 @@ def refusals():
         start_pos=int32([7, 9]), cmp_ratio=4, coff=2, cache_mode=1,
         state_cache_stride_dim0=state.stride(0), cmp_kv=torch.zeros(2, 128).bfloat16(),
     )  # fmt: skip
-    good = on_npu(good)
+    return on_npu(good)
+
+
+def bad(good, argument, code=None, **changed):
+    refused(NAME, lambda: call(NAME, **good | on_npu(changed)), f"'{argument}'", code)
+
+
+def refusals():
+    """The step's arguments replaced one by one."""
+    good = step()
     call(NAME, **good)
+    bad(good, "x", x=f32(2, HIDDEN))
+    bad(good, "x", x=f32(2, 512).bfloat16())
+    bad(good, "x", x=f32(2, 1100).bfloat16())
+    bad(good, "x", x=f32(HIDDEN, 2).bfloat16().t())
+    bad(good, "wkv", wkv=f32(256, HIDDEN))
+    bad(good, "wkv", wkv=f32(256, HIDDEN).half())
+    bad(good, "wkv", wkv=f32(192, HIDDEN).bfloat16())
+    bad(good, "wgate", wgate=f32(128, HIDDEN).bfloat16())
+    bad(good, "ape", ape=f32(4, 128))
+    bad(good, "ape", ape=f32(4, 256).bfloat16())
+    bad(good, "state_cache", state_cache=torch.zeros(9, 8, 256))
+    bad(good, "state_cache", state_cache=torch.zeros(2, 1025, 512))
+    bad(good, "state_cache", state_cache=torch.zeros(9, 8, 512).bfloat16())
+    bad(good, "state_cache_stride_dim0", state_cache_stride_dim0=0)
+    bad(good, "state_block_table", state_block_table=None)
+    bad(good, "state_block_table", state_block_table=int32([1, 2]))
+    bad(good, "state_block_table", state_block_table=int32([[1, 2, 3]]))
+    bad(good, "cu_seqlens", cu_seqlens=None)
+    bad(good, "cu_seqlens", cu_seqlens=torch.tensor([0, 1, 2]))
+    bad(good, "cu_seqlens", x=f32(2, 1, HIDDEN).bfloat16())
+    bad(good, "start_pos", start_pos=int32([7]))
+    bad(good, "cmp_ratio", cmp_ratio=3)
+    bad(good, "cmp_ratio", cmp_ratio=256)
+    bad(good, "coff", coff=3)
+    bad(good, "cache_mode", cache_mode=3)
+    bad(good, "cmp_kv", cmp_kv=torch.zeros(1, 128).bfloat16())
+    bad(good, "cmp_kv", cmp_kv=torch.zeros(2, 128))
 
-    def bad(argument, code=None, **changed):
-        refused(NAME, lambda: call(NAME, **good | on_npu(changed)), f"'{argument}'", code)
 
-    bad("x", x=f32(2, HIDDEN))
-    bad("x", x=f32(2, 512).bfloat16())
-    bad("x", x=f32(2, 1100).bfloat16())
-    bad("x", x=f32(HIDDEN, 2).bfloat16().t())
-    bad("wkv", wkv=f32(256, HIDDEN))
-    bad("wkv", wkv=f32(256, HIDDEN).half())
-    bad("wkv", wkv=f32(192, HIDDEN).bfloat16())
-    bad("wgate", wgate=f32(128, HIDDEN).bfloat16())
-    bad("ape", ape=f32(4, 128))
-    bad("ape", ape=f32(4, 256).bfloat16())
-    bad("state_cache", state_cache=torch.zeros(9, 8, 256))
-    bad("state_cache", state_cache=torch.zeros(2, 1025, 512))
-    bad("state_cache", state_cache=torch.zeros(9, 8, 512).bfloat16())
-    bad("state_cache_stride_dim0", state_cache_stride_dim0=0)
-    bad("state_block_table", state_block_table=None)
-    bad("state_block_table", state_block_table=int32([1, 2]))
-    bad("state_block_table", state_block_table=int32([[1, 2, 3]]))
-    bad("cu_seqlens", cu_seqlens=None)
-    bad("cu_seqlens", cu_seqlens=torch.tensor([0, 1, 2]))
-    bad("cu_seqlens", x=f32(2, 1, HIDDEN).bfloat16())
-    bad("start_pos", start_pos=int32([7]))
-    bad("cmp_ratio", cmp_ratio=3)
-    bad("cmp_ratio", cmp_ratio=256)
-    bad("coff", coff=3)
-    bad("cache_mode", cache_mode=3)
-    bad("cmp_kv", cmp_kv=torch.zeros(1, 128).bfloat16())
-    bad("cmp_kv", cmp_kv=torch.zeros(2, 128))
-    bad("state_block_table", 507015, start_pos=int32([7, 24]))  # beyond its columns
-    bad("state_block_table", 507015, state_block_table=int32([[1, 2, 3], [4, 9, 6]]))
-    bad("state_block_table", 507015, state_block_table=int32([[-1, 2, 3], [4, 5, 6]]))
-    bad("state_block_table", 507015, state_block_table=int32([[1] * 3, [1] * 3]),
-        start_pos=int32([8, 8]))  # one row written twice  # fmt: skip
-    bad("state_block_table", 507015, state_block_table=int32([[1, 2, 3], [4, 1, 6]]),
-        start_pos=int32([7, 8]))  # a row is read and written  # fmt: skip
-    bad("start_pos", 507015, start_pos=int32([7, -1]))
-    bad("seqused", 507015, seqused=int32([1, 2]))
-    bad("cu_seqlens", 507015, cu_seqlens=int32([0, 1, 3]))
+def faults():
+    """What the kernel names."""
+    good = step()
+    bad(good, "state_block_table", 507015, start_pos=int32([7, 24]))  # beyond its columns
+    bad(good, "state_block_table", 507015, state_block_table=int32([[1, 2, 3], [4, 9, 6]]))
+    bad(good, "state_block_table", 507015, state_block_table=int32([[-1, 2, 3], [4, 5, 6]]))
+    for words, table, start in (
+        ("row 0 of page 1 is written twice", [[1] * 3, [1] * 3], [8, 8]),
+        ("row 0 of page 1 is read and written", [[1, 2, 3], [4, 1, 6]], [7, 8]),
+    ):
+        clash = on_npu(dict(state_block_table=int32(table), start_pos=int32(start)))
+        refused(NAME, lambda clash=clash: call(NAME, **good | clash), words, 507015)
+    bad(good, "start_pos", 507015, start_pos=int32([7, -1]))
+    bad(good, "seqused", 507015, seqused=int32([1, 2]))
+    bad(good, "cu_seqlens", 507015, cu_seqlens=int32([0, 1, 3]))
     room = torch.zeros(9, 8 * 512 + 64).npu()[:, : 8 * 512].view(9, 8, 512)
     apart = good | dict(state_cache=room, state_cache_stride_dim0=room.stride(0))
     if A5:
         call(NAME, **apart)
         small = dict(state_cache=torch.zeros(3, 7, 512), state_cache_stride_dim0=7 * 512)
-        bad("state_cache", 507015, cache_mode=2, state_block_table=int32([1, 2]), **small)
+        bad(good, "state_cache", 507015, cache_mode=2, state_block_table=int32([1, 2]), **small)
     else:
         refused(NAME, lambda: call(NAME, **apart), "'state_cache'")
-        bad("cache_mode", cache_mode=2, state_block_table=int32([1, 2]))
+        bad(good, "cache_mode", cache_mode=2, state_block_table=int32([1, 2]))
 
 
 if A2:
@@ -250,3 +262,4 @@ if A2:
 else:
     checks()
     refusals()
+    faults()

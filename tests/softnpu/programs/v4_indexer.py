@@ -98,9 +98,11 @@ def chosen(case, steps):
     return [index.reshape(shape), value.reshape(shape)]
 
 
-def case_of(held, queries, topk, heads, *, quantised=False, ratio=4, size=16, **more):
-    """A TND call on pages: `held` entries of each sequence."""
-    rows = sum(queries)
+def case_of(held, queries, topk, heads, *, quantised=False, ratio=4, size=16, behind=0, **more):
+    """A TND call on pages: `held` entries of each sequence; so many rows `behind` belong to none
+    and are not written.
+    """
+    rows = sum(queries) + behind
     kind = KEYS if quantised else torch.bfloat16
     k, table = pool_of([whole(n, 1, 128, most=2).to(kind) for n in held], size)
     residual = rng.integers(0, ratio, len(held))
@@ -218,7 +220,7 @@ def checked(name, cases, faults):
 
 
 cases = [
-    case_of([9, 30, 1], [3, 2, 4], 8, HEADS[0]),
+    case_of([9, 30, 1], [3, 2, 4], 8, HEADS[0], behind=2),
     case_of([300], [2], 128, HEADS[1], size=32),
     case_of([40, 17], [5, 1], 16, HEADS[0], ratio=1),
     case_of([3, 2], [2, 300], 4, HEADS[1], ratio=128),
@@ -235,70 +237,89 @@ quantised = [
 checked("quant_lightning_indexer_v2", quantised, FAULTS | SCALE_FAULTS)
 
 
+def refusable(case):
+    """(argument, what it is replaced by) that both indexers refuse."""
+    rows, heads = case["q"].shape[:2]
+    return (
+        ("q", dict(q=f32(rows, heads, 128))),
+        ("q", dict(q=case["q"][..., :64].contiguous())),
+        ("q", dict(q=case["q"].unsqueeze(0))),
+        ("k", dict(k=case["k"][..., :64].contiguous())),
+        ("k", dict(k=f32(*case["k"].shape))),
+        ("k", dict(k=case["k"].transpose(0, 1))),
+        ("weights", dict(weights=case["weights"][:-1])),
+        ("weights", dict(weights=bf16(rows, heads))),
+        ("cu_seqlens_q", dict(cu_seqlens_q=None)),
+        ("cu_seqlens_q", dict(cu_seqlens_q=case["cu_seqlens_q"].long())),
+        ("seqused_q", dict(seqused_q=int32([1, 2, 3]))),
+        ("seqused_k", dict(seqused_k=None)),
+        ("seqused_k", dict(seqused_k=int32([1]))),
+        ("cmp_residual_k", dict(cmp_residual_k=None)),
+        ("cmp_residual_k", dict(cmp_residual_k=int32([0]))),
+        ("block_table", dict(block_table=None)),
+        ("block_table", dict(block_table=case["block_table"][:1])),
+        ("output_idx_offset", dict(output_idx_offset=int32([0, 0, 0]))),
+        ("metadata", dict(metadata=int32([1]))),
+        ("topk", dict(topk=0)),
+        ("topk", dict(topk=2049)),
+        ("mask_mode", dict(mask_mode=4)),
+        ("cmp_ratio", dict(cmp_ratio=8)),
+        ("layout_q", dict(layout_q="BNSD")),
+        ("layout_k", dict(layout_k="PA_BNSD")),
+        ("return_value", dict(return_value=2)),
+        ("sparse_indices", dict(sparse_indices=torch.zeros(rows, 1, 3, dtype=torch.int32))),
+        ("sparse_values", dict(sparse_values=torch.zeros(0).half())),
+    )
+
+
+def faulty(case):
+    """(argument, changes) that both kernels name."""
+    wrong = case["weights"].clone()
+    wrong[0, 0] = float("nan")
+    return (
+        ("metadata", dict(metadata=torch.zeros(1024, dtype=torch.int32))),
+        ("block_table", dict(block_table=case["block_table"] * 0 + 99)),
+        ("seqused_k", dict(metadata=None, seqused_k=case["seqused_k"] + 99)),
+        ("seqused_k", dict(metadata=None, seqused_k=case["seqused_k"] * 0)),
+        ("cmp_residual_k", dict(metadata=None, cmp_residual_k=case["cmp_residual_k"] * 0 + 4)),
+        ("max_seqlen_q", dict(max_seqlen_q=1)),
+        ("q", dict(weights=wrong)),
+    )
+
+
+METADATA_REFUSES = (
+    ("num_heads_q", dict(num_heads_q=16)),
+    ("num_heads_k", dict(num_heads_k=2)),
+    ("head_dim", dict(head_dim=64)),
+    ("topk", dict(topk=-1)),
+    ("mask_mode", dict(mask_mode=1)),
+    ("cmp_ratio", dict(cmp_ratio=2)),
+    ("batch_size", dict(batch_size=-1)),
+    ("cmp_residual_k", dict(cmp_residual_k=None)),
+)
+
+
 def refusals(case):
-    """What both indexers refuse, and the faults that their kernels name."""
     symbol = QUANTISED if "k_descale" in case else PLAIN
-    made, rows, heads = metadata_of(case), *case["q"].shape[:2]
+    made = metadata_of(case)
 
-    def at(argument, code=None, **changed):
-        refused(symbol, lambda: select(case, **{"metadata": made} | changed), f"'{argument}'", code)
+    def run(changed):
+        return lambda: select(case, **{"metadata": made} | changed)
 
-    def meta(argument, **changed):
-        refused(symbol + "Metadata", lambda: metadata_of(case, **changed), f"'{argument}'")
-
-    at("q", q=f32(rows, heads, 128))
-    at("q", q=case["q"][..., :64].contiguous())
-    at("q", q=case["q"].unsqueeze(0))
-    at("k", k=case["k"][..., :64].contiguous())
-    at("k", k=f32(*case["k"].shape))
-    at("k", k=case["k"].transpose(0, 1))
-    at("weights", weights=case["weights"][:-1])
-    at("weights", weights=bf16(rows, heads))
-    at("cu_seqlens_q", cu_seqlens_q=None)
-    at("cu_seqlens_q", cu_seqlens_q=case["cu_seqlens_q"].long())
-    at("seqused_q", seqused_q=int32([1, 2, 3]))
-    at("seqused_k", seqused_k=None)
-    at("seqused_k", seqused_k=int32([1]))
-    at("cmp_residual_k", cmp_residual_k=None)
-    at("cmp_residual_k", cmp_residual_k=int32([0]))
-    at("block_table", block_table=None)
-    at("block_table", block_table=case["block_table"][:1])
-    at("output_idx_offset", output_idx_offset=int32([0, 0, 0]))
-    at("metadata", metadata=int32([1]))
-    at("topk", topk=0)
-    at("topk", topk=2049)
-    at("mask_mode", mask_mode=4)
-    at("cmp_ratio", cmp_ratio=8)
-    at("layout_q", layout_q="BNSD")
-    at("layout_k", layout_k="PA_BNSD")
-    at("return_value", return_value=2)
-    at("sparse_indices", sparse_indices=torch.zeros(rows, 1, 3, dtype=torch.int32))
-    at("sparse_values", sparse_values=torch.zeros(0).half())
+    for argument, changed in refusable(case):
+        refused(symbol, run(changed), f"'{argument}'")
     for name, other in (
         ("cu_seqlens_q", cumulative([3, 3, 3])),
         ("seqused_k", case["seqused_k"] - 1),
         ("cmp_residual_k", (case["cmp_residual_k"] + 1) % 4),
     ):
-        refused(symbol, lambda c={name: other}: select(case, metadata=made, **c),
-                f"'metadata': made for another {name}", 507015)  # fmt: skip
-    at("metadata", 507015, metadata=torch.zeros(1024, dtype=torch.int32))
-    at("block_table", 507015, block_table=case["block_table"] * 0 + 99)
-    at("seqused_k", 507015, metadata=None, seqused_k=case["seqused_k"] + 99)
-    at("seqused_k", 507015, metadata=None, seqused_k=case["seqused_k"] * 0)
-    at("cmp_residual_k", 507015, metadata=None, cmp_residual_k=case["cmp_residual_k"] * 0 + 4)
-    at("max_seqlen_q", 507015, max_seqlen_q=1)
-    wrong = case["weights"].clone()
-    wrong[0, 0] = float("nan")
-    at("q", 507015, weights=wrong)
-    meta("num_heads_q", num_heads_q=16)
-    meta("num_heads_k", num_heads_k=2)
-    meta("head_dim", head_dim=64)
-    meta("topk", topk=-1)
-    meta("mask_mode", mask_mode=1)
-    meta("cmp_ratio", cmp_ratio=2)
-    meta("batch_size", batch_size=-1)
-    meta("cmp_residual_k", cmp_residual_k=None)
-    meta("seqused_k", seqused_k=case["seqused_k"].long())
+        refused(symbol, run({name: other}), f"'metadata': made for another {name}", 507015)
+    for argument, changed in faulty(case):
+        refused(symbol, run(changed), f"'{argument}'", 507015)
+    for argument, changed in METADATA_REFUSES:
+        refused(symbol, lambda changed=changed: metadata_of(case, **changed), f"'{argument}'")
+    lengths = case["seqused_k"].long()
+    refused(symbol, lambda: metadata_of(case, seqused_k=lengths), "'seqused_k'")
     if not A5:
         refused(symbol, lambda: select(case_of([9], [1], 8, 32, quantised=symbol == QUANTISED)),
                 "'num_heads_q'")  # fmt: skip

@@ -206,68 +206,84 @@ def without(case, **changed):
     return {name: value for name, value in (case | changed).items() if value is not None}
 
 
-def refusals(symbol, base, hca, csa):
-    """What both attentions refuse, and the faults that both kernels name."""
+def refusable(csa):
+    """(argument, what it is replaced by) that both attentions refuse."""
+    rows, heads = csa["q"].shape[:2]
+    return (
+        ("q", dict(q=f32(rows, heads, 512))),
+        ("q", dict(q=bf16(rows, heads, 448))),
+        ("q", dict(q=bf16(1, rows, heads, 512))),
+        ("q", dict(q=bf16(heads, rows, 512).transpose(0, 1))),
+        ("ori_kv", dict(ori_kv=None)),
+        ("ori_kv", dict(ori_kv=csa["ori_kv"][:, :, 0])),
+        ("ori_kv", dict(ori_kv=csa["ori_kv"][..., :320].contiguous())),
+        ("ori_kv", dict(ori_kv=f32(4, 16, 1, 512))),
+        ("ori_kv", dict(ori_kv=csa["ori_kv"].transpose(0, 1))),
+        ("ori_block_table", dict(ori_block_table=None)),
+        ("ori_block_table", dict(ori_block_table=csa["ori_block_table"].long())),
+        ("ori_block_table", dict(ori_block_table=csa["ori_block_table"][:1])),
+        ("cmp_block_table", dict(cmp_block_table=None)),
+        ("seqused_ori_kv", dict(seqused_ori_kv=None)),
+        ("seqused_cmp_kv", dict(seqused_cmp_kv=int32([1]))),
+        ("cmp_residual_kv", dict(cmp_residual_kv=None)),
+        ("cmp_residual_kv", dict(cmp_residual_kv=int32([0]))),
+        ("cu_seqlens_q", dict(cu_seqlens_q=None)),
+        ("cu_seqlens_q", dict(cu_seqlens_q=csa["cu_seqlens_q"].long())),
+        ("cu_seqlens_ori_kv", dict(cu_seqlens_ori_kv=csa["cu_seqlens_q"])),
+        ("seqused_q", dict(seqused_q=int32([1, 2]))),
+        ("ori_sparse_indices", dict(ori_sparse_indices=csa["cmp_sparse_indices"])),
+        ("cmp_topk_length", dict(cmp_topk_length=int32([1, 2]))),
+        ("cmp_sparse_indices", dict(cmp_sparse_indices=csa["cmp_sparse_indices"][:, 0])),
+        ("cmp_sparse_indices", dict(cmp_sparse_indices=csa["cmp_sparse_indices"].long())),
+        ("sinks", dict(sinks=None)),
+        ("sinks", dict(sinks=f32(heads + 1))),
+        ("sinks", dict(sinks=bf16(heads))),
+        ("metadata", dict(metadata=None)),
+        ("metadata", dict(metadata=int32([1, 2]))),
+        ("cmp_ratio", dict(cmp_ratio=128)),
+        ("ori_mask_mode", dict(ori_mask_mode=3)),
+        ("cmp_mask_mode", dict(cmp_mask_mode=0)),
+        ("layout_q", dict(layout_q="BNSD")),
+        ("layout_kv", dict(layout_kv="PA_BNSD")),
+        ("topk_value_mode", dict(topk_value_mode=2)),
+        ("softmax_lse", dict(softmax_lse=f32(1))),
+        ("attention_out", dict(attention_out=f32(rows, heads, 512))),
+    )
+
+
+def attempt(symbol, csa):
+    """A function that calls with the metadata of `csa`, unless another is given."""
     more = {k: csa[k] for k in ("quant_mode", "rope_head_dim") if k in csa}
     made = metadata_of(csa, symbol + "Metadata", **more)
+    return lambda case=csa, **changed: attend(case, symbol, **{"metadata": made} | changed)
 
-    def at(argument, case=csa, **changed):
-        refused(
-            symbol, lambda: attend(case, symbol, **{"metadata": made} | changed), f"'{argument}'"
-        )
+
+def refusals(symbol, base, csa):
+    run = attempt(symbol, csa)
+    for argument, changed in refusable(csa):
+        refused(symbol, lambda changed=changed: run(**changed), f"'{argument}'")
+    refused(symbol, lambda: run(base, cmp_ratio=4), "'cmp_ratio'")
+    refused(symbol, lambda: run(without(csa, cmp_sparse_indices=None)), "'cmp_ratio'")
+
+
+def faults(symbol, base, hca, csa):
+    """What both kernels name."""
+    run = attempt(symbol, csa)
 
     def fault(words, case=csa, **changed):
         refused(symbol, lambda: attend(case, symbol, **changed), words, 507015)
 
-    rows, heads = csa["q"].shape[:2]
-    at("q", q=f32(rows, heads, 512))
-    at("q", q=bf16(rows, heads, 448))
-    at("q", q=bf16(1, rows, heads, 512))
-    at("q", q=bf16(heads, rows, 512).transpose(0, 1))
-    at("ori_kv", ori_kv=None)
-    at("ori_kv", ori_kv=csa["ori_kv"][:, :, 0])
-    at("ori_kv", ori_kv=csa["ori_kv"][..., :320].contiguous())
-    at("ori_kv", ori_kv=f32(4, 16, 1, 512))
-    at("ori_kv", ori_kv=csa["ori_kv"].transpose(0, 1))
-    at("ori_block_table", ori_block_table=None)
-    at("ori_block_table", ori_block_table=csa["ori_block_table"].long())
-    at("ori_block_table", ori_block_table=csa["ori_block_table"][:1])
-    at("cmp_block_table", cmp_block_table=None)
-    at("seqused_ori_kv", seqused_ori_kv=None)
-    at("seqused_cmp_kv", seqused_cmp_kv=int32([1]))
-    at("cmp_residual_kv", cmp_residual_kv=None)
-    at("cmp_residual_kv", cmp_residual_kv=int32([0]))
-    at("cu_seqlens_q", cu_seqlens_q=None)
-    at("cu_seqlens_q", cu_seqlens_q=csa["cu_seqlens_q"].long())
-    at("cu_seqlens_ori_kv", cu_seqlens_ori_kv=csa["cu_seqlens_q"])
-    at("seqused_q", seqused_q=int32([1, 2]))
-    at("ori_sparse_indices", ori_sparse_indices=csa["cmp_sparse_indices"])
-    at("cmp_topk_length", cmp_topk_length=int32([1, 2]))
-    at("cmp_sparse_indices", cmp_sparse_indices=csa["cmp_sparse_indices"][:, 0])
-    at("cmp_sparse_indices", cmp_sparse_indices=csa["cmp_sparse_indices"].long())
-    at("sinks", sinks=None)
-    at("sinks", sinks=f32(heads + 1))
-    at("sinks", sinks=bf16(heads))
-    at("metadata", metadata=None)
-    at("metadata", metadata=int32([1, 2]))
-    at("cmp_ratio", cmp_ratio=128)
-    at("cmp_ratio", base, cmp_ratio=4)
-    at("cmp_ratio", without(csa, cmp_sparse_indices=None))
-    at("ori_mask_mode", ori_mask_mode=3)
-    at("cmp_mask_mode", cmp_mask_mode=0)
-    at("layout_q", layout_q="BNSD")
-    at("layout_kv", layout_kv="PA_BNSD")
-    at("topk_value_mode", topk_value_mode=2)
-    at("softmax_lse", softmax_lse=f32(1))
-    at("attention_out", attention_out=f32(rows, heads, 512))
+    def stale(words, case=csa, **changed):
+        refused(symbol, lambda: run(case, **changed), words, 507015)
+
     for name, other in (
         ("cu_seqlens_q", cumulative([2, 1])),
         ("seqused_ori_kv", csa["seqused_ori_kv"] + 4),
         ("seqused_cmp_kv", csa["seqused_cmp_kv"] - 1),
         ("cmp_residual_kv", csa["cmp_residual_kv"] + 1),
     ):
-        fault(f"'metadata': made for another {name}", metadata=made, **{name: other})
-    fault("'metadata': made for another", hca, metadata=made)
+        stale(f"'metadata': made for another {name}", **{name: other})
+    stale("'metadata': made for another", hca)
     fault("'metadata': not what", metadata=torch.zeros(1024, dtype=torch.int32))
     fault("is on page 10000, outside", cmp_block_table=csa["cmp_block_table"] * 0 + 10000)
     fault("'ori_block_table': position", ori_block_table=csa["ori_block_table"] * 0 - 1)
@@ -308,7 +324,8 @@ def metadata_refusals(symbol, base, csa):
     at("max_seqlen_cmp_kv", max_seqlen_cmp_kv=5)
 
 
-refusals(ATTENTION, base, hca, csa)
+refusals(ATTENTION, base, csa)
+faults(ATTENTION, base, hca, csa)
 metadata_refusals(METADATA, base, csa)
 refused(ATTENTION, lambda: attend(base, cmp_sparse_indices=csa["cmp_sparse_indices"]), "'cmp_s")
 refused(METADATA, lambda: metadata_of(csa, num_heads_q=12), "'num_heads_q'")
@@ -354,3 +371,16 @@ def other_layouts():
 
 
 other_layouts()
+
+
+def behind():
+    """Rows of q behind the last sequence are not written."""
+    case = case_of(4, [20, 3], [2, 1])
+    longer = case | dict(q=torch.cat([case["q"], case["q"]]))
+    out = torch.full((6, 4, 512), float("nan")).bfloat16().npu()
+    attend(longer, attention_out=out)
+    if not (torch.equal(out[:3].cpu(), attend(case)[0].cpu()) and out[3:].isnan().all()):
+        problems.append("sparse_flash_mla: rows behind the last sequence")
+
+
+behind()

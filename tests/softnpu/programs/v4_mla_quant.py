@@ -132,7 +132,8 @@ if A5:
         problems.append("mixed_quant_sparse_flash_mla: rows in bf16 cannot be told from fp32")
 
     base, hca, csa = CASES[0], CASES[2], CASES[3]
-    v4_mla.refusals(NAME, base, hca, csa)
+    v4_mla.refusals(NAME, base, csa)
+    v4_mla.faults(NAME, base, hca, csa)
     v4_mla.metadata_refusals(NAME + "Metadata", base, csa)
     made = metadata_of(csa, NAME + "Metadata", quant_mode=1, rope_head_dim=64)
     for argument, changed in (
@@ -155,7 +156,7 @@ if A5:
 
     def written_and_read():
         """Rows that aclnnKvCompressEpilog writes are what the attention reads, and exactly what
-        quantising and dequantising gives (AO 12.10).
+        quantising and dequantising gives (AO 12, item 10).
         """
         case = mixed(1, 2, [40], [1])
         rows = torch.tensor(rng.standard_normal((40, 512))).bfloat16()

@@ -1,5 +1,5 @@
-"""aclnnScatterPaKvCache as V4's launchers call it (docs/spec/ascend-operators.md 12.11): negative
-slots skipped, the key alone, two caches of different widths, gaps between pages.
+"""aclnnScatterPaKvCache as V4's launchers call it (docs/spec/ascend-operators.md 12, item 11):
+negative slots skipped, the key alone, two caches of different widths, gaps between pages.
 """
 
 import torch
