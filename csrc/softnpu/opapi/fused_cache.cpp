@@ -143,7 +143,8 @@ void check_places(In x, const at::Tensor& cache, bool tiles, const char* name,
 
 // Document: attention/scatter_pa_kv_cache/docs/aclnnScatterPaKvCache.md (hicann/ops-transformer).
 // Scenes 1 and 2 everywhere, 6 (key alone) on A2 and A3, 3 (compressed) on A5; torch_npu never asks
-// for 4, 5 and 7.
+// for 4, 5 and 7. Key alone: a value without dimensions, as torch_npu sends it, or none, or an
+// empty one. Pages may have gaps between them, and the caches other widths.
 struct ScatterBoth {
   at::Tensor key, slot_mapping, value, compress_lens, compress_seq_offsets, seq_lens;
   Out key_cache, value_cache;
@@ -153,15 +154,18 @@ struct ScatterBoth {
          seq_lens, cache_mode, scatter_mode, strides, offsets)
 
   bool tiles() const { return cache_mode == "PA_NZ"; }
+  bool alone() const {
+    return !value.defined() || value.dim() == 0 || (value.dim() == 1 && value.numel() == 0);
+  }
 
   void check() const {
-    const bool tiles = this->tiles(), alone = value.defined() && value.dim() == 0;
+    const bool tiles = this->tiles(), alone = this->alone();
     const auto dtypes = moved_dtypes(key.defined() && key.dim() == 3);
     check_table({{"key", key, true, dtypes, 3, 4, kDocument},
                  {"key_cache", *key_cache, true, dtypes, 4, 5, kDocument},
                  {"slot_mapping", slot_mapping, true, kIndices, 1, 2, kDocument},
-                 {"value", value, true, dtypes, 0, 4, kDocument},
-                 {"value_cache", *value_cache, true, dtypes, 0, 5, kDocument},
+                 {"value", value, false, dtypes, 0, 4, kDocument},
+                 {"value_cache", *value_cache, !alone, dtypes, 0, 5, kDocument},
                  {"compress_lens", compress_lens, false, kIndices, 1, 2, kDocument},
                  {"compress_seq_offsets", compress_seq_offsets, false, kIndices, 1, 1, kDocument},
                  {"seq_lens", seq_lens, false, kIndices, 1, 1, kDocument}});
@@ -173,17 +177,21 @@ struct ScatterBoth {
                                {"compress_seq_offsets", compress_seq_offsets},
                                {"seq_lens", seq_lens}};
     check_index_dtypes(slot_mapping, compression);
-    for (const auto& [argument, x] : Named{{"key", key},
-                                           {"key_cache", *key_cache},
-                                           {"slot_mapping", slot_mapping},
-                                           {"value", value},
-                                           {"value_cache", *value_cache}})
-      require(x.numel() > 0, argument, show(x), "no empty tensor");
+    const auto filled = [](Named arguments) {
+      for (const auto& [argument, x] : arguments)
+        require(x.numel() > 0, argument, show(x), "no empty tensor");
+    };
+    filled({{"key", key}, {"key_cache", *key_cache}, {"slot_mapping", slot_mapping}});
+    if (alone)
+      require(!on_a5() && !tiles, "value", show(value),
+              "a value (key alone: A2 and A3, cache_mode Norm)");
+    else
+      filled({{"value", value}, {"value_cache", *value_cache}});
     require(key_cache->scalar_type() == key.scalar_type(), "key_cache", show(*key_cache),
             "the dtype of key");
-    require(value_cache->scalar_type() == value.scalar_type(), "value_cache", show(*value_cache),
-            "the dtype of value");
-    require(tiles || value.scalar_type() == key.scalar_type(), "value", show(value),
+    require(alone || value_cache->scalar_type() == value.scalar_type(), "value_cache",
+            show(*value_cache), "the dtype of value");
+    require(alone || tiles || value.scalar_type() == key.scalar_type(), "value", show(value),
             "the dtype of key");
     if (key.dim() == 4) {
       require(on_a5(), "key", show(key), "three dimensions (four: Ascend 950 only)");
@@ -202,11 +210,7 @@ struct ScatterBoth {
     require(slot_mapping.dim() == 1 && slot_mapping.size(0) == key.size(0), "slot_mapping",
             show(slot_mapping), "a slot for each token");
     check_places(key, *key_cache, tiles, "key", "key_cache");
-    if (alone) {
-      require(!on_a5() && !tiles, "value", show(value),
-              "a value (key alone: A2 and A3, cache_mode Norm)");
-      return;
-    }
+    if (alone) return;
     require(value.dim() == 3 && value.size(0) == key.size(0) && value.size(1) == key.size(1),
             "value", show(value), "the first two dimensions of key");
     check_places(value, *value_cache, tiles, "value", "value_cache");
@@ -220,7 +224,7 @@ struct ScatterBoth {
       return;
     }
     store_tokens(key, key_cache, slot_mapping, tiles());
-    if (value.dim()) store_tokens(value, value_cache, slot_mapping, tiles());
+    if (!alone()) store_tokens(value, value_cache, slot_mapping, tiles());
   }
 };
 
