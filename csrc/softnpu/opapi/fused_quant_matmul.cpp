@@ -1,6 +1,8 @@
-// npu_quant_matmul. kForms is the table of dtype combinations in the "约束说明" of
-// hicann/ops-nn matmul/quant_batch_matmul_v4/docs/aclnnQuantMatmulV5.md, row by row; kNone: the
-// argument is null.
+// npu_quant_matmul of matrices in rows and columns: the limits of
+// hicann/ops-nn matmul/quant_batch_matmul_v4/docs/aclnnQuantMatmulV5.md beside its table of dtypes,
+// and the formulas.
+#include "fused_quant_matmul.h"
+
 #include <ATen/ops/bitwise_and.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/round.h>
@@ -8,208 +10,8 @@
 #include <algorithm>
 #include <sstream>
 
-#include "fused_quant.h"
-
-namespace softnpu {
+namespace softnpu::quant_matmul {
 namespace {
-
-// kVector: T-C, T-T, K-C and K-T (scales of rank 1); kBlock: G-B and B-B; kMx; kGroup: K-G.
-enum class Mode { kVector, kBlock, kMx, kGroup };
-
-struct Form {
-  unsigned where;
-  Mode mode;
-  Types x1, x2, x1_scale, x2_scale, x2_offset, bias, out;
-};
-
-const Types kFp8 = {kE4M3, kE5M2}, kParameter = {at::kLong, at::kUInt64},
-            kWide = {kF16, kBF16, kF32};
-const Types kInt4Forms = {kI32, kI4};
-
-const std::vector<Form> kForms = {
-    // A2 and A3: T-C, T-T, K-C, K-T
-    {kOnA2A3, Mode::kVector, {kI8}, {kI8}, {kNone}, kParameter, {kNone}, {kNone, kI32}, {kF16}},
-    {kOnA2A3,
-     Mode::kVector,
-     {kI8},
-     {kI8},
-     {kNone},
-     kParameter,
-     {kNone, kF32},
-     {kNone, kI32},
-     {kI8}},
-    {kOnA2A3,
-     Mode::kVector,
-     {kI8},
-     {kI8},
-     {kNone, kF32},
-     {kF32, kBF16},
-     {kNone},
-     {kNone, kI32, kBF16, kF32},
-     {kBF16}},
-    {kOnA2A3,
-     Mode::kVector,
-     {kI8},
-     {kI8},
-     {kF32},
-     {kF32},
-     {kNone},
-     {kNone, kI32, kF16, kF32},
-     {kF16}},
-    {kOnA2A3,
-     Mode::kVector,
-     kInt4Forms,
-     kInt4Forms,
-     {kNone},
-     kParameter,
-     {kNone},
-     {kNone, kI32},
-     {kF16}},
-    {kOnA2A3, Mode::kVector, {kI8}, {kI8}, {kNone}, {kF32, kBF16}, {kNone}, {kNone, kI32}, {kI32}},
-    {kOnA2A3,
-     Mode::kVector,
-     kInt4Forms,
-     kInt4Forms,
-     {kF32},
-     {kF32, kBF16},
-     {kNone},
-     {kNone, kI32, kBF16, kF32},
-     {kBF16}},
-    {kOnA2A3,
-     Mode::kVector,
-     kInt4Forms,
-     kInt4Forms,
-     {kF32},
-     {kF32},
-     {kNone},
-     {kNone, kI32, kF16, kF32},
-     {kF16}},
-    // A2 and A3: G-B, K-G
-    {kOnA2A3, Mode::kBlock, {kI8}, {kI8}, {kF32}, {kF32}, {kNone}, {kF32}, {kBF16}},
-    {kOnA2A3, Mode::kGroup, {kI4}, {kI4}, {kF32}, {kF32}, {kF16}, {kNone}, {kBF16}},
-    // A5: T-C, T-T. A note above that table has no INT32 for x1 and x2, the table has: our reading.
-    {kOnA5,
-     Mode::kVector,
-     {kI8},
-     {kI8},
-     {kNone},
-     kParameter,
-     {kNone},
-     {kNone, kI32},
-     {kF16, kBF16}},
-    {kOnA5, Mode::kVector, {kI8}, {kI8}, {kNone}, kParameter, {kNone, kF32}, {kNone, kI32}, {kI8}},
-    {kOnA5,
-     Mode::kVector,
-     {kI8},
-     {kI8},
-     {kNone},
-     {kF32, kBF16},
-     {kNone},
-     {kNone, kI32, kF32, kBF16},
-     {kBF16}},
-    {kOnA5, Mode::kVector, {kI8}, {kI8}, {kNone}, {kF32, kBF16}, {kNone}, {kNone, kI32}, {kI32}},
-    {kOnA5, Mode::kVector, kFp8, kFp8, {kNone}, kParameter, {kNone}, {kNone, kF32}, kWide},
-    {kOnA5, Mode::kVector, kFp8, kFp8, {kF32}, {kF32}, {kNone}, {kNone, kF32}, kWide},
-    {kOnA5,
-     Mode::kVector,
-     kInt4Forms,
-     kInt4Forms,
-     {kNone},
-     kParameter,
-     {kNone},
-     {kNone, kI32},
-     {kF16}},
-    // A5: K-C, K-T
-    {kOnA5,
-     Mode::kVector,
-     {kI8},
-     {kI8},
-     {kF32},
-     {kF32, kBF16},
-     {kNone},
-     {kNone, kI32, kF32, kBF16},
-     {kBF16}},
-    {kOnA5,
-     Mode::kVector,
-     {kI8},
-     {kI8},
-     {kF32},
-     {kF32},
-     {kNone},
-     {kNone, kI32, kF32, kF16},
-     {kF16}},
-    {kOnA5,
-     Mode::kVector,
-     {kI4},
-     {kI4},
-     {kF32},
-     {kF32, kBF16},
-     {kNone},
-     {kNone, kI32, kF32, kBF16},
-     {kBF16}},
-    {kOnA5,
-     Mode::kVector,
-     {kI4},
-     {kI4},
-     {kF32},
-     {kF32},
-     {kNone},
-     {kNone, kI32, kF32, kF16},
-     {kF16}},
-    // A5: G-B and B-B, MX, K-G
-    {kOnA5, Mode::kBlock, kFp8, kFp8, {kF32}, {kF32}, {kNone}, {kNone}, kWide},
-    {kOnA5, Mode::kBlock, {kI8}, {kI8}, {kF32}, {kF32}, {kNone}, {kF32}, {kBF16}},
-    {kOnA5, Mode::kMx, kFp8, kFp8, {kE8M0}, {kE8M0}, {kNone}, {kNone, kF32}, kWide},
-    {kOnA5, Mode::kMx, {kE2M1}, {kE2M1}, {kE8M0}, {kE8M0}, {kNone}, {kNone, kF32}, kWide},
-    {kOnA5,
-     Mode::kMx,
-     {kE4M3},
-     {kE2M1},
-     {kE8M0},
-     {kE8M0},
-     {kNone},
-     {kNone, kBF16, kF16},
-     {kBF16, kF16}},
-    {kOnA5, Mode::kGroup, {kI4}, {kI4}, {kF32}, {kF32}, {kF16}, {kNone}, {kBF16, kF16}},
-};
-
-struct Operands {
-  at::Tensor x1, x2, x1_scale, x2_scale, y_scale, x1_offset, x2_offset, y_offset, bias;
-  bool transpose1, transpose2;
-  int64_t group;
-  Out out;
-  FIELDS(all, x1, x2, x1_scale, x2_scale, y_scale, x1_offset, x2_offset, y_offset, bias, transpose1,
-         transpose2, group, out)
-  void check() const;
-  void run() const;
-};
-
-// The row whose every column holds what was given; otherwise names the first column that no row is
-// left for.
-const Form& match(const Operands& call) {
-  const bool grouped =
-      call.x1_scale.defined() && call.x1_scale.dim() >= 2 && call.x2_scale.dim() >= 2;
-  std::vector<const Form*> left;
-  for (const Form& form : kForms)
-    if (here(form.where) && (form.mode != Mode::kVector) == grouped) left.push_back(&form);
-  struct Column {
-    const char* name;
-    const at::Tensor& found;
-    Types Form::* types;
-  };
-  for (const Column& column :
-       std::initializer_list<Column>{{"x1", call.x1, &Form::x1},
-                                     {"x2", call.x2, &Form::x2},
-                                     {"out", *call.out, &Form::out},
-                                     {"x1_scale (pertoken_scale)", call.x1_scale, &Form::x1_scale},
-                                     {"x2_scale (scale)", call.x2_scale, &Form::x2_scale},
-                                     {"x2_offset (offset)", call.x2_offset, &Form::x2_offset},
-                                     {"bias", call.bias, &Form::bias}}) {
-    const auto type = column.found.defined() ? column.found.scalar_type() : kNone;
-    narrow(left, column.name, type, show(column.found), column.types);
-  }
-  return *left.front();
-}
 
 bool is_transposed(In x) { return x.stride(-1) != 1; }
 
@@ -227,6 +29,16 @@ struct Sizes {
   int64_t m, k, n;
 };
 
+// int8 with fp32 or bf16 scales of columns and of tokens: docs/spec/ascend-operators.md 12.2. On
+// Ascend 950 the NZ page has no such limit.
+bool wide_is_allowed(const Operands& call) {
+  if (call.nz && on_a5()) return true;
+  const auto scale = call.x2_scale.scalar_type();
+  return call.x1.scalar_type() == kI8 && call.x2.scalar_type() == kI8 &&
+         (scale == kF32 || scale == kBF16) && call.x2_scale.dim() == 1 && call.x1_scale.defined() &&
+         call.x1_scale.dim() == 1;
+}
+
 Sizes check_operands(const Operands& call) {
   for (const auto& [name, x] : {std::pair("x1", call.x1), std::pair("x2", call.x2)}) {
     require(x.dim() >= 2 && x.dim() <= 6, name, show(x), "2 to 6 dimensions");
@@ -234,7 +46,7 @@ Sizes check_operands(const Operands& call) {
             "a contiguous tensor, or one whose last two dimensions are exchanged");
     require(x.numel() > 0 || on_a5(), name, show(x), "no empty tensor");
     // The last dimension as it lies in memory: our reading.
-    require(x.size(is_transposed(x) ? -2 : -1) <= 65535, name, show(x),
+    require(wide_is_allowed(call) || x.size(is_transposed(x) ? -2 : -1) <= 65535, name, show(x),
             "a last dimension of at most 65535");
   }
   const bool int4 = call.x1.scalar_type() == kI32 || call.x1.scalar_type() == kI4;
@@ -358,6 +170,8 @@ void check_group(const Operands& call, const Sizes& sizes) {
           "n a multiple of 256, transposed");
 }
 
+}  // namespace
+
 void Operands::check() const {
   for (const auto& [name, x] : {std::pair("x1", x1), std::pair("x2", x2),
                                 std::pair("x2_scale (scale)", x2_scale), std::pair("out", *out)})
@@ -384,6 +198,8 @@ void Operands::check() const {
       return check_group(*this, sizes);
   }
 }
+
+namespace {
 
 at::Tensor values(In x) {
   switch (x.scalar_type()) {
@@ -447,14 +263,14 @@ at::Tensor product(const Operands& call) {
   return y;
 }
 
+}  // namespace
+
 void Operands::run() const {
   if (out->numel() == 0) return;
   const at::Tensor y = product(*this);
   out = out->scalar_type() == kI8 ? at::round(y).clamp(-128, 127) : y;
 }
 
-}  // namespace
-
 NAMED(aclnnQuantMatmulV5, Operands, all, check, run)
 
-}  // namespace softnpu
+}  // namespace softnpu::quant_matmul
