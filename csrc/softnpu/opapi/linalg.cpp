@@ -1,6 +1,6 @@
-// Products with a summand, of vectors, and convolutions; plain products are in fused_matmul.cpp. The
-// trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do not exist
-// here.
+// Products with a summand, of vectors, and convolutions; plain products are in fused_matmul.cpp.
+// The trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do not
+// exist here.
 
 #include <ATen/ops/_cdist_backward.h>
 #include <ATen/ops/_cdist_forward.h>

@@ -174,9 +174,8 @@ OP(aclnnInplaceLeakyRelu, [](Out x, Scalar slope) { x = at::leaky_relu(*x, slope
 OP(aclnnSoftplus,
    [](In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus(x, beta, threshold); })
 // No eps: -1.
-OP(aclnnLogit, [](In x, double eps, Out o) {
-  o = at::logit(x, eps < 0 ? std::nullopt : std::optional(eps));
-})
+OP(aclnnLogit,
+   [](In x, double eps, Out o) { o = at::logit(x, eps < 0 ? std::nullopt : std::optional(eps)); })
 OP(aclnnHardshrink, [](In x, Scalar lambda, Out o) { o = at::hardshrink(x, lambda); })
 OP(aclnnHardshrinkBackward, [](In gradient, In x, Scalar lambda, Out o) {
   o = at::hardshrink_backward(gradient, x, lambda);

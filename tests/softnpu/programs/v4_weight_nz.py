@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch_npu
 from dense_check import STEP, empty, launch, randint8, refuse, tiled
-from fused_check import A5, Steps, array, bf16, check, f32, rng
+from fused_check import A5, Steps, array, bf16, check, f32, problems, rng
 
 BF16, F16, I32 = torch.bfloat16, torch.float16, torch.int32
 NAME = "aclnnQuantMatmulWeightNz"
@@ -174,6 +174,23 @@ def check_grouped():
     check("aclnnGroupedMatmulWeightNz, bf16", call_grouped, grouped, GROUPED, scaled, faults, 1e-2)
 
 
+def check_formats():
+    """aclnnNpuFormatCast's page: A2 and A3 answer NZ for every dtype, A5 has a name for tiles of 4
+    bytes that are as wide as those of 2. The values come back.
+    """
+    torch.npu.config.allow_internal_format = True
+    for dtype in (torch.int8, F16, BF16, torch.float32, I32):
+        x = f32(2, 40, 70, scale=20).to(dtype)
+        tiles = torch_npu.npu_format_cast(x.npu(), 29)
+        name = torch_npu.get_npu_format(tiles).name
+        four = A5 and dtype in (torch.float32, I32)
+        if name != ("FRACTAL_NZ_C0_16" if four else "FRACTAL_NZ"):
+            problems.append(f"npu_format_cast of {dtype}: {name}")
+        if not torch.equal(torch_npu.npu_format_cast(tiles, 2).cpu(), x):
+            problems.append(f"npu_format_cast of {dtype}: the values change")
+
+
 check_all()
 refuse_all()
 check_grouped()
+check_formats()
