@@ -164,6 +164,44 @@ def check_dequant():
     check(DEQUANT, call_dequant, dequant, STEPS, cases, faults, 1e-4)
 
 
+STATIC = Steps(**vars(STEPS), quantised=lambda h, scale, offset: h / scale + offset)
+
+
+def static(case, steps):
+    x, scale, row_scale, quant_scale, quant_offset, counts = case
+    group = np.zeros(len(x), int) if counts is None else steps.group(array(counts))
+    v = array(x)[: len(group)] * rows_of(scale, group)
+    h = swiglu(steps.rows(v, array(row_scale)[: len(group)]), 0, True, DEFAULTS, steps)
+    picked = [array(q)[group] if len(q) == group.max() + 1 else array(q) for q in
+              (quant_scale, quant_offset)]  # fmt: skip
+    scale, offset = (q[:, None] if q.ndim == 1 else q for q in picked)
+    return [np.clip(np.rint(steps.quantised(h, scale, offset)), -128, 127) * STEP]
+
+
+def call_static(x, scale, row_scale, quant_scale, quant_offset, counts):
+    given = dequant_arguments(x, scale, row_scale, None, quant_scale, counts, 0, True, DEFAULTS)
+    launch(DEQUANT, **{**given, "quant_mode": "static", "quant_offset": quant_offset})
+    assert torch.isnan(given["scale"]).all().item(), "a static quantisation writes scales"
+    rows = len(x) if counts is None else int(counts.sum().item())
+    return [given["y"][:rows].float() * STEP]
+
+
+def check_static():
+    x, scale, row_scale, *_ = dequant_case(5, 64, None if A5 else [2, 3], 0)
+    counts = None if A5 else torch.tensor([2, 3])
+    groups = 1 if A5 else 2
+    cases = [
+        (x, scale, row_scale, f32(groups).abs() * 0.05 + 0.02, f32(groups) * 9, counts),
+        (x, scale, row_scale, f32(groups, 32).abs() * 0.05 + 0.02, f32(groups, 32) * 9, counts),
+    ]
+    faults = {
+        "scale multiplies": dict(quantised=lambda h, scale, offset: h * scale + offset),
+        "no offset": dict(quantised=lambda h, scale, offset: h / scale),
+        "no row scale": DEQUANT_FAULTS["no row scale"],
+    }
+    check(f"{DEQUANT}, static", call_static, static, STATIC, cases, faults, 1e-4)
+
+
 def refuse_dequant():
     settings = DEFAULTS if A5 else None
 
@@ -318,6 +356,7 @@ def one_group():
 
 if FAMILY:
     check_dequant()
+    check_static()
     refuse_dequant()
 else:
     absent(DEQUANT, one_group)
