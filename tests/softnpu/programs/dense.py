@@ -7,7 +7,15 @@ from importlib import import_module
 
 from fused_check import problems, reseed
 
-MODULES = ("v4_mhc", "v4_products", "v4_weight_nz", "v4_norm_quant", "v4_swiglu", "v4_gate")
+MODULES = (
+    "v4_mhc",
+    "v4_products",
+    "v4_weight_nz",
+    "v4_norm_quant",
+    "v4_swiglu",
+    "v4_gate",
+    "v4_torch_npu",
+)
 for module in sys.argv[1:] or MODULES:
     reseed(module)
     import_module(module)
