@@ -14,6 +14,7 @@ MODULES = (
     "v4_norm_quant",
     "v4_swiglu",
     "v4_gate",
+    "v4_fp4",
     "v4_torch_npu",
 )
 for module in sys.argv[1:] or MODULES:
