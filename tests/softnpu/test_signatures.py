@@ -16,7 +16,7 @@ LAMBDAS = {
     "aclnnMean": (TENSOR, "const aclIntArray*", "bool", "aclDataType", OUT),
     "aclnnIndex": (TENSOR, LIST, OUT),
     "aclnnInplaceUniform": (OUT, "double", "double", "uint64_t", "uint64_t"),
-    "aclnnMm": (TENSOR, TENSOR, OUT, "int8_t"),
+    "aclnnMv": (TENSOR, TENSOR, OUT, "int8_t"),
     "aclnnPdist": (TENSOR, "float", OUT),
 }
 STRUCTS = {
@@ -26,6 +26,16 @@ STRUCTS = {
     ),
     "aclnnRotaryPositionEmbeddingV2": (
         f"{TENSOR} x, {TENSOR} cos, {TENSOR} sin, int64_t mode, {TENSOR} rotate, {OUT} out"
+    ),
+    "aclnnMatmul": f"{TENSOR} self, {TENSOR} mat2, {OUT} out, int8_t cube_math_type",
+    "aclnnTransposeBatchMatMul": (
+        f"{TENSOR} x1, {TENSOR} x2, {TENSOR} bias, {TENSOR} scale, const aclIntArray* perm_x1, "
+        "const aclIntArray* perm_x2, const aclIntArray* perm_y, int8_t cube_math_type, int "
+        f"batch_split_factor, {OUT} out"
+    ),
+    "aclnnRotateQuant": (
+        f"{TENSOR} x, {TENSOR} rotation, {TENSOR} alpha, int64_t axis, const char* round_mode, "
+        f"int64_t scale_alg, double dst_type_max, bool trans, {OUT} y, {OUT} scale"
     ),
     "aclnnMoeGatingTopK": (
         f"{TENSOR} x, {TENSOR} bias, int64_t k, int64_t k_group, int64_t group_count, "

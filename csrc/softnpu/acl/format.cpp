@@ -13,7 +13,10 @@ namespace softnpu {
 
 int64_t tile_width(const aclTensor& tensor) {
   switch (tensor.format) {
-    case kFormatNz:
+    case kFormatNz:  // torch_npu has 4-byte types tiled as 2-byte ones: the storage says so
+      if (dtype_bits(tensor.dtype) == 32 && tensor.storage.size() >= 4 &&
+          tensor.storage.back() == 16)
+        return 16;
       return static_cast<int64_t>(256 / dtype_bits(tensor.dtype));
     case kFormatNzC0Is16:
       return 16;

@@ -69,11 +69,11 @@ struct Gating {
     });
   }
 
-  // mirror-cann/ops-transformer moe/moe_gating_top_k/docs/aclnnMoeGatingTopKV2.md: newer than
-  // CANN 9.1.0, taken as 9.2.0.
+  // mirror-cann/ops-transformer moe/moe_gating_top_k/docs/aclnnMoeGatingTopKV2.md: of CANN 9.1's
+  // family.
   void check_hash() const {
-    if (!cann_from(9, 2))
-      throw Fault(kNnParameter, "input_ids and tid2eid do not exist before CANN 9.2.0");
+    if (!cann_from(9, 1))
+      throw Fault(kNnParameter, "input_ids and tid2eid do not exist before CANN 9.1.0");
     check();
     const Types ints = {at::kInt, at::kLong};
     check_table({{"input_ids", input_ids, false, ints, 1, 1, kDocument},

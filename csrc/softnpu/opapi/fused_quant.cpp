@@ -37,6 +37,7 @@ struct DynamicQuant {
   std::string quant_mode = "pertoken";
   float dst_type_max;
   Out y, scale, offset;
+  FIELDS(v1, x, smooth_scales, y, scale)
   FIELDS(v2, x, smooth_scales, group_index, dst_type, y, scale, offset)
   FIELDS(v3, x, smooth_scales, group_index, dst_type, symmetrical, quant_mode, y, scale, offset)
   FIELDS(v4, x, smooth_scales, group_index, dst_type, symmetrical, quant_mode, dst_type_max, y,
@@ -223,6 +224,7 @@ struct TransQuantParam {
 
 }  // namespace
 
+NAMED(aclnnDynamicQuant, DynamicQuant, v1, check, run)
 NAMED(aclnnDynamicQuantV2, DynamicQuant, v2, check, run)
 // torch_npu calls V4, and only where V3 exists too.
 NAMED(aclnnDynamicQuantV3, DynamicQuant, v3, check_v3, run)

@@ -1,5 +1,6 @@
-// Products and convolutions. The trailing int8_t is cubeMathType, which chooses between matrix-unit
-// precisions that do not exist here.
+// Products with a summand, of vectors, and convolutions; plain products are in fused_matmul.cpp.
+// The trailing int8_t is cubeMathType, which chooses between matrix-unit precisions that do not
+// exist here.
 
 #include <ATen/ops/_cdist_backward.h>
 #include <ATen/ops/_cdist_forward.h>
@@ -8,7 +9,6 @@
 #include <ATen/ops/addmv.h>
 #include <ATen/ops/addr.h>
 #include <ATen/ops/baddbmm.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/dot.h>
@@ -18,8 +18,6 @@
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/linalg_svdvals.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/mv.h>
 #include <ATen/ops/pdist.h>
 #include <ATen/ops/trace.h>
@@ -28,10 +26,7 @@
 
 namespace softnpu {
 
-OP(aclnnMatmul, [](In a, In b, Out o, int8_t) { o = at::matmul(a, b); })
-OP(aclnnMm, [](In a, In b, Out o, int8_t) { o = at::mm(a, b); })
 OP(aclnnMv, [](In a, In b, Out o, int8_t) { o = at::mv(a, b); })
-OP(aclnnBatchMatMul, [](In a, In b, Out o, int8_t) { o = at::bmm(a, b); })
 OP(aclnnDot, [](In a, In b, Out o) { o = at::dot(a, b); })
 OP(aclnnGer, [](In a, In b, Out o) { o = at::ger(a, b); })
 OP(aclnnAddmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) {

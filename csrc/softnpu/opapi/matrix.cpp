@@ -212,7 +212,8 @@ SOFTNPU_C int aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor* source, 
     const size_t bits = dtype_bits(source->dtype),
                  basis_bits = dtype_bits(basis < 0 ? source->dtype : basis);
     const auto width = static_cast<int64_t>(256 / basis_bits);
-    if (basis_bits != bits)
+    // A2 and A3 answer NZ whatever the basis is: its width stands in the storage's last dimension.
+    if (basis_bits != bits && on_a5())
       *actual = width == 16 ? kFormatNzC0Is16 : width == 32 ? kFormatNzC0Is32 : kFormatNz;
     const int64_t columns = sizes.back(), rows = sizes.end()[-2];
     sizes.resize(sizes.size() - 2);

@@ -52,6 +52,7 @@
 #include <ATen/ops/log_sigmoid.h>
 #include <ATen/ops/log_sigmoid_forward.h>
 #include <ATen/ops/logical_not.h>
+#include <ATen/ops/logit.h>
 #include <ATen/ops/mish.h>
 #include <ATen/ops/mish_backward.h>
 #include <ATen/ops/mul.h>
@@ -172,6 +173,9 @@ OP(aclnnLeakyRelu, [](In x, Scalar slope, Out o) { o = at::leaky_relu(x, slope);
 OP(aclnnInplaceLeakyRelu, [](Out x, Scalar slope) { x = at::leaky_relu(*x, slope); })
 OP(aclnnSoftplus,
    [](In x, Scalar beta, Scalar threshold, Out o) { o = at::softplus(x, beta, threshold); })
+// No eps: -1.
+OP(aclnnLogit,
+   [](In x, double eps, Out o) { o = at::logit(x, eps < 0 ? std::nullopt : std::optional(eps)); })
 OP(aclnnHardshrink, [](In x, Scalar lambda, Out o) { o = at::hardshrink(x, lambda); })
 OP(aclnnHardshrinkBackward, [](In gradient, In x, Scalar lambda, Out o) {
   o = at::hardshrink_backward(gradient, x, lambda);

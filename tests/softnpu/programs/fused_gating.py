@@ -188,7 +188,7 @@ tables = [
     *(by_table(6, 16, 3, 20, SIGMOID, types=pair) for pair in types),
     by_table(6, 96, 64, 20, SIGMOID, groups=3),
 ]
-if CANN < (9, 2):
+if CANN < (9, 1):
     refuse("input_ids", *tables[0])
 else:
     if A5:
