@@ -8,7 +8,7 @@ constexpr int64_t kWidest = 1024;
 
 // [T, F] as [T, 1, 1, 2F], every value twice.
 at::Tensor for_pairs(const at::Tensor& values) {
-  return values.unsqueeze(-1).expand({-1, -1, 2}).reshape({values.size(0), 1, 1, -1});
+  return values.repeat_interleave(2, -1).view({values.size(0), 1, 1, -1});
 }
 
 struct Rope {

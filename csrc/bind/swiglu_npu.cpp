@@ -86,6 +86,7 @@ struct ToMx {
     at::Tensor codes = at::empty({rows, half}, x.options().dtype(at::kFloat8_e4m3fn));
     const at::Tensor scale =
         at::empty({rows, half / (2 * block), 2}, x.options().dtype(at::kFloat8_e8m0fnu));
+    const at::Tensor no_origin = at::empty({rows, half}, x.options());  // asked for all the same
     const NpuCall call("mx_swiglu_quant", x);
     call.launch(npu::SwigluGroupQuant{call.in(x.contiguous()),
                                       {},
@@ -100,7 +101,7 @@ struct ToMx {
                                       false,
                                       call.out(codes),
                                       call.out(scale),
-                                      {}});
+                                      call.out(no_origin)});
     return {codes, scale.flatten(-2)};
   }
 };

@@ -47,8 +47,7 @@ struct SwigluGroupQuant {  // halves of x to MX-FP8 rows, quantised straight fro
   Flag round_scale;
   Real clamp_limit, dst_type_max;
   Flag output_origin;
-  Out y, y_scale;
-  OptionalOut y_origin;
+  Out y, y_scale, y_origin;
   DSV4_ARGUMENTS(x, weight, group_index, inv_scale, dst_type, quant_mode, block_size, round_scale,
                  clamp_limit, dst_type_max, output_origin, y, y_scale, y_origin)
 };

@@ -14,10 +14,8 @@ void require_family(unsigned where, int code) {
 }
 
 at::Tensor hf32(In x) {
-  const at::Tensor bits = x.contiguous().view(at::kInt);
-  const at::Tensor odd = bits.bitwise_right_shift(13).bitwise_and(1);  // ties to even
-  const at::Tensor rounded = bits.add(odd).add(0xFFF).bitwise_and(~0x1FFF).view(kF32);
-  return at::where(at::isfinite(x), rounded, x);
+  const at::Tensor cut = x.contiguous().view(at::kInt).bitwise_and(~0x1FFF).view(kF32);
+  return at::where(at::isfinite(x), cut, x);
 }
 
 void check_cube(int64_t cube_math_type, at::ScalarType dtype, int64_t highest) {

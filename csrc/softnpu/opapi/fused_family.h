@@ -7,7 +7,8 @@ namespace softnpu {
 
 // Refuses an operator of the family where it does not exist: another chip, or CANN before 9.1.0.
 void require_family(unsigned where = kEverywhere, int code = kNnParameter);
-at::Tensor hf32(In x);  // fp32 as the matrix unit reads it in HF32: 10 explicit mantissa bits
+at::Tensor hf32(In x);  // fp32 as the matrix unit reads it in HF32: cut to 10 explicit mantissa
+                        // bits (spec/v4.md 2.4)
 // Refuses a cubeMathType that the pages of the products do not allow beside this dtype.
 void check_cube(int64_t cube_math_type, at::ScalarType dtype, int64_t highest);
 // What a product reads of x: fp32 in HF32 for 1 and 3, rounded to fp16 for 2; itself otherwise.

@@ -298,9 +298,12 @@ struct Finalize {
   void run() const {
     at::Tensor picked = expert_results();
     if (scales.defined()) picked = picked.mul(scales.to(kF32).unsqueeze(-1));
-    at::Tensor sum = picked.sum(1);
-    if (skip1.defined()) sum = sum.add(skip1.to(kF32));
-    if (skip2.defined()) sum = sum.add(skip2.to(kF32));
+    // The shared experts first, then the choices one by one (kernel read: spec/launch-plan.md,
+    // SUM).
+    at::Tensor sum = at::zeros(out->sizes(), kF32);
+    for (const at::Tensor& skip : {skip1, skip2})
+      if (skip.defined()) sum = sum.add(skip.to(kF32));
+    for (int64_t choice = 0; choice < k(); ++choice) sum = sum.add(picked.select(1, choice));
     out = sum;
   }
 };

@@ -5,10 +5,13 @@
 #include <ATen/ops/amin.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bitwise_and.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/round.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+
+#include <cmath>
 
 namespace softnpu {
 namespace {
@@ -119,12 +122,13 @@ struct DynamicQuant {
     const bool integer = type != kE4M3 && type != kE5M2;
     const at::Tensor high = at::amax(values, axes, !axes.empty());
     const at::Tensor peak = at::amax(values.abs(), axes, !axes.empty());
+    const at::Tensor range = offset ? high.sub(at::amin(values, axes, !axes.empty())) : peak;
+    // The scale of what is not finite is NaN, of which nothing plausible follows: our reading.
     const at::Tensor s =
-        offset ? high.sub(at::amin(values, axes, !axes.empty())).div(2 * top + integer)
-               : peak.div(top);
-    // A scale of zero: quotients are zero (our reading).
+        at::where(at::isfinite(range), range, NAN).div(offset ? 2 * top + integer : top);
+    // A scale of zero: quotients are zero (our reading); NaN has no integer.
     const auto over = [&s](In v) { return at::where(s.eq(0), 0.0, v.div(s)); };
-    at::Tensor quotient = over(values);
+    at::Tensor quotient = integer ? over(values).nan_to_num(0.0) : over(values);
     const auto stored = [&](In v) { return axes.empty() ? v.reshape({1}) : v.squeeze(axes[0]); };
     if (offset) {
       const at::Tensor shift = over(high).neg().add(top);

@@ -48,7 +48,12 @@ def bits(x):
 
 
 def hf32(x):
-    """To the nearest of 10 explicit mantissa bits, ties to even."""
+    """Cut to 10 explicit mantissa bits (spec/v4.md 2.4)."""
+    return (bits(x) & 0xFFFFE000).view(np.float32).reshape(np.shape(x)).astype(float)
+
+
+def rounded_hf32(x):
+    """To the nearest of 10 explicit mantissa bits, ties to even: what HF32 does not do."""
     b = bits(x).astype(np.uint64)
     b = (b + 0xFFF + (b >> 13 & 1)) & 0xFFFFE000
     return b.astype(np.uint32).view(np.float32).reshape(np.shape(x)).astype(float)

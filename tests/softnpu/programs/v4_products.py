@@ -4,7 +4,18 @@ batches between transpositions (see fused_check.py).
 
 import numpy as np
 import torch
-from dense_check import FAMILY, absent, as_bf16, as_e4m3, as_f16, empty, hf32, launch, refuse
+from dense_check import (
+    FAMILY,
+    absent,
+    as_bf16,
+    as_e4m3,
+    as_f16,
+    empty,
+    hf32,
+    launch,
+    refuse,
+    rounded_hf32,
+)
 from fused_check import A5, Steps, array, bf16, check, f32, rng, same
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -64,11 +75,9 @@ def check_matmul():
     faults = {
         "in full fp32": dict(reads=lambda x, *_: x),
         "HF32 always": dict(reads=lambda x, *_: hf32(x)),
-        "HF32 cut off": dict(
+        "HF32 rounded": dict(
             reads=lambda x, dtype, cube: (
-                (x.astype(np.float32).view(np.uint32) & 0xFFFFE000).view(np.float32).astype(float)
-                if dtype == F32 and cube in (1, 3)
-                else MATMUL.reads(x, dtype, cube)
+                rounded_hf32(x) if dtype == F32 and cube in (1, 3) else MATMUL.reads(x, dtype, cube)
             )
         ),
     }
