@@ -1,4 +1,5 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/softplus.h>
 
 #include "npu/matmul.h"
 #include "npu/moe.h"
@@ -20,22 +21,41 @@ at::Tensor logits(const NpuCall& call, const at::Tensor& x, const at::Tensor& we
   return out;
 }
 
+// What MoeGatingTopKV2 makes scores of.
+struct Scores {
+  at::Tensor values;
+  int64_t norm_type;
+  double unit;  // of the scores, and so of the bias
+};
+
+// A5 knows sqrt(softplus). A2 and A3 know the sigmoid: that of logit(s / 64) is s / 64, which
+// chooses and weighs as s does, if the bias is divided too. s reaches 64 at logits of 4096.
+Scores scores_of(const at::Tensor& logits) {
+  constexpr double unit = 64.0;
+  if (on_a5(npu_context())) {
+    return {logits, npu::MoeGatingTopK::kSqrtSoftplus, 1.0};
+  }
+  return {at::softplus(logits).sqrt_().div_(unit).logit_(), npu::MoeGatingTopK::kSigmoid, unit};
+}
+
 struct Choice {
   const at::Tensor *bias, *input_ids, *tid2eid;
   int64_t k;
   double route_scale;
 };
 
-Routed choose(const NpuCall& call, const at::Tensor& scores, const Choice& choice) {
+Routed choose(const NpuCall& call, const at::Tensor& logits, const Choice& choice) {
+  const auto [scores, norm_type, unit] = scores_of(logits);
   const int64_t tokens = scores.size(0);
+  const at::Tensor bias = choice.bias ? choice.bias->div(unit) : at::Tensor();
   at::Tensor weights = at::empty({tokens, choice.k}, scores.options());
   at::Tensor ids = at::empty({tokens, choice.k}, scores.options().dtype(at::kInt));
   const at::Tensor unused = at::empty(scores.sizes(), scores.options());
   constexpr int64_t one = 1, none = 0;
-  call.launch(npu::MoeGatingTopK{
-      call.in(scores), call.maybe(choice.bias), call.maybe(choice.input_ids),
-      call.maybe(choice.tid2eid), choice.k, one, one, none, none, npu::MoeGatingTopK::kSqrtSoftplus,
-      false, choice.route_scale, 0.0, call.out(weights), call.out(ids), call.out(unused)});
+  call.launch(npu::MoeGatingTopK{call.in(scores), call.maybe(choice.bias ? &bias : nullptr),
+                                 call.maybe(choice.input_ids), call.maybe(choice.tid2eid), choice.k,
+                                 one, one, none, none, norm_type, false, choice.route_scale, 0.0,
+                                 call.out(weights), call.out(ids), call.out(unused)});
   return {weights, ids};
 }
 

@@ -173,7 +173,7 @@ class Operator {
 
   void run_candidate(const Candidate& candidate, Stack& stack) const {
     candidate.runs.fetch_add(1, std::memory_order_relaxed);
-    std::vector<at::Tensor> written;
+    c10::SmallVector<at::Tensor, 2> written;
     for (const TensorRule& rule : specification_.tensors) {
       if (rule.written) {
         written.push_back(torch::jit::last(stack, arity_)[rule.position].toTensor());
@@ -188,7 +188,7 @@ class Operator {
     }
   }
 
-  void check_host_values(Arguments arguments, const std::vector<int64_t>& sizes) const {
+  void check_host_values(Arguments arguments, const Sizes& sizes) const {
     check_values(specification_, arguments, sizes);
     if (contents_) {
       contents_(arguments);
@@ -197,7 +197,7 @@ class Operator {
 
   // Smallest and largest value of every ranged argument, computed on the device and fetched at
   // once.
-  void check_device_values(Arguments arguments, const std::vector<int64_t>& sizes) const {
+  void check_device_values(Arguments arguments, const Sizes& sizes) const {
     std::vector<const TensorRule*> rules;
     std::vector<at::Tensor> extremes;
     for (const TensorRule& rule : specification_.tensors) {
@@ -290,7 +290,17 @@ struct RunAutograd final : c10::OperatorKernel {
       return;
     }
     const at::AutoDispatchBelowAutograd guard;
-    handle.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+    if (is_backend((keys & c10::after_ADInplaceOrView_keyset).highestPriorityTypeId())) {
+      // Nothing lies in between: no second dispatch.
+      op->check(arguments);
+      op->run(*stack);
+    } else {
+      handle.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+    }
+  }
+
+  static bool is_backend(DispatchKey key) {
+    return key == DispatchKey::CPU || key == DispatchKey::PrivateUse1;
   }
 
   std::shared_ptr<Operator> op;

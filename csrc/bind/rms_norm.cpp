@@ -1,7 +1,5 @@
 #include "cpu/rms_norm.h"
 
-#include <ATen/ops/empty.h>
-
 #include "candidate.h"
 #include "tensor_view.h"
 
@@ -16,7 +14,7 @@ struct RmsNormKernel {
 
   template <Isa isa>
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
-    at::Tensor y = at::empty(x.sizes(), x.options());
+    at::Tensor y = like(x);
     cpu::rms_norm(
         {dtype_of(x), x.const_data_ptr(), rows_of(x), dtype_of(weight), weight.const_data_ptr(),
          static_cast<float>(eps), y.mutable_data_ptr(), rows_of(y)},

@@ -23,7 +23,7 @@ class Check {
         arguments_(arguments),
         sizes_(specification.names, kUnbound) {}
 
-  std::vector<int64_t> run() {
+  Sizes run() {
     for (const auto& [name, position] : specification_.integers) {
       if (arguments_[position].isInt()) {  // else it is a symbol of torch.compile
         sizes_[name] = arguments_[position].toInt();
@@ -35,7 +35,7 @@ class Check {
       }
     }
     for (const Pending& waiting : std::exchange(pending_, {})) {
-      dimension(*waiting.rule, waiting.tensor, *waiting.term, waiting.size);
+      dimension(*waiting.rule, *waiting.tensor, *waiting.term, waiting.size);
     }
     for (const ScalarRule& rule : specification_.scalars) {
       scalar(rule);
@@ -46,7 +46,7 @@ class Check {
  private:
   struct Pending {
     const TensorRule* rule;
-    at::Tensor tensor;
+    const at::Tensor* tensor;
     const Term* term;
     int64_t size;
   };
@@ -107,7 +107,7 @@ class Check {
     } else if (const int64_t lone = term.lone_name(); lone >= 0) {
       sizes_[static_cast<size_t>(lone)] = size;
     } else {
-      pending_.push_back({&rule, tensor, &term, size});
+      pending_.push_back(Pending{&rule, &tensor, &term, size});
     }
   }
 
@@ -143,8 +143,8 @@ class Check {
 
   const Specification& specification_;
   Arguments arguments_;
-  std::vector<int64_t> sizes_;
-  std::vector<Pending> pending_;
+  Sizes sizes_;
+  c10::SmallVector<Pending, 4> pending_;
   std::optional<c10::Device> device_;
 };
 
@@ -227,7 +227,7 @@ int64_t Term::lone_name() const {
   return program_.size() == 1 && program_[0].operation == 'v' ? program_[0].value : -1;
 }
 
-std::optional<int64_t> Term::value(const std::vector<int64_t>& sizes) const {
+std::optional<int64_t> Term::value(const Sizes& sizes) const {
   std::array<int64_t, 8> stack{};
   size_t top = 0;
   for (const Step& step : program_) {
@@ -262,7 +262,7 @@ std::optional<int64_t> Term::value(const std::vector<int64_t>& sizes) const {
   return stack[0];
 }
 
-std::vector<int64_t> check_arguments(const Specification& specification, Arguments arguments) {
+Sizes check_arguments(const Specification& specification, Arguments arguments) {
   return Check(specification, arguments).run();
 }
 
@@ -294,8 +294,7 @@ void check_memory(const Specification& specification, Arguments arguments) {
   }
 }
 
-void check_values(const Specification& specification, Arguments arguments,
-                  const std::vector<int64_t>& sizes) {
+void check_values(const Specification& specification, Arguments arguments, const Sizes& sizes) {
   for (const TensorRule& rule : specification.tensors) {
     if (!rule.low || !arguments[rule.position].isTensor()) {
       continue;

@@ -5,6 +5,7 @@
 #include <ATen/core/ivalue.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <optional>
@@ -15,6 +16,7 @@
 namespace dsv4::bind {
 
 using Arguments = c10::ArrayRef<c10::IValue>;
+using Sizes = c10::SmallVector<int64_t, 16>;  // a call's values of the names; no heap for them
 
 // A dimension such as 7, d, n*(n+2), d/2 (exact half) or K^32 (ceiling division), as a program for
 // a stack of numbers. Names are numbered by the Specification that they belong to.
@@ -33,7 +35,7 @@ class Term {
   // The number of the only name, or -1 when the term is anything more.
   int64_t lone_name() const;
   // Nothing while a name in it is unbound.
-  std::optional<int64_t> value(const std::vector<int64_t>& sizes) const;
+  std::optional<int64_t> value(const Sizes& sizes) const;
 
  private:
   std::string text_;
@@ -79,7 +81,7 @@ struct Specification {
 // Throws ArgumentError unless dtype, rank, shape, layout and device of every tensor and the value
 // of every scalar fit. Shapes that are symbols (torch.compile) are left to the call that has
 // numbers. Returns the values of the names.
-std::vector<int64_t> check_arguments(const Specification& specification, Arguments arguments);
+Sizes check_arguments(const Specification& specification, Arguments arguments);
 
 // Whether values of all tensor arguments can be read here without a device's help.
 bool on_host(const Specification& specification, Arguments arguments);
@@ -87,7 +89,6 @@ bool on_host(const Specification& specification, Arguments arguments);
 // Throws ArgumentError when a written argument shares memory, or when an index is out of its range.
 // For host tensors.
 void check_memory(const Specification& specification, Arguments arguments);
-void check_values(const Specification& specification, Arguments arguments,
-                  const std::vector<int64_t>& sizes);
+void check_values(const Specification& specification, Arguments arguments, const Sizes& sizes);
 
 }  // namespace dsv4::bind

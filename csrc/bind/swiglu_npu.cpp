@@ -77,7 +77,8 @@ struct ToMx {
   static WhyNot why_not(const Context& context, const at::Tensor& x, double limit) {
     return first(not_available<npu::SwigluGroupQuant>(context), empty("x", x),
                  unless(std::isfinite(limit), "the chip has no form without a limit"),
-                 unless(x.size(1) % 128 == 0, "the chip pairs the scales of 64 channels"));
+                 unless(x.size(1) % 128 == 0, "the chip pairs the scales of 64 channels"),
+                 unless(x.size(1) >= 256, "the chip takes at least 128 channels of each half"));
   }
 
   static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, double limit) {

@@ -1,5 +1,7 @@
 #include "tensor_view.h"
 
+#include <ATen/EmptyTensor.h>
+
 #include <stdexcept>
 
 namespace dsv4::bind {
@@ -15,6 +17,10 @@ DType dtype_of(const at::Tensor& tensor) {
     default:
       throw std::logic_error("a kernel was given a dtype that its predicate does not admit");
   }
+}
+
+at::Tensor like(const at::Tensor& tensor) {
+  return at::Tensor(at::detail::empty_cpu(tensor.sizes(), tensor.options()));
 }
 
 RowLayout rows_of(const at::Tensor& tensor) {

@@ -37,8 +37,9 @@ struct MoeFinalizeRouting {  // sum of each token's k rows times scales
 
 struct MoeGatingTopK {  // logits [T, E] -> weights and ids of k experts, by score or by table
   static constexpr const char* symbol = "aclnnMoeGatingTopKV2";
-  static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
-  static constexpr int64_t kSqrtSoftplus = 2;  // norm_type
+  static constexpr std::array versions = {Version{Package::builtin, kAllChips, {9, 1}}};
+  static constexpr int64_t kSigmoid = 1;  // norm_type
+  static constexpr int64_t kSqrtSoftplus = 2;
   In x;
   OptionalIn bias, input_ids, tid2eid;
   Int k, k_group, group_count, group_select_mode, renorm, norm_type;
