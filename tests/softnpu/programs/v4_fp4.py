@@ -62,7 +62,7 @@ def check_fp4():
     cases = [(bf16(5, 256), bf16(256)), (bf16(2, 3, 64), bf16(64))]
     check("aclnnRmsNormDynamicMxQuant, FP4", call_norm, norm, STEPS, cases, norm_faults, 1e-4)
     rotate_faults = faults | {"rotation transposed": dict(rotation=lambda r: r.T)}
-    cases = [(bf16(5, 256), bf16(64, 64)), (bf16(3, 128), norms.hadamard(128))]
+    cases = [(norms.grid(5, 256), norms.grid(64, 64)), (norms.grid(3, 128), norms.hadamard(128))]
     check("aclnnRotateQuant, FP4", call_rotate, rotate, STEPS, cases, rotate_faults, 1e-4)
 
     def good():

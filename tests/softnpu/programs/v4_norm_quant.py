@@ -17,9 +17,9 @@ from dense_check import (
     round_up_exponent,
     shown_int8,
 )
-from fused_check import A5, Steps, array, bf16, check, f32, same
+from fused_check import A5, Steps, array, bf16, check, f32, rng, same
 
-BF16, F32, I8 = torch.bfloat16, torch.float32, torch.int8
+BF16, F16, I8 = torch.bfloat16, torch.float16, torch.int8
 E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
 EPS = 0.25
 
@@ -257,12 +257,17 @@ def hadamard(n):
     return torch.tensor(signs, dtype=BF16)
 
 
+def grid(*shape, dtype=BF16):
+    """Numbers of 8 bits whose products have exact sums: then all round to 16 bits alike."""
+    return (torch.tensor(rng.integers(-128, 129, shape)) / 64).to(dtype)
+
+
 def check_rotate_int8():
     name = "aclnnRotateQuant"
     cases = [
-        (bf16(65, 128), hadamard(128), False),  # the plan: index queries and keys in one buffer
-        (f16(5, 256), f16(64, 64), False),
-        (bf16(3, 384), bf16(128, 128), True),
+        (grid(65, 128), hadamard(128), False),  # the plan: index queries and keys in one buffer
+        (grid(5, 256, dtype=F16), grid(64, 64, dtype=F16), False),
+        (grid(3, 384), grid(128, 128), True),
     ]
     faults = {
         "not rounded before its maximum": dict(rounded=lambda y, dtype: y),
@@ -320,10 +325,10 @@ def call_rotate_mx(*case):
 def check_rotate_mx():
     name = "aclnnRotateQuant"
     cases = [
-        (bf16(5, 128), hadamard(128), None, 1),
-        (f16(2, 3, 256), f16(64, 64), None, 0),
-        (bf16(3, 128), bf16(4, 32, 32), torch.tensor([0.5]).bfloat16(), 1),
-        (bf16(3, 128), hadamard(64), torch.tensor([1.0]).bfloat16(), 1),
+        (grid(5, 128), hadamard(128), None, 1),
+        (grid(2, 3, 256, dtype=F16), grid(64, 64, dtype=F16), None, 0),
+        (grid(3, 128), grid(4, 32, 32), torch.tensor([0.5]).bfloat16(), 1),
+        (grid(3, 128), hadamard(64), torch.tensor([1.0]).bfloat16(), 1),
     ]
     faults = {
         "no clamp": dict(clamp=lambda y, alpha: y),
