@@ -34,10 +34,18 @@ def citations(text):
 
 @cache
 def headings(page):
-    """Numbers of the headings of a page of docs/spec; nothing when there is no such page."""
+    """Numbers of the headings of a page of docs/spec, and of the items of a section's list as
+    SECTION.ITEM; nothing when there is no such page.
+    """
     path = SPEC / f"{page}.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return frozenset(re.findall(rf"^#+ ({NUMBER})\.?\s", text, re.MULTILINE))
+    found, section = set(), ""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        if heading := re.match(rf"#+ ({NUMBER})\.?\s", line):
+            section = heading[1]
+            found.add(section)
+        elif section and (item := re.match(r"(\d+)\. ", line)):
+            found.add(f"{section}.{item[1]}")
+    return frozenset(found)
 
 
 def unresolved(text):

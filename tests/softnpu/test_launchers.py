@@ -18,28 +18,12 @@ def launchers(part, soc=SOCS[0], **options):
     return output
 
 
-EVERYWHERE = set(
-    [
-        "embed_streams",
-        "gate_hash",
-        "gate_topk",
-        "grouped_gemm",
-        "grouped_output_projection",
-        "hc_head_hf32",
-        "hc_post",
-        "hc_pre_hf32",
-        "int8_gemm",
-        "int8_grouped_sum",
-        "int8_token_quant",
-        "lm_head",
-        "moe_combine",
-        "moe_dispatch",
-        "rms_norm",
-        "rope",
-        "swiglu",
-        "write_cache",
-    ]
-)
+EVERYWHERE = {
+    *("embed_streams", "hc_head_hf32", "hc_post", "hc_pre_hf32", "lm_head", "rms_norm", "rope"),
+    *("gate_hash", "gate_topk", "moe_combine", "moe_dispatch", "swiglu", "write_cache"),
+    *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
+    "int8_token_quant",
+}
 ON_A5 = {"act_quant", "fp8_token_quant", "hc_pre", "mx_swiglu_quant", "mxfp8_gemm"}
 ON_A2_AND_A3 = {"int8_swiglu_quant"}
 

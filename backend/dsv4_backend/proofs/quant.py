@@ -126,6 +126,9 @@ def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for name, x, block in _fp8_inputs(draw, dtype):
             yield Case(name, profile, (x, block))
+        for rows, k in ((1, 64), (5, 320)):
+            x = draw.spread(rows, k, dtype=dtype)
+            yield Case(f"{rows}x{k}, MX blocks", profile, (x, 32))
     yield Case("every bf16", "official", (_every_bf16(), 128))
     yield Case("every fp16", "official", (_every_fp16(), 128))
 

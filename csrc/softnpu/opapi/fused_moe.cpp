@@ -298,8 +298,8 @@ struct Finalize {
   void run() const {
     at::Tensor picked = expert_results();
     if (scales.defined()) picked = picked.mul(scales.to(kF32).unsqueeze(-1));
-    // The shared experts first, then the choices one by one (kernel read: spec/launch-plan.md,
-    // SUM).
+    // The shared experts first, then the choices one by one
+    // (docs/spec/ascend-operators.md 12.8).
     at::Tensor sum = at::zeros(out->sizes(), kF32);
     for (const at::Tensor& skip : {skip1, skip2})
       if (skip.defined()) sum = sum.add(skip.to(kF32));
