@@ -89,7 +89,7 @@ def test_doctor_on_the_device():
     assert code == 0 and f"softnpu, the software device, in {library_folder().parent}" in output, (
         output
     )
-    assert "8 software device(s) of softnpu, no hardware: Ascend910B3, CANN 8.5.0" in output
+    assert "8 software device(s) of softnpu, no hardware: Ascend910B3, CANN 9.1.0" in output
     assert (
         "on npu 3 with native kernels" in output and "ready for CPU and 8 software NPU(s)" in output
     ), output

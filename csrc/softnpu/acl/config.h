@@ -10,7 +10,7 @@ namespace softnpu {
 
 struct Config {
   std::string soc = "Ascend910B3";  // SOFTNPU_SOC
-  std::string cann = "8.5.0";       // SOFTNPU_CANN
+  std::string cann = "9.1.0";       // SOFTNPU_CANN
   int devices = 8;                  // SOFTNPU_DEVICES
   size_t memory = 0;                // SOFTNPU_MEMORY, bytes of each device
   size_t workspace = 0;             // SOFTNPU_WORKSPACE, bytes that every operator asks for

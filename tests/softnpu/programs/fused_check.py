@@ -14,7 +14,7 @@ import torch
 from seeds import seed
 
 A5 = os.environ.get("SOFTNPU_SOC", "").startswith("Ascend950")
-CANN = tuple(int(part) for part in os.environ.get("SOFTNPU_CANN", "8.5.0").split(".")[:2])
+CANN = tuple(int(part) for part in os.environ.get("SOFTNPU_CANN", "9.1.0").split(".")[:2])
 rng = np.random.default_rng(seed("fused"))
 problems = []
 

@@ -50,7 +50,7 @@ def _run(
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Of each device: 64M, 2G.")] = None,
     cann: Annotated[
-        str | None, typer.Option(help="The CANN version that torch_npu is told: 8.5.0, 9.1.0.")
+        str | None, typer.Option(help="The CANN version that torch_npu is told: 9.1.0, 8.5.0.")
     ] = None,
     workspace: Annotated[
         str | None, typer.Option(help="Of every operator, checked and overwritten: 4K.")

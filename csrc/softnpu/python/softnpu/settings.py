@@ -21,7 +21,7 @@ LIBRARIES = (
 
 DEFAULTS = {
     "SOFTNPU_SOC": "Ascend910B3",
-    "SOFTNPU_CANN": "8.5.0",
+    "SOFTNPU_CANN": "9.1.0",
     "SOFTNPU_DEVICES": "8",
     "SOFTNPU_CHAOS": "0",
 }
@@ -51,7 +51,7 @@ def settings(
     """SOFTNPU_* variables.
 
     `soc`: Ascend910B*, Ascend910_93* or Ascend950*; `cann`: the version that torch_npu is told
-    (8.5.0); `memory`: of each device, "64M" or "2G"; `workspace`: that every operator asks for,
+    (9.1.0); `memory`: of each device, "64M" or "2G"; `workspace`: that every operator asks for,
     "4K"; `chaos`: seed, one stream at a time is delayed; `trace`: Chrome JSON written when the
     process ends, %p = process id; `fail`: "CALL:N:CODE", comma separated, the n-th use of CALL
     answers CODE (CALL@kernel: on the stream, found when it is synchronised; CALL@idle: it is
