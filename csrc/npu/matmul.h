@@ -51,7 +51,7 @@ struct QuantMatmul {  // int8 with scales per row and column, or MX (A5)
 
 struct TransposeBatchMatmul {  // one product per group, with the axes in any order
   static constexpr const char* symbol = "aclnnTransposeBatchMatMul";
-  static constexpr std::array versions = {Version{Package::builtin, kAllChips, {8, 3}}};
+  static constexpr std::array versions = {Version{Package::builtin, kAllChips, {9, 1}}};
   static constexpr int8_t kKeepPrecision = 0;
   static constexpr int32_t kNotSplit = 1;
   In x1, x2;

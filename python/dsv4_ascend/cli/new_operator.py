@@ -39,7 +39,7 @@ _KINDS = {
     "str": _Kind("str", "str", None, '""'),
 }
 _MEANING = {True: "shape, dtype, which values are allowed.", False: "its unit and its range."}
-_LINE = 113  # a schema that is longer stands on several lines
+_LINE = 93  # a schema that is longer stands on several lines
 
 
 def new(

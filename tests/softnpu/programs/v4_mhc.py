@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from dense_check import FAMILY, absent, bits, empty, hf32, launch, refuse
+from dense_check import FAMILY, absent, empty, hf32, launch, refuse, rounded_hf32
 from fused_check import A5, Steps, array, bf16, check, f32, same, sigmoid, softmax
 
 EPS, NORM_EPS = 0.02, 0.5
@@ -84,13 +84,9 @@ def case(b, s, d, make=bf16):
     return make(b, s, 4, d), f32(24, 4 * d, scale=1 / d**0.5), f32(3) * 0.2 + 1, f32(24)
 
 
-def cut_off(x):
-    return (bits(x) & 0xFFFFE000).view(np.float32).reshape(x.shape).astype(float)
-
-
 FAULTS = {
     "GEMM in full fp32": dict(phi=same),
-    "phi cut off": dict(phi=cut_off),
+    "phi rounded": dict(phi=rounded_hf32),
     "sum instead of mean": dict(
         rms=lambda flat: 1 / np.sqrt((flat**2).sum(-1, keepdims=True) + NORM_EPS)
     ),
