@@ -98,7 +98,7 @@ if sys.argv[2:]:
     same("native on npu", dispatch.support("rms_norm", found, found[0], 1e-6).native, True)
     same(
         "native on npu",
-        dispatch.support("embed_streams", torch.tensor([0]).npu(), found, 4).native,
+        dispatch.support("hadamard", found).native,
         False,
     )
 for problem in problems:
