@@ -183,7 +183,8 @@ def test_tables_too() -> None:
 
 
 START = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind `&`
 sys.argv[0] = "dsv4-ascend"
 from dsv4_ascend.cli.main import main
 assert "torch" not in sys.modules
