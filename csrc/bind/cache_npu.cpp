@@ -10,12 +10,10 @@ namespace {
 at::Tensor one_head(const at::Tensor& x) { return x.unsqueeze(-2); }
 
 struct Write {
-  static WhyNot why_not(const Context& context, const at::Tensor& cache, const at::Tensor& rows,
+  static WhyNot why_not(const Context&, const at::Tensor& cache, const at::Tensor& rows,
                         const at::Tensor&) {
-    return first(not_available<npu::ScatterPaKvCache>(context), not_of("cache", cache, kHalves),
-                 empty("rows", rows),
-                 unless(cache.is_contiguous(), "cache has gaps, and the chip takes none"),
-                 unless(!on_a5(context), "the chip writes keys and values together"));
+    return first(not_of("cache", cache, kHalves), empty("rows", rows),
+                 unless(cache.is_contiguous(), "cache has gaps, and the chip takes none"));
   }
 
   static void run(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots) {
@@ -40,10 +38,9 @@ struct Write {
 };
 
 struct WriteOne {
-  static WhyNot why_not(const Context& context, const at::Tensor& cache, const at::Tensor& rows,
+  static WhyNot why_not(const Context&, const at::Tensor& cache, const at::Tensor& rows,
                         const at::Tensor&) {
-    return first(not_available<npu::ScatterPaCache>(context), not_of("cache", cache, kFloats),
-                 empty("rows", rows),
+    return first(not_of("cache", cache, kFloats), empty("rows", rows),
                  unless(cache.is_contiguous(), "cache has gaps, and the chip takes none"));
   }
 
@@ -55,11 +52,8 @@ struct WriteOne {
   }
 };
 
-const npu::List<npu::ScatterPaKvCache> scatter_both;
-const npu::List<npu::ScatterPaCache> scatter_one;
-const NpuRegistration<WriteOne::run, WriteOne::why_not> write_one("write_cache",
-                                                                  "aclnnScatterPaCache");
-const NpuRegistration<Write::run, Write::why_not> write("write_cache", "aclnnScatterPaKvCache");
+const NpuRegistration<WriteOne, npu::ScatterPaCache> write_cache_one("write_cache");
+const NpuRegistration<Write, npu::ScatterPaKvCache> write_cache_both("write_cache");
 
 }  // namespace
 }  // namespace dsv4::bind

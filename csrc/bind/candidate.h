@@ -72,15 +72,6 @@ struct TypedPredicate<predicate> {
   }
 };
 
-// A file-scope object of this type registers a candidate while the extension loads.
-template <auto function, auto predicate>
-struct Registration {
-  Registration(std::string op, c10::DeviceType device, std::string name) {
-    add_candidate(std::move(op), device, std::move(name), &TypedPredicate<predicate>::why_not,
-                  &TypedFunction<function>::run);
-  }
-};
-
 // One CPU candidate per instruction set of a kernel `template <Isa> Result
 // function(Parameters...)`, best first. `Kernel` has `template <Isa isa> static Result run(...)`
 // and `static WhyNot why_not(const Context&, ...)`.

@@ -7,10 +7,9 @@ namespace dsv4::bind {
 namespace {
 
 struct Streams {
-  static WhyNot why_not(const Context& context, const at::Tensor& ids, const at::Tensor& weight,
-                        int64_t) {
-    return first(not_available<npu::Embedding>(context), not_of("weight", weight, kFloats),
-                 empty("input_ids", ids), empty("weight", weight));
+  static WhyNot why_not(const Context&, const at::Tensor& ids, const at::Tensor& weight, int64_t) {
+    return first(not_of("weight", weight, kFloats), empty("input_ids", ids),
+                 empty("weight", weight));
   }
 
   // Every id as often as there are streams: one launch instead of a lookup and its copies.
@@ -23,9 +22,7 @@ struct Streams {
   }
 };
 
-const npu::List<npu::Embedding> embedding;
-const NpuRegistration<Streams::run, Streams::why_not> embed_streams("embed_streams",
-                                                                    "aclnnEmbedding");
+const NpuRegistration<Streams, npu::Embedding> embed_streams("embed_streams");
 
 }  // namespace
 }  // namespace dsv4::bind

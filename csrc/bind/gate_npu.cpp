@@ -1,24 +1,20 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/softplus.h>
 
+#include "matmul_npu.h"
 #include "npu/matmul.h"
 #include "npu/moe.h"
-#include "npu_call.h"
 
 namespace dsv4::bind {
 namespace {
 
 using Routed = std::tuple<at::Tensor, at::Tensor>;
 
-// fp32 logits [T, E]; products of bf16 inputs are exact and their sums stay fp32.
+// fp32 [T, E].
 at::Tensor logits(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
   const bool alike = x.scalar_type() == weight.scalar_type();
-  const at::Tensor rows = alike ? x : x.to(at::kFloat);
-  const at::Tensor columns = (alike ? weight : weight.to(at::kFloat)).t();
-  const at::Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
-  call.launch(
-      npu::Matmul{call.in(rows), call.in(columns), call.out(out), npu::Matmul::kKeepPrecision});
-  return out;
+  return alike ? single_product(call, x, weight)
+               : single_product(call, x.to(at::kFloat), weight.to(at::kFloat));
 }
 
 // What MoeGatingTopKV2 makes scores of.
@@ -59,16 +55,15 @@ Routed choose(const NpuCall& call, const at::Tensor& logits, const Choice& choic
   return {weights, ids};
 }
 
-WhyNot not_routed(const Context& context, const at::Tensor& x, const at::Tensor& weight) {
-  return first(not_available<npu::MoeGatingTopK>(context), not_available<npu::Matmul>(context),
-               not_of("x", x, kFloats), not_of("weight", weight, kFloats), empty("x", x),
+WhyNot not_routed(const at::Tensor& x, const at::Tensor& weight) {
+  return first(not_of("x", x, kFloats), not_of("weight", weight, kFloats), empty("x", x),
                unless(weight.size(0) <= 2048, "the chip takes at most 2048 experts"));
 }
 
 struct ByScore {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight,
                         const at::Tensor&, int64_t, double) {
-    return not_routed(context, x, weight);
+    return not_routed(x, weight);
   }
 
   static Routed run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
@@ -79,10 +74,9 @@ struct ByScore {
 };
 
 struct ByTable {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& weight,
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight,
                         const at::Tensor& input_ids, const at::Tensor& tid2eid, double) {
-    return first(not_routed(context, x, weight),
-                 not_of("input_ids", input_ids, {at::kInt, at::kLong}),
+    return first(not_routed(x, weight), not_of("input_ids", input_ids, {at::kInt, at::kLong}),
                  not_of("tid2eid", tid2eid, {input_ids.scalar_type()}),
                  unless(tid2eid.size(1) <= 64, "the chip takes at most 64 experts per token"));
   }
@@ -95,9 +89,8 @@ struct ByTable {
   }
 };
 
-const npu::List<npu::MoeGatingTopK> gating;
-const NpuRegistration<ByScore::run, ByScore::why_not> by_score("gate_topk", "aclnnMoeGatingTopKV2");
-const NpuRegistration<ByTable::run, ByTable::why_not> by_table("gate_hash", "aclnnMoeGatingTopKV2");
+const NpuRegistration<ByScore, npu::MoeGatingTopK, npu::Matmul> gate_topk("gate_topk");
+const NpuRegistration<ByTable, npu::MoeGatingTopK, npu::Matmul> gate_hash("gate_hash");
 
 }  // namespace
 }  // namespace dsv4::bind

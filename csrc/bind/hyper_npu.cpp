@@ -8,15 +8,20 @@
 namespace dsv4::bind {
 namespace {
 
+WhyNot not_of_128(int64_t width) {
+  return unless(width % 128 == 0 && width <= 100000,
+                "the chip takes a multiple of 128 channels, up to 100000");
+}
+
+WhyNot not_four(const at::Tensor& x) {
+  return unless(x.size(1) == npu::MhcPreSinkhorn::kStreams, "the chip takes 4 streams");
+}
+
 struct Post {
-  static WhyNot why_not(const Context& context, const at::Tensor& z, const at::Tensor& x,
-                        const at::Tensor&, const at::Tensor&) {
-    const int64_t width = x.size(2);
-    return first(not_available<npu::MhcPost>(context), not_of("x", x, kHalves),
-                 not_of("z", z, {x.scalar_type()}),
-                 unless(x.size(1) == 4, "the chip takes 4 streams"),
-                 unless(width % 128 == 0 && width <= 100000,
-                        "the chip takes a multiple of 128 channels, up to 100000"));
+  static WhyNot why_not(const Context&, const at::Tensor& z, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor&) {
+    return first(not_of("x", x, kHalves), not_of("z", z, {x.scalar_type()}), not_four(x),
+                 not_of_128(x.size(2)));
   }
 
   static at::Tensor run(const at::Tensor& z, const at::Tensor& x, const at::Tensor& post,
@@ -25,7 +30,7 @@ struct Post {
     if (out.numel() == 0) {
       return out;
     }
-    NpuCall call("hc_post", x);
+    const NpuCall call("hc_post", x);
     call.launch(
         npu::MhcPost{call.in(x), call.maybe(&comb), call.in(z), call.in(post), call.out(out)});
     return out;
@@ -34,11 +39,10 @@ struct Post {
 
 // The exact fp32 route of two launches; the one-launch route multiplies in HF32.
 struct Pre {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&,
-                        const at::Tensor&, const at::Tensor&, int64_t rounds, double, double) {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
+                        const at::Tensor&, int64_t rounds, double, double) {
     const int64_t n = x.size(1), width = x.size(2);
-    return first(not_available<npu::MhcPre>(context), not_available<npu::MhcSinkhorn>(context),
-                 not_of("x", x, kHalves),
+    return first(not_of("x", x, kHalves),
                  unless(n == 4 || n == 6 || n == 8, "the chip takes 4, 6 or 8 streams"),
                  unless(width % 16 == 0 && width <= 16384,
                         "the chip takes a multiple of 16 channels, up to 16384"),
@@ -59,7 +63,7 @@ struct Pre {
       return {y, post, comb};
     }
     const at::Tensor logits = at::empty_like(comb);
-    NpuCall call("hc_pre", x);
+    const NpuCall call("hc_pre", x);
     call.launch(npu::MhcPre{call.in(x),
                             call.in(fn),
                             call.in(scale),
@@ -81,13 +85,11 @@ struct Pre {
 
 // One launch for everything; 4 streams and 20 rounds are all it knows.
 WhyNot not_fused(const Context& context, const at::Tensor& x) {
-  const bool a5 = on_a5(context);
   const int64_t width = x.size(2);
-  return first(not_available<npu::MhcPreSinkhorn>(context), not_of("x", x, kHalves), empty("x", x),
-               unless(x.size(1) == npu::MhcPreSinkhorn::kStreams, "the chip takes 4 streams"),
-               unless(a5 ? width == 4096 || width == 7168 : width % 128 == 0 && width <= 100000,
-                      a5 ? "the chip takes 4096 or 7168 channels"
-                         : "the chip takes a multiple of 128 channels, up to 100000"));
+  return first(not_of("x", x, kHalves), empty("x", x), not_four(x),
+               on_a5(context)
+                   ? unless(width == 4096 || width == 7168, "the chip takes 4096 or 7168 channels")
+                   : not_of_128(width));
 }
 
 using Mixed = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -152,17 +154,10 @@ struct HeadHf32 {
   }
 };
 
-const npu::List<npu::MhcPreSinkhorn> pre_sinkhorn;
-const npu::List<npu::MhcPre> pre;
-const npu::List<npu::MhcSinkhorn> sinkhorn;
-const npu::List<npu::MhcPost> post;
-const NpuRegistration<Post::run, Post::why_not> hc_post("hc_post", "aclnnMhcPost");
-const NpuRegistration<Pre::run, Pre::why_not> hc_pre("hc_pre", "aclnnMhcPre");
-
-const NpuRegistration<PreHf32::run, PreHf32::why_not> hc_pre_hf32("hc_pre_hf32",
-                                                                  "aclnnMhcPreSinkhorn");
-const NpuRegistration<HeadHf32::run, HeadHf32::why_not> hc_head_hf32("hc_head_hf32",
-                                                                     "aclnnMhcPreSinkhorn");
+const NpuRegistration<Post, npu::MhcPost> hc_post("hc_post");
+const NpuRegistration<Pre, npu::MhcPre, npu::MhcSinkhorn> hc_pre("hc_pre");
+const NpuRegistration<PreHf32, npu::MhcPreSinkhorn> hc_pre_hf32("hc_pre_hf32");
+const NpuRegistration<HeadHf32, npu::MhcPreSinkhorn> hc_head_hf32("hc_head_hf32");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -16,10 +16,9 @@ bool is_byte(const at::Tensor& x) { return x.element_size() == 1; }
 at::Tensor as_moved(const at::Tensor& x) { return is_byte(x) ? x.view(at::kChar) : x; }
 
 struct Dispatch {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& ids,
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& ids,
                         int64_t experts) {
-    return first(not_available<npu::MoeInitRouting>(context),
-                 is_byte(x) ? WhyNot() : not_of("x", x, kFloats), not_of("ids", ids, {at::kInt}),
+    return first(is_byte(x) ? WhyNot() : not_of("x", x, kFloats), not_of("ids", ids, {at::kInt}),
                  unless(x.dim() == 2, "the chip takes rows [T, K]"), empty("x", x),
                  unless(experts <= kMostExperts, "the chip takes at most 10240 experts"));
   }
@@ -33,7 +32,7 @@ struct Dispatch {
     at::Tensor order = at::empty({pairs}, ids.options());
     const at::Tensor ends = at::empty({experts}, ids.options().dtype(at::kLong));
     const at::Tensor unused_scale = at::empty({pairs}, ids.options().dtype(at::kFloat));
-    NpuCall call("moe_dispatch", x);
+    const NpuCall call("moe_dispatch", x);
     call.launch(npu::MoeInitRouting{call.in(from),
                                     call.in(ids),
                                     {},
@@ -58,10 +57,8 @@ struct Dispatch {
 };
 
 struct Combine {
-  static WhyNot why_not(const Context& context, const at::Tensor& y, const at::Tensor& order,
-                        int64_t) {
-    return first(not_available<npu::MoeFinalizeRouting>(context), not_of("y", y, kFloats),
-                 not_of("order", order, {at::kInt}), empty("y", y));
+  static WhyNot why_not(const Context&, const at::Tensor& y, const at::Tensor& order, int64_t) {
+    return first(not_of("y", y, kFloats), not_of("order", order, {at::kInt}), empty("y", y));
   }
 
   static at::Tensor run(const at::Tensor& y, const at::Tensor& order, int64_t k) {
@@ -72,7 +69,7 @@ struct Combine {
             .scatter_(0, order.to(at::kLong), at::arange(pairs, order.options()));
     const at::Tensor ones = at::ones({tokens, k}, rows.options());
     at::Tensor sums = at::empty({tokens, y.size(1)}, rows.options());
-    NpuCall call("moe_combine", y);
+    const NpuCall call("moe_combine", y);
     call.launch(npu::MoeFinalizeRouting{call.in(rows),
                                         call.in(to_row),
                                         {},
@@ -86,12 +83,8 @@ struct Combine {
   }
 };
 
-const npu::List<npu::MoeInitRouting> init_routing;
-const npu::List<npu::MoeFinalizeRouting> finalize_routing;
-const NpuRegistration<Dispatch::run, Dispatch::why_not> dispatch("moe_dispatch",
-                                                                 "aclnnMoeInitRoutingV3");
-const NpuRegistration<Combine::run, Combine::why_not> combine("moe_combine",
-                                                              "aclnnMoeFinalizeRoutingV2");
+const NpuRegistration<Dispatch, npu::MoeInitRouting> moe_dispatch("moe_dispatch");
+const NpuRegistration<Combine, npu::MoeFinalizeRouting> moe_combine("moe_combine");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -13,7 +13,6 @@
 
 #include "candidate.h"
 #include "npu/launch.h"
-#include "registry.h"
 
 namespace dsv4::bind {
 
@@ -31,17 +30,8 @@ class NpuCall {
     return tensor == nullptr ? npu::OptionalIn() : npu::OptionalIn{view(*tensor)};
   }
 
-  // Absent when its only tensor is undefined.
-  template <class List>
-  List list(std::initializer_list<at::Tensor> tensors) const {
-    List made;
-    for (const at::Tensor& tensor : tensors) {
-      if (tensor.defined()) {
-        made.views.push_back(view(tensor));
-      }
-    }
-    return made;
-  }
+  npu::InList list(const at::Tensor& only) const { return {{view(only)}}; }
+  npu::OutList out_list(const at::Tensor& only) const { return {{view(only)}}; }
 
   template <class Function>
   void launch(const Function& function) const {
@@ -100,11 +90,26 @@ inline WhyNot empty(const char* name, const at::Tensor& tensor) {
 
 inline WhyNot unless(bool holds, const char* reason) { return holds ? WhyNot() : WhyNot(reason); }
 
-// A launcher of an operator, named after the function that it launches last.
-template <auto function, auto predicate>
-struct NpuRegistration : Registration<function, predicate> {
-  NpuRegistration(const std::string& op, const char* symbol)
-      : Registration<function, predicate>(op, c10::DeviceType::PrivateUse1, op + "/" + symbol) {}
+// Every function that some launcher calls stands once in the table of functions.
+template <class Function>
+inline const npu::List<Function> kListed;
+
+// A launcher. `Kernel` has `run` and `why_not(const Context&, ...)` with the operator's own
+// parameters; its functions are asked for before `why_not`, and the first names the candidate.
+template <class Kernel, class Function, class... More>
+struct NpuRegistration {
+  explicit NpuRegistration(const std::string& op) {
+    static_cast<void>(&kListed<Function>);
+    (static_cast<void>(&kListed<More>), ...);
+    add_candidate(op, c10::DeviceType::PrivateUse1, op + "/" + Function::symbol, &why_not,
+                  &TypedFunction<Kernel::run>::run);
+  }
+
+ private:
+  static WhyNot why_not(const Context& context, Arguments arguments) {
+    const WhyNot missing = first(not_available<Function>(context), not_available<More>(context)...);
+    return missing ? missing : TypedPredicate<Kernel::why_not>::why_not(context, arguments);
+  }
 };
 
 }  // namespace dsv4::bind

@@ -83,6 +83,11 @@ class Operator {
     }
   }
 
+  void call(Stack& stack) const {
+    check(torch::jit::last(stack, arity_));
+    run(stack);
+  }
+
   // Runs the first candidate that agrees, else the reference, on arguments that were checked.
   void run(Stack& stack) const {
     const Arguments arguments = torch::jit::last(stack, arity_);
@@ -266,8 +271,7 @@ struct Run final : c10::OperatorKernel {
   explicit Run(std::shared_ptr<Operator> of) : op(std::move(of)) {}
 
   void operator()(const OperatorHandle&, c10::DispatchKeySet, Stack* stack) const {
-    op->check(torch::jit::last(*stack, op->arity()));
-    op->run(*stack);
+    op->call(*stack);
   }
 
   std::shared_ptr<Operator> op;
@@ -292,8 +296,7 @@ struct RunAutograd final : c10::OperatorKernel {
     const at::AutoDispatchBelowAutograd guard;
     if (is_backend((keys & c10::after_ADInplaceOrView_keyset).highestPriorityTypeId())) {
       // Nothing lies in between: no second dispatch.
-      op->check(arguments);
-      op->run(*stack);
+      op->call(*stack);
     } else {
       handle.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
     }

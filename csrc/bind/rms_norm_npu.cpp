@@ -6,31 +6,29 @@
 namespace dsv4::bind {
 namespace {
 
-WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& weight, double) {
-  const auto types = {at::kFloat, at::kHalf, at::kBFloat16};
-  return first(not_available<npu::RmsNorm>(context), not_of("x", x, types),
-               not_of("weight", weight, types),
-               unless(x.dim() <= 8, "x has more than 8 dimensions"));
-}
+struct Norm {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight, double) {
+    return first(not_of("x", x, kFloats), not_of("weight", weight, kFloats),
+                 unless(x.dim() <= 8, "x has more than 8 dimensions"));
+  }
 
-at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  at::Tensor y = at::empty(x.sizes(), x.options());
-  if (y.numel() == 0) {
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
+    at::Tensor y = at::empty(x.sizes(), x.options());
+    if (y.numel() == 0) {
+      return y;
+    }
+    std::vector<int64_t> rows = x.sizes().vec();
+    rows.back() = 1;
+    const at::Tensor rstd = at::empty(rows, x.options().dtype(at::kFloat));
+    const bool fits = weight.scalar_type() == x.scalar_type() || weight.scalar_type() == at::kFloat;
+    const at::Tensor gamma = fits ? weight : weight.to(at::kFloat);
+    const NpuCall call("rms_norm", x);
+    call.launch(npu::RmsNorm{call.in(x), call.in(gamma), eps, call.out(y), call.out(rstd)});
     return y;
   }
-  std::vector<int64_t> rows = x.sizes().vec();
-  rows.back() = 1;
-  const at::Tensor rstd = at::empty(rows, x.options().dtype(at::kFloat));
-  const bool fits = weight.scalar_type() == x.scalar_type() || weight.scalar_type() == at::kFloat;
-  const at::Tensor gamma = fits ? weight : weight.to(at::kFloat);
-  NpuCall call("rms_norm", x);
-  call.launch(npu::RmsNorm{call.in(x), call.in(gamma), eps, call.out(y), call.out(rstd)});
-  return y;
-}
+};
 
-const npu::List<npu::RmsNorm> function;
-const Registration<run, why_not> registration("rms_norm", c10::DeviceType::PrivateUse1,
-                                              "rms_norm/aclnnRmsNorm");
+const NpuRegistration<Norm, npu::RmsNorm> rms_norm("rms_norm");
 
 }  // namespace
 }  // namespace dsv4::bind

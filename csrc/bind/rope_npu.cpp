@@ -12,10 +12,9 @@ at::Tensor for_pairs(const at::Tensor& values) {
 }
 
 struct Rope {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&,
-                        const at::Tensor&, bool) {
-    return first(not_available<npu::InplacePartialRotaryMul>(context), not_of("x", x, kFloats),
-                 empty("x", x),
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
+                        bool) {
+    return first(not_of("x", x, kFloats), empty("x", x),
                  unless(x.size(-1) % 2 == 0 && x.size(-1) <= kWidest,
                         "the chip takes an even number of channels, up to 1024"));
   }
@@ -38,8 +37,7 @@ struct Rope {
   }
 };
 
-const npu::List<npu::InplacePartialRotaryMul> rotary;
-const NpuRegistration<Rope::run, Rope::why_not> rope("rope", "aclnnInplacePartialRotaryMul");
+const NpuRegistration<Rope, npu::InplacePartialRotaryMul> rope("rope");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "mx_npu.h"
 #include "npu/activation.h"
 #include "npu_call.h"
 
@@ -11,15 +12,18 @@ namespace {
 
 constexpr double kPlainSilu = 1.0, kNoBias = 0.0;
 
+WhyNot not_limited(double limit) {
+  return unless(std::isfinite(limit), "the chip has no form without a limit");
+}
+
 struct Plain {
   // The weight goes in before the one rounding, which the chip does behind the product.
-  static WhyNot why_not(const Context& context, const at::Tensor& gate, const at::Tensor&,
+  static WhyNot why_not(const Context&, const at::Tensor& gate, const at::Tensor&,
                         const std::optional<at::Tensor>& weights, double limit) {
-    return first(not_available<npu::ClippedSwiglu>(context), not_of("gate", gate, kFloats),
-                 empty("gate", gate),
+    return first(not_of("gate", gate, kFloats), empty("gate", gate),
                  unless(!weights || gate.scalar_type() == at::kFloat,
                         "the chip rounds before it could multiply by weights"),
-                 unless(std::isfinite(limit), "the chip has no form without a limit"));
+                 not_limited(limit));
   }
 
   static at::Tensor run(const at::Tensor& gate, const at::Tensor& up,
@@ -34,10 +38,9 @@ struct Plain {
 };
 
 struct FromSums {
-  static WhyNot why_not(const Context& context, const at::Tensor& sums, const at::Tensor&,
+  static WhyNot why_not(const Context&, const at::Tensor& sums, const at::Tensor&,
                         const at::Tensor&, const at::Tensor&, double limit) {
-    return first(not_available<npu::DequantSwigluQuant>(context), empty("sums", sums),
-                 unless(std::isfinite(limit), "the chip has no form without a limit"),
+    return first(empty("sums", sums), not_limited(limit),
                  unless(sums.size(1) % 64 == 0 && sums.size(1) <= 7232,
                         "the chip takes a multiple of 64 channels, up to 7232"));
   }
@@ -74,19 +77,15 @@ struct FromSums {
 };
 
 struct ToMx {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, double limit) {
-    return first(not_available<npu::SwigluGroupQuant>(context), empty("x", x),
-                 unless(std::isfinite(limit), "the chip has no form without a limit"),
+  static WhyNot why_not(const Context&, const at::Tensor& x, double limit) {
+    return first(empty("x", x), not_limited(limit),
                  unless(x.size(1) % 128 == 0, "the chip pairs the scales of 64 channels"),
                  unless(x.size(1) >= 256, "the chip takes at least 128 channels of each half"));
   }
 
   static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, double limit) {
-    constexpr int64_t block = 32;
     const int64_t rows = x.size(0), half = x.size(1) / 2;
-    at::Tensor codes = at::empty({rows, half}, x.options().dtype(at::kFloat8_e4m3fn));
-    const at::Tensor scale =
-        at::empty({rows, half / (2 * block), 2}, x.options().dtype(at::kFloat8_e8m0fnu));
+    const MxRows made({rows, half}, x.options());
     const at::Tensor no_origin = at::empty({rows, half}, x.options());  // asked for all the same
     const NpuCall call("mx_swiglu_quant", x);
     call.launch(npu::SwigluGroupQuant{call.in(x.contiguous()),
@@ -95,26 +94,21 @@ struct ToMx {
                                       {},
                                       static_cast<int64_t>(npu::AclType::e4m3),
                                       npu::SwigluGroupQuant::kMx,
-                                      block,
+                                      kMxBlock,
                                       true,
                                       limit,
                                       0.0,
                                       false,
-                                      call.out(codes),
-                                      call.out(scale),
+                                      call.out(made.codes),
+                                      call.out(made.pairs),
                                       call.out(no_origin)});
-    return {codes, scale.flatten(-2)};
+    return made.result();
   }
 };
 
-const npu::List<npu::ClippedSwiglu> clipped;
-const npu::List<npu::DequantSwigluQuant> from_sums;
-const npu::List<npu::SwigluGroupQuant> to_mx;
-const NpuRegistration<Plain::run, Plain::why_not> swiglu("swiglu", "aclnnClippedSwiglu");
-const NpuRegistration<FromSums::run, FromSums::why_not> int8_swiglu_quant(
-    "int8_swiglu_quant", "aclnnDequantSwigluQuantV2");
-const NpuRegistration<ToMx::run, ToMx::why_not> mx_swiglu_quant("mx_swiglu_quant",
-                                                                "aclnnSwigluGroupQuant");
+const NpuRegistration<Plain, npu::ClippedSwiglu> swiglu("swiglu");
+const NpuRegistration<FromSums, npu::DequantSwigluQuant> int8_swiglu_quant("int8_swiglu_quant");
+const NpuRegistration<ToMx, npu::SwigluGroupQuant> mx_swiglu_quant("mx_swiglu_quant");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -56,19 +56,11 @@ struct OptionalOut {
   static constexpr const char* c_type = "aclTensor*";
   std::optional<View> view;
 };
-struct InList {
-  static constexpr const char* c_type = "const aclTensorList*";
-  std::vector<View> views;
-};
-struct OptionalInList {  // absent without views
+struct InList {  // absent without views
   static constexpr const char* c_type = "const aclTensorList*";
   std::vector<View> views;
 };
 struct OutList {
-  static constexpr const char* c_type = "aclTensorList*";
-  std::vector<View> views;
-};
-struct OptionalOutList {
   static constexpr const char* c_type = "aclTensorList*";
   std::vector<View> views;
 };

@@ -80,6 +80,9 @@ AclTensor* Descriptors::tensor(const View& view) {
 }
 
 AclTensorList* Descriptors::list(const std::vector<View>& views) {
+  if (views.empty()) {
+    return nullptr;
+  }
   const size_t before = tensors_.size();
   for (const View& view : views) {
     tensor(view);

@@ -38,12 +38,6 @@ class Descriptors {
   }
   AclTensorList* make(const InList& argument) { return list(argument.views); }
   AclTensorList* make(const OutList& argument) { return list(argument.views); }
-  AclTensorList* make(const OptionalInList& argument) {
-    return argument.views.empty() ? nullptr : list(argument.views);
-  }
-  AclTensorList* make(const OptionalOutList& argument) {
-    return argument.views.empty() ? nullptr : list(argument.views);
-  }
   AclIntArray* make(const Ints& argument) { return array(argument.values); }
   AclIntArray* make(const OptionalInts& argument) {
     return argument.values.empty() ? nullptr : array(argument.values);
@@ -57,7 +51,7 @@ class Descriptors {
 
  private:
   AclTensor* tensor(const View& view);
-  AclTensorList* list(const std::vector<View>& views);
+  AclTensorList* list(const std::vector<View>& views);  // nullptr for none
   AclIntArray* array(const std::vector<int64_t>& values);
 
   std::vector<AclTensor*> tensors_;

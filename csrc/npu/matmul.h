@@ -22,14 +22,12 @@ struct GroupedMatmul {  // rows of x sorted by group, each times its group's wei
   static constexpr int64_t kAlongRows = 0;   // type
   static constexpr int64_t kPrefixSums = 0;  // list_type
   static constexpr int64_t kNoActivation = 0;
-  InList x, weight;
-  OptionalInList bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
+  InList x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
   OptionalIn list;
-  OptionalInList activation, activation_scale, activation_offset;
+  InList activation, activation_scale, activation_offset;
   Int split, type, list_type, act;
   OptionalInts tuning;
-  OutList out;
-  OptionalOutList activation_feature, dynamic_scale;
+  OutList out, activation_feature, dynamic_scale;
   DSV4_ARGUMENTS(x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token, list,
                  activation, activation_scale, activation_offset, split, type, list_type, act,
                  tuning, out, activation_feature, dynamic_scale)

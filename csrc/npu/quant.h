@@ -20,7 +20,6 @@ struct DynamicMxQuant {  // e4m3 codes and one e8m0 scale per 32 channels, in pa
   static constexpr const char* symbol = "aclnnDynamicMxQuantV3";
   static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
   static constexpr int64_t kLastAxis = -1;
-  static constexpr int64_t kBlock = 32;
   static constexpr int64_t kRoundedUp = 1;  // scale_alg
   In x;
   Int axis;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.contract import Operator, Tolerance, compute, operator
 
 _MOST_ROUNDS = 1000
 MIX_REASON = (
@@ -108,21 +108,6 @@ def hc_pre(
     return _collapse(x, pre), post, sinkhorn(logits, sinkhorn_iters, hc_eps)
 
 
-@hc_pre.shapes
-def _(
-    x: torch.Tensor,
-    fn: torch.Tensor,
-    base: torch.Tensor,
-    scale: torch.Tensor,
-    sinkhorn_iters: int,
-    norm_eps: float,
-    hc_eps: float,
-) -> None:
-    n = x.shape[1]
-    if n * x.shape[2] == 0:
-        raise hc_pre.reject("x", f"shape {tuple(x.shape)}", "at least one stream and one channel")
-
-
 @operator(
     "hc_post(Tensor z, Tensor x, Tensor post, Tensor comb) -> Tensor",
     rows=(3,),
@@ -182,14 +167,15 @@ def hc_head(
     return _collapse(x, torch.sigmoid(mix * scale.to(mix.dtype) + base.to(mix.dtype)) + hc_eps)
 
 
-@hc_head.shapes
-def _(
-    x: torch.Tensor,
-    fn: torch.Tensor,
-    base: torch.Tensor,
-    scale: torch.Tensor,
-    norm_eps: float,
-    hc_eps: float,
-) -> None:
-    if x.shape[1] * x.shape[2] == 0:
-        raise hc_head.reject("x", f"shape {tuple(x.shape)}", "at least one stream and one channel")
+def refuse_no_streams(op: Operator) -> None:
+    """ArgumentError from `op` for x [T, n, d] without a stream or a channel."""
+
+    @op.shapes
+    def _(x: torch.Tensor, *_: object) -> None:
+        if x.shape[1] * x.shape[2] == 0:
+            expected = "at least one stream and one channel"
+            raise op.reject("x", f"shape {tuple(x.shape)}", expected)
+
+
+for _op in (hc_pre, hc_head):
+    refuse_no_streams(_op)

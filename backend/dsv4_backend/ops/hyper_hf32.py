@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from dsv4_backend.contract import DEPLOYMENTS, Operator, Tolerance, operator
-from dsv4_backend.ops.hyper import MIX_ARGUMENTS, MIX_REASON, hc_head, hc_pre
+from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
+from dsv4_backend.ops.hyper import (
+    MIX_ARGUMENTS,
+    MIX_REASON,
+    hc_head,
+    hc_pre,
+    refuse_no_streams,
+)
 
 _DROPPED_BITS = 13
 _TOLERANCE = Tolerance(reason=MIX_REASON, **dict.fromkeys(DEPLOYMENTS, (1e-5, 2**-7)))
@@ -69,13 +75,5 @@ def hc_head_hf32(
     return hc_head.reference(x, cut_to_hf32(fn.detach()), base, scale, norm_eps, hc_eps)
 
 
-def _check_streams(contract: Operator) -> None:
-    @contract.shapes
-    def _(x: torch.Tensor, *_: object) -> None:
-        if x.shape[1] * x.shape[2] == 0:
-            expected = "at least one stream and one channel"
-            raise contract.reject("x", f"shape {tuple(x.shape)}", expected)
-
-
-for _contract in (hc_pre_hf32, hc_head_hf32):
-    _check_streams(_contract)
+for _op in (hc_pre_hf32, hc_head_hf32):
+    refuse_no_streams(_op)

@@ -81,7 +81,7 @@ void Compressor::check_state() const {
 }
 
 void Compressor::check() const {
-  paged::require_family(kOnA3 | kOnA5);
+  require_family(kOnA3 | kOnA5);
   const Types& ints = paged::kLengths;
   check_table({{"x", x, true, kHalves, 2, 3, kDocument},
                {"wkv", wkv, true, kHalves, 2, 2, kDocument},

@@ -5,12 +5,19 @@
 #include <ATen/ops/round.h>
 #include <ATen/ops/where.h>
 
+#include <cmath>
+
 namespace softnpu {
+
+void require_version(int major, int minor) {
+  if (!cann_from(major, minor))
+    throw Fault(kNnParameter, "the operator does not exist before CANN " + text(major) + "." +
+                                  text(minor) + ".0 on " + config().soc);
+}
 
 void require_family(unsigned where, int code) {
   require_generation(where, code);
-  if (!cann_from(9, 1))
-    throw Fault(kNnParameter, "the operator does not exist before CANN 9.1.0 on " + config().soc);
+  require_version(9, 1);
 }
 
 at::Tensor hf32(In x) {
@@ -34,9 +41,14 @@ at::Tensor as_cube_reads(In x, int64_t cube_math_type) {
 
 at::Tensor over(In x, In scale) { return at::where(scale.eq(0), 0.0, x.div(scale)); }
 
+at::Tensor scale_of(In range, double top) {
+  return at::where(at::isfinite(range), range, NAN).div(top);
+}
+
 Int8Rows quantised_rows(In x, double top) {
-  const at::Tensor scale = at::amax(x.abs(), {-1}).div(top);
-  return {at::round(over(x, scale.unsqueeze(-1))).clamp(-top - 1, top), scale};
+  const at::Tensor scale = scale_of(at::amax(x.abs(), {-1}), top);
+  const at::Tensor codes = over(x, scale.unsqueeze(-1)).nan_to_num(0.0);  // NaN has no integer
+  return {at::round(codes).clamp(-top - 1, top), scale};
 }
 
 std::vector<int64_t> but_last(In x, const std::vector<int64_t>& last) {

@@ -96,12 +96,12 @@ void Metadata::check_common(const Plan& plan) const {
 }
 
 void Metadata::check() const {
-  paged::require_family(kEverywhere);
+  require_family();
   check_common(plan("aclnnSparseFlashMla", 0));
 }
 
 void Metadata::check_mixed() const {
-  paged::require_family(kOnA5);
+  require_family(kOnA5);
   require(quant_mode == 1 || quant_mode == 2, "quant_mode", text(quant_mode), "1 or 2");
   require(rope_head_dim == kRope, "rope_head_dim", text(rope_head_dim), "64");
   check_common(plan("aclnnMixedQuantSparseFlashMla", quant_mode));
@@ -262,13 +262,13 @@ void Attention::check_common(const Types& of_queries, const Types& of_keys, int6
 }
 
 void Attention::check() const {
-  paged::require_family(kEverywhere);
+  require_family();
   check_common(kHalves, kHalves, 0);
 }
 
 // Our reading: the rows may be sent as uint8 or e4m3.
 void Attention::check_mixed() const {
-  paged::require_family(kOnA5);
+  require_family(kOnA5);
   require(quant_mode == 1 || quant_mode == 2, "quant_mode", text(quant_mode), "1 or 2");
   require(rope_head_dim == kRope, "rope_head_dim", text(rope_head_dim), "64");
   check_common({kBF16}, {at::kByte, kE4M3}, quant_mode);

@@ -14,13 +14,6 @@ at::Tensor indices(const std::vector<int64_t>& values) { return at::tensor(value
 
 }  // namespace
 
-void require_family(unsigned where) {
-  require_generation(where);
-  if (!cann_from(9, 1))
-    throw Fault(kNnParameter,
-                "the operator does not exist before CANN 9.1.0, found " + config().cann);
-}
-
 void fault(const char* argument, const std::string& what) {
   throw Fault(kKernelFault, std::string("argument '") + argument + "': " + what);
 }

@@ -3,14 +3,13 @@
 // layout of the queries. Lengths count what is there after this step.
 #pragma once
 
-#include "check.h"
+#include "fused_family.h"
 
 namespace softnpu::paged {
 
 inline const Types kLengths = {at::kInt};
 
 inline bool given(In x) { return x.defined() && x.numel() > 0; }  // an empty tensor is none
-void require_family(unsigned where);  // of CANN 9.1, on these chips: refuses elsewhere, and before
 
 // Rows of a sequence: of the flattened queries, or of keys that are not paged.
 struct Span {

@@ -32,7 +32,7 @@ struct PartialRotary {
   }
 
   void check() const {
-    paged::require_family(kEverywhere);
+    require_family();
     check_table({{"x", *x, true, kFloats, 4, 4, kDocument},
                  {"cos", cos, true, kFloats, 4, 4, kDocument},
                  {"sin", sin, true, kFloats, 4, 4, kDocument}});

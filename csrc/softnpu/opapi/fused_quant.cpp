@@ -5,13 +5,12 @@
 #include <ATen/ops/amin.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bitwise_and.h>
-#include <ATen/ops/isfinite.h>
 #include <ATen/ops/round.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
-#include <cmath>
+#include "fused_family.h"
 
 namespace softnpu {
 namespace {
@@ -123,15 +122,12 @@ struct DynamicQuant {
     const at::Tensor high = at::amax(values, axes, !axes.empty());
     const at::Tensor peak = at::amax(values.abs(), axes, !axes.empty());
     const at::Tensor range = offset ? high.sub(at::amin(values, axes, !axes.empty())) : peak;
-    // The scale of what is not finite is NaN, of which nothing plausible follows: our reading.
-    const at::Tensor s =
-        at::where(at::isfinite(range), range, NAN).div(offset ? 2 * top + integer : top);
-    // A scale of zero: quotients are zero (our reading); NaN has no integer.
-    const auto over = [&s](In v) { return at::where(s.eq(0), 0.0, v.div(s)); };
-    at::Tensor quotient = integer ? over(values).nan_to_num(0.0) : over(values);
+    const at::Tensor s = scale_of(range, offset ? 2 * top + integer : top);
+    at::Tensor quotient = over(values, s);
+    if (integer) quotient = quotient.nan_to_num(0.0);  // NaN has no integer
     const auto stored = [&](In v) { return axes.empty() ? v.reshape({1}) : v.squeeze(axes[0]); };
     if (offset) {
-      const at::Tensor shift = over(high).neg().add(top);
+      const at::Tensor shift = over(high, s).neg().add(top);
       quotient = quotient.add(shift);
       offset = stored(shift);
     }

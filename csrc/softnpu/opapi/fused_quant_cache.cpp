@@ -43,7 +43,7 @@ struct KvCompressEpilog {
   // Our reading: int64 slots, gaps between pages, and rows padded to 32 bytes (608 for V4, as the
   // reader wants them; the padding is not written).
   void check() const {
-    paged::require_family(kOnA5);
+    require_family(kOnA5);
     check_table({{"kv_compress_cache", *kv_compress_cache, true, {at::kByte}, 4, 4, kDocument},
                  {"x", x, true, {kBF16}, 2, 2, kDocument},
                  {"slot_mapping", slot_mapping, true, {kI32, at::kLong}, 1, 1, kDocument}});
@@ -91,7 +91,7 @@ struct IndexerQuantCache {
   FIELDS(all, cache, cache_scale, x, slot_mapping, quant_mode, round_scale, x_scale)
 
   void check() const {
-    paged::require_family(kOnA5);
+    require_family(kOnA5);
     check_table({{"cache", *cache, true, {kE4M3}, 4, 4, kDocument},
                  {"cache_scale", *cache_scale, true, {kF32}, 4, 4, kDocument},
                  {"x", x, true, kHalves, 2, 2, kReading},

@@ -108,7 +108,7 @@ struct Metadata {
 };
 
 void Metadata::check() const {
-  require_family(kEverywhere);
+  require_family();
   check_table({{"cu_seqlens_q", cu_seqlens_q, false, kLengths, 1, 1, kDocument},
                {"cu_seqlens_k", cu_seqlens_k, false, kLengths, 1, 1, kDocument},
                {"seqused_q", seqused_q, false, kLengths, 1, 1, kDocument},
@@ -123,7 +123,7 @@ void Metadata::check() const {
 }
 
 void Metadata::check_quantised() const {
-  require_family(kEverywhere);
+  require_family();
   require(quant_mode != kNotQuantised, "quant_mode", "0", "1 on A5, 2 on A2 and A3");
   check();
 }
@@ -183,7 +183,7 @@ Plan Indexer::plan(const char* reader) const {
 }
 
 void Indexer::check_common(const Types& types, const Types& of_weights) const {
-  require_family(kEverywhere);
+  require_family();
   const Types values = quant_mode ? Types{kBF16} : Types{kF32};
   check_table({{"q", q, true, types, 3, 4, kDocument},
                {"k", k, true, types, 3, 4, kDocument},
@@ -224,7 +224,7 @@ void Indexer::check_common(const Types& types, const Types& of_weights) const {
 void Indexer::check() const { check_common(kHalves, {kF32}); }
 
 void Indexer::check_quantised() const {
-  require_family(kEverywhere);
+  require_family();
   require(quant_mode != kNotQuantised, "quant_mode", "0", "1 on A5, 2 on A2 and A3");
   const Types scale = {on_a5() ? kF32 : kF16};
   check_common({on_a5() ? kE4M3 : kI8}, scale);

@@ -20,6 +20,7 @@ from tiny_checkpoints import (
     write_tiny,
 )  # fmt: skip
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+from transformers_shape import TINY_HF
 
 from dsv4_ascend.checkpoint.config_file import config_to_dict
 from dsv4_ascend.checkpoint.folder import open_checkpoint
@@ -193,31 +194,6 @@ def test_quantised_module_names_with_stacked_experts(tmp_path):
         checkpoint,
         {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")},
     )
-
-
-TINY_HF = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "head_dim": 16,
-    "q_lora_rank": 12,
-    "o_groups": 2,
-    "o_lora_rank": 8,
-    "index_n_heads": 2,
-    "index_head_dim": 8,
-    "index_topk": 3,
-    "n_routed_experts": 3,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24,
-    "sliding_window": 8,
-    "layer_types": [
-        f"{name}_attention" for name in ("sliding", "compressed_sparse", "heavily_compressed")
-    ],
-    "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 16},
-    "mlp_layer_types": ["hash_moe", "moe", "moe"],
-    "partial_rotary_factor": 0.25,
-}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from drafter_checkpoints import (
 from released_model import IDS, TENSORS, logits
 from tiny_checkpoints import random_tensors
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+from transformers_shape import TINY_HF
 
 import dsv4_ascend
 from dsv4_ascend.checkpoint.config_file import config_from_dict, config_to_dict
@@ -68,27 +69,7 @@ def test_what_to_dict_of_transformers_writes(rope):
 
 
 def test_a_resaved_model_opens(tmp_path):
-    kinds = ("sliding", "compressed_sparse", "heavily_compressed")
-    shape = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "head_dim": 16,
-        "q_lora_rank": 12,
-        "o_groups": 2,
-        "o_lora_rank": 8,
-        "index_n_heads": 2,
-        "index_head_dim": 8,
-        "index_topk": 3,
-        "n_routed_experts": 3,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 24,
-        "sliding_window": 8,
-        "partial_rotary_factor": 0.25,
-        "mlp_layer_types": ["hash_moe", "moe", "moe"],
-        "layer_types": [f"{kind}_attention" for kind in kinds],
-    }
+    shape = {name: value for name, value in TINY_HF.items() if name != "compress_rates"}
     theirs = DeepseekV4ForCausalLM(DeepseekV4Config(**shape))
     theirs.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(theirs.config.to_dict()))

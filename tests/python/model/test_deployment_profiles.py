@@ -7,16 +7,14 @@ indexer in test_deployment_indexer.py.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
-from quantised_networks import QUANTISED, write_quantised
+from deployments import both
+from quantised_networks import QUANTISED
 from tiny_networks import CONFIG, random_model
 from torch.nn.functional import linear, silu
 
-from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.profile import PROFILES
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all, official_tensors
@@ -28,20 +26,6 @@ from dsv4_backend import dispatch
 from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.quant import act_qdq
 from dsv4_backend.proofs.numerics import BF16
-
-DEPLOYED = ("a2a3-int8", "a5-mx")
-
-both = pytest.mark.parametrize("name", DEPLOYED)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_quantised(tmp_path_factory.mktemp("quantised") / "checkpoint", QUANTISED)
-
-
-@pytest.fixture(scope="module")
-def models(folder: Path) -> dict[str, Model]:
-    return {name: load(folder, profile=name) for name in ("official", *DEPLOYED)}
 
 
 def linears(model: Model) -> dict[str, Linear]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deployments import both
 from quantised_networks import QUANTISED, write_quantised
 
 from dsv4_ascend.model import profile as profile_module
@@ -23,21 +24,6 @@ IDS = torch.randint(
     0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)
 ).tolist()
 SMOOTH = dataclasses.replace(QUANTISED, n_routed_experts=4, num_experts_per_tok=4, index_topk=64)
-DEPLOYED = ("a2a3-int8", "a5-mx")
-
-both = pytest.mark.parametrize("name", DEPLOYED)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_quantised(tmp_path_factory.mktemp("quantised") / "checkpoint", QUANTISED)
-
-
-@pytest.fixture(scope="module")
-def models(folder: Path) -> dict[str, Model]:
-    return {name: load(folder, profile=name) for name in ("official", *DEPLOYED)}
-
-
 # Latent caches.
 
 

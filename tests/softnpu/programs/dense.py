@@ -5,7 +5,7 @@ own on import.
 import sys
 from importlib import import_module
 
-from fused_check import problems, reseed
+from fused_check import finish, reseed
 
 MODULES = (
     "v4_mhc",
@@ -20,7 +20,4 @@ MODULES = (
 for module in sys.argv[1:] or MODULES:
     reseed(module)
     import_module(module)
-for problem in problems:
-    print("PROBLEM", problem)
-print(f"dense: {len(problems)} problems")
-sys.exit(bool(problems))
+finish("dense")

@@ -7,6 +7,7 @@ line for each operator.
 """
 
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,3 +129,11 @@ def refused(name, call, argument, code=None):
             problems.append(f"{name}: bad {argument} refused without code {code}: {error}")
         return
     problems.append(f"{name}: bad {argument} was accepted")
+
+
+def finish(title):
+    """Prints what went wrong and ends the program; code 1 if anything did."""
+    for problem in problems:
+        print("PROBLEM", problem)
+    print(f"{title}: {len(problems)} problems")
+    sys.exit(bool(problems))

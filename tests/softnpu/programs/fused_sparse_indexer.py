@@ -166,22 +166,24 @@ check(
 )
 
 
+NAMES = (
+    "query",
+    "key",
+    "weights",
+    "ql",
+    "kl",
+    "table",
+    "layout_query",
+    "layout_key",
+    "count",
+    "mode",
+    "values",
+)
+
+
 def bad(argument, case, **changes):
     """The call with some arguments replaced, by their place in `call`, must be refused."""
-    names = [
-        "query",
-        "key",
-        "weights",
-        "ql",
-        "kl",
-        "table",
-        "layout_query",
-        "layout_key",
-        "count",
-        "mode",
-        "values",
-    ]
-    case = [changes.get(name, value) for name, value in zip(names, case, strict=True)]
+    case = [changes.get(name, value) for name, value in zip(NAMES, case, strict=True)]
     refused("lightning_indexer", lambda: call(*map(on_npu, case)), argument)
 
 
@@ -300,21 +302,7 @@ check(
 
 
 def bad_quant(argument, case, *modes, **changes):
-    names = [
-        "query",
-        "key",
-        "weights",
-        "ql",
-        "kl",
-        "table",
-        "layout_query",
-        "layout_key",
-        "count",
-        "mode",
-        "values",
-        "scale_q",
-        "scale_k",
-    ]
+    names = [*NAMES, "scale_q", "scale_k"]
     case = [changes.get(name, value) for name, value in zip(names, case, strict=True)]
     refused(
         "quant_lightning_indexer",
