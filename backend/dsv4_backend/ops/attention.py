@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
 from dsv4_backend import ragged
-from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.contract import Operator, Tolerance, compute, operator
 from dsv4_backend.tiles import by_tokens
 
 TILE = 64  # keys whose probabilities are rounded against one maximum
@@ -181,6 +182,85 @@ def attend(
     return (mixed / total * keys_share(last, total, sink.to(wide.dtype))).to(q.dtype)
 
 
+def attend_by_tokens(
+    call: AttentionCall,
+    softmax: Callable[[torch.Tensor, torch.Tensor, list[Keys]], torch.Tensor],
+) -> torch.Tensor:
+    """`softmax(q, sink, parts)` of some tokens at a time: [T, H, D]."""
+    owners, positions = call.owners(), call.positions()
+
+    def some(rows: slice) -> torch.Tensor:
+        tokens = Tokens(rows, owners[rows], positions[rows])
+        parts = [window_keys(call, tokens), compressed_keys(call, tokens)]
+        return softmax(call.q[rows], call.sink, [keys for keys in parts if keys is not None])
+
+    return by_tokens(some, call.q.shape[0], call.token_bytes())
+
+
+def check_shapes(contract: Operator, call: AttentionCall) -> None:
+    """ArgumentError of `contract` for shapes and scalars of a call that do not fit."""
+    if not (0 if call.ratio else 1) <= call.window < _POSITIONS:
+        raise contract.reject(
+            "window", call.window, "at least 1, or 0 beside compressed entries, below 2^31"
+        )
+    if 0 in call.q.shape[1:]:
+        raise contract.reject(
+            "q", f"shape {tuple(call.q.shape)}", "at least one head and one channel"
+        )
+    for name in ("cmp_cache", "cmp_block_table"):
+        given = getattr(call, name) is not None
+        if given != (call.ratio > 0):
+            expected = "a tensor" if call.ratio else "None"
+            raise contract.reject(
+                name, "a tensor" if given else "None", f"{expected} for ratio {call.ratio}"
+            )
+    if call.cmp_indices is not None and call.ratio == 0:
+        raise contract.reject("cmp_indices", "a tensor", "None for ratio 0")
+    for name, cache, table in (
+        ("window_cache", call.window_cache, call.window_block_table),
+        ("cmp_cache", call.cmp_cache, call.cmp_block_table),
+    ):
+        if cache is not None and table is not None:
+            ragged.check_layout(contract.name, name, cache, table, call.query_start_loc)
+
+
+def check_contents(contract: Operator, call: AttentionCall) -> None:
+    """ArgumentError of `contract` for lengths, blocks or indices of a call that do not fit."""
+    name, new = contract.name, call.query_start_loc.diff()
+    ragged.check_batch(name, call.query_start_loc, call.seq_lens, call.q.shape[0])
+    if call.window:
+        after = torch.where(new > 0, call.seq_lens, 0)
+        first = (call.seq_lens - new + 1 - call.window).clamp(min=0)
+        _check_table(name, "window", call.window_cache, call.window_block_table, first, after)
+    if call.cmp_cache is not None and call.cmp_block_table is not None:
+        after = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
+        _check_table(
+            name, "cmp", call.cmp_cache, call.cmp_block_table, torch.zeros_like(after), after
+        )
+    if call.cmp_indices is not None:
+        visible = visible_entries(call.positions(), call.ratio)[:, None]
+        outside = ((call.cmp_indices < -1) | (call.cmp_indices >= visible)).nonzero()
+        if len(outside):
+            t, j = outside[0].tolist()
+            found = f"{int(call.cmp_indices[t, j])} at [{t}, {j}]"
+            raise contract.reject(
+                "cmp_indices", found, f"-1 or one of the {int(visible[t])} visible entries"
+            )
+
+
+def _check_table(
+    operator: str,
+    part: str,
+    cache: torch.Tensor,
+    table: torch.Tensor,
+    first: torch.Tensor,
+    after: torch.Tensor,
+) -> None:
+    num_blocks, block_size = cache.shape[:2]
+    name = f"{part}_block_table"
+    ragged.check_table(operator, name, table, first, after, block_size, num_blocks)
+
+
 @operator(
     "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, "
     "Tensor? cmp_cache, Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, "
@@ -242,76 +322,14 @@ def sparse_attention(
     """
     caches = (window_cache, window_block_table, cmp_cache, cmp_block_table, cmp_indices)
     call = AttentionCall(q, sink, *caches, query_start_loc, seq_lens, window, ratio)
-    owners, positions = call.owners(), call.positions()
-
-    def some(rows: slice) -> torch.Tensor:
-        tokens = Tokens(rows, owners[rows], positions[rows])
-        parts = [window_keys(call, tokens), compressed_keys(call, tokens)]
-        return attend(q[rows], sink, [keys for keys in parts if keys is not None])
-
-    return by_tokens(some, q.shape[0], call.token_bytes())
+    return attend_by_tokens(call, attend)
 
 
 @sparse_attention.shapes
 def _(*arguments: Any) -> None:
-    call = AttentionCall(*arguments)
-    if not (0 if call.ratio else 1) <= call.window < _POSITIONS:
-        raise sparse_attention.reject(
-            "window", call.window, "at least 1, or 0 beside compressed entries, below 2^31"
-        )
-    if 0 in call.q.shape[1:]:
-        raise sparse_attention.reject(
-            "q", f"shape {tuple(call.q.shape)}", "at least one head and one channel"
-        )
-    for name in ("cmp_cache", "cmp_block_table"):
-        given = getattr(call, name) is not None
-        if given != (call.ratio > 0):
-            expected = "a tensor" if call.ratio else "None"
-            raise sparse_attention.reject(
-                name, "a tensor" if given else "None", f"{expected} for ratio {call.ratio}"
-            )
-    if call.cmp_indices is not None and call.ratio == 0:
-        raise sparse_attention.reject("cmp_indices", "a tensor", "None for ratio 0")
-    for name, cache, table in (
-        ("window_cache", call.window_cache, call.window_block_table),
-        ("cmp_cache", call.cmp_cache, call.cmp_block_table),
-    ):
-        if cache is None or table is None:
-            continue
-        ragged.check_layout("sparse_attention", name, cache, table, call.query_start_loc)
+    check_shapes(sparse_attention, AttentionCall(*arguments))
 
 
 @sparse_attention.contents
 def _(*arguments: Any) -> None:
-    call = AttentionCall(*arguments)
-    name, new = "sparse_attention", call.query_start_loc.diff()
-    ragged.check_batch(name, call.query_start_loc, call.seq_lens, call.q.shape[0])
-    after = torch.where(new > 0, call.seq_lens, 0)
-    if call.window:
-        first = (call.seq_lens - new + 1 - call.window).clamp(min=0)
-        num_blocks, block_size = call.window_cache.shape[:2]
-        ragged.check_table(
-            name,
-            "window_block_table",
-            call.window_block_table,
-            first,
-            after,
-            block_size,
-            num_blocks,
-        )
-    if call.cmp_cache is not None and call.cmp_block_table is not None:
-        num_blocks, block_size = call.cmp_cache.shape[:2]
-        after = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-        first = torch.zeros_like(after)
-        ragged.check_table(
-            name, "cmp_block_table", call.cmp_block_table, first, after, block_size, num_blocks
-        )
-    if call.cmp_indices is not None:
-        visible = visible_entries(call.positions(), call.ratio)[:, None]
-        outside = ((call.cmp_indices < -1) | (call.cmp_indices >= visible)).nonzero()
-        if len(outside):
-            t, j = outside[0].tolist()
-            found = f"{int(call.cmp_indices[t, j])} at [{t}, {j}]"
-            raise sparse_attention.reject(
-                "cmp_indices", found, f"-1 or one of the {int(visible[t])} visible entries"
-            )
+    check_contents(sparse_attention, AttentionCall(*arguments))

@@ -103,12 +103,18 @@ _STAIRS = [(259, 1), (40, 1), (130, 1)]
 _STEP, _VALUES = 16, 64
 
 
-def _staircase(draw: Draw, kind: str, dtype: torch.dtype, window: int) -> AttentionCall:
+def staircase(
+    draw: Draw,
+    kind: str,
+    dtype: torch.dtype,
+    window: int,
+    sequences: list[ragged_cases.Sequence] = _STAIRS,
+) -> AttentionCall:
     """One token per sequence, whose scores move by 0.2 every 16 keys of its list, by another factor
     per head; large values of both signs. So the probabilities of neighbours are rounded by the same
     amount, and that shows.
     """
-    call = random_call(draw, kind, _STAIRS, dtype, dim=24, window=window)
+    call = random_call(draw, kind, sequences, dtype, dim=24, window=window)
     owners = call.owners()[:, None]
     flat = ragged.slots(
         call.window_block_table,
@@ -118,7 +124,10 @@ def _staircase(draw: Draw, kind: str, dtype: torch.dtype, window: int) -> Attent
     )
     _score_in_order(call.window_cache, flat, 0)
     if call.cmp_cache is not None and call.cmp_block_table is not None:
-        chosen = _shuffled(draw, call) if kind == "chosen" else torch.arange(65).expand(3, -1)
+        everything = torch.arange(int(visible_entries(call.positions(), call.ratio).max()))
+        chosen = (
+            _shuffled(draw, call) if kind == "chosen" else everything.expand(len(sequences), -1)
+        )
         flat = ragged.slots(call.cmp_block_table, owners, chosen, call.cmp_cache.shape[1])
         _score_in_order(call.cmp_cache, flat, window)
         call = call._replace(cmp_indices=chosen.int() if kind == "chosen" else None)
@@ -162,7 +171,7 @@ def aim_at_edges(call: AttentionCall) -> AttentionCall:
     return call._replace(q=aimed.to(call.q.dtype), sink=torch.zeros(aimed.shape[1]))
 
 
-def _stale(call: AttentionCall) -> AttentionCall:
+def stale(call: AttentionCall) -> AttentionCall:
     """NaN in every row that no token of the call may see,
     nonsense in every table entry that none needs.
     """
@@ -180,7 +189,7 @@ def _stale(call: AttentionCall) -> AttentionCall:
     return call._replace(cmp_cache=far, cmp_block_table=far_table)
 
 
-def _newest_nan(call: AttentionCall) -> AttentionCall:
+def newest_nan(call: AttentionCall) -> AttentionCall:
     """NaN in the newest rows of the only sequence: earlier tokens do not notice."""
     newest = call.seq_lens - 1
     near = ragged_cases.only_rows(call.window_cache, call.window_block_table, newest * 0, newest)
@@ -193,7 +202,8 @@ def _newest_nan(call: AttentionCall) -> AttentionCall:
     )
 
 
-def _strided(draw: Draw, call: AttentionCall) -> AttentionCall:
+def strided(draw: Draw, call: AttentionCall) -> AttentionCall:
+    """The call with other strides of q and of the window's rows."""
     wide = draw.normal(
         *call.window_cache.shape[:2], call.window_cache.shape[2] + 3, dtype=call.q.dtype
     )
@@ -221,14 +231,14 @@ def _cases_of(draw: Draw, kind: str, dtype: torch.dtype) -> Iterator[tuple[str, 
         if sequences:
             needles = aim_at_edges(random_call(draw, kind, sequences, dtype, ring))
             yield f"{name}, needles", needles
-    yield "stale NaN", _stale(random_call(draw, kind, _RINGS, dtype, _WINDOW + 2))
-    yield "newest NaN", _newest_nan(random_call(draw, kind, [(0, 24)], dtype))
-    yield "strided", _strided(draw, random_call(draw, kind, _MIXED, dtype))
+    yield "stale NaN", stale(random_call(draw, kind, _RINGS, dtype, _WINDOW + 2))
+    yield "newest NaN", newest_nan(random_call(draw, kind, [(0, 24)], dtype))
+    yield "strided", strided(draw, random_call(draw, kind, _MIXED, dtype))
     call = random_call(draw, kind, _EDGES, dtype)
     yield "large scores", call._replace(q=call.q * 40, sink=call.sink * 40)
     yield "extreme sinks", call._replace(sink=torch.tensor([-torch.inf, 6.0, torch.inf]))
     for window in (70, 130):
-        yield f"staircase, window {window}", _staircase(draw, kind, dtype, window)
+        yield f"staircase, window {window}", staircase(draw, kind, dtype, window)
 
 
 @sparse_attention.cases
@@ -252,7 +262,8 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("fewer channels than rows of a block", profile, few)
 
 
-def _apart(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
+def separate_softmaxes(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
+    """The mean of one attention per part."""
     return torch.stack([attend(q, sink, [keys]) for keys in parts]).mean(0)
 
 
@@ -311,7 +322,7 @@ sparse_attention.wrong_step(
 sparse_attention.wrong_step(
     attend,
     {
-        "two separate softmaxes": _apart,
+        "two separate softmaxes": separate_softmaxes,
         "tiles of 32 keys": partial(attend, tile=32),
         "tiles of 128 keys": partial(attend, tile=128),
         "compressed entries before the window": lambda q, sink, parts: attend(q, sink, parts[::-1]),
@@ -346,23 +357,29 @@ sparse_attention.wrong_arguments(
 )
 
 
-_HIDDEN = "rows that are no keys score -inf and weigh 0, whatever they hold"
-sparse_attention.explain(
-    dict.fromkeys(("spans: *", "by_tokens: *", "sparse_attention: 0 -> 1"), TILES_DECIDE_NO_VALUE),
-    dict.fromkeys(
-        (
-            *EDITS_OF_HIDDEN_ROWS,
-            "_chosen: 0 -> 1 (2)",
-            "compressed_keys: 1 -> 2 (3)",
-            "entries_to_read: 0 -> 1 (2)",
-            "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
-            "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
-            ".masked_fill(behind, -1) -> "
-            "slots(block_table, sequence[:, None], index, cache.shape[1])",
-            "near_positions: 1 -> 2 (2)",
-        ),
-        _HIDDEN,
+HIDDEN_ROWS = dict.fromkeys(
+    (
+        *EDITS_OF_HIDDEN_ROWS,
+        "_chosen: 0 -> 1 (2)",
+        "compressed_keys: 1 -> 2 (3)",
+        "entries_to_read: 0 -> 1 (2)",
+        "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
+        "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
+        ".masked_fill(behind, -1) -> "
+        "slots(block_table, sequence[:, None], index, cache.shape[1])",
+        "near_positions: 1 -> 2 (2)",
     ),
+    "rows that are no keys score -inf and weigh 0, whatever they hold",
+)
+"""Equivalent mutants of every attention: what only moves rows that are no keys."""
+TILES = dict.fromkeys(
+    ("spans: *", "by_tokens: *", "attend_by_tokens: 0 -> 1"), TILES_DECIDE_NO_VALUE
+)
+"""Equivalent mutants of every attention: how tokens are cut into tiles."""
+
+sparse_attention.explain(
+    TILES,
+    HIDDEN_ROWS,
     {
         "attend: 1 -> 2 (6)": "a total of 0 means no key, and then the numerator is 0 too",
         "attend: True -> False (2)": "both lists have one entry per part",

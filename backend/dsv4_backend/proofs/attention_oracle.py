@@ -11,6 +11,8 @@ from dsv4_backend.proofs.paging import Pages, tokens_of_call
 
 TILE = 64
 """Indices of the list that share one step of the online softmax."""
+BLOCK = 512
+"""Keys of a part that share one step of Ascend's."""
 
 
 def sparse_attention(
@@ -66,3 +68,52 @@ def _attend(q: Array, sink: Array, keys: list[Array | None], rounding: np.dtype)
     if not any(key is not None for key in keys):
         return values
     return np.asarray(values / (total + np.exp(sink - maximum))[:, None])
+
+
+def sparse_attention_p512(
+    q: Array,
+    sink: Array,
+    window_cache: Array,
+    window_block_table: Array,
+    cmp_cache: Array | None,
+    cmp_block_table: Array | None,
+    cmp_indices: Array | None,
+    query_start_loc: Array,
+    seq_lens: Array,
+    max_seq_len: int,
+    window: int,
+    ratio: int,
+) -> Array:
+    """[T, H, D] -> [T, H, D] in the type of q: the sink, the window in blocks,
+    then entries in blocks.
+    """
+    out = np.zeros(q.shape, q.dtype)
+    for row, s, t in tokens_of_call(query_start_loc, seq_lens):
+        near = Pages(window_cache, window_block_table[s])
+        keys = [near[j] for j in range(max(t - window + 1, 0), t + 1)] if window else []
+        blocks = _cut(keys)
+        if cmp_cache is not None and cmp_block_table is not None:
+            named = range((t + 1) // ratio) if cmp_indices is None else cmp_indices[row].tolist()
+            entries = Pages(cmp_cache, cmp_block_table[s])
+            blocks += _cut([entries[i] for i in named if i >= 0])
+        out[row] = cast(q.dtype, _attend_from_sink(wide(q[row]), wide(sink), blocks, q.dtype))
+    return out
+
+
+def _cut(keys: list[Array]) -> list[Array]:
+    return [
+        np.stack([wide(key) for key in keys[first : first + BLOCK]])
+        for first in range(0, len(keys), BLOCK)
+    ]
+
+
+def _attend_from_sink(q: Array, sink: Array, blocks: list[Array], rounding: np.dtype) -> Array:
+    maximum, total, values = sink, np.ones(len(q)), np.zeros(q.shape)
+    for block in blocks:
+        scores = q @ block.T / np.sqrt(q.shape[-1])
+        raised = np.maximum(maximum, scores.max(-1))
+        p, kept = np.exp(scores - raised[:, None]), np.exp(maximum - raised)
+        total = total * kept + p.sum(-1)
+        values = values * kept[:, None] + round_to(rounding, p) @ block
+        maximum = raised
+    return np.asarray(values / total[:, None])
