@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import linear
 
 from dsv4_ascend.weights.linear import Linear
+from dsv4_backend.ops.attention import AttentionCall
+from dsv4_backend.ops.attention_p512 import sparse_attention_p512
 from dsv4_backend.ops.formats import e4m3_values
 from dsv4_backend.ops.hadamard import sylvester
 from dsv4_backend.ops.norm import rms_norm
@@ -59,3 +61,12 @@ def half_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.
 def bf16_scores(scores: torch.Tensor) -> torch.Tensor:
     """Scores as A5 selects by them."""
     return scores.bfloat16()
+
+
+def attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:
+    """Attention in blocks of 512 keys, over absolute tables; without max_seq_len they reach what
+    the window's table does.
+    """
+    reach = call.window_block_table.shape[1] * call.window_cache.shape[1]
+    bound = reach if max_seq_len is None else max_seq_len
+    return sparse_attention_p512(*call[:9], bound, *call[9:])

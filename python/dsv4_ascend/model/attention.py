@@ -13,7 +13,7 @@ from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_ascend.model.profile import Profile
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
-from dsv4_backend.ops.attention import sparse_attention
+from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.compressor import compress
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import rms_norm
@@ -177,7 +177,7 @@ class Attention(nn.Module):
         cache.window.write(kv, batch.token_slots(cache.window))
         entries, entry_table, chosen = self._update_compressed(x, qr, cache, batch)
         window, window_table = batch.window(cache.window, self.window)
-        o = sparse_attention(
+        call = AttentionCall(
             q,
             self.attn_sink,
             window,
@@ -190,6 +190,7 @@ class Attention(nn.Module):
             self.window,
             self.ratio,
         )
+        o = self.profile.attend(call, batch.max_seq_len)
         o = rope(o, batch.positions, self.inv_freq, True)
         joined: torch.Tensor = self.wo_b(self.wo_a.stored().project(o, self.groups))
         return joined

@@ -186,5 +186,6 @@ def make_step(
         seq_lens,
         num_actual_tokens=len(input_ids),
         max_query_len=int(lengths.max()),
+        max_seq_len=max([0, *(s.length for s in sequences)]),
     )
     return Step(batch, cache.layers(cache.block_tables(sequences)))

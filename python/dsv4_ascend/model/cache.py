@@ -4,7 +4,8 @@ in block pools.
 A *group* is what shares one block table here (an engine groups in other ways, see paged.py):
 "window" (every layer), and per compression ratio "entries:R" (main entries, and the indexer keys of
 CSA layers beside them) and "state:R" (the open blocks of the compressors). Window and state groups
-are rings: they hold what a step of `max_step_tokens` tokens can still look back at (ragged.py).
+are rings, written out as absolute tables: their blocks hold what a step of `max_step_tokens` tokens
+can still look back at (ragged.py).
 """
 
 from __future__ import annotations
@@ -192,16 +193,22 @@ class PagedCache:
         sequence.length = 0
 
     def block_tables(self, sequences: Sequences[CachedSequence]) -> dict[str, torch.Tensor]:
-        """Per group an int32 table [R, columns], -1 where a sequence has no block."""
+        """Per group an absolute int32 table [R, columns], -1 where a sequence has no block.
+
+        The blocks of a ring come again and again, up to the longest sequence.
+        """
+        longest = max([0, *(s.length for s in sequences)])
         tables = {}
         for name, group in self.groups.items():
-            columns = max([1, *(len(s.blocks[name]) for s in sequences)])
-            if group.ring_rows is not None:
-                columns = group.columns(0, self.block_size)
-            rows = [s.blocks[name] + [-1] * (columns - len(s.blocks[name])) for s in sequences]
-            tables[name] = torch.tensor(rows, dtype=torch.int32, device=self.device).reshape(
-                len(rows), columns
-            )
+            rows = longest // group.ratio
+            columns = max(1, -(-rows // self.block_size))
+            table = torch.full((len(sequences), columns), -1, dtype=torch.int32)
+            for row, sequence in zip(table, sequences, strict=True):
+                blocks = torch.tensor(sequence.blocks[name][:columns], dtype=torch.int32)
+                if group.ring_rows is not None and len(blocks):
+                    blocks = blocks.repeat(-(-columns // len(blocks)))[:columns]
+                row[: len(blocks)] = blocks
+            tables[name] = table.to(self.device)
         return tables
 
     def layers(self, tables: dict[str, torch.Tensor]) -> list[LayerCache]:

@@ -14,6 +14,7 @@ from dsv4_ascend.weights.deployed import INT8_STORAGE, MX_STORAGE, Storage
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.contract import Operator
 from dsv4_backend.errors import ArgumentError
+from dsv4_backend.ops.attention import AttentionCall, sparse_attention
 from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.hyper import hc_head, hc_pre
 from dsv4_backend.ops.hyper_hf32 import hc_head_hf32, hc_pre_hf32
@@ -54,9 +55,10 @@ class Profile:
     dtype: of streams, activations and caches. activations: what the input of a quantised weight's
     product is quantised to. latent(kv [.., D], channels without RoPE): what the window's keys and
     compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q
-    [T, H, D], eps): the norm of queries. mixing: of hyper-connections. caches: byte formats of
-    cache parts. storage: the formats that weights are put into while loading, None for those of
-    the checkpoint.
+    [T, H, D], eps): the norm of queries. mixing: of hyper-connections. attend(call, what seq_lens
+    are at most, None if not known): attention over float rows. caches: byte formats of cache
+    parts. storage: the formats that weights are put into while loading, None for those of the
+    checkpoint.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Profile:
     index: IndexFormat
     head_norm: Callable[[torch.Tensor, float], torch.Tensor]
     mixing: Mixing
+    attend: Callable[[AttentionCall, int | None], torch.Tensor]
     caches: CacheFormats = FLOATS
     storage: Storage | None = None
 
@@ -96,6 +99,10 @@ def _unrounded_scores(scores: torch.Tensor) -> torch.Tensor:
     return scores
 
 
+def _attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:
+    return sparse_attention(*call)
+
+
 _UNROUNDED = IndexFormat(_unrounded_index, _unrounded_index, _scaled_weights, _unrounded_scores)
 _FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights, _unrounded_scores)
 _INT8 = IndexFormat(ascend.rotate, ascend.int8_queries, ascend.half_weights, _unrounded_scores)
@@ -105,9 +112,18 @@ _FP32 = Mixing(hc_pre, hc_head)
 _HF32 = Mixing(hc_pre_hf32, hc_head_hf32)
 
 IDEAL = Profile(
-    "ideal", torch.float32, UNQUANTISED, _unrounded_latent, _UNROUNDED, head_rms_norm, _FP32
+    "ideal",
+    torch.float32,
+    UNQUANTISED,
+    _unrounded_latent,
+    _UNROUNDED,
+    head_rms_norm,
+    _FP32,
+    _attend,
 )
-OFFICIAL = Profile("official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, head_rms_norm, _FP32)
+OFFICIAL = Profile(
+    "official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, head_rms_norm, _FP32, _attend
+)
 A2A3_INT8 = Profile(
     "a2a3-int8",
     torch.bfloat16,
@@ -116,6 +132,7 @@ A2A3_INT8 = Profile(
     _INT8,
     ascend.head_norm,
     _HF32,
+    ascend.attend,
     CacheFormats(index_keys="indexer_int8"),
     INT8_STORAGE,
 )
@@ -130,6 +147,7 @@ A5_MX = Profile(
     _TOKEN_FP8,
     ascend.head_norm,
     _HF32,
+    _attend,
     CacheFormats("a5", "indexer_token_fp8"),
     MX_STORAGE,
 )

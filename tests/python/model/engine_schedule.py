@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from fake_engine import FakeEngine, Request, Work
 from torch.nn.functional import pad
 
-from dsv4_ascend.model.batch import make_step
+from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
 from dsv4_ascend.model.model import Model
 
@@ -67,7 +67,8 @@ class Twin:
         """Streams of the layers and of the MTP block."""
         absent = [self.cache.new_sequence() for _ in range(empty)]
         tokens = [item.ids for item in work] + [[] for _ in absent]
-        step = make_step(self.cache, [*sequences, *absent], tokens)
+        batch, layers = make_step(self.cache, [*sequences, *absent], tokens)
+        step = Step(replace(batch, max_seq_len=None), layers)
         streams = self.network.run_layers(*step)
         next_ids = torch.tensor([i for item in work for i in item.next_ids])
         return streams, self.network.run_mtp(0, next_ids, streams, *step)

@@ -9,7 +9,7 @@ import pytest
 from official_checkpoints import write_official
 from safetensors.torch import load_file
 
-from dsv4_ascend.model import attention
+from dsv4_ascend.model import profile
 from dsv4_ascend.model.model import Model, load
 from dsv4_backend.ops.attention import sparse_attention
 
@@ -52,5 +52,5 @@ def test_official_code_is_as_near_as_its_own_rounding(folder: Path, name: str) -
 def test_another_rounding_is_told_from_the_official_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr(attention, "sparse_attention", sparse_attention.faults[fault])
+    monkeypatch.setattr(profile, "sparse_attention", sparse_attention.faults[fault])
     assert distance("A", folder) > 1.25
