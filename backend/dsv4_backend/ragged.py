@@ -130,9 +130,10 @@ def check_table(
     after: torch.Tensor,
     block_size: int,
     num_blocks: int,
+    first_block: int = 0,
 ) -> None:
     """Raise ArgumentError unless indices first[s] ..
-    after[s]-1 of every sequence have distinct rows that exist.
+    after[s]-1 of every sequence have distinct rows that exist, in blocks from first_block on.
     """
     columns = block_table.shape[1]
     rows = (after - first).clamp(min=0)
@@ -148,15 +149,24 @@ def check_table(
     if columns == 0:
         return
     distance = (torch.arange(columns) - low[:, None]) % columns
-    wrong = (distance < needed[:, None]) & ((block_table < 0) | (block_table >= num_blocks))
+    wrong = (distance < needed[:, None]) & (
+        (block_table < first_block) | (block_table >= num_blocks)
+    )
     if wrong.any():
         s, column = wrong.nonzero()[0].tolist()
         raise argument_error(
             operator,
             name,
             f"{int(block_table[s, column])} at [{s}, {column}]",
-            f"0 to {num_blocks - 1}",
+            f"{first_block} to {num_blocks - 1}",
         )
+
+
+def check_bound(operator: str, max_seq_len: int, seq_lens: torch.Tensor) -> None:
+    """Raise ArgumentError unless max_seq_len is at least every seq_lens."""
+    if len(seq_lens) and int(seq_lens.max()) > max_seq_len:
+        expected = f"at least {int(seq_lens.max())}, as in seq_lens"
+        raise argument_error(operator, "max_seq_len", max_seq_len, expected)
 
 
 def check_layout(

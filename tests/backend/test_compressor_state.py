@@ -15,6 +15,7 @@ from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.compressor import compress
 
 D, HD, PAIRS, EPS = 6, 8, 3, 1e-6
+UNBOUNDED = 2**31 - 1
 KINDS = {"overlap": (4, 2), "plain": (6, 1)}  # name -> (ratio, blocks per entry)
 FREQUENCIES = 10000.0 ** (-torch.arange(PAIRS) / PAIRS)
 
@@ -111,9 +112,9 @@ class Server:
         self.w, self.xs, self.lengths = w, xs, [0] * len(xs)
         columns = -(-(largest_step + w.c * w.ratio - 1) // block_size)
         count = len(xs) * columns + 1
-        order = torch.randperm(count, generator=generator(seed))
+        order = torch.randperm(count, generator=generator(seed)) + 1
         self.table = order[: count - 1].view(len(xs), columns).int()
-        shape = (count, block_size, 2 * w.c * HD)
+        shape = (1 + count, block_size, 2 * w.c * HD)
         self.cache = torch.full(shape, math.nan, dtype=xs[0].dtype) if pool is None else pool
         self.entries = [{} for _ in xs]
 
@@ -129,7 +130,8 @@ class Server:
         ends = torch.tensor(
             [n + size for n, size in zip(self.lengths, sizes, strict=True)], dtype=torch.int32
         )
-        out = compress(torch.cat(rows), *self.w.list(), self.cache, self.table, starts, ends, EPS)
+        state = self.cache, self.table, starts, ends, UNBOUNDED
+        out = compress(torch.cat(rows), *self.w.list(), *state, EPS)
         self.lengths = [n + len(p) for n, p in zip(self.lengths, parts, strict=True)]
         owner, block = ragged.closed_blocks(starts, ends, int(starts[-1]), self.w.ratio)
         for s, i, entry in zip(owner.tolist(), block.tolist(), out, strict=True):
@@ -269,15 +271,16 @@ def test_gradients_reach_weights_through_the_state(kind):
         torch.randn(w.ratio + 1, D, dtype=torch.float64),
         torch.randn(2 * w.ratio, D, dtype=torch.float64),
     ]
-    table = torch.tensor([[1, 0]], dtype=torch.int32)
+    table = torch.tensor([[2, 1]], dtype=torch.int32)
 
     def entries(first, second, *weights):
-        cache = torch.zeros(2, 2 * w.ratio, 2 * w.c * HD, dtype=torch.float64)
+        cache = torch.zeros(3, 2 * w.ratio, 2 * w.c * HD, dtype=torch.float64)
         out, length = [], 0
         for x in (first, second):
             length += len(x)
             offsets, lengths = (torch.tensor(v, dtype=torch.int32) for v in ([0, len(x)], [length]))
-            out.append(compress(x, *weights, w.list()[-1], cache, table, offsets, lengths, EPS))
+            state = cache, table, offsets, lengths, UNBOUNDED
+            out.append(compress(x, *weights, w.list()[-1], *state, EPS))
         return tuple(out)
 
     leaves = [t.requires_grad_() for t in (*xs, *w.list()[:-1])]
@@ -303,3 +306,11 @@ def test_two_sequences_that_share_a_row_to_write_are_refused():
     server.table[1] = server.table[0]
     with pytest.raises(ArgumentError, match="written twice"):
         server.step([4, 4])
+
+
+def test_a_sequence_in_block_0_is_refused():
+    w, x = Weights("plain"), tokens(4, 1)
+    server = Server(w, [x], largest_step=4)
+    server.table[0, 0] = 0
+    with pytest.raises(ArgumentError, match=r"found 0 at \[0, 0\], expected 1 to"):
+        server.step([4])

@@ -22,8 +22,9 @@ EVERYWHERE = {
     *("embed_streams", "hc_head_hf32", "hc_post", "hc_pre_hf32", "lm_head", "rms_norm", "rope"),
     *("gate_hash", "gate_topk", "moe_combine", "moe_dispatch", "swiglu", "write_cache"),
     *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
-    "int8_token_quant",
+    *("int8_token_quant", "sparse_attention_p512"),
 }
+ON_A3_AND_A5 = {"compress"}
 ON_A5 = {"act_quant", "fp8_token_quant", "hc_pre", "mx_swiglu_quant", "mxfp8_gemm"}
 ON_A2_AND_A3 = {"int8_swiglu_quant"}
 
@@ -34,7 +35,8 @@ def test_every_case_that_a_launcher_takes_fits(soc):
         r"^(\w+): (\d+) of (\d+) cases launched", launchers("parity", soc), re.MULTILINE
     )
     launched = {name for name, taken, _ in counts if int(taken)}
-    assert launched == EVERYWHERE | (ON_A5 if "950" in soc else ON_A2_AND_A3)
+    own = ON_A5 if "950" in soc else ON_A2_AND_A3
+    assert launched == EVERYWHERE | own | (set() if "910B" in soc else ON_A3_AND_A5)
     assert all(
         int(cases) == len(list(OPERATORS[name].iterate_cases())) for name, _, cases in counts
     )

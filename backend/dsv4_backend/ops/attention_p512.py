@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dsv4_backend import ragged
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, compute, operator
 from dsv4_backend.ops.attention import (
     AttentionCall,
@@ -124,10 +125,7 @@ def _(*arguments: Any) -> None:
 def _(*arguments: Any) -> None:
     call, max_seq_len = _call(*arguments)
     check_contents(sparse_attention_p512, call)
-    if len(call.seq_lens) and int(call.seq_lens.max()) > max_seq_len:
-        raise sparse_attention_p512.reject(
-            "max_seq_len", max_seq_len, f"at least {int(call.seq_lens.max())}, as in seq_lens"
-        )
+    ragged.check_bound(sparse_attention_p512.name, max_seq_len, call.seq_lens)
     if not call.sink.isfinite().all():
         head = int((~call.sink.isfinite()).nonzero()[0])
         raise sparse_attention_p512.reject(

@@ -25,6 +25,7 @@ class Call(NamedTuple):
     state_block_table: torch.Tensor
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
+    max_seq_len: int
     eps: float
 
     @property
@@ -98,7 +99,7 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
 @operator(
     "compress(Tensor x, Tensor wkv, Tensor wgate, Tensor ape, Tensor norm_weight, Tensor inv_freq, "
     "Tensor(a!) state_cache, Tensor state_block_table, Tensor query_start_loc, Tensor seq_lens, "
-    "float eps) -> Tensor",
+    "int max_seq_len, float eps) -> Tensor",
     rows=(12, 13),
     arguments={
         "x": "float [T, d]",
@@ -111,6 +112,7 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
         "state_block_table": "i32 [R, columns]",
         "query_start_loc": "i32 [S]",
         "seq_lens": "i32 [R]",
+        "max_seq_len": "at least 0",
         "eps": "a number > 0",
     },
     tolerance=Tolerance(
@@ -132,6 +134,7 @@ def compress(
     state_block_table: torch.Tensor,
     query_start_loc: torch.Tensor,
     seq_lens: torch.Tensor,
+    max_seq_len: int,
     eps: float,
 ) -> torch.Tensor:
     """Keep every token's (u, s) and pool each block of r tokens
@@ -144,7 +147,9 @@ def compress(
     first position i*r follow in that dtype.
     state_cache: fp32 [num_blocks, block_size, 2*c*hd], changed in place: row [u | s + ape] of
     every token at its position (ragged.py; a table with fewer columns is a ring). The ring must
-    hold this call's tokens and the up to c*r - 1 before them that the next entry still reads. All
+    hold this call's tokens and the up to c*r - 1 before them that the next entry still reads. Block
+    0 belongs to nobody: chips and engines use it for "no block". max_seq_len is at least every
+    seq_lens; it decides no value, but a table that reaches it is surely absolute. All
     T rows are written before any is read, so prefill, chunks, decode and overwriting a rejected
     draft are one path. Returns [min(T, T // r + R), hd] in x's dtype: sequences in order, blocks
     in order (`ragged.closed_blocks`), then rows of 0. ArgumentError (nothing written) for
@@ -152,7 +157,7 @@ def compress(
     4.3 [OFF-M Compressor].
     """
     weights, table = (wkv, wgate, ape, norm_weight, inv_freq), state_block_table
-    call = Call(x, *weights, state_cache, table, query_start_loc, seq_lens, eps)
+    call = Call(x, *weights, state_cache, table, query_start_loc, seq_lens, max_seq_len, eps)
     positions, written = call.rows_of_tokens()
     owner, block = ragged.closed_blocks(query_start_loc, seq_lens, x.shape[0], call.ratio)
     pooled = pooled_positions(block, call.ratio, call.groups)
@@ -201,5 +206,7 @@ def _(*arguments: Any) -> None:
         after,
         block_size,
         num_blocks,
+        first_block=1,
     )
+    ragged.check_bound("compress", call.max_seq_len, call.seq_lens)
     ragged.check_distinct("compress", "state_block_table", call.rows_of_tokens()[1])

@@ -38,6 +38,7 @@ def _(
     state_block_table: Array,
     query_start_loc: Array,
     seq_lens: Array,
+    max_seq_len: int,
     eps: float,
 ) -> Array:
     """Token by token and block by block, from the position-addressed form of 4.3.1."""
@@ -105,6 +106,11 @@ class _Geometry(NamedTuple):
 
 _CSA = _Geometry(ratio=4, groups=2, hd=10, d=6, frequencies=3, block_size=3)
 _HCA = _Geometry(ratio=8, groups=1, hd=8, d=5, frequencies=4, block_size=5)
+_REAL = {
+    "CSA": _Geometry(ratio=4, groups=2, hd=512, d=1024, frequencies=32, block_size=8),
+    "index keys": _Geometry(ratio=4, groups=2, hd=128, d=1024, frequencies=32, block_size=8),
+    "HCA": _Geometry(ratio=128, groups=1, hd=512, d=1024, frequencies=32, block_size=32),
+}
 _EDGES = [(0, s) for s in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17)]
 _DECODE = [(before, 1) for before in (0, 2, 3, 4, 6, 7, 8, 14, 15, 23)]
 _MIXED = [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (13, 12)]
@@ -122,7 +128,8 @@ def _call(
     """
     width, tokens = g.groups * g.hd, ragged_cases.tokens_of(sequences)
     rows = ring or max((before + new for before, new in sequences), default=0)
-    table = ragged_cases.shuffled_table(draw, sequences, rows, g.block_size)
+    table = ragged_cases.shuffled_table(draw, sequences, rows, g.block_size) + 1
+    starts, lengths = ragged_cases.offsets(sequences)
     return Call(
         draw.normal(tokens, g.d, dtype=dtype),
         draw.normal(width, g.d, dtype=dtype, scale=g.d**-0.5),
@@ -130,9 +137,11 @@ def _call(
         draw.normal(g.ratio, width),
         draw.uniform(g.hd, low=0.5, high=1.5, dtype=dtype),
         rope_frequencies(2 * g.frequencies, 10000.0),
-        draw.normal(ragged_cases.blocks_of(table), g.block_size, 2 * width),
+        draw.normal(1 + ragged_cases.blocks_of(table), g.block_size, 2 * width),
         table,
-        *ragged_cases.offsets(sequences),
+        starts,
+        lengths,
+        max([0, *lengths.tolist()]),
         1e-6,
     )
 
@@ -213,6 +222,10 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(
             f"{kind}, fp16, squares beyond its range", "official", call._replace(wkv=call.wkv * 400)
         )
+    for kind, g in _REAL.items():
+        sequences = [(0, g.ratio + 3), (g.ratio - 1, 1), (2 * g.ratio + 1, 1)]
+        call = _call(draw, g, sequences, torch.bfloat16)
+        yield Case(f"{kind}, as on a chip", "official", call)
 
 
 def _rotate(call: Call, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -309,8 +322,20 @@ def _(*arguments: Any) -> torch.Tensor:
     )
 
 
+_NOBODYS = "block 0, and so row 0, belongs to nobody"
 compress.explain(
+    dict.fromkeys(
+        (
+            "compress: 0 -> 1 (2)",
+            "compress: read < 0 -> read <= 0",
+            "gather_rows: 0 -> 1",
+            "slots: 0 -> 1 (3)",
+            "slots: block >= 0 -> block > 0",
+        ),
+        _NOBODYS,
+    ),
     {
+        "other max_seq_len": "a bound of the lengths decides no value",
         "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
         "slots: 1 -> 2 (2)": "any negative row is an absent one",
         "slots: index.clamp(min=0) -> index": (
@@ -335,5 +360,5 @@ compress.explain(
         "rotate_tail: 1 -> 2 (3)": "entries have no dimension between the first and the last",
         "rotate_tail: 1 -> 2 (4)": "entries have no dimension between the first and the last",
         "rotate_tail: 1 -> 2 (5)": "entries have no dimension between the first and the last",
-    }
+    },
 )

@@ -19,6 +19,9 @@ from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope, rope_frequencies, yarn_frequencies
 
+UNBOUNDED = (1 << 31) - 1
+"""What lengths int32 are at most."""
+
 
 def layer_frequencies(config: V4Config, ratio: int) -> torch.Tensor:
     """RoPE frequencies fp32 [rope_dim / 2] of a layer: plain for ratio 0,
@@ -72,6 +75,7 @@ class Compressor(nn.Module):
             *state.read(),
             batch.query_start_loc,
             batch.seq_lens,
+            UNBOUNDED if batch.max_seq_len is None else batch.max_seq_len,
             self.eps,
         )
 

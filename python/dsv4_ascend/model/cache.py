@@ -86,8 +86,9 @@ class PagedCache:
 
     block_size: rows per block, any positive number. max_step_tokens: tokens of one sequence in one
     call, at most. Blocks are handed out in the order of `free_order` (a permutation seed, None for
-    ascending): results do not depend on it. dtype: of rows as they are read. formats: in which
-    bytes they are kept. Source of the geometry: spec/v4.md 4.8, 4.3.1 (position-addressed state).
+    ascending): results do not depend on it. Block 0 of a pool belongs to nobody. dtype: of rows as
+    they are read. formats: in which bytes they are kept. Source of the geometry: spec/v4.md 4.8,
+    4.3.1 (position-addressed state).
     """
 
     def __init__(
@@ -114,11 +115,12 @@ class PagedCache:
         self._free: dict[str, list[int]] = {}
         counts = {}
         for name, group in self.groups.items():
-            counts[name] = max(1, max_sequences * group.columns(max_tokens, block_size))
-            order = torch.arange(counts[name])
+            blocks = max(1, max_sequences * group.columns(max_tokens, block_size))
+            counts[name] = 1 + blocks
+            order = torch.arange(1, counts[name])
             if free_order is not None:
                 generator = torch.Generator().manual_seed(free_order)
-                order = torch.randperm(counts[name], generator=generator)
+                order = order[torch.randperm(blocks, generator=generator)]
             self._free[name] = order.flip(0).tolist()
 
         def pool(group: str, width: int, of: torch.dtype) -> Pool:

@@ -15,6 +15,7 @@ The contract between the network and an engine (an adapter, `PagedCache`, a test
     index_keys   the same entries (CSA)
     state        the last c * ratio - 1 positions before the step, and its own; c: 2 (CSA), 1 (HCA)
     index_state  the same positions (CSA)
+* Block 0 of a state belongs to nobody: kernels take it for "no block".
 * An index that a step writes lies in a block that no other sequence uses. Blocks of a common prefix
   may be shared for reading, if the prefix ends where a block of every part ends.
 * Rows past a sequence's length are not read: to take back tokens (a rejected draft) is to count
