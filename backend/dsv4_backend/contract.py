@@ -154,6 +154,7 @@ class Operator(Faults, Generic[_Parameters, _Result]):
     tolerance: Tolerance
     make_cases: Cases | None = None
     make_golden: Oracle | None = None
+    measure: Oracle | None = None
     check_shapes: Check | None = None
     check_contents: Check | None = None
     _equivalents: dict[str, str] = field(default_factory=dict)
@@ -193,6 +194,14 @@ class Operator(Faults, Generic[_Parameters, _Result]):
         """
         self.make_golden = golden
         return golden
+
+    def measured(self, measure: Oracle) -> Oracle:
+        """Decorator: what is compared in place of the result, where several results are right.
+
+        It gets the arguments and the result as arrays, in NumPy, and returns one array or a tuple.
+        """
+        self.measure = measure
+        return measure
 
     def equivalent(self, mutant: str, why: str) -> None:
         """Say why an automatic mutant of the reference computes

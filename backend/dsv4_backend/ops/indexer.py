@@ -11,11 +11,13 @@ from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.tiles import by_tokens, spans
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
-_ENTRIES = 1 << 14  # scored at a time
-_SORT_BYTES = 32  # of one score: its copies, its index
+ENTRIES = 1 << 14
+"""Entries that are scored at a time."""
+SORT_BYTES = 32
+"""Of one score while it is sorted: its copies, its index."""
 
 
-class _Call(NamedTuple):
+class IndexerCall(NamedTuple):
     """The arguments of `indexer_scores`."""
 
     q: torch.Tensor
@@ -27,7 +29,7 @@ class _Call(NamedTuple):
     ratio: int
 
 
-def _rows(call: _Call, sequence: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+def key_rows(call: IndexerCall, sequence: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """Compressed entries [n] of every token's sequence [T], 0 behind the last: [T, n, DI]."""
     lengths = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
     # One sequence: no copy of the rows per token.
@@ -51,16 +53,17 @@ def _visible(positions: torch.Tensor, ratio: int) -> torch.Tensor:
     return (positions + 1) // ratio
 
 
-def _hide(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+def hide(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Scores [T, n] with -inf from visible[t] on."""
     entry = torch.arange(scores.shape[1], device=scores.device)
     return scores.masked_fill(entry >= visible[:, None], -torch.inf)
 
 
-def _token_bytes(call: _Call, entries: int) -> int:
-    """Temporaries of one token in `indexer_scores`, of which `_ENTRIES` bounds the large ones."""
+def _token_bytes(call: IndexerCall, entries: int) -> int:
+    """Temporaries of one token in `indexer_scores`, of which `ENTRIES` bounds the large ones."""
     wide = 8 if call.q.dtype == torch.float64 else 4
     key = 0 if len(call.seq_lens) == 1 else 3 * wide * call.q.shape[2]
-    return min(entries, _ENTRIES) * (4 * wide * call.q.shape[1] + key) + 2 * wide * entries
+    return min(entries, ENTRIES) * (4 * wide * call.q.shape[1] + key) + 2 * wide * entries
 
 
 @operator(
@@ -104,23 +107,23 @@ def indexer_scores(
     T = 0 gives an empty result. ArgumentError for dtypes, offsets, lengths or blocks that do not
     fit. Source: spec/v4.md 4.5 [OFF-M Indexer], visibility 4.2.
     """
-    call = _Call(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio)
+    call = IndexerCall(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio)
     tokens, entries = q.shape[0], block_table.shape[1] * k_cache.shape[1]
     sequence = ragged.token_sequences(query_start_loc, tokens)
     positions = ragged.token_positions(query_start_loc, seq_lens, tokens)
     index = torch.arange(entries, device=q.device)
 
     def score(part: slice) -> torch.Tensor:
-        rows = (_rows(call, sequence[part], index[span]) for span in spans(entries, _ENTRIES))
+        rows = (key_rows(call, sequence[part], index[span]) for span in spans(entries, ENTRIES))
         scores = torch.cat([_combine(_dot(q[part], some), weights[part]) for some in rows], 1)
-        return _hide(scores, _visible(positions[part], ratio))
+        return hide(scores, _visible(positions[part], ratio))
 
     return by_tokens(score, tokens, _token_bytes(call, entries))
 
 
 @indexer_scores.shapes
 def _(*arguments: Any) -> None:
-    call = _Call(*arguments)
+    call = IndexerCall(*arguments)
     ragged.check_layout(
         "indexer_scores", "k_cache", call.k_cache, call.block_table, call.query_start_loc
     )
@@ -128,7 +131,7 @@ def _(*arguments: Any) -> None:
 
 @indexer_scores.contents
 def _(*arguments: Any) -> None:
-    call = _Call(*arguments)
+    call = IndexerCall(*arguments)
     ragged.check_batch("indexer_scores", call.query_start_loc, call.seq_lens, call.q.shape[0])
     entries = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
     num_blocks, block_size = call.k_cache.shape[:2]
@@ -156,13 +159,13 @@ def topk_indices(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.T
 
     def best(part: slice) -> torch.Tensor:
         order = (
-            _hide(scores[part], visible[part])
+            hide(scores[part], visible[part])
             .sort(dim=1, descending=True, stable=True)
             .indices[:, :width]
         )
         return _pad(order, visible[part])
 
-    return by_tokens(best, scores.shape[0], _SORT_BYTES * scores.shape[1])
+    return by_tokens(best, scores.shape[0], SORT_BYTES * scores.shape[1])
 
 
 def _pad(order: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -179,9 +182,9 @@ def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> None:
             "visible", f"{int(visible[t])} at {t}", f"0 to {scores.shape[1]}, the scores of a row"
         )
     has_nan = by_tokens(
-        lambda part: _hide(scores[part], visible[part]).isnan().any(1),
+        lambda part: hide(scores[part], visible[part]).isnan().any(1),
         scores.shape[0],
-        _SORT_BYTES * scores.shape[1],
+        SORT_BYTES * scores.shape[1],
     )
     if has_nan.any():
         t = int(has_nan.nonzero()[0])

@@ -11,14 +11,14 @@ from dsv4_backend import ragged_cases
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.indexer import (
     _DTYPES,
-    _Call,
+    IndexerCall,
     _combine,
     _dot,
-    _hide,
     _pad,
-    _rows,
     _visible,
+    hide,
     indexer_scores,
+    key_rows,
     topk_indices,
 )
 from dsv4_backend.proofs import indexer_oracle
@@ -46,12 +46,12 @@ def random_call(
     heads: int = 5,
     dim: int = 12,
     block_size: int = 3,
-) -> _Call:
+) -> IndexerCall:
     """A call over random caches and shuffled block tables."""
     tokens = ragged_cases.tokens_of(sequences)
     entries = max((before + new for before, new in sequences), default=0) // ratio
     table = ragged_cases.shuffled_table(draw, sequences, entries, block_size)
-    return _Call(
+    return IndexerCall(
         draw.normal(tokens, heads, dim, dtype=dtype),
         draw.normal(ragged_cases.blocks_of(table), block_size, dim, dtype=dtype),
         draw.normal(tokens, heads, dtype=dtype, scale=(heads * dim) ** -0.5),
@@ -61,7 +61,7 @@ def random_call(
     )
 
 
-def _stale(call: _Call) -> _Call:
+def _stale(call: IndexerCall) -> IndexerCall:
     """NaN in every cache row, nonsense in every table entry that belongs to no closed block."""
     entries = call.seq_lens // call.ratio
     cache = ragged_cases.only_rows(call.k_cache, call.block_table, entries * 0, entries)
@@ -69,7 +69,7 @@ def _stale(call: _Call) -> _Call:
     return call._replace(k_cache=cache, block_table=table)
 
 
-def _special(call: _Call) -> _Call:
+def _special(call: IndexerCall) -> IndexerCall:
     """NaN, infinite and zero queries;
     a query opposite to all keys, whose scores are exact zeros.
     """
@@ -79,7 +79,7 @@ def _special(call: _Call) -> _Call:
     return call._replace(q=q, k_cache=cache)
 
 
-def _strided(draw: Draw, call: _Call) -> _Call:
+def _strided(draw: Draw, call: IndexerCall) -> IndexerCall:
     wide = draw.normal(*call.k_cache.shape[:2], call.k_cache.shape[2] + 3, dtype=call.q.dtype)
     q = call.q.transpose(0, 1).contiguous().transpose(0, 1)
     return call._replace(q=q, k_cache=wide[..., 2:-1], weights=call.weights.T.contiguous().T)
@@ -127,12 +127,12 @@ indexer_scores.wrong_steps(
         "scaled twice": {_dot: lambda q, rows: _dot(q, rows) * q.shape[2] ** -0.5},
         "last channel left out": {_dot: lambda q, rows: _dot(q[..., :-1], rows[..., :-1])},
         "keys of the first sequence": {
-            _rows: lambda call, owner, entries: _rows(call, owner * 0, entries)
+            key_rows: lambda call, owner, entries: key_rows(call, owner * 0, entries)
         },
         "entry seen before its block closes": {_visible: lambda t, ratio: _visible(t + 1, ratio)},
         "newest entry one token late": {_visible: lambda t, ratio: _visible(t - 1, ratio)},
         "token's own entry too": {_visible: lambda t, ratio: t // ratio + 1},
-        "hidden entries are 0": {_hide: lambda scores, n: _hide(scores, n).nan_to_num(neginf=0)},
+        "hidden entries are 0": {hide: lambda scores, n: hide(scores, n).nan_to_num(neginf=0)},
     }
 )
 indexer_scores.wrong_arguments(
@@ -190,13 +190,13 @@ topk_indices.no_output_fault("one NaN", "indices are integers")
 
 @topk_indices.fault("ties: larger index first")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    order = _hide(scores, visible).flip(1).sort(dim=1, descending=True, stable=True).indices
+    order = hide(scores, visible).flip(1).sort(dim=1, descending=True, stable=True).indices
     return _pad(scores.shape[1] - 1 - order[:, :k], visible)
 
 
 @topk_indices.fault("torch.topk, without a tie rule")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return _pad(_hide(scores, visible).topk(min(k, scores.shape[1])).indices, visible)
+    return _pad(hide(scores, visible).topk(min(k, scores.shape[1])).indices, visible)
 
 
 topk_indices.wrong_arguments(
@@ -208,12 +208,12 @@ topk_indices.wrong_arguments(
         ),
         "newest entry missed": {"visible": lambda visible: (visible - 1).clamp(min=0)},
         "not padded with -1": lambda a: a._replace(
-            scores=_hide(a.scores, a.visible), visible=torch.full_like(a.visible, a.scores.shape[1])
+            scores=hide(a.scores, a.visible), visible=torch.full_like(a.visible, a.scores.shape[1])
         ),
         "scores compared in bf16": {"scores": lambda scores: scores.bfloat16()},
     }
 )
-topk_indices.wrong_steps({"hidden scores compete": {_hide: lambda scores, visible: scores}})
+topk_indices.wrong_steps({"hidden scores compete": {hide: lambda scores, visible: scores}})
 topk_indices.wrong_results(
     {
         "in index order": lambda a, order: (
@@ -249,7 +249,7 @@ topk_indices.explain(
             "spans: *",
             "by_tokens: *",
             "topk_indices: 0 -> 1",
-            "topk_indices: _SORT_BYTES * scores.shape[1] -> _SORT_BYTES",
+            "topk_indices: SORT_BYTES * scores.shape[1] -> SORT_BYTES",
         ),
         TILES_DECIDE_NO_VALUE,
     ),

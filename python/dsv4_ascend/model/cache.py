@@ -54,6 +54,14 @@ def cache_groups(config: V4Config, max_step_tokens: int) -> dict[str, Group]:
     return groups
 
 
+def _handed_out(blocks: int, free_order: int | None) -> list[int]:
+    """Blocks 1 to `blocks`, the first to hand out last."""
+    if free_order is None:
+        return list(range(blocks, 0, -1))
+    generator = torch.Generator().manual_seed(free_order)
+    return (1 + torch.randperm(blocks, generator=generator)).flip(0).tolist()
+
+
 class Pool(NamedTuple):
     """The pages of one part of one layer, and the group whose table finds rows in them.
 
@@ -117,11 +125,7 @@ class PagedCache:
         for name, group in self.groups.items():
             blocks = max(1, max_sequences * group.columns(max_tokens, block_size))
             counts[name] = 1 + blocks
-            order = torch.arange(1, counts[name])
-            if free_order is not None:
-                generator = torch.Generator().manual_seed(free_order)
-                order = order[torch.randperm(blocks, generator=generator)]
-            self._free[name] = order.flip(0).tolist()
+            self._free[name] = _handed_out(blocks, free_order)
 
         def pool(group: str, width: int, of: torch.dtype) -> Pool:
             shape = counts[group], block_size, width

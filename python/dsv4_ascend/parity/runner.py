@@ -61,19 +61,30 @@ class Sample:
         arguments = tuple(map(to_array, self.case.arguments))
         with np.errstate(all="ignore"):  # special values are part of the cases
             result = self.operator.golden(*arguments)
-        return tuple(map(to_tensor, self._compared(arguments, result)))
+        compared = tuple(map(to_tensor, self._compared(arguments, result)))
+        return self._measured(compared)
 
     def run(self, function: Function, device: str = "cpu") -> Comparison:
         """Call `function` on copies of the arguments and compare outputs and mutated arguments."""
         arguments = tuple(
             map_tensors(lambda t: _copy(t).to(device), a) for a in self.case.arguments
         )
-        got = self._compared(arguments, function(*arguments))
+        got = self._measured(self._compared(arguments, function(*arguments)))
         limits = self.operator.tolerance.limits(self.case.profile)
         parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=False)]
         if len(got) != len(self.golden):
             parts.append(compare(len(got), len(self.golden), limits))
         return max(parts, key=lambda part: part.limit_use)
+
+    def _measured(self, compared: tuple[object, ...]) -> tuple[object, ...]:
+        """What a measure of the operator makes of its outputs, where it has one."""
+        measure = self.operator.measure
+        if measure is None:
+            return compared
+        arguments = map(to_array, self.case.arguments)
+        outputs = (to_array(map_tensors(lambda t: t.cpu(), output)) for output in compared)
+        with np.errstate(all="ignore"):
+            return (to_tensor(measure(*arguments, *outputs)),)
 
     def _compared(self, arguments: tuple[Any, ...], result: Any) -> tuple[object, ...]:
         """Outputs, then the mutated arguments."""

@@ -1,0 +1,209 @@
+"""Proof of the lightning indexer in one step (spec/deployments.md 6): cases, oracles, faults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import torch
+
+from dsv4_backend import ragged_cases
+from dsv4_backend.contract import Case, Draw, Operator
+from dsv4_backend.ops import lightning_indexer as ops
+from dsv4_backend.ops.attention import visible_entries
+from dsv4_backend.ops.indexer import hide
+from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
+from dsv4_backend.proofs.indexer_oracle import best_entries, entry_scores, scores_of_choice
+from dsv4_backend.proofs.numerics import Array, round_to
+from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
+
+_BATCHES: dict[str, list[ragged_cases.Sequence]] = {
+    "no sequences": [],
+    "zero tokens": [(0, 0), (9, 0)],
+    "nothing visible yet": [(0, 3)],
+    "one sequence": [(0, 39)],
+    "decode": [(before, 1) for before in (0, 2, 3, 4, 6, 7, 8, 30, 31, 32)],
+    "mixed": [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (33, 12)],
+}
+_K = 4
+_QUANTISERS = {
+    "lightning_indexer_int8": (int8_token_quant, torch.float16, "a2a3-int8"),
+    "lightning_indexer_fp8": (fp8_token_quant, torch.float32, "a5-mx"),
+}
+
+
+def _as_bf16(scores: Array) -> Array:
+    return round_to(ml_dtypes.bfloat16, scores)
+
+
+def _unrounded(scores: Array) -> Array:
+    return scores
+
+
+def _prove(contract: Operator) -> None:
+    names = tuple(inspect.signature(contract.reference).parameters)
+    rounded = _as_bf16 if contract is ops.lightning_indexer_fp8 else _unrounded
+
+    def scores(values: tuple[Any, ...]) -> list[Array]:
+        named = {"q_scale": None, "k_scale": None} | dict(zip(names, values, strict=True))
+        del named["max_seq_len"], named["k"]
+        return entry_scores(**named)
+
+    contract.oracle(lambda *values: best_entries(scores(values), values[-1], rounded))
+    contract.measured(lambda *values: scores_of_choice(scores(values[:-1]), values[-1]))
+
+
+def _rows(
+    draw: Draw, sequences: list[ragged_cases.Sequence], heads: int, dim: int, block_size: int
+) -> dict[str, Any]:
+    """A call over random values and shuffled block tables, in fp32."""
+    tokens = ragged_cases.tokens_of(sequences)
+    longest = max((before + new for before, new in sequences), default=0)
+    table = ragged_cases.shuffled_table(draw, sequences, longest // 4, block_size)
+    starts, lengths = ragged_cases.offsets(sequences)
+    return {
+        "q": draw.normal(tokens, heads, dim),
+        "k_cache": draw.normal(ragged_cases.blocks_of(table), block_size, dim),
+        "weights": draw.normal(tokens, heads, scale=(heads * dim) ** -0.5),
+        "block_table": table,
+        "query_start_loc": starts,
+        "seq_lens": lengths,
+        "max_seq_len": longest,
+        "ratio": 4,
+        "k": _K,
+    }
+
+
+def _stale(call: dict[str, Any]) -> dict[str, Any]:
+    """NaN in every row and nonsense in every table entry that belongs to no closed block."""
+    cache, table, entries = call["k_cache"], call["block_table"], call["seq_lens"] // 4
+    return call | {
+        "k_cache": ragged_cases.only_rows(cache, table, entries * 0, entries),
+        "block_table": ragged_cases.only_blocks(table, entries * 0, entries, cache.shape[1]),
+    }
+
+
+def _calls(draw: Draw) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, sequences in _BATCHES.items():
+        yield name, _rows(draw, sequences, 5, 12, 3)
+    yield "more than there are", _rows(draw, _BATCHES["mixed"], 5, 12, 3) | {"k": 40}
+    call = _rows(draw, _BATCHES["mixed"], 5, 12, 3)
+    yield "a bound above the lengths", call | {"max_seq_len": call["max_seq_len"] + 1}
+    sequences = [(0, 6), (559, 4), (130, 1)]
+    yield "64 heads of 128", _rows(draw, sequences, 64, 128, 16) | {"k": 64}
+
+
+@ops.lightning_indexer.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        for name, call in _calls(draw):
+            yield _case(name, profile, _cast(call, dtype))
+        stale = _stale(_rows(draw, _BATCHES["mixed"], 5, 12, 3))
+        yield _case("stale NaN", profile, _cast(stale, dtype))
+
+
+def _cast(call: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return call | {name: call[name].to(dtype) for name in ("q", "k_cache")}
+
+
+def _case(name: str, profile: str, call: dict[str, Any]) -> Case:
+    return Case(name, profile, tuple(call.values()))
+
+
+def _quantised_cases(contract: Operator) -> None:
+    quantise, scale, profile = _QUANTISERS[contract.name]
+
+    @contract.cases
+    def _(draw: Draw) -> Iterator[Case]:
+        for name, call in _calls(draw):
+            q, q_scale = quantise(call["q"].bfloat16())
+            pages = call["k_cache"]
+            keys, k_scale = quantise(pages.flatten(0, 1).bfloat16())
+            scales = k_scale.to(scale).view(pages.shape[:2])
+            weights = call["weights"].to(scale)
+            rest = tuple(call.values())[3:]
+            rows = q, q_scale.to(scale), keys.view(pages.shape), scales, weights
+            yield Case(name, profile, (*rows, *rest))
+
+
+_HIDDEN = "hidden rows are not chosen, whatever they score"
+_ENTRY_ROWS = "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
+_E4M3 = ("selectable: *", "_keys: *")
+_OTHER_FORMATS = {
+    "lightning_indexer": (*_E4M3, "scaled: *", "_scores: *"),
+    "lightning_indexer_int8": _E4M3,
+    "lightning_indexer_fp8": (),
+}
+_STEP = "which of the entries within one step of bf16 is chosen is open"
+_EQUIVALENT = {
+    "other max_seq_len": "a bound of the lengths decides no value",
+    "selectable: scores.bfloat16().float() -> scores.bfloat16()": _STEP,
+    "selectable: scores.bfloat16() -> scores": _STEP,
+    "selectable: codes == torch.float8_e4m3fn -> codes != torch.float8_e4m3fn": _STEP,
+    "best: True -> False (2)": "which of equal scores is chosen is open",
+    "weighted: (dots.relu() * weights.float()[:, :, None]).sum(1) -> "
+    "(dots.relu() * weights.float()[:, :, None]).mean(1)": "a positive factor chooses nothing",
+    "key_rows: 1 -> 2": "whether the rows of one sequence are shared decides no value",
+    "slots: (index >= 0) & (block >= 0) -> (index >= 0) | (block >= 0)": _HIDDEN,
+    f"{_ENTRY_ROWS}.masked_fill(behind, -1) -> {_ENTRY_ROWS.removeprefix('entry_rows: ')}": _HIDDEN,
+    "entry_rows: index >= lengths[sequence][:, None] -> "
+    "index > lengths[sequence][:, None]": _HIDDEN,
+} | dict.fromkeys(
+    (
+        "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
+        "compute: x.float() -> x",
+        "key_rows: compute(rows) -> rows",
+        "weighted: weights.float() -> weights",
+        "scaled: q_scale.float() -> q_scale",
+        "scaled: k_scale.float() -> k_scale",
+        "_scores: call.k_scale.float() -> call.k_scale",
+    ),
+    "the product with fp32 widens it",
+)
+
+for _contract in ops.LIGHTNING:
+    _prove(_contract)
+    _contract.no_output_fault("one NaN", "indices are integers")
+    if _contract is not ops.lightning_indexer:
+        _quantised_cases(_contract)
+    _contract.wrong_step(
+        ops.weighted,
+        {
+            "relu left out": lambda dots, w: (dots * w.float()[:, :, None]).sum(1),
+            "negative weights cut": lambda dots, w: ops.weighted(dots, w.relu()),
+            "weights left out": lambda dots, w: ops.weighted(dots, torch.ones_like(w)),
+            "last head left out": lambda dots, w: ops.weighted(dots[:, :-1], w[:, :-1]),
+        },
+    )
+    _contract.wrong_steps(
+        {
+            "entry seen before its block closes": {
+                visible_entries: lambda t, ratio: visible_entries(t + 1, ratio)
+            },
+            "newest entry one token late": {
+                visible_entries: lambda t, ratio: visible_entries(t - 1, ratio)
+            },
+            "hidden entries compete": {hide: lambda scores, visible: scores},
+            "the smallest": {ops.best: lambda scores, n, k: ops.best(-scores, n, k)},
+            "one fewer": {ops.best: lambda s, n, k: ops.best(s, n.clamp(max=k - 1), k)},
+            "the first ones": {ops.best: lambda s, n, k: ops.best(s * 0, n, k)},
+        }
+    )
+    _contract.wrong_arguments(
+        {"block table not followed": {"block_table": lambda table: table.sort(1).values}}
+    )
+    if _contract is not ops.lightning_indexer:
+        _contract.wrong_arguments(
+            {
+                "scales of queries left out": {"q_scale": torch.ones_like},
+                "scales of keys left out": {"k_scale": torch.ones_like},
+            }
+        )
+    _contract.explain(
+        dict.fromkeys(("spans: *", "by_tokens: *", "select: *"), TILES_DECIDE_NO_VALUE),
+        dict.fromkeys(EDITS_OF_HIDDEN_ROWS, _HIDDEN),
+        dict.fromkeys(_OTHER_FORMATS[_contract.name], "for rows of another format"),
+        _EQUIVALENT,
+    )
