@@ -1,11 +1,9 @@
-#include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/remainder.h>
 
 #include <cmath>
 
 #include "npu/attention.h"
-#include "npu_call.h"
+#include "paged_npu.h"
 
 namespace dsv4::bind {
 namespace {
@@ -15,24 +13,6 @@ constexpr int64_t kOnly = 1;  // key head
 constexpr int64_t kNone = 0;
 
 const at::Tensor* pointer(const Optional& tensor) { return tensor ? &*tensor : nullptr; }
-
-// [pages, rows, D] with the axis of one key head.
-at::Tensor one_head(const at::Tensor& cache) { return cache.unsqueeze(2); }
-
-// What the chip asks of pages.
-WhyNot not_pages(const char* name, const at::Tensor& cache, bool a5) {
-  const int64_t rows = cache.size(1);
-  const auto refused = [name](const char* reason) { return WhyNot(std::string(name) + reason); };
-  if (cache.stride(2) != 1 || cache.stride(1) != cache.size(2)) {
-    return refused(" has gaps inside its pages, and the chip takes none");
-  }
-  if (rows > 1024 || (!a5 && rows % 16 != 0)) {
-    return refused(
-        " has pages that the chip does not take: 1024 rows at most, on A2 and A3 a "
-        "multiple of 16");
-  }
-  return {};
-}
 
 WhyNot not_heads(int64_t heads, bool a5) {
   const bool power = (heads & (heads - 1)) == 0;
@@ -52,15 +32,6 @@ WhyNot not_kind(const Optional& entries, const Optional& chosen, int64_t ratio, 
   return first(unless(ratio == 4, "the chip takes chosen entries with ratio 4 only"),
                unless(k > 0 && (a5 || k == 512 || k == 1024),
                       "the chip takes 512 or 1024 chosen entries, A5 any number"));
-}
-
-// Lengths of compressed rows, int32 [R] each.
-struct Entries {
-  at::Tensor lengths, residuals;
-};
-
-Entries entries_of(const at::Tensor& seq_lens, int64_t ratio) {
-  return {at::div(seq_lens, ratio, "floor"), at::remainder(seq_lens, ratio)};
 }
 
 struct SparseAttention {
@@ -89,11 +60,11 @@ struct SparseAttention {
     const int64_t per_entry = has_cmp ? ratio : 1, left = window - 1;
     const int64_t heads = q.size(1), chosen = cmp_indices ? cmp_indices->size(1) : kNone;
     const at::Tensor rows = q.contiguous(), near = one_head(window_cache);
-    const Entries entries = has_cmp ? entries_of(seq_lens, ratio) : Entries{};
+    const EntryLengths held(seq_lens, per_entry);
     const Optional far = has_cmp ? Optional(one_head(*cmp_cache)) : Optional();
     const Optional indices = chosen ? Optional(cmp_indices->unsqueeze(1).contiguous()) : Optional();
-    const at::Tensor* lengths = has_cmp ? &entries.lengths : nullptr;
-    const at::Tensor* residuals = has_cmp ? &entries.residuals : nullptr;
+    const at::Tensor* lengths = has_cmp ? &held.entries : nullptr;
+    const at::Tensor* residuals = has_cmp ? &held.residuals : nullptr;
     const at::Tensor metadata = at::empty({npu::kMetadata}, seq_lens.options());
     at::Tensor out = at::empty(rows.sizes(), rows.options());
     const NpuCall call("sparse_attention_p512", q);

@@ -1,0 +1,132 @@
+#include <ATen/ops/empty.h>
+
+#include "npu/indexer.h"
+#include "paged_npu.h"
+
+namespace dsv4::bind {
+namespace {
+
+WhyNot not_selected(const Context& context, const at::Tensor& q, const at::Tensor& cache,
+                    int64_t ratio, int64_t k) {
+  const bool a5 = on_a5(context);
+  return first(
+      empty("q", q),
+      unless(q.size(1) == 64 || (a5 && q.size(1) == 32), "the chip takes 64 heads, A5 also 32"),
+      unless(q.size(2) == npu::kIndexWidth, "the chip takes heads of 128 channels"),
+      unless(ratio == 1 || ratio == 4 || ratio == 128, "the chip takes ratio 1, 4 or 128"),
+      unless(k <= 2048, "the chip chooses at most 2048 entries"), not_pages("k_cache", cache, a5));
+}
+
+// What chips write: indices with the axis of one key head, and no values.
+struct Choice {
+  at::Tensor indices, no_values;
+
+  Choice(const at::Tensor& q, int64_t k, at::ScalarType values)
+      : indices(at::empty({q.size(0), 1, k}, q.options().dtype(at::kInt))),
+        no_values(at::empty({0}, q.options().dtype(values))) {}
+};
+
+constexpr int64_t kNoValues = 0;
+
+struct Plain {
+  static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor& k_cache,
+                        const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                        int64_t, int64_t ratio, int64_t k) {
+    return first(not_of("q", q, kHalves), not_selected(context, q, k_cache, ratio, k),
+                 unless(on_a5(context) || k_cache.is_contiguous(),
+                        "k_cache has gaps, and the chip would copy it whole"));
+  }
+
+  static at::Tensor run(const at::Tensor& q, const at::Tensor& k_cache, const at::Tensor& weights,
+                        const at::Tensor& block_table, const at::Tensor& query_start_loc,
+                        const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
+    const at::Tensor queries = q.contiguous(), keys = one_head(k_cache);
+    const at::Tensor factors = weights.contiguous();
+    const EntryLengths lengths(seq_lens, ratio);
+    const Choice choice(q, k, at::kFloat);
+    const NpuCall call("lightning_indexer", q);
+    call.launch(npu::LightningIndexer{call.in(queries),
+                                      call.in(keys),
+                                      call.in(factors),
+                                      call.maybe(&query_start_loc),
+                                      {},
+                                      {},
+                                      call.maybe(&lengths.entries),
+                                      call.maybe(&lengths.residuals),
+                                      call.maybe(&block_table),
+                                      {},
+                                      {},
+                                      k,
+                                      q.size(0),
+                                      {"TND"},
+                                      {"PA_BBND"},
+                                      npu::kVisibleEntries,
+                                      ratio,
+                                      kNoValues,
+                                      call.out(choice.indices),
+                                      call.out(choice.no_values)});
+    return choice.indices.squeeze(1);
+  }
+};
+
+// Both formats differ in the chips that have them and in the mode.
+template <bool e4m3>
+struct Quantised {
+  static constexpr const char* op = e4m3 ? "lightning_indexer_fp8" : "lightning_indexer_int8";
+
+  static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor&,
+                        const at::Tensor& k_cache, const at::Tensor& k_scale, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
+                        int64_t ratio, int64_t k) {
+    const bool a5 = on_a5(context);
+    return first(unless(a5 == e4m3,
+                        e4m3 ? "e4m3 keys exist on A5 only" : "int8 keys exist on A2 and A3 only"),
+                 not_selected(context, q, k_cache, ratio, k), not_pages("k_scale", k_scale, a5));
+  }
+
+  static at::Tensor run(const at::Tensor& q, const at::Tensor& q_scale, const at::Tensor& k_cache,
+                        const at::Tensor& k_scale, const at::Tensor& weights,
+                        const at::Tensor& block_table, const at::Tensor& query_start_loc,
+                        const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
+    using Indexer = npu::QuantLightningIndexer;
+    const at::Tensor queries = q.contiguous(), keys = one_head(k_cache);
+    const at::Tensor of_queries = q_scale.contiguous(), of_keys = one_head(k_scale);
+    const at::Tensor factors = weights.contiguous();
+    const EntryLengths lengths(seq_lens, ratio);
+    const Choice choice(q, k, at::kBFloat16);
+    const NpuCall call(op, q);
+    call.launch(Indexer{call.in(queries),
+                        call.in(keys),
+                        call.in(factors),
+                        call.in(of_queries),
+                        call.in(of_keys),
+                        call.maybe(&query_start_loc),
+                        {},
+                        {},
+                        call.maybe(&lengths.entries),
+                        call.maybe(&lengths.residuals),
+                        call.maybe(&block_table),
+                        {},
+                        {},
+                        k,
+                        e4m3 ? Indexer::kE4m3 : Indexer::kInt8,
+                        q.size(0),
+                        {"TND"},
+                        {"PA_BBND"},
+                        npu::kVisibleEntries,
+                        ratio,
+                        kNoValues,
+                        call.out(choice.indices),
+                        call.out(choice.no_values)});
+    return choice.indices.squeeze(1);
+  }
+};
+
+const NpuRegistration<Plain, npu::LightningIndexer> lightning_indexer("lightning_indexer");
+const NpuRegistration<Quantised<false>, npu::QuantLightningIndexer> lightning_indexer_int8(
+    Quantised<false>::op);
+const NpuRegistration<Quantised<true>, npu::QuantLightningIndexer> lightning_indexer_fp8(
+    Quantised<true>::op);
+
+}  // namespace
+}  // namespace dsv4::bind
