@@ -8,11 +8,13 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear
 
+from dsv4_ascend.model.paged import BytePaged, Lengths, Paged
 from dsv4_ascend.weights.linear import Linear
+from dsv4_backend.contract import Operator
 from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.attention_p512 import sparse_attention_p512
-from dsv4_backend.ops.formats import e4m3_values
 from dsv4_backend.ops.hadamard import sylvester
+from dsv4_backend.ops.lightning_indexer import lightning_indexer_fp8, lightning_indexer_int8
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
 
@@ -32,18 +34,49 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return (wide @ sylvester(wide)).to(x.dtype)
 
 
-def int8_queries(q: torch.Tensor) -> torch.Tensor:
-    """Values fp32 of rotated queries [T, HI, DI] in int8,
-    with a scale per head that is cast to fp16.
-    """
-    codes, scale = int8_token_quant(rotate(q))
-    return codes.float() * scale.half().float().unsqueeze(-1)
+def select_int8(
+    q: torch.Tensor,
+    weights: torch.Tensor,
+    keys: Paged,
+    lengths: Lengths,
+    ratio: int,
+    k: int,
+) -> torch.Tensor:
+    """Entries chosen by int8 queries with an fp16 scale per head, and int8 keys."""
+    codes, scale = int8_token_quant(q)
+    return _select(lightning_indexer_int8, codes, scale.half(), weights, keys, lengths, ratio, k)
 
 
-def fp8_queries(q: torch.Tensor) -> torch.Tensor:
-    """Values fp32 of rotated queries [T, HI, DI] in e4m3, with an fp32 scale per head."""
-    codes, scale = fp8_token_quant(rotate(q))
-    return e4m3_values(codes) * scale.unsqueeze(-1)
+def select_fp8(
+    q: torch.Tensor,
+    weights: torch.Tensor,
+    keys: Paged,
+    lengths: Lengths,
+    ratio: int,
+    k: int,
+) -> torch.Tensor:
+    """Entries chosen by e4m3 queries with an fp32 scale per head, and e4m3 keys."""
+    codes, scale = fp8_token_quant(q)
+    return _select(lightning_indexer_fp8, codes, scale, weights, keys, lengths, ratio, k)
+
+
+def _select(
+    indexer: Operator[..., torch.Tensor],
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    weights: torch.Tensor,
+    keys: Paged,
+    lengths: Lengths,
+    ratio: int,
+    k: int,
+) -> torch.Tensor:
+    assert isinstance(keys, BytePaged)
+    of_keys, scales = keys.fields()
+    reach = keys.table.shape[1] * keys.block_size * ratio
+    bound = reach if lengths.max_seq_len is None else lengths.max_seq_len
+    starts, ends, _ = lengths
+    rows = codes, scale, of_keys, scales.squeeze(-1), weights
+    return indexer(*rows, keys.table, starts, ends, bound, ratio, k)
 
 
 def fp32_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -55,12 +88,7 @@ def fp32_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.
 
 def half_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
     """`fp32_weights` cast to fp16."""
-    return fp32_weights(weights_proj, x, factor).half().float()
-
-
-def bf16_scores(scores: torch.Tensor) -> torch.Tensor:
-    """Scores as A5 selects by them."""
-    return scores.bfloat16()
+    return fp32_weights(weights_proj, x, factor).half()
 
 
 def attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:

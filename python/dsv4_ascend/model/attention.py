@@ -103,17 +103,45 @@ class Indexer(nn.Module):
         """X [T, d], qr [T, q_lora] -> scores [T, entries] of visible entries, -inf elsewhere;
         writes the new keys.
         """
+        q, weights, keys = self._prepare(x, qr, inv_freq, cache, batch)
+        pages, table = keys.read()
+        starts, ends = batch.query_start_loc, batch.seq_lens
+        return indexer_scores(q, pages, weights, table, starts, ends, self.ratio)
+
+    def choose(
+        self,
+        x: torch.Tensor,
+        qr: torch.Tensor,
+        inv_freq: torch.Tensor,
+        cache: LayerCache,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """The entries that each token attends to: int32 [T, at most topk], then -1;
+        writes the new keys.
+        """
+        if self.form.select is None:
+            scores = self(x, qr, inv_freq, cache, batch)
+            return topk_indices(scores, batch.compressed(self.ratio).visible, self.topk)
+        q, weights, keys = self._prepare(x, qr, inv_freq, cache, batch)
+        return self.form.select(q, weights, keys, batch.lengths, self.ratio, self.topk)
+
+    def _prepare(
+        self,
+        x: torch.Tensor,
+        qr: torch.Tensor,
+        inv_freq: torch.Tensor,
+        cache: LayerCache,
+        batch: Batch,
+    ) -> tuple[torch.Tensor, torch.Tensor, Paged]:
+        """Queries [T, HI, DI], weights [T, HI] and all keys, the new ones written."""
         assert cache.index_state is not None
         assert cache.index_keys is not None
         keys = self.compressor(x, inv_freq, cache.index_state, batch)
         slots = batch.entry_slots(cache.index_keys, self.ratio)
         cache.index_keys.write(self.form.keys(keys), slots)
         q = rope(self.wq_b(qr).unflatten(-1, (self.heads, self.dim)), batch.positions, inv_freq)
-        q = self.form.queries(q)
         weights = self.form.weights(self.weights_proj, x, self.dim**-0.5 * self.heads**-0.5)
-        pages, table = batch.reachable(cache.index_keys, self.ratio).read()
-        starts, ends = batch.query_start_loc, batch.seq_lens
-        return self.form.scores(indexer_scores(q, pages, weights, table, starts, ends, self.ratio))
+        return self.form.queries(q), weights, batch.reachable(cache.index_keys, self.ratio)
 
 
 class Attention(nn.Module):
@@ -168,9 +196,7 @@ class Attention(nn.Module):
         pages, table = batch.reachable(cache.entries, self.ratio).read()
         if self.kind != "csa":
             return pages, table, None
-        scores = self.indexer(x, qr, self.inv_freq, cache, batch)
-        visible = batch.compressed(self.ratio).visible
-        return pages, table, topk_indices(scores, visible, self.indexer.topk)
+        return pages, table, self.indexer.choose(x, qr, self.inv_freq, cache, batch)
 
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
-from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.paged import LayerCache, Lengths, Paged
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
 
@@ -55,6 +55,11 @@ class Batch:
     def last_rows(self) -> torch.Tensor:
         """Row of every sequence's last token; meaningless for a sequence without tokens here."""
         return self.query_start_loc[1:].long() - 1
+
+    @property
+    def lengths(self) -> Lengths:
+        """Which tokens are of which sequence."""
+        return Lengths(self.query_start_loc, self.seq_lens, self.max_seq_len)
 
     def compressed(self, ratio: int) -> Compressed:
         """What layers of that compression ratio share."""

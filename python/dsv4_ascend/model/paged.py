@@ -70,6 +70,16 @@ class Paged:
         return self.tensor, self.table
 
 
+class Lengths(NamedTuple):
+    """Which tokens are of which sequence: query_start_loc int32 [R + 1], seq_lens int32 [R], what
+    those are at most, None if not known.
+    """
+
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    max_seq_len: int | None
+
+
 class ByteRows(NamedTuple):
     """Rows as bytes: a name of `cache_formats`, rows per block,
     channels, how many of them are RoPE.
@@ -143,6 +153,19 @@ class BytePaged(Paged):
         )
         table = torch.full_like(own, -1).scatter(1, column % width, own.masked_fill(~there, -1))
         return self._widened(blocks.masked_fill(~there, -1)), table
+
+    def fields(self) -> tuple[torch.Tensor, ...]:
+        """Views [num_blocks, block_size, elements] of the format's fields, in page order.
+
+        Only for formats that keep each field in a section of its own.
+        """
+        start, views = 0, []
+        for (field,) in self.rows.layout.sections:
+            end = start + self.block_size * field.width
+            section = self.tensor[:, start:end].view(field.dtype)
+            views.append(section.unflatten(1, (self.block_size, field.count)))
+            start = end
+        return tuple(views)
 
     def _widened(self, blocks: torch.Tensor) -> torch.Tensor:
         """Pages of the rows in these blocks, zeros for -1: [blocks, block_size, channels]."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dsv4_ascend.model import ascend
-from dsv4_ascend.model.paged import FLOATS, CacheFormats
+from dsv4_ascend.model.paged import FLOATS, CacheFormats, Lengths, Paged
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
 from dsv4_ascend.weights.deployed import INT8_STORAGE, MX_STORAGE, Storage
 from dsv4_ascend.weights.linear import Linear
@@ -25,19 +25,23 @@ LATENT_BLOCK = 64
 INDEX_BLOCK = 32
 
 
+Select = Callable[[torch.Tensor, torch.Tensor, Paged, Lengths, int, int], torch.Tensor]
+"""(q [T, HI, DI], weights [T, HI], keys, lengths, ratio, k) -> entries int32 [T, k], then -1."""
+
+
 @dataclass(frozen=True)
 class IndexFormat:
     """What the indexer's tensors are (4.5).
 
     keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj,
-    x [T, d], the factor of 4.5 item 4) -> [T, HI]; scores(s [T, entries]) -> what the best
-    are chosen by.
+    x [T, d], the factor of 4.5 item 4) -> [T, HI]; select: how entries are scored and chosen in
+    one step, None where scores are made first.
     """
 
     keys: Callable[[torch.Tensor], torch.Tensor]
     queries: Callable[[torch.Tensor], torch.Tensor]
     weights: Callable[[Linear, torch.Tensor, float], torch.Tensor]
-    scores: Callable[[torch.Tensor], torch.Tensor]
+    select: Select | None = None
 
 
 @dataclass(frozen=True)
@@ -95,18 +99,14 @@ def _scaled_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> tor
     return weights * factor
 
 
-def _unrounded_scores(scores: torch.Tensor) -> torch.Tensor:
-    return scores
-
-
 def _attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:
     return sparse_attention(*call)
 
 
-_UNROUNDED = IndexFormat(_unrounded_index, _unrounded_index, _scaled_weights, _unrounded_scores)
-_FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights, _unrounded_scores)
-_INT8 = IndexFormat(ascend.rotate, ascend.int8_queries, ascend.half_weights, _unrounded_scores)
-_TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.fp8_queries, ascend.fp32_weights, ascend.bf16_scores)
+_UNROUNDED = IndexFormat(_unrounded_index, _unrounded_index, _scaled_weights)
+_FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights)
+_INT8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.half_weights, ascend.select_int8)
+_TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.fp32_weights, ascend.select_fp8)
 
 _FP32 = Mixing(hc_pre, hc_head)
 _HF32 = Mixing(hc_pre_hf32, hc_head_hf32)

@@ -33,14 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Seen:
-    """What one prefill handed to the index scores and to the selection,
-    and what it was made from.
-    """
+    """What one prefill handed to the selection, and what it was made from."""
 
     def __init__(self, model: Model, patch: pytest.MonkeyPatch) -> None:
-        self.scored: tuple[torch.Tensor, ...] = ()
-        self.selected = self.rotated = self.keys = self.x = torch.empty(0)
-        rope, scores, topk = attention.rope, attention.indexer_scores, attention.topk_indices
+        self.selected: tuple[torch.Tensor, ...] = ()
+        self.rotated = self.keys = self.x = torch.empty(0)
+        rope = attention.rope
 
         def seen_rope(x: torch.Tensor, *more: object) -> torch.Tensor:
             result = rope(x, *more)
@@ -48,22 +46,18 @@ class Seen:
                 self.rotated = result
             return result
 
-        def seen_scores(*given: torch.Tensor) -> torch.Tensor:
-            self.scored = given
-            return scores(*given)
-
-        def seen_topk(given: torch.Tensor, *more: object) -> torch.Tensor:
-            self.selected = given
-            return topk(given, *more)
-
-        for attribute, seen in (
-            ("rope", seen_rope),
-            ("indexer_scores", seen_scores),
-            ("topk_indices", seen_topk),
-        ):
-            patch.setattr(attention, attribute, seen)
+        patch.setattr(attention, "rope", seen_rope)
+        for name in ("lightning_indexer_int8", "lightning_indexer_fp8"):
+            patch.setattr(ascend, name, self._selecting(getattr(ascend, name)))
         (self.indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
         self.indexer.compressor.register_forward_hook(self._keep)
+
+    def _selecting(self, select: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def seen(*given: torch.Tensor) -> torch.Tensor:
+            self.selected = given
+            return select(*given)
+
+        return seen
 
     def _keep(self, module: object, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
         self.x, self.keys = given[0], result
@@ -94,19 +88,20 @@ def index_points(model: Model, patch: pytest.MonkeyPatch, name: str) -> dict[str
     seen = Seen(model, patch)
     with torch.inference_mode():
         model.forward(IDS)
-    queries, pages, weights = seen.scored[:3]
-    stored = {tuple(row) for row in pages.flatten(0, 1).tolist()}
+    q, q_scale, codes, scales, weights = seen.selected[:5]
+    queries = q.float() * q_scale.float().unsqueeze(-1)
+    rows = codes.float() * scales.float().unsqueeze(-1)
+    stored = {tuple(row) for row in rows.flatten(0, 1).tolist()}
     keys = index_by_hand(seen.keys[: LENGTH // 4].float().numpy(), name)
     exact = linear(seen.x.float(), seen.indexer.weights_proj.weight.float())
-    rounded = exact.half().float() if name == "a2a3-int8" else exact
+    rounded = exact.half() if name == "a2a3-int8" else exact
     return {
         "keys": {tuple(row) for row in keys.tolist()} <= stored,
         "queries": np.array_equal(
             queries.numpy(), index_by_hand(seen.rotated.float().numpy(), name)
         ),
         "weights": torch.equal(weights, rounded)
-        and not torch.equal(weights, weights.bfloat16().float()),
-        "scores": (seen.selected.dtype == torch.bfloat16) == (name == "a5-mx"),
+        and not torch.equal(weights.float(), weights.bfloat16().float()),
     }
 
 
@@ -124,16 +119,10 @@ def _unturned(x: torch.Tensor) -> torch.Tensor:
 Form = profile_module.IndexFormat
 REMOVED: dict[str, tuple[str, Callable[[Form], dict[str, object]]]] = {
     "keys not rotated": ("keys", lambda form: {"keys": _unturned}),
-    "queries not quantised": (
-        "queries",
-        lambda form: {"queries": lambda q: ascend.rotate(q).float()},
-    ),
-    "weights in bf16": ("weights", lambda form: {"weights": lambda w, x, f: w(x).float()}),
-    "scores of the other chip": (
-        "scores",
-        lambda form: {
-            "scores": _unturned if form.scores is ascend.bf16_scores else ascend.bf16_scores
-        },
+    "queries not rotated": ("queries", lambda form: {"queries": _unturned}),
+    "weights in bf16": (
+        "weights",
+        lambda form: {"weights": lambda w, x, f: w(x).to(form.weights(w, x, f).dtype)},
     ),
 }
 
