@@ -6,7 +6,7 @@ Importing defines `torch.ops.dsv4.*` and touches no device.
 from dsv4_backend import _torch  # noqa: F401  (first: decides how torch itself is imported)
 
 try:
-    from dsv4_backend import _C  # noqa: F401
+    from dsv4_backend import _C
 except ImportError as error:
     advice = (
         "it is built for one Python and one torch: "
