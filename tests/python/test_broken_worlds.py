@@ -164,6 +164,41 @@ def test_own_library_corrupt(world):
     assert "pip install --force-reinstall" in last
 
 
+@pytest.mark.parametrize(
+    "older",
+    [
+        "_C.TensorRule = _C.ScalarRule",  # takes other arguments
+        "del _C.ScalarRule",
+        "del _C.Policy",
+        "_C.define = _C.forget_ran",
+    ],
+)
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("import dsv4_backend", 1),
+        ("sys.argv[0] = 'dsv4-ascend'; from dsv4_ascend.cli.main import main; main(['ops'])", 3),
+    ],
+)
+def test_own_library_of_another_commit(older, program, code):
+    """A library that is loaded already, as an older commit might have built it."""
+    load = (
+        "import importlib.util, sys, torch\n"
+        "package = importlib.util.find_spec('dsv4_backend')\n"
+        "sys.modules['dsv4_backend'] = importlib.util.module_from_spec(package)\n"
+        "import dsv4_backend._C as _C\n"
+        "del sys.modules['dsv4_backend']\n"
+    )
+    command = [sys.executable, "-c", f"{load}{older}\n{program}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert code == 1 or len(done.stderr.splitlines()) == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"dsv4_backend._C is stale: {dsv4_backend._C.__file__} was built from other" in last
+    assert "./ci/setup, or pip install --no-build-isolation -e ." in last
+    assert "force-reinstall" not in last
+
+
 def test_home_is_no_folder(world):
     world.environ["HOME"] = "/dev/null/home"
     code, findings = world.doctor()

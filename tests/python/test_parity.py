@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from dsv4_ascend.parity import runner
 from dsv4_ascend.parity.compare import compare
 from dsv4_ascend.parity.faults import run_faults, run_mutants
 from dsv4_ascend.parity.mutants import mutants
-from dsv4_ascend.parity.runner import Sample, mutated_arguments, run_cases, samples
+from dsv4_ascend.parity.report import Selection, measure, totals
+from dsv4_ascend.parity.runner import Sample, left_out, mutated_arguments, run_cases, samples
 from dsv4_backend import OPERATORS
 from dsv4_backend.contract import Case
 from dsv4_backend.errors import ArgumentError
@@ -212,3 +214,61 @@ def test_a_function_of_a_record_that_nobody_calls_is_not_edited():
     assert not [
         m.name for m in mutants(OPERATORS["write_cache_indexer_int8"]) if "_decode" in m.name
     ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "operators", "part"),
+    [
+        ("rms_norm/ideal", ["rms_norm"], "ideal"),
+        ("hc_head", ["hc_head", "hc_head_hf32"], ""),
+        ("hc_head/fp64", ["hc_head"], "fp64"),
+        ("fp64 streams", OPERATORS, "fp64 streams"),
+        ("ideal/fp64 streams", OPERATORS, "ideal/fp64 streams"),
+        ("no such case", OPERATORS, "no such case"),
+    ],
+)
+def test_a_pattern_is_an_operators_or_looked_for_in_all(pattern, operators, part):
+    selection = Selection(pattern)
+    assert sorted(op.name for op in selection.operators()) == sorted(operators)
+    assert selection.part == part
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("fp64 streams", {"hc_pre", "hc_post", "hc_head"}),
+        ("ideal/fp64 streams", {"hc_pre", "hc_post", "hc_head"}),
+        ("fp64 heads", {"grouped_output_projection"}),
+        ("fp64, what fp32 cannot hold is left", {"mtp_combine"}),
+    ],
+)
+def test_a_case_is_found_by_its_own_name(pattern, found):
+    selection = Selection(pattern)
+    reports = [measure(op, selection) for op in selection.operators()]
+    assert {r.operator for r in reports if r.cases} == found
+    assert all(pattern in c.name and c.comparison.ok for r in reports for c in r.cases)
+
+
+FP64_CASES = [
+    found
+    for name in ("hc_head", "mtp_combine", "write_cache", "grouped_gemm")
+    for found in samples(OPERATORS[name])
+    if any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in found.case.arguments)
+]
+
+
+@pytest.mark.parametrize("found", FP64_CASES, ids=lambda found: found.name)
+def test_fp64_cases_are_left_out_where_a_device_computes_in_none(found, monkeypatch):
+    assert left_out(found, "cpu") is None
+    monkeypatch.setattr(runner, "_computes_in_fp64", lambda device: False)
+    reason = left_out(found, "npu").reason
+    assert reason == "not on npu: fp64 arguments, and a cast to fp64 gives fp32"
+
+
+def test_what_is_left_out_is_counted_and_only_that(monkeypatch):
+    monkeypatch.setattr(runner, "_computes_in_fp64", lambda device: False)
+    everything = list(samples(OPERATORS["hc_head"]))
+    report = measure(OPERATORS["hc_head"], Selection("hc_head/"))
+    assert [unfit.name for unfit in report.left_out] == ["hc_head/ideal/fp64 streams"]
+    assert len({c.name for c in report.cases}) == len(everything) - 1
+    assert totals([report])["left_out"] == len(report.to_json()["left_out"]) == 1

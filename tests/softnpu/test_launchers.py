@@ -3,10 +3,11 @@
 import re
 
 import pytest
-from processes import run
+from processes import execute, run
 
 from dsv4_backend import OPERATORS
-from softnpu import SOCS
+from softnpu import SOCS, environment
+from softnpu.settings import settings
 
 QUEUES = ["0", "1", "2"]
 NORM = "aclnnRmsNorm"
@@ -80,3 +81,12 @@ def test_a_failing_launch_is_an_error_of_the_call():
 
 def test_other_machines_can_be_asked_about():
     assert "answer for other machines" in launchers("candidates")
+
+
+@pytest.mark.parametrize("soc", [SOCS[0], SOCS[2]])
+def test_parity_on_the_device_holds_and_says_what_it_leaves_out(soc):
+    program = "from dsv4_ascend.cli.main import main; main()"
+    command = ["-c", program, "parity", "--device", "npu", "-k", "hc_head"]
+    code, output = execute(command, environment(settings(soc=soc)))
+    assert code == 0 and " 0 failed, 1 left out" in output, output
+    assert "left out: hc_head/ideal/fp64 streams: not on npu: fp64 arguments" in output, output

@@ -98,8 +98,9 @@ def _run(arguments: Sequence[str]) -> int:
             from dsv4_backend.errors import ArgumentError, Dsv4Error, EnvironmentFault
             from dsv4_backend.support import memory_fault
     except (ImportError, OSError) as error:
-        advice = "reinstall it for this Python: pip install --force-reinstall dsv4-ascend"
-        return _complain(f"{name} does not load: {error}; {advice}", ENVIRONMENT)
+        advice = "; reinstall it for this Python: pip install --force-reinstall dsv4-ascend"
+        advised = str(error).startswith("dsv4_backend._C is stale")  # it says what to do itself
+        return _complain(f"{name} does not load: {error}{'' if advised else advice}", ENVIRONMENT)
     try:
         return app.call(COMMANDS, {name: function}, arguments)
     except EnvironmentFault as error:

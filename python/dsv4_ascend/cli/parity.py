@@ -40,7 +40,10 @@ def parity(
         bool, typer.Option("--mutants", help="Also run automatic mutants of the references.")
     ] = False,
     pattern: Annotated[
-        str, typer.Option("-k", help="OPERATOR, OPERATOR/PROFILE/CASE, OPERATOR/FAULT.")
+        str,
+        typer.Option(
+            "-k", help="Part of an OPERATOR's name, OPERATOR/PROFILE/CASE, OPERATOR/FAULT, a CASE."
+        ),
     ] = "",
     profile: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(PROFILES)}; default: all.")
@@ -103,7 +106,7 @@ def _with_progress(selection: Selection) -> Iterator[OperatorReport]:
             bar.update(task, description=operator.name)
             report = measure(operator, selection)
             bar.advance(task)
-            if report.cases or report.faults or report.mutants:
+            if report.cases or report.left_out or report.faults or report.mutants:
                 yield report
 
 
@@ -128,6 +131,8 @@ def _show(reports: Sequence[OperatorReport]) -> None:
     out = console()
     out.print(table)
     for report in reports:
+        for unfit in report.left_out:
+            out.print(f"left out: {escape(f'{unfit.name}: {unfit.reason}')}", soft_wrap=True)
         for case in report.failures:
             _fail(out, case, f"{case.implementation}: {case.comparison.detail}")
         for fault in report.survivors:
@@ -166,6 +171,8 @@ def _killed(results: Sequence[FaultResult]) -> str:
 def _summary(reports: Sequence[OperatorReport]) -> str:
     sums = totals(reports)
     text = f"{sums['operators']} operators, {sums['cases']} cases, {sums['failed']} failed"
+    if sums["left_out"]:
+        text += f", {sums['left_out']} left out"
     if sums["faults"]:
         killed = sums["faults"] - sums["faults_survived"]
         text += (

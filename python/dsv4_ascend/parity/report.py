@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dsv4_ascend.parity.faults import FaultResult, run_faults, run_mutants
-from dsv4_ascend.parity.runner import CaseResult, run_cases, samples
+from dsv4_ascend.parity.runner import CaseResult, LeftOut, left_out, run_cases, samples
 from dsv4_backend import OPERATORS
 from dsv4_backend.contract import Operator
 
@@ -23,7 +23,7 @@ class Selection:
     with faults and automatic mutants or without.
 
     pattern: part of an operator's name, or OPERATOR/ and a part of PROFILE/CASE or of a fault's or
-    mutant's name.
+    mutant's name; what no operator is called is looked for in those of all operators.
     """
 
     pattern: str = ""
@@ -34,12 +34,21 @@ class Selection:
 
     def operators(self) -> list[Operator]:
         """Operators that match the pattern up to its slash: by name, or by a part of it;
-        in the order of the spec.
+        all when none does; in the order of the spec.
         """
+        return sorted(self._named or OPERATORS.values(), key=lambda op: (op.rows, op.name))
+
+    @property
+    def part(self) -> str:
+        """What the names of cases, faults and mutants must contain."""
+        return self.pattern.partition("/")[2] if self._named else self.pattern
+
+    @property
+    def _named(self) -> list[Operator]:
         name = self.pattern.partition("/")[0]
-        exact = "/" in self.pattern and name in OPERATORS
-        found = (op for op in OPERATORS.values() if (op.name == name if exact else name in op.name))
-        return sorted(found, key=lambda op: (op.rows, op.name))
+        if "/" in self.pattern and name in OPERATORS:
+            return [OPERATORS[name]]
+        return [op for op in OPERATORS.values() if name in op.name]
 
 
 @dataclass
@@ -51,6 +60,7 @@ class OperatorReport:
     cases: list[CaseResult] = field(default_factory=list)
     faults: list[FaultResult] = field(default_factory=list)
     mutants: list[FaultResult] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -80,6 +90,7 @@ class OperatorReport:
             "spec_rows": list(self.rows),
             "cases": len(self.cases),
             "failed": len(self.failures),
+            "left_out": [asdict(case) for case in self.left_out],
             "mean_limit_use": _finite(self.mean_use),
             "max_limit_use": _finite(self.max_use),
             "faults": len(self.faults),
@@ -97,12 +108,18 @@ def measure(operator: Operator, selection: Selection) -> OperatorReport:
     """Run the selected cases of one operator, and its faults if asked for."""
     start = time.perf_counter()
     report = OperatorReport(operator.name, operator.rows)
-    part = selection.pattern.partition("/")[2]
-    report.cases += run_cases(list(samples(operator, selection.profile, part)), selection.device)
+    fit = []
+    for sample in samples(operator, selection.profile, selection.part):
+        unfit = left_out(sample, selection.device)
+        if unfit is None:
+            fit.append(sample)
+        else:
+            report.left_out.append(unfit)
+    report.cases += run_cases(fit, selection.device)
     if selection.faults:
-        report.faults += run_faults(operator, part)
+        report.faults += run_faults(operator, selection.part)
     if selection.mutants:
-        report.mutants += run_mutants(operator, part)
+        report.mutants += run_mutants(operator, selection.part)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -151,6 +168,7 @@ def totals(reports: Sequence[OperatorReport]) -> dict[str, Any]:
         "operators": len(reports),
         "cases": sum(len(r.cases) for r in reports),
         "failed": sum(len(r.failures) for r in reports),
+        "left_out": sum(len(r.left_out) for r in reports),
         "faults": sum(len(r.faults) for r in reports),
         "faults_survived": sum(len(r.faults) - _killed(r.faults) for r in reports),
         "mutation_score": mutation_score(reports),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,30 @@ def _forced(operator: Operator, policy: str, only: str = "") -> Function:
             return operator(*args)
 
     return call
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A case that a device cannot take, and why."""
+
+    name: str
+    reason: str
+
+
+def left_out(sample: Sample, device: str) -> LeftOut | None:
+    """Why a sample is not run on a device: it has fp64 arguments and the device no fp64; else None.
+
+    An NPU holds fp64 but computes in none: torch_npu makes fp32 of a cast to it.
+    """
+    tensors = (a for a in sample.case.arguments if isinstance(a, torch.Tensor))
+    if all(t.dtype != torch.float64 for t in tensors) or _computes_in_fp64(device):
+        return None
+    return LeftOut(sample.name, f"not on {device}: fp64 arguments, and a cast to fp64 gives fp32")
+
+
+@cache
+def _computes_in_fp64(device: str) -> bool:
+    return torch.ones(1, device=device).to(torch.float64).dtype == torch.float64
 
 
 def run_cases(found: Sequence[Sample], device: str = "cpu") -> Iterator[CaseResult]:

@@ -5,10 +5,11 @@ import sys
 
 import torch
 import torch_npu  # noqa: F401
+from seeds import seed
 from torch import nn
 
 torch.set_num_threads(1)
-generator = torch.Generator().manual_seed(3)
+generator = torch.Generator().manual_seed(seed("inputs"))
 
 
 def floats(*shape):
@@ -76,12 +77,13 @@ MODELS = {
     "lstm and gru": (Layers, floats(4, 5, 6)),
     "transformer": (Tokens, torch.randint(0, 17, (3, 7), generator=generator)),
 }
+# With an eps that gradients of rounding size do not outweigh: their quotients would be noise.
 OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": lambda p: torch.optim.Adam(p, 0.01, amsgrad=True),
-    "adamw": lambda p: torch.optim.AdamW(p, 0.01, foreach=True),
+    "adam": lambda p: torch.optim.Adam(p, 0.01, eps=1e-3, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, eps=1e-3, foreach=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5, centered=True, eps=1e-3),
-    "adagrad": lambda p: torch.optim.Adagrad(p, 0.05),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.05, eps=1e-3),
 }
 LOSSES = {
     "cross entropy": lambda y, target: nn.functional.cross_entropy(y, target, label_smoothing=0.1),
@@ -109,7 +111,7 @@ worst, count = 0.0, 0
 for name, (make, x) in MODELS.items():
     for optimiser in OPTIMISERS:
         for loss in LOSSES:
-            torch.manual_seed(1)
+            torch.manual_seed(seed(f"{name} {optimiser} {loss}"))
             model = make()
             classes = 17 if name == "transformer" else 3
             target = torch.randint(
