@@ -178,4 +178,10 @@ at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Te
   return out;
 }
 
+at::Tensor product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
+  const bool alike = x.scalar_type() == weight.scalar_type();
+  return alike ? single_product(call, x, weight)
+               : single_product(call, x.to(at::kFloat), weight.to(at::kFloat));
+}
+
 }  // namespace dsv4::bind

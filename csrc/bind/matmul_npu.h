@@ -9,4 +9,7 @@ namespace dsv4::bind {
 // and nothing rounds their fp32 sums.
 at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight);
 
+// The same for dtypes that may differ, in fp32 then.
+at::Tensor product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight);
+
 }  // namespace dsv4::bind

@@ -8,6 +8,7 @@ namespace dsv4::npu {
 struct AclTensor;  // opaque objects of the runtime
 struct AclTensorList;
 struct AclIntArray;
+struct AclScalar;
 struct AclExecutor;
 
 // aclDataType and aclFormat, as CANN's documents number them.
@@ -33,6 +34,8 @@ using CreateTensorList = AclTensorList* (*)(AclTensor* const* tensors, uint64_t 
 using DestroyTensorList = int (*)(const AclTensorList*);  // its tensors too
 using CreateIntArray = AclIntArray* (*)(const int64_t* values, uint64_t count);
 using DestroyIntArray = int (*)(const AclIntArray*);
+using CreateScalar = AclScalar* (*)(void* value, AclType);
+using DestroyScalar = int (*)(const AclScalar*);
 using RecentErrorText = const char* (*)();
 
 // Phase 2 of every operator.

@@ -72,6 +72,10 @@ struct OptionalInts {  // absent without values
   static constexpr const char* c_type = "const aclIntArray*";
   std::vector<int64_t> values;
 };
+struct Scalar {
+  static constexpr const char* c_type = "const aclScalar*";
+  float value;
+};
 struct Text {
   static constexpr const char* c_type = "const char*";
   const char* value;
