@@ -37,7 +37,8 @@ struct QuantMatmul {  // int8 with scales per row and column, or MX (A5)
   static constexpr const char* symbol = "aclnnQuantMatmulV5";
   static constexpr std::array versions = {Version{Package::builtin, kAllChips, {8, 2}}};
   static constexpr int64_t kNoGroups = 0;
-  static constexpr int64_t kMxGroups = (1LL << 32) | (1LL << 16) | 32;  // [1, 1, 32]
+  static constexpr int64_t kMxGroups = (1LL << 32) | (1LL << 16) | 32;       // [1, 1, 32]
+  static constexpr int64_t kTileGroups = (1LL << 32) | (128LL << 16) | 128;  // [1, 128, 128]
   In x1, x2;
   OptionalIn x1_scale, x2_scale, y_scale, x1_offset, x2_offset, y_offset, bias;
   Flag transpose1, transpose2;
