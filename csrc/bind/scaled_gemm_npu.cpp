@@ -112,10 +112,19 @@ WhyNot not_tiles(const Context& context, const at::Tensor& x, const Optional& x_
                nothing(x, weight));
 }
 
-// fp32 values of E8M0 scales, which the chip takes for blocks of 128.
+// fp32 values of E8M0 scales, by their bits: the chip's Cast knows no E8M0.
+at::Tensor widened(const at::Tensor& scale) {
+  constexpr int64_t mantissa_bits = 23, half_of_least = 1 << 22, nan = 0x7FC00000;
+  const at::Tensor exponent = scale.contiguous().view(at::kByte).to(at::kInt);
+  return exponent.mul(int64_t{1} << mantissa_bits)
+      .masked_fill_(exponent.eq(0), half_of_least)
+      .masked_fill_(exponent.eq(255), nan)
+      .view(at::kFloat);
+}
+
+// The chip takes fp32 scales of blocks of 128.
 Scales tile_scales(const Optional& of_x, const at::Tensor& of_weight) {
-  return {of_x->contiguous().to(at::kFloat),
-          of_weight.contiguous().to(at::kFloat).transpose(-1, -2)};
+  return {widened(*of_x), widened(of_weight).transpose(-1, -2)};
 }
 
 struct Tiles {

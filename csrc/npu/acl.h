@@ -23,8 +23,9 @@ enum class AclType : int {
   bf16 = 27,
   e4m3 = 36,
   e8m0 = 37,
+  e2m1 = 40,
 };
-enum class AclFormat : int { nd = 2 };
+enum class AclFormat : int { nd = 2, nz_of_32 = 51 };  // FRACTAL_NZ_C0_32
 
 using CreateTensor = AclTensor* (*)(const int64_t* sizes, uint64_t rank, AclType,
                                     const int64_t* strides, int64_t offset, AclFormat,

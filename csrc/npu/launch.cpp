@@ -77,9 +77,11 @@ Descriptors::~Descriptors() {
 }
 
 AclTensor* Descriptors::tensor(const View& view) {
+  const std::span<const int64_t> held =
+      view.tiles.empty() ? std::span<const int64_t>(&view.storage_elements, 1) : view.tiles;
   AclTensor* made = Runtime::here().create_tensor(view.sizes.data(), view.sizes.size(), view.type,
-                                                  view.strides.data(), view.offset, AclFormat::nd,
-                                                  &view.storage_elements, 1, view.storage);
+                                                  view.strides.data(), view.offset, view.format,
+                                                  held.data(), held.size(), view.storage);
   tensors_.push_back(made_or_throw("aclCreateTensor", made));
   return made;
 }

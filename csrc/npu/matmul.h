@@ -33,6 +33,29 @@ struct GroupedMatmul {  // rows of x sorted by group, each times its group's wei
                  tuning, out, activation_feature, dynamic_scale)
 };
 
+struct GroupedMatmulWeightNz {  // the same for weights in tiles
+  static constexpr const char* symbol = "aclnnGroupedMatmulWeightNz";
+  static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
+  InList x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
+  OptionalIn list;
+  InList activation, activation_scale, activation_offset;
+  Int split, type, list_type, act;
+  OptionalInts tuning;
+  Int quant_group;
+  OutList out, activation_feature, dynamic_scale;
+  DSV4_ARGUMENTS(x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token, list,
+                 activation, activation_scale, activation_offset, split, type, list_type, act,
+                 tuning, quant_group, out, activation_feature, dynamic_scale)
+};
+
+struct NpuFormatCast {  // between rows and tiles
+  static constexpr const char* symbol = "aclnnNpuFormatCast";
+  static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
+  In from;
+  Out to;
+  DSV4_ARGUMENTS(from, to)
+};
+
 struct QuantMatmul {  // int8 with scales per row and column, or MX (A5)
   static constexpr const char* symbol = "aclnnQuantMatmulV5";
   static constexpr std::array versions = {Version{Package::builtin, kAllChips, {8, 2}}};
