@@ -174,7 +174,7 @@ class Mx4Experts(MxExperts):
 
 
 class TiledMx4Experts(MxExperts):
-    """The same in tiles, int8 [E, K/32, N/16, 16, 16] (`pack_mxfp4`), as A5's products read them."""
+    """The same in tiles, int8 [E, K/32, N/16, 16, 16] (`pack_mxfp4`), which A5 reads."""
 
     product = staticmethod(mxfp4_tiled_grouped_gemm)
 
