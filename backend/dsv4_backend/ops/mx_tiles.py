@@ -29,7 +29,8 @@ def pack_mxfp4(weight: torch.Tensor) -> torch.Tensor:
     FRACTAL_NZ_C0_32, which is how aclnnGroupedMatmulWeightNz wants FP4 beside FP8 rows;
     spec/deployments.md 3.
     """
-    tiles = weight.unflatten(2, (-1, TILE_BYTES)).unflatten(1, (-1, TILE_ROWS))
+    by_bytes: torch.Tensor = weight.unflatten(2, (-1, TILE_BYTES))
+    tiles: torch.Tensor = by_bytes.unflatten(1, (-1, TILE_ROWS))
     return tiles.permute(0, 3, 1, 2, 4).clone(memory_format=torch.contiguous_format)
 
 
