@@ -47,12 +47,16 @@ def _has_values(tensor: torch.Tensor) -> bool:
 
 
 def check_by_expert(
-    op: Operator, stack: str, rows: str, also: Callable[..., None] | None = None
+    op: Operator,
+    stack: str,
+    rows: str,
+    also: Callable[..., None] | None = None,
+    values: Callable[..., None] | None = None,
 ) -> None:
     """Have `op` checked: an expert in the argument `stack` [E, ...],
     offsets that cover the argument `rows` [T, ...].
 
-    also: further relations between the shapes of all arguments.
+    also: further relations between the shapes of all arguments. values: what else their values are.
     """
     names = list(inspect.signature(op.reference).parameters)
     experts, tokens, bounds = map(names.index, (stack, rows, "expert_offsets"))
@@ -70,3 +74,5 @@ def check_by_expert(
         if offsets[0] != 0 or offsets[-1] != count or offsets != sorted(offsets):
             expected = f"offsets from 0 to the number of rows {count}, never falling"
             raise op.reject("expert_offsets", offsets, expected)
+        if values is not None:
+            values(*arguments)

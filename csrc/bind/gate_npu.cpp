@@ -10,13 +10,6 @@ namespace {
 
 using Routed = std::tuple<at::Tensor, at::Tensor>;
 
-// fp32 [T, E].
-at::Tensor logits(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
-  const bool alike = x.scalar_type() == weight.scalar_type();
-  return alike ? single_product(call, x, weight)
-               : single_product(call, x.to(at::kFloat), weight.to(at::kFloat));
-}
-
 // What MoeGatingTopKV2 makes scores of.
 struct Scores {
   at::Tensor values;
@@ -69,7 +62,7 @@ struct ByScore {
   static Routed run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                     int64_t k, double route_scale) {
     const NpuCall call("gate_topk", x);
-    return choose(call, logits(call, x, weight), {&bias, nullptr, nullptr, k, route_scale});
+    return choose(call, product(call, x, weight), {&bias, nullptr, nullptr, k, route_scale});
   }
 };
 
@@ -84,7 +77,7 @@ struct ByTable {
   static Routed run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& input_ids,
                     const at::Tensor& tid2eid, double route_scale) {
     const NpuCall call("gate_hash", x);
-    return choose(call, logits(call, x, weight),
+    return choose(call, product(call, x, weight),
                   {nullptr, &input_ids, &tid2eid, tid2eid.size(1), route_scale});
   }
 };

@@ -1,23 +1,10 @@
 #include <ATen/ops/empty.h>
 
 #include "matmul_npu.h"
-#include "mx_npu.h"
 #include "npu/matmul.h"
 
 namespace dsv4::bind {
 namespace {
-
-// Rows [T, K] times the transposed weight [N, K] as the products want it: a view.
-at::Tensor columns(const at::Tensor& weight) { return weight.contiguous().transpose(-1, -2); }
-
-// Ends of the groups, int64 [E], of int32 offsets [E+1] that begin with 0.
-at::Tensor ends_of(const at::Tensor& offsets) {
-  return offsets.narrow(0, 1, offsets.size(0) - 1).to(at::kLong);
-}
-
-at::Tensor rows_out(const at::Tensor& x, const at::Tensor& weight, at::ScalarType type) {
-  return at::empty({x.size(0), weight.size(-2)}, x.options().dtype(type));
-}
 
 WhyNot not_alike(const char* x_name, const at::Tensor& x, const char* weight_name,
                  const at::Tensor& weight) {
@@ -35,32 +22,6 @@ struct Head {
   }
 };
 
-void grouped_product(const char* op, const at::Tensor& x, const at::Tensor& weight,
-                     const at::Tensor& offsets, const at::Tensor& out) {
-  const at::Tensor ends = ends_of(offsets);
-  const NpuCall call(op, x);
-  call.launch(npu::GroupedMatmul{call.list(x.contiguous()),
-                                 call.list(columns(weight)),
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 call.maybe(&ends),
-                                 {},
-                                 {},
-                                 {},
-                                 npu::GroupedMatmul::kOneOutput,
-                                 npu::GroupedMatmul::kAlongRows,
-                                 npu::GroupedMatmul::kPrefixSums,
-                                 npu::GroupedMatmul::kNoActivation,
-                                 {},
-                                 call.out_list(out),
-                                 {},
-                                 {}});
-}
-
 struct Grouped {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight,
                         const at::Tensor&) {
@@ -69,7 +30,7 @@ struct Grouped {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& offsets) {
     const at::Tensor out = rows_out(x, weight, x.scalar_type());
-    grouped_product("grouped_gemm", x, weight, offsets, out);
+    grouped_product(NpuCall("grouped_gemm", x), x, weight, offsets, out);
     return out;
   }
 };
@@ -82,57 +43,8 @@ struct Int8Sum {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& offsets) {
     const at::Tensor out = rows_out(x, weight, at::kInt);
-    grouped_product("int8_grouped_sum", x, weight, offsets, out);
+    grouped_product(NpuCall("int8_grouped_sum", x), x, weight, offsets, out);
     return out;
-  }
-};
-
-at::Tensor quant_product(const char* op, const at::Tensor& x, const at::Tensor& x_scale,
-                         const at::Tensor& weight, const at::Tensor& column_scale, int64_t groups) {
-  const at::Tensor out = rows_out(x, weight, at::kBFloat16);
-  const NpuCall call(op, x);
-  call.launch(npu::QuantMatmul{call.in(x.contiguous()),
-                               call.in(columns(weight)),
-                               call.maybe(&x_scale),
-                               call.maybe(&column_scale),
-                               {},
-                               {},
-                               {},
-                               {},
-                               {},
-                               false,
-                               false,
-                               groups,
-                               call.out(out)});
-  return out;
-}
-
-// Exact integer sums, then both scales in fp32 and one cast.
-struct Int8 {
-  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
-                        const at::Tensor& weight, const at::Tensor&) {
-    return first(empty("x", x), empty("weight", weight));
-  }
-
-  static at::Tensor run(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& weight,
-                        const at::Tensor& weight_scale) {
-    return quant_product("int8_gemm", x, x_scale, weight, weight_scale,
-                         npu::QuantMatmul::kNoGroups);
-  }
-};
-
-struct Mx {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&,
-                        const at::Tensor& weight, const at::Tensor&) {
-    return first(unless(on_a5(context), "MX products exist on A5 only"), empty("x", x),
-                 empty("weight", weight),
-                 unless(x.size(1) % 64 == 0, "the chip takes a multiple of 64 channels"));
-  }
-
-  static at::Tensor run(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& weight,
-                        const at::Tensor& weight_scale) {
-    return quant_product("mxfp8_gemm", x, paired(x_scale), weight,
-                         paired(weight_scale).transpose(0, 1), npu::QuantMatmul::kMxGroups);
   }
 };
 
@@ -163,19 +75,61 @@ struct OfGroups {
 
 const NpuRegistration<Head, npu::Matmul> lm_head("lm_head");
 const NpuRegistration<Grouped, npu::GroupedMatmul> grouped_gemm("grouped_gemm");
-const NpuRegistration<Int8, npu::QuantMatmul> int8_gemm("int8_gemm");
 const NpuRegistration<Int8Sum, npu::GroupedMatmul> int8_grouped_sum("int8_grouped_sum");
-const NpuRegistration<Mx, npu::QuantMatmul> mxfp8_gemm("mxfp8_gemm");
 const NpuRegistration<OfGroups, npu::TransposeBatchMatmul> grouped_output_projection(
     "grouped_output_projection");
 
 }  // namespace
+
+at::Tensor columns(const at::Tensor& weight) { return weight.contiguous().transpose(-1, -2); }
+
+at::Tensor rows_out(const at::Tensor& x, const at::Tensor& weight, at::ScalarType type) {
+  return at::empty({x.size(0), weight.size(-2)}, x.options().dtype(type));
+}
+
+at::Tensor ends_of(const at::Tensor& offsets) {
+  return offsets.narrow(0, 1, offsets.size(0) - 1).to(at::kLong);
+}
 
 at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
   at::Tensor out = rows_out(x, weight, at::kFloat);
   call.launch(npu::Matmul{call.in(x), call.in(columns(weight)), call.out(out),
                           npu::Matmul::kKeepPrecision});
   return out;
+}
+
+at::Tensor product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
+  const bool alike = x.scalar_type() == weight.scalar_type();
+  return alike ? single_product(call, x, weight)
+               : single_product(call, x.to(at::kFloat), weight.to(at::kFloat));
+}
+
+void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
+                     const at::Tensor& offsets, const at::Tensor& out, const Scales& scales) {
+  const at::Tensor ends = ends_of(offsets);
+  const auto listed = [&call](const at::Tensor& scale) {
+    return scale.defined() ? call.list(scale) : npu::InList();
+  };
+  call.launch(npu::GroupedMatmul{call.list(x.contiguous()),
+                                 call.list(columns(weight)),
+                                 {},
+                                 listed(scales.weight),
+                                 {},
+                                 {},
+                                 {},
+                                 listed(scales.x),
+                                 call.maybe(&ends),
+                                 {},
+                                 {},
+                                 {},
+                                 npu::GroupedMatmul::kOneOutput,
+                                 npu::GroupedMatmul::kAlongRows,
+                                 npu::GroupedMatmul::kPrefixSums,
+                                 npu::GroupedMatmul::kNoActivation,
+                                 {},
+                                 call.out_list(out),
+                                 {},
+                                 {}});
 }
 
 }  // namespace dsv4::bind

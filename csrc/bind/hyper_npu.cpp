@@ -2,8 +2,9 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
+#include "matmul_npu.h"
 #include "npu/hyper.h"
-#include "npu_call.h"
+#include "npu/matmul.h"
 
 namespace dsv4::bind {
 namespace {
@@ -37,15 +38,20 @@ struct Post {
   }
 };
 
+// What MhcPre takes, which multiplies in fp32.
+WhyNot not_mixed(const at::Tensor& x) {
+  const int64_t n = x.size(1), width = x.size(2);
+  return first(not_of("x", x, kHalves),
+               unless(n == 4 || n == 6 || n == 8, "the chip takes 4, 6 or 8 streams"),
+               unless(width % 16 == 0 && width <= 16384,
+                      "the chip takes a multiple of 16 channels, up to 16384"));
+}
+
 // The exact fp32 route of two launches; the one-launch route multiplies in HF32.
 struct Pre {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
                         const at::Tensor&, int64_t rounds, double, double) {
-    const int64_t n = x.size(1), width = x.size(2);
-    return first(not_of("x", x, kHalves),
-                 unless(n == 4 || n == 6 || n == 8, "the chip takes 4, 6 or 8 streams"),
-                 unless(width % 16 == 0 && width <= 16384,
-                        "the chip takes a multiple of 16 channels, up to 16384"),
+    return first(not_mixed(x),
                  unless(rounds <= 100, "the chip does at most 100 rounds of Sinkhorn"));
   }
 
@@ -134,7 +140,22 @@ struct PreHf32 {
   }
 };
 
-// The rows of pre are the head's, those of post and comb are 0 and their results thrown away.
+// Rows of fn, base and scale for pre, post and comb. Those of pre are the head's, the others 0 and
+// their results thrown away.
+struct Padded {
+  at::Tensor phi, bias, alpha;
+
+  Padded(const at::Tensor& fn, const at::Tensor& base, const at::Tensor& scale) {
+    const int64_t n = fn.size(0), rows = n * (n + 2);
+    phi = at::zeros({rows, fn.size(1)}, fn.options());
+    bias = at::zeros({rows}, base.options());
+    alpha = at::zeros({3}, scale.options());
+    phi.narrow(0, 0, n).copy_(fn);
+    bias.narrow(0, 0, n).copy_(base);
+    alpha.narrow(0, 0, 1).copy_(scale);
+  }
+};
+
 struct HeadHf32 {
   static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor&,
                         const at::Tensor&, const at::Tensor&, double, double) {
@@ -143,14 +164,57 @@ struct HeadHf32 {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
                         const at::Tensor& scale, double norm_eps, double hc_eps) {
-    const int64_t n = x.size(1), rows = n * (n + 2);
-    const at::Tensor phi = at::zeros({rows, fn.size(1)}, fn.options());
-    const at::Tensor bias = at::zeros({rows}, base.options());
-    const at::Tensor alpha = at::zeros({3}, scale.options());
-    phi.narrow(0, 0, n).copy_(fn);
-    bias.narrow(0, 0, n).copy_(base);
-    alpha.narrow(0, 0, 1).copy_(scale);
-    return std::get<0>(mix("hc_head_hf32", x, phi, bias, alpha, norm_eps, hc_eps));
+    const Padded padded(fn, base, scale);
+    return std::get<0>(
+        mix("hc_head_hf32", x, padded.phi, padded.bias, padded.alpha, norm_eps, hc_eps));
+  }
+};
+
+struct Head {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
+                        const at::Tensor&, double, double) {
+    return first(not_mixed(x), empty("x", x));
+  }
+
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
+                        const at::Tensor& scale, double norm_eps, double hc_eps) {
+    const int64_t tokens = x.size(0), n = x.size(1);
+    const Padded padded(fn, base, scale);
+    const at::Tensor y = at::empty({tokens, x.size(2)}, x.options());
+    const at::Tensor post = at::empty({tokens, n}, fn.options());
+    const at::Tensor comb = at::empty({tokens, n, n}, fn.options());
+    const NpuCall call("hc_head", x);
+    call.launch(npu::MhcPre{call.in(x),
+                            call.in(padded.phi),
+                            call.in(padded.alpha),
+                            call.in(padded.bias),
+                            {},
+                            norm_eps,
+                            hc_eps,
+                            call.out(y),
+                            call.out(post),
+                            call.out(comb),
+                            {},
+                            {},
+                            {}});
+    return y;
+  }
+};
+
+// Step by step in fp32, where no one function multiplies so.
+struct WideHead {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
+                        const at::Tensor&, double, double) {
+    return first(not_of("x", x, kFloats), empty("x", x));
+  }
+
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
+                        const at::Tensor& scale, double norm_eps, double hc_eps) {
+    const at::Tensor wide = x.to(at::kFloat), flat = wide.flatten(1);
+    const at::Tensor length = flat.square().mean({-1}, true).add(norm_eps).rsqrt();
+    const at::Tensor mixes = single_product(NpuCall("hc_head", x), flat, fn).mul(length);
+    const at::Tensor pre = mixes.mul(scale).add(base).sigmoid().add(hc_eps);
+    return wide.mul(pre.unsqueeze(-1)).sum({1}).to(x.scalar_type());
   }
 };
 
@@ -158,6 +222,8 @@ const NpuRegistration<Post, npu::MhcPost> hc_post("hc_post");
 const NpuRegistration<Pre, npu::MhcPre, npu::MhcSinkhorn> hc_pre("hc_pre");
 const NpuRegistration<PreHf32, npu::MhcPreSinkhorn> hc_pre_hf32("hc_pre_hf32");
 const NpuRegistration<HeadHf32, npu::MhcPreSinkhorn> hc_head_hf32("hc_head_hf32");
+const NpuRegistration<Head, npu::MhcPre> hc_head("hc_head");
+const NpuRegistration<WideHead, npu::Matmul> wide_hc_head("hc_head");
 
 }  // namespace
 }  // namespace dsv4::bind

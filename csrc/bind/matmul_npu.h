@@ -5,8 +5,29 @@
 
 namespace dsv4::bind {
 
+// Rows [T, K] times the transposed weight [.., N, K] as the products want it: a view [.., K, N].
+at::Tensor columns(const at::Tensor& weight);
+
+// [T, N] of x [T, K] and weight [.., N, K].
+at::Tensor rows_out(const at::Tensor& x, const at::Tensor& weight, at::ScalarType type);
+
+// Ends of the groups, int64 [E], of int32 offsets [E+1] that begin with 0.
+at::Tensor ends_of(const at::Tensor& offsets);
+
+// Of a product's operands; undefined where an operand has none.
+struct Scales {
+  at::Tensor x, weight;
+};
+
+// out [T, N]: rows x [T, K] sorted by group, each times the weight [E, N, K] of its group.
+void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
+                     const at::Tensor& offsets, const at::Tensor& out, const Scales& scales = {});
+
 // fp32 [T, N] of rows [T, K] and the weight [N, K] of the same dtype: products of bf16 are exact,
 // and nothing rounds their fp32 sums.
 at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight);
+
+// The same for dtypes that may differ, in fp32 then.
+at::Tensor product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight);
 
 }  // namespace dsv4::bind

@@ -8,6 +8,7 @@ namespace dsv4::npu {
 struct AclTensor;  // opaque objects of the runtime
 struct AclTensorList;
 struct AclIntArray;
+struct AclScalar;
 struct AclExecutor;
 
 // aclDataType and aclFormat, as CANN's documents number them.
@@ -22,8 +23,9 @@ enum class AclType : int {
   bf16 = 27,
   e4m3 = 36,
   e8m0 = 37,
+  e2m1 = 40,
 };
-enum class AclFormat : int { nd = 2 };
+enum class AclFormat : int { nd = 2, nz_of_32 = 51 };  // FRACTAL_NZ_C0_32
 
 using CreateTensor = AclTensor* (*)(const int64_t* sizes, uint64_t rank, AclType,
                                     const int64_t* strides, int64_t offset, AclFormat,
@@ -33,6 +35,8 @@ using CreateTensorList = AclTensorList* (*)(AclTensor* const* tensors, uint64_t 
 using DestroyTensorList = int (*)(const AclTensorList*);  // its tensors too
 using CreateIntArray = AclIntArray* (*)(const int64_t* values, uint64_t count);
 using DestroyIntArray = int (*)(const AclIntArray*);
+using CreateScalar = AclScalar* (*)(void* value, AclType);
+using DestroyScalar = int (*)(const AclScalar*);
 using RecentErrorText = const char* (*)();
 
 // Phase 2 of every operator.

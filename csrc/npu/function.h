@@ -37,6 +37,8 @@ struct View {
   std::span<const int64_t> sizes;
   std::span<const int64_t> strides;
   int64_t offset = 0;  // in elements
+  AclFormat format = AclFormat::nd;
+  std::span<const int64_t> tiles = {};  // sizes of the storage, where the format has tiles
 };
 
 // Kinds of arguments; `c_type` as CANN's documents write them, without const for what is written.
@@ -71,6 +73,10 @@ struct Ints {
 struct OptionalInts {  // absent without values
   static constexpr const char* c_type = "const aclIntArray*";
   std::vector<int64_t> values;
+};
+struct Scalar {
+  static constexpr const char* c_type = "const aclScalar*";
+  float value;
 };
 struct Text {
   static constexpr const char* c_type = "const char*";

@@ -17,6 +17,8 @@ struct Runtime {
   DestroyTensorList destroy_list = nullptr;
   CreateIntArray create_array = nullptr;
   DestroyIntArray destroy_array = nullptr;
+  CreateScalar create_scalar = nullptr;
+  DestroyScalar destroy_scalar = nullptr;
   RecentErrorText recent_error = nullptr;
 
   static const Runtime& here() {
@@ -39,6 +41,8 @@ struct Runtime {
       find("aclDestroyTensorList", made.destroy_list);
       find("aclCreateIntArray", made.create_array);
       find("aclDestroyIntArray", made.destroy_array);
+      find("aclCreateScalar", made.create_scalar);
+      find("aclDestroyScalar", made.destroy_scalar);
       find("aclGetRecentErrMsg", made.recent_error);
       return made;
     }();
@@ -69,12 +73,15 @@ Descriptors::~Descriptors() {
   std::for_each(tensors_.begin(), tensors_.end(), runtime.destroy_tensor);
   std::for_each(lists_.begin(), lists_.end(), runtime.destroy_list);
   std::for_each(arrays_.begin(), arrays_.end(), runtime.destroy_array);
+  std::for_each(scalars_.begin(), scalars_.end(), runtime.destroy_scalar);
 }
 
 AclTensor* Descriptors::tensor(const View& view) {
+  const std::span<const int64_t> held =
+      view.tiles.empty() ? std::span<const int64_t>(&view.storage_elements, 1) : view.tiles;
   AclTensor* made = Runtime::here().create_tensor(view.sizes.data(), view.sizes.size(), view.type,
-                                                  view.strides.data(), view.offset, AclFormat::nd,
-                                                  &view.storage_elements, 1, view.storage);
+                                                  view.strides.data(), view.offset, view.format,
+                                                  held.data(), held.size(), view.storage);
   tensors_.push_back(made_or_throw("aclCreateTensor", made));
   return made;
 }
@@ -98,6 +105,12 @@ AclTensorList* Descriptors::list(const std::vector<View>& views) {
 AclIntArray* Descriptors::array(const std::vector<int64_t>& values) {
   AclIntArray* made = Runtime::here().create_array(values.data(), values.size());
   arrays_.push_back(made_or_throw("aclCreateIntArray", made));
+  return made;
+}
+
+AclScalar* Descriptors::scalar(float value) {
+  AclScalar* made = Runtime::here().create_scalar(&value, AclType::f32);
+  scalars_.push_back(made_or_throw("aclCreateScalar", made));
   return made;
 }
 

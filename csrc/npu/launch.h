@@ -42,6 +42,7 @@ class Descriptors {
   AclIntArray* make(const OptionalInts& argument) {
     return argument.values.empty() ? nullptr : array(argument.values);
   }
+  AclScalar* make(const Scalar& argument) { return scalar(argument.value); }
   const char* make(const Text& argument) { return argument.value; }
   AclType make(const DataType& argument) { return argument.value; }
   template <class T>
@@ -53,10 +54,12 @@ class Descriptors {
   AclTensor* tensor(const View& view);
   AclTensorList* list(const std::vector<View>& views);  // nullptr for none
   AclIntArray* array(const std::vector<int64_t>& values);
+  AclScalar* scalar(float value);
 
   std::vector<AclTensor*> tensors_;
   std::vector<AclTensorList*> lists_;  // each owns its tensors
   std::vector<AclIntArray*> arrays_;
+  std::vector<AclScalar*> scalars_;
 };
 
 struct Prepared {

@@ -33,11 +33,35 @@ struct GroupedMatmul {  // rows of x sorted by group, each times its group's wei
                  tuning, out, activation_feature, dynamic_scale)
 };
 
+struct GroupedMatmulWeightNz {  // the same for weights in tiles
+  static constexpr const char* symbol = "aclnnGroupedMatmulWeightNz";
+  static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
+  InList x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
+  OptionalIn list;
+  InList activation, activation_scale, activation_offset;
+  Int split, type, list_type, act;
+  OptionalInts tuning;
+  Int quant_group;
+  OutList out, activation_feature, dynamic_scale;
+  DSV4_ARGUMENTS(x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token, list,
+                 activation, activation_scale, activation_offset, split, type, list_type, act,
+                 tuning, quant_group, out, activation_feature, dynamic_scale)
+};
+
+struct NpuFormatCast {  // between rows and tiles
+  static constexpr const char* symbol = "aclnnNpuFormatCast";
+  static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
+  In from;
+  Out to;
+  DSV4_ARGUMENTS(from, to)
+};
+
 struct QuantMatmul {  // int8 with scales per row and column, or MX (A5)
   static constexpr const char* symbol = "aclnnQuantMatmulV5";
   static constexpr std::array versions = {Version{Package::builtin, kAllChips, {8, 2}}};
   static constexpr int64_t kNoGroups = 0;
-  static constexpr int64_t kMxGroups = (1LL << 32) | (1LL << 16) | 32;  // [1, 1, 32]
+  static constexpr int64_t kMxGroups = (1LL << 32) | (1LL << 16) | 32;       // [1, 1, 32]
+  static constexpr int64_t kTileGroups = (1LL << 32) | (128LL << 16) | 128;  // [1, 128, 128]
   In x1, x2;
   OptionalIn x1_scale, x2_scale, y_scale, x1_offset, x2_offset, y_offset, bias;
   Flag transpose1, transpose2;

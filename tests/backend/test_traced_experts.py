@@ -17,6 +17,7 @@ NAMES = (
     "int8_swiglu_quant",
     "mxfp8_grouped_gemm",
     "mxfp4_grouped_gemm",
+    "mxfp4_tiled_grouped_gemm",
 )
 CASES = {"int8_swiglu_quant": "(2, 5, 0, 1) 130, limit 10.0"}
 

@@ -110,8 +110,9 @@ def test_only_what_lags_is_written(tmp_path, written, monkeypatch):
 @pytest.mark.parametrize("change", ["case", "fault", "reason"])
 def test_a_changed_contract_changes_its_page(change, monkeypatch, written):
     if change == "case":
+        arguments = next(markov_bias.iterate_cases()).arguments
         monkeypatch.setattr(
-            markov_bias, "make_cases", lambda draw: iter([Case("alone", "ideal", ())])
+            markov_bias, "make_cases", lambda draw: iter([Case("alone", "ideal", arguments)])
         )
     elif change == "fault":
         monkeypatch.setitem(markov_bias.output_faults, "one more", markov_bias.reference)

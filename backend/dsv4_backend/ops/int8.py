@@ -80,8 +80,9 @@ def int8_grouped_gemm(
     expert_offsets[e+1]-1 are e's.
 
     x: int8 [T, K], rows sorted by expert, with x_scale fp32 [T]; weight: int8 [E, N, K] with
-    weight_scale fp32 [E, N]; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns bf16
-    [T, N]. Source: aclnnGroupedMatmulWeightNz W8A8; spec/deployments.md 2, spec/v4.md 5.2.
+    weight_scale fp32 [E, N] of values that bf16 holds (`quantize_weight_int8`), which is what A2
+    and A3 take; expert_offsets: int32 [E+1], from 0 to T, never falling. Returns bf16 [T, N].
+    Source: aclnnGroupedMatmulV5 W8A8; spec/deployments.md 2, spec/v4.md 5.2.
     """
 
     def product(e: int, part: slice) -> torch.Tensor:
@@ -161,7 +162,15 @@ def _check_sums(
         )
 
 
-check_by_expert(int8_grouped_gemm, "weight", "x")
+def _check_scales(
+    _x: torch.Tensor, _s: torch.Tensor, _w: torch.Tensor, weight_scale: torch.Tensor, *_: object
+) -> None:
+    lost = weight_scale[(weight_scale.bfloat16() != weight_scale) & ~weight_scale.isnan()]
+    if lost.numel():
+        raise int8_grouped_gemm.reject("weight_scale", lost[0].item(), "values that bf16 holds")
+
+
+check_by_expert(int8_grouped_gemm, "weight", "x", values=_check_scales)
 check_by_expert(int8_grouped_sum, "weight", "x")
 check_by_expert(int8_swiglu_quant, "weight_scale", "sums", _check_sums)
 

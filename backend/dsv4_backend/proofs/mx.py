@@ -43,7 +43,7 @@ PROFILE = "a5-mx"
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def _sum_of_blocks(x: Array, x_scale: Array, weight: Array, weight_scale: Array) -> Array:
+def sum_of_blocks(x: Array, x_scale: Array, weight: Array, weight_scale: Array) -> Array:
     """bf16 [T, N]: block after block of 32 channels, a dot product times both scales."""
     total = np.zeros((len(x), len(weight)))
     for number in range(x_scale.shape[1]):
@@ -53,7 +53,7 @@ def _sum_of_blocks(x: Array, x_scale: Array, weight: Array, weight_scale: Array)
     return cast(BF16, total)
 
 
-mxfp8_gemm.oracle(_sum_of_blocks)
+mxfp8_gemm.oracle(sum_of_blocks)
 
 
 def _grouped(values: Callable[[Array], Array]) -> Callable[..., Array]:
@@ -61,7 +61,7 @@ def _grouped(values: Callable[[Array], Array]) -> Callable[..., Array]:
         x: Array, x_scale: Array, weight: Array, weight_scale: Array, offsets: Array
     ) -> Array:
         def expert(e: int, rows: slice) -> Array:
-            return _sum_of_blocks(x[rows], x_scale[rows], values(weight[e]), weight_scale[e])
+            return sum_of_blocks(x[rows], x_scale[rows], values(weight[e]), weight_scale[e])
 
         return joined(offsets, expert)
 
@@ -90,7 +90,8 @@ def _spread(draw: Draw, rows: int, k: int) -> torch.Tensor:
     return powers.repeat_interleave(32, 1)[:, :k]
 
 
-def _rows(draw: Draw, t: int, k: int) -> Pair:
+def rows_of(draw: Draw, t: int, k: int) -> Pair:
+    """MX-FP8 rows [t, k] and their scales."""
     q, scale = act_quant.reference((draw.normal(t, k) * _spread(draw, t, k)).bfloat16(), MX_BLOCK)
     return q, scale
 
@@ -99,9 +100,10 @@ def _weight(draw: Draw, n: int, k: int) -> torch.Tensor:
     return draw.normal(n, k, scale=k**-0.5) * _spread(draw, n, k)
 
 
-def _experts(
+def expert_stack(
     draw: Draw, quantise: Callable[[torch.Tensor], Pair], experts: int, n: int, k: int
 ) -> Pair:
+    """Codes and scales of that many weights [n, k]."""
     codes, scales = zip(*(quantise(_weight(draw, n, k)) for _ in range(experts)), strict=True)
     return torch.stack(codes), torch.stack([s.view(torch.uint8) for s in scales]).view(
         torch.float8_e8m0fnu
@@ -121,9 +123,9 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(
             f"{t}x{n}x{k}",
             PROFILE,
-            (*_rows(draw, t, k), *quantize_weight_mxfp8(_weight(draw, n, k))),
+            (*rows_of(draw, t, k), *quantize_weight_mxfp8(_weight(draw, n, k))),
         )
-    x, x_scale = _rows(draw, 6, 256)
+    x, x_scale = rows_of(draw, 6, 256)
     weight, scale = quantize_weight_mxfp8(_weight(draw, 64, 256))
     yield Case(
         "strided", PROFILE, (x[::2], x_scale[::2], weight.T.contiguous().T, scale.T.contiguous().T)
@@ -148,14 +150,14 @@ def _grouped_cases(op: Operator, quantise: Callable[[torch.Tensor], Pair], odd: 
     @op.cases
     def _(draw: Draw) -> Iterator[Case]:
         for rows, n, k in (*_GROUPS, *([((2, 0, 3), 5, 7)] if odd else [])):
-            experts = _experts(draw, quantise, len(rows), n, k)
+            experts = expert_stack(draw, quantise, len(rows), n, k)
             yield Case(
                 f"{rows} {n}x{k}",
                 PROFILE,
-                (*_rows(draw, sum(rows), k), *experts, offsets_of(*rows)),
+                (*rows_of(draw, sum(rows), k), *experts, offsets_of(*rows)),
             )
-        x, x_scale = _rows(draw, 8, 256)
-        weight, scale = _experts(draw, quantise, 2, 64, 256)
+        x, x_scale = rows_of(draw, 8, 256)
+        weight, scale = expert_stack(draw, quantise, 2, 64, 256)
         turned = weight.transpose(1, 2).contiguous().transpose(1, 2)
         yield Case("strided", PROFILE, (x[::2], x_scale[::2], turned, scale, offsets_of(1, 3)))
         broken = scale.clone()
@@ -216,7 +218,7 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("largest * 2^k", PROFILE, (torch.cat([torch.full_like(up, 112), up], 1), math.inf))
 
 
-_SCALE_EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+SCALE_EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "moved by one block": on_bytes(lambda b: b.roll(1, -1)),
     "of the first block for all": on_bytes(lambda b: b[..., :1].expand_as(b).contiguous()),
     "of 128 channels": on_bytes(lambda b: b[..., torch.arange(b.shape[-1]) // 4 * 4]),
@@ -228,10 +230,10 @@ _SCALE_EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 for _op in (mxfp8_gemm, mxfp8_grouped_gemm, mxfp4_grouped_gemm):
     _op.wrong_arguments(
-        {f"row scales {name}": {"x_scale": edit} for name, edit in _SCALE_EDITS.items()}
+        {f"row scales {name}": {"x_scale": edit} for name, edit in SCALE_EDITS.items()}
     )
     _op.wrong_arguments(
-        {f"weight scales {name}": {"weight_scale": edit} for name, edit in _SCALE_EDITS.items()}
+        {f"weight scales {name}": {"weight_scale": edit} for name, edit in SCALE_EDITS.items()}
     )
     _op.wrong_arguments(
         {

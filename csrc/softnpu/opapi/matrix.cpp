@@ -162,8 +162,22 @@ struct Argument<Storage> {
 
 namespace {
 
+struct Target : Storage {};
+
+}  // namespace
+
+template <>
+struct Argument<Target> {
+  using Raw = const aclTensor*;
+  static constexpr const char* c_type = "aclTensor*";
+  static Target take(Builder& b, Raw raw) { return {Argument<Storage>::take(b, raw)}; }
+};
+
+namespace {
+
 struct FormatCast {
-  Storage from, to;
+  Storage from;
+  Target to;
   FIELDS(all, from, to)
 
   void check() const {

@@ -42,6 +42,7 @@ from dsv4_backend.ops.mx import (
     mxfp8_grouped_gemm,
     quantize_weight_mxfp8,
 )
+from dsv4_backend.ops.mx_tiles import mxfp4_tiled_grouped_gemm, pack_mxfp4
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.token_quant import int8_token_quant
 
@@ -172,6 +173,12 @@ class Mx4Experts(MxExperts):
     product = staticmethod(mxfp4_grouped_gemm)
 
 
+class TiledMx4Experts(MxExperts):
+    """The same in tiles, int8 [E, K/32, N/16, 16, 16] (`pack_mxfp4`), which A5 reads."""
+
+    product = staticmethod(mxfp4_tiled_grouped_gemm)
+
+
 class Mx8(DeployedWeight):
     """e4m3 [N, K] with e8m0 scales [N, ceil(K/32)],
     times rows of e4m3 with a scale per 32 channels.
@@ -233,15 +240,28 @@ def experts_to_int8(weight: ExpertWeights) -> ExpertWeights:
 def experts_to_mx(weight: ExpertWeights) -> ExpertWeights:
     """MX: official FP4 as it is, official FP8 with its tiles' scales repeated, else quantised.
 
-    What is quantised becomes FP4, or FP8 where its inputs do not fill blocks of 32.
+    What is quantised becomes FP4, or FP8 where its inputs do not fill blocks of 32. FP4 on a
+    device is put into its tiles.
     """
     if isinstance(weight, Fp4Experts):
-        return Mx4Experts(weight.weight, weight.scale)
+        return _in_tiles(weight.weight, weight.scale)
     if isinstance(weight, Fp8Experts):
         return Mx8Experts(weight.weight, _repeated(weight.scale, *weight.weight.shape[1:]))
     if _expert_values(weight, 0).shape[1] % MX_BLOCK:
         return Mx8Experts(*_each_expert(weight, quantize_weight_mxfp8))
-    return Mx4Experts(*_each_expert(weight, quantize_weight_fp4))
+    return _in_tiles(*_each_expert(weight, quantize_weight_fp4))
+
+
+_TILED_ROWS, _TILED_BYTES = 32, 32
+"""Multiples of rows and of bytes in a row that A5's products of tiles take."""
+
+
+def _in_tiles(codes: torch.Tensor, scale: torch.Tensor) -> ExpertWeights:
+    """FP4 codes [E, N, K/2] in tiles on a device that has them, as they are elsewhere."""
+    fits = codes.shape[1] % _TILED_ROWS == 0 and codes.shape[2] % _TILED_BYTES == 0
+    if codes.device.type == "cpu" or not fits:
+        return Mx4Experts(codes, scale)
+    return TiledMx4Experts(pack_mxfp4(codes), scale)
 
 
 def _each_expert(weight: ExpertWeights, quantise: Callable[[torch.Tensor], Codes]) -> Codes:

@@ -98,7 +98,7 @@ if sys.argv[2:]:
     same("native on npu", dispatch.support("rms_norm", found, found[0], 1e-6).native, True)
     same(
         "native on npu",
-        dispatch.support("hadamard", found).native,
+        dispatch.support("act_qdq", found, 64, 0).native,
         False,
     )
 for problem in problems:
