@@ -75,7 +75,7 @@ def test_nan_is_found_in_a_later_tile(monkeypatch):
 def test_entries_in_pieces_give_the_same_scores(monkeypatch, entries):
     call = random_index_call(draw(), [(4 * entries - 9, 9)], torch.float32, heads=16, dim=32)
     want = indexer_scores(*call)
-    monkeypatch.setattr(indexer, "_ENTRIES", 16)
+    monkeypatch.setattr(indexer, "ENTRIES", 16)
     torch.testing.assert_close(indexer_scores(*call), want, rtol=1e-6, atol=1e-6)
 
 

@@ -117,7 +117,7 @@ def test_ops_answers_for_chips_that_are_not_here(run):
     assert devices["hc_pre"]["A2"]["name"] == "reference"
     assert "A5 from CANN 9.0" in devices["hc_pre"]["A2"]["reason"]
     assert devices["hc_pre"]["Ascend950PR_9599"]["name"] == "hc_pre/aclnnMhcPre"
-    assert devices["sample"]["A2"] == {
+    assert devices["act_qdq"]["A2"] == {
         "name": "reference",
         "reason": "no kernel for this device in this build",
     }

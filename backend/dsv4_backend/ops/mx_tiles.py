@@ -27,11 +27,12 @@ def pack_mxfp4(weight: torch.Tensor) -> torch.Tensor:
     int8 [E, K/32, N/16, 16, 16], contiguous: byte [e, i, j, n, b] is weight[e, 16*j + n, 16*i + b].
     `unpack_mxfp4` gives the weight back. No experts give no tiles. Source: aclnnNpuFormatCast to
     FRACTAL_NZ_C0_32, which is how aclnnGroupedMatmulWeightNz wants FP4 beside FP8 rows;
-    spec/deployments.md 3.
+    spec/deployments.md 3, spec/v4.md 6.3.
     """
-    by_bytes: torch.Tensor = weight.unflatten(2, (-1, TILE_BYTES))
-    tiles: torch.Tensor = by_bytes.unflatten(1, (-1, TILE_ROWS))
-    return tiles.permute(0, 3, 1, 2, 4).clone(memory_format=torch.contiguous_format)
+    tiles = torch.arange(weight.shape[2] // TILE_BYTES, device=weight.device).view(-1, 1, 1, 1)
+    down = torch.arange(weight.shape[1] // TILE_ROWS, device=weight.device).view(-1, 1, 1)
+    row = TILE_ROWS * down + torch.arange(TILE_ROWS, device=weight.device).view(-1, 1)
+    return weight[:, row, TILE_BYTES * tiles + torch.arange(TILE_BYTES, device=weight.device)]
 
 
 def unpack_mxfp4(tiles: torch.Tensor) -> torch.Tensor:
