@@ -128,13 +128,13 @@ def check_table(
     block_table: torch.Tensor,
     first: torch.Tensor,
     after: torch.Tensor,
-    block_size: int,
-    num_blocks: int,
+    cache: torch.Tensor,
     first_block: int = 0,
 ) -> None:
     """Raise ArgumentError unless indices first[s] ..
-    after[s]-1 of every sequence have distinct rows that exist, in blocks from first_block on.
+    after[s]-1 of every sequence have distinct rows of the cache, in blocks from first_block on.
     """
+    num_blocks, block_size = cache.shape[:2]
     columns = block_table.shape[1]
     rows = (after - first).clamp(min=0)
     if (rows > columns * block_size).any():
@@ -160,6 +160,16 @@ def check_table(
             f"{int(block_table[s, column])} at [{s}, {column}]",
             f"{first_block} to {num_blocks - 1}",
         )
+
+
+def check_absolute(
+    operator: str, name: str, block_table: torch.Tensor, cache: torch.Tensor, rows: int
+) -> None:
+    """Raise ArgumentError unless a table has columns for `rows` rows."""
+    columns, block_size = block_table.shape[1], cache.shape[1]
+    if columns * block_size < rows:
+        expected = f"an absolute table, of at least {rows} rows"
+        raise argument_error(operator, name, f"{columns} columns of {block_size} rows", expected)
 
 
 def check_bound(operator: str, max_seq_len: int, seq_lens: torch.Tensor) -> None:

@@ -60,11 +60,11 @@ struct SparseAttention {
     const int64_t per_entry = has_cmp ? ratio : 1, left = window - 1;
     const int64_t heads = q.size(1), chosen = cmp_indices ? cmp_indices->size(1) : kNone;
     const at::Tensor rows = q.contiguous(), near = one_head(window_cache);
-    const EntryLengths held(seq_lens, per_entry);
+    const auto held = has_cmp ? std::optional<EntryLengths>({seq_lens, ratio}) : std::nullopt;
     const Optional far = has_cmp ? Optional(one_head(*cmp_cache)) : Optional();
     const Optional indices = chosen ? Optional(cmp_indices->unsqueeze(1).contiguous()) : Optional();
-    const at::Tensor* lengths = has_cmp ? &held.entries : nullptr;
-    const at::Tensor* residuals = has_cmp ? &held.residuals : nullptr;
+    const at::Tensor* lengths = held ? &held->entries : nullptr;
+    const at::Tensor* residuals = held ? &held->residuals : nullptr;
     const at::Tensor metadata = at::empty({npu::kMetadata}, seq_lens.options());
     at::Tensor out = at::empty(rows.sizes(), rows.options());
     const NpuCall call("sparse_attention_p512", q);

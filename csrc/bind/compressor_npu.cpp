@@ -1,12 +1,10 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/div.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "norm_npu.h"
 #include "npu/compressor.h"
-#include "npu/norm.h"
-#include "npu/rope.h"
-#include "npu_call.h"
+#include "paged_npu.h"
 #include "rotary_npu.h"
 
 namespace dsv4::bind {
@@ -41,8 +39,7 @@ struct Compress {
                         const at::Tensor&, const at::Tensor& state, const at::Tensor& table,
                         const at::Tensor&, const at::Tensor&, int64_t max_seq_len, double) {
     const int64_t d = x.size(1), entry = norm.size(0), ratio = ape.size(0);
-    const bool plain = state.is_contiguous() ||
-                       (on_a5(context) && state.stride(2) == 1 && state.stride(1) == state.size(2));
+    const bool plain = state.is_contiguous() || (on_a5(context) && whole_pages(state));
     return first(
         not_of("x", x, kHalves), not_of("wkv", wkv, {x.scalar_type()}),
         not_of("wgate", wgate, {x.scalar_type()}), not_of("norm_weight", norm, kFloats),
@@ -67,9 +64,7 @@ struct Compress {
     const int64_t rows = std::min(tokens, tokens / ratio + seq_lens.size(0));
     const at::Tensor before = tokens_before(query_start_loc, seq_lens);
     const at::Tensor hidden = x.contiguous(), u = wkv.contiguous(), s = wgate.contiguous();
-    const at::Tensor pooled = at::zeros({rows, entry}, x.options());
-    at::Tensor entries = at::empty(pooled.sizes(), x.options());
-    const at::Tensor rstd = at::empty({rows, 1}, x.options().dtype(at::kFloat));
+    at::Tensor pooled = at::zeros({rows, entry}, x.options());
     const NpuCall call("compress", x);
     call.launch(npu::Compressor{call.in(hidden),
                                 call.in(u),
@@ -86,10 +81,9 @@ struct Compress {
                                 state.stride(0),
                                 call.out(pooled)});
     if (rows == 0) {
-      return entries;
+      return pooled;
     }
-    call.launch(
-        npu::RmsNorm{call.in(pooled), call.in(norm), eps, call.out(entries), call.out(rstd)});
+    at::Tensor entries = normed(call, pooled, norm, eps);
     rotate(call, entries,
            Rotation(block_positions(before, seq_lens, rows, ratio), inv_freq, false));
     return entries;

@@ -1,5 +1,4 @@
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
 #include "matmul_npu.h"
@@ -47,6 +46,34 @@ WhyNot not_mixed(const at::Tensor& x) {
                       "the chip takes a multiple of 16 channels, up to 16384"));
 }
 
+using Mixed = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// y [T, d], post [T, n] and the logits of comb [T, n, n], in fp32 but for y.
+Mixed mixed(const NpuCall& call, const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
+            const at::Tensor& scale, double norm_eps, double hc_eps) {
+  const int64_t tokens = x.size(0), n = x.size(1);
+  const auto single = x.options().dtype(at::kFloat);
+  at::Tensor y = at::empty({tokens, x.size(2)}, x.options());
+  at::Tensor post = at::empty({tokens, n}, single), logits = at::empty({tokens, n, n}, single);
+  if (tokens == 0) {
+    return {y, post, logits};
+  }
+  call.launch(npu::MhcPre{call.in(x),
+                          call.in(fn),
+                          call.in(scale),
+                          call.in(base),
+                          {},
+                          norm_eps,
+                          hc_eps,
+                          call.out(y),
+                          call.out(post),
+                          call.out(logits),
+                          {},
+                          {},
+                          {}});
+  return {y, post, logits};
+}
+
 // The exact fp32 route of two launches; the one-launch route multiplies in HF32.
 struct Pre {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
@@ -55,34 +82,14 @@ struct Pre {
                  unless(rounds <= 100, "the chip does at most 100 rounds of Sinkhorn"));
   }
 
-  static std::tuple<at::Tensor, at::Tensor, at::Tensor> run(const at::Tensor& x,
-                                                            const at::Tensor& fn,
-                                                            const at::Tensor& base,
-                                                            const at::Tensor& scale, int64_t rounds,
-                                                            double norm_eps, double hc_eps) {
-    const int64_t tokens = x.size(0), n = x.size(1);
-    const auto single = x.options().dtype(at::kFloat);
-    at::Tensor y = at::empty({tokens, x.size(2)}, x.options()),
-               post = at::empty({tokens, n}, single);
-    at::Tensor comb = at::empty({tokens, n, n}, single);
-    if (tokens == 0) {
-      return {y, post, comb};
-    }
-    const at::Tensor logits = at::empty_like(comb);
+  static Mixed run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
+                   const at::Tensor& scale, int64_t rounds, double norm_eps, double hc_eps) {
     const NpuCall call("hc_pre", x);
-    call.launch(npu::MhcPre{call.in(x),
-                            call.in(fn),
-                            call.in(scale),
-                            call.in(base),
-                            {},
-                            norm_eps,
-                            hc_eps,
-                            call.out(y),
-                            call.out(post),
-                            call.out(logits),
-                            {},
-                            {},
-                            {}});
+    const auto [y, post, logits] = mixed(call, x, fn, base, scale, norm_eps, hc_eps);
+    if (x.size(0) == 0) {
+      return {y, post, logits};
+    }
+    at::Tensor comb = at::empty(logits.sizes(), logits.options());
     call.launch(npu::MhcSinkhorn{
         call.in(logits), static_cast<float>(hc_eps), rounds, call.out(comb), {}, {}});
     return {y, post, comb};
@@ -97,8 +104,6 @@ WhyNot not_fused(const Context& context, const at::Tensor& x) {
                    ? unless(width == 4096 || width == 7168, "the chip takes 4096 or 7168 channels")
                    : not_of_128(width));
 }
-
-using Mixed = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 Mixed mix(const char* op, const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
           const at::Tensor& scale, double norm_eps, double hc_eps) {
@@ -178,26 +183,9 @@ struct Head {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
                         const at::Tensor& scale, double norm_eps, double hc_eps) {
-    const int64_t tokens = x.size(0), n = x.size(1);
     const Padded padded(fn, base, scale);
-    const at::Tensor y = at::empty({tokens, x.size(2)}, x.options());
-    const at::Tensor post = at::empty({tokens, n}, fn.options());
-    const at::Tensor comb = at::empty({tokens, n, n}, fn.options());
     const NpuCall call("hc_head", x);
-    call.launch(npu::MhcPre{call.in(x),
-                            call.in(padded.phi),
-                            call.in(padded.alpha),
-                            call.in(padded.bias),
-                            {},
-                            norm_eps,
-                            hc_eps,
-                            call.out(y),
-                            call.out(post),
-                            call.out(comb),
-                            {},
-                            {},
-                            {}});
-    return y;
+    return std::get<0>(mixed(call, x, padded.phi, padded.bias, padded.alpha, norm_eps, hc_eps));
   }
 };
 

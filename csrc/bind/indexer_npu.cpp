@@ -17,16 +17,25 @@ WhyNot not_selected(const Context& context, const at::Tensor& q, const at::Tenso
       unless(k <= 2048, "the chip chooses at most 2048 entries"), not_pages("k_cache", cache, a5));
 }
 
-// What chips write: indices with the axis of one key head, and no values.
-struct Choice {
+constexpr int64_t kNoValues = 0;
+
+// What both functions take and write, made ready for them.
+struct Selection {
+  at::Tensor q, k, weights;
+  EntryLengths lengths;
   at::Tensor indices, no_values;
 
-  Choice(const at::Tensor& q, int64_t k, at::ScalarType values)
-      : indices(at::empty({q.size(0), 1, k}, q.options().dtype(at::kInt))),
+  Selection(const at::Tensor& q, const at::Tensor& k_cache, const at::Tensor& weights,
+            const at::Tensor& seq_lens, int64_t ratio, int64_t count, at::ScalarType values)
+      : q(q.contiguous()),
+        k(one_head(k_cache)),
+        weights(weights.contiguous()),
+        lengths(seq_lens, ratio),
+        indices(at::empty({q.size(0), 1, count}, seq_lens.options())),
         no_values(at::empty({0}, q.options().dtype(values))) {}
-};
 
-constexpr int64_t kNoValues = 0;
+  at::Tensor chosen() const { return indices.squeeze(1); }
+};
 
 struct Plain {
   static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor& k_cache,
@@ -40,19 +49,16 @@ struct Plain {
   static at::Tensor run(const at::Tensor& q, const at::Tensor& k_cache, const at::Tensor& weights,
                         const at::Tensor& block_table, const at::Tensor& query_start_loc,
                         const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
-    const at::Tensor queries = q.contiguous(), keys = one_head(k_cache);
-    const at::Tensor factors = weights.contiguous();
-    const EntryLengths lengths(seq_lens, ratio);
-    const Choice choice(q, k, at::kFloat);
+    const Selection of(q, k_cache, weights, seq_lens, ratio, k, at::kFloat);
     const NpuCall call("lightning_indexer", q);
-    call.launch(npu::LightningIndexer{call.in(queries),
-                                      call.in(keys),
-                                      call.in(factors),
+    call.launch(npu::LightningIndexer{call.in(of.q),
+                                      call.in(of.k),
+                                      call.in(of.weights),
                                       call.maybe(&query_start_loc),
                                       {},
                                       {},
-                                      call.maybe(&lengths.entries),
-                                      call.maybe(&lengths.residuals),
+                                      call.maybe(&of.lengths.entries),
+                                      call.maybe(&of.lengths.residuals),
                                       call.maybe(&block_table),
                                       {},
                                       {},
@@ -63,9 +69,9 @@ struct Plain {
                                       npu::kVisibleEntries,
                                       ratio,
                                       kNoValues,
-                                      call.out(choice.indices),
-                                      call.out(choice.no_values)});
-    return choice.indices.squeeze(1);
+                                      call.out(of.indices),
+                                      call.out(of.no_values)});
+    return of.chosen();
   }
 };
 
@@ -89,22 +95,19 @@ struct Quantised {
                         const at::Tensor& block_table, const at::Tensor& query_start_loc,
                         const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
     using Indexer = npu::QuantLightningIndexer;
-    const at::Tensor queries = q.contiguous(), keys = one_head(k_cache);
-    const at::Tensor of_queries = q_scale.contiguous(), of_keys = one_head(k_scale);
-    const at::Tensor factors = weights.contiguous();
-    const EntryLengths lengths(seq_lens, ratio);
-    const Choice choice(q, k, at::kBFloat16);
+    const Selection of(q, k_cache, weights, seq_lens, ratio, k, at::kBFloat16);
+    const at::Tensor of_queries = q_scale.contiguous(), of_keys = k_scale.unsqueeze(-1);
     const NpuCall call(op, q);
-    call.launch(Indexer{call.in(queries),
-                        call.in(keys),
-                        call.in(factors),
+    call.launch(Indexer{call.in(of.q),
+                        call.in(of.k),
+                        call.in(of.weights),
                         call.in(of_queries),
                         call.in(of_keys),
                         call.maybe(&query_start_loc),
                         {},
                         {},
-                        call.maybe(&lengths.entries),
-                        call.maybe(&lengths.residuals),
+                        call.maybe(&of.lengths.entries),
+                        call.maybe(&of.lengths.residuals),
                         call.maybe(&block_table),
                         {},
                         {},
@@ -116,9 +119,9 @@ struct Quantised {
                         npu::kVisibleEntries,
                         ratio,
                         kNoValues,
-                        call.out(choice.indices),
-                        call.out(choice.no_values)});
-    return choice.indices.squeeze(1);
+                        call.out(of.indices),
+                        call.out(of.no_values)});
+    return of.chosen();
   }
 };
 

@@ -8,14 +8,18 @@
 
 namespace dsv4::bind {
 
-// [pages, rows, D] with the axis of one key head.
-inline at::Tensor one_head(const at::Tensor& cache) { return cache.unsqueeze(2); }
+// [.., D] with an axis of one key head before its last.
+inline at::Tensor one_head(const at::Tensor& x) { return x.unsqueeze(-2); }
+
+// Whether the rows of each page lie behind each other; between pages may be gaps.
+inline bool whole_pages(const at::Tensor& cache) {
+  return cache.size(0) == 0 || cache.select(0, 0).is_contiguous();
+}
 
 // Why pages [pages, rows, ...] are none that a chip takes.
 inline WhyNot not_pages(const char* name, const at::Tensor& cache, bool a5) {
   const int64_t rows = cache.size(1);
-  const bool dense = cache.size(0) == 0 || cache.select(0, 0).is_contiguous();
-  if (!dense) {
+  if (!whole_pages(cache)) {
     return std::string(name) + " has gaps inside its pages, and the chip takes none";
   }
   if (rows > 1024 || (!a5 && rows % 16 != 0)) {

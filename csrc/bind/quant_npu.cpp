@@ -1,15 +1,10 @@
-#include <ATen/ops/empty.h>
+#include "quant_npu.h"
 
 #include "mx_npu.h"
-#include "npu/quant.h"
-#include "npu_call.h"
 
 namespace dsv4::bind {
 namespace {
 
-using Quantised = std::tuple<at::Tensor, at::Tensor>;
-
-// One scale per row: amax / 127, or amax / 448 (A5).
 template <at::ScalarType type>
 struct PerToken {
   static WhyNot why_not(const Context& context, const at::Tensor& x) {
@@ -19,13 +14,8 @@ struct PerToken {
   }
 
   static Quantised run(const at::Tensor& x) {
-    at::Tensor codes = at::empty(x.sizes(), x.options().dtype(type));
-    at::Tensor scale = at::empty(x.sizes().slice(0, static_cast<size_t>(x.dim() - 1)),
-                                 x.options().dtype(at::kFloat));
-    const NpuCall call(type == at::kChar ? "int8_token_quant" : "fp8_token_quant", x);
-    call.launch(npu::DynamicQuant{
-        call.in(x), {}, {}, {acl_type(type)}, call.out(codes), call.out(scale), {}});
-    return {codes, scale};
+    return token_quantised(NpuCall(type == at::kChar ? "int8_token_quant" : "fp8_token_quant", x),
+                           x, type);
   }
 };
 

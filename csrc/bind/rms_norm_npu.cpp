@@ -1,29 +1,14 @@
-#include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 
+#include "norm_npu.h"
 #include "npu/elementary.h"
-#include "npu/norm.h"
-#include "npu_call.h"
 
 namespace dsv4::bind {
 namespace {
 
-// Sizes of x with one channel.
-std::vector<int64_t> one_each(const at::Tensor& x) {
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = 1;
-  return sizes;
-}
-
-at::Tensor normed(const char* op, const at::Tensor& x, const at::Tensor& gamma, double eps) {
-  at::Tensor y = at::empty(x.sizes(), x.options());
-  if (y.numel() == 0) {
-    return y;
-  }
-  const at::Tensor rstd = at::empty(one_each(x), x.options().dtype(at::kFloat));
-  const NpuCall call(op, x);
-  call.launch(npu::RmsNorm{call.in(x), call.in(gamma), eps, call.out(y), call.out(rstd)});
-  return y;
+at::Tensor norm(const char* op, const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return x.numel() == 0 ? at::empty(x.sizes(), x.options())
+                        : normed(NpuCall(op, x), x, weight, eps);
 }
 
 WhyNot not_rows(const at::Tensor& x) {
@@ -36,9 +21,7 @@ struct Norm {
   }
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, double eps) {
-    const bool fits = weight.scalar_type() == x.scalar_type() || weight.scalar_type() == at::kFloat;
-    const at::Tensor gamma = fits ? weight : weight.to(at::kFloat);
-    return normed("rms_norm", x, gamma, eps);
+    return norm("rms_norm", x, weight, eps);
   }
 };
 
@@ -49,7 +32,7 @@ struct HeadNorm {
   }
 
   static at::Tensor run(const at::Tensor& x, double eps) {
-    return normed("head_rms_norm", x, at::ones({x.size(-1)}, x.options()), eps);
+    return norm("head_rms_norm", x, at::ones({x.size(-1)}, x.options()), eps);
   }
 };
 

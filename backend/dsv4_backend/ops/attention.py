@@ -15,6 +15,19 @@ from dsv4_backend.tiles import by_tokens
 
 TILE = 64  # keys whose probabilities are rounded against one maximum
 _POSITIONS = 1 << 31
+ARGUMENTS = {
+    "q": "float [T, H, D]",
+    "sink": "f32 [H]",
+    "window_cache": "float like q [num_blocks, block_size, D]",
+    "window_block_table": "i32 [R, columns]",
+    "cmp_cache": "float like q [cmp_blocks, cmp_block_size, D]",
+    "cmp_block_table": "i32 [R, cmp_columns]",
+    "cmp_indices": "i32 [T, N]",
+    "query_start_loc": "i32 [S]",
+    "seq_lens": "i32 [R]",
+    "ratio": "at least 0",
+}
+"""Specification lines of every attention."""
 
 
 class Keys(NamedTuple):
@@ -231,12 +244,12 @@ def check_contents(contract: Operator, call: AttentionCall) -> None:
     if call.window:
         after = torch.where(new > 0, call.seq_lens, 0)
         first = (call.seq_lens - new + 1 - call.window).clamp(min=0)
-        _check_table(name, "window", call.window_cache, call.window_block_table, first, after)
+        table, cache = call.window_block_table, call.window_cache
+        ragged.check_table(name, "window_block_table", table, first, after, cache)
     if call.cmp_cache is not None and call.cmp_block_table is not None:
         after = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-        _check_table(
-            name, "cmp", call.cmp_cache, call.cmp_block_table, torch.zeros_like(after), after
-        )
+        table, cache = call.cmp_block_table, call.cmp_cache
+        ragged.check_table(name, "cmp_block_table", table, torch.zeros_like(after), after, cache)
     if call.cmp_indices is not None:
         visible = visible_entries(call.positions(), call.ratio)[:, None]
         outside = ((call.cmp_indices < -1) | (call.cmp_indices >= visible)).nonzero()
@@ -248,36 +261,12 @@ def check_contents(contract: Operator, call: AttentionCall) -> None:
             )
 
 
-def _check_table(
-    operator: str,
-    part: str,
-    cache: torch.Tensor,
-    table: torch.Tensor,
-    first: torch.Tensor,
-    after: torch.Tensor,
-) -> None:
-    num_blocks, block_size = cache.shape[:2]
-    name = f"{part}_block_table"
-    ragged.check_table(operator, name, table, first, after, block_size, num_blocks)
-
-
 @operator(
     "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, "
     "Tensor? cmp_cache, Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, "
     "Tensor seq_lens, int window, int ratio) -> Tensor",
     rows=(16,),
-    arguments={
-        "q": "float [T, H, D]",
-        "sink": "f32 [H]",
-        "window_cache": "float like q [num_blocks, block_size, D]",
-        "window_block_table": "i32 [R, columns]",
-        "cmp_cache": "float like q [cmp_blocks, cmp_block_size, D]",
-        "cmp_block_table": "i32 [R, cmp_columns]",
-        "cmp_indices": "i32 [T, N]",
-        "query_start_loc": "i32 [S]",
-        "seq_lens": "i32 [R]",
-        "ratio": "at least 0",
-    },
+    arguments=ARGUMENTS,
     tolerance=Tolerance(
         reason="fp32 sums in any order; a bf16 probability next to a midpoint may tip, 2^-8 of it: "
         "seen up to 0.93 of the limit with noise of 4e-6 on the scores, where rounding "

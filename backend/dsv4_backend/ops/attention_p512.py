@@ -9,6 +9,7 @@ import torch
 from dsv4_backend import ragged
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, compute, operator
 from dsv4_backend.ops.attention import (
+    ARGUMENTS,
     AttentionCall,
     Keys,
     attend_by_tokens,
@@ -52,17 +53,11 @@ def attend_blocks(
     "Tensor seq_lens, int max_seq_len, int window, int ratio) -> Tensor",
     rows=(16,),
     arguments={
+        **ARGUMENTS,
         "q": "bf16|f16 [T, H, D]",
-        "sink": "f32 [H]",
         "window_cache": "bf16|f16 like q [num_blocks, block_size, D]",
-        "window_block_table": "i32 [R, columns]",
         "cmp_cache": "bf16|f16 like q [cmp_blocks, cmp_block_size, D]",
-        "cmp_block_table": "i32 [R, cmp_columns]",
-        "cmp_indices": "i32 [T, N]",
-        "query_start_loc": "i32 [S]",
-        "seq_lens": "i32 [R]",
         "max_seq_len": "at least 0",
-        "ratio": "at least 0",
     },
     tolerance=Tolerance(
         reason="as sparse_attention: a probability next to a midpoint may tip, 2^-8 of it, and "
@@ -110,15 +105,11 @@ def _call(*arguments: Any) -> tuple[AttentionCall, int]:
 def _(*arguments: Any) -> None:
     call, max_seq_len = _call(*arguments)
     check_shapes(sparse_attention_p512, call)
-    parts = [("window", call.window_cache, call.window_block_table, max_seq_len)]
+    name, table = sparse_attention_p512.name, call.window_block_table
+    ragged.check_absolute(name, "window_block_table", table, call.window_cache, max_seq_len)
     if call.cmp_cache is not None and call.cmp_block_table is not None:
-        parts.append(("cmp", call.cmp_cache, call.cmp_block_table, max_seq_len // call.ratio))
-    for name, cache, table, rows in parts:
-        if table.shape[1] * cache.shape[1] < rows:
-            found = f"{table.shape[1]} columns of {cache.shape[1]} rows"
-            raise sparse_attention_p512.reject(
-                f"{name}_block_table", found, f"an absolute table, of at least {rows} rows"
-            )
+        rows, table = max_seq_len // call.ratio, call.cmp_block_table
+        ragged.check_absolute(name, "cmp_block_table", table, call.cmp_cache, rows)
 
 
 @sparse_attention_p512.contents

@@ -197,16 +197,7 @@ def _(*arguments: Any) -> None:
         min=0
     )
     after = torch.where(new > 0, call.seq_lens, 0)
-    num_blocks, block_size = call.state_cache.shape[:2]
-    ragged.check_table(
-        "compress",
-        "state_block_table",
-        call.state_block_table,
-        first,
-        after,
-        block_size,
-        num_blocks,
-        first_block=1,
-    )
+    table, cache = call.state_block_table, call.state_cache
+    ragged.check_table("compress", "state_block_table", table, first, after, cache, first_block=1)
     ragged.check_bound("compress", call.max_seq_len, call.seq_lens)
     ragged.check_distinct("compress", "state_block_table", call.rows_of_tokens()[1])

@@ -8,6 +8,7 @@ import torch
 
 from dsv4_backend import ragged
 from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.ops.attention import visible_entries
 from dsv4_backend.tiles import by_tokens, spans
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
@@ -47,10 +48,6 @@ def _combine(dot: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum over heads of relu(dot) * weight, every tensor in the weights' dtype: [T, n]."""
     weighted = dot.to(weights.dtype).relu() * weights[:, :, None]
     return compute(weighted).sum(1).to(weights.dtype)
-
-
-def _visible(positions: torch.Tensor, ratio: int) -> torch.Tensor:
-    return (positions + 1) // ratio
 
 
 def hide(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -116,7 +113,7 @@ def indexer_scores(
     def score(part: slice) -> torch.Tensor:
         rows = (key_rows(call, sequence[part], index[span]) for span in spans(entries, ENTRIES))
         scores = torch.cat([_combine(_dot(q[part], some), weights[part]) for some in rows], 1)
-        return hide(scores, _visible(positions[part], ratio))
+        return hide(scores, visible_entries(positions[part], ratio))
 
     return by_tokens(score, tokens, _token_bytes(call, entries))
 
@@ -134,11 +131,22 @@ def _(*arguments: Any) -> None:
     call = IndexerCall(*arguments)
     ragged.check_batch("indexer_scores", call.query_start_loc, call.seq_lens, call.q.shape[0])
     entries = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-    num_blocks, block_size = call.k_cache.shape[:2]
-    first = torch.zeros_like(entries)
-    ragged.check_table(
-        "indexer_scores", "block_table", call.block_table, first, entries, block_size, num_blocks
-    )
+    first, table = torch.zeros_like(entries), call.block_table
+    ragged.check_table("indexer_scores", "block_table", table, first, entries, call.k_cache)
+
+
+def pad_behind(order: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """int32 [T, n] with -1 behind the first visible[t] of a row."""
+    rank = torch.arange(order.shape[1], device=order.device)
+    return torch.where(rank < visible[:, None], order, -1).int()
+
+
+def best(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of the visible scores [T, n], of equal ones the smaller index first, then -1:
+    int32 [T, min(k, n)].
+    """
+    order = hide(scores, visible).sort(dim=1, descending=True, stable=True).indices
+    return pad_behind(order[:, :k], visible)
 
 
 @operator(
@@ -155,22 +163,11 @@ def topk_indices(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.T
     smaller index first. What lies at or past visible[t] is ignored, NaN included. ArgumentError for
     NaN among visible scores. Source: spec/v4.md 4.5 items 6 to 8, 15.1 (tie rule).
     """
-    width = min(k, scores.shape[1])
-
-    def best(part: slice) -> torch.Tensor:
-        order = (
-            hide(scores[part], visible[part])
-            .sort(dim=1, descending=True, stable=True)
-            .indices[:, :width]
-        )
-        return _pad(order, visible[part])
-
-    return by_tokens(best, scores.shape[0], SORT_BYTES * scores.shape[1])
-
-
-def _pad(order: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    rank = torch.arange(order.shape[1], device=order.device)
-    return torch.where(rank < visible[:, None], order, -1).int()
+    return by_tokens(
+        lambda part: best(scores[part], visible[part], k),
+        scores.shape[0],
+        SORT_BYTES * scores.shape[1],
+    )
 
 
 @topk_indices.contents

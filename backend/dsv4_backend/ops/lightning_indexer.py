@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from dsv4_backend import ragged
 from dsv4_backend.contract import Operator, Tolerance, operator
 from dsv4_backend.ops.attention import visible_entries
-from dsv4_backend.ops.indexer import ENTRIES, SORT_BYTES, IndexerCall, hide, key_rows
+from dsv4_backend.ops.indexer import ENTRIES, SORT_BYTES, IndexerCall, best, key_rows
 from dsv4_backend.tiles import by_tokens, spans
 
 _REASON = (
@@ -80,20 +81,12 @@ def _scores(
     """Scores of the entries `index` [n] for some tokens: [T, n]."""
     indexer, scale = call.indexer, None
     if call.k_scale is not None:
-        of_keys = indexer._replace(k_cache=call.k_scale.float().unsqueeze(-1))
+        of_keys = indexer._replace(k_cache=call.k_scale.unsqueeze(-1))
         scale = key_rows(of_keys, owners[part], index).squeeze(-1)
     keys = _keys(indexer, owners[part], index)
     dots = torch.bmm(indexer.q[part].float(), keys.transpose(1, 2))
     q_scale = None if call.q_scale is None else call.q_scale[part]
     return weighted(scaled(dots, q_scale, scale), indexer.weights[part])
-
-
-def best(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of the visible scores, of equal ones the smaller index, then -1: int32."""
-    order = hide(scores, visible).sort(dim=1, descending=True, stable=True).indices[:, :k]
-    rank = torch.arange(order.shape[1], device=order.device)
-    chosen = torch.where(rank < visible[:, None], order, -1)
-    return torch.nn.functional.pad(chosen, (0, k - order.shape[1]), value=-1).int()
 
 
 def select(call: Selection) -> torch.Tensor:
@@ -108,7 +101,8 @@ def select(call: Selection) -> torch.Tensor:
     def choose(part: slice) -> torch.Tensor:
         found = [_scores(call, owners, part, index[span]) for span in spans(entries, ENTRIES)]
         scores = selectable(torch.cat(found, 1), indexer.q.dtype)
-        return best(scores, visible[part], call.k)
+        chosen = best(scores, visible[part], call.k)
+        return pad(chosen, (0, call.k - chosen.shape[1]), value=-1)
 
     _, heads, width = indexer.q.shape
     of_token = min(entries, ENTRIES) * 4 * (3 * heads + 2 * width) + SORT_BYTES * entries
@@ -212,10 +206,7 @@ def _check_shapes(contract: Operator, arguments: Mapping[str, Any]) -> None:
     cache, table = arguments["k_cache"], arguments["block_table"]
     ragged.check_layout(contract.name, "k_cache", cache, table, arguments["query_start_loc"])
     rows = arguments["max_seq_len"] // arguments["ratio"]
-    if table.shape[1] * cache.shape[1] < rows:
-        found = f"{table.shape[1]} columns of {cache.shape[1]} rows"
-        expected = f"an absolute table, of at least {rows} rows"
-        raise contract.reject("block_table", found, expected)
+    ragged.check_absolute(contract.name, "block_table", table, cache, rows)
 
 
 def _check_contents(contract: Operator, arguments: Mapping[str, Any]) -> None:
@@ -224,9 +215,7 @@ def _check_contents(contract: Operator, arguments: Mapping[str, Any]) -> None:
     ragged.check_batch(name, starts, ends, arguments["q"].shape[0])
     ragged.check_bound(name, arguments["max_seq_len"], ends)
     after = ragged.entries_to_read(starts, ends, arguments["ratio"])
-    first = torch.zeros_like(after)
-    blocks, size = cache.shape[:2]
-    ragged.check_table(name, "block_table", table, first, after, size, blocks)
+    ragged.check_table(name, "block_table", table, torch.zeros_like(after), after, cache)
 
 
 def _checked(contract: Operator) -> None:

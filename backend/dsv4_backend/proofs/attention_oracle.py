@@ -4,6 +4,9 @@ token by token: the list order of spec 4.4 and the online softmax of spec 4.6.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from dsv4_backend.proofs.numerics import Array, cast, round_to, wide
@@ -15,7 +18,12 @@ BLOCK = 512
 """Keys of a part that share one step of Ascend's."""
 
 
-def sparse_attention(
+Keys = list[Array | None]
+Softmax = Callable[[Array, Array, Keys, Keys, np.dtype], Array]
+
+
+def _of_tokens(
+    softmax: Softmax,
     q: Array,
     sink: Array,
     window_cache: Array,
@@ -28,27 +36,40 @@ def sparse_attention(
     window: int,
     ratio: int,
 ) -> Array:
-    """[T, H, D] -> [T, H, D] in the type of q: every token attends to its list in order,
-    tile by tile.
+    """[T, H, D] -> [T, H, D] in the type of q: what `softmax` makes of each token's window
+    and entries.
     """
     out = np.zeros(q.shape, q.dtype)
     for row, s, t in tokens_of_call(query_start_loc, seq_lens):
-        keys = _window_keys(Pages(window_cache, window_block_table[s]), t, window)
+        near = _window_keys(Pages(window_cache, window_block_table[s]), t, window)
+        far: Keys = []
         if cmp_cache is not None and cmp_block_table is not None:
             named = range((t + 1) // ratio) if cmp_indices is None else cmp_indices[row].tolist()
             entries = Pages(cmp_cache, cmp_block_table[s])
-            keys += [entries[i] if i >= 0 else None for i in named]
-        out[row] = cast(q.dtype, _attend(wide(q[row]), wide(sink), keys, q.dtype))
+            far = [entries[i] if i >= 0 else None for i in named]
+        out[row] = cast(q.dtype, softmax(wide(q[row]), wide(sink), near, far, q.dtype))
     return out
 
 
-def _window_keys(rows: Pages, t: int, window: int) -> list[Array | None]:
+def _window_keys(rows: Pages, t: int, window: int) -> Keys:
     """Keys of positions max(t - window + 1, 0) .. t, then None (no key) up to `window` columns."""
     seen = [rows[j] for j in range(max(t - window + 1, 0), t + 1)] if window else []
     return [*seen, *[None] * (window - len(seen))]
 
 
-def _attend(q: Array, sink: Array, keys: list[Array | None], rounding: np.dtype) -> Array:
+def sparse_attention(*arguments: Any) -> Array:
+    """Every token attends to its list in order, tile by tile."""
+    return _of_tokens(
+        lambda q, sink, near, far, rounding: _attend(q, sink, near + far, rounding), *arguments
+    )
+
+
+def sparse_attention_p512(*arguments: Any) -> Array:
+    """Every token attends to the sink, to its window in blocks, then to its entries in blocks."""
+    return _of_tokens(_attend_from_sink, *arguments[:9], *arguments[10:])  # no max_seq_len
+
+
+def _attend(q: Array, sink: Array, keys: Keys, rounding: np.dtype) -> Array:
     """[H, D] of one token -> [H, D]: probabilities against the running maximum,
     rounded for the values only.
     """
@@ -70,46 +91,15 @@ def _attend(q: Array, sink: Array, keys: list[Array | None], rounding: np.dtype)
     return np.asarray(values / (total + np.exp(sink - maximum))[:, None])
 
 
-def sparse_attention_p512(
-    q: Array,
-    sink: Array,
-    window_cache: Array,
-    window_block_table: Array,
-    cmp_cache: Array | None,
-    cmp_block_table: Array | None,
-    cmp_indices: Array | None,
-    query_start_loc: Array,
-    seq_lens: Array,
-    max_seq_len: int,
-    window: int,
-    ratio: int,
-) -> Array:
-    """[T, H, D] -> [T, H, D] in the type of q: the sink, the window in blocks,
-    then entries in blocks.
-    """
-    out = np.zeros(q.shape, q.dtype)
-    for row, s, t in tokens_of_call(query_start_loc, seq_lens):
-        near = Pages(window_cache, window_block_table[s])
-        keys = [near[j] for j in range(max(t - window + 1, 0), t + 1)] if window else []
-        blocks = _cut(keys)
-        if cmp_cache is not None and cmp_block_table is not None:
-            named = range((t + 1) // ratio) if cmp_indices is None else cmp_indices[row].tolist()
-            entries = Pages(cmp_cache, cmp_block_table[s])
-            blocks += _cut([entries[i] for i in named if i >= 0])
-        out[row] = cast(q.dtype, _attend_from_sink(wide(q[row]), wide(sink), blocks, q.dtype))
-    return out
+def _blocks(keys: Keys) -> list[Array]:
+    present = [wide(key) for key in keys if key is not None]
+    return [np.stack(present[first : first + BLOCK]) for first in range(0, len(present), BLOCK)]
 
 
-def _cut(keys: list[Array]) -> list[Array]:
-    return [
-        np.stack([wide(key) for key in keys[first : first + BLOCK]])
-        for first in range(0, len(keys), BLOCK)
-    ]
-
-
-def _attend_from_sink(q: Array, sink: Array, blocks: list[Array], rounding: np.dtype) -> Array:
+def _attend_from_sink(q: Array, sink: Array, near: Keys, far: Keys, rounding: np.dtype) -> Array:
+    """[H, D] of one token -> [H, D]: an online softmax that the sink begins."""
     maximum, total, values = sink, np.ones(len(q)), np.zeros(q.shape)
-    for block in blocks:
+    for block in _blocks(near) + _blocks(far):
         scores = q @ block.T / np.sqrt(q.shape[-1])
         raised = np.maximum(maximum, scores.max(-1))
         p, kept = np.exp(scores - raised[:, None]), np.exp(maximum - raised)

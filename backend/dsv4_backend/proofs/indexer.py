@@ -9,16 +9,16 @@ import torch.nn.functional as F
 
 from dsv4_backend import ragged_cases
 from dsv4_backend.contract import Case, Draw
+from dsv4_backend.ops.attention import visible_entries
 from dsv4_backend.ops.indexer import (
     _DTYPES,
     IndexerCall,
     _combine,
     _dot,
-    _pad,
-    _visible,
     hide,
     indexer_scores,
     key_rows,
+    pad_behind,
     topk_indices,
 )
 from dsv4_backend.proofs import indexer_oracle
@@ -61,7 +61,7 @@ def random_call(
     )
 
 
-def _stale(call: IndexerCall) -> IndexerCall:
+def stale(call: IndexerCall) -> IndexerCall:
     """NaN in every cache row, nonsense in every table entry that belongs to no closed block."""
     entries = call.seq_lens // call.ratio
     cache = ragged_cases.only_rows(call.k_cache, call.block_table, entries * 0, entries)
@@ -98,7 +98,7 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(
             "large blocks", profile, random_call(draw, _BATCHES["mixed"], dtype, block_size=16)
         )
-        yield Case("stale NaN", profile, _stale(random_call(draw, _BATCHES["mixed"], dtype)))
+        yield Case("stale NaN", profile, stale(random_call(draw, _BATCHES["mixed"], dtype)))
         yield Case("NaN, infinity, zero", profile, _special(random_call(draw, [(0, 19)], dtype)))
         yield Case("strided", profile, _strided(draw, random_call(draw, _BATCHES["mixed"], dtype)))
         sequences = [(0, 6), (259, 4)]
@@ -129,9 +129,13 @@ indexer_scores.wrong_steps(
         "keys of the first sequence": {
             key_rows: lambda call, owner, entries: key_rows(call, owner * 0, entries)
         },
-        "entry seen before its block closes": {_visible: lambda t, ratio: _visible(t + 1, ratio)},
-        "newest entry one token late": {_visible: lambda t, ratio: _visible(t - 1, ratio)},
-        "token's own entry too": {_visible: lambda t, ratio: t // ratio + 1},
+        "entry seen before its block closes": {
+            visible_entries: lambda t, ratio: visible_entries(t + 1, ratio)
+        },
+        "newest entry one token late": {
+            visible_entries: lambda t, ratio: visible_entries(t - 1, ratio)
+        },
+        "token's own entry too": {visible_entries: lambda t, ratio: t // ratio + 1},
         "hidden entries are 0": {hide: lambda scores, n: hide(scores, n).nan_to_num(neginf=0)},
     }
 )
@@ -191,12 +195,12 @@ topk_indices.no_output_fault("one NaN", "indices are integers")
 @topk_indices.fault("ties: larger index first")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
     order = hide(scores, visible).flip(1).sort(dim=1, descending=True, stable=True).indices
-    return _pad(scores.shape[1] - 1 - order[:, :k], visible)
+    return pad_behind(scores.shape[1] - 1 - order[:, :k], visible)
 
 
 @topk_indices.fault("torch.topk, without a tie rule")
 def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
-    return _pad(hide(scores, visible).topk(min(k, scores.shape[1])).indices, visible)
+    return pad_behind(hide(scores, visible).topk(min(k, scores.shape[1])).indices, visible)
 
 
 topk_indices.wrong_arguments(

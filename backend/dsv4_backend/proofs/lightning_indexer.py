@@ -13,8 +13,9 @@ from dsv4_backend import ragged_cases
 from dsv4_backend.contract import Case, Draw, Operator
 from dsv4_backend.ops import lightning_indexer as ops
 from dsv4_backend.ops.attention import visible_entries
-from dsv4_backend.ops.indexer import hide
+from dsv4_backend.ops.indexer import IndexerCall, best, hide
 from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
+from dsv4_backend.proofs.indexer import random_call, stale
 from dsv4_backend.proofs.indexer_oracle import best_entries, entry_scores, scores_of_choice
 from dsv4_backend.proofs.numerics import Array, round_to
 from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
@@ -55,44 +56,28 @@ def _prove(contract: Operator) -> None:
     contract.measured(lambda *values: scores_of_choice(scores(values[:-1]), values[-1]))
 
 
-def _rows(
-    draw: Draw, sequences: list[ragged_cases.Sequence], heads: int, dim: int, block_size: int
-) -> dict[str, Any]:
-    """A call over random values and shuffled block tables, in fp32."""
-    tokens = ragged_cases.tokens_of(sequences)
-    longest = max((before + new for before, new in sequences), default=0)
-    table = ragged_cases.shuffled_table(draw, sequences, longest // 4, block_size)
-    starts, lengths = ragged_cases.offsets(sequences)
-    return {
-        "q": draw.normal(tokens, heads, dim),
-        "k_cache": draw.normal(ragged_cases.blocks_of(table), block_size, dim),
-        "weights": draw.normal(tokens, heads, scale=(heads * dim) ** -0.5),
-        "block_table": table,
-        "query_start_loc": starts,
-        "seq_lens": lengths,
-        "max_seq_len": longest,
-        "ratio": 4,
-        "k": _K,
-    }
+def _named(call: IndexerCall, k: int = _K) -> dict[str, Any]:
+    """Arguments of the operators by name."""
+    *tensors, ratio = call
+    longest = max([0, *call.seq_lens.tolist()])
+    names = call._fields[:-1]
+    named = dict(zip(names, tensors, strict=True))
+    return named | {"max_seq_len": longest, "ratio": ratio, "k": k}
 
 
-def _stale(call: dict[str, Any]) -> dict[str, Any]:
-    """NaN in every row and nonsense in every table entry that belongs to no closed block."""
-    cache, table, entries = call["k_cache"], call["block_table"], call["seq_lens"] // 4
-    return call | {
-        "k_cache": ragged_cases.only_rows(cache, table, entries * 0, entries),
-        "block_table": ragged_cases.only_blocks(table, entries * 0, entries, cache.shape[1]),
-    }
+def _random(draw: Draw, sequences: list[ragged_cases.Sequence]) -> IndexerCall:
+    return random_call(draw, sequences, torch.float32)
 
 
 def _calls(draw: Draw) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, sequences in _BATCHES.items():
-        yield name, _rows(draw, sequences, 5, 12, 3)
-    yield "more than there are", _rows(draw, _BATCHES["mixed"], 5, 12, 3) | {"k": 40}
-    call = _rows(draw, _BATCHES["mixed"], 5, 12, 3)
+        yield name, _named(_random(draw, sequences))
+    yield "more than there are", _named(_random(draw, _BATCHES["mixed"]), 40)
+    call = _named(_random(draw, _BATCHES["mixed"]))
     yield "a bound above the lengths", call | {"max_seq_len": call["max_seq_len"] + 1}
     sequences = [(0, 6), (559, 4), (130, 1)]
-    yield "64 heads of 128", _rows(draw, sequences, 64, 128, 16) | {"k": 64}
+    real = random_call(draw, sequences, torch.float32, heads=64, dim=128, block_size=16)
+    yield "64 heads of 128", _named(real, 64)
 
 
 @ops.lightning_indexer.cases
@@ -100,8 +85,8 @@ def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
         for name, call in _calls(draw):
             yield _case(name, profile, _cast(call, dtype))
-        stale = _stale(_rows(draw, _BATCHES["mixed"], 5, 12, 3))
-        yield _case("stale NaN", profile, _cast(stale, dtype))
+        hidden = _named(stale(_random(draw, _BATCHES["mixed"])))
+        yield _case("stale NaN", profile, _cast(hidden, dtype))
 
 
 def _cast(call: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -158,7 +143,6 @@ _EQUIVALENT = {
         "weighted: weights.float() -> weights",
         "scaled: q_scale.float() -> q_scale",
         "scaled: k_scale.float() -> k_scale",
-        "_scores: call.k_scale.float() -> call.k_scale",
     ),
     "the product with fp32 widens it",
 )
@@ -186,9 +170,9 @@ for _contract in ops.LIGHTNING:
                 visible_entries: lambda t, ratio: visible_entries(t - 1, ratio)
             },
             "hidden entries compete": {hide: lambda scores, visible: scores},
-            "the smallest": {ops.best: lambda scores, n, k: ops.best(-scores, n, k)},
-            "one fewer": {ops.best: lambda s, n, k: ops.best(s, n.clamp(max=k - 1), k)},
-            "the first ones": {ops.best: lambda s, n, k: ops.best(s * 0, n, k)},
+            "the smallest": {best: lambda scores, n, k: best(-scores, n, k)},
+            "one fewer": {best: lambda s, n, k: best(s, n.clamp(max=k - 1), k)},
+            "the first ones": {best: lambda s, n, k: best(s * 0, n, k)},
         }
     )
     _contract.wrong_arguments(

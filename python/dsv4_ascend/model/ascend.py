@@ -5,6 +5,9 @@ spec/deployments.md 8 says what each profile does at each site, 9 what is not em
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch.nn.functional import linear
 
@@ -34,49 +37,42 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return (wide @ sylvester(wide)).to(x.dtype)
 
 
-def select_int8(
-    q: torch.Tensor,
-    weights: torch.Tensor,
-    keys: Paged,
-    lengths: Lengths,
-    ratio: int,
-    k: int,
+class _IndexCodes(NamedTuple):
+    """How index keys of a byte format are met: the queries' codes, the dtype of their scales,
+    and what scores and selects.
+    """
+
+    quantise: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    scale: torch.dtype
+    indexer: Operator[..., torch.Tensor]
+
+
+INDEX_CODES = {
+    "indexer_int8": _IndexCodes(int8_token_quant, torch.float16, lightning_indexer_int8),
+    "indexer_token_fp8": _IndexCodes(fp8_token_quant, torch.float32, lightning_indexer_fp8),
+}
+"""By the byte format of the keys."""
+
+
+def select(
+    q: torch.Tensor, weights: torch.Tensor, keys: Paged, lengths: Lengths, ratio: int, k: int
 ) -> torch.Tensor:
-    """Entries chosen by int8 queries with an fp16 scale per head, and int8 keys."""
-    codes, scale = int8_token_quant(q)
-    return _select(lightning_indexer_int8, codes, scale.half(), weights, keys, lengths, ratio, k)
-
-
-def select_fp8(
-    q: torch.Tensor,
-    weights: torch.Tensor,
-    keys: Paged,
-    lengths: Lengths,
-    ratio: int,
-    k: int,
-) -> torch.Tensor:
-    """Entries chosen by e4m3 queries with an fp32 scale per head, and e4m3 keys."""
-    codes, scale = fp8_token_quant(q)
-    return _select(lightning_indexer_fp8, codes, scale, weights, keys, lengths, ratio, k)
-
-
-def _select(
-    indexer: Operator[..., torch.Tensor],
-    codes: torch.Tensor,
-    scale: torch.Tensor,
-    weights: torch.Tensor,
-    keys: Paged,
-    lengths: Lengths,
-    ratio: int,
-    k: int,
-) -> torch.Tensor:
+    """Entries int32 [T, k] chosen by rotated queries [T, HI, DI] in the format of the keys."""
     assert isinstance(keys, BytePaged)
+    form = INDEX_CODES[keys.rows.form]
+    codes, scale = form.quantise(q)
     of_keys, scales = keys.fields()
-    reach = keys.table.shape[1] * keys.block_size * ratio
-    bound = reach if lengths.max_seq_len is None else lengths.max_seq_len
-    starts, ends, _ = lengths
-    rows = codes, scale, of_keys, scales.squeeze(-1), weights
-    return indexer(*rows, keys.table, starts, ends, bound, ratio, k)
+    rows = codes, scale.to(form.scale), of_keys, scales.squeeze(-1), weights
+    starts, ends, max_seq_len = lengths
+    bound = _bound(max_seq_len, keys.table, keys.block_size * ratio)
+    return form.indexer(*rows, keys.table, starts, ends, bound, ratio, k)
+
+
+def _bound(max_seq_len: int | None, table: torch.Tensor, tokens: int) -> int:
+    """What seq_lens are at most: if not known, what an absolute table of blocks of so many tokens
+    reaches.
+    """
+    return table.shape[1] * tokens if max_seq_len is None else max_seq_len
 
 
 def fp32_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -92,9 +88,6 @@ def half_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.
 
 
 def attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:
-    """Attention in blocks of 512 keys, over absolute tables; without max_seq_len they reach what
-    the window's table does.
-    """
-    reach = call.window_block_table.shape[1] * call.window_cache.shape[1]
-    bound = reach if max_seq_len is None else max_seq_len
+    """Attention in blocks of 512 keys, over absolute tables."""
+    bound = _bound(max_seq_len, call.window_block_table, call.window_cache.shape[1])
     return sparse_attention_p512(*call[:9], bound, *call[9:])

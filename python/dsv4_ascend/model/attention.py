@@ -4,6 +4,8 @@ plus the indexer (CSA). spec/v4.md 4.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -80,6 +82,16 @@ class Compressor(nn.Module):
         )
 
 
+class IndexerInput(NamedTuple):
+    """Of one layer's step: x [T, d], qr [T, q_lora], frequencies, caches and batch."""
+
+    x: torch.Tensor
+    qr: torch.Tensor
+    inv_freq: torch.Tensor
+    cache: LayerCache
+    batch: Batch
+
+
 class Indexer(nn.Module):
     """Scores compressed entries per query; the best index_topk are attended (4.5)."""
 
@@ -92,48 +104,26 @@ class Indexer(nn.Module):
         self.weights_proj = Linear(self.heads, config.hidden_size, profile.activations)
         self.compressor = Compressor(config, ratio, self.dim, overlap=True)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        qr: torch.Tensor,
-        inv_freq: torch.Tensor,
-        cache: LayerCache,
-        batch: Batch,
-    ) -> torch.Tensor:
-        """X [T, d], qr [T, q_lora] -> scores [T, entries] of visible entries, -inf elsewhere;
-        writes the new keys.
-        """
-        q, weights, keys = self._prepare(x, qr, inv_freq, cache, batch)
+    def forward(self, given: IndexerInput) -> torch.Tensor:
+        """Scores [T, entries] of visible entries, -inf elsewhere; writes the new keys."""
+        q, weights, keys = self._prepare(given)
         pages, table = keys.read()
-        starts, ends = batch.query_start_loc, batch.seq_lens
+        starts, ends = given.batch.query_start_loc, given.batch.seq_lens
         return indexer_scores(q, pages, weights, table, starts, ends, self.ratio)
 
-    def choose(
-        self,
-        x: torch.Tensor,
-        qr: torch.Tensor,
-        inv_freq: torch.Tensor,
-        cache: LayerCache,
-        batch: Batch,
-    ) -> torch.Tensor:
+    def choose(self, given: IndexerInput) -> torch.Tensor:
         """The entries that each token attends to: int32 [T, at most topk], then -1;
         writes the new keys.
         """
         if self.form.select is None:
-            scores = self(x, qr, inv_freq, cache, batch)
-            return topk_indices(scores, batch.compressed(self.ratio).visible, self.topk)
-        q, weights, keys = self._prepare(x, qr, inv_freq, cache, batch)
-        return self.form.select(q, weights, keys, batch.lengths, self.ratio, self.topk)
+            visible = given.batch.compressed(self.ratio).visible
+            return topk_indices(self(given), visible, self.topk)
+        q, weights, keys = self._prepare(given)
+        return self.form.select(q, weights, keys, given.batch.lengths, self.ratio, self.topk)
 
-    def _prepare(
-        self,
-        x: torch.Tensor,
-        qr: torch.Tensor,
-        inv_freq: torch.Tensor,
-        cache: LayerCache,
-        batch: Batch,
-    ) -> tuple[torch.Tensor, torch.Tensor, Paged]:
+    def _prepare(self, given: IndexerInput) -> tuple[torch.Tensor, torch.Tensor, Paged]:
         """Queries [T, HI, DI], weights [T, HI] and all keys, the new ones written."""
+        x, qr, inv_freq, cache, batch = given
         assert cache.index_state is not None
         assert cache.index_keys is not None
         keys = self.compressor(x, inv_freq, cache.index_state, batch)
@@ -196,7 +186,8 @@ class Attention(nn.Module):
         pages, table = batch.reachable(cache.entries, self.ratio).read()
         if self.kind != "csa":
             return pages, table, None
-        return pages, table, self.indexer.choose(x, qr, self.inv_freq, cache, batch)
+        given = IndexerInput(x, qr, self.inv_freq, cache, batch)
+        return pages, table, self.indexer.choose(given)
 
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""

@@ -105,8 +105,8 @@ def _attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:
 
 _UNROUNDED = IndexFormat(_unrounded_index, _unrounded_index, _scaled_weights)
 _FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights)
-_INT8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.half_weights, ascend.select_int8)
-_TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.fp32_weights, ascend.select_fp8)
+_INT8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.half_weights, ascend.select)
+_TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.fp32_weights, ascend.select)
 
 _FP32 = Mixing(hc_pre, hc_head)
 _HF32 = Mixing(hc_pre_hf32, hc_head_hf32)

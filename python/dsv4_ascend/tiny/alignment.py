@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from dsv4_ascend.model.attention import Attention, Indexer
+from dsv4_ascend.model.attention import Attention, Indexer, IndexerInput
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.paged import LayerCache
 from dsv4_ascend.model.transformer import Transformer
@@ -23,17 +23,10 @@ class AlignedIndexer(Indexer):
     loss: torch.Tensor
     teacher: tuple[Attention]  # in a tuple, so that it does not become a submodule
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        qr: torch.Tensor,
-        inv_freq: torch.Tensor,
-        cache: LayerCache,
-        batch: Batch,
-    ) -> torch.Tensor:
+    def forward(self, given: IndexerInput) -> torch.Tensor:
         """As `Indexer`; also sets `loss`."""
-        scores = super().forward(x.detach(), qr.detach(), inv_freq, cache, batch)
-        target = self._attention(qr, cache, batch)
+        scores = super().forward(given._replace(x=given.x.detach(), qr=given.qr.detach()))
+        target = self._attention(given.qr, given.cache, given.batch)
         log_probabilities = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
         self.loss = -(target * log_probabilities).sum(-1).mean()
         return scores

@@ -47,8 +47,9 @@ class Seen:
             return result
 
         patch.setattr(attention, "rope", seen_rope)
-        for name in ("lightning_indexer_int8", "lightning_indexer_fp8"):
-            patch.setattr(ascend, name, self._selecting(getattr(ascend, name)))
+        for name, form in ascend.INDEX_CODES.items():
+            seen = form._replace(indexer=self._selecting(form.indexer))
+            patch.setitem(ascend.INDEX_CODES, name, seen)
         (self.indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
         self.indexer.compressor.register_forward_hook(self._keep)
 
