@@ -1,7 +1,6 @@
 """Every contract is complete, its cases hold, and its registration is truthful."""
 
 import inspect
-import os
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ CODES = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
 SAMPLES = 10
 EVERY_SAMPLE = ("test_schema", "test_autograd_registration", "test_faketensor")
 COMPILED = ("test_aot_dispatch_dynamic",)
-# Tracing costs seconds per sample: these have gradients and none in turn; all in the longer tier.
-COMPILED_EVERY = 1 if os.environ.get("DSV4_LONG") else 5
+# Tracing costs seconds per sample: these have gradients and none in turn; all in the long tier.
+COMPILED_EVERY = 5
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 
@@ -132,9 +131,10 @@ def float8_in_opcheck(monkeypatch):
 
 @every_operator
 @pytest.mark.usefixtures("float8_in_opcheck")
-def test_registration_is_truthful(operator):
+def test_registration_is_truthful(operator, request):
+    compiled_every = 1 if request.config.getoption("--long") else COMPILED_EVERY
     overload = getattr(torch.ops.dsv4, operator.name).default
     for i, arguments in enumerate(opcheck_arguments(operator)):
-        tests = EVERY_SAMPLE + (() if i % COMPILED_EVERY else COMPILED)
+        tests = EVERY_SAMPLE + (() if i % compiled_every else COMPILED)
         results = torch.library.opcheck(overload, arguments, test_utils=tests)
         assert results == dict.fromkeys(tests, "SUCCESS")

@@ -4,7 +4,6 @@ and a failed queue of torch_npu poisons its process.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,7 @@ from softnpu.settings import settings
 
 HERE = Path(__file__).resolve().parent
 
-long = pytest.mark.skipif(
-    not os.environ.get("SOFTNPU_LONG"), reason="the longer tier: set SOFTNPU_LONG=1"
-)
+long = pytest.mark.long
 
 
 def finishes(process, timeout):

@@ -8,9 +8,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from processes import HERE, long
+from processes import HERE
 from tier import lacking
 
+pytestmark = pytest.mark.long  # the sanitizers' builds take minutes
 ROOT = HERE.parents[1]
 SOURCES = [
     HERE / "collectives_test.cpp",
@@ -26,7 +27,7 @@ SOURCES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["thread", pytest.param("address", marks=long)])
+@pytest.fixture(scope="module", params=["thread", "address"])
 def binary(request, tmp_path_factory):
     if shutil.which("g++") is None:
         lacking("g++ is not installed")

@@ -9,14 +9,21 @@ from processes import execute, long, run
 
 from softnpu import SOCS
 
+A2, A3, A5 = SOCS
 
-@pytest.mark.parametrize("soc", SOCS)
+
+def on(soc, *others):
+    """One chip for what all chips have alike; the others in the long tier."""
+    return pytest.mark.parametrize("soc", [soc, *(pytest.param(o, marks=long) for o in others)])
+
+
+@on(A2, A3, A5)
 def test_models_equal_the_cpu(soc):
     code, output = run("models.py", soc=soc)
     assert code == 0 and "models good" in output, output
 
 
-@pytest.mark.parametrize(("soc", "more"), [(SOCS[0], ["more"]), (SOCS[1], []), (SOCS[2], [])])
+@pytest.mark.parametrize(("soc", "more"), [(A2, ["more"]), (A3, []), (A5, [])])
 def test_first_commands_give_the_tokens_of_the_cpu(soc, more, tmp_path):
     code, output = run("first_commands.py", tmp_path, *more, soc=soc)
     assert code == 0 and "first commands: 0 problems" in output, output
@@ -27,7 +34,12 @@ def test_first_commands_give_the_tokens_of_the_cpu(soc, more, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("soc", "calls"), [*((soc, 2100) for soc in SOCS), pytest.param(SOCS[0], 12000, marks=long)]
+    ("soc", "calls"),
+    [
+        (A5, 2100),
+        *(pytest.param(soc, 2100, marks=long) for soc in (A2, A3)),
+        pytest.param(A2, 12000, marks=long),
+    ],
 )
 def test_random_calls_equal_the_cpu(soc, calls):
     code, output = run("differential.py", calls, soc=soc)
@@ -36,12 +48,12 @@ def test_random_calls_equal_the_cpu(soc, calls):
 
 SAME_VALUES = {
     "PYTEST_CURRENT_TEST": "tests/softnpu/test_device.py::"
-    f"test_fused_operators_equal_their_documents[{SOCS[2]}-9.2.0] (call)"
+    f"test_fused_operators_equal_their_documents[{A5}-9.2.0] (call)"
 }
 """The seeds of that test: what is compared then differs by the workspace alone."""
 
 
-@pytest.mark.parametrize(("soc", "program"), [(SOCS[0], "models.py"), (SOCS[2], "fused.py")])
+@pytest.mark.parametrize(("soc", "program"), [(A2, "models.py"), (A5, "fused.py")])
 def test_every_operator_asks_for_a_workspace(soc, program):
     """It is checked when given and overwritten before each run:
     whose memory it was would be spoilt.
@@ -52,18 +64,23 @@ def test_every_operator_asks_for_a_workspace(soc, program):
     assert code == 0, output
 
 
-@pytest.mark.parametrize("soc", SOCS)
-@pytest.mark.parametrize("program", ["modules.py", "training.py"])
-def test_torch_nn_equals_the_cpu(program, soc):
-    code, output = run(program, soc=soc)
+@on(A3, A2, A5)
+def test_modules_of_torch_equal_the_cpu(soc):
+    code, output = run("modules.py", soc=soc)
+    assert code == 0, output
+
+
+@on(A5, A2, A3)
+def test_training_equals_the_cpu(soc):
+    code, output = run("training.py", soc=soc)
     assert code == 0, output
 
 
 @pytest.mark.parametrize(
     ("soc", "dtype", "share", "shares"),
     [
-        (SOCS[0], "float32", 0, 2),
-        (SOCS[2], "float32", 1, 2),
+        (A2, "float32", 0, 2),
+        (A5, "float32", 1, 2),
         *(
             pytest.param(soc, dtype, 0, 1, marks=long)
             for soc in SOCS
@@ -79,19 +96,24 @@ def test_samples_of_torch_equal_the_cpu(soc, dtype, share, shares):
     assert code == 0 and " 0 problems" in output, output
 
 
-@pytest.mark.parametrize("soc", [SOCS[0], SOCS[2], pytest.param(SOCS[1], marks=long)])
+@on(A3, A2, A5)
 def test_popular_models_equal_the_cpu(soc):
     code, output = run("popular.py", soc=soc)
     assert code == 0, output
 
 
-@pytest.mark.parametrize("cann", [None, "9.2.0"])
-@pytest.mark.parametrize("soc", SOCS)
+@pytest.mark.parametrize(
+    ("soc", "cann"),
+    [
+        *((soc, "9.2.0") for soc in SOCS),
+        (A2, "8.5.0"),
+        pytest.param(A3, "8.5.0", marks=long),
+        pytest.param(A5, "9.0.0", marks=long),
+    ],
+)
 def test_fused_operators_equal_their_documents(soc, cann):
-    """With the CANN that the chip came with, and with the newest one, which has more of them."""
-    code, output = run(
-        "fused.py", soc=soc, cann=cann or ("9.0.0" if soc.startswith("Ascend950") else "8.5.0")
-    )
+    """With the newest CANN, which has most of them, and with the one that the chip came with."""
+    code, output = run("fused.py", soc=soc, cann=cann)
     assert code == 0, output
 
 
@@ -103,8 +125,14 @@ def test_guard(case):
     assert code == 0 and "caught" in output, output
 
 
-@pytest.mark.parametrize("queue", ["0", "1"])
-@pytest.mark.parametrize("soc", SOCS)
+@pytest.mark.parametrize(
+    ("soc", "queue"),
+    [
+        (A2, "0"),
+        (A5, "1"),
+        *(pytest.param(*two, marks=long) for two in ((A2, "1"), (A3, "0"), (A3, "1"), (A5, "0"))),
+    ],
+)
 def test_the_rest_of_torch(soc, queue):
     code, output = run("runtime.py", soc=soc, memory="256M", variables={"TASK_QUEUE_ENABLE": queue})
     assert code == 0 and "runtime good" in output, output
@@ -159,7 +187,7 @@ def test_fixture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("operator", "soc"), [("SoftmaxCrossEntropyWithLogits", SOCS[0]), ("aclStft", SOCS[2])]
+    ("operator", "soc"), [("SoftmaxCrossEntropyWithLogits", A2), ("aclStft", A5)]
 )
 def test_unknown_operator_is_named(operator, soc):
     code, output = run(
@@ -198,8 +226,8 @@ def test_chaos_changes_nothing_and_finds_a_missing_wait(seeds):
 @pytest.mark.parametrize(
     ("model", "stride", "soc"),
     [
-        ("qwen3-moe", 1, SOCS[0]),
-        ("deepseek-v4", 40, SOCS[2]),
+        ("qwen3-moe", 1, A2),
+        ("deepseek-v4", 40, A5),
         *(pytest.param("deepseek-v4", 1, soc, marks=long) for soc in SOCS),
     ],
 )

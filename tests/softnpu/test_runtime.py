@@ -7,6 +7,7 @@ import pytest
 from processes import HERE
 from tier import lacking
 
+pytestmark = pytest.mark.long  # the sanitizer's build takes minutes
 ROOT = HERE.parents[1]
 
 

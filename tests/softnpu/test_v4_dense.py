@@ -1,13 +1,18 @@
 """The V4 family's norms, products, quantisers and gates on the software device."""
 
 import pytest
-from processes import run
+from processes import long, run
 
 from softnpu import SOCS
 
 
 @pytest.mark.parametrize(
-    ("soc", "cann"), [*((soc, "9.1.0") for soc in SOCS), (SOCS[0], "8.5.0"), (SOCS[2], "9.0.0")]
+    ("soc", "cann"),
+    [
+        *((soc, "9.1.0") for soc in SOCS),
+        (SOCS[0], "8.5.0"),
+        pytest.param(SOCS[2], "9.0.0", marks=long),
+    ],
 )
 def test_operators_equal_their_documents(soc, cann):
     """With CANN 9.1, which has the family, and with one before it, which refuses it."""
