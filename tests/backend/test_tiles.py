@@ -115,7 +115,7 @@ def attention(context, tokens=128, chosen=None, ratio=128):
 def prompt(tokens):
     model, ids = dsv4_ascend.load(SHIPPED), [i % 200 for i in range(tokens)]
     cache = model.new_cache(max_sequences=1, max_tokens=tokens, max_step_tokens=tokens)
-    step = dsv4_ascend.model.batch.make_step(cache, [cache.new_sequence()], [ids])
+    step = dsv4_ascend.model.step.make_step(cache, [cache.new_sequence()], [ids])
     return lambda: model.network.run_layers(*step)
 
 with torch.inference_mode():

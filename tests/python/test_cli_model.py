@@ -22,8 +22,8 @@ from tiny_networks import CONFIG, random_model
 from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_ascend.cli.main import main
 from dsv4_ascend.model import model as model_module
-from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.model import load
+from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.weights import official_tensors
 from dsv4_ascend.tiny.corpus import train_tokenizer
 

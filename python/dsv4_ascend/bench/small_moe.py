@@ -68,10 +68,10 @@ def beside_operators(layer: MoE) -> Callable[[], object]:
     def run() -> object:
         known = iter(results)
         # By hand: patch.object alone would take a third of what is measured.
-        Operator.__call__ = lambda operator, *args: next(known)  # type: ignore[method-assign]
+        setattr(Operator, "__call__", lambda operator, *args: next(known))  # noqa: B010
         try:
             return layer(*arguments)
         finally:
-            Operator.__call__ = call  # type: ignore[method-assign]
+            setattr(Operator, "__call__", call)  # noqa: B010
 
     return run

@@ -114,6 +114,7 @@ def generate(
     encoding: _Encoding = "preview",
     control_tokens: _ControlTokens = False,
     draft_tokens: _DraftTokens = 0,
+    eager: Annotated[bool, typer.Option("--eager", help="On npu: no captured graphs.")] = False,
     allow_unknown: AllowUnknown = None,
 ) -> None:
     """Generate text from a prompt and stream it.
@@ -153,6 +154,7 @@ def generate(
         options,
         max_new_tokens,
         draft_tokens,
+        eager,
     )
 
 
@@ -171,7 +173,12 @@ def _read(
 
 
 def _run(
-    model: Model, prompt: _Prompt, sampling: Sampling, max_new_tokens: int, draft_tokens: int
+    model: Model,
+    prompt: _Prompt,
+    sampling: Sampling,
+    max_new_tokens: int,
+    draft_tokens: int,
+    eager: bool,
 ) -> None:
     ids = prompt.encode(model)
     clock = _Clock()
@@ -182,6 +189,7 @@ def _run(
         top_p=sampling.top_p,
         seed=sampling.seed,
         draft_tokens=draft_tokens,
+        eager=eager,
     )
     watched = clock.watch(tokens)
     as_ids = prompt.ids is not None and not model.has_tokenizer

@@ -6,6 +6,7 @@ spec/deployments.md 8 says what each profile does at each site, 9 what is not em
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -26,15 +27,27 @@ def head_norm(q: torch.Tensor, eps: float) -> torch.Tensor:
     """The norm of queries [T, H, D] as aclnnRmsNorm with a weight of ones: fp32 inside,
     one rounding.
     """
-    return rms_norm(q, torch.ones(q.shape[-1], device=q.device), eps)
+    return rms_norm(q, _ones(q.shape[-1], q.device), eps)
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
     """Index keys or queries [.., DI] times the +-1 matrix,
     rounded once: a factor would not change what is chosen.
     """
-    wide = x.float()
-    return (wide @ sylvester(wide)).to(x.dtype)
+    return (x.float() @ _signs(x.shape[-1], x.device)).to(x.dtype)
+
+
+@cache
+@torch.inference_mode(False)
+def _ones(width: int, device: torch.device) -> torch.Tensor:
+    return torch.ones(width, device=device)
+
+
+@cache
+@torch.inference_mode(False)
+def _signs(width: int, device: torch.device) -> torch.Tensor:
+    """The +-1 matrix fp32 [width, width]."""
+    return sylvester(torch.empty(1, width)).to(device)
 
 
 class _IndexCodes(NamedTuple):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import torch
 
-from dsv4_ascend.model.cache import CachedSequence, PagedCache
-from dsv4_ascend.model.paged import LayerCache, Lengths, Paged
+from dsv4_ascend.model.paged import Lengths, Paged
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
 
@@ -113,6 +112,17 @@ class Batch:
         missing = self.rows - len(x)
         return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
+    def know_tokens(self, part: Paged, slots: torch.Tensor) -> None:
+        """Take these as `token_slots` of a part."""
+        self._found[("tokens", *_same_slots(part))] = slots, part
+
+    def know_entries(
+        self, part: Paged, ratio: int, slots: torch.Tensor, entries: Compressed
+    ) -> None:
+        """Take these as `entry_slots` of a part, and as what layers of that ratio share."""
+        self._found[("entries", ratio, *_same_slots(part))] = slots, part
+        self._found[(ratio,)] = entries, None
+
     def _once(self, name: _Name, find: Callable[[], _T], part: Paged | None = None) -> _T:
         """What `find` gives, from the first of all calls with this name and an equal table."""
         key = name if part is None else (*name, *_same_slots(part))
@@ -160,37 +170,3 @@ def build_batch(
     ids = input_ids[:tokens]
     longest = tokens if max_query_len is None else max_query_len
     return Batch(ids, query_start_loc, seq_lens, owners, positions, rows, longest, max_seq_len)
-
-
-class Step(NamedTuple):
-    """A step over a `PagedCache`: its batch, and the caches of all blocks, MTP blocks last."""
-
-    batch: Batch
-    layers: list[LayerCache]
-
-
-def make_step(
-    cache: PagedCache,
-    sequences: Sequence[CachedSequence],
-    tokens: Sequence[Sequence[int]] | Sequence[torch.Tensor],
-) -> Step:
-    """Grow every sequence by its tokens (possibly none). Nothing is written to the cache tensors.
-
-    tokens: per sequence the new token ids. ArgumentError (from the cache) when there is no room.
-    """
-    ids = [torch.as_tensor(t, dtype=torch.int64) for t in tokens]
-    for sequence, new in zip(sequences, ids, strict=True):
-        cache.grow(sequence, len(new))
-    lengths = torch.tensor([0] + [len(new) for new in ids])
-    query_start_loc = lengths.cumsum(0).to(cache.device, torch.int32)
-    seq_lens = torch.tensor([s.length for s in sequences], dtype=torch.int32, device=cache.device)
-    input_ids = torch.cat([*ids, torch.zeros(0, dtype=torch.int64)]).to(cache.device)
-    batch = build_batch(
-        input_ids,
-        query_start_loc,
-        seq_lens,
-        num_actual_tokens=len(input_ids),
-        max_query_len=int(lengths.max()),
-        max_seq_len=max([0, *(s.length for s in sequences)]),
-    )
-    return Step(batch, cache.layers(cache.block_tables(sequences)))

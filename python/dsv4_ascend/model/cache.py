@@ -198,15 +198,17 @@ class PagedCache:
             blocks.clear()
         sequence.length = 0
 
-    def block_tables(self, sequences: Sequences[CachedSequence]) -> dict[str, torch.Tensor]:
-        """Per group an absolute int32 table [R, columns], -1 where a sequence has no block.
+    def block_tables(
+        self, sequences: Sequences[CachedSequence], tokens: int
+    ) -> dict[str, torch.Tensor]:
+        """Per group an absolute int32 table [R, columns] on the host, -1 where a sequence has no
+        block, for sequences of up to `tokens` tokens.
 
-        The blocks of a ring come again and again, up to the longest sequence.
+        The blocks of a ring come again and again, up to the last column.
         """
-        longest = max([0, *(s.length for s in sequences)])
         tables = {}
         for name, group in self.groups.items():
-            rows = longest // group.ratio
+            rows = tokens // group.ratio
             columns = max(1, -(-rows // self.block_size))
             table = torch.full((len(sequences), columns), -1, dtype=torch.int32)
             for row, sequence in zip(table, sequences, strict=True):
@@ -214,13 +216,21 @@ class PagedCache:
                 if group.ring_rows is not None and len(blocks):
                     blocks = blocks.repeat(-(-columns // len(blocks)))[:columns]
                 row[: len(blocks)] = blocks
-            tables[name] = table.to(self.device)
+            tables[name] = table
         return tables
 
     def layers(self, tables: dict[str, torch.Tensor]) -> list[LayerCache]:
-        """The parts of every block, MTP blocks last, with the tables of a step (`block_tables`)."""
+        """The parts of every block, MTP blocks last, with tables as of `block_tables`."""
 
         def parts(pools: dict[str, Pool]) -> dict[str, Paged]:
             return {name: pool.part(tables[pool.group]) for name, pool in pools.items()}
 
         return [LayerCache(**parts(pools)) for pools in self.pools]
+
+    def parts_by_group(self, layers: Sequences[LayerCache]) -> dict[str, Paged]:
+        """One part of each group, of `layers`."""
+        parts: dict[str, Paged] = {}
+        for pools, layer in zip(self.pools, layers, strict=True):
+            for name, pool in pools.items():
+                parts.setdefault(pool.group, getattr(layer, name))
+        return parts

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
+from dsv4_ascend.model.captured import DecodeGraphs
+from dsv4_ascend.model.step import Step, make_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend.errors import ArgumentError, UnsupportedError
 from dsv4_backend.ops.sampling import sample
@@ -57,7 +58,8 @@ class Generator:
 
     draft_tokens > 0 drafts that many tokens per step with the MTP block and verifies them in one
     call; greedy only, the output equals plain decoding. Drafts beyond max_new_tokens are not made.
-    `accepted` and `drafted` count how well that went.
+    `accepted` and `drafted` count how well that went. graphs: what runs decode steps, without
+    drafts; None runs them operator by operator.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Generator:
         max_new_tokens: int,
         stop_ids: frozenset[int],
         draft_tokens: int = 0,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         if draft_tokens and network.config.dspark is not None:
             raise UnsupportedError(
@@ -82,6 +85,7 @@ class Generator:
         self.max_new_tokens, self.stop_ids = max_new_tokens, stop_ids
         self.draft_tokens = useful_drafts(draft_tokens, max_new_tokens)
         self.drafted = self.accepted = 0
+        self._graphs = graphs
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
         """Yield (prompt number, token) as tokens are decided; the prefill runs before the first."""
@@ -150,6 +154,8 @@ class Generator:
 
     def _decode(self, requests: list[_Request]) -> list[list[int]]:
         """One step: feed pending tokens with their drafts, keep what the main model agrees with."""
+        if self._graphs is not None:
+            return self._replay(self._graphs, requests)
         fed = [[r.pending, *r.drafts] for r in requests]
         step, streams = self._step(requests, fed)
         rows = [r for r, tokens in zip(requests, fed, strict=True) for _ in tokens]
@@ -170,6 +176,12 @@ class Generator:
             start += len(tokens)
         self._draft(requests, step, streams, follow, kept_rows)
         return results
+
+    def _replay(self, graphs: DecodeGraphs, requests: list[_Request]) -> list[list[int]]:
+        """One step without drafts, on a device that has graphs."""
+        pending = [torch.tensor([r.pending]) for r in requests]
+        logits = graphs.logits([r.cached for r in requests], pending)
+        return [[token] for token in self._sample(requests, logits)]
 
     def _draft(
         self,

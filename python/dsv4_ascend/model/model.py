@@ -27,10 +27,11 @@ from dsv4_ascend.chat.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.chat.tokenizer import Tokenizer
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import open_checkpoint
-from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.cache import PagedCache
+from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
 from dsv4_ascend.model.profile import PROFILES, Profile, profile_named
+from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
@@ -173,6 +174,7 @@ class Model:
         seed: int = 0,
         draft_tokens: int = 0,
         stop_ids: Collection[int] | None = None,
+        eager: bool = False,
     ) -> Iterator[tuple[int, int]]:
         """Yield (prompt number, token id) as they are decided;
         the last one of a prompt is its stop token, if any.
@@ -183,7 +185,9 @@ class Model:
         them (greedy only; the tokens are the same, `draft_acceptance` says how well it went). seed,
         of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still move
         with the shapes of a batch, by roundings, and a text with them. stop_ids default to the
-        config's eos tokens. ArgumentError at once names a value that is none of these.
+        config's eos tokens. On an NPU a decode step whose operators all have launchers is captured
+        as a graph, one per number of sequences, and replayed, unless there are drafts or `eager`.
+        ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
         sampling = Sampling(
@@ -198,7 +202,7 @@ class Model:
             if stop_ids is None
             else ids_of("stop_ids", stop_ids, self.config.vocab_size)
         )
-        return self._stream(ids, sampling, max_new_tokens, draft_tokens, frozenset(stops))
+        return self._stream(ids, sampling, max_new_tokens, draft_tokens, frozenset(stops), eager)
 
     @torch.inference_mode()
     def _stream(
@@ -208,6 +212,7 @@ class Model:
         max_new_tokens: int,
         draft_tokens: int,
         stops: frozenset[int],
+        eager: bool,
     ) -> Iterator[tuple[int, int]]:
         self.draft_acceptance = None
         longest = max((len(p) for p in ids), default=0)
@@ -219,6 +224,7 @@ class Model:
             max_tokens=longest + max_new_tokens + 2 * drafts,
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
+        captured = self.device.type == "npu" and not drafts and not eager
         generator = Generator(
             self.network,
             cache,
@@ -226,6 +232,7 @@ class Model:
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
             draft_tokens=draft_tokens,
+            graphs=DecodeGraphs(self.network, cache) if captured else None,
         )
         yield from generator.run(ids)
         if generator.drafted:

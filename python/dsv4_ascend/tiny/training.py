@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dsv4_ascend.checkpoint.config import RopeScaling, V4Config
-from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.cache import PagedCache
+from dsv4_ascend.model.step import Step, make_step
 from dsv4_ascend.model.transformer import Gate, Transformer
 from dsv4_ascend.model.weights import assign, official_tensors
 from dsv4_ascend.tiny.alignment import align_indexers

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -98,8 +99,13 @@ class DeployedWeight(Weight):
     ) -> torch.Tensor:
         """See `Weight`."""
         w1, w3, w2 = (self.experts(*_as_stack(w)) for w in (self, up, down))
-        offsets = torch.tensor([0, x.shape[0]], dtype=torch.int32, device=x.device)
-        return w1.run(w3, w2, x, offsets, limit)
+        return w1.run(w3, w2, x, _all_rows(x.shape[0], x.device), limit)
+
+
+@cache
+def _all_rows(rows: int, device: torch.device) -> torch.Tensor:
+    """Offsets of one expert that has all rows; made once, so that a graph can be captured."""
+    return torch.tensor([0, rows], dtype=torch.int32, device=device)
 
 
 def _as_stack(weight: Stored) -> Codes:

@@ -11,9 +11,9 @@ import torch
 from fake_engine import FakeEngine, Request, Work
 from torch.nn.functional import pad
 
-from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
 from dsv4_ascend.model.model import Model
+from dsv4_ascend.model.step import Step, make_step
 
 
 class Difference(AssertionError):
@@ -23,8 +23,8 @@ class Difference(AssertionError):
 class WideCache(PagedCache):
     """Tables of entries as wide as an engine's: sums over a longer list may round otherwise."""
 
-    def block_tables(self, sequences: list[CachedSequence]) -> dict[str, torch.Tensor]:
-        tables = super().block_tables(sequences)
+    def block_tables(self, sequences: list[CachedSequence], tokens: int) -> dict[str, torch.Tensor]:
+        tables = super().block_tables(sequences, tokens)
         for name, group in self.groups.items():
             if group.ring_rows is None:
                 missing = group.columns(self.max_tokens, self.block_size) - tables[name].shape[1]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from layer_oracle import Given
 
-from dsv4_ascend.model.batch import Step, make_step
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.step import Step, make_step
 from dsv4_ascend.model.transformer import Block
 from dsv4_ascend.parity.arrays import to_array
 from dsv4_backend.ops.embedding import embed_streams

@@ -9,9 +9,10 @@ import torch
 from tiny_networks import CONFIG, random_model
 
 from dsv4_ascend.model import batch as batch_module
-from dsv4_ascend.model.batch import build_batch, make_step
+from dsv4_ascend.model.batch import build_batch
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.step import make_step
 from dsv4_backend import dispatch, ragged
 from dsv4_backend.errors import ArgumentError
 

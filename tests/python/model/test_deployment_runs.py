@@ -13,10 +13,10 @@ from deployments import both
 from quantised_networks import QUANTISED, write_quantised
 
 from dsv4_ascend.model import profile as profile_module
-from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.model.paged import BytePaged, CacheFormats
 from dsv4_ascend.model.profile import A2A3_INT8, A5_MX, PROFILES
+from dsv4_ascend.model.step import make_step
 from dsv4_backend.ops.quant import act_qdq
 
 LENGTH = 96

@@ -12,10 +12,10 @@ import torch
 from seeds import generator, seed_of
 from tiny_networks import random_model
 
-from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.generation import Generator
 from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.model.step import make_step
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 NEVER_STOP: frozenset[int] = frozenset()

@@ -18,8 +18,8 @@ from torch.nn.functional import linear, silu
 
 from dsv4_ascend.model import attention
 from dsv4_ascend.model import profile as profile_module
-from dsv4_ascend.model.batch import make_step
 from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.model.step import make_step
 from dsv4_ascend.weights import formats
 from dsv4_ascend.weights.experts import Experts
 from dsv4_ascend.weights.linear import Linear

@@ -1,0 +1,141 @@
+"""One step over our own cache. What follows from lengths and tables alone is computed on the host
+and sent to the device in one copy per dtype, so that a device computes nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from dsv4_ascend.model.batch import Batch, Compressed, build_batch
+from dsv4_ascend.model.cache import CachedSequence, PagedCache
+from dsv4_ascend.model.paged import LayerCache
+
+Values = Mapping[str, torch.Tensor]
+_DTYPES = torch.int64, torch.int32
+
+
+class Step(NamedTuple):
+    """A step over a `PagedCache`: its batch, and the caches of all blocks, MTP blocks last."""
+
+    batch: Batch
+    layers: list[LayerCache]
+
+
+def make_step(
+    cache: PagedCache,
+    sequences: Sequence[CachedSequence],
+    tokens: Sequence[Sequence[int]] | Sequence[torch.Tensor],
+) -> Step:
+    """Grow every sequence by its tokens (possibly none). Nothing is written to the cache tensors.
+
+    tokens: per sequence the new token ids. ArgumentError (from the cache) when there is no room.
+    """
+    ids = [torch.as_tensor(t, dtype=torch.int64, device="cpu") for t in tokens]
+    grow(cache, sequences, ids)
+    longest = max([0, *(s.length for s in sequences)])
+    host = host_step(cache, sequences, ids, longest)
+    return host if cache.device.type == "cpu" else FixedStep(cache, host).step
+
+
+def grow(
+    cache: PagedCache, sequences: Sequence[CachedSequence], tokens: Sequence[torch.Tensor]
+) -> None:
+    """Make room for the new tokens of every sequence."""
+    for sequence, new in zip(sequences, tokens, strict=True):
+        cache.grow(sequence, len(new))
+
+
+def host_step(
+    cache: PagedCache,
+    sequences: Sequence[CachedSequence],
+    tokens: Sequence[torch.Tensor],
+    max_seq_len: int,
+) -> Step:
+    """The step of sequences that hold these tokens already, on the host but for the pages.
+
+    max_seq_len: what lengths are at most; tables reach it.
+    """
+    lengths = torch.tensor([0, *(len(new) for new in tokens)])
+    batch = build_batch(
+        torch.cat([*tokens, torch.zeros(0, dtype=torch.int64)]),
+        lengths.cumsum(0).int(),
+        torch.tensor([s.length for s in sequences], dtype=torch.int32),
+        num_actual_tokens=int(lengths.sum()),
+        max_query_len=int(lengths.max()),
+        max_seq_len=max_seq_len,
+    )
+    return Step(batch, cache.layers(cache.block_tables(sequences, max_seq_len)))
+
+
+class FixedStep:
+    """A step on the cache's device, in buffers that other steps of the same shapes can be put into.
+
+    step: what the network takes; `put` changes what it says, not where it is.
+    """
+
+    def __init__(self, cache: PagedCache, host: Step) -> None:
+        self._cache = cache
+        values = _values(cache, host)
+        self._buffers = {of: _packed(values, of).to(cache.device) for of in _DTYPES}
+        self.step = self._on_device(host.batch, _views(self._buffers, values))
+
+    def put(self, host: Step) -> None:
+        """Have the values of another step of the same shapes."""
+        values = _values(self._cache, host)
+        for of, buffer in self._buffers.items():
+            buffer.copy_(_packed(values, of))
+
+    def _on_device(self, host: Batch, values: Values) -> Step:
+        of_batch: dict[str, Any] = {name: values[name] for name in _OF_BATCH}
+        batch = replace(host, **of_batch)
+        layers = self._cache.layers({name: values[f"table {name}"] for name in self._cache.groups})
+        for name, part in self._cache.parts_by_group(layers).items():
+            group = self._cache.groups[name]
+            if group.ring_rows is None:
+                entries = Compressed(*(values[f"{field} {name}"] for field in Compressed._fields))
+                batch.know_entries(part, group.ratio, values[f"slots {name}"], entries)
+            elif f"slots {name}" in values:
+                batch.know_tokens(part, values[f"slots {name}"])
+        return Step(batch, layers)
+
+
+_OF_BATCH = ("input_ids", "query_start_loc", "seq_lens", "owners", "positions")
+
+
+def _values(cache: PagedCache, host: Step) -> Values:
+    """All index values of a step by name, on the host."""
+    batch = host.batch
+    values = {name: getattr(batch, name) for name in _OF_BATCH}
+    for name, part in cache.parts_by_group(host.layers).items():
+        group = cache.groups[name]
+        values[f"table {name}"] = part.table
+        if group.ring_rows is None:
+            values[f"slots {name}"] = batch.entry_slots(part, group.ratio)
+            entries = batch.compressed(group.ratio)._asdict()
+            values |= {f"{field} {name}": value for field, value in entries.items()}
+        elif part is host.layers[0].window:
+            values[f"slots {name}"] = batch.token_slots(part)
+    return values
+
+
+def _packed(values: Values, of: torch.dtype) -> torch.Tensor:
+    """All values of one dtype behind each other."""
+    return torch.cat([torch.zeros(0, dtype=of), *(v.flatten() for v in _of(values, of).values())])
+
+
+def _views(buffers: Mapping[torch.dtype, torch.Tensor], values: Values) -> Values:
+    """The places in the buffers where `_packed` puts the values."""
+    views: dict[str, torch.Tensor] = {}
+    for of, buffer in buffers.items():
+        named = _of(values, of)
+        parts = buffer.split([v.numel() for v in named.values()])
+        views |= {n: part.view(v.shape) for (n, v), part in zip(named.items(), parts, strict=True)}
+    return views
+
+
+def _of(values: Values, dtype: torch.dtype) -> Values:
+    return {name: value for name, value in values.items() if value.dtype == dtype}
