@@ -10,6 +10,10 @@ namespace dsv4::bind {
 struct Rotation {
   at::Tensor cos, sin;
 
+  // fp32 [rows, 2F] each.
+  Rotation(const at::Tensor& cos_rows, const at::Tensor& sin_rows)
+      : cos(one_each(cos_rows.contiguous())), sin(one_each(sin_rows.contiguous())) {}
+
   Rotation(const at::Tensor& positions, const at::Tensor& inv_freq, bool inverse) {
     const at::Tensor angles = positions.to(at::kFloat).unsqueeze(-1).mul(inv_freq);
     cos = for_pairs(angles.cos());
@@ -18,7 +22,11 @@ struct Rotation {
 
  private:
   static at::Tensor for_pairs(const at::Tensor& values) {
-    return values.repeat_interleave(2, -1).view({values.size(0), 1, 1, -1});
+    return one_each(values.repeat_interleave(2, -1));
+  }
+
+  static at::Tensor one_each(const at::Tensor& rows) {
+    return rows.view({rows.size(0), 1, 1, rows.size(1)});
   }
 };
 

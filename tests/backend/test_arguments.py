@@ -24,7 +24,7 @@ from dsv4_ascend.parity.runner import map_tensors, mutated_arguments
 from dsv4_backend import OPERATORS
 from dsv4_backend.errors import ArgumentError, Dsv4Error
 
-EXAMPLES = 150
+EXAMPLES, MORE_EXAMPLES = 50, 500
 SECONDS_PER_CALL = 60
 MEMORY = 1 << 30
 SMALL = 1 << 15
@@ -319,9 +319,10 @@ def test_empty_rows_with_strides_are_written():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_argument_crashes(family, tmp_path):
+def test_no_argument_crashes(family, tmp_path, request):
     log = tmp_path / "last-call"
-    program = [sys.executable, __file__, family, str(EXAMPLES), str(log)]
+    examples = MORE_EXAMPLES if request.config.getoption("--long") else EXAMPLES
+    program = [sys.executable, __file__, family, str(examples), str(log)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, (
         f"exit code {done.returncode} at {log.read_text()}\n{done.stderr[-6000:]}"

@@ -133,3 +133,52 @@ def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse:
         raise rope.reject(
             "inv_freq", f"{inv_freq.shape[0]} frequencies", f"1 to D/2 of them, D = {x.shape[-1]}"
         )
+
+
+def rotation_rows(
+    positions: torch.Tensor, inv_freq: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cos, sin) of every position as `apply_rope` takes them: fp32 [T, 2F] each."""
+    angles = rotation_angles(positions, inv_freq)
+    return angles.cos().repeat_interleave(2, -1), angles.sin().repeat_interleave(2, -1)
+
+
+@operator(
+    "apply_rope(Tensor(a!) x, Tensor cos, Tensor sin) -> ()",
+    rows=(6,),
+    arguments={"x": "float [..., D]", "cos": "f32 [T, r]", "sin": "f32 [T, r]"},
+    tolerance=Tolerance(
+        reason="two fp32 products and their sum; the one cast to bf16 may land on the other "
+        "neighbour (2^-7)",
+        ideal=(2e-6, 1e-6),
+        official=(2e-6, 2**-7),
+    ),
+)
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """`rope` in place, by rows that all layers of a step share (`rotation_rows`).
+
+    x: [T, ..., D] float with D >= r, mutated; cos, sin: fp32 [T, r], r even, the value of pair
+    (2i, 2i+1) of the last r channels at 2i and again at 2i+1. With -sin it rotates back. fp32
+    inside, one cast to x's dtype; the first D - r channels keep their bits. Zero tokens change
+    nothing. Source: spec/v4.md 3.3 [OFF-M].
+    """
+    tail = x[..., x.shape[-1] - cos.shape[-1] :]
+    wide = compute(tail)
+    turned = torch.stack((-wide[..., 1::2], wide[..., 0::2]), -1).flatten(-2)
+    cos, sin = (_per_head(rows, x.dim()) for rows in (cos, sin))
+    tail.copy_((wide * cos + turned * sin).to(x.dtype))
+
+
+def _per_head(rows: torch.Tensor, dims: int) -> torch.Tensor:
+    """[T, r] with as many dimensions as the tensor that it multiplies."""
+    return rows.view(rows.shape[0], *(1 for _ in range(dims - 2)), rows.shape[1])
+
+
+@apply_rope.shapes
+def _(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    tokens, channels = cos.shape
+    if x.dim() < 2 or x.shape[0] != tokens:
+        raise apply_rope.reject("x", f"shape {tuple(x.shape)}", f"[T, ..., D] with T = {tokens}")
+    if channels % 2 or not 2 <= channels <= x.shape[-1]:
+        expected = f"an even number of channels, 2 to D = {x.shape[-1]}"
+        raise apply_rope.reject("cos", f"{channels} channels", expected)

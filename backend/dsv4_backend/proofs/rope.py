@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.rope import (
+    apply_rope,
     rope,
     rope_frequencies,
     rotate_tail,
     rotation_angles,
+    rotation_rows,
     yarn_frequencies,
 )
 from dsv4_backend.proofs.numerics import Array, cast, wide
@@ -125,3 +127,72 @@ rope.equivalent(
     "rotation_angles: positions.float() -> positions", "the product rounds them to fp32"
 )
 rope.equivalent("rotate_tail: angles.to(wide.dtype) -> angles", "both are fp32")
+
+
+@apply_rope.oracle
+def _(x: Array, cos: Array, sin: Array) -> None:
+    """Pair by pair, each channel with the cosine and sine that stand at its own place."""
+    first = x.shape[-1] - cos.shape[1]
+    c, s = (np.expand_dims(wide(a), tuple(range(1, x.ndim - 1))) for a in (cos, sin))
+    even, odd = wide(x[..., first::2]), wide(x[..., first + 1 :: 2])
+    x[..., first::2] = cast(x.dtype, even * c[..., 0::2] - odd * s[..., 0::2])
+    x[..., first + 1 :: 2] = cast(x.dtype, odd * c[..., 1::2] + even * s[..., 1::2])
+
+
+@apply_rope.cases
+def _(draw: Draw) -> Iterator[Case]:
+    plain = rope_frequencies(64, 10000.0)
+    for profile, dtype in _DTYPES.items():
+        for shape, frequencies in (
+            ((0, 2, 128), plain),
+            ((1, 2), plain[:1]),
+            ((5, 64), plain),
+            ((3, 3, 512), plain),
+            ((4, 1, 128), plain),
+            ((7, 2, 3, 13), plain[16:21]),
+        ):
+            positions = draw.integers(shape[0], high=1_000_000, dtype=torch.int64)
+            rows = rotation_rows(positions, frequencies)
+            name = "x".join(map(str, shape))
+            yield Case(name, profile, (draw.normal(*shape, dtype=dtype), *rows))
+        x = draw.normal(8, 2, 160, dtype=dtype)[::2, :, ::2]
+        any_rows = draw.normal(8, 20)[::2, ::2], draw.normal(4, 10)
+        yield Case("strided, any rows", profile, (x, *any_rows))
+        special = draw.normal(3, 8, dtype=dtype)
+        special[0, 7], special[1, 0], special[2] = float("nan"), float("inf"), 0.0
+        rows = rotation_rows(draw.integers(3, high=9), plain[:2])
+        yield Case("NaN, infinity, zero row", profile, (special, *rows))
+
+
+def _both(edit: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, object]:
+    return {"cos": edit, "sin": edit}
+
+
+apply_rope.wrong_arguments(
+    {
+        "rotated back": {"sin": lambda sin: -sin},
+        "sine left out": {"sin": torch.zeros_like},
+        "cosine left out": {"cos": torch.zeros_like},
+        "cos and sin swapped": lambda a: a._replace(cos=a.sin, sin=a.cos),
+        "rows of the next token": _both(lambda rows: rows.roll(-1, 0)),
+        "row of the first token for all": _both(lambda rows: rows[:1].expand_as(rows)),
+        "rows of the next channel": _both(lambda rows: rows.roll(1, -1)),
+        "rows rounded to bf16": _both(lambda rows: rows.bfloat16().float()),
+        "one value for all pairs": _both(lambda rows: rows[:, :1].expand_as(rows)),
+    }
+)
+apply_rope.explain(
+    dict.fromkeys(
+        (
+            "compute: x.float() -> x",
+            "apply_rope: compute(tail) -> tail",
+            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
+        ),
+        "a product with fp32 rows is fp32 without the cast too",
+    ),
+    {
+        "apply_rope: (wide * cos + turned * sin).to(x.dtype) -> wide * cos + turned * sin": (
+            "copying into x casts alike"
+        )
+    },
+)

@@ -13,35 +13,17 @@ from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_ascend.model.profile import Profile
+from dsv4_ascend.model.rotary import Rotation, layer_frequencies
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.compressor import compress
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import rms_norm
-from dsv4_backend.ops.rope import rope, rope_frequencies, yarn_frequencies
+from dsv4_backend.ops.rope import apply_rope
 
 UNBOUNDED = (1 << 31) - 1
 """What lengths int32 are at most."""
-
-
-def layer_frequencies(config: V4Config, ratio: int) -> torch.Tensor:
-    """RoPE frequencies fp32 [rope_dim / 2] of a layer: plain for ratio 0,
-    YaRN at compress_rope_theta else (1.3).
-    """
-    if ratio == 0:
-        return rope_frequencies(config.qk_rope_head_dim, config.rope_theta)
-    yarn = config.rope_scaling
-    if yarn is None:
-        return rope_frequencies(config.qk_rope_head_dim, config.compress_rope_theta)
-    return yarn_frequencies(
-        config.qk_rope_head_dim,
-        config.compress_rope_theta,
-        yarn.factor,
-        yarn.original_max_position_embeddings,
-        yarn.beta_fast,
-        yarn.beta_slow,
-    )
 
 
 class Compressor(nn.Module):
@@ -129,7 +111,9 @@ class Indexer(nn.Module):
         keys = self.compressor(x, inv_freq, cache.index_state, batch)
         slots = batch.entry_slots(cache.index_keys, self.ratio)
         cache.index_keys.write(self.form.keys(keys), slots)
-        q = rope(self.wq_b(qr).unflatten(-1, (self.heads, self.dim)), batch.positions, inv_freq)
+        q = self.wq_b(qr).unflatten(-1, (self.heads, self.dim))
+        turns = batch.rotation(self.ratio, inv_freq)
+        apply_rope(q, turns.cos, turns.sin)
         weights = self.form.weights(self.weights_proj, x, self.dim**-0.5 * self.heads**-0.5)
         return self.form.queries(q), weights, batch.reachable(cache.index_keys, self.ratio)
 
@@ -164,12 +148,13 @@ class Attention(nn.Module):
             self.indexer = Indexer(config, ratio, profile)
         self.register_buffer("inv_freq", layer_frequencies(config, ratio), persistent=False)
 
-    def queries(self, qr: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def queries(self, qr: torch.Tensor, turns: Rotation) -> torch.Tensor:
         """Qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
         q = self.profile.head_norm(
             self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps
         )
-        return rope(q, positions, self.inv_freq)
+        apply_rope(q, turns.cos, turns.sin)
+        return q
 
     def _update_compressed(
         self, x: torch.Tensor, qr: torch.Tensor, cache: LayerCache, batch: Batch
@@ -192,9 +177,11 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
         qr = rms_norm(self.wq_a(x), self.q_norm.weight, self.eps)
-        q = self.queries(qr, batch.positions)
+        turns = batch.rotation(self.ratio, self.inv_freq)
+        q = self.queries(qr, turns)
         kv = rms_norm(self.wkv(x), self.kv_norm.weight, self.eps)
-        kv = self.profile.latent(rope(kv, batch.positions, self.inv_freq), self.nope_dim)
+        apply_rope(kv, turns.cos, turns.sin)
+        kv = self.profile.latent(kv, self.nope_dim)
         cache.window.write(kv, batch.token_slots(cache.window))
         entries, entry_table, chosen = self._update_compressed(x, qr, cache, batch)
         window, window_table = batch.window(cache.window, self.window)
@@ -212,6 +199,6 @@ class Attention(nn.Module):
             self.ratio,
         )
         o = self.profile.attend(call, batch.max_seq_len)
-        o = rope(o, batch.positions, self.inv_freq, True)
+        apply_rope(o, turns.cos, turns.back)
         joined: torch.Tensor = self.wo_b(self.wo_a.stored().project(o, self.groups))
         return joined

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from dsv4_ascend.model.paged import Lengths, Paged
+from dsv4_ascend.model.rotary import Rotation
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
 
@@ -70,6 +71,10 @@ class Batch:
 
         return self._once((ratio,), find)
 
+    def rotation(self, ratio: int, inv_freq: torch.Tensor) -> Rotation:
+        """Of this step's tokens in layers of a compression ratio: those with entries are alike."""
+        return self._once(_turns(ratio), lambda: Rotation.at(self.positions, inv_freq))
+
     def token_slots(self, part: Paged) -> torch.Tensor:
         """Slots int64 [T] of this step's tokens in a part with a row per token."""
 
@@ -112,6 +117,10 @@ class Batch:
         missing = self.rows - len(x)
         return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
+    def know_rotation(self, ratio: int, rotation: Rotation) -> None:
+        """Take this as `rotation`."""
+        self._found[_turns(ratio)] = rotation, None
+
     def know_tokens(self, part: Paged, slots: torch.Tensor) -> None:
         """Take these as `token_slots` of a part."""
         self._found[("tokens", *_same_slots(part))] = slots, part
@@ -130,6 +139,10 @@ class Batch:
             # The part is kept so that no other table can take the address of its table.
             self._found[key] = find(), part
         return self._found[key][0]  # type: ignore[return-value]
+
+
+def _turns(ratio: int) -> _Name:
+    return "rotation", ratio > 0
 
 
 def _same_slots(part: Paged) -> tuple[object, ...]:

@@ -19,6 +19,7 @@ import torch
 from dsv4_ascend.arguments import MAX_SIZE, integer
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.paged import FLOATS, BytePaged, ByteRows, CacheFormats, LayerCache, Paged
+from dsv4_ascend.model.rotary import layer_frequencies
 from dsv4_backend.errors import ArgumentError
 
 
@@ -120,6 +121,9 @@ class PagedCache:
         self.max_step_tokens = max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)
+        # Of layers with entries, which are alike, and of those without, by a ratio of theirs.
+        ratios = {ratio > 0: ratio for ratio in config.compress_ratios}.values()
+        self.frequencies = {ratio: layer_frequencies(config, ratio) for ratio in ratios}
         self._free: dict[str, list[int]] = {}
         counts = {}
         for name, group in self.groups.items():

@@ -13,9 +13,10 @@ import torch
 from dsv4_ascend.model.batch import Batch, Compressed, build_batch
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
 from dsv4_ascend.model.paged import LayerCache
+from dsv4_ascend.model.rotary import Rotation
 
 Values = Mapping[str, torch.Tensor]
-_DTYPES = torch.int64, torch.int32
+_DTYPES = torch.int64, torch.int32, torch.float32
 
 
 class Step(NamedTuple):
@@ -92,6 +93,9 @@ class FixedStep:
     def _on_device(self, host: Batch, values: Values) -> Step:
         of_batch: dict[str, Any] = {name: values[name] for name in _OF_BATCH}
         batch = replace(host, **of_batch)
+        for ratio in self._cache.frequencies:
+            turns = Rotation(*(values[f"{field} {ratio}"] for field in Rotation._fields))
+            batch.know_rotation(ratio, turns)
         layers = self._cache.layers({name: values[f"table {name}"] for name in self._cache.groups})
         for name, part in self._cache.parts_by_group(layers).items():
             group = self._cache.groups[name]
@@ -110,6 +114,9 @@ def _values(cache: PagedCache, host: Step) -> Values:
     """All index values of a step by name, on the host."""
     batch = host.batch
     values = {name: getattr(batch, name) for name in _OF_BATCH}
+    for ratio, inv_freq in cache.frequencies.items():
+        turns = Rotation.at(batch.positions, inv_freq)._asdict()
+        values |= {f"{field} {ratio}": rows for field, rows in turns.items()}
     for name, part in cache.parts_by_group(host.layers).items():
         group = cache.groups[name]
         values[f"table {name}"] = part.table

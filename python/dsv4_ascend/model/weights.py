@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +11,9 @@ from torch import nn
 from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
-from dsv4_ascend.weights.deployed import Storage
+from dsv4_ascend.weights.deployed import Int8, Int8Experts, Storage, as_halves
 from dsv4_ascend.weights.experts import Experts, ExpertStack
-from dsv4_ascend.weights.linear import Linear
+from dsv4_ascend.weights.linear import Linear, SharedExpert, StoredModule
 from dsv4_backend.errors import ArgumentError
 
 
@@ -70,6 +71,21 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
             module.keep(storage.experts(module.stored()))
         elif isinstance(module, Linear):
             module.keep(storage.linear(path)(module.stored()))
+    join_halves(network)
+
+
+def join_halves(network: Transformer) -> None:
+    """Have w1 and w3 of experts in one tensor, if their format multiplies both at once."""
+    for module in network.modules():
+        if isinstance(module, Experts | SharedExpert):
+            _join(module.w1, module.w3)
+
+
+def _join(w1: StoredModule[Any], w3: StoredModule[Any]) -> None:
+    if isinstance(w1.stored(), Int8 | Int8Experts):
+        halves = as_halves(w1.stored(), w3.stored())
+        for module, half in zip((w1, w3), halves, strict=True):
+            module.keep(half)
 
 
 def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:

@@ -37,7 +37,7 @@ class AlignedIndexer(Indexer):
         0 where none is visible.
         """
         assert cache.entries is not None
-        q = self.teacher[0].queries(qr, batch.positions)
+        q = self.teacher[0].queries(qr, batch.rotation(self.ratio, self.teacher[0].inv_freq))
         owners = ragged.token_sequences(batch.query_start_loc, q.shape[0])
         pages, table = batch.reachable(cache.entries, self.ratio).read()
         entries = pages[table.long()].flatten(1, 2)

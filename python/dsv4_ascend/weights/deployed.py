@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
 
@@ -48,6 +49,7 @@ from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.token_quant import int8_token_quant
 
 Codes = tuple[torch.Tensor, torch.Tensor]
+_W = TypeVar("_W", bound=Stored)
 
 
 class DeployedExperts(ExpertWeights):
@@ -128,8 +130,8 @@ class Int8Experts(DeployedExperts):
     ) -> torch.Tensor:
         """See `DeployedExperts`; from w1 and w3 to the input of w2 nothing is rounded to bf16."""
         x, scale = int8_token_quant(rows)
-        sums = torch.cat([int8_grouped_sum(x, w.weight, offsets) for w in (self, up)], -1)
-        channels = torch.cat([self.scale, up.scale], -1)
+        sums = int8_grouped_sum(x, joined(self.weight, up.weight), offsets)
+        channels = joined(self.scale, up.scale)
         hidden = int8_swiglu_quant(sums, channels, scale, offsets, limit)
         return down.matmul(hidden, offsets, UNQUANTISED)
 
@@ -208,6 +210,23 @@ class Mx8(DeployedWeight):
         offsets = torch.arange(groups + 1, dtype=torch.int32, device=o.device) * o.shape[0]
         z = mxfp8_grouped_gemm(*act_quant(rows, MX_BLOCK), weight, scale, offsets)
         return z.view(groups, o.shape[0], z.shape[1]).transpose(0, 1).flatten(1)
+
+
+def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """[E, n, ..] twice as [E, 2n, ..]: a view where they are halves of one tensor."""
+    size, stride = first.shape, first.stride()
+    one = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    follows = second.storage_offset() == first.storage_offset() + size[1] * stride[1]
+    if not (one and follows and second.shape == size and second.stride() == stride):
+        return torch.cat([first, second], 1)
+    return first.as_strided((size[0], 2 * size[1], *size[2:]), stride)
+
+
+def as_halves(first: _W, second: _W) -> tuple[_W, _W]:
+    """w1 and w3 of experts, or of one, in int8: the same values, as `joined` wants them."""
+    pairs = (first.weight, second.weight, -2), (first.scale, second.scale, -1)
+    (w1, w3), (scale1, scale3) = (torch.cat([a, b], dim).chunk(2, dim) for a, b, dim in pairs)
+    return type(first)(w1, scale1), type(first)(w3, scale3)
 
 
 def to_bf16(weight: Weight) -> Weight:

@@ -1,12 +1,13 @@
 """One layer of each kind at the widths of a release, with few experts, on the software device.
 
-Usage: production.py flash|pro PROFILE [KIND]. Random weights in the formats of the profile, a
-prefill and two decode steps, beside the CPU's. Prints which references ran, and the launches of a
-decode step by layer.
+Usage: production.py flash|pro|least PROFILE [KIND...]; least: of what chips take. Random weights in
+the formats of the profile, a prefill and decode steps, beside the CPU's. Prints which references
+ran, and the launches of a decode step by kind of layer.
 """
 
 import collections
 import dataclasses
+import functools
 import sys
 
 import torch
@@ -18,15 +19,24 @@ from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.profile import profile_named
 from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.model.weights import join_halves
 from dsv4_ascend.weights.deployed import INT8_STORAGE, Int8, Int8Experts, Mx4Experts, Mx8
 from dsv4_ascend.weights.experts import ExpertStack
-from dsv4_ascend.weights.formats import Float, FloatExperts
+from dsv4_ascend.weights.formats import Float, FloatExperts, Fp4Experts
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend import dispatch
 from softnpu import current
 
 RATIOS = {"swa": 0, "hca": 128, "csa": 4}
 EXPERTS, VOCABULARY, PROMPT, DECODED = 8, 512, 130, 4
+LEAST = dict(
+    hidden_size=1024,
+    num_attention_heads=4,
+    q_lora_rank=256,
+    o_groups=2,
+    o_lora_rank=128,
+    moe_intermediate_size=256,
+)
 IDS = torch.randint(VOCABULARY, (PROMPT + DECODED,), generator=torch.Generator().manual_seed(3))
 device = current()
 
@@ -34,8 +44,9 @@ device = current()
 def config_of(release, kinds):
     """The release's configuration with one layer of each kind, few experts and words."""
     ratios = tuple(RATIOS[kind] for kind in kinds)
+    widths = V4Config.flash() if release == "least" else getattr(V4Config, release)()
     return dataclasses.replace(
-        getattr(V4Config, release)(),
+        dataclasses.replace(widths, **LEAST) if release == "least" else widths,
         vocab_size=VOCABULARY,
         n_routed_experts=EXPERTS,
         num_hidden_layers=len(kinds),
@@ -129,7 +140,8 @@ def to_device(network):
             if buffer is not None:
                 setattr(module, name, buffer.to("npu"))
         if isinstance(module, ExpertStack) and isinstance(module.stored(), Mx4Experts):
-            module.keep(network.profile.storage.experts(module.stored()))
+            module.keep(network.profile.storage.experts(Fp4Experts(module.weight, module.scale)))
+    join_halves(network)
     return network
 
 
@@ -150,9 +162,9 @@ class Run:
         self.sequence, self.launches = self.cache.new_sequence(), []
 
     def counted(self, logits_of, ids):
-        before = collections.Counter(device.launches())
+        before = launched()
         logits = logits_of(ids).cpu()
-        self.launches.append(collections.Counter(device.launches()) - before)
+        self.launches.append(launched() - before)
         return logits
 
     def eager(self, ids):
@@ -173,8 +185,28 @@ class Run:
 
 
 def beside(got, want):
-    """Root mean square of the difference over that of `want`, row by row."""
-    return ((got - want).norm(dim=-1) / want.norm(dim=-1)).tolist()
+    """Root mean square of the difference over that of `want`, of the worst row."""
+    return float(((got - want).norm(dim=-1) / want.norm(dim=-1)).max())
+
+
+def launched():
+    torch.npu.synchronize()
+    return collections.Counter(device.launches())
+
+
+def count_blocks(network):
+    """kind -> launches of its block in the last step, filled as it runs."""
+    counts = {}
+    for kind, block in zip(network.config.layer_kinds, network.layers, strict=True):
+        block.run = functools.partial(_counted, block.run, counts, kind)
+    return counts
+
+
+def _counted(run, counts, kind, *arguments):
+    before = launched()
+    streams = run(*arguments)
+    counts[kind] = launched() - before
+    return streams
 
 
 def main(release, name, *kinds):
@@ -184,18 +216,19 @@ def main(release, name, *kinds):
         want = Run(network, "cpu").logits()
         dispatch.forget_ran()
         network = to_device(network)
-        eager, captured = Run(network, "npu"), Run(network, "npu")
+        again = Run(network, "npu").captured()
+        eager, blocks = Run(network, "npu"), count_blocks(network)
         got = eager.logits()
-        again = captured.captured()
     for (op, where), times in sorted(dispatch.ran().items()):
         if where == "npu" and "reference" in times:
             print(f"reference: {op} {times}")
-    print("beside the CPU:", beside(got, want))
-    print("captured equals eager:", torch.equal(got, again))
-    print("launches of eager steps:", [launches.total() for launches in eager.launches])
-    print("launches of captured steps:", [launches.total() for launches in captured.launches])
-    for symbol, times in captured.launches[-1].most_common():
-        print(times, symbol)
+    print(f"beside the CPU: {beside(got, want):.4f}")
+    print(f"captured equals eager: {torch.equal(got, again)}")
+    for kind, counts in blocks.items():
+        print(f"launches of a decode step, {kind}: {counts.total()}")
+        print("  ", ", ".join(f"{times} {symbol[5:]}" for symbol, times in counts.most_common()))
+    once = eager.launches[-1].total() - sum(counts.total() for counts in blocks.values())
+    print(f"launches of a decode step, once: {once}")
 
 
 main(*sys.argv[1:])
