@@ -21,6 +21,7 @@ struct GroupedMatmul {  // rows of x sorted by group, each times its group's wei
   static constexpr int64_t kOneOutput = 3;   // split
   static constexpr int64_t kAlongRows = 0;   // type
   static constexpr int64_t kPrefixSums = 0;  // list_type
+  static constexpr int64_t kCounts = 1;
   static constexpr int64_t kNoActivation = 0;
   InList x, weight, bias, scale, offset, antiquant_scale, antiquant_offset, per_token;
   OptionalIn list;

@@ -10,8 +10,10 @@ struct MoeInitRouting {  // rows of x once per chosen expert, sorted by expert
   static constexpr std::array versions = {Version{Package::builtin, kAllChips, {8, 3}}};
   static constexpr int64_t kEveryRow = 0;    // drop_pad
   static constexpr int64_t kPrefixSums = 0;  // tokens_type
+  static constexpr int64_t kCounts = 1;
   static constexpr int64_t kUnquantised = -1;
-  static constexpr int64_t kFromRow = 1;  // row_type: where a row of x_out comes from
+  static constexpr int64_t kToRow = 0;    // row_type: where a choice's row of x_out is
+  static constexpr int64_t kFromRow = 1;  // or where a row of x_out comes from
   In x, experts;
   OptionalIn scale, offset;
   Int active, capacity, count, drop_pad, tokens_type;

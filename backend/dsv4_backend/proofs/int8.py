@@ -296,15 +296,10 @@ int8_swiglu_quant.wrong_steps(
     }
 )
 
-_SAME_SUMS = {"exact_product: True -> False": "the lengths agree anyway"}
-_SAME_SCALED = {"scaled: sums.float() -> sums": "int32 times fp32 is fp32"}
-int8_gemm.explain(_SAME_SUMS, _SAME_SCALED)
-int8_grouped_gemm.explain(_SAME_SUMS, _SAME_SCALED)
-int8_grouped_sum.explain(_SAME_SUMS)
-int8_swiglu_quant.explain(
-    _SAME_SCALED,
-    SAME_CODES,
-    dict.fromkeys(
+SAME_SUMS = {"exact_product: True -> False": "the lengths agree anyway"}
+SAME_SCALED = {"scaled: sums.float() -> sums": "int32 times fp32 is fp32"}
+ALREADY_FP32 = {
+    **dict.fromkeys(
         (
             "clamped_swiglu: compute(gate) -> gate",
             "clamped_swiglu: compute(up) -> up",
@@ -312,13 +307,15 @@ int8_swiglu_quant.explain(
         ),
         "gate and up are fp32 already",
     ),
-    {
-        "compute: x.dtype == torch.float64 -> x.dtype != torch.float64": "both ways give fp32",
-        "round_int8: x.round().clamp(-INT8_MAX, INT8_MAX) -> x.round()": (
-            "only a subnormal scale is that coarse, as in the rows of write_cache_indexer_int8"
-        ),
-    },
-)
+    "compute: x.dtype == torch.float64 -> x.dtype != torch.float64": "both ways give fp32",
+    "round_int8: x.round().clamp(-INT8_MAX, INT8_MAX) -> x.round()": (
+        "only a subnormal scale is that coarse, as in the rows of write_cache_indexer_int8"
+    ),
+}
+int8_gemm.explain(SAME_SUMS, SAME_SCALED)
+int8_grouped_gemm.explain(SAME_SUMS, SAME_SCALED)
+int8_grouped_sum.explain(SAME_SUMS)
+int8_swiglu_quant.explain(SAME_SCALED, SAME_CODES, ALREADY_FP32)
 explain_experts(int8_grouped_gemm)
 explain_experts(int8_grouped_sum)
 explain_experts(int8_swiglu_quant)

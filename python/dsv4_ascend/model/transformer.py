@@ -22,7 +22,6 @@ from dsv4_ascend.weights.linear import Linear, RMSNormWeight, SharedExpert, empt
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.gate import gate_hash, gate_topk
 from dsv4_backend.ops.hyper import hc_post
-from dsv4_backend.ops.moe import moe_combine, moe_dispatch
 from dsv4_backend.ops.mtp import mtp_combine
 from dsv4_backend.ops.norm import rms_norm
 
@@ -66,12 +65,8 @@ class MoE(nn.Module):
     def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]."""
         weights, ids = self.gate(x, input_ids)
-        experts = self.experts
-        rows, expert_offsets, order = moe_dispatch(x, experts.slots_of(ids), experts.count)
-        y = experts(rows, weights.flatten().index_select(0, order), expert_offsets, self.limit)
-        routed = moe_combine(y, order, ids.shape[1])
-        shared: torch.Tensor = self.shared_experts(x, self.limit)
-        return (routed + shared).to(x.dtype)
+        y: torch.Tensor = self.experts(x, weights, ids, self.shared_experts, self.limit)
+        return y
 
 
 class HeadOwner(nn.Module):

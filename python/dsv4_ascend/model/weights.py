@@ -11,7 +11,7 @@ from torch import nn
 from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Transformer
-from dsv4_ascend.weights.deployed import Int8, Int8Experts, Storage, as_halves
+from dsv4_ascend.weights.deployed import Int8, Int8Experts, Storage, prepared
 from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_ascend.weights.linear import Linear, SharedExpert, StoredModule
 from dsv4_backend.errors import ArgumentError
@@ -71,21 +71,18 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
             module.keep(storage.experts(module.stored()))
         elif isinstance(module, Linear):
             module.keep(storage.linear(path)(module.stored()))
-    join_halves(network)
+    prepare_experts(network)
 
 
-def join_halves(network: Transformer) -> None:
-    """Have w1 and w3 of experts in one tensor, if their format multiplies both at once."""
+def prepare_experts(network: Transformer) -> None:
+    """Have the experts of every layer as the operators of their format want them."""
     for module in network.modules():
-        if isinstance(module, Experts | SharedExpert):
-            _join(module.w1, module.w3)
-
-
-def _join(w1: StoredModule[Any], w3: StoredModule[Any]) -> None:
-    if isinstance(w1.stored(), Int8 | Int8Experts):
-        halves = as_halves(w1.stored(), w3.stored())
-        for module, half in zip((w1, w3), halves, strict=True):
-            module.keep(half)
+        if isinstance(module, Experts | SharedExpert) and isinstance(
+            module.w1.stored(), Int8 | Int8Experts
+        ):
+            parts: list[StoredModule[Any]] = [module.w1, module.w3, module.w2]
+            for part, weight in zip(parts, prepared(*(p.stored() for p in parts)), strict=True):
+                part.keep(weight)
 
 
 def official_tensors(network: Transformer) -> Iterator[tuple[str, torch.Tensor]]:

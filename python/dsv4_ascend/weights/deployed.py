@@ -17,11 +17,13 @@ import torch
 from dsv4_ascend.checkpoint.layout import FP8_TILE
 from dsv4_ascend.weights.activations import UNQUANTISED, ActivationFormat, Rows
 from dsv4_ascend.weights.formats import (
+    Chosen,
     ExpertWeights,
     Float,
     Fp4Experts,
     Fp8,
     Fp8Experts,
+    Shared,
     Stored,
     Weight,
     widened,
@@ -35,6 +37,7 @@ from dsv4_backend.ops.int8 import (
     int8_swiglu_quant,
     quantize_weight_int8,
 )
+from dsv4_backend.ops.int8_moe import int8_moe
 from dsv4_backend.ops.mx import (
     MX_BLOCK,
     dequantize_mx,
@@ -115,10 +118,50 @@ def _as_stack(weight: Stored) -> Codes:
     return weight.weight.unsqueeze(0), weight.scale.unsqueeze(0)
 
 
-class Int8Experts(DeployedExperts):
-    """int8 [E, N, K] with fp32 scales [E, N]: W8A8, an fp32 scale per row too."""
+def _int8_product(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    expert_offsets: torch.Tensor,
+) -> torch.Tensor:
+    return int8_grouped_gemm(x, x_scale, weight, scale.float(), expert_offsets)
 
-    product = staticmethod(int8_grouped_gemm)
+
+class Int8Experts(DeployedExperts):
+    """int8 [E, N, K] with scales [E, N]: W8A8, an fp32 scale per row too.
+
+    Scales are fp32, those of w2 bf16 after `prepared`.
+    """
+
+    product = staticmethod(_int8_product)
+
+    def layer(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        shared: Shared,
+        x: torch.Tensor,
+        chosen: Chosen,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """See `ExpertWeights`; one operator."""
+        own = zip(_as_stack(shared.w1), _as_stack(shared.w3), strict=True)
+        shared13, shared13_scale = (joined(*pair).squeeze(0) for pair in own)
+        return int8_moe(
+            x,
+            *chosen,
+            joined(self.weight, up.weight),
+            joined(self.scale, up.scale),
+            down.weight,
+            down.scale.bfloat16(),
+            shared13,
+            shared13_scale,
+            shared.w2.weight,
+            shared.w2.scale,
+            limit,
+        )
 
     def run(
         self,
@@ -222,11 +265,15 @@ def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first.as_strided((size[0], 2 * size[1], *size[2:]), stride)
 
 
-def as_halves(first: _W, second: _W) -> tuple[_W, _W]:
-    """w1 and w3 of experts, or of one, in int8: the same values, as `joined` wants them."""
-    pairs = (first.weight, second.weight, -2), (first.scale, second.scale, -1)
-    (w1, w3), (scale1, scale3) = (torch.cat([a, b], dim).chunk(2, dim) for a, b, dim in pairs)
-    return type(first)(w1, scale1), type(first)(w3, scale3)
+def prepared(w1: _W, w3: _W, w2: _W) -> tuple[_W, _W, _W]:
+    """Experts in int8, or one, as `int8_moe` wants them, with the same values: w1 and w3 in one
+    tensor, scales of w2 in bf16 where there are many.
+    """
+    pairs = (w1.weight, w3.weight, -2), (w1.scale, w3.scale, -1)
+    codes, scales = (torch.cat([a, b], dim).chunk(2, dim) for a, b, dim in pairs)
+    first, second = (type(w1)(*half) for half in zip(codes, scales, strict=True))
+    many = w2.weight.dim() > 2
+    return first, second, type(w2)(w2.weight, w2.scale.bfloat16()) if many else w2
 
 
 def to_bf16(weight: Weight) -> Weight:

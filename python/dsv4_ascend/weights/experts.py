@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dsv4_ascend.weights.activations import ActivationFormat
-from dsv4_ascend.weights.formats import EXPERTS, ExpertWeights
-from dsv4_ascend.weights.linear import StoredModule
+from dsv4_ascend.weights.formats import EXPERTS, Chosen, ExpertWeights
+from dsv4_ascend.weights.linear import SharedExpert, StoredModule
 
 
 class ExpertStack(StoredModule[ExpertWeights]):
@@ -50,13 +50,17 @@ class Experts(nn.Module):
         self.register_buffer("slots", None, persistent=False)
 
     def forward(
-        self, rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
+        self,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        ids: torch.Tensor,
+        shared: SharedExpert,
+        limit: float,
     ) -> torch.Tensor:
-        """Rows [M, d] sorted by slot, weights fp32 [M],
-        expert_offsets int32 [count + 1] -> [M, d].
-        """
+        """X [T, d], weights fp32 [T, k] and ids int32 [T, k] of the router -> [T, d] (5)."""
         w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
-        return w1.mlp(w3, w2, rows, weights, expert_offsets, limit, self.activations)
+        chosen = Chosen(weights, self.slots_of(ids))
+        return w1.layer(w3, w2, shared.stored(), x, chosen, limit, self.activations)
 
     def slots_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Where the experts `ids` are in the stacks, of any shape."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn.functional import linear
@@ -27,6 +27,7 @@ from dsv4_backend.ops.gemm import (
     fp8_grouped_gemm,
     grouped_gemm,
 )
+from dsv4_backend.ops.moe import moe_combine, moe_dispatch
 from dsv4_backend.ops.output_projection import grouped_output_projection
 from dsv4_backend.ops.quant import dequantize_fp8
 from dsv4_backend.ops.swiglu import swiglu
@@ -101,6 +102,40 @@ class ExpertWeights(Stored, ABC):
         x = like.quantise(rows)
         gate, right = self.matmul(x, expert_offsets, like), up.matmul(x, expert_offsets, like)
         return down.matmul(like.swiglu(gate, right, weights, limit), expert_offsets, like)
+
+    def layer(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        shared: Shared,
+        x: torch.Tensor,
+        chosen: Chosen,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """Routed experts and the shared one of x [T, d], summed in fp32: as x (5)."""
+        weights, ids = chosen
+        rows, expert_offsets, order = moe_dispatch(x, ids, self.weight.shape[0])
+        own = weights.flatten().index_select(0, order)
+        y = self.mlp(up, down, rows, own, expert_offsets, limit, activations)
+        routed: torch.Tensor = moe_combine(y, order, ids.shape[1])
+        w1, w3, w2 = shared
+        return (routed + w1.mlp(w3, w2, x, limit, activations)).to(x.dtype)
+
+
+class Shared(NamedTuple):
+    """Matrices of the shared expert."""
+
+    w1: Weight
+    w3: Weight
+    w2: Weight
+
+
+class Chosen(NamedTuple):
+    """What the router gives: weights fp32 [T, k], ids int32 [T, k] of experts in the stacks."""
+
+    weights: torch.Tensor
+    ids: torch.Tensor
 
 
 class Float(Weight):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dsv4_ascend.weights.activations import ActivationFormat
-from dsv4_ascend.weights.formats import WEIGHTS, Format, Stored, Weight, as_stored
+from dsv4_ascend.weights.formats import WEIGHTS, Format, Shared, Stored, Weight, as_stored
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -77,7 +77,6 @@ class SharedExpert(nn.Module):
         self.w1, self.w3 = Linear(m, d, activations), Linear(m, d, activations)
         self.w2 = Linear(d, m, activations)
 
-    def forward(self, x: torch.Tensor, limit: float) -> torch.Tensor:
-        """X [T, d] -> [T, d], SwiGLU clamped at `limit`."""
-        w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
-        return w1.mlp(w3, w2, x, limit, self.w1.activations)
+    def stored(self) -> Shared:
+        """Its matrices in their formats."""
+        return Shared(self.w1.stored(), self.w3.stored(), self.w2.stored())

@@ -19,7 +19,7 @@ from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.profile import profile_named
 from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.transformer import Transformer
-from dsv4_ascend.model.weights import join_halves
+from dsv4_ascend.model.weights import prepare_experts
 from dsv4_ascend.weights.deployed import INT8_STORAGE, Int8, Int8Experts, Mx4Experts, Mx8
 from dsv4_ascend.weights.experts import ExpertStack
 from dsv4_ascend.weights.formats import Float, FloatExperts, Fp4Experts
@@ -141,7 +141,7 @@ def to_device(network):
                 setattr(module, name, buffer.to("npu"))
         if isinstance(module, ExpertStack) and isinstance(module.stored(), Mx4Experts):
             module.keep(network.profile.storage.experts(Fp4Experts(module.weight, module.scale)))
-    join_halves(network)
+    prepare_experts(network)
     return network
 
 

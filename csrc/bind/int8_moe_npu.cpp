@@ -1,0 +1,182 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+
+#include <cmath>
+
+#include "matmul_npu.h"
+#include "npu/activation.h"
+#include "npu/matmul.h"
+#include "npu/moe.h"
+#include "quant_npu.h"
+
+namespace dsv4::bind {
+namespace {
+
+constexpr double kPlainSilu = 1.0, kNoBias = 0.0;
+
+// Rows once per choice, sorted by expert, with their scales; where each choice went; rows per
+// expert.
+struct Routed {
+  at::Tensor rows, scale, to_row, counts;
+
+  Routed(const NpuCall& call, const at::Tensor& codes, const at::Tensor& of_codes,
+         const at::Tensor& ids, int64_t experts)
+      : rows(at::empty({ids.numel(), codes.size(1)}, codes.options())),
+        scale(at::empty({ids.numel()}, of_codes.options())),
+        to_row(at::empty({ids.numel()}, ids.options())),
+        counts(at::empty({experts}, ids.options().dtype(at::kLong))) {
+    using Init = npu::MoeInitRouting;
+    call.launch(Init{call.in(codes),
+                     call.in(ids),
+                     call.maybe(&of_codes),
+                     {},
+                     ids.numel(),
+                     int64_t{-1},
+                     experts,
+                     Init::kEveryRow,
+                     Init::kCounts,
+                     true,
+                     Init::kUnquantised,
+                     {{0, experts}},
+                     Init::kToRow,
+                     call.out(rows),
+                     call.out(to_row),
+                     call.out(counts),
+                     call.out(scale)});
+  }
+};
+
+// One weight of all experts times rows of which each expert has so many.
+void product_by_counts(const NpuCall& call, const at::Tensor& rows, const at::Tensor& weight,
+                       const at::Tensor& counts, const at::Tensor& out, const Scales& scales) {
+  using Product = npu::GroupedMatmul;
+  const auto listed = [&call](const at::Tensor& scale) {
+    return scale.defined() ? call.list(scale) : npu::InList();
+  };
+  call.launch(Product{call.list(rows),
+                      call.list(columns(weight)),
+                      {},
+                      listed(scales.weight),
+                      {},
+                      {},
+                      {},
+                      listed(scales.x),
+                      call.maybe(&counts),
+                      {},
+                      {},
+                      {},
+                      Product::kOneOutput,
+                      Product::kAlongRows,
+                      Product::kCounts,
+                      Product::kNoActivation,
+                      {},
+                      call.out_list(out),
+                      {},
+                      {}});
+}
+
+void product_of_all(const NpuCall& call, const at::Tensor& rows, const at::Tensor& weight,
+                    const at::Tensor* row_scale, const at::Tensor& weight_scale,
+                    const at::Tensor& out) {
+  call.launch(npu::QuantMatmul{call.in(rows),
+                               call.in(columns(weight)),
+                               call.maybe(row_scale),
+                               call.maybe(&weight_scale),
+                               {},
+                               {},
+                               {},
+                               {},
+                               {},
+                               false,
+                               false,
+                               npu::QuantMatmul::kNoGroups,
+                               call.out(out)});
+}
+
+// Integer sums of gate and up to int8 rows with a scale each.
+Quantised activated(const NpuCall& call, const at::Tensor& sums, const at::Tensor& weight_scale,
+                    const at::Tensor& row_scale, const at::Tensor& counts, double limit) {
+  using Swiglu = npu::DequantSwigluQuant;
+  at::Tensor codes = at::empty({sums.size(0), sums.size(1) / 2}, sums.options().dtype(at::kChar));
+  at::Tensor scale = at::empty({sums.size(0)}, row_scale.options());
+  call.launch(Swiglu{call.in(sums),
+                     call.maybe(&weight_scale),
+                     call.maybe(&row_scale),
+                     {},
+                     {},
+                     {},
+                     call.maybe(&counts),
+                     true,
+                     {"dynamic"},
+                     Swiglu::kInt8,
+                     {"rint"},
+                     Swiglu::kLastAxis,
+                     Swiglu::kClampedHalves,
+                     limit,
+                     kPlainSilu,
+                     kNoBias,
+                     call.out(codes),
+                     call.out(scale)});
+  return {codes, scale};
+}
+
+struct Int8Moe {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor& ids, const at::Tensor& w13, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, double limit) {
+    return first(empty("x", x), unless(w13.size(0) > 1, "the chip takes at least two experts"),
+                 unless(w13.size(1) % 64 == 0 && w13.size(1) <= 7232,
+                        "the chip takes a multiple of 64 channels of gate and up, up to 7232"),
+                 unless(ids.size(1) <= w13.size(0), "the chip takes no more choices than experts"),
+                 unless(std::isfinite(limit), "the chip has no form without a limit"));
+  }
+
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& ids,
+                        const at::Tensor& w13, const at::Tensor& w13_scale, const at::Tensor& w2,
+                        const at::Tensor& w2_scale, const at::Tensor& shared_w13,
+                        const at::Tensor& shared_w13_scale, const at::Tensor& shared_w2,
+                        const at::Tensor& shared_w2_scale, double limit) {
+    const NpuCall call("int8_moe", x);
+    const int64_t tokens = x.size(0), inner = w13.size(1);
+    const auto sums_of = [&](int64_t rows) {
+      return at::empty({rows, inner}, x.options().dtype(at::kInt));
+    };
+    const auto rows_of = [&](int64_t rows) { return at::empty({rows, x.size(1)}, x.options()); };
+
+    const auto [codes, scale] = token_quantised(call, x.contiguous(), at::kChar);
+    const Routed routed(call, codes, scale, ids.contiguous(), w13.size(0));
+    const at::Tensor sums = sums_of(ids.numel()), chosen = rows_of(ids.numel());
+    product_by_counts(call, routed.rows, w13, routed.counts, sums, {});
+    const auto [hidden, hidden_scale] =
+        activated(call, sums, w13_scale.contiguous(), routed.scale, routed.counts, limit);
+    product_by_counts(call, hidden, w2, routed.counts, chosen,
+                      {hidden_scale, w2_scale.contiguous()});
+
+    const at::Tensor all = at::full({1}, tokens, ids.options().dtype(at::kLong));
+    const at::Tensor own_sums = sums_of(tokens), shared = rows_of(tokens);
+    const at::Tensor columns13 = shared_w13_scale.contiguous();
+    product_of_all(call, codes, shared_w13, nullptr, columns13, own_sums);
+    const auto [own, own_scale] = activated(call, own_sums, columns13, scale, all, limit);
+    product_of_all(call, own, shared_w2, &own_scale, shared_w2_scale.contiguous(), shared);
+
+    const at::Tensor out = rows_of(tokens), factors = weights.contiguous();
+    call.launch(npu::MoeFinalizeRouting{call.in(chosen),
+                                        call.in(routed.to_row),
+                                        call.maybe(&shared),
+                                        {},
+                                        {},
+                                        call.maybe(&factors),
+                                        {},
+                                        npu::MoeFinalizeRouting::kTokenMajor,
+                                        call.out(out)});
+    return out;
+  }
+};
+
+const NpuRegistration<Int8Moe, npu::MoeInitRouting, npu::GroupedMatmul, npu::DequantSwigluQuant,
+                      npu::QuantMatmul, npu::MoeFinalizeRouting, npu::DynamicQuant>
+    int8_moe("int8_moe");
+
+}  // namespace
+}  // namespace dsv4::bind
