@@ -8,6 +8,7 @@ import torch
 
 from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.errors import argument_error
+from dsv4_backend.relations import require
 
 
 def rope_frequencies(rope_head_dim: int, theta: float) -> torch.Tensor:
@@ -99,6 +100,15 @@ def rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     "rope(Tensor x, Tensor positions, Tensor inv_freq, bool inverse=False) -> Tensor",
     rows=(6,),
     arguments={"x": "float [..., D]", "positions": "int [T] in [0, inf)", "inv_freq": "f32 [F]"},
+    relations=(
+        require(
+            "x",
+            "rank(x) >= 2 and size(x, 0) == T",
+            "shape {sizes(x)}",
+            "[T, ..., D] with T = {T}",
+        ),
+        require("inv_freq", "2 <= 2 * F <= D", "{F} frequencies", "1 to D/2 of them, D = {D}"),
+    ),
     tolerance=Tolerance(
         reason="the angle is one exactly rounded fp32 product, so only fp32 cos, sin (1 ulp each) "
         "and two products may differ; the one cast to bf16 may land on the other "
@@ -121,15 +131,3 @@ def rope(
     """
     angles = rotation_angles(positions, inv_freq)
     return rotate_tail(x, -angles if inverse else angles)
-
-
-@rope.shapes
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool) -> None:
-    if x.dim() < 2 or x.shape[0] != positions.shape[0]:
-        raise rope.reject(
-            "x", f"shape {tuple(x.shape)}", f"[T, ..., D] with T = {positions.shape[0]}"
-        )
-    if not 2 <= 2 * inv_freq.shape[0] <= x.shape[-1]:
-        raise rope.reject(
-            "inv_freq", f"{inv_freq.shape[0]} frequencies", f"1 to D/2 of them, D = {x.shape[-1]}"
-        )
