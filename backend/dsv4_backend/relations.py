@@ -109,9 +109,8 @@ class Relation:
 
     @property
     def words(self) -> str:
-        """The relation for a reader: its argument and what is expected of it."""
-        plain = re.sub(r"\{([^}]*)\}", r"\1", self.text or self.expected)
-        return f"`{self.arguments[0]}`: {plain}"
+        """What is expected of the first argument, for a reader."""
+        return self.text or re.sub(r"\{([^}]*)\}", r"\1", self.expected)
 
 
 class RelationRule(NamedTuple):
