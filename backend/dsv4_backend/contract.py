@@ -35,11 +35,11 @@ from typing import Any, Generic
 import torch
 from typing_extensions import ParamSpec, TypeVar
 
-from dsv4_backend import argspec, relations
+from dsv4_backend import argspec
 from dsv4_backend.argspec import Spec
 from dsv4_backend.errors import ProofError, argument_error
 from dsv4_backend.faults import Faults
-from dsv4_backend.relations import Relation
+from dsv4_backend.relations import Compiled, Relation, compiled
 
 PROFILES = {
     "ideal": "fp32, no quantise-dequantise",
@@ -297,9 +297,9 @@ class Operator(Faults, Generic[_Parameters, _Result]):
         integers = re.findall(r"\bint (\w+)", self.schema)
         return argspec.rules(self.specs, self._parameters, integers, self._optional, self._written)
 
-    def compiled_relations(self) -> relations.Compiled:
+    def compiled_relations(self) -> Compiled:
         """The relations as the checker takes them; ValueError for one that does not fit."""
-        return relations.compiled(self.relations, self.specs, self._parameters, self.rules().names)
+        return compiled(self.relations, self.specs, self._parameters, self.rules().names)
 
     def plain_reference(self, *args: Any) -> Any:
         """The reference with contiguous results: what runs, behind the checks,

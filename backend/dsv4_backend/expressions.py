@@ -137,16 +137,18 @@ class Compiler:
         function = node.func.id if isinstance(node.func, ast.Name) else ""
         if function == "max" and len(node.args) == 2:
             return self._joined("M", *map(self._steps, node.args))
-        if function not in FACTS:
-            raise LookupError(f"no function is named {function!r}")
+        if function not in FACTS or len(node.args) != (2 if function == "size" else 1):
+            raise LookupError(f"no function of these arguments is named {function!r}")
         return [("v", self._fact(FACTS[function], *node.args))]
 
     def _fact(self, of: str, argument: ast.AST, axis: ast.AST | None = None) -> int:
         name = argument.id if isinstance(argument, ast.Name) else ""
         if name not in self._places:
             raise LookupError(f"no argument is named {name!r}")
-        along = axis.value if isinstance(axis, ast.Constant) else 0
-        key = of, self._places[name], int(str(along))
+        along = 0 if axis is None else getattr(axis, "value", None)
+        if type(along) is not int:
+            raise LookupError("an axis is an integer")
+        key = of, self._places[name], along
         fact = Fact(self._first_fact + len(self._facts), *key)
         return self._facts.setdefault(key, fact).name
 

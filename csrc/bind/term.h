@@ -17,7 +17,7 @@ constexpr int64_t kUnbound = INT64_MIN;
 
 // Products of two sizes fit; what does not stays at +-kMost, and so on its side of every bound.
 __extension__ using Wide = __int128;
-constexpr Wide kMost = Wide(1) << 125;
+constexpr Wide kMost = (Wide(1) << 126) - 1;
 
 std::string wide_words(Wide value);
 
