@@ -247,6 +247,7 @@ def table(name: str, cache: str, first: str, after: str, *, first_block: int = 0
     """
     blocks = "block" if first_block == 0 else f"block from {first_block} on"
     text = f"a {blocks} of `{cache}` for every index from `{first}` to before `{after}`"
+    text += " of a sequence of `length` tokens, `new` of them in this call"
     terms = first, after, str(first_block)
     return Relation("table", (name, cache, *_LENGTHS), terms, "", "", text)
 

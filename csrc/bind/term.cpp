@@ -10,6 +10,9 @@ namespace {
 constexpr size_t kMostOperands = 8;
 constexpr std::string_view kBinary = "+-*&%/^fM<lg>=#ao";
 
+// What does not fit stays at +-kMost, and so on its side of every bound.
+constexpr Wide kMost = (Wide(1) << 126) - 1;
+
 Wide bounded(Wide value) { return std::clamp(value, -kMost, kMost); }
 
 Wide product(Wide left, Wide right) {

@@ -15,9 +15,7 @@ namespace dsv4::bind {
 using Sizes = c10::SmallVector<int64_t, 32>;  // a call's values of the names; no heap for them
 constexpr int64_t kUnbound = INT64_MIN;
 
-// Products of two sizes fit; what does not stays at +-kMost, and so on its side of every bound.
-__extension__ using Wide = __int128;
-constexpr Wide kMost = (Wide(1) << 126) - 1;
+__extension__ using Wide = __int128;  // products of two sizes fit
 
 std::string wide_words(Wide value);
 
