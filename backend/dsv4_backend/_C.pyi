@@ -49,7 +49,25 @@ class ScalarRule:
 
     def __init__(
         self, name: str, position: int, expected: str, low: Term | None, low_open: bool,
-        high: Term | None, finite: bool,
+        high: Term | None, finite: bool, fp32: bool,
+    ) -> None: ...  # fmt: skip
+
+class Piece:
+    """Text of an error's words, and what is shown behind it."""
+
+    def __init__(self, text: str, shown: str, position: int, term: Term | None) -> None: ...
+
+class Fact:
+    """A number that relations get from an argument."""
+
+    def __init__(self, name: int, of: str, position: int, axis: int) -> None: ...
+
+class RelationRule:
+    """One relation; see `relations`."""
+
+    def __init__(
+        self, kind: str, names: list[str], positions: list[int], terms: list[Term],
+        found: list[Piece], expected: list[Piece],
     ) -> None: ...  # fmt: skip
 
 def choice() -> Choice: ...
@@ -57,7 +75,8 @@ def set_choice(value: Choice) -> None: ...
 def npu_functions() -> list[tuple[str, str, str]]: ...
 def define(
     schema: str, names: int, integers: list[tuple[int, int]], tensors: list[TensorRule],
-    scalars: list[ScalarRule], shapes: Any, contents: Any,
+    scalars: list[ScalarRule], new_tokens: int, facts: list[Fact], relations: list[RelationRule],
+    shapes: Any, contents: Any,
 ) -> None: ...  # fmt: skip
 def check(op: str, *args: Any) -> None: ...
 def candidates() -> list[tuple[str, str, str]]: ...

@@ -11,8 +11,8 @@ Tensors: ``DTYPES [like ARGUMENT] [DIM, DIM, ...] [in [LOW, HIGH)]``
   their values, here and in dimensions.
 
 Scalars: ``[a finite number | a number] BOUND`` with ``>= LOW``, ``> LOW``, ``in (LOW, HIGH]``, or
-in words ``at least LOW`` and ``LOW to HIGH``; LOW and HIGH are terms as above. The line itself is
-what an error says was expected.
+in words ``at least LOW`` and ``LOW to HIGH``; LOW and HIGH are terms as above. Behind it may stand
+``that fp32 holds, or infinity``. The line itself is what an error says was expected.
 
 Lines are parsed once, here, and handed to the checker in csrc/bind/specification.cpp, which every
 call passes.
@@ -49,7 +49,7 @@ _TENSOR = re.compile(
 _SCALAR = re.compile(
     r"^(?:a (?P<finite>finite )?number )?"
     r"(?:(?P<sign>>=|>) (?P<bound>\S+)|at least (?P<least>\S+)|(?P<low>\S+) to (?P<high>\S+)"
-    r"|in \((?P<open>\S+), (?P<closed>\S+)\])$"
+    r"|in \((?P<open>\S+), (?P<closed>\S+)\])(?P<fp32> that fp32 holds, or infinity)?$"
 )
 _TOKEN = re.compile(r"\d+|[A-Za-z_]\w*|[()+*/^]")
 _PRECEDENCE = {"+": 1, "*": 2, "/": 2, "^": 2}
@@ -98,6 +98,7 @@ class ScalarSpec:
     low_open: bool
     high: str | None
     finite: bool
+    fp32: bool
 
     @classmethod
     def parse(cls, text: str) -> ScalarSpec:
@@ -110,9 +111,8 @@ class ScalarSpec:
             raise ValueError(f"argument specification {text!r} is not {expected}")
         low = match["bound"] or match["least"] or match["low"] or match["open"]
         low_open = match["sign"] == ">" or match["open"] is not None
-        return cls(
-            text, low, low_open, match["high"] or match["closed"], match["finite"] is not None
-        )
+        high = match["high"] or match["closed"]
+        return cls(text, low, low_open, high, bool(match["finite"]), bool(match["fp32"]))
 
 
 Spec = TensorSpec | ScalarSpec
@@ -154,12 +154,13 @@ class ScalarRule(NamedTuple):
     low_open: bool
     high: Term | None
     finite: bool
+    fp32: bool
 
 
 class Rules(NamedTuple):
-    """All lines of an operator: how many names, (name, position) of its integers, and the rules."""
+    """All lines of an operator: the names' numbers, (name, position) of its integers, the rules."""
 
-    names: int
+    names: Mapping[str, int]
     integers: list[tuple[int, int]]
     tensors: list[TensorRule]
     scalars: list[ScalarRule]
@@ -292,9 +293,10 @@ def rules(
             spec.low_open,
             names.bound_term(spec.high, spec.text),
             spec.finite,
+            spec.fp32,
         )
         for name, spec in specs.items()
         if isinstance(spec, ScalarSpec)
     ]
     bound = [(names.numbers[name], place[name]) for name in integers]
-    return Rules(len(names.numbers), bound, tensor_rules, scalar_rules)
+    return Rules(names.numbers, bound, tensor_rules, scalar_rules)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -39,6 +39,7 @@ from dsv4_backend import argspec
 from dsv4_backend.argspec import Spec
 from dsv4_backend.errors import ProofError, argument_error
 from dsv4_backend.faults import Faults
+from dsv4_backend.relations import Compiled, Relation, compiled
 
 PROFILES = {
     "ideal": "fp32, no quantise-dequantise",
@@ -152,6 +153,7 @@ class Operator(Faults, Generic[_Parameters, _Result]):
     reference: Callable[_Parameters, _Result]
     specs: Mapping[str, Spec]
     tolerance: Tolerance
+    relations: Sequence[Relation] = ()
     make_cases: Cases | None = None
     make_golden: Oracle | None = None
     measure: Oracle | None = None
@@ -274,15 +276,16 @@ class Operator(Faults, Generic[_Parameters, _Result]):
 
     def shapes(self, check: Check) -> Check:
         """Decorator: relations between shapes and scalars
-        that the specification lines cannot say (no values read).
+        that neither specification lines nor `relations` can say (no values read).
         """
         self.check_shapes = check
         return check
 
     def contents(self, check: Check) -> Check:
-        """Decorator: relations between values (offsets that add up, NaN).
+        """Decorator: relations between values that `relations` cannot say.
 
-        Runs on real host tensors only, and not under `dispatch.use(check_contents=False)`.
+        Costs a Python call and its torch operations in every call of the operator. Runs on real
+        host tensors only, and not under `dispatch.use(check_contents=False)`.
         """
         self.check_contents = check
         return check
@@ -293,6 +296,10 @@ class Operator(Faults, Generic[_Parameters, _Result]):
         """
         integers = re.findall(r"\bint (\w+)", self.schema)
         return argspec.rules(self.specs, self._parameters, integers, self._optional, self._written)
+
+    def compiled_relations(self) -> Compiled:
+        """The relations as the checker takes them; ValueError for one that does not fit."""
+        return compiled(self.relations, self.specs, self._parameters, self.rules().names)
 
     def plain_reference(self, *args: Any) -> Any:
         """The reference with contiguous results: what runs, behind the checks,
@@ -332,14 +339,19 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def operator(
-    schema: str, *, rows: tuple[int, ...], arguments: Mapping[str, str], tolerance: Tolerance
+    schema: str,
+    *,
+    rows: tuple[int, ...],
+    arguments: Mapping[str, str],
+    tolerance: Tolerance,
+    relations: Sequence[Relation] = (),
 ) -> Callable[[Callable[_P, _R]], Operator[_P, _R]]:
     """Declare an operator over its reference.
 
     schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of
     spec/v4.md section 17.
     arguments: a specification line (see `argspec`) for every tensor argument, and for numbers with
-    a range.
+    a range. relations: what lines cannot say (see `relations`), in the order of the checks.
     """
 
     def declare(reference: Callable[_P, _R]) -> Operator[_P, _R]:
@@ -349,7 +361,8 @@ def operator(
                 "[E, ...]"
             )
         specs = argspec.parse(arguments, re.findall(r"Tensor\S* (\w+)", schema.partition("->")[0]))
-        contract = Operator(schema, rows, reference, specs, tolerance)
+        contract = Operator(schema, rows, reference, specs, tolerance, relations)
+        contract.compiled_relations()  # what they name must be there
         if contract.name in OPERATORS:
             raise ValueError(f"operator dsv4::{contract.name} is declared twice")
         OPERATORS[contract.name] = contract

@@ -18,6 +18,7 @@ import torch
 from dsv4_backend import _C
 from dsv4_backend.argspec import Term
 from dsv4_backend.contract import OPERATORS, Operator
+from dsv4_backend.expressions import Piece
 from dsv4_backend.support import Support, npu_fault
 
 POLICIES = tuple(_C.Policy.__members__)
@@ -56,8 +57,12 @@ def register(contract: Operator) -> None:
     rules = contract.rules()
     tensors = [_C.TensorRule(*map(_in_cpp, rule)) for rule in rules.tensors]
     scalars = [_C.ScalarRule(*map(_in_cpp, rule)) for rule in rules.scalars]
+    relations = contract.compiled_relations()
+    between = [_C.RelationRule(*map(_in_cpp, rule)) for rule in relations.rules]
+    facts = [_C.Fact(*fact) for fact in relations.facts]
+    lines = relations.names, rules.integers, tensors, scalars
     checks = contract.check_shapes, contract.check_contents
-    _C.define(contract.schema, rules.names, rules.integers, tensors, scalars, *checks)
+    _C.define(contract.schema, *lines, relations.new_tokens, facts, between, *checks)
     _reference_library.impl(contract.name, contract.plain_reference, "CompositeImplicitAutograd")
     torch.library.register_fake(f"dsv4::{contract.name}", partial(_fake, contract))
 
@@ -65,6 +70,8 @@ def register(contract: Operator) -> None:
 def _in_cpp(value: Any) -> Any:
     if isinstance(value, list):
         return [_in_cpp(item) for item in value]
+    if isinstance(value, Piece):
+        return _C.Piece(*map(_in_cpp, value))
     return _C.Term(*value) if isinstance(value, Term) else value
 
 

@@ -4,14 +4,10 @@ offsets[e+1]-1 of int32 offsets [E+1] (spec/v4.md 5.3).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
-
-from dsv4_backend.contract import Operator
 
 Product = Callable[[int, slice], torch.Tensor]
 
@@ -44,35 +40,3 @@ def _traced(expert_offsets: torch.Tensor, rows: torch.Tensor, product: Product) 
 
 def _has_values(tensor: torch.Tensor) -> bool:
     return type(tensor) is torch.Tensor and tensor.device.type != "meta"
-
-
-def check_by_expert(
-    op: Operator,
-    stack: str,
-    rows: str,
-    also: Callable[..., None] | None = None,
-    values: Callable[..., None] | None = None,
-) -> None:
-    """Have `op` checked: an expert in the argument `stack` [E, ...],
-    offsets that cover the argument `rows` [T, ...].
-
-    also: further relations between the shapes of all arguments. values: what else their values are.
-    """
-    names = list(inspect.signature(op.reference).parameters)
-    experts, tokens, bounds = map(names.index, (stack, rows, "expert_offsets"))
-
-    @op.shapes
-    def _(*arguments: Any) -> None:
-        if arguments[experts].shape[0] < 1:
-            raise op.reject(stack, f"shape {tuple(arguments[experts].shape)}", "at least 1 expert")
-        if also is not None:
-            also(*arguments)
-
-    @op.contents
-    def _(*arguments: Any) -> None:
-        offsets, count = arguments[bounds].tolist(), arguments[tokens].shape[0]
-        if offsets[0] != 0 or offsets[-1] != count or offsets != sorted(offsets):
-            expected = f"offsets from 0 to the number of rows {count}, never falling"
-            raise op.reject("expert_offsets", offsets, expected)
-        if values is not None:
-            values(*arguments)

@@ -14,12 +14,16 @@ using dsv4::bind::Arguments;
 using dsv4::bind::Candidate;
 using dsv4::bind::Choice;
 using dsv4::bind::Context;
+using dsv4::bind::Fact;
+using dsv4::bind::Piece;
 using dsv4::bind::Policy;
 using dsv4::bind::Relation;
+using dsv4::bind::RelationRule;
 using dsv4::bind::ScalarRule;
 using dsv4::bind::Specification;
 using dsv4::bind::TensorRule;
 using dsv4::bind::Term;
+using dsv4::bind::Words;
 
 namespace {
 
@@ -138,13 +142,25 @@ void bind_rules(py::module_& m) {
                     std::optional<Term>>());
   py::class_<ScalarRule>(m, "ScalarRule")
       .def(py::init<std::string, size_t, std::string, std::optional<Term>, bool,
-                    std::optional<Term>, bool>());
+                    std::optional<Term>, bool, bool>());
+  py::class_<Piece>(m, "Piece").def(py::init<std::string, char, size_t, std::optional<Term>>());
+  py::class_<Fact>(m, "Fact").def(py::init<size_t, char, size_t, size_t>());
+  py::class_<RelationRule>(m, "RelationRule")
+      .def(py::init<std::string, std::vector<std::string>, std::vector<size_t>, std::vector<Term>,
+                    Words, Words>());
   m.def("define",
         [](const std::string& schema, size_t names, std::vector<std::pair<size_t, size_t>> integers,
-           std::vector<TensorRule> tensors, std::vector<ScalarRule> scalars,
-           const py::object& shapes, const py::object& contents) {
-          Specification specification{schema.substr(0, schema.find('(')), names,
-                                      std::move(integers), std::move(tensors), std::move(scalars)};
+           std::vector<TensorRule> tensors, std::vector<ScalarRule> scalars, size_t new_tokens,
+           std::vector<Fact> facts, std::vector<RelationRule> relations, const py::object& shapes,
+           const py::object& contents) {
+          Specification specification{schema.substr(0, schema.find('(')),
+                                      names,
+                                      std::move(integers),
+                                      std::move(tensors),
+                                      std::move(scalars),
+                                      new_tokens,
+                                      std::move(facts),
+                                      std::move(relations)};
           dsv4::bind::define(schema, std::move(specification), make_relation(shapes),
                              make_relation(contents));
         });

@@ -69,7 +69,8 @@ class Operator {
   size_t arity() const { return arity_; }
 
   void check(Arguments arguments) const {
-    const auto sizes = check_arguments(specification_, arguments);
+    auto sizes = check_arguments(specification_, arguments);
+    check_shapes(specification_, arguments, sizes);
     if (shapes_) {
       shapes_(arguments);
     }
@@ -193,8 +194,9 @@ class Operator {
     }
   }
 
-  void check_host_values(Arguments arguments, const Sizes& sizes) const {
+  void check_host_values(Arguments arguments, Sizes& sizes) const {
     check_values(specification_, arguments, sizes);
+    check_contents(specification_, arguments, sizes);
     if (contents_) {
       contents_(arguments);
     }

@@ -71,7 +71,7 @@ struct Choice {
 const Choice& choice();
 void set_choice(Choice value);  // of the calling thread
 
-// Checks that a contract keeps in Python because its lines cannot say them.
+// Checks that a contract keeps in Python because neither its lines nor its relations can say them.
 using Relation = std::function<void(Arguments)>;
 
 // Defines dsv4::<schema> and dsv4_reference::<schema> and routes the first to a candidate or to the

@@ -5,8 +5,8 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <limits>
 #include <sstream>
 
 #include "common/error.h"
@@ -26,7 +26,8 @@ class Check {
   Sizes run() {
     for (const auto& [name, position] : specification_.integers) {
       if (arguments_[position].isInt()) {  // else it is a symbol of torch.compile
-        sizes_[name] = arguments_[position].toInt();
+        // The smallest number of all means "unbound", and nothing fits it or its neighbour.
+        sizes_[name] = std::max(arguments_[position].toInt(), kUnbound + 1);
       }
     }
     for (const TensorRule& rule : specification_.tensors) {
@@ -130,8 +131,10 @@ class Check {
       return limit ? std::optional<T>(static_cast<T>(*limit)) : std::nullopt;
     };
     const auto low = edge(rule.low), high = edge(rule.high);
+    const auto number = static_cast<double>(value);
     // NaN lies in no interval; a rule without bounds takes it unless it says finite.
-    return (!rule.finite || std::isfinite(static_cast<double>(value))) &&
+    return (!rule.finite || std::isfinite(number)) &&
+           (!rule.fp32 || std::isinf(number) || number <= std::numeric_limits<float>::max()) &&
            (!low || (rule.low_open ? value > *low : value >= *low)) && (!high || value <= *high);
   }
 
@@ -222,45 +225,6 @@ void check_range(const Specification& specification, const TensorRule& rule,
 }
 
 }  // namespace
-
-int64_t Term::lone_name() const {
-  return program_.size() == 1 && program_[0].operation == 'v' ? program_[0].value : -1;
-}
-
-std::optional<int64_t> Term::value(const Sizes& sizes) const {
-  std::array<int64_t, 8> stack{};
-  size_t top = 0;
-  for (const Step& step : program_) {
-    if (step.operation == 'n') {
-      stack[top++] = step.value;
-      continue;
-    }
-    if (step.operation == 'v') {
-      const int64_t size = sizes[static_cast<size_t>(step.value)];
-      if (size == kUnbound) {
-        return std::nullopt;
-      }
-      stack[top++] = size;
-      continue;
-    }
-    const int64_t right = stack[--top];
-    int64_t& left = stack[top - 1];
-    switch (step.operation) {
-      case '+':
-        left += right;
-        break;
-      case '*':
-        left *= right;
-        break;
-      case '/':
-        left = right == 0 ? 0 : left / right;
-        break;
-      default:
-        left = right == 0 ? 0 : (left + right - 1) / right;
-    }
-  }
-  return stack[0];
-}
 
 Sizes check_arguments(const Specification& specification, Arguments arguments) {
   return Check(specification, arguments).run();

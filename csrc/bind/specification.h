@@ -5,7 +5,6 @@
 #include <ATen/core/ivalue.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
-#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <optional>
@@ -13,36 +12,12 @@
 #include <utility>
 #include <vector>
 
+#include "relations.h"
+#include "term.h"
+
 namespace dsv4::bind {
 
 using Arguments = c10::ArrayRef<c10::IValue>;
-using Sizes = c10::SmallVector<int64_t, 16>;  // a call's values of the names; no heap for them
-
-// A dimension such as 7, d, n*(n+2), d/2 (exact half) or K^32 (ceiling division), as a program for
-// a stack of numbers. Names are numbered by the Specification that they belong to.
-class Term {
- public:
-  struct Step {
-    char operation;  // 'n' pushes a number, 'v' the value of a name, else one of + * / ^ of the two
-                     // on top
-    int64_t value;
-  };
-
-  Term(std::string text, std::vector<Step> program)
-      : text_(std::move(text)), program_(std::move(program)) {}
-
-  const std::string& text() const { return text_; }
-  // The number of the only name, or -1 when the term is anything more.
-  int64_t lone_name() const;
-  // Nothing while a name in it is unbound.
-  std::optional<int64_t> value(const Sizes& sizes) const;
-
- private:
-  std::string text_;
-  std::vector<Step> program_;
-};
-
-constexpr int64_t kUnbound = INT64_MIN;
 
 struct TensorRule {
   std::string name;
@@ -67,6 +42,7 @@ struct ScalarRule {
   bool low_open;
   std::optional<Term> high;
   bool finite;
+  bool fp32;  // no larger than fp32 holds, unless infinite
 };
 
 struct Specification {
@@ -76,12 +52,20 @@ struct Specification {
       integers;  // (name, position of the integer argument that it stands for)
   std::vector<TensorRule> tensors;
   std::vector<ScalarRule> scalars;
+  size_t
+      new_tokens;  // the names `new`, `length` and `position` of a sequence are this and the next
+  std::vector<Fact> facts;
+  std::vector<RelationRule> relations;
 };
 
 // Throws ArgumentError unless dtype, rank, shape, layout and device of every tensor and the value
 // of every scalar fit. Shapes that are symbols (torch.compile) are left to the call that has
 // numbers. Returns the values of the names.
 Sizes check_arguments(const Specification& specification, Arguments arguments);
+
+// Throws ArgumentError unless the relations hold that read no values. Those on sizes that are
+// symbols are left to the call that has numbers. Adds to `sizes` what relations name.
+void check_shapes(const Specification& specification, Arguments arguments, Sizes& sizes);
 
 // Whether values of all tensor arguments can be read here without a device's help.
 bool on_host(const Specification& specification, Arguments arguments);
@@ -90,5 +74,8 @@ bool on_host(const Specification& specification, Arguments arguments);
 // For host tensors.
 void check_memory(const Specification& specification, Arguments arguments);
 void check_values(const Specification& specification, Arguments arguments, const Sizes& sizes);
+
+// Throws ArgumentError unless the relations hold that read values. For host tensors.
+void check_contents(const Specification& specification, Arguments arguments, Sizes& sizes);
 
 }  // namespace dsv4::bind

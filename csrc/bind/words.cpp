@@ -35,9 +35,13 @@ std::string number_words(double value) {
   if (std::isinf(value)) {
     return value < 0 ? "-inf" : "inf";
   }
+  // Python's choice: digits with an exponent below 1e-4 and from 1e16 on.
+  const double magnitude = std::fabs(value);
+  const bool plain = value == 0 || (magnitude >= 1e-4 && magnitude < 1e16);
   char text[32];
-  const auto end = std::to_chars(text, text + sizeof(text), value).ptr;
-  std::string words(text, end);
+  const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
+  const auto end = std::to_chars(text, text + sizeof(text), value, format).ptr;
+  const std::string words(text, end);
   return words.find_first_of(".e") == std::string::npos ? words + ".0" : words;
 }
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
 from dsv4_backend import ragged
-from dsv4_backend.contract import Operator, Tolerance, compute, operator
+from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.relations import (
+    ONE_MORE_OFFSET,
+    absent_unless,
+    batch,
+    entries,
+    given_if,
+    of_tokens_in,
+    paged,
+    require,
+    table,
+)
 from dsv4_backend.tiles import by_tokens
 
 TILE = 64  # keys whose probabilities are rounded against one maximum
@@ -28,6 +39,37 @@ ARGUMENTS = {
     "ratio": "at least 0",
 }
 """Specification lines of every attention."""
+_BY_RATIO = "{} for ratio {{ratio}}"
+RELATIONS = (
+    require(
+        "window",
+        f"(0 if ratio > 0 else 1) <= window < {_POSITIONS}",
+        "{number(window)}",
+        "at least 1, or 0 beside compressed entries, below 2^31",
+    ),
+    require("q", "H >= 1 and D >= 1", "shape {sizes(q)}", "at least one head and one channel"),
+    *given_if("cmp_cache", "ratio > 0", _BY_RATIO),
+    *given_if("cmp_block_table", "ratio > 0", _BY_RATIO),
+    absent_unless("cmp_indices", "ratio > 0", _BY_RATIO),
+    paged("window_cache"),
+    ONE_MORE_OFFSET,
+    paged("cmp_cache", "cmp_blocks cmp_block_size cmp_columns"),
+    batch(),
+    table(
+        "window_block_table",
+        "window_cache",
+        first="max(length - new + 1 - window, 0)",
+        after="length if new > 0 and window > 0 else 0",
+    ),
+    entries("cmp_block_table", "cmp_cache"),
+    of_tokens_in(
+        "cmp_indices",
+        low="-1",
+        high="(position + 1) // ratio",
+        expected="-1 or one of the {(position + 1) // ratio} visible entries",
+    ),
+)
+"""What every attention asks of its arguments together."""
 
 
 class Keys(NamedTuple):
@@ -210,63 +252,13 @@ def attend_by_tokens(
     return by_tokens(some, call.q.shape[0], call.token_bytes())
 
 
-def check_shapes(contract: Operator, call: AttentionCall) -> None:
-    """ArgumentError of `contract` for shapes and scalars of a call that do not fit."""
-    if not (0 if call.ratio else 1) <= call.window < _POSITIONS:
-        raise contract.reject(
-            "window", call.window, "at least 1, or 0 beside compressed entries, below 2^31"
-        )
-    if 0 in call.q.shape[1:]:
-        raise contract.reject(
-            "q", f"shape {tuple(call.q.shape)}", "at least one head and one channel"
-        )
-    for name in ("cmp_cache", "cmp_block_table"):
-        given = getattr(call, name) is not None
-        if given != (call.ratio > 0):
-            expected = "a tensor" if call.ratio else "None"
-            raise contract.reject(
-                name, "a tensor" if given else "None", f"{expected} for ratio {call.ratio}"
-            )
-    if call.cmp_indices is not None and call.ratio == 0:
-        raise contract.reject("cmp_indices", "a tensor", "None for ratio 0")
-    for name, cache, table in (
-        ("window_cache", call.window_cache, call.window_block_table),
-        ("cmp_cache", call.cmp_cache, call.cmp_block_table),
-    ):
-        if cache is not None and table is not None:
-            ragged.check_layout(contract.name, name, cache, table, call.query_start_loc)
-
-
-def check_contents(contract: Operator, call: AttentionCall) -> None:
-    """ArgumentError of `contract` for lengths, blocks or indices of a call that do not fit."""
-    name, new = contract.name, call.query_start_loc.diff()
-    ragged.check_batch(name, call.query_start_loc, call.seq_lens, call.q.shape[0])
-    if call.window:
-        after = torch.where(new > 0, call.seq_lens, 0)
-        first = (call.seq_lens - new + 1 - call.window).clamp(min=0)
-        table, cache = call.window_block_table, call.window_cache
-        ragged.check_table(name, "window_block_table", table, first, after, cache)
-    if call.cmp_cache is not None and call.cmp_block_table is not None:
-        after = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-        table, cache = call.cmp_block_table, call.cmp_cache
-        ragged.check_table(name, "cmp_block_table", table, torch.zeros_like(after), after, cache)
-    if call.cmp_indices is not None:
-        visible = visible_entries(call.positions(), call.ratio)[:, None]
-        outside = ((call.cmp_indices < -1) | (call.cmp_indices >= visible)).nonzero()
-        if len(outside):
-            t, j = outside[0].tolist()
-            found = f"{int(call.cmp_indices[t, j])} at [{t}, {j}]"
-            raise contract.reject(
-                "cmp_indices", found, f"-1 or one of the {int(visible[t])} visible entries"
-            )
-
-
 @operator(
     "sparse_attention(Tensor q, Tensor sink, Tensor window_cache, Tensor window_block_table, "
     "Tensor? cmp_cache, Tensor? cmp_block_table, Tensor? cmp_indices, Tensor query_start_loc, "
     "Tensor seq_lens, int window, int ratio) -> Tensor",
     rows=(16,),
     arguments=ARGUMENTS,
+    relations=RELATIONS,
     tolerance=Tolerance(
         reason="fp32 sums in any order; a bf16 probability next to a midpoint may tip, 2^-8 of it: "
         "seen up to 0.93 of the limit with noise of 4e-6 on the scores, where rounding "
@@ -312,13 +304,3 @@ def sparse_attention(
     caches = (window_cache, window_block_table, cmp_cache, cmp_block_table, cmp_indices)
     call = AttentionCall(q, sink, *caches, query_start_loc, seq_lens, window, ratio)
     return attend_by_tokens(call, attend)
-
-
-@sparse_attention.shapes
-def _(*arguments: Any) -> None:
-    check_shapes(sparse_attention, AttentionCall(*arguments))
-
-
-@sparse_attention.contents
-def _(*arguments: Any) -> None:
-    check_contents(sparse_attention, AttentionCall(*arguments))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from dsv4_backend import ragged
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, compute, operator
 from dsv4_backend.ops.attention import (
     ARGUMENTS,
+    RELATIONS,
     AttentionCall,
     Keys,
     attend_by_tokens,
-    check_contents,
-    check_shapes,
     round_probabilities,
     score_keys,
 )
+from dsv4_backend.relations import absolute, bound, finite, trailing
 from dsv4_backend.tiles import spans
 
 BLOCK = 512
@@ -59,6 +56,14 @@ def attend_blocks(
         "cmp_cache": "bf16|f16 like q [cmp_blocks, cmp_block_size, D]",
         "max_seq_len": "at least 0",
     },
+    relations=(
+        *RELATIONS,
+        absolute("window_block_table", "max_seq_len"),
+        absolute("cmp_block_table", "max_seq_len // ratio", "cmp_block_size cmp_columns"),
+        bound("max_seq_len"),
+        finite("sink", "{value} of head {index}"),
+        trailing("cmp_indices"),
+    ),
     tolerance=Tolerance(
         reason="as sparse_attention: a probability next to a midpoint may tip, 2^-8 of it, and "
         "the result may land on the other neighbour (2^-7)",
@@ -94,39 +99,3 @@ def sparse_attention_p512(
     caches = (window_cache, window_block_table, cmp_cache, cmp_block_table, cmp_indices)
     call = AttentionCall(q, sink, *caches, query_start_loc, seq_lens, window, ratio)
     return attend_by_tokens(call, attend_blocks)
-
-
-def _call(*arguments: Any) -> tuple[AttentionCall, int]:
-    """The call, and max_seq_len."""
-    return AttentionCall(*arguments[:9], *arguments[10:]), arguments[9]
-
-
-@sparse_attention_p512.shapes
-def _(*arguments: Any) -> None:
-    call, max_seq_len = _call(*arguments)
-    check_shapes(sparse_attention_p512, call)
-    name, table = sparse_attention_p512.name, call.window_block_table
-    ragged.check_absolute(name, "window_block_table", table, call.window_cache, max_seq_len)
-    if call.cmp_cache is not None and call.cmp_block_table is not None:
-        rows, table = max_seq_len // call.ratio, call.cmp_block_table
-        ragged.check_absolute(name, "cmp_block_table", table, call.cmp_cache, rows)
-
-
-@sparse_attention_p512.contents
-def _(*arguments: Any) -> None:
-    call, max_seq_len = _call(*arguments)
-    check_contents(sparse_attention_p512, call)
-    ragged.check_bound(sparse_attention_p512.name, max_seq_len, call.seq_lens)
-    if not call.sink.isfinite().all():
-        head = int((~call.sink.isfinite()).nonzero()[0])
-        raise sparse_attention_p512.reject(
-            "sink", f"{float(call.sink[head])} of head {head}", "finite values"
-        )
-    if call.cmp_indices is not None and call.cmp_indices.shape[1]:
-        absent = call.cmp_indices < 0
-        behind = (absent[:, :-1] & ~absent[:, 1:]).nonzero()
-        if len(behind):
-            t, j = behind[0].tolist()
-            raise sparse_attention_p512.reject(
-                "cmp_indices", f"-1 at [{t}, {j}] before an entry", "-1 behind all entries of a row"
-            )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dsv4_backend.contract import Operator, Tolerance, operator
+from dsv4_backend.contract import Tolerance, operator
+from dsv4_backend.relations import require, slots_in
 
 
 def write_targets(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,22 +22,6 @@ def write_targets(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return padded[source].clamp(min=0), source
 
 
-def check_slots(contract: Operator, slots: torch.Tensor, capacity: int, unique: bool) -> None:
-    """ArgumentError unless every slot is -1 or in [0, capacity) and,
-    if `unique`, no slot stands twice.
-    """
-    outside = ((slots < -1) | (slots >= capacity)).nonzero()
-    if len(outside):
-        i = int(outside[0])
-        raise contract.reject(
-            "slots", f"{slots[i].item()} at {i}", f"-1 or a slot in [0, {capacity})"
-        )
-    ordered = slots[slots >= 0].sort().values
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if unique and len(repeated):
-        raise contract.reject("slots", f"{repeated[0].item()} more than once", "every slot once")
-
-
 @operator(
     "write_cache(Tensor(a!) cache, Tensor rows, Tensor slots) -> ()",
     rows=(21,),
@@ -45,6 +30,12 @@ def check_slots(contract: Operator, slots: torch.Tensor, capacity: int, unique: 
         "rows": "float like cache [M, D]",
         "slots": "i64 [M]",
     },
+    relations=(
+        require(
+            "cache", "num_blocks * block_size >= 1", "shape {sizes(cache)}", "at least one row"
+        ),
+        *slots_in("num_blocks * block_size", once=True),
+    ),
     tolerance=Tolerance(reason="rows are copied, nothing is computed: bit equality"),
 )
 def write_cache(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
@@ -63,14 +54,3 @@ def write_cache(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) ->
     # a repeated write must not carry its row's gradient twice
     values = torch.where((source == own).unsqueeze(-1), values, values.detach())
     cache.index_put_((target // cache.shape[1], target % cache.shape[1]), values)
-
-
-@write_cache.shapes
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    if cache.shape[0] * cache.shape[1] < 1:
-        raise write_cache.reject("cache", f"shape {tuple(cache.shape)}", "at least one row")
-
-
-@write_cache.contents
-def _(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    check_slots(write_cache, slots, cache.shape[0] * cache.shape[1], unique=True)

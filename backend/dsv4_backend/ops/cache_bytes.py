@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from dsv4_backend.contract import Operator, Tolerance, operator
-from dsv4_backend.ops.cache import check_slots, write_targets
+from dsv4_backend.expressions import Symbol
+from dsv4_backend.ops.cache import write_targets
 from dsv4_backend.ops.cache_formats import (
     FORMATS,
     INDEXER,
@@ -23,6 +24,7 @@ from dsv4_backend.ops.cache_formats import (
     sized,
     to_bytes,
 )
+from dsv4_backend.relations import Relation, require, slots_in
 
 _WRITE_DOC = """Quantise rows and write their bytes into a paged cache in the format {name}.
 
@@ -83,20 +85,35 @@ def read_bytes(
     return torch.where((slots >= 0).unsqueeze(-1), from_bytes(form, data), 0.0)
 
 
-def _check_page(contract: Operator, form: Format, cache: torch.Tensor, block_size: int) -> None:
-    expected = form.page_bytes(block_size)
-    if cache.shape[0] < 1 or cache.shape[1] != expected:
-        wanted = f"[num_blocks >= 1, {expected}] for {block_size} entries of {form.name} per page"
-        raise contract.reject("cache", f"shape {tuple(cache.shape)}", wanted)
+def _relations(form: Format, writes: bool) -> tuple[Relation, ...]:
+    """Widths of a row that the format has, pages of its bytes, and slots on them."""
+    argument, channels = ("rows", "D") if writes else ("channels", "channels")
+    rope = "rope" if form.codec is LATENT else "0"
+    pairs = form.name == "indexer_mxfp4"
+    page = _page_bytes(form, channels, rope)
+    return (
+        require(
+            argument,
+            f"{channels} - {rope} >= 1" + (f" and {channels} % 2 == 0" if pairs else ""),
+            f"{{{channels}}} channels, {{{rope}}} of RoPE",
+            "an even number of channels" if pairs else "at least one channel before RoPE",
+        ),
+        require(
+            "cache",
+            f"num_blocks >= 1 and page == {page}",
+            "shape {sizes(cache)}",
+            f"[num_blocks >= 1, {{{page}}}] for {{block_size}} entries of {form.name} per page",
+            f"[num_blocks >= 1, bytes of block_size entries of {form.name}]",
+        ),
+        *slots_in("num_blocks * block_size", once=writes),
+    )
 
 
-def _check_widths(
-    contract: Operator, form: Format, argument: str, channels: int, rope: int
-) -> None:
-    least = 2 if form.name == "indexer_mxfp4" else 1
-    if channels % least or channels - rope < 1:
-        even = "an even number of channels" if least > 1 else "at least one channel before RoPE"
-        raise contract.reject(argument, f"{channels} channels, {rope} of RoPE", even)
+def _page_bytes(form: Format, channels: str, rope: str) -> str:
+    """The bytes of a page as a term of names of the channels and of block_size."""
+    widths: tuple[Any, Any] = Symbol(channels), Symbol(rope) if rope.isidentifier() else int(rope)
+    block_size: Any = Symbol("block_size")
+    return str(sized(form, *widths).page_bytes(block_size))
 
 
 def _document(template: str, form: Format) -> str:
@@ -167,14 +184,18 @@ def _declare(
         **lines,
         **rope,
     }
-    return operator(schema, rows=(21,), arguments=arguments, tolerance=Tolerance(reason=why))(
-        reference
-    )
+    return operator(
+        schema,
+        rows=(21,),
+        arguments=arguments,
+        relations=_relations(form, "rows" in lines),
+        tolerance=Tolerance(reason=why),
+    )(reference)
 
 
 def _declare_write(form: Format) -> Operator:
     latent = form.codec is LATENT
-    contract = _declare(
+    return _declare(
         form,
         f"write_cache_{form.name}(Tensor(a!) cache, Tensor rows, Tensor slots, int block_size"
         f"{f', int rope={ROPE}' if latent else ''}) -> ()",
@@ -183,25 +204,10 @@ def _declare_write(form: Format) -> Operator:
         "one rounding rule per format and no sums: every bit of the page is decided",
     )
 
-    @contract.shapes
-    def _(
-        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = 0
-    ) -> None:
-        _check_widths(contract, form, "rows", rows.shape[1], rope)
-        _check_page(contract, sized(form, rows.shape[1], rope), cache, block_size)
-
-    @contract.contents
-    def _(
-        cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, block_size: int, rope: int = 0
-    ) -> None:
-        check_slots(contract, slots, cache.shape[0] * block_size, unique=True)
-
-    return contract
-
 
 def _declare_read(form: Format) -> Operator:
     latent = form.codec is LATENT
-    contract = _declare(
+    return _declare(
         form,
         f"read_cache_{form.name}(Tensor cache, Tensor slots, int block_size, "
         f"int channels={form.codec.channels}{f', int rope={ROPE}' if latent else ''}) -> Tensor",
@@ -209,21 +215,6 @@ def _declare_read(form: Format) -> Operator:
         {"channels": "at least 1"},
         "one fp32 product per element, rounded at most once: bit equality",
     )
-
-    @contract.shapes
-    def _(
-        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int, rope: int = 0
-    ) -> None:
-        _check_widths(contract, form, "channels", channels, rope)
-        _check_page(contract, sized(form, channels, rope), cache, block_size)
-
-    @contract.contents
-    def _(
-        cache: torch.Tensor, slots: torch.Tensor, block_size: int, channels: int, rope: int = 0
-    ) -> None:
-        check_slots(contract, slots, cache.shape[0] * block_size, unique=False)
-
-    return contract
 
 
 WRITES = {form.name: _declare_write(form) for form in FORMATS}

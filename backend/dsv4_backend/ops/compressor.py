@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -10,6 +10,15 @@ from dsv4_backend import ragged
 from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope
+from dsv4_backend.relations import (
+    ONE_MORE_OFFSET,
+    batch,
+    bound,
+    distinct_rows,
+    paged,
+    require,
+    table,
+)
 
 
 class Call(NamedTuple):
@@ -115,6 +124,33 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
         "max_seq_len": "at least 0",
         "eps": "a number > 0",
     },
+    relations=(
+        require("ape", "r >= 1", "shape {sizes(ape)}", "a ratio of at least 1"),
+        require(
+            "norm_weight",
+            "hd >= 1 and (w == hd or w == 2 * hd)",
+            "{hd} channels",
+            "{w} or half of it, the rows of wkv",
+        ),
+        require(
+            "inv_freq",
+            "2 <= 2 * F <= hd",
+            "{F} frequencies",
+            "1 to {hd // 2}, half of the entry",
+        ),
+        paged("state_cache"),
+        ONE_MORE_OFFSET,
+        batch(),
+        table(
+            "state_block_table",
+            "state_cache",
+            first="max(((length - new) // r - w // hd + 1) * r, 0)",
+            after="length if new > 0 else 0",
+            first_block=1,
+        ),
+        bound("max_seq_len"),
+        distinct_rows("state_block_table", "state_cache"),
+    ),
     tolerance=Tolerance(
         reason="fp32 projections in any order are off by 1e-6 of their terms, and the softmax "
         "turns an absolute error of a score into a relative one of its weight; bf16 rounds "
@@ -165,39 +201,3 @@ def compress(
     store_rows(state_cache, written, project_tokens(call, positions))
     u, s = channel_ranges(ragged.gather_rows(state_cache, read), call.groups, call.ratio).unbind(2)
     return finish_entries(call, pool_slots(u, s, read < 0).to(x.dtype), block)
-
-
-@compress.shapes
-def _(*arguments: Any) -> None:
-    call = Call(*arguments)
-    width, hd = call.ape.shape[1], call.norm_weight.shape[0]
-    if call.ratio < 1:
-        raise compress.reject("ape", f"shape {tuple(call.ape.shape)}", "a ratio of at least 1")
-    if hd < 1 or width not in (hd, 2 * hd):
-        raise compress.reject(
-            "norm_weight", f"{hd} channels", f"{width} or half of it, the rows of wkv"
-        )
-    if not 2 <= 2 * call.inv_freq.shape[0] <= hd:
-        raise compress.reject(
-            "inv_freq",
-            f"{call.inv_freq.shape[0]} frequencies",
-            f"1 to {hd // 2}, half of the entry",
-        )
-    ragged.check_layout(
-        "compress", "state_cache", call.state_cache, call.state_block_table, call.query_start_loc
-    )
-
-
-@compress.contents
-def _(*arguments: Any) -> None:
-    call = Call(*arguments)
-    ragged.check_batch("compress", call.query_start_loc, call.seq_lens, call.x.shape[0])
-    new = call.query_start_loc.diff()
-    first = (((call.seq_lens.long() - new) // call.ratio - call.groups + 1) * call.ratio).clamp(
-        min=0
-    )
-    after = torch.where(new > 0, call.seq_lens, 0)
-    table, cache = call.state_block_table, call.state_cache
-    ragged.check_table("compress", "state_block_table", table, first, after, cache, first_block=1)
-    ragged.check_bound("compress", call.max_seq_len, call.seq_lens)
-    ragged.check_distinct("compress", "state_block_table", call.rows_of_tokens()[1])

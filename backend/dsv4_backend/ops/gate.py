@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.relations import looked_up_in, require
 
 _TOLERANCE = Tolerance(
     reason="fp32 dot products of up to 7168 terms in any order keep a logit to 1e-6 of the sum of "
@@ -81,6 +82,10 @@ def _route(
         "input_ids": "int [T] in [0, V)",
         "tid2eid": "int [V, k]",
     },
+    relations=(
+        require("tid2eid", "k >= 1", "0 experts per token", "at least 1"),
+        looked_up_in("tid2eid", "input_ids", "0", "E", "values in [0, {E})"),
+    ),
     tolerance=_TOLERANCE,
 )
 def gate_hash(
@@ -101,31 +106,3 @@ def gate_hash(
     """
     ids = tid2eid[input_ids].long()
     return normalise(expert_scores(x, weight), ids, route_scale), ids.int()
-
-
-@gate_hash.shapes
-def _(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    input_ids: torch.Tensor,
-    tid2eid: torch.Tensor,
-    route_scale: float,
-) -> None:
-    if tid2eid.shape[1] < 1:
-        raise gate_hash.reject("tid2eid", "0 experts per token", "at least 1")
-
-
-@gate_hash.contents
-def _(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    input_ids: torch.Tensor,
-    tid2eid: torch.Tensor,
-    route_scale: float,
-) -> None:
-    chosen, experts = tid2eid[input_ids], weight.shape[0]
-    bad = ((chosen < 0) | (chosen >= experts)).nonzero()
-    if len(bad):
-        token, j = bad[0].tolist()
-        found = f"{chosen[token, j].item()} at [{input_ids[token].item()}, {j}]"
-        raise gate_hash.reject("tid2eid", found, f"values in [0, {experts})")

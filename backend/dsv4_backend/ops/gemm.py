@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from dsv4_backend.contract import Operator, Tolerance, compute, operator
-from dsv4_backend.experts import by_expert, check_by_expert
+from dsv4_backend.experts import by_expert
 from dsv4_backend.ops.formats import e4m3_values, scale_values
 from dsv4_backend.ops.quant import dequantize_fp4, dequantize_fp8
+from dsv4_backend.relations import covered, given_if, require
 
 _TOLERANCE = Tolerance(
     reason="fp32 sums of up to 1024 products, sums and terms up to size 8, in any order stay "
@@ -20,6 +21,12 @@ _TOLERANCE = Tolerance(
 )
 _ACTIVATIONS = {"x": "e4m3|f32 [T, K]", "x_scale": "e8m0 [T, K^128]"}
 _OFFSETS = {"expert_offsets": "i32 [E+1]"}
+_SCALE_OF_CODES = given_if(
+    "x_scale",
+    "is_e4m3(x)",
+    "a scale exactly if x is float8_e4m3fn",
+    found=("a scale with x {dtype(x)}", "None with x {dtype(x)}"),
+)
 
 
 def dequantize_rows(x: torch.Tensor, x_scale: torch.Tensor | None) -> torch.Tensor:
@@ -39,6 +46,7 @@ def _output_dtype(x: torch.Tensor, x_scale: torch.Tensor | None) -> torch.dtype:
     "fp8_gemm(Tensor x, Tensor? x_scale, Tensor weight, Tensor weight_scale) -> Tensor",
     rows=(9,),
     arguments={**_ACTIVATIONS, "weight": "e4m3 [N, K]", "weight_scale": "e8m0 [N^128, K^128]"},
+    relations=_SCALE_OF_CODES,
     tolerance=_TOLERANCE,
 )
 def fp8_gemm(
@@ -111,23 +119,23 @@ def _declare(
         return quantised_product(form, x, x_scale, weight, weight_scale, expert_offsets)
 
     reference.__doc__ = _GROUPED_DOC.format(name=name.upper(), form=form)
-    contract = operator(
+    return operator(
         f"{name}_grouped_gemm(Tensor x, Tensor? x_scale, Tensor weight, Tensor weight_scale, "
         "Tensor expert_offsets) -> Tensor",
         rows=(10,),
         arguments={**_ACTIVATIONS, "weight": form.weight, "weight_scale": form.scale, **_OFFSETS},
+        relations=(
+            *covered("weight", "T"),
+            *_SCALE_OF_CODES,
+            require(
+                "x",
+                f"K % {form.channels} == 0",
+                "{K} channels",
+                f"a multiple of {form.channels}, one scale for each",
+            ),
+        ),
         tolerance=_TOLERANCE,
     )(reference)
-
-    def check(x: torch.Tensor, x_scale: torch.Tensor | None, *_: torch.Tensor) -> None:
-        _check_activations(contract, x, x_scale)
-        if x.shape[1] % form.channels:
-            raise contract.reject(
-                "x", f"{x.shape[1]} channels", f"a multiple of {form.channels}, one scale for each"
-            )
-
-    check_by_expert(contract, "weight", "x", check)
-    return contract
 
 
 def quantised_product(
@@ -154,6 +162,7 @@ fp8_grouped_gemm, fp4_grouped_gemm = (_declare(name, form) for name, form in STO
     "grouped_gemm(Tensor x, Tensor weight, Tensor expert_offsets) -> Tensor",
     rows=(10,),
     arguments={"x": "float [T, K]", "weight": "float [E, N, K]", **_OFFSETS},
+    relations=covered("weight", "T"),
     tolerance=_TOLERANCE,
 )
 def grouped_gemm(
@@ -174,21 +183,3 @@ def grouped_gemm(
         return rows[part] @ experts[e].to(rows.dtype).T
 
     return by_expert(expert_offsets, rows, product).to(x.dtype)
-
-
-def _check_activations(op: Operator, x: torch.Tensor, x_scale: torch.Tensor | None) -> None:
-    if (x.dtype == torch.float8_e4m3fn) != (x_scale is not None):
-        found = "None" if x_scale is None else "a scale"
-        raise op.reject(
-            "x_scale", f"{found} with x {x.dtype}", "a scale exactly if x is float8_e4m3fn"
-        )
-
-
-@fp8_gemm.shapes
-def _(
-    x: torch.Tensor, x_scale: torch.Tensor | None, weight: torch.Tensor, weight_scale: torch.Tensor
-) -> None:
-    _check_activations(fp8_gemm, x, x_scale)
-
-
-check_by_expert(grouped_gemm, "weight", "x")

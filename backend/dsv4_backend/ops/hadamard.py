@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.relations import require
 
 
 @operator(
     "hadamard(Tensor x) -> Tensor",
     rows=(11,),
     arguments={"x": "float [..., n]"},
+    relations=(require("x", "n >= 1 and (n & (n - 1)) == 0", "{n} channels", "a power of two"),),
     tolerance=Tolerance(
         reason="fp32 sums of up to 512 terms of size 4 in any order stay within 4e-6; the official "
         "cases lie on a grid where such sums are exact, so the one product by the root and the one "
@@ -41,10 +43,3 @@ def sylvester(like: torch.Tensor) -> torch.Tensor:
     while h.shape[0] < like.shape[-1]:
         h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
     return h
-
-
-@hadamard.shapes
-def _(x: torch.Tensor) -> None:
-    n = x.shape[-1]
-    if n < 1 or n & (n - 1):
-        raise hadamard.reject("x", f"{n} channels", "a power of two")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from dsv4_backend.contract import Operator, Tolerance, compute, operator
+from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.relations import require
 
 _MOST_ROUNDS = 1000
 MIX_REASON = (
@@ -33,6 +34,9 @@ MIX_ARGUMENTS = {
     },
 }
 """Specification lines of the operators that mix streams, here and in HF32."""
+MIX_RELATIONS = (
+    require("x", "n * d >= 1", "shape {sizes(x)}", "at least one stream and one channel"),
+)
 
 
 def _mixes(x: torch.Tensor, fn: torch.Tensor, norm_eps: float) -> torch.Tensor:
@@ -80,6 +84,7 @@ def sinkhorn(logits: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
     "float hc_eps) -> (Tensor y, Tensor post, Tensor comb)",
     rows=(2,),
     arguments=MIX_ARGUMENTS["hc_pre"],
+    relations=MIX_RELATIONS,
     tolerance=Tolerance(reason=MIX_REASON, ideal=(1e-5, 2e-5), official=(1e-5, 2**-7)),
 )
 def hc_pre(
@@ -146,6 +151,7 @@ def hc_post(
     " -> Tensor",
     rows=(4,),
     arguments=MIX_ARGUMENTS["hc_head"],
+    relations=MIX_RELATIONS,
     tolerance=Tolerance(reason=MIX_REASON, ideal=(1e-5, 2e-5), official=(1e-5, 2**-7)),
 )
 def hc_head(
@@ -165,17 +171,3 @@ def hc_head(
     """
     mix = _mixes(x, fn, norm_eps)
     return _collapse(x, torch.sigmoid(mix * scale.to(mix.dtype) + base.to(mix.dtype)) + hc_eps)
-
-
-def refuse_no_streams(op: Operator) -> None:
-    """ArgumentError from `op` for x [T, n, d] without a stream or a channel."""
-
-    @op.shapes
-    def _(x: torch.Tensor, *_: object) -> None:
-        if x.shape[1] * x.shape[2] == 0:
-            expected = "at least one stream and one channel"
-            raise op.reject("x", f"shape {tuple(x.shape)}", expected)
-
-
-for _op in (hc_pre, hc_head):
-    refuse_no_streams(_op)

@@ -8,9 +8,9 @@ from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
 from dsv4_backend.ops.hyper import (
     MIX_ARGUMENTS,
     MIX_REASON,
+    MIX_RELATIONS,
     hc_head,
     hc_pre,
-    refuse_no_streams,
 )
 
 _DROPPED_BITS = 13
@@ -29,6 +29,7 @@ def cut_to_hf32(fn: torch.Tensor) -> torch.Tensor:
     "float norm_eps, float hc_eps) -> (Tensor y, Tensor post, Tensor comb)",
     rows=(2,),
     arguments={**MIX_ARGUMENTS["hc_pre"], **_STREAMS},
+    relations=MIX_RELATIONS,
     tolerance=_TOLERANCE,
 )
 def hc_pre_hf32(
@@ -56,6 +57,7 @@ def hc_pre_hf32(
     " -> Tensor",
     rows=(4,),
     arguments={**MIX_ARGUMENTS["hc_head"], **_STREAMS},
+    relations=MIX_RELATIONS,
     tolerance=_TOLERANCE,
 )
 def hc_head_hf32(
@@ -73,7 +75,3 @@ def hc_head_hf32(
     spec/v4.md 2.4.
     """
     return hc_head.reference(x, cut_to_hf32(fn.detach()), base, scale, norm_eps, hc_eps)
-
-
-for _op in (hc_pre_hf32, hc_head_hf32):
-    refuse_no_streams(_op)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from dsv4_backend import ragged
 from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.ops.attention import visible_entries
+from dsv4_backend.relations import ONE_MORE_OFFSET, batch, entries, numbers, paged, values_in
 from dsv4_backend.tiles import by_tokens, spans
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
@@ -76,6 +77,12 @@ def _token_bytes(call: IndexerCall, entries: int) -> int:
         "seq_lens": "i32 [R]",
         "ratio": "at least 1",
     },
+    relations=(
+        paged("k_cache"),
+        ONE_MORE_OFFSET,
+        batch(),
+        entries("block_table", "k_cache"),
+    ),
     tolerance=Tolerance(
         reason="fp32 dot products of 128 terms and sums of 64 weighted heads in any order, at "
         "weights of (DI*HI)^-0.5; bf16: a dot product next to a midpoint may round to the "
@@ -118,23 +125,6 @@ def indexer_scores(
     return by_tokens(score, tokens, _token_bytes(call, entries))
 
 
-@indexer_scores.shapes
-def _(*arguments: Any) -> None:
-    call = IndexerCall(*arguments)
-    ragged.check_layout(
-        "indexer_scores", "k_cache", call.k_cache, call.block_table, call.query_start_loc
-    )
-
-
-@indexer_scores.contents
-def _(*arguments: Any) -> None:
-    call = IndexerCall(*arguments)
-    ragged.check_batch("indexer_scores", call.query_start_loc, call.seq_lens, call.q.shape[0])
-    entries = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-    first, table = torch.zeros_like(entries), call.block_table
-    ragged.check_table("indexer_scores", "block_table", table, first, entries, call.k_cache)
-
-
 def pad_behind(order: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """int32 [T, n] with -1 behind the first visible[t] of a row."""
     rank = torch.arange(order.shape[1], device=order.device)
@@ -153,6 +143,10 @@ def best(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
     "topk_indices(Tensor scores, Tensor visible, int k) -> Tensor",
     rows=(15,),
     arguments={"scores": "float [T, n]", "visible": "int [T]", "k": "at least 1"},
+    relations=(
+        values_in("visible", "0", "n + 1", "0 to {n}, the scores of a row"),
+        numbers("scores", "visible"),
+    ),
     tolerance=Tolerance(reason="indices under a total order (score, then smaller index) are exact"),
 )
 def topk_indices(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
@@ -168,24 +162,3 @@ def topk_indices(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.T
         scores.shape[0],
         SORT_BYTES * scores.shape[1],
     )
-
-
-@topk_indices.contents
-def _(scores: torch.Tensor, visible: torch.Tensor, k: int) -> None:
-    outside = ((visible < 0) | (visible > scores.shape[1])).nonzero()
-    if len(outside):
-        t = int(outside[0])
-        raise topk_indices.reject(
-            "visible", f"{int(visible[t])} at {t}", f"0 to {scores.shape[1]}, the scores of a row"
-        )
-    has_nan = by_tokens(
-        lambda part: hide(scores[part], visible[part]).isnan().any(1),
-        scores.shape[0],
-        SORT_BYTES * scores.shape[1],
-    )
-    if has_nan.any():
-        t = int(has_nan.nonzero()[0])
-        j = int(scores[t].isnan().nonzero()[0])
-        raise topk_indices.reject(
-            "scores", f"NaN at [{t}, {j}]", "numbers or infinities where visible"
-        )

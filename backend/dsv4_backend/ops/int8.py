@@ -7,9 +7,10 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
-from dsv4_backend.experts import by_expert, check_by_expert
-from dsv4_backend.ops.swiglu import check_limit, clamped_swiglu
+from dsv4_backend.experts import by_expert
+from dsv4_backend.ops.swiglu import LIMIT, clamped_swiglu, gate_and_up
 from dsv4_backend.ops.token_quant import quantise_int8
+from dsv4_backend.relations import covered, held_by_bf16
 
 _EXACT = Tolerance(
     reason="integer sums are exact, then two fp32 products and one cast: every bit is decided"
@@ -67,6 +68,7 @@ def int8_gemm(
         "weight_scale": "f32 [E, N]",
         "expert_offsets": "i32 [E+1]",
     },
+    relations=(*covered("weight", "T"), held_by_bf16("weight_scale")),
     tolerance=_EXACT,
 )
 def int8_grouped_gemm(
@@ -95,6 +97,7 @@ def int8_grouped_gemm(
     "int8_grouped_sum(Tensor x, Tensor weight, Tensor expert_offsets) -> Tensor",
     rows=(10,),
     arguments={"x": "i8 [T, K]", "weight": "i8 [E, N, K]", "expert_offsets": "i32 [E+1]"},
+    relations=covered("weight", "T"),
     tolerance=Tolerance(reason="integer sums are exact: every bit is decided"),
 )
 def int8_grouped_sum(
@@ -120,7 +123,9 @@ def int8_grouped_sum(
         "weight_scale": "f32 [E, n]",
         "x_scale": "f32 [M]",
         "expert_offsets": "i32 [E+1]",
+        "limit": LIMIT,
     },
+    relations=(*covered("weight_scale", "M"), gate_and_up("sums")),
     tolerance=Tolerance(
         reason="fp32 exp and division in any order stay within 4e-6 relative, and so does the "
         "scale of a row; the cases keep every value 2^-12 of a step away from the ties of "
@@ -150,29 +155,6 @@ def int8_swiglu_quant(
     )
     gate, up = wide.detach().chunk(2, -1)
     return quantise_int8(clamped_swiglu(gate, up, limit))
-
-
-def _check_sums(
-    sums: torch.Tensor, _w: torch.Tensor, _x: torch.Tensor, _o: torch.Tensor, limit: float
-) -> None:
-    check_limit(int8_swiglu_quant, limit)
-    if sums.shape[1] < 2 or sums.shape[1] % 2:
-        raise int8_swiglu_quant.reject(
-            "sums", f"{sums.shape[1]} channels", "an even number, gate and up"
-        )
-
-
-def _check_scales(
-    _x: torch.Tensor, _s: torch.Tensor, _w: torch.Tensor, weight_scale: torch.Tensor, *_: object
-) -> None:
-    lost = weight_scale[(weight_scale.bfloat16() != weight_scale) & ~weight_scale.isnan()]
-    if lost.numel():
-        raise int8_grouped_gemm.reject("weight_scale", lost[0].item(), "values that bf16 holds")
-
-
-check_by_expert(int8_grouped_gemm, "weight", "x", values=_check_scales)
-check_by_expert(int8_grouped_sum, "weight", "x")
-check_by_expert(int8_swiglu_quant, "weight_scale", "sums", _check_sums)
 
 
 def quantize_weight_int8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

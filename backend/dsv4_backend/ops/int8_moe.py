@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
 from dsv4_backend.ops.int8 import int8_gemm, int8_grouped_gemm, int8_grouped_sum, int8_swiglu_quant
 from dsv4_backend.ops.moe import moe_dispatch
-from dsv4_backend.ops.swiglu import check_limit
+from dsv4_backend.ops.swiglu import LIMIT
 from dsv4_backend.ops.token_quant import int8_token_quant
+from dsv4_backend.relations import require
 
 
 class Int8Rows(NamedTuple):
@@ -53,7 +54,13 @@ def add_choices(shared: torch.Tensor, choices: torch.Tensor, weights: torch.Tens
         "shared_w13_scale": "f32 [n]",
         "shared_w2": "i8 [d, n/2]",
         "shared_w2_scale": "f32 [d]",
+        "limit": LIMIT,
     },
+    relations=(
+        require("ids", "k >= 1", "shape {sizes(ids)}", "at least 1 expert per token"),
+        require("x", "d >= 1", "shape {sizes(x)}", "at least one channel"),
+        require("w13", "n >= 2 and n % 2 == 0", "{n} channels", "an even number, gate and up"),
+    ),
     tolerance=Tolerance(
         reason="the cases keep every hidden value 2^-12 of a step away from the ties of its code, "
         "so all codes are decided; then scales that are off by 4e-6 relative and a sum of k + 1 "
@@ -98,13 +105,3 @@ def int8_moe(
     shared = int8_gemm.reference(*hidden(own, only, everything, limit), shared_w2, shared_w2_scale)
     choices = routed[order.argsort()].unflatten(0, (tokens, k))
     return add_choices(shared, choices, weights).to(x.dtype)
-
-
-@int8_moe.shapes
-def _(x: torch.Tensor, _w: torch.Tensor, ids: torch.Tensor, w13: torch.Tensor, *rest: Any) -> None:
-    limit = rest[-1]
-    check_limit(int8_moe, limit)
-    if ids.shape[1] < 1:
-        raise int8_moe.reject("ids", f"shape {tuple(ids.shape)}", "at least 1 expert per token")
-    if x.shape[1] < 1 or w13.shape[1] < 2:
-        raise int8_moe.reject("w13", f"shape {tuple(w13.shape)}", "channels of gate and up")

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
@@ -15,6 +13,7 @@ from dsv4_backend import ragged
 from dsv4_backend.contract import Operator, Tolerance, operator
 from dsv4_backend.ops.attention import visible_entries
 from dsv4_backend.ops.indexer import ENTRIES, SORT_BYTES, IndexerCall, best, key_rows
+from dsv4_backend.relations import ONE_MORE_OFFSET, absolute, batch, bound, entries, paged
 from dsv4_backend.tiles import by_tokens, spans
 
 _REASON = (
@@ -29,6 +28,14 @@ _LENGTHS = {
     "ratio": "at least 1",
     "k": "at least 1",
 }
+_RELATIONS = (
+    paged("k_cache"),
+    ONE_MORE_OFFSET,
+    absolute("block_table", "max_seq_len // ratio"),
+    batch(),
+    bound("max_seq_len"),
+    entries("block_table", "k_cache"),
+)
 _TAIL = (
     "Tensor block_table, Tensor query_start_loc, Tensor seq_lens, int max_seq_len, int ratio, "
     "int k) -> Tensor"
@@ -118,6 +125,7 @@ def select(call: Selection) -> torch.Tensor:
         "weights": "f32 [T, HI]",
         **_LENGTHS,
     },
+    relations=_RELATIONS,
     tolerance=Tolerance(reason=_REASON, ideal=(2e-5, 2e-5), official=(2e-5, 2e-5)),
 )
 def lightning_indexer(
@@ -188,6 +196,7 @@ def _quantised(name: str, codes: str, scale: str, rounded: str, mode: int) -> Op
             "weights": f"{scale} [T, HI]",
             **_LENGTHS,
         },
+        relations=_RELATIONS,
         tolerance=Tolerance(
             reason=f"{_REASON}; of e4m3 rows they are rounded to bf16 before the selection",
             **{"a2a3-int8": (2e-5, 2e-5), "a5-mx": (2e-5, 2**-7)},
@@ -200,31 +209,3 @@ lightning_indexer_fp8 = _quantised(
     "lightning_indexer_fp8", "e4m3", "f32", ", rounded to bf16 before the selection", 1
 )
 LIGHTNING = (lightning_indexer, lightning_indexer_int8, lightning_indexer_fp8)
-
-
-def _check_shapes(contract: Operator, arguments: Mapping[str, Any]) -> None:
-    cache, table = arguments["k_cache"], arguments["block_table"]
-    ragged.check_layout(contract.name, "k_cache", cache, table, arguments["query_start_loc"])
-    rows = arguments["max_seq_len"] // arguments["ratio"]
-    ragged.check_absolute(contract.name, "block_table", table, cache, rows)
-
-
-def _check_contents(contract: Operator, arguments: Mapping[str, Any]) -> None:
-    name, cache, table = contract.name, arguments["k_cache"], arguments["block_table"]
-    starts, ends = arguments["query_start_loc"], arguments["seq_lens"]
-    ragged.check_batch(name, starts, ends, arguments["q"].shape[0])
-    ragged.check_bound(name, arguments["max_seq_len"], ends)
-    after = ragged.entries_to_read(starts, ends, arguments["ratio"])
-    ragged.check_table(name, "block_table", table, torch.zeros_like(after), after, cache)
-
-
-def _checked(contract: Operator) -> None:
-    names = tuple(inspect.signature(contract.reference).parameters)
-    contract.shapes(lambda *values: _check_shapes(contract, dict(zip(names, values, strict=True))))
-    contract.contents(
-        lambda *values: _check_contents(contract, dict(zip(names, values, strict=True)))
-    )
-
-
-for _contract in LIGHTNING:
-    _checked(_contract)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.relations import distinct, require
 
 MAX_EXPERTS = 1 << 16
 """More than any V4 has by far (384): a larger number is a mistake,
@@ -21,6 +22,15 @@ and the offsets would only waste memory.
         "ids": "int [T, k] in [0, num_experts)",
         "num_experts": f"1 to {MAX_EXPERTS}",
     },
+    relations=(
+        require("ids", "k >= 1", "shape {sizes(ids)}", "at least 1 expert per token"),
+        require(
+            "x",
+            "rank(x) >= 1 and size(x, 0) == T",
+            "shape {sizes(x)}",
+            "[T, ...] with T = {T} as in ids",
+        ),
+    ),
     tolerance=Tolerance(reason="copies and integers: bit equality"),
 )
 def moe_dispatch(
@@ -53,6 +63,10 @@ def sum_choices(choices: torch.Tensor) -> torch.Tensor:
     "moe_combine(Tensor y, Tensor order, int k) -> Tensor",
     rows=(20,),
     arguments={"y": "float [M, d]", "order": "int [M] in [0, M)", "k": f"1 to {MAX_EXPERTS}"},
+    relations=(
+        require("y", "M % k == 0", "{M} rows", "a multiple of k = {k}"),
+        distinct("order", "a permutation of 0..{M - 1}"),
+    ),
     tolerance=Tolerance(
         reason="the order of the fp32 additions is promised, so every bit is decided"
     ),
@@ -67,28 +81,3 @@ def moe_combine(y: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
     give an empty result. Source: spec/v4.md 5.3 [OFF-M MoE].
     """
     return sum_choices(compute(y[order.argsort()]).unflatten(0, (-1, k)))
-
-
-@moe_dispatch.shapes
-def _(x: torch.Tensor, ids: torch.Tensor, num_experts: int) -> None:
-    if ids.shape[1] < 1:
-        raise moe_dispatch.reject("ids", f"shape {tuple(ids.shape)}", "at least 1 expert per token")
-    if x.dim() < 1 or x.shape[0] != ids.shape[0]:
-        raise moe_dispatch.reject(
-            "x", f"shape {tuple(x.shape)}", f"[T, ...] with T = {ids.shape[0]} as in ids"
-        )
-
-
-@moe_combine.shapes
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> None:
-    if y.shape[0] % k != 0:
-        raise moe_combine.reject("y", f"{y.shape[0]} rows", f"a multiple of k = {k}")
-
-
-@moe_combine.contents
-def _(y: torch.Tensor, order: torch.Tensor, k: int) -> None:
-    repeated = (order.long().bincount(minlength=y.shape[0]) > 1).nonzero()
-    if len(repeated):
-        raise moe_combine.reject(
-            "order", f"{repeated[0].item()} more than once", f"a permutation of 0..{len(order) - 1}"
-        )

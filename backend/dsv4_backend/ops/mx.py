@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
-from dsv4_backend.experts import by_expert, check_by_expert
+from dsv4_backend.experts import by_expert
 from dsv4_backend.ops.formats import (
     E4M3_MAX,
     block_scale,
@@ -22,7 +22,8 @@ from dsv4_backend.ops.formats import (
     split_blocks,
 )
 from dsv4_backend.ops.quant import FP8_WEIGHT_FLOOR, act_quant, dequantize_fp4
-from dsv4_backend.ops.swiglu import check_limit, clamped_swiglu
+from dsv4_backend.ops.swiglu import LIMIT, clamped_swiglu, gate_and_up
+from dsv4_backend.relations import covered, require
 
 MX_BLOCK = 32
 _TOLERANCE = Tolerance(
@@ -87,6 +88,7 @@ def grouped(
     "Tensor expert_offsets) -> Tensor",
     rows=(10, 17),
     arguments={**_ROWS, **_FP8_WEIGHT, "expert_offsets": "i32 [E+1]"},
+    relations=covered("weight", "T"),
     tolerance=_TOLERANCE,
 )
 def mxfp8_grouped_gemm(
@@ -112,6 +114,15 @@ def mxfp8_grouped_gemm(
     "Tensor expert_offsets) -> Tensor",
     rows=(10,),
     arguments={**_ROWS, **_FP4_WEIGHT, "expert_offsets": "i32 [E+1]"},
+    relations=(
+        *covered("weight", "T"),
+        require(
+            "x",
+            f"K % {MX_BLOCK} == 0",
+            "{K} channels",
+            f"a multiple of {MX_BLOCK}, one weight scale per {MX_BLOCK}",
+        ),
+    ),
     tolerance=_TOLERANCE,
 )
 def mxfp4_grouped_gemm(
@@ -131,20 +142,11 @@ def mxfp4_grouped_gemm(
     return grouped(x, x_scale, weight, weight_scale, expert_offsets, dequantize_fp4)
 
 
-def _check_blocks(x: torch.Tensor, *_: torch.Tensor) -> None:
-    if x.shape[1] % MX_BLOCK:
-        expected = f"a multiple of {MX_BLOCK}, one weight scale per {MX_BLOCK}"
-        raise mxfp4_grouped_gemm.reject("x", f"{x.shape[1]} channels", expected)
-
-
-check_by_expert(mxfp8_grouped_gemm, "weight", "x")
-check_by_expert(mxfp4_grouped_gemm, "weight", "x", _check_blocks)
-
-
 @operator(
     "mx_swiglu_quant(Tensor x, float limit) -> (Tensor q, Tensor scale)",
     rows=(19,),
-    arguments={"x": "bf16 [M, n]"},
+    arguments={"x": "bf16 [M, n]", "limit": LIMIT},
+    relations=(gate_and_up("x"),),
     tolerance=Tolerance(
         reason="the cases keep every product 2^-18 of itself away from the ties of its code and "
         "from the borders of its block's scale, so every bit is decided"
@@ -163,13 +165,6 @@ def mx_swiglu_quant(x: torch.Tensor, limit: float) -> tuple[torch.Tensor, torch.
     gate, up = x.chunk(2, -1)
     q, scale = act_quant.reference(clamped_swiglu(gate, up, limit), MX_BLOCK)
     return q, scale
-
-
-@mx_swiglu_quant.shapes
-def _(x: torch.Tensor, limit: float) -> None:
-    check_limit(mx_swiglu_quant, limit)
-    if x.shape[1] < 2 or x.shape[1] % 2:
-        raise mx_swiglu_quant.reject("x", f"{x.shape[1]} channels", "an even number, gate and up")
 
 
 def quantize_weight_mxfp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import Tolerance, operator
-from dsv4_backend.experts import check_by_expert
 from dsv4_backend.ops.mx import mxfp4_grouped_gemm
+from dsv4_backend.relations import covered, require
 
 TILE_ROWS, TILE_BYTES = 16, 16
 """Rows of a tile, and bytes of a row in it: 32 channels."""
@@ -18,6 +18,14 @@ TILE_ROWS, TILE_BYTES = 16, 16
     "pack_mxfp4(Tensor weight) -> Tensor",
     rows=(10,),
     arguments={"weight": "i8 [E, N, B]"},
+    relations=(
+        require(
+            "weight",
+            f"N % {TILE_ROWS} == 0 and B % {TILE_BYTES} == 0 and N * B > 0",
+            "{N} rows of {B} bytes",
+            f"multiples of {TILE_ROWS} rows and of {TILE_BYTES} bytes",
+        ),
+    ),
     tolerance=Tolerance(reason="bytes change their places: every bit is decided"),
 )
 def pack_mxfp4(weight: torch.Tensor) -> torch.Tensor:
@@ -40,14 +48,6 @@ def unpack_mxfp4(tiles: torch.Tensor) -> torch.Tensor:
     return tiles.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
 
 
-@pack_mxfp4.shapes
-def _(weight: torch.Tensor) -> None:
-    rows, size = weight.shape[1:]
-    if rows % TILE_ROWS or size % TILE_BYTES or not rows * size:
-        expected = f"multiples of {TILE_ROWS} rows and of {TILE_BYTES} bytes"
-        raise pack_mxfp4.reject("weight", f"{rows} rows of {size} bytes", expected)
-
-
 @operator(
     "mxfp4_tiled_grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, "
     "Tensor expert_offsets) -> Tensor",
@@ -59,6 +59,7 @@ def _(weight: torch.Tensor) -> None:
         "weight_scale": "e8m0 [E, J*16, K/32]",
         "expert_offsets": "i32 [E+1]",
     },
+    relations=covered("weight", "T"),
     tolerance=mxfp4_grouped_gemm.tolerance,
 )
 def mxfp4_tiled_grouped_gemm(
@@ -76,6 +77,3 @@ def mxfp4_tiled_grouped_gemm(
     """
     rows = unpack_mxfp4(weight)
     return mxfp4_grouped_gemm.reference(x, x_scale, rows, weight_scale, expert_offsets)
-
-
-check_by_expert(mxfp4_tiled_grouped_gemm, "weight", "x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import Tolerance, compute, operator
+from dsv4_backend.relations import require
 
 
 def _flatten_groups(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
@@ -21,6 +22,17 @@ def _round_weight(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:
     "grouped_output_projection(Tensor o, Tensor wo_a) -> Tensor",
     rows=(17,),
     arguments={"o": "f32|bf16 [T, H, D]", "wo_a": "float [G, R, K]"},
+    relations=(
+        require(
+            "o", "H >= 1 and D >= 1 and R >= 1", "{H} heads of {D}, rank {R}", "none of them 0"
+        ),
+        require(
+            "wo_a",
+            "G >= 1 and H % G == 0 and K == H // G * D",
+            "shape {sizes(wo_a)}",
+            "[G, R, {H * D}/G] with G a divisor of {H} heads",
+        ),
+    ),
     tolerance=Tolerance(
         reason="fp32 sums of up to 1024 products, near 1 in the cases, in any order; the one cast "
         "to bf16 may then land on the other neighbour (2^-8)",
@@ -40,17 +52,3 @@ def grouped_output_projection(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tens
     grouped, weight = compute(_flatten_groups(o, wo_a)), compute(_round_weight(o, wo_a))
     z = grouped.transpose(0, 1) @ weight.transpose(1, 2)  # [G, T, R]
     return z.transpose(0, 1).flatten(1).to(o.dtype)
-
-
-@grouped_output_projection.shapes
-def _(o: torch.Tensor, wo_a: torch.Tensor) -> None:
-    _, heads, channels = o.shape
-    groups, rank, width = wo_a.shape
-    if 0 in (heads, channels, rank):
-        expected = "none of them 0"
-        raise grouped_output_projection.reject(
-            "o", f"{heads} heads of {channels}, rank {rank}", expected
-        )
-    if groups < 1 or heads % groups or width != heads // groups * channels:
-        expected = f"[G, R, {heads * channels}/G] with G a divisor of {heads} heads"
-        raise grouped_output_projection.reject("wo_a", f"shape {tuple(wo_a.shape)}", expected)

@@ -24,6 +24,7 @@ from dsv4_backend.ops.formats import (
     split_blocks,
     unpack_e2m1,
 )
+from dsv4_backend.relations import require
 
 ACT_FLOOR = 1e-4
 FP4_FLOOR = E2M1_MAX * 2.0**-126
@@ -133,6 +134,7 @@ def act_qdq(x: torch.Tensor, block_size: int, channels: int) -> torch.Tensor:
     "fp4_quant(Tensor x, int block_size) -> (Tensor packed, Tensor scale)",
     rows=(8,),
     arguments={"x": "float [..., K]", "block_size": "at least 1"},
+    relations=(require("x", "K % 2 == 0", "{K} channels", "an even number, two codes per byte"),),
     tolerance=_EXACT,
 )
 def fp4_quant(x: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,12 +166,6 @@ def fp4_qdq(x: torch.Tensor, block_size: int) -> torch.Tensor:
     x. Source: spec/v4.md 6.2 [OFF-K].
     """
     return round_trip_fp4(x, block_size)
-
-
-@fp4_quant.shapes
-def _(x: torch.Tensor, block_size: int) -> None:
-    if x.shape[-1] % 2:
-        raise fp4_quant.reject("x", f"{x.shape[-1]} channels", "an even number, two codes per byte")
 
 
 def quantize_weight_fp8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

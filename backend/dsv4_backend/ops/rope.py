@@ -8,6 +8,7 @@ import torch
 
 from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.errors import argument_error
+from dsv4_backend.relations import require
 
 
 def rope_frequencies(rope_head_dim: int, theta: float) -> torch.Tensor:
@@ -99,6 +100,15 @@ def rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     "rope(Tensor x, Tensor positions, Tensor inv_freq, bool inverse=False) -> Tensor",
     rows=(6,),
     arguments={"x": "float [..., D]", "positions": "int [T] in [0, inf)", "inv_freq": "f32 [F]"},
+    relations=(
+        require(
+            "x",
+            "rank(x) >= 2 and size(x, 0) == T",
+            "shape {sizes(x)}",
+            "[T, ..., D] with T = {T}",
+        ),
+        require("inv_freq", "2 <= 2 * F <= D", "{F} frequencies", "1 to D/2 of them, D = {D}"),
+    ),
     tolerance=Tolerance(
         reason="the angle is one exactly rounded fp32 product, so only fp32 cos, sin (1 ulp each) "
         "and two products may differ; the one cast to bf16 may land on the other "
@@ -123,18 +133,6 @@ def rope(
     return rotate_tail(x, -angles if inverse else angles)
 
 
-@rope.shapes
-def _(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, inverse: bool) -> None:
-    if x.dim() < 2 or x.shape[0] != positions.shape[0]:
-        raise rope.reject(
-            "x", f"shape {tuple(x.shape)}", f"[T, ..., D] with T = {positions.shape[0]}"
-        )
-    if not 2 <= 2 * inv_freq.shape[0] <= x.shape[-1]:
-        raise rope.reject(
-            "inv_freq", f"{inv_freq.shape[0]} frequencies", f"1 to D/2 of them, D = {x.shape[-1]}"
-        )
-
-
 def rotation_rows(
     positions: torch.Tensor, inv_freq: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,6 +145,20 @@ def rotation_rows(
     "apply_rope(Tensor(a!) x, Tensor cos, Tensor sin) -> ()",
     rows=(6,),
     arguments={"x": "float [..., D]", "cos": "f32 [T, r]", "sin": "f32 [T, r]"},
+    relations=(
+        require(
+            "x",
+            "rank(x) >= 2 and size(x, 0) == T",
+            "shape {sizes(x)}",
+            "[T, ..., D] with T = {T}",
+        ),
+        require(
+            "cos",
+            "r % 2 == 0 and 2 <= r <= D",
+            "{r} channels",
+            "an even number of channels, 2 to D = {D}",
+        ),
+    ),
     tolerance=Tolerance(
         reason="two fp32 products and their sum; the one cast to bf16 may land on the other "
         "neighbour (2^-7)",
@@ -172,13 +184,3 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
 def _per_head(rows: torch.Tensor, dims: int) -> torch.Tensor:
     """[T, r] with as many dimensions as the tensor that it multiplies."""
     return rows.view(rows.shape[0], *(1 for _ in range(dims - 2)), rows.shape[1])
-
-
-@apply_rope.shapes
-def _(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    tokens, channels = cos.shape
-    if x.dim() < 2 or x.shape[0] != tokens:
-        raise apply_rope.reject("x", f"shape {tuple(x.shape)}", f"[T, ..., D] with T = {tokens}")
-    if channels % 2 or not 2 <= channels <= x.shape[-1]:
-        expected = f"an even number of channels, 2 to D = {x.shape[-1]}"
-        raise apply_rope.reject("cos", f"{channels} channels", expected)

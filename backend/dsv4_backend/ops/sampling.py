@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import Tolerance, operator
+from dsv4_backend.relations import finite_largest, positive, require
 
 MIN_TEMPERATURE = 1e-5
 MIN_TOP_P = torch.finfo(torch.float32).tiny
@@ -32,6 +33,11 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
         "temperature": "a finite number >= 0",
         "top_p": "a number in (0, 1]",
     },
+    relations=(
+        require("logits", "V >= 1", "shape {sizes(logits)}", "at least one token id"),
+        finite_largest("logits"),
+        positive("noise", "positive(temperature)"),
+    ),
     tolerance=Tolerance(
         reason="token ids are exact; apart from exact ties, no winner of a case changes when top_p "
         "moves by 1e-5 or a probability by 1e-4 of itself"
@@ -58,22 +64,3 @@ def sample(
     if top_p < 1:
         probabilities = nucleus(probabilities, top_p)
     return (probabilities / noise).argmax(-1)
-
-
-@sample.shapes
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> None:
-    if logits.shape[1] == 0:
-        raise sample.reject("logits", f"shape {tuple(logits.shape)}", "at least one token id")
-
-
-@sample.contents
-def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> None:
-    best = logits.amax(-1)  # NaN wins, +inf comes next, -inf means that every id is forbidden
-    for row in (~best.isfinite()).nonzero().flatten()[:1].tolist():
-        found = f"largest logit {best[row].item()} in row {row}"
-        raise sample.reject("logits", found, "no NaN, no +inf and a finite logit in every row")
-    if temperature > 0 and not bool((noise > 0).all()):
-        row, column = (~(noise > 0)).nonzero()[0].tolist()
-        raise sample.reject(
-            "noise", f"{noise[row, column].item()} at [{row}, {column}]", "values > 0"
-        )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
-from dsv4_backend.contract import Operator, Tolerance, compute, operator
+from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.ops.quant import act_quant
+from dsv4_backend.relations import Relation, require
 
 BLOCK = 128
 """Channels per FP8 scale of a GEMM input (spec 6.1)."""
+LIMIT = "a number > 0 that fp32 holds, or infinity"
+"""Specification line of every clamp."""
+
+
+def gate_and_up(argument: str) -> Relation:
+    """Channels [.., n] of w1, then as many of w3."""
+    return require(argument, "n >= 2 and n % 2 == 0", "{n} channels", "an even number, gate and up")
 
 
 def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.Tensor:
@@ -23,7 +29,12 @@ def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.
 @operator(
     "swiglu(Tensor gate, Tensor up, Tensor? weights, float limit) -> Tensor",
     rows=(19,),
-    arguments={"gate": "float [M, m]", "up": "float like gate [M, m]", "weights": "f32 [M]"},
+    arguments={
+        "gate": "float [M, m]",
+        "up": "float like gate [M, m]",
+        "weights": "f32 [M]",
+        "limit": LIMIT,
+    },
     tolerance=Tolerance(
         reason="fp32 exp and division in any order stay within 4e-6 relative, and exp(-x) may "
         "overflow to a result of 0; the official cases keep 2^-18 away from ties of the one "
@@ -50,7 +61,12 @@ def swiglu(
     "swiglu_quant(Tensor gate, Tensor up, Tensor? weights, float limit) -> "
     "(Tensor q, Tensor scale)",
     rows=(19,),
-    arguments={"gate": "bf16 [M, m]", "up": "bf16 [M, m]", "weights": "f32 [M]"},
+    arguments={
+        "gate": "bf16 [M, m]",
+        "up": "bf16 [M, m]",
+        "weights": "f32 [M]",
+        "limit": LIMIT,
+    },
     tolerance=Tolerance(
         reason="the cases keep the product 2^-18 away from ties of its rounding to bf16; "
         "quantisation decides every bit"
@@ -68,19 +84,3 @@ def swiglu_quant(
     """
     q, scale = act_quant.reference(swiglu.reference(gate, up, weights, limit), BLOCK)
     return q, scale
-
-
-def check_limit(contract: Operator, limit: float) -> None:
-    """ArgumentError unless limit is a number above 0 or infinity."""
-    if not (0 < limit <= torch.finfo(torch.float32).max or limit == math.inf):
-        raise contract.reject("limit", limit, "a number > 0 that fp32 holds, or infinity")
-
-
-@swiglu.shapes
-def _(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> None:
-    check_limit(swiglu, limit)
-
-
-@swiglu_quant.shapes
-def _(gate: torch.Tensor, up: torch.Tensor, weights: torch.Tensor | None, limit: float) -> None:
-    check_limit(swiglu_quant, limit)

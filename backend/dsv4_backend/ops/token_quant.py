@@ -4,18 +4,18 @@ as Ascend's DynamicQuant (spec/deployments.md 1).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from dsv4_backend.contract import Operator, Tolerance, operator
+from dsv4_backend.contract import Tolerance, operator
 from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3
+from dsv4_backend.relations import require
 
 INT8_MAX = 127.0
 _EXACT = Tolerance(
     reason="one fp32 division per row and one per value, then one rounding: every bit is decided"
 )
 _ROWS = {"x": "bf16|f16 [..., K]"}
+_SOME_CHANNELS = (require("x", "K >= 1", "0 channels", "at least 1"),)
 Codes = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -55,6 +55,7 @@ def quantise_e4m3(rows: torch.Tensor) -> Codes:
     "int8_token_quant(Tensor x) -> (Tensor q, Tensor scale)",
     rows=(7,),
     arguments=_ROWS,
+    relations=_SOME_CHANNELS,
     tolerance=_EXACT,
 )
 def int8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,6 +74,7 @@ def int8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "fp8_token_quant(Tensor x) -> (Tensor q, Tensor scale)",
     rows=(7,),
     arguments=_ROWS,
+    relations=_SOME_CHANNELS,
     tolerance=_EXACT,
 )
 def fp8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,14 +87,3 @@ def fp8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     spec/v4.md 10 (column VA).
     """
     return quantise_e4m3(x.detach().float())
-
-
-def _refuse_no_channels(op: Operator) -> None:
-    @op.shapes
-    def _(*arguments: Any) -> None:
-        if arguments[0].shape[-1] < 1:
-            raise op.reject("x", "0 channels", "at least 1")
-
-
-for _op in (int8_token_quant, fp8_token_quant):
-    _refuse_no_channels(_op)

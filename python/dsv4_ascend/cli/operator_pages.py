@@ -100,18 +100,27 @@ def _source(doc: str) -> str:
 
 
 def _arguments(op: Operator) -> Iterator[str]:
-    yield from _table("argument", "type", "must be", "written")
+    yield from _table("argument", "type", "must be", "and beside the others", "written")
     written = mutated_arguments(op)
     for place, argument in enumerate(_schema(op).arguments):
         spec = op.specs.get(argument.name)
         line = f"`{spec.text}`" if spec else "any"
         default = f" = {argument.default_value}" if argument.has_default_value() else ""
         kind = f"`{argument.type}{default}`"
-        yield _row(f"`{argument.name}`", kind, line, "yes" if place in written else "no")
-    checks = {"between shapes": op.check_shapes, "between values": op.check_contents}
-    more = [name for name, check in checks.items() if check is not None]
-    if more:
-        yield from ("", f"Relations {' and '.join(more)} that no line can say are checked too.")
+        beside = "; ".join(_relations(op, argument.name)) or "-"
+        yield _row(f"`{argument.name}`", kind, line, beside, "yes" if place in written else "no")
+    checks = {"shapes": op.check_shapes, "values": op.check_contents}
+    functions = [name for name, check in checks.items() if check is not None]
+    if functions:
+        yield from ("", f"Functions of the contract check more of {' and '.join(functions)}.")
+
+
+def _relations(op: Operator, argument: str) -> list[str]:
+    """What an argument must be beside the others, in words; values come last."""
+    of_argument = [relation for relation in op.relations if relation.arguments[0] == argument]
+    shapes = [relation.words for relation in of_argument if not relation.reads_values]
+    values = [f"values: {relation.words}" for relation in of_argument if relation.reads_values]
+    return list(dict.fromkeys((*shapes, *values)))
 
 
 def _tolerance(op: Operator) -> Iterator[str]:

@@ -256,8 +256,9 @@ def test_an_unchecked_step_reads_no_value_on_the_host(model, readers):
         run(model, build_again(step))
     # References of grouped products slice rows by offsets: theirs to read, no check.
     assert set(readers) == {"experts.py"}
+    # Nor do checks in Python: they are the relations of contracts, which C++ reads.
     run(model, step)
-    assert {"ragged.py", "cache.py", "attention.py"} <= set(readers)
+    assert set(readers) == {"experts.py"}
 
 
 def build_again(step):
