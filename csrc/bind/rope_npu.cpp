@@ -22,7 +22,7 @@ struct Rope {
   }
 };
 
-const NpuRegistration<Rope, npu::InplacePartialRotaryMul> rope("rope");
+const NpuRegistration<Rope, npu::InplacePartialRotaryMul> rope("rope", Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind
