@@ -35,7 +35,7 @@ def signatures():
     """The C arguments that our functions are declared with are those that the device declares."""
     declared = ctypes.CDLL("libopapi.so").softnpu_signature
     declared.restype = ctypes.c_char_p
-    for symbol, ours, _ in _C.npu_functions():
+    for symbol, ours, *_ in _C.npu_functions():
         theirs = declared(symbol.encode())
         assert theirs is not None, f"{symbol} is unknown to softnpu"
         # Operators of softnpu whose arguments have no names declare their types alone.
