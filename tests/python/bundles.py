@@ -52,3 +52,16 @@ def with_text(source: Path, target: Path, text: str | None) -> None:
 def with_bytes(source: Path, target: Path, edit: Callable[[bytes], bytes]) -> None:
     """A bundle with other bytes."""
     target.write_bytes(edit(source.read_bytes()))
+
+
+def replay(capsys: Any, path: Path, *options: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """(exit code, rows by operator, whole report) of a replay as JSON."""
+    code, out, err = run(capsys, "parity", "--replay", path, "--json", *options)
+    assert err == ""
+    report = json.loads(out)
+    return code, {row["operator"]: row for row in report["operators"]}, report
+
+
+def first(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The first case."""
+    return manifest["cases"][0]
