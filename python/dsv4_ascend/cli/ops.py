@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dsv4_ascend.cli import console, print_json
 from dsv4_ascend.cli.new_operator import new
@@ -96,7 +96,9 @@ def _show(rows: Sequence[tuple[Operator, Mapping[str, Implementation]]]) -> None
     """A column for each machine; one that is not here is said once."""
     absent = {name: said.reason for name, said in rows[0][1].items() if said.kind == "none"}
     shown = [name for name in rows[0][1] if name not in absent]
-    table = Table("operator", "spec rows", *shown, box=None)
+    table = Table(Column("operator", no_wrap=True), "rows", box=None)
+    for name in shown:
+        table.add_column(name, overflow="fold")
     for op, answers in rows:
         cells = (escape(answers[name].cell) for name in shown)
         table.add_row(f"[bold]{op.name}[/]", ", ".join(map(str, op.rows)), *cells)
@@ -175,5 +177,9 @@ def _as_json(operator: Operator, answers: dict[str, Implementation]) -> dict[str
         "schema": operator.schema,
         "spec_rows": list(operator.rows),
         "faults": len(operator.faults),
-        "devices": {device: asdict(answer) for device, answer in answers.items()},
+        "devices": {
+            device: {"name": answer.name, "reason": answer.reason}
+            for device, answer in answers.items()
+        },
+        "kinds": {device: answer.kind for device, answer in answers.items()},
     }

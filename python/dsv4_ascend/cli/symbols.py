@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dsv4_ascend.cli import console
 from dsv4_backend.contract import OPERATORS
@@ -99,7 +99,11 @@ def judge(found: Sequence[Symbol], on_npu: bool) -> Finding:
 
 def show(found: Sequence[Symbol]) -> None:
     """Print a table, a row for each function of each candidate."""
-    table = Table("operator", "kind", "function", "state", "package", "runs instead", box=None)
+    table = Table(
+        *(Column(name, no_wrap=True) for name in ("operator", "kind", "function", "state")),
+        *(Column(name, overflow="fold") for name in ("package", "runs instead")),
+        box=None,
+    )
     for one in found:
         state = f"[{_COLOURS[one.state]}]{one.state}[/]"
         package, instead = escape(one.package), escape(one.instead or "-")
