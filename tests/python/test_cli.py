@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import stat
 import subprocess
 import sys
 
@@ -75,6 +76,14 @@ def test_usage_errors_are_2(run, arguments):
     assert code == 2
     assert not out
     assert "Error" in err
+
+
+@pytest.mark.parametrize("where", ["/dev/null", ".", "no/such/folder/file"])
+def test_logits_replace_no_device_and_no_folder(run, where):
+    code, out, err = run("logits", "--input-ids", "ids.json", "--output", where)
+    assert (code, out) == (2, "")
+    assert f"--output: found {where}, expected a file in an existing folder" in err
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
 def test_a_missing_device_is_3(run, monkeypatch):
