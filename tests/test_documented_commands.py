@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import NamedTuple
 
 import pytest
 import tier
+import typer
+
+from dsv4_ascend.cli import main as command
+from dsv4_ascend.parity.report import Selection
+from dsv4_ascend.parity.runner import samples
 
 ROOT = Path(__file__).parents[1]
 SOFTNPU = ROOT / "csrc" / "softnpu"
@@ -29,6 +35,12 @@ COMMAND = re.compile(
 SHELL = {"sh", "bash", "shell", "console"}
 IN_A_COMMENT = re.compile(r"\((\./ci/[^)]+)\)")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+BUNDLE = "bundle.safetensors"
+"""A file there that is no text."""
+
+HARDWARE = "--device npu"
+"""Lines with it, not under softnpu, are for a machine with a card."""
 
 FILES = {
     "your_script.py": "import torch\nprint((torch.ones(3, device='npu') + 1).sum().item())\n",
@@ -124,11 +136,18 @@ def documented() -> dict[str, list[str]]:
 
 
 DOCUMENTED = documented()
-HERE = sorted(set(DOCUMENTED) - set(ELSEWHERE))
+ON_HARDWARE = [
+    line
+    for line in DOCUMENTED
+    if line.startswith("dsv4-ascend") and HARDWARE in line and "softnpu" not in line
+]
+HERE = sorted(set(DOCUMENTED) - set(ELSEWHERE) - set(ON_HARDWARE))
 MODEL_LINES = [
     line
     for line in DOCUMENTED
-    if line.split()[0] == "dsv4-ascend" and line.split()[1] in MODEL_COMMANDS
+    if line.split()[0] == "dsv4-ascend"
+    and line.split()[1] in MODEL_COMMANDS
+    and not {"--device", "--replay"} & set(line.split())
 ]
 
 
@@ -137,6 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     for name, text in FILES.items():
         (folder / name).write_text(text)
+    type_in(f"dsv4-ascend parity -k rms_norm/ --record {BUNDLE}", folder)
     return folder
 
 
@@ -148,9 +168,9 @@ def type_in(line: str, folder: Path) -> str:
     unset = ("PYTHONPATH", "LD_LIBRARY_PATH", "TORCH_DEVICE_BACKEND_AUTOLOAD")
     environ = {name: value for name, value in os.environ.items() if name not in unset}
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ["PATH"]])
-    command = ["bash", "-c", line]
+    shell = ["bash", "-c", line]
     done = subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=500, check=False
+        shell, cwd=folder, env=environ, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -162,6 +182,33 @@ def test_a_documented_line_works(line: str, folder: Path) -> None:
         line = line.replace(placeholder, text)
     printed = type_in(line, folder)
     assert printed or "--output" in line, line
+
+
+@pytest.mark.parametrize("line", ON_HARDWARE)
+def test_a_line_for_hardware_is_understood(line: str) -> None:
+    """Its options are those of the command, and its pattern finds a case."""
+    name, *options = shlex.split(line)[1:]
+    app = typer.Typer()
+    app.command()(command._load(command.COMMANDS[name][0]))
+    chosen = typer.main.get_command(app).make_context(name, options).params
+    if name == "parity":
+        selection = Selection(chosen["pattern"])
+        assert any(
+            next(samples(operator, pattern=selection.part), None)
+            for operator in selection.operators()
+        ), line
+
+
+@pytest.mark.skipif(not os.environ.get("SOFTNPU_LONG"), reason="the longer tier: SOFTNPU_LONG=1")
+@pytest.mark.parametrize("soc", ["Ascend910_9391", "Ascend950PR_9599"])
+def test_lines_for_hardware_work_on_the_software_device(soc: str, folder: Path) -> None:
+    program = (
+        "import shlex\nfrom dsv4_ascend.cli.main import main\n"
+        f"for line in {ON_HARDWARE!r}:\n"
+        "    try:\n        main(shlex.split(line)[1:])\n"
+        "    except SystemExit as left:\n        assert left.code == 0, line\n"
+    )
+    assert type_in(f"softnpu --soc {soc} -- python -c {shlex.quote(program)}", folder)
 
 
 @pytest.mark.parametrize("line", MODEL_LINES)

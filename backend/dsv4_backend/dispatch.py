@@ -52,6 +52,37 @@ class Candidate:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class Launcher:
+    """A candidate as it was declared, whatever the arguments.
+
+    kind: "kernel" of this project; "fused", one function of the device's, copies aside; or
+    "composite", several. symbols: functions of the device's that it names, all of which it needs.
+    """
+
+    operator: str
+    device: str
+    name: str
+    kind: str
+    symbols: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NpuFunction:
+    """A function of CANN's or of another operator package, and where it is.
+
+    documented: where documents place it, in words. expected: the package in which they do on the
+    chip and CANN of this process; package: the one whose library has both its phases. Both are
+    empty where there is none, as without an NPU.
+    """
+
+    symbol: str
+    signature: str
+    documented: str
+    expected: str
+    package: str
+
+
 def register(contract: Operator) -> None:
     """Define `torch.ops.dsv4.<name>` with its checks, reference, fake kernel and autograd."""
     rules = contract.rules()
@@ -171,9 +202,20 @@ def support(
 def native_kernels() -> dict[tuple[str, str], tuple[str, ...]]:
     """(operator, device type) -> names of its candidates, best first, in this build."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
-    for op, device, name in _C.candidates():
-        found[op, device] = (*found.get((op, device), ()), name)
+    for one in launchers():
+        key = one.operator, one.device
+        found[key] = (*found.get(key, ()), one.name)
     return found
+
+
+def launchers() -> list[Launcher]:
+    """Every candidate of this build, those of an operator and device best first."""
+    return [Launcher(*row[:-1], symbols=tuple(row[-1])) for row in _C.candidates()]
+
+
+def npu_functions() -> list[NpuFunction]:
+    """Every function that a launcher of this build names, looked up now."""
+    return [NpuFunction(*row) for row in _C.npu_functions()]
 
 
 def ran() -> dict[tuple[str, str], dict[str, int]]:

@@ -45,7 +45,7 @@ struct Hadamard {
   }
 };
 
-const NpuRegistration<Hadamard, npu::Matmul> hadamard("hadamard");
+const NpuRegistration<Hadamard, npu::Matmul> hadamard("hadamard", Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

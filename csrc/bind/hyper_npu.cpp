@@ -209,9 +209,9 @@ struct WideHead {
 const NpuRegistration<Post, npu::MhcPost> hc_post("hc_post");
 const NpuRegistration<Pre, npu::MhcPre, npu::MhcSinkhorn> hc_pre("hc_pre");
 const NpuRegistration<PreHf32, npu::MhcPreSinkhorn> hc_pre_hf32("hc_pre_hf32");
-const NpuRegistration<HeadHf32, npu::MhcPreSinkhorn> hc_head_hf32("hc_head_hf32");
-const NpuRegistration<Head, npu::MhcPre> hc_head("hc_head");
-const NpuRegistration<WideHead, npu::Matmul> wide_hc_head("hc_head");
+const NpuRegistration<HeadHf32, npu::MhcPreSinkhorn> hc_head_hf32("hc_head_hf32", Kind::composite);
+const NpuRegistration<Head, npu::MhcPre> hc_head("hc_head", Kind::composite);
+const NpuRegistration<WideHead, npu::Matmul> wide_hc_head("hc_head", Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

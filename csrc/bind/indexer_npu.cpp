@@ -125,11 +125,12 @@ struct Quantised {
   }
 };
 
-const NpuRegistration<Plain, npu::LightningIndexer> lightning_indexer("lightning_indexer");
+const NpuRegistration<Plain, npu::LightningIndexer> lightning_indexer("lightning_indexer",
+                                                                      Kind::composite);
 const NpuRegistration<Quantised<false>, npu::QuantLightningIndexer> lightning_indexer_int8(
-    Quantised<false>::op);
+    Quantised<false>::op, Kind::composite);
 const NpuRegistration<Quantised<true>, npu::QuantLightningIndexer> lightning_indexer_fp8(
-    Quantised<true>::op);
+    Quantised<true>::op, Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -4,6 +4,8 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
+
 #include "common/error.h"
 #include "common/isa.h"
 #include "npu/function.h"
@@ -86,10 +88,17 @@ Answers candidates(const std::string& op, const std::string& device,
   return answers;
 }
 
-std::vector<std::tuple<std::string, std::string, std::string>> list_candidates() {
-  std::vector<std::tuple<std::string, std::string, std::string>> rows;
+// (operator, device, name, kind, symbols of the functions that it launches by name)
+using CandidateRow =
+    std::tuple<std::string, std::string, std::string, std::string, std::vector<std::string>>;
+
+std::vector<CandidateRow> list_candidates() {
+  constexpr std::array kinds = {"kernel", "fused", "composite"};
+  std::vector<CandidateRow> rows;
   for (const Candidate* candidate : dsv4::bind::all_candidates()) {
-    rows.emplace_back(candidate->op, device_name(candidate->device), candidate->name);
+    const auto& [kind, symbols] = candidate->parts;
+    rows.emplace_back(candidate->op, device_name(candidate->device), candidate->name,
+                      kinds.at(static_cast<size_t>(kind)), symbols);
   }
   return rows;
 }
@@ -102,15 +111,16 @@ std::vector<std::tuple<std::string, std::string, std::string, uint64_t>> list_ra
   return rows;
 }
 
-// (symbol, C signature of phase 1 without its last two arguments, package that has it here or
-// nothing)
-std::vector<std::tuple<std::string, std::string, std::string>> list_npu_functions() {
+// (symbol, C signature of phase 1 without its last two arguments, where documents place it, package
+// in which they do here or nothing, package that has it here or nothing)
+std::vector<std::array<std::string, 5>> list_npu_functions() {
   const auto machine = dsv4::npu::machine_here();
-  std::vector<std::tuple<std::string, std::string, std::string>> rows;
+  std::vector<std::array<std::string, 5>> rows;
   for (const auto& one : dsv4::npu::listed()) {
     const auto found = dsv4::npu::resolve(one.symbol, one.versions, machine);
-    rows.emplace_back(one.symbol, one.signature(),
-                      found.phase1 ? dsv4::npu::package_name(found.package) : "");
+    rows.push_back({one.symbol, one.signature(), dsv4::npu::documented(one.versions),
+                    dsv4::npu::expected(one.versions, machine),
+                    found.phase1 ? dsv4::npu::package_name(found.package) : ""});
   }
   return rows;
 }

@@ -83,8 +83,8 @@ struct Combine {
   }
 };
 
-const NpuRegistration<Dispatch, npu::MoeInitRouting> moe_dispatch("moe_dispatch");
-const NpuRegistration<Combine, npu::MoeFinalizeRouting> moe_combine("moe_combine");
+const NpuRegistration<Dispatch, npu::MoeInitRouting> moe_dispatch("moe_dispatch", Kind::composite);
+const NpuRegistration<Combine, npu::MoeFinalizeRouting> moe_combine("moe_combine", Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

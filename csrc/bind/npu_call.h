@@ -95,14 +95,17 @@ template <class Function>
 inline const npu::List<Function> kListed;
 
 // A launcher. `Kernel` has `run` and `why_not(const Context&, ...)` with the operator's own
-// parameters; its functions are asked for before `why_not`, and the first names the candidate.
+// parameters; its functions are asked for before `why_not`, and the first names the candidate. One
+// whose `run` also computes with torch says that it is a composite.
 template <class Kernel, class Function, class... More>
 struct NpuRegistration {
-  explicit NpuRegistration(const std::string& op) {
+  static constexpr Kind kByFunctions = sizeof...(More) == 0 ? Kind::fused : Kind::composite;
+
+  explicit NpuRegistration(const std::string& op, Kind kind = kByFunctions) {
     static_cast<void>(&kListed<Function>);
     (static_cast<void>(&kListed<More>), ...);
     add_candidate(op, c10::DeviceType::PrivateUse1, op + "/" + Function::symbol, &why_not,
-                  &TypedFunction<Kernel::run>::run);
+                  &TypedFunction<Kernel::run>::run, {kind, {Function::symbol, More::symbol...}});
   }
 
  private:

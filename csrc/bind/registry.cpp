@@ -321,8 +321,9 @@ torch::CppFunction boxed(const std::shared_ptr<Operator>& op) {
 
 void add_candidate(std::string op, c10::DeviceType device, std::string name,
                    std::function<WhyNot(const Context&, Arguments)> why_not,
-                   std::function<void(torch::jit::Stack&)> run) {
-  table().emplace_back(std::move(op), device, std::move(name), std::move(why_not), std::move(run));
+                   std::function<void(torch::jit::Stack&)> run, Parts parts) {
+  table().emplace_back(std::move(op), device, std::move(name), std::move(why_not), std::move(run),
+                       std::move(parts));
 }
 
 std::vector<const Candidate*> candidates_of(const std::string& op, c10::DeviceType device) {

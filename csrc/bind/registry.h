@@ -29,6 +29,14 @@ struct Context {
   npu::Machine machine;
 };
 
+// What an implementation is made of: a kernel of this project, or one function of the device's,
+// copies aside, or several.
+enum class Kind { kernel, fused, composite };
+struct Parts {
+  Kind kind = Kind::kernel;
+  std::vector<std::string> symbols = {};  // functions that its launcher names
+};
+
 // One implementation for one device type. The first whose predicate agrees runs.
 struct Candidate {
   std::string op;
@@ -37,23 +45,25 @@ struct Candidate {
   std::function<WhyNot(const Context&, Arguments)> why_not;
   std::function<void(torch::jit::Stack&)>
       run;  // takes the arguments off the stack and leaves the results
+  Parts parts;
   mutable std::atomic<uint64_t> runs{0};
 
   Candidate(std::string op, c10::DeviceType device, std::string name,
             std::function<WhyNot(const Context&, Arguments)> why_not,
-            std::function<void(torch::jit::Stack&)> run)
+            std::function<void(torch::jit::Stack&)> run, Parts parts)
       : op(std::move(op)),
         device(device),
         name(std::move(name)),
         why_not(std::move(why_not)),
-        run(std::move(run)) {}
+        run(std::move(run)),
+        parts(std::move(parts)) {}
 };
 
 // Candidates register themselves while the extension loads, best first, before any operator is
 // defined.
 void add_candidate(std::string op, c10::DeviceType device, std::string name,
                    std::function<WhyNot(const Context&, Arguments)> why_not,
-                   std::function<void(torch::jit::Stack&)> run);
+                   std::function<void(torch::jit::Stack&)> run, Parts parts = {});
 std::vector<const Candidate*> candidates_of(const std::string& op, c10::DeviceType device);
 std::vector<const Candidate*> all_candidates();
 

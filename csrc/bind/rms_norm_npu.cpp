@@ -54,8 +54,9 @@ struct RoundedHeadNorm {
 };
 
 const NpuRegistration<Norm, npu::RmsNorm> rms_norm("rms_norm");
-const NpuRegistration<HeadNorm, npu::RmsNorm> head_rms_norm("head_rms_norm");
-const NpuRegistration<RoundedHeadNorm, npu::Mean> rounded_head_rms_norm("head_rms_norm");
+const NpuRegistration<HeadNorm, npu::RmsNorm> head_rms_norm("head_rms_norm", Kind::composite);
+const NpuRegistration<RoundedHeadNorm, npu::Mean> rounded_head_rms_norm("head_rms_norm",
+                                                                        Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -36,7 +36,7 @@ struct ApplyRope {
   }
 };
 
-const NpuRegistration<Rope, npu::InplacePartialRotaryMul> rope("rope");
+const NpuRegistration<Rope, npu::InplacePartialRotaryMul> rope("rope", Kind::composite);
 const NpuRegistration<ApplyRope, npu::InplacePartialRotaryMul> apply_rope("apply_rope");
 
 }  // namespace

@@ -51,7 +51,7 @@ struct Sample {
   }
 };
 
-const NpuRegistration<Sample, npu::ArgMax> sample("sample");
+const NpuRegistration<Sample, npu::ArgMax> sample("sample", Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -157,8 +157,9 @@ const NpuRegistration<Int8, npu::QuantMatmul> int8_gemm("int8_gemm");
 const NpuRegistration<Int8Grouped, npu::GroupedMatmul> int8_grouped_gemm("int8_grouped_gemm");
 const NpuRegistration<Mx, npu::QuantMatmul> mxfp8_gemm("mxfp8_gemm");
 const NpuRegistration<MxGrouped, npu::GroupedMatmul> mxfp8_grouped_gemm("mxfp8_grouped_gemm");
-const NpuRegistration<Tiles, npu::QuantMatmul> fp8_gemm("fp8_gemm");
-const NpuRegistration<TilesGrouped, npu::GroupedMatmul> fp8_grouped_gemm("fp8_grouped_gemm");
+const NpuRegistration<Tiles, npu::QuantMatmul> fp8_gemm("fp8_gemm", Kind::composite);
+const NpuRegistration<TilesGrouped, npu::GroupedMatmul> fp8_grouped_gemm("fp8_grouped_gemm",
+                                                                         Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

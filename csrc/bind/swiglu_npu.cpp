@@ -106,8 +106,9 @@ struct ToMx {
   }
 };
 
-const NpuRegistration<Plain, npu::ClippedSwiglu> swiglu("swiglu");
-const NpuRegistration<FromSums, npu::DequantSwigluQuant> int8_swiglu_quant("int8_swiglu_quant");
+const NpuRegistration<Plain, npu::ClippedSwiglu> swiglu("swiglu", Kind::composite);
+const NpuRegistration<FromSums, npu::DequantSwigluQuant> int8_swiglu_quant("int8_swiglu_quant",
+                                                                           Kind::composite);
 const NpuRegistration<ToMx, npu::SwigluGroupQuant> mx_swiglu_quant("mx_swiglu_quant");
 
 }  // namespace

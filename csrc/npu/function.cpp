@@ -47,16 +47,32 @@ std::string missing(const char* symbol, std::span<const Version> versions, const
     return machine.chip.empty() ? "no Ascend chip"
                                 : "chip '" + machine.chip + "' is none of A2, A3, A5";
   }
-  std::string known;
   for (const Version& version : versions) {
     if (has(machine, version.package) && is_documented(version, machine, *generation) &&
         (!machine.here || phase1_of(symbol, version.package) != nullptr)) {
       return {};
     }
-    known += (known.empty() ? "" : "; ") + where(version);
   }
   return std::string(symbol) + " is not on " + machine.chip + " with CANN " + machine.cann + " (" +
-         known + ")";
+         documented(versions) + ")";
+}
+
+std::string documented(std::span<const Version> versions) {
+  std::string known;
+  for (const Version& version : versions) {
+    known += (known.empty() ? "" : "; ") + where(version);
+  }
+  return known;
+}
+
+std::string expected(std::span<const Version> versions, const Machine& machine) {
+  const auto generation = generation_of(machine.chip);
+  for (const Version& version : versions) {
+    if (generation && is_documented(version, machine, *generation)) {
+      return package_name(version.package);
+    }
+  }
+  return {};
 }
 
 Resolved resolve(const char* symbol, std::span<const Version> versions, const Machine& machine) {

@@ -141,6 +141,10 @@ struct Resolved {
 
 // Why a machine cannot call a function with these versions; empty when it can.
 std::string missing(const char* symbol, std::span<const Version> versions, const Machine& machine);
+// Where documents place a function: "builtin on A5 from CANN 9.0 on; ..."
+std::string documented(std::span<const Version> versions);
+// The package in which documents place it on a machine's chip and CANN; empty where they do not.
+std::string expected(std::span<const Version> versions, const Machine& machine);
 // The first version that the machine has; phase1 is nullptr where there is none.
 Resolved resolve(const char* symbol, std::span<const Version> versions, const Machine& machine);
 

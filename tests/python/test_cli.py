@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import stat
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 
 from dsv4_ascend.cli import main as command
 from dsv4_ascend.cli import parity as parity_command
-from dsv4_backend import OPERATORS, support
+from dsv4_ascend.cli import symbols
+from dsv4_backend import OPERATORS, dispatch, support
 from dsv4_backend.ops.norm import rms_norm
 
 
@@ -76,6 +78,14 @@ def test_usage_errors_are_2(run, arguments):
     assert "Error" in err
 
 
+@pytest.mark.parametrize("where", ["/dev/null", ".", "no/such/folder/file"])
+def test_logits_replace_no_device_and_no_folder(run, where):
+    code, out, err = run("logits", "--input-ids", "ids.json", "--output", where)
+    assert (code, out) == (2, "")
+    assert f"--output: found {where}, expected a file in an existing folder" in err
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
 def test_a_missing_device_is_3(run, monkeypatch):
     monkeypatch.setattr(parity_command, "npu_fault", lambda: "torch_npu is not loaded")
     code, out, err = run("parity", "--device", "npu")
@@ -132,6 +142,37 @@ def test_ops_asks_with_the_cann_and_the_packages_given(run):
     assert norm["devices"]["A3"]["name"] == "reference"
 
 
+def test_ops_tells_fused_from_composite_and_refused_side_by_side(run):
+    _, out, _ = run("ops", "--json")
+    kinds = {row["name"]: row["kinds"] for row in json.loads(out)["operators"]}
+    assert all(set(of) == {"cpu", "npu", "A2", "A3", "A5"} for of in kinds.values())
+    asked = {
+        name: [of["A2"], of["A3"], of["A5"]]
+        for name, of in kinds.items()
+        if name in ("rms_norm", "hc_pre", "compress", "hadamard", "fp8_gemm", "act_qdq")
+    }
+    assert asked == {
+        "rms_norm": ["fused", "fused", "fused"],
+        "hc_pre": ["refused", "refused", "composite"],
+        "compress": ["refused", "composite", "composite"],
+        "hadamard": ["composite", "composite", "composite"],
+        "fp8_gemm": ["refused", "refused", "composite"],
+        "act_qdq": ["reference", "reference", "reference"],
+    }
+    assert kinds["rms_norm"]["cpu"] == "kernel"
+    assert kinds["act_qdq"]["npu"] == "none"
+    _, out, _ = run("ops", "--chip", "A3", "--cann", "9.0.0", "--package", "builtin", "--json")
+    (post,) = [row for row in json.loads(out)["operators"] if row["name"] == "hc_post"]
+    assert post["kinds"] == {"A3": "refused"}
+
+
+def test_every_candidate_says_what_it_is_made_of():
+    for one in dispatch.launchers():
+        assert (one.kind == "kernel") == (not one.symbols) == (one.device == "cpu"), one
+        assert one.kind != "fused" or len(one.symbols) == 1, one
+        assert not one.symbols or one.name == f"{one.operator}/{one.symbols[0]}", one
+
+
 @pytest.mark.parametrize(
     "options", [("--chip", "H100"), ("--chip", "A2", "--package", "cuda"), ("--chip", "")]
 )
@@ -158,6 +199,55 @@ def test_doctor(run):
     }
     assert report["verdict"].startswith("ready for CPU")
     assert report["probes"]["torch"].startswith("2.13")
+
+
+def test_doctor_without_cann_says_so_in_a_line(run):
+    _, out, _ = run("doctor")
+    (line,) = [line for line in out.splitlines() if "functions" in line and "no CANN" in line]
+    assert "`dsv4-ascend doctor --symbols` lists them" in line
+    assert "aclnnRmsNorm" not in out
+    _, out, _ = run("doctor", "--symbols")
+    rows = [line.split() for line in out.splitlines() if "aclnn" in line]
+    assert ["rms_norm", "fused", "aclnnRmsNorm", "not", "found"] in [row[:5] for row in rows]
+    assert len(rows) == sum(len(one.symbols) for one in dispatch.launchers())
+    others = set(OPERATORS) - {one.operator for one in dispatch.launchers() if one.symbols}
+    assert f"without a launcher: {', '.join(sorted(others))}" in out
+
+
+# What the libraries of a machine have -> (state, what runs instead) of hc_head's two candidates.
+LIBRARIES = [
+    ({"aclnnMhcPre", "aclnnMatmul"}, [("found", ""), ("found", "")]),
+    ({"aclnnMatmul"}, [("missing", "aclnnMatmul"), ("found", "")]),
+    ({"aclnnMhcPre"}, [("found", ""), ("missing", "aclnnMhcPre")]),
+    (set(), [("missing", "reference; `strict` refuses")] * 2),
+]
+
+
+@pytest.mark.parametrize(("there", "said"), LIBRARIES)
+def test_doctor_says_what_runs_where_a_function_is_missing(monkeypatch, there, said):
+    def functions():
+        return [
+            dispatch.NpuFunction(one.symbol, "", "", "builtin", "builtin" * (one.symbol in there))
+            for one in dispatch.npu_functions()
+        ]
+
+    monkeypatch.setattr(symbols, "npu_functions", functions)
+    found = symbols.symbols(on_npu=True)
+    assert [(s.state, s.instead) for s in found if s.operator == "hc_head"] == said
+    (pre, sinkhorn) = [s for s in found if s.operator == "hc_pre"]
+    assert pre.instead == sinkhorn.instead == "reference; `strict` refuses"
+    judged = symbols.judge(found, on_npu=True)
+    assert judged.state == "warning"
+    assert f"{len(there)} of {len(functions())} found" in judged.found
+    assert "aclnnAdd, " in judged.found
+    assert judged.advice
+
+
+def test_doctor_in_json_has_every_function(run):
+    _, out, _ = run("doctor", "--json")
+    listed = json.loads(out)["symbols"]
+    assert {one["state"] for one in listed} == {"not found"}
+    assert {one["symbol"] for one in listed} == {one.symbol for one in dispatch.npu_functions()}
 
 
 def test_doctor_table_says_what_to_do(run, monkeypatch):

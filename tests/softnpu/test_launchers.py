@@ -52,6 +52,14 @@ def test_signatures_are_those_of_the_device():
     assert "signatures agree" in launchers("signatures")
 
 
+@pytest.mark.parametrize("soc", SOCS[1:])
+def test_a_fused_candidate_is_one_launch(soc):
+    said = dict(re.findall(r"^(\S+) is (fused|composite)$", launchers("kinds", soc), re.MULTILINE))
+    assert said["rms_norm/aclnnRmsNorm"] == "fused"
+    assert said["sample/aclnnArgMax"] == "composite"
+    assert len(said) > 20
+
+
 @pytest.mark.parametrize("queue", QUEUES)
 def test_launches_keep_the_order_of_the_stream(queue):
     assert "0 of 40 rounds wrong" in launchers("order", variables={"TASK_QUEUE_ENABLE": queue})

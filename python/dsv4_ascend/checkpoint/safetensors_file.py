@@ -65,8 +65,12 @@ def checkpoint_error(where: object, problems: Sequence[str]) -> CheckpointError:
     return error
 
 
+Header = tuple[dict[str, TensorInfo], dict[str, str]]
+"""Tensors by name, and the metadata."""
+
+
 class SafetensorsFile:
-    """One validated and mapped file. `tensors` maps name to TensorInfo;
+    """One validated and mapped file. `tensors` maps name to TensorInfo, `metadata` is the header's;
     views keep the mapping alive.
 
     The mapping is private: writing into a view changes a copy of the page, never the file.
@@ -80,7 +84,7 @@ class SafetensorsFile:
         except FileProblem as problem:
             raise checkpoint_error(path, [f"{path.name}: {problem}"]) from None
         try:
-            self.tensors = _read_header(path.name, descriptor, size)
+            self.tensors, self.metadata = _read_header(path.name, descriptor, size)
             self._mapping = _map(descriptor, size)
             self._bytes = torch.frombuffer(self._mapping, dtype=torch.uint8)
         except FileProblem as problem:
@@ -129,7 +133,7 @@ def _map(descriptor: int, size: int) -> mmap.mmap:
         raise FileProblem(f"cannot be mapped ({error})") from None
 
 
-def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]:
+def _read_header(file: str, descriptor: int, size: int) -> Header:
     start = os.pread(descriptor, 64, 0)
     other = not_the_file(start)
     if other or not start:
@@ -164,9 +168,7 @@ def _read_header(file: str, descriptor: int, size: int) -> dict[str, TensorInfo]
     return _check_header(file, header, 8 + length, size)
 
 
-def _check_header(
-    file: str, header: dict[str, object], data: int, size: int
-) -> dict[str, TensorInfo]:
+def _check_header(file: str, header: dict[str, object], data: int, size: int) -> Header:
     problems: list[str] = []
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(
@@ -185,7 +187,8 @@ def _check_header(
     problems += _range_problems(file, tensors, data, size) if not problems else []
     if problems:
         raise checkpoint_error(file, problems)
-    return tensors
+    assert isinstance(metadata, dict)
+    return tensors, metadata
 
 
 def _name_problem(name: str) -> str | None:

@@ -17,10 +17,10 @@ import torch
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.config_file import CONFIG, config_to_dict
 from dsv4_ascend.checkpoint.folder import open_checkpoint
-from dsv4_ascend.checkpoint.safetensors_file import DTYPES, checkpoint_error
+from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
+from dsv4_ascend.checkpoint.safetensors_stream import STORED, data_of
 from dsv4_ascend.checkpoint.shards import INDEX
 
-_STORED = {torch_dtype: name for name, (bits, torch_dtype) in DTYPES.items() if bits >= 8}
 _ALIGNMENT = 64
 SHARD_BYTES = 4 * 2**30
 
@@ -118,26 +118,22 @@ def _write_shard(path: Path, names: list[str], tensors: Mapping[str, torch.Tenso
     position = 0
     for name in ordered:
         tensor = tensors[name]
-        if tensor.dtype not in _STORED:
+        if tensor.dtype not in STORED:
             raise checkpoint_error(
-                path, [f"tensor '{name}': found {tensor.dtype}, expected one of {[*_STORED]}"]
+                path, [f"tensor '{name}': found {tensor.dtype}, expected one of {[*STORED]}"]
             )
         offsets = [position, position + tensor.nbytes]
         header[name] = {
-            "dtype": _STORED[tensor.dtype],
+            "dtype": STORED[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": offsets,
         }
         position = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    chunks = (_bytes(tensors[name]) for name in ordered)
+    chunks = (data_of(tensors[name]) for name in ordered)
     _write(path, chain([len(text).to_bytes(8, "little"), text], chunks))
     return position
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _json(value: object) -> bytes:

@@ -13,25 +13,41 @@ from rich.table import Table
 
 import dsv4_backend
 from dsv4_ascend.cli import FINDINGS, console, print_json
+from dsv4_ascend.cli.symbols import judge, show
+from dsv4_ascend.cli.symbols import symbols as list_symbols
 from dsv4_backend import dispatch
 from dsv4_backend.support import Finding, Probes, diagnose, probe, verdict
 
 _COLOURS = {"ok": "green", "note": "dim", "warning": "yellow", "problem": "bold red"}
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    symbols: Annotated[
+        bool,
+        typer.Option("--symbols", help="List the functions of launchers, also without an NPU."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Look at versions, devices, CPU features, torch_npu and CANN;
     say what is missing and what to do.
+
+    On an NPU every function that a launcher needs is looked up, and listed with what runs the
+    operator where it is missing.
 
     Exit code 0 without problems (warnings allowed), 1 with problems that leave the CPU usable.
     """
     probes = probe()
-    findings = (*diagnose(probes), _self_check(("cpu", "npu") if probes.npus else ("cpu",)))
+    on_npu = probes.npus > 0
+    functions = list_symbols(on_npu)
+    checked = _self_check(("cpu", "npu") if on_npu else ("cpu",))
+    findings = (*diagnose(probes), checked, judge(functions, on_npu))
     problems = any(f.state == "problem" for f in findings)
     if json:
-        print_json(_report(probes, findings))
+        print_json(_report(probes, findings) | {"symbols": [asdict(one) for one in functions]})
     else:
         _show(probes, findings)
+        if symbols or on_npu:
+            show(functions)
     if problems:
         raise typer.Exit(FINDINGS)
 

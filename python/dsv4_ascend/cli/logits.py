@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,8 @@ from safetensors.torch import save_file
 
 from dsv4_ascend.cli.inputs import check_ids, read_ids
 from dsv4_ascend.cli.loading import AllowUnknown, CheckpointFolder, ProfileName, load_model
-from dsv4_backend.errors import ArgumentError, EnvironmentFault
+from dsv4_ascend.cli.outputs import check_output
+from dsv4_backend.errors import EnvironmentFault
 
 
 def logits(
@@ -35,8 +35,7 @@ def logits(
     allow_unknown: AllowUnknown = None,
 ) -> None:
     """Compute the logits of every position of one sequence."""
-    if os.path.isdir(output) or not os.path.isdir(output.parent):
-        raise ArgumentError(f"--output: found {output}, expected a file in an existing folder")
+    check_output(output, "--output")
     ids = read_ids(input_ids)
     model = load_model(checkpoint, device, profile, allow_unknown)
     check_ids(ids, model.config.vocab_size)

@@ -1,32 +1,33 @@
-"""`dsv4-ascend parity`: every operator against its reference,
-and its cases against its named faults.
+"""`dsv4-ascend parity`: every operator against its reference, its cases against its named faults,
+and both halves of a comparison between machines: recording a run, judging a recorded one.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from dsv4_ascend.cli import FINDINGS, INTERRUPTED, console, print_json
-from dsv4_ascend.parity.faults import FaultResult
-from dsv4_ascend.parity.report import (
-    OperatorReport,
-    Selection,
-    measure,
-    mutation_score,
-    reference_mutation_score,
-    reproduce,
-    totals,
+from dsv4_ascend.cli.bundles import (
+    origin_data,
+    recording,
+    show_absent,
+    show_origin,
+    show_written,
 )
-from dsv4_ascend.parity.runner import CaseResult
+from dsv4_ascend.cli.parity_table import show
+from dsv4_ascend.parity.bundle import Bundle
+from dsv4_ascend.parity.record import Recorder
+from dsv4_ascend.parity.replay import absent, replay
+from dsv4_ascend.parity.report import OperatorReport, Selection, measure, totals
 from dsv4_backend.contract import PROFILES
 from dsv4_backend.errors import EnvironmentFault
 from dsv4_backend.support import npu_fault
@@ -49,34 +50,105 @@ def parity(
         str | None, typer.Option(help=f"One of {', '.join(PROFILES)}; default: all.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            metavar="BUNDLE",
+            help="Also write inputs and outputs of all cases, as safetensors.",
+        ),
+    ] = None,
+    replayed: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay", metavar="BUNDLE", help="Run nothing: judge what --record wrote elsewhere."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run every parity case on every implementation of a device,
     and compare with the oracle's values.
 
-    Limit use is error / limit: 0 is exact, above 1 fails. Exit code 1 if a case fails or a
-    fault survives.
+    Limit use is error / limit: 0 is exact, above 1 fails. Exit code 1 if a case fails, a fault
+    survives, or a case of a bundle cannot be judged.
     """
+    _check_together(record, replayed, device, faults or mutants)
     selection = Selection(
         pattern, _checked_profile(profile), _checked_device(device), faults, mutants
     )
+    if replayed is not None:
+        _replay(replayed, selection, json)
+        return
+    recorded = 0
+    with recording(record) if record else nullcontext() as recorder:
+        reports, interrupted = _collected(_with_progress(selection, recorder))
+        _check_found(reports, interrupted, pattern)
+        if recorder is not None:
+            recorded = recorder.finish(selection, reports, not interrupted)
+    if json:
+        print_json(_as_json(selection.device, reports, not interrupted))
+    else:
+        show(reports)
+        if record is not None:
+            show_written(record, recorded)
+    _leave(reports, interrupted)
+
+
+def _replay(path: Path, selection: Selection, json: bool) -> None:
+    bundle = Bundle(path)
+    reports, interrupted = _collected(replay(bundle, selection))
+    _check_found(reports, interrupted, selection.pattern)
+    lacks = absent(bundle, selection)
+    if json:
+        found = _as_json(bundle.manifest.machine.device, reports, not interrupted)
+        print_json(found | origin_data(bundle, lacks))
+    else:
+        show_origin(bundle)
+        show(reports, str(path))
+        show_absent(lacks)
+    _leave(reports, interrupted)
+
+
+def _collected(found: Iterable[OperatorReport]) -> tuple[list[OperatorReport], bool]:
+    """Reports, up to an interrupt; whether there was one."""
     reports: list[OperatorReport] = []
-    interrupted = False
     try:
-        for report in _with_progress(selection):
+        for report in found:
             reports.append(report)
     except KeyboardInterrupt:
-        interrupted = True
+        return reports, True
+    return reports, False
+
+
+def _check_found(reports: Sequence[OperatorReport], interrupted: bool, pattern: str) -> None:
     if not reports and not interrupted:
         raise typer.BadParameter(f"{pattern!r} names no case or fault", param_hint="-k")
-    if json:
-        print_json(_as_json(selection, reports, interrupted))
-    else:
-        _show(reports)
+
+
+def _leave(reports: Sequence[OperatorReport], interrupted: bool) -> None:
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-    if any(r.failures or r.survivors for r in reports):
+    if any(r.failures or r.survivors or r.unjudged for r in reports):
         raise typer.Exit(FINDINGS)
+
+
+def _check_together(
+    record: Path | None, replayed: Path | None, device: str, with_mutants: bool
+) -> None:
+    """Options that make no sense beside each other."""
+    if with_mutants and (record or replayed):
+        option = "--record" if record else "--replay"
+        raise typer.BadParameter(
+            "faults and mutants change references, on the CPU: a run of its own shows them",
+            param_hint=f"{option} with --faults or --mutants",
+        )
+    if replayed and record:
+        raise typer.BadParameter("a run is recorded or judged", param_hint="--record and --replay")
+    if replayed and device != "cpu":
+        raise typer.BadParameter(
+            "a bundle is judged on the CPU, wherever it was recorded",
+            param_hint="--replay with --device",
+        )
 
 
 def _checked_profile(profile: str | None) -> str | None:
@@ -96,93 +168,26 @@ def _checked_device(device: str) -> str:
     return device
 
 
-def _with_progress(selection: Selection) -> Iterator[OperatorReport]:
+def _with_progress(selection: Selection, recorder: Recorder | None) -> Iterator[OperatorReport]:
     """Measure, with a progress bar where somebody watches."""
+    run = measure if recorder is None else partial(measure, observe=recorder)
     operators = selection.operators()
     bar = Progress(console=console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     with bar:
         task = bar.add_task("parity", total=len(operators))
         for operator in operators:
             bar.update(task, description=operator.name)
-            report = measure(operator, selection)
+            report = run(operator, selection)
             bar.advance(task)
             if report.cases or report.left_out or report.faults or report.mutants:
                 yield report
 
 
-def _as_json(
-    selection: Selection, reports: Sequence[OperatorReport], interrupted: bool
-) -> dict[str, object]:
+def _as_json(device: str, reports: Sequence[OperatorReport], complete: bool) -> dict[str, object]:
     return {
         "torch": torch.__version__,
-        "device": selection.device,
-        "complete": not interrupted,
+        "device": device,
+        "complete": complete,
         "operators": [r.to_json() for r in reports],
         "totals": totals(reports),
     }
-
-
-def _show(reports: Sequence[OperatorReport]) -> None:
-    table = Table("operator", box=None)
-    for heading in ("cases", "mean use", "max use", "faults killed", "mutants killed", "time"):
-        table.add_column(heading, justify="right")
-    for report in reports:
-        table.add_row(*_cells(report))
-    out = console()
-    out.print(table)
-    for report in reports:
-        for unfit in report.left_out:
-            out.print(f"left out: {escape(f'{unfit.name}: {unfit.reason}')}", soft_wrap=True)
-        for case in report.failures:
-            _fail(out, case, f"{case.implementation}: {case.comparison.detail}")
-        for fault in report.survivors:
-            _fail(out, fault, f"survives: {fault.how}")
-    out.print(_summary(reports), soft_wrap=True)
-
-
-def _fail(out: Console, result: CaseResult | FaultResult, why: str) -> None:
-    out.print(
-        f"[bold red]FAIL[/] {escape(result.name)}: {escape(why)}  $ {escape(reproduce(result))}",
-        soft_wrap=True,
-    )
-
-
-def _cells(report: OperatorReport) -> tuple[str, ...]:
-    bad = len(report.failures)
-    return (
-        f"[bold]{report.operator}[/]",
-        f"[red]{len(report.cases) - bad}/{len(report.cases)}[/]"
-        if bad
-        else f"[green]{len(report.cases)}[/]",
-        f"{report.mean_use:.3f}",
-        f"[red]{report.max_use:.3g}[/]" if report.max_use > 1 else f"{report.max_use:.3f}",
-        _killed(report.faults),
-        _killed(report.mutants),
-        f"{report.seconds:.2f} s",
-    )
-
-
-def _killed(results: Sequence[FaultResult]) -> str:
-    killed = sum(result.killed for result in results)
-    colour = "green" if killed == len(results) else "red"
-    return f"[{colour}]{killed}/{len(results)}[/]" if results else "-"
-
-
-def _summary(reports: Sequence[OperatorReport]) -> str:
-    sums = totals(reports)
-    text = f"{sums['operators']} operators, {sums['cases']} cases, {sums['failed']} failed"
-    if sums["left_out"]:
-        text += f", {sums['left_out']} left out"
-    if sums["faults"]:
-        killed = sums["faults"] - sums["faults_survived"]
-        text += (
-            f"; {killed} of {sums['faults']} faults killed, mutation score "
-            f"{100 * mutation_score(reports):.1f} %"
-        )
-    if sums["mutants"]:
-        killed = sums["mutants"] - sums["mutants_survived"]
-        text += (
-            f"; {killed} of {sums['mutants']} automatic mutants killed, "
-            f"reference mutation score {100 * reference_mutation_score(reports):.1f} %"
-        )
-    return f"{text}; {sums['seconds']:.1f} s"

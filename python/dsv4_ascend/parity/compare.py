@@ -44,18 +44,28 @@ def compare(got: object, want: object, limits: Limits) -> Comparison:
 
     limits: (atol, rtol); (0, 0) demands bit equality.
     """
+    different = unlike(got, want)
+    if different is not None:
+        return different
     if not isinstance(got, torch.Tensor) or not isinstance(want, torch.Tensor):
-        same = got is None and want is None
-        return Comparison(0, 0, 1) if same else _mismatch(f"got {_kind(got)}, want {_kind(want)}")
-    if got.shape != want.shape:
-        return _mismatch(f"got shape {list(got.shape)}, want {list(want.shape)}")
-    if got.dtype != want.dtype and (got.dtype, want.dtype) != (torch.float32, torch.float64):
-        return _mismatch(f"got {got.dtype}, want {want.dtype}")
+        return Comparison(0, 0, 1)
     if want.numel() == 0:
         return Comparison(0, 0, 1)
     got, want = got.detach().cpu(), want.detach().cpu()
     use = _limit_use(got, want, limits) if want.dtype in _WIDE else _bits_differ(got, want)
     return _summarise(use, got, want)
+
+
+def unlike(got: object, want: object) -> Comparison | None:
+    """What an output's kind, shape or dtype has against it; None when values decide."""
+    if not isinstance(got, torch.Tensor) or not isinstance(want, torch.Tensor):
+        same = got is None and want is None
+        return None if same else _mismatch(f"got {_kind(got)}, want {_kind(want)}")
+    if got.shape != want.shape:
+        return _mismatch(f"got shape {list(got.shape)}, want {list(want.shape)}")
+    if got.dtype != want.dtype and (got.dtype, want.dtype) != (torch.float32, torch.float64):
+        return _mismatch(f"got {got.dtype}, want {want.dtype}")
+    return None
 
 
 def _kind(value: object) -> str:
@@ -64,6 +74,16 @@ def _kind(value: object) -> str:
 
 def _mismatch(reason: str) -> Comparison:
     return Comparison(math.inf, math.inf, 0, reason)
+
+
+def raised(error: str) -> Comparison:
+    """Of a call that gave no output but an error."""
+    return _mismatch(f"raised {error}")
+
+
+def miscounted(got: int, want: int) -> Comparison:
+    """Of a call that gave another number of outputs."""
+    return _mismatch(f"got {got} outputs and written arguments, want {want}")
 
 
 def _bits_differ(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:

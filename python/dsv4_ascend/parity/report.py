@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dsv4_ascend.parity.faults import FaultResult, run_faults, run_mutants
-from dsv4_ascend.parity.runner import CaseResult, LeftOut, left_out, run_cases, samples
+from dsv4_ascend.parity.runner import (
+    CaseResult,
+    LeftOut,
+    Observer,
+    left_out,
+    run_cases,
+    samples,
+)
 from dsv4_backend import OPERATORS
 from dsv4_backend.contract import Operator
 
@@ -61,6 +68,10 @@ class OperatorReport:
     faults: list[FaultResult] = field(default_factory=list)
     mutants: list[FaultResult] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    unjudged: list[LeftOut] = field(default_factory=list)
+    """Of a bundle: what cannot be judged here, and why."""
+    other_inputs: set[str] = field(default_factory=set)
+    """Of a bundle: names of the cases whose inputs this machine draws otherwise."""
     seconds: float = 0.0
 
     @property
@@ -91,6 +102,8 @@ class OperatorReport:
             "cases": len(self.cases),
             "failed": len(self.failures),
             "left_out": [asdict(case) for case in self.left_out],
+            "unjudged": [asdict(case) for case in self.unjudged],
+            "other_inputs": sorted(self.other_inputs),
             "mean_limit_use": _finite(self.mean_use),
             "max_limit_use": _finite(self.max_use),
             "faults": len(self.faults),
@@ -104,8 +117,13 @@ class OperatorReport:
         }
 
 
-def measure(operator: Operator, selection: Selection) -> OperatorReport:
-    """Run the selected cases of one operator, and its faults if asked for."""
+def measure(
+    operator: Operator, selection: Selection, observe: Observer | None = None
+) -> OperatorReport:
+    """Run the selected cases of one operator, and its faults if asked for.
+
+    observe: is told every case's outcome.
+    """
     start = time.perf_counter()
     report = OperatorReport(operator.name, operator.rows)
     fit = []
@@ -115,7 +133,7 @@ def measure(operator: Operator, selection: Selection) -> OperatorReport:
             fit.append(sample)
         else:
             report.left_out.append(unfit)
-    report.cases += run_cases(fit, selection.device)
+    report.cases += run_cases(fit, selection.device, observe)
     if selection.faults:
         report.faults += run_faults(operator, selection.part)
     if selection.mutants:
@@ -169,6 +187,8 @@ def totals(reports: Sequence[OperatorReport]) -> dict[str, Any]:
         "cases": sum(len(r.cases) for r in reports),
         "failed": sum(len(r.failures) for r in reports),
         "left_out": sum(len(r.left_out) for r in reports),
+        "unjudged": sum(len(r.unjudged) for r in reports),
+        "other_inputs": sum(len(r.other_inputs) for r in reports),
         "faults": sum(len(r.faults) for r in reports),
         "faults_survived": sum(len(r.faults) - _killed(r.faults) for r in reports),
         "mutation_score": mutation_score(reports),
@@ -179,9 +199,14 @@ def totals(reports: Sequence[OperatorReport]) -> dict[str, Any]:
     }
 
 
-def reproduce(result: CaseResult | FaultResult) -> str:
-    """The command that shows one failing case or surviving fault again."""
+def reproduce(result: CaseResult | FaultResult, replayed: str | None = None) -> str:
+    """The command that shows one failing case or surviving fault again.
+
+    replayed: the bundle that the case was read from.
+    """
     pattern = shlex.quote(result.name)
+    if replayed is not None:
+        return f"dsv4-ascend parity --replay {shlex.quote(replayed)} -k {pattern}"
     if isinstance(result, FaultResult):
         return f"dsv4-ascend parity {'--mutants' if result.automatic else '--faults'} -k {pattern}"
     device = "" if result.device == "cpu" else f" --device {result.device}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dsv4_ascend.parity.arrays import to_array, to_tensor
-from dsv4_ascend.parity.compare import Comparison, compare
+from dsv4_ascend.parity.compare import Comparison, compare, miscounted, raised, unlike
 from dsv4_backend import dispatch
 from dsv4_backend.contract import Case, Operator
 from dsv4_backend.errors import Dsv4Error
@@ -58,22 +58,41 @@ class Sample:
     @cached_property
     def golden(self) -> tuple[object, ...]:
         """Compared tensors of the oracle, which knows nothing of the reference."""
+        return self._measured(self._of_oracle)
+
+    @cached_property
+    def _of_oracle(self) -> tuple[object, ...]:
         arguments = tuple(map(to_array, self.case.arguments))
         with np.errstate(all="ignore"):  # special values are part of the cases
             result = self.operator.golden(*arguments)
-        compared = tuple(map(to_tensor, self._compared(arguments, result)))
-        return self._measured(compared)
+        return tuple(map(to_tensor, self._compared(arguments, result)))
 
     def run(self, function: Function, device: str = "cpu") -> Comparison:
         """Call `function` on copies of the arguments and compare outputs and mutated arguments."""
+        return self.judge(self.call(function, device))
+
+    def call(self, function: Function, device: str = "cpu") -> tuple[object, ...]:
+        """Outputs of `function` on copies of the arguments, then the mutated arguments,
+        on the CPU.
+        """
         arguments = tuple(
             map_tensors(lambda t: _copy(t).to(device), a) for a in self.case.arguments
         )
-        got = self._measured(self._compared(arguments, function(*arguments)))
+        compared = self._compared(arguments, function(*arguments))
+        return tuple(map_tensors(lambda t: t.detach().cpu(), c) for c in compared)
+
+    def judge(self, compared: tuple[object, ...]) -> Comparison:
+        """The worst of what `call` gave, here or elsewhere, beside the oracle's."""
+        if len(compared) != len(self._of_oracle):
+            return miscounted(len(compared), len(self._of_oracle))
+        if self.operator.measure is not None:  # it trusts kinds, shapes and dtypes
+            pairs = zip(compared, self._of_oracle, strict=True)
+            different = next(filter(None, (unlike(g, w) for g, w in pairs)), None)
+            if different is not None:
+                return different
+        got = self._measured(compared)
         limits = self.operator.tolerance.limits(self.case.profile)
-        parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=False)]
-        if len(got) != len(self.golden):
-            parts.append(compare(len(got), len(self.golden), limits))
+        parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=True)]
         return max(parts, key=lambda part: part.limit_use)
 
     def _measured(self, compared: tuple[object, ...]) -> tuple[object, ...]:
@@ -82,7 +101,7 @@ class Sample:
         if measure is None:
             return compared
         arguments = map(to_array, self.case.arguments)
-        outputs = (to_array(map_tensors(lambda t: t.cpu(), output)) for output in compared)
+        outputs = map(to_array, compared)
         with np.errstate(all="ignore"):
             return (to_tensor(measure(*arguments, *outputs)),)
 
@@ -169,21 +188,53 @@ def _computes_in_fp64(device: str) -> bool:
     return torch.ones(1, device=device).to(torch.float64).dtype == torch.float64
 
 
-def run_cases(found: Sequence[Sample], device: str = "cpu") -> Iterator[CaseResult]:
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of an implementation gave: what is compared, or the error that it raised."""
+
+    compared: tuple[object, ...] = ()
+    error: str = ""
+
+
+Observer = Callable[[Sample, str, float, Outcome], None]
+"""Is told every outcome, with the implementation's name and the seconds that it took."""
+
+
+def run_cases(
+    found: Sequence[Sample], device: str = "cpu", observe: Observer | None = None
+) -> Iterator[CaseResult]:
     """Run each sample on each implementation of the device."""
     for sample in found:
         for name, function in implementations(sample, device).items():
             start = time.perf_counter()
-            comparison = _attempt(sample, function, device)
+            outcome = _attempt(sample, function, device)
+            comparison = verdict(sample, outcome)
             seconds = time.perf_counter() - start
-            case = sample.case
-            yield CaseResult(
-                sample.operator.name, case.profile, case.name, device, name, seconds, comparison
-            )
+            if observe is not None:
+                observe(sample, name, seconds, outcome)
+            yield case_result(sample, device, name, seconds, comparison)
 
 
-def _attempt(sample: Sample, function: Function, device: str) -> Comparison:
+def case_result(
+    sample: Sample, device: str, implementation: str, seconds: float, comparison: Comparison
+) -> CaseResult:
+    """A comparison with the names of what was compared."""
+    name, case = sample.operator.name, sample.case
+    return CaseResult(name, case.profile, case.name, device, implementation, seconds, comparison)
+
+
+def _attempt(sample: Sample, function: Function, device: str) -> Outcome:
     try:
-        return sample.run(function, device)
+        return Outcome(sample.call(function, device))
     except (Dsv4Error, *RAISED) as error:
-        return Comparison(float("inf"), float("inf"), 0, f"raised {type(error).__name__}: {error}")
+        return Outcome(error=f"{type(error).__name__}: {error}")
+
+
+def verdict(sample: Sample, outcome: Outcome) -> Comparison:
+    """An outcome beside the sample's golden values; an error is beyond every limit."""
+    if outcome.error:
+        return raised(outcome.error)
+    try:
+        return sample.judge(outcome.compared)
+    except (Dsv4Error, *RAISED) as error:
+        return raised(f"{type(error).__name__}: {error}")

@@ -5,12 +5,14 @@ Prints what it saw; an assertion ends it otherwise.
 import ctypes
 import os
 import sys
+from collections import Counter
 
 import torch
 
-from dsv4_ascend.parity.runner import implementations, run_cases, samples
+from dsv4_ascend.parity.runner import implementations, map_tensors, run_cases, samples
 from dsv4_backend import _C, OPERATORS, dispatch
 from dsv4_backend.errors import LaunchError
+from softnpu.device import Softnpu
 
 LAUNCHED = sorted({op for op, device in dispatch.native_kernels() if device == "npu"})
 
@@ -35,12 +37,53 @@ def signatures():
     """The C arguments that our functions are declared with are those that the device declares."""
     declared = ctypes.CDLL("libopapi.so").softnpu_signature
     declared.restype = ctypes.c_char_p
-    for symbol, ours, _ in _C.npu_functions():
+    for symbol, ours, *_ in _C.npu_functions():
         theirs = declared(symbol.encode())
         assert theirs is not None, f"{symbol} is unknown to softnpu"
         # Operators of softnpu whose arguments have no names declare their types alone.
         assert theirs.decode() in (ours, types_alone(ours)), (symbol, ours, theirs.decode())
     print(f"{len(_C.npu_functions())} signatures agree")
+
+
+COPY = "aclnnInplaceCopy"
+"""Of layouts, and of the widths of indices."""
+
+
+def _launches(device, function, arguments):
+    """How often each function of the device's was launched by one call, copies aside."""
+    function(*arguments)  # what is made once per process is made before
+    torch.npu.synchronize()
+    before = Counter(device.launches())
+    function(*arguments)
+    torch.npu.synchronize()
+    return {s: n for s, n in (Counter(device.launches()) - before).items() if s != COPY}
+
+
+def _most_launches(device, launcher):
+    """Of one call of a candidate, over the cases that it takes; up to the first composite one."""
+    most = {}
+    for sample in samples(OPERATORS[launcher.operator]):
+        function = implementations(sample, "npu").get(launcher.name)
+        if function is None:
+            continue
+        arguments = [map_tensors(lambda t: t.npu(), a) for a in sample.case.arguments]
+        most = max(most, _launches(device, function, arguments), key=lambda m: sum(m.values()))
+        if sum(most.values()) > 1:
+            break
+    return most
+
+
+def kinds():
+    """A fused candidate launches one function, whatever the case; a composite one more."""
+    device = Softnpu(ctypes.CDLL("libascendcl.so"))
+    for launcher in dispatch.launchers():
+        # Those of several functions of their own are composite by their declaration.
+        if launcher.device == "npu" and len(launcher.symbols) == 1:
+            most = _most_launches(device, launcher)
+            if most:
+                kind = "fused" if sum(most.values()) == 1 else "composite"
+                assert launcher.kind == kind, (launcher, most)
+                print(f"{launcher.name} is {kind}")
 
 
 def _rows(tokens=33, channels=64):
@@ -152,6 +195,5 @@ def candidates():
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (parity, signatures, order, graph, refused, failed, candidates)}[
-        sys.argv[1]
-    ]()
+    parts = (parity, signatures, kinds, order, graph, refused, failed, candidates)
+    {f.__name__: f for f in parts}[sys.argv[1]]()
