@@ -199,7 +199,7 @@ def test_a_line_for_hardware_is_understood(line: str) -> None:
         ), line
 
 
-@pytest.mark.skipif(not os.environ.get("SOFTNPU_LONG"), reason="the longer tier: SOFTNPU_LONG=1")
+@pytest.mark.long
 @pytest.mark.parametrize("soc", ["Ascend910_9391", "Ascend950PR_9599"])
 def test_lines_for_hardware_work_on_the_software_device(soc: str, folder: Path) -> None:
     program = (

@@ -33,21 +33,27 @@ at::Tensor block_positions(const at::Tensor& before, const at::Tensor& seq_lens,
   return block.mul_(ratio).mul_(sequence.lt(seq_lens.size(0)));
 }
 
-struct Compress {
-  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& wkv,
-                        const at::Tensor& wgate, const at::Tensor& ape, const at::Tensor& norm,
-                        const at::Tensor&, const at::Tensor& state, const at::Tensor& table,
-                        const at::Tensor&, const at::Tensor&, int64_t max_seq_len, double) {
-    const int64_t d = x.size(1), entry = norm.size(0), ratio = ape.size(0);
+// What the state and the projections of a call are.
+struct Pool {
+  const at::Tensor &x, &wkv, &wgate, &ape, &state, &table, &query_start_loc, &seq_lens;
+  int64_t max_seq_len, head_dim;
+
+  int64_t ratio() const { return ape.size(0); }
+  int64_t rows() const {
+    const int64_t tokens = x.size(0);
+    return std::min(tokens, tokens / ratio() + seq_lens.size(0));
+  }
+
+  WhyNot why_not(const Context& context) const {
+    const int64_t d = x.size(1), r = ratio();
     const bool plain = state.is_contiguous() || (on_a5(context) && whole_pages(state));
     return first(
         not_of("x", x, kHalves), not_of("wkv", wkv, {x.scalar_type()}),
-        not_of("wgate", wgate, {x.scalar_type()}), not_of("norm_weight", norm, kFloats),
-        empty("x", x),
+        not_of("wgate", wgate, {x.scalar_type()}), empty("x", x),
         unless(d >= 1024 && d <= 10240 && d % 512 == 0,
                "the chip takes 1024 to 10240 channels of x, a multiple of 512"),
-        unless(entry == 128 || entry == 512, "the chip takes entries of 128 or 512 channels"),
-        unless(ratio >= 2 && ratio <= 128 && (ratio & (ratio - 1)) == 0,
+        unless(head_dim == 128 || head_dim == 512, "the chip takes entries of 128 or 512 channels"),
+        unless(r >= 2 && r <= 128 && (r & (r - 1)) == 0,
                "the chip takes ratios that are powers of two, 2 to 128"),
         unless(state.size(1) <= 1024, "the chip takes pages of at most 1024 rows"),
         unless(plain, "state_cache has gaps, and the chip takes none"),
@@ -55,17 +61,10 @@ struct Compress {
                "state_block_table may be a ring, and the chip takes absolute tables"));
   }
 
-  static at::Tensor run(const at::Tensor& x, const at::Tensor& wkv, const at::Tensor& wgate,
-                        const at::Tensor& ape, const at::Tensor& norm, const at::Tensor& inv_freq,
-                        const at::Tensor& state, const at::Tensor& table,
-                        const at::Tensor& query_start_loc, const at::Tensor& seq_lens, int64_t,
-                        double eps) {
-    const int64_t ratio = ape.size(0), entry = norm.size(0), tokens = x.size(0);
-    const int64_t rows = std::min(tokens, tokens / ratio + seq_lens.size(0));
-    const at::Tensor before = tokens_before(query_start_loc, seq_lens);
+  // The chip leaves rows behind the last entry as they are.
+  at::Tensor run(const NpuCall& call, const at::Tensor& before) const {
     const at::Tensor hidden = x.contiguous(), u = wkv.contiguous(), s = wgate.contiguous();
-    at::Tensor pooled = at::zeros({rows, entry}, x.options());
-    const NpuCall call("compress", x);
+    at::Tensor pooled = at::zeros({rows(), head_dim}, x.options());
     call.launch(npu::Compressor{call.in(hidden),
                                 call.in(u),
                                 call.in(s),
@@ -75,23 +74,69 @@ struct Compress {
                                 call.maybe(&query_start_loc),
                                 {},
                                 call.maybe(&before),
-                                ratio,
-                                wkv.size(0) / entry,
+                                ratio(),
+                                wkv.size(0) / head_dim,
                                 npu::Compressor::kAbsolute,
                                 state.stride(0),
                                 call.out(pooled)});
-    if (rows == 0) {
+    return pooled;
+  }
+};
+
+struct CompressPool {
+  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& wkv,
+                        const at::Tensor& wgate, const at::Tensor& ape, const at::Tensor& state,
+                        const at::Tensor& table, const at::Tensor& query_start_loc,
+                        const at::Tensor& seq_lens, int64_t max_seq_len, int64_t head_dim) {
+    return Pool{x, wkv, wgate, ape, state, table, query_start_loc, seq_lens, max_seq_len, head_dim}
+        .why_not(context);
+  }
+
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& wkv, const at::Tensor& wgate,
+                        const at::Tensor& ape, const at::Tensor& state, const at::Tensor& table,
+                        const at::Tensor& query_start_loc, const at::Tensor& seq_lens,
+                        int64_t max_seq_len, int64_t head_dim) {
+    const Pool pool{x,        wkv,         wgate,   ape, state, table, query_start_loc,
+                    seq_lens, max_seq_len, head_dim};
+    return pool.run(NpuCall("compress_pool", x), tokens_before(query_start_loc, seq_lens));
+  }
+};
+
+struct Compress {
+  static WhyNot why_not(const Context& context, const at::Tensor& x, const at::Tensor& wkv,
+                        const at::Tensor& wgate, const at::Tensor& ape, const at::Tensor& norm,
+                        const at::Tensor&, const at::Tensor& state, const at::Tensor& table,
+                        const at::Tensor& query_start_loc, const at::Tensor& seq_lens,
+                        int64_t max_seq_len, double) {
+    const Pool pool{x,        wkv,         wgate,       ape, state, table, query_start_loc,
+                    seq_lens, max_seq_len, norm.size(0)};
+    return first(pool.why_not(context), not_of("norm_weight", norm, kFloats));
+  }
+
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& wkv, const at::Tensor& wgate,
+                        const at::Tensor& ape, const at::Tensor& norm, const at::Tensor& inv_freq,
+                        const at::Tensor& state, const at::Tensor& table,
+                        const at::Tensor& query_start_loc, const at::Tensor& seq_lens,
+                        int64_t max_seq_len, double eps) {
+    const Pool pool{x,        wkv,         wgate,       ape, state, table, query_start_loc,
+                    seq_lens, max_seq_len, norm.size(0)};
+    const NpuCall call("compress", x);
+    const at::Tensor before = tokens_before(query_start_loc, seq_lens);
+    const at::Tensor pooled = pool.run(call, before);
+    if (pool.rows() == 0) {
       return pooled;
     }
     at::Tensor entries = normed(call, pooled, norm, eps);
     rotate(call, entries,
-           Rotation(block_positions(before, seq_lens, rows, ratio), inv_freq, false));
+           Rotation(block_positions(before, seq_lens, pool.rows(), pool.ratio()), inv_freq, false));
     return entries;
   }
 };
 
 const NpuRegistration<Compress, npu::Compressor, npu::RmsNorm, npu::InplacePartialRotaryMul>
     compress("compress");
+const NpuRegistration<CompressPool, npu::Compressor> compress_pool("compress_pool",
+                                                                   Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -20,19 +20,21 @@ def launchers(part, soc=SOCS[0], **options):
 
 
 EVERYWHERE = {
-    *("embed_streams", "hc_head_hf32", "hc_post", "hc_pre_hf32", "lm_head", "rms_norm", "rope"),
+    *("apply_rope", "embed_streams", "hc_head_hf32", "hc_post", "hc_pre_hf32", "lm_head", "rms_norm", "rope"),
     *("gate_hash", "gate_topk", "moe_combine", "moe_dispatch", "swiglu", "write_cache"),
     *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
     *("hadamard", "hc_head", "head_rms_norm", "markov_bias", "mtp_combine", "sample"),
     *("int8_grouped_gemm", "int8_token_quant", "lightning_indexer", "sparse_attention_p512"),
 }
-ON_A3_AND_A5 = {"compress"}
+ON_A3_AND_A5 = {"compress", "compress_pool"}
 ON_A5 = {
     *("act_quant", "fp8_gemm", "fp8_grouped_gemm", "fp8_token_quant", "hc_pre"),
     *("mx_swiglu_quant", "mxfp4_tiled_grouped_gemm", "mxfp8_gemm", "mxfp8_grouped_gemm"),
     *("fp4_grouped_gemm", "lightning_indexer_fp8", "mxfp4_grouped_gemm", "pack_mxfp4"),
 }
-ON_A2_AND_A3 = {"int8_swiglu_quant", "lightning_indexer_int8", "write_cache_indexer_int8"}
+ON_A2_AND_A3 = {
+    *("int8_moe", "int8_swiglu_quant", "lightning_indexer_int8", "write_cache_indexer_int8")
+}
 
 
 @pytest.mark.parametrize("soc", SOCS)

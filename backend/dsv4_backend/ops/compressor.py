@@ -12,6 +12,7 @@ from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope
 from dsv4_backend.relations import (
     ONE_MORE_OFFSET,
+    Relation,
     batch,
     bound,
     distinct_rows,
@@ -38,6 +39,28 @@ class Call(NamedTuple):
     eps: float
 
     @property
+    def pool(self) -> PoolCall:
+        """The arguments of `compress_pool`."""
+        state = self.state_cache, self.state_block_table, self.query_start_loc, self.seq_lens
+        bounds = self.max_seq_len, self.norm_weight.shape[0]
+        return PoolCall(self.x, self.wkv, self.wgate, self.ape, *state, *bounds)
+
+
+class PoolCall(NamedTuple):
+    """The arguments of `compress_pool`."""
+
+    x: torch.Tensor
+    wkv: torch.Tensor
+    wgate: torch.Tensor
+    ape: torch.Tensor
+    state_cache: torch.Tensor
+    state_block_table: torch.Tensor
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    max_seq_len: int
+    head_dim: int
+
+    @property
     def ratio(self) -> int:
         """r, tokens per block."""
         return self.ape.shape[0]
@@ -45,7 +68,7 @@ class Call(NamedTuple):
     @property
     def groups(self) -> int:
         """c, blocks that one entry reads."""
-        return self.ape.shape[1] // self.norm_weight.shape[0]
+        return self.ape.shape[1] // self.head_dim
 
     def rows_of_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(position, flat state row) of every token: int64 [T] each."""
@@ -57,7 +80,7 @@ class Call(NamedTuple):
         )
 
 
-def project_tokens(call: Call, positions: torch.Tensor) -> torch.Tensor:
+def project_tokens(call: PoolCall, positions: torch.Tensor) -> torch.Tensor:
     """State row of every token,
     `[u | s]` with ape inside s: [T, 2 * c * hd] in the accumulation dtype.
     """
@@ -99,10 +122,57 @@ def pool_slots(u: torch.Tensor, s: torch.Tensor, absent: torch.Tensor) -> torch.
     return (weights * u.masked_fill(absent[..., None], 0)).sum(1)
 
 
+def pool_blocks(call: PoolCall) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pooled entries [rows, hd] in x's dtype, block of each, -1 behind the last)."""
+    positions, written = call.rows_of_tokens()
+    owner, block = ragged.closed_blocks(
+        call.query_start_loc, call.seq_lens, call.x.shape[0], call.ratio
+    )
+    pooled = pooled_positions(block, call.ratio, call.groups)
+    read = ragged.slots(call.state_block_table, owner[:, None], pooled, call.state_cache.shape[1])
+    store_rows(call.state_cache, written, project_tokens(call, positions))
+    u, s = channel_ranges(
+        ragged.gather_rows(call.state_cache, read), call.groups, call.ratio
+    ).unbind(2)
+    return pool_slots(u, s, read < 0).to(call.x.dtype), block
+
+
 def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
     """RMSNorm, then RoPE at the block's first position."""
     normed = rms_norm.reference(pooled, call.norm_weight, call.eps)
-    return rope.reference(normed, (block * call.ratio).clamp(min=0), call.inv_freq, False)
+    return rope.reference(normed, (block * call.pool.ratio).clamp(min=0), call.inv_freq, False)
+
+
+_POOLED = {
+    "x": "float [T, d]",
+    "wkv": "float [w, d]",
+    "wgate": "float [w, d]",
+    "ape": "f32 [r, w]",
+    "state_cache": "f32 [num_blocks, block_size, 2*w]",
+    "state_block_table": "i32 [R, columns]",
+    "query_start_loc": "i32 [S]",
+    "seq_lens": "i32 [R]",
+    "max_seq_len": "at least 0",
+}
+_RATIO = require("ape", "r >= 1", "shape {sizes(ape)}", "a ratio of at least 1")
+
+
+def _state(entry: str) -> tuple[Relation, ...]:
+    """What holds for the state; entry: the name of an entry's channels."""
+    return (
+        paged("state_cache"),
+        ONE_MORE_OFFSET,
+        batch(),
+        table(
+            "state_block_table",
+            "state_cache",
+            first=f"max(((length - new) // r - w // {entry} + 1) * r, 0)",
+            after="length if new > 0 else 0",
+            first_block=1,
+        ),
+        bound("max_seq_len"),
+        distinct_rows("state_block_table", "state_cache"),
+    )
 
 
 @operator(
@@ -111,21 +181,13 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
     "int max_seq_len, float eps) -> Tensor",
     rows=(12, 13),
     arguments={
-        "x": "float [T, d]",
-        "wkv": "float [w, d]",
-        "wgate": "float [w, d]",
-        "ape": "f32 [r, w]",
+        **_POOLED,
         "norm_weight": "float [hd]",
         "inv_freq": "f32 [F]",
-        "state_cache": "f32 [num_blocks, block_size, 2*w]",
-        "state_block_table": "i32 [R, columns]",
-        "query_start_loc": "i32 [S]",
-        "seq_lens": "i32 [R]",
-        "max_seq_len": "at least 0",
         "eps": "a number > 0",
     },
     relations=(
-        require("ape", "r >= 1", "shape {sizes(ape)}", "a ratio of at least 1"),
+        _RATIO,
         require(
             "norm_weight",
             "hd >= 1 and (w == hd or w == 2 * hd)",
@@ -138,18 +200,7 @@ def finish_entries(call: Call, pooled: torch.Tensor, block: torch.Tensor) -> tor
             "{F} frequencies",
             "1 to {hd // 2}, half of the entry",
         ),
-        paged("state_cache"),
-        ONE_MORE_OFFSET,
-        batch(),
-        table(
-            "state_block_table",
-            "state_cache",
-            first="max(((length - new) // r - w // hd + 1) * r, 0)",
-            after="length if new > 0 else 0",
-            first_block=1,
-        ),
-        bound("max_seq_len"),
-        distinct_rows("state_block_table", "state_cache"),
+        *_state("hd"),
     ),
     tolerance=Tolerance(
         reason="fp32 projections in any order are off by 1e-6 of their terms, and the softmax "
@@ -194,10 +245,51 @@ def compress(
     """
     weights, table = (wkv, wgate, ape, norm_weight, inv_freq), state_block_table
     call = Call(x, *weights, state_cache, table, query_start_loc, seq_lens, max_seq_len, eps)
-    positions, written = call.rows_of_tokens()
-    owner, block = ragged.closed_blocks(query_start_loc, seq_lens, x.shape[0], call.ratio)
-    pooled = pooled_positions(block, call.ratio, call.groups)
-    read = ragged.slots(table, owner[:, None], pooled, state_cache.shape[1])
-    store_rows(state_cache, written, project_tokens(call, positions))
-    u, s = channel_ranges(ragged.gather_rows(state_cache, read), call.groups, call.ratio).unbind(2)
-    return finish_entries(call, pool_slots(u, s, read < 0).to(x.dtype), block)
+    return finish_entries(call, *pool_blocks(call.pool))
+
+
+@operator(
+    "compress_pool(Tensor x, Tensor wkv, Tensor wgate, Tensor ape, Tensor(a!) state_cache, "
+    "Tensor state_block_table, Tensor query_start_loc, Tensor seq_lens, int max_seq_len, "
+    "int head_dim) -> Tensor",
+    rows=(12, 13),
+    arguments={**_POOLED, "head_dim": "at least 1"},
+    relations=(
+        _RATIO,
+        require(
+            "head_dim",
+            "w == head_dim or w == 2 * head_dim",
+            "{head_dim}",
+            "{w} or half of it, the rows of wkv",
+        ),
+        *_state("head_dim"),
+    ),
+    tolerance=Tolerance(
+        reason="fp32 projections in any order are off by 1e-6 of their terms, and the softmax "
+        "turns an absolute error of a score into a relative one of its weight; the one cast to "
+        "bf16 may land on the other neighbour (2^-7)",
+        ideal=(4e-6, 1e-5),
+        official=(4e-6, 2**-7),
+    ),
+)
+def compress_pool(
+    x: torch.Tensor,
+    wkv: torch.Tensor,
+    wgate: torch.Tensor,
+    ape: torch.Tensor,
+    state_cache: torch.Tensor,
+    state_block_table: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seq_len: int,
+    head_dim: int,
+) -> torch.Tensor:
+    """`compress` without its norm and RoPE, which all entries of a step may then share.
+
+    Arguments as there; head_dim: hd, the channels of an entry, c = wkv.shape[0] // head_dim of 1
+    or 2. Returns the pooled entries [min(T, T // r + R), hd] in x's dtype, cast once: sequences in
+    order, blocks in order, then rows of 0. Source: spec/v4.md 4.3 [OFF-M Compressor],
+    aclnnCompressor.
+    """
+    state = state_cache, state_block_table, query_start_loc, seq_lens, max_seq_len, head_dim
+    return pool_blocks(PoolCall(x, wkv, wgate, ape, *state))[0]

@@ -10,10 +10,12 @@ import torch
 
 from dsv4_backend import ragged_cases
 from dsv4_backend.contract import Case, Draw
+from dsv4_backend.faults import Edits, Steps
 from dsv4_backend.ops.compressor import (
     Call,
     channel_ranges,
     compress,
+    compress_pool,
     finish_entries,
     pool_slots,
     pooled_positions,
@@ -41,9 +43,48 @@ def _(
     max_seq_len: int,
     eps: float,
 ) -> Array:
-    """Token by token and block by block, from the position-addressed form of 4.3.1."""
-    ratio, width = ape.shape
     hd = norm_weight.shape[0]
+    state = state_cache, state_block_table, query_start_loc, seq_lens
+    entries, blocks = _pooled(x, wkv, wgate, ape, *state, hd)
+    for out, block in enumerate(blocks):
+        normed = _normed(wide(entries[out]), norm_weight, eps)
+        turned = _rotated(round_to(x.dtype, normed), block * ape.shape[0], inv_freq)
+        entries[out] = cast(x.dtype, turned)
+    return entries
+
+
+@compress_pool.oracle
+def _(
+    x: Array,
+    wkv: Array,
+    wgate: Array,
+    ape: Array,
+    state_cache: Array,
+    state_block_table: Array,
+    query_start_loc: Array,
+    seq_lens: Array,
+    max_seq_len: int,
+    head_dim: int,
+) -> Array:
+    state = state_cache, state_block_table, query_start_loc, seq_lens
+    return _pooled(x, wkv, wgate, ape, *state, head_dim)[0]
+
+
+def _pooled(
+    x: Array,
+    wkv: Array,
+    wgate: Array,
+    ape: Array,
+    state_cache: Array,
+    state_block_table: Array,
+    query_start_loc: Array,
+    seq_lens: Array,
+    hd: int,
+) -> tuple[Array, list[int]]:
+    """(entries, the block of each): token by token and block by block, from the
+    position-addressed form of 4.3.1.
+    """
+    ratio, width = ape.shape
     states = [Pages(state_cache, table) for table in state_block_table]
     tokens = list(tokens_of_call(query_start_loc, seq_lens))
     for row, s, t in tokens:
@@ -53,10 +94,8 @@ def _(
     entries = np.zeros((min(len(x), len(x) // ratio + len(seq_lens)), hd), x.dtype)
     closing = [(s, t // ratio) for _, s, t in tokens if (t + 1) % ratio == 0]
     for out, (s, block) in enumerate(closing):
-        pooled = _softmax_sum(*_slots_of(states[s], block, ratio, width, hd))
-        normed = _normed(round_to(x.dtype, pooled), norm_weight, eps)
-        entries[out] = cast(x.dtype, _rotated(round_to(x.dtype, normed), block * ratio, inv_freq))
-    return entries
+        entries[out] = cast(x.dtype, _softmax_sum(*_slots_of(states[s], block, ratio, width, hd)))
+    return entries, [block for _, block in closing]
 
 
 def _slots_of(state: Pages, block: int, ratio: int, width: int, hd: int) -> tuple[Array, Array]:
@@ -149,9 +188,9 @@ def _call(
 def _needles(draw: Draw, call: Call) -> Call:
     """Every channel aims at one slot of its entry: that slot's ape is far above the others."""
     hd = call.norm_weight.shape[0]
-    slot = draw.integers(hd, high=call.groups * call.ratio, dtype=torch.int64)
+    slot = draw.integers(hd, high=call.pool.groups * call.pool.ratio, dtype=torch.int64)
     ape = torch.zeros_like(call.ape)
-    ape[slot % call.ratio, slot // call.ratio * hd + torch.arange(hd)] = 40.0
+    ape[slot % call.pool.ratio, slot // call.pool.ratio * hd + torch.arange(hd)] = 40.0
     return call._replace(ape=ape)
 
 
@@ -177,7 +216,7 @@ def _strided(draw: Draw, call: Call) -> Call:
 
 
 @compress.cases
-def _(draw: Draw) -> Iterator[Case]:
+def _compressions(draw: Draw) -> Iterator[Case]:
     for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
         for kind, g in (("overlap", _CSA), ("plain", _HCA)):
             for name, sequences, ring in (
@@ -228,6 +267,13 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(f"{kind}, as on a chip", "official", call)
 
 
+@compress_pool.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for case in _compressions(draw):
+        if "epsilon" not in case.name:
+            yield Case(case.name, case.profile, tuple(Call(*case.arguments).pool))
+
+
 def _rotate(call: Call, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return rope.reference(x, positions.clamp(min=0), call.inv_freq, False)
 
@@ -258,60 +304,56 @@ def _swap_ranges(rows: torch.Tensor, groups: int, ratio: int) -> torch.Tensor:
 compress.wrong_step(
     finish_entries,
     {
-        "norm left out": lambda call, y, block: _rotate(call, y, block * call.ratio),
+        "norm left out": lambda call, y, block: _rotate(call, y, block * call.pool.ratio),
         "epsilon left out": lambda call, y, block: finish_entries(
             call._replace(eps=1e-30), y, block
         ),
         "RoPE left out": lambda call, y, block: _norm(call, y),
-        "RoPE before the norm": lambda call, y, i: _norm(call, _rotate(call, y, i * call.ratio)),
+        "RoPE before the norm": lambda call, y, i: _norm(
+            call, _rotate(call, y, i * call.pool.ratio)
+        ),
         "RoPE at the last token": lambda call, y, i: _rotate(
-            call, _norm(call, y), (i + 1) * call.ratio - 1
+            call, _norm(call, y), (i + 1) * call.pool.ratio - 1
         ),
         "RoPE at the overlapped block": lambda call, y, i: finish_entries(
-            call, y, i + 1 - call.groups
+            call, y, i + 1 - call.pool.groups
         ),
         "RoPE at the entry's index": lambda call, y, block: _rotate(call, _norm(call, y), block),
     },
 )
-compress.wrong_step(
-    pool_slots,
-    {
-        "slots before the start have weight": _pool_before_start,
-        "softmax without maximum": _pool_without_maximum,
-        "one weight for all channels": lambda u, s, gone: pool_slots(
-            u, s.mean(2, True).expand_as(s), gone
-        ),
-        "mean pooling": lambda u, s, gone: pool_slots(u, s * 0, gone),
+_WRONG_POOLS: dict[str, Steps] = {
+    "slots before the start have weight": {pool_slots: _pool_before_start},
+    "softmax without maximum": {pool_slots: _pool_without_maximum},
+    "one weight for all channels": {
+        pool_slots: lambda u, s, gone: pool_slots(u, s.mean(2, True).expand_as(s), gone)
     },
-)
-compress.wrong_steps(
-    {
-        "ape of the next token": {project_tokens: lambda call, t: project_tokens(call, t + 1)},
-        "projections rounded to bf16": {
-            project_tokens: lambda call, t: project_tokens(call, t).bfloat16()
-        },
-        "last token not stored": {
-            store_rows: lambda cache, at, rows: store_rows(cache, at[:-1], rows[:-1])
-        },
-        "state kept in bf16": {
-            store_rows: lambda cache, at, rows: store_rows(cache, at, rows.bfloat16())
-        },
-        "look-back one token early": {
-            pooled_positions: lambda block, r, c: pooled_positions(block, r, c) - 1
-        },
-        "previous block left out": {pooled_positions: _own_block},
-        "channel ranges swapped": {channel_ranges: _swap_ranges},
-        "one channel range for both blocks": {
-            channel_ranges: lambda rows, c, r: rows.unflatten(-1, (2, c, -1))[..., -1, :]
-        },
-    }
-)
-compress.wrong_arguments(
-    {
-        "ape left out": {"ape": torch.zeros_like},
-        "positions counted from the call": lambda a: a._replace(seq_lens=a.query_start_loc.diff()),
-    }
-)
+    "mean pooling": {pool_slots: lambda u, s, gone: pool_slots(u, s * 0, gone)},
+    "ape of the next token": {project_tokens: lambda call, t: project_tokens(call, t + 1)},
+    "projections rounded to bf16": {
+        project_tokens: lambda call, t: project_tokens(call, t).bfloat16()
+    },
+    "last token not stored": {
+        store_rows: lambda cache, at, rows: store_rows(cache, at[:-1], rows[:-1])
+    },
+    "state kept in bf16": {
+        store_rows: lambda cache, at, rows: store_rows(cache, at, rows.bfloat16())
+    },
+    "look-back one token early": {
+        pooled_positions: lambda block, r, c: pooled_positions(block, r, c) - 1
+    },
+    "previous block left out": {pooled_positions: _own_block},
+    "channel ranges swapped": {channel_ranges: _swap_ranges},
+    "one channel range for both blocks": {
+        channel_ranges: lambda rows, c, r: rows.unflatten(-1, (2, c, -1))[..., -1, :]
+    },
+}
+_WRONG_CALLS: dict[str, Edits] = {
+    "ape left out": {"ape": torch.zeros_like},
+    "positions counted from the call": lambda a: a._replace(seq_lens=a.query_start_loc.diff()),
+}
+for _op in (compress, compress_pool):
+    _op.wrong_steps(_WRONG_POOLS)
+    _op.wrong_arguments(_WRONG_CALLS)
 
 
 @compress.fault("state of earlier calls lost")
@@ -322,30 +364,31 @@ def _(*arguments: Any) -> torch.Tensor:
     )
 
 
-_NOBODYS = "block 0, and so row 0, belongs to nobody"
-compress.explain(
-    dict.fromkeys(
+_POOL_EQUIVALENTS = {
+    **dict.fromkeys(
         (
-            "compress: 0 -> 1 (2)",
-            "compress: read < 0 -> read <= 0",
+            "pool_blocks: 0 -> 1 (2)",
+            "pool_blocks: read < 0 -> read <= 0",
             "gather_rows: 0 -> 1",
             "slots: 0 -> 1 (3)",
             "slots: block >= 0 -> block > 0",
         ),
-        _NOBODYS,
+        "block 0, and so row 0, belongs to nobody",
     ),
+    "other max_seq_len": "a bound of the lengths decides no value",
+    "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
+    "slots: 1 -> 2 (2)": "any negative row is an absent one",
+    "slots: index.clamp(min=0) -> index": "rows of negative indices are masked whatever they are",
+    "gather_rows: flat.clamp(min=0) -> flat": (
+        "rows of absent slots are masked whatever they hold"
+    ),
+    "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
+}
+compress_pool.explain(_POOL_EQUIVALENTS)
+compress.explain(
+    _POOL_EQUIVALENTS,
     {
-        "other max_seq_len": "a bound of the lengths decides no value",
-        "closed_blocks: 1 -> 2 (2)": "any negative block is a padding row",
-        "slots: 1 -> 2 (2)": "any negative row is an absent one",
-        "slots: index.clamp(min=0) -> index": (
-            "rows of negative indices are masked whatever they are"
-        ),
-        "gather_rows: flat.clamp(min=0) -> flat": (
-            "rows of absent slots are masked whatever they hold"
-        ),
-        "store_rows: rows.to(cache.dtype) -> rows": "rows are fp32, and so is the state",
-        "finish_entries: (block * call.ratio).clamp(min=0) -> block * call.ratio": (
+        "finish_entries: (block * call.pool.ratio).clamp(min=0) -> block * call.pool.ratio": (
             "padding rows are 0 at any angle"
         ),
         "rms_norm: weight.to(wide.dtype) -> weight": (

@@ -17,7 +17,7 @@ from dsv4_ascend.model.rotary import Rotation, layer_frequencies
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import AttentionCall
-from dsv4_backend.ops.compressor import compress
+from dsv4_backend.ops.compressor import compress_pool
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import apply_rope
@@ -37,7 +37,7 @@ class Compressor(nn.Module):
         self.wkv, self.wgate = (Linear(width, config.hidden_size, UNQUANTISED) for _ in range(2))
         self.ape = empty_parameter(ratio, width)
         self.norm = RMSNormWeight(head_dim)
-        self.eps = config.rms_norm_eps
+        self.eps, self.head_dim = config.rms_norm_eps, head_dim
 
     def forward(
         self,
@@ -49,19 +49,21 @@ class Compressor(nn.Module):
         """X [T, d] -> the entries that close in this step [rows, head_dim];
         updates `state` in place.
         """
-        return compress(
+        pooled = compress_pool(
             x,
             self.wkv.weight,
             self.wgate.weight,
             self.ape,
-            self.norm.weight,
-            inv_freq,
             *state.read(),
             batch.query_start_loc,
             batch.seq_lens,
             UNBOUNDED if batch.max_seq_len is None else batch.max_seq_len,
-            self.eps,
+            self.head_dim,
         )
+        entries = rms_norm(pooled, self.norm.weight, self.eps)
+        turns = batch.entry_rotation(self.ape.shape[0], inv_freq)
+        apply_rope(entries, turns.cos, turns.sin)
+        return entries
 
 
 class IndexerInput(NamedTuple):

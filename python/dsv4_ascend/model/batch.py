@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from dsv4_ascend.model.paged import Lengths, Paged
+from dsv4_ascend.model.paged import BytePaged, Lengths, Paged
 from dsv4_ascend.model.rotary import Rotation
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
@@ -75,6 +75,14 @@ class Batch:
         """Of this step's tokens in layers of a compression ratio: those with entries are alike."""
         return self._once(_turns(ratio), lambda: Rotation.at(self.positions, inv_freq))
 
+    def entry_rotation(self, ratio: int, inv_freq: torch.Tensor) -> Rotation:
+        """Of this step's entries, each at its block's first position."""
+
+        def find() -> Rotation:
+            return Rotation.at((self.compressed(ratio).block * ratio).clamp(min=0), inv_freq)
+
+        return self._once(("entry rotation", ratio), find)
+
     def token_slots(self, part: Paged) -> torch.Tensor:
         """Slots int64 [T] of this step's tokens in a part with a row per token."""
 
@@ -102,6 +110,8 @@ class Batch:
 
     def window(self, part: Paged, window: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Pages and table of what the `window` last positions of this step's tokens hold."""
+        if not isinstance(part, BytePaged):
+            return part.read()  # without a copy: where it begins need not be known
 
         def find() -> torch.Tensor:
             return (self.seq_lens - self.query_start_loc.diff() + 1 - window).clamp(min=0)
@@ -120,6 +130,10 @@ class Batch:
     def know_rotation(self, ratio: int, rotation: Rotation) -> None:
         """Take this as `rotation`."""
         self._found[_turns(ratio)] = rotation, None
+
+    def know_entry_rotation(self, ratio: int, rotation: Rotation) -> None:
+        """Take this as `entry_rotation`."""
+        self._found[("entry rotation", ratio)] = rotation, None
 
     def know_tokens(self, part: Paged, slots: torch.Tensor) -> None:
         """Take these as `token_slots` of a part."""

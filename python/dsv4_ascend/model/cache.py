@@ -121,9 +121,9 @@ class PagedCache:
         self.max_step_tokens = max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)
-        # Of layers with entries, which are alike, and of those without, by a ratio of theirs.
-        ratios = {ratio > 0: ratio for ratio in config.compress_ratios}.values()
-        self.frequencies = {ratio: layer_frequencies(config, ratio) for ratio in ratios}
+        self.frequencies = {
+            ratio: layer_frequencies(config, ratio) for ratio in sorted(set(config.compress_ratios))
+        }
         self._free: dict[str, list[int]] = {}
         counts = {}
         for name, group in self.groups.items():

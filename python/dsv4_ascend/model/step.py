@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from dsv4_ascend.model.batch import Batch, Compressed, build_batch
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
@@ -16,6 +17,7 @@ from dsv4_ascend.model.paged import LayerCache
 from dsv4_ascend.model.rotary import Rotation
 
 Values = Mapping[str, torch.Tensor]
+_ALIGNED = 128  # 512 bytes, as the device's allocator aligns tensors
 _DTYPES = torch.int64, torch.int32, torch.float32
 
 
@@ -96,6 +98,10 @@ class FixedStep:
         for ratio in self._cache.frequencies:
             turns = Rotation(*(values[f"{field} {ratio}"] for field in Rotation._fields))
             batch.know_rotation(ratio, turns)
+        for name, group in self._cache.groups.items():
+            if group.ring_rows is None:
+                turns = Rotation(*(values[f"{field} {name}"] for field in Rotation._fields))
+                batch.know_entry_rotation(group.ratio, turns)
         layers = self._cache.layers({name: values[f"table {name}"] for name in self._cache.groups})
         for name, part in self._cache.parts_by_group(layers).items():
             group = self._cache.groups[name]
@@ -123,15 +129,17 @@ def _values(cache: PagedCache, host: Step) -> Values:
         if group.ring_rows is None:
             values[f"slots {name}"] = batch.entry_slots(part, group.ratio)
             entries = batch.compressed(group.ratio)._asdict()
-            values |= {f"{field} {name}": value for field, value in entries.items()}
+            turns = batch.entry_rotation(group.ratio, cache.frequencies[group.ratio])._asdict()
+            values |= {f"{field} {name}": value for field, value in (entries | turns).items()}
         elif part is host.layers[0].window:
             values[f"slots {name}"] = batch.token_slots(part)
     return values
 
 
 def _packed(values: Values, of: torch.dtype) -> torch.Tensor:
-    """All values of one dtype behind each other."""
-    return torch.cat([torch.zeros(0, dtype=of), *(v.flatten() for v in _of(values, of).values())])
+    """All values of one dtype behind each other, each from a multiple of `_ALIGNED` elements on."""
+    parts = (pad(v.flatten(), (0, -v.numel() % _ALIGNED)) for v in _of(values, of).values())
+    return torch.cat([torch.zeros(0, dtype=of), *parts])
 
 
 def _views(buffers: Mapping[torch.dtype, torch.Tensor], values: Values) -> Values:
@@ -139,8 +147,10 @@ def _views(buffers: Mapping[torch.dtype, torch.Tensor], values: Values) -> Value
     views: dict[str, torch.Tensor] = {}
     for of, buffer in buffers.items():
         named = _of(values, of)
-        parts = buffer.split([v.numel() for v in named.values()])
-        views |= {n: part.view(v.shape) for (n, v), part in zip(named.items(), parts, strict=True)}
+        start = 0
+        for name, value in named.items():
+            views[name] = buffer[start : start + value.numel()].view(value.shape)
+            start += value.numel() + -value.numel() % _ALIGNED
     return views
 
 
