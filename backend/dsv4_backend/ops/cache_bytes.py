@@ -14,7 +14,6 @@ from dsv4_backend.ops.cache import check_slots, write_targets
 from dsv4_backend.ops.cache_formats import (
     FORMATS,
     INDEXER,
-    LATENT,
     LATENT_CHANNELS,
     ROPE,
     Format,
@@ -53,6 +52,8 @@ _LATENT_PADDING = {
     "scales padded to a multiple of 8.",
     "a5": " Of other widths: a scale per 64 channels before RoPE, "
     "entries padded to a multiple of 128 bytes.",
+    "kv_epilog": " Of other widths: a scale per 64 channels before RoPE, "
+    "entries filled up with zeros to a multiple of 32 bytes.",
 }
 
 
@@ -100,7 +101,7 @@ def _check_widths(
 
 
 def _document(template: str, form: Format) -> str:
-    widths = _LATENT_WIDTHS + _LATENT_PADDING[form.name] if form.codec is LATENT else ""
+    widths = _LATENT_WIDTHS + _LATENT_PADDING[form.name] if form.latent else ""
     return template.format(
         name=form.name,
         channels=form.codec.channels,
@@ -159,7 +160,7 @@ def _declare(
 ) -> Operator:
     """The contract of a write or a read; `lines` are of its own arguments."""
     reference.__doc__ = _document(_WRITE_DOC if "rows" in lines else _READ_DOC, form)
-    rope = {"rope": "at least 1"} if form.codec is LATENT else {}
+    rope = {"rope": "at least 1"} if form.latent else {}
     arguments = {
         "cache": "u8 [num_blocks, page]",
         "slots": "i64 [M]",
@@ -173,7 +174,7 @@ def _declare(
 
 
 def _declare_write(form: Format) -> Operator:
-    latent = form.codec is LATENT
+    latent = form.latent
     contract = _declare(
         form,
         f"write_cache_{form.name}(Tensor(a!) cache, Tensor rows, Tensor slots, int block_size"
@@ -200,7 +201,7 @@ def _declare_write(form: Format) -> Operator:
 
 
 def _declare_read(form: Format) -> Operator:
-    latent = form.codec is LATENT
+    latent = form.latent
     contract = _declare(
         form,
         f"read_cache_{form.name}(Tensor cache, Tensor slots, int block_size, "

@@ -37,7 +37,7 @@ import torch
 
 from dsv4_backend.ops.cache import write_cache
 from dsv4_backend.ops.cache_bytes import READS, WRITES
-from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Format, sized
+from dsv4_backend.ops.cache_formats import FORMATS, Format, sized
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ByteRows(NamedTuple):
     def widths(self) -> tuple[int, ...]:
         """What reading takes beside the rows per block."""
         return (
-            (self.channels, self.rope) if _FORMATS[self.form].codec is LATENT else (self.channels,)
+            (self.channels, self.rope) if _FORMATS[self.form].latent else (self.channels,)
         )
 
 
