@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dsv4_backend import ragged
-from dsv4_backend.contract import DEPLOYMENTS, Tolerance, compute, operator
+from dsv4_backend.contract import DEPLOYMENTS, Operator, Tolerance, compute, operator
 from dsv4_backend.ops.attention import (
     ARGUMENTS,
     AttentionCall,
@@ -101,32 +101,38 @@ def _call(*arguments: Any) -> tuple[AttentionCall, int]:
     return AttentionCall(*arguments[:9], *arguments[10:]), arguments[9]
 
 
-@sparse_attention_p512.shapes
-def _(*arguments: Any) -> None:
-    call, max_seq_len = _call(*arguments)
-    check_shapes(sparse_attention_p512, call)
-    name, table = sparse_attention_p512.name, call.window_block_table
+def check_absolute_shapes(contract: Operator, call: AttentionCall, max_seq_len: int) -> None:
+    """ArgumentError of `contract` for shapes that do not fit, or tables that do not reach."""
+    check_shapes(contract, call)
+    name, table = contract.name, call.window_block_table
     ragged.check_absolute(name, "window_block_table", table, call.window_cache, max_seq_len)
     if call.cmp_cache is not None and call.cmp_block_table is not None:
         rows, table = max_seq_len // call.ratio, call.cmp_block_table
         ragged.check_absolute(name, "cmp_block_table", table, call.cmp_cache, rows)
 
 
-@sparse_attention_p512.contents
-def _(*arguments: Any) -> None:
-    call, max_seq_len = _call(*arguments)
-    check_contents(sparse_attention_p512, call)
-    ragged.check_bound(sparse_attention_p512.name, max_seq_len, call.seq_lens)
+def check_absolute_contents(contract: Operator, call: AttentionCall, max_seq_len: int) -> None:
+    """ArgumentError of `contract` for lengths, sinks, blocks or indices that do not fit."""
+    check_contents(contract, call)
+    ragged.check_bound(contract.name, max_seq_len, call.seq_lens)
     if not call.sink.isfinite().all():
         head = int((~call.sink.isfinite()).nonzero()[0])
-        raise sparse_attention_p512.reject(
-            "sink", f"{float(call.sink[head])} of head {head}", "finite values"
-        )
+        raise contract.reject("sink", f"{float(call.sink[head])} of head {head}", "finite values")
     if call.cmp_indices is not None and call.cmp_indices.shape[1]:
         absent = call.cmp_indices < 0
         behind = (absent[:, :-1] & ~absent[:, 1:]).nonzero()
         if len(behind):
             t, j = behind[0].tolist()
-            raise sparse_attention_p512.reject(
+            raise contract.reject(
                 "cmp_indices", f"-1 at [{t}, {j}] before an entry", "-1 behind all entries of a row"
             )
+
+
+@sparse_attention_p512.shapes
+def _(*arguments: Any) -> None:
+    check_absolute_shapes(sparse_attention_p512, *_call(*arguments))
+
+
+@sparse_attention_p512.contents
+def _(*arguments: Any) -> None:
+    check_absolute_contents(sparse_attention_p512, *_call(*arguments))
