@@ -196,9 +196,9 @@ def _subnormal(draw: Draw, form: Format) -> torch.Tensor:
 
 def _small_beside_no_numbers(draw: Draw, form: Format) -> torch.Tensor:
     """bf16 rows far below 1, with NaN or infinity here and there, or everywhere."""
-    rows = draw.normal(4, form.codec.channels, scale=1e-3)
+    rows = draw.normal(4, form.codec.channels, scale=1e-3, dtype=torch.bfloat16)
     rows[0, 3], rows[1, -1], rows[2, ::5], rows[3] = torch.nan, -torch.inf, torch.inf, torch.nan
-    return rows.bfloat16()
+    return rows
 
 
 def _large(draw: Draw, form: Format) -> torch.Tensor:
