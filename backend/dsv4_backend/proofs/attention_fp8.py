@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from dsv4_backend.contract import Case, Draw
@@ -46,11 +45,11 @@ class _Rows:
 
 @sparse_attention_fp8.oracle
 def _(q: Array, sink: Array, near: Array, table: Array, far: Array | None, *rest: Any) -> Array:
-    *rest, rope = rest if len(rest) == 8 else (*rest, 64)
+    *others, rope = rest
     channels = q.shape[2]
     window = _Rows(near, channels, rope)
     entries = None if far is None else _Rows(far, channels, rope)
-    return attention_oracle.sparse_attention_p512(q, sink, window, table, entries, *rest)
+    return attention_oracle.sparse_attention_p512(q, sink, window, table, entries, *others)
 
 
 def _stored(draw: Draw, cache: torch.Tensor, rope: int) -> torch.Tensor:
@@ -73,27 +72,23 @@ def _any_scales(draw: Draw, cache: torch.Tensor, channels: int, rope: int) -> to
     return cache
 
 
-Caches = Callable[[torch.Tensor], torch.Tensor]
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _over(call: AttentionCall, change: Caches, spare: int = 0) -> tuple[Any, ...]:
+def _with_caches(call: AttentionCall, change: Change) -> AttentionCall:
+    far = None if call.cmp_cache is None else change(call.cmp_cache)
+    return call._replace(window_cache=change(call.window_cache), cmp_cache=far)
+
+
+def _over(call: AttentionCall, change: Change, spare: int = 0) -> tuple[Any, ...]:
     """Arguments of the operator whose caches are `change` of the call's."""
-    caches = {
-        name: change(cache)
-        for name in ("window_cache", "cmp_cache")
-        if (cache := getattr(call, name)) is not None
-    }
-    return (*arguments_of(call._replace(**caches), spare), _ROPE[call.q.shape[2]])
+    return (*arguments_of(_with_caches(call, change), spare), _ROPE[call.q.shape[2]])
 
 
 def _in_rope(call: AttentionCall) -> AttentionCall:
     """The call with the first channel last, where no scale rounds it."""
-    caches = {
-        name: None if cache is None else cache.roll(-1, -1)
-        for name in ("window_cache", "cmp_cache")
-        for cache in [getattr(call, name)]
-    }
-    return call._replace(q=call.q.roll(-1, -1), **caches)
+    call = call._replace(q=call.q.roll(-1, -1))
+    return _with_caches(call, lambda cache: cache.roll(-1, -1))
 
 
 def _special_cases(draw: Draw, kind: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -141,6 +136,10 @@ def _read_as(change: Callable[[Format], Format]) -> Callable[..., Any]:
     return lambda form, *rest: widened(change(form), *rest)
 
 
+def _rows_as(dtype: torch.dtype) -> Callable[..., Any]:
+    return lambda form, cache, table, seen, _: widened(form, cache, table, seen, dtype)
+
+
 def _decoding(change: Callable[[dict[str, torch.Tensor]], Parts]) -> Callable[..., Any]:
     def changed(form: Format) -> Format:
         own = form.codec
@@ -171,11 +170,8 @@ sparse_attention_fp8.wrong_step(
             lambda parts: parts | {"scale": torch.ones_like(parts["scale"])}
         ),
         "scales without a sign": _decoding(lambda parts: parts | {"scale": parts["scale"].abs()}),
-        "rows not rounded": lambda form, *rest: widened(form, *rest[:-1], torch.float32),
-        "rows rounded to fp16": lambda form, *rest: (
-            widened(form, *rest[:-1], torch.float16)[0].to(rest[-1]),
-            widened(form, *rest)[1],
-        ),
+        "rows not rounded": _rows_as(torch.float32),
+        "rows in fp16": _rows_as(torch.float16),
     },
 )
 sparse_attention_fp8.wrong_step(

@@ -11,6 +11,7 @@ import torch
 
 from dsv4_backend import ragged_cases
 from dsv4_backend.contract import DEPLOYMENTS, Case, Draw, Operator
+from dsv4_backend.faults import Edits, Function, Steps
 from dsv4_backend.ops.attention import (
     AttentionCall,
     Keys,
@@ -138,7 +139,7 @@ def _sink_apart(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch
     return attend(q, sink, whole, tile=512)
 
 
-_BLOCKS = {
+_BLOCKS: dict[str, Function] = {
     "blocks of 64 keys": partial(attend_blocks, block=64),
     "blocks of 1024 keys": partial(attend_blocks, block=1024),
     "blocks across the end of the window": partial(attend, tile=512),
@@ -148,12 +149,12 @@ _BLOCKS = {
     "entries before the window": lambda q, sink, parts: attend_blocks(q, sink, parts[::-1]),
     "two separate softmaxes": separate_softmaxes,
 }
-_WINDOWS = {
+_WINDOWS: dict[str, Function] = {
     "window one key short": lambda t, window: near_positions(t, window)[:, 1:],
     "window one key long": lambda t, window: near_positions(t, window + 1),
     "current token not seen": lambda t, window: near_positions(t - 1, window),
 }
-_STEPS = {
+_STEPS: dict[str, Steps] = {
     "compressed entries left out": {compressed_keys: lambda call, tokens: None},
     "entry seen before its block closes": {visible_entries: lambda t, r: visible_entries(t + 1, r)},
     "probabilities not rounded": {round_probabilities: lambda p, dtype: p},
@@ -161,7 +162,7 @@ _STEPS = {
         score_keys: lambda q, keys: score_keys(q * q.shape[-1] ** 0.5, keys),
     },
 }
-_ARGUMENTS = {
+_ARGUMENTS: dict[str, Edits] = {
     "choice ignored": {"cmp_indices": None},
     "last choice dropped": {"cmp_indices": lambda choice: choice[:, :-1]},
     "window table not followed": {"window_block_table": lambda table: table.sort(1).values},
