@@ -20,8 +20,8 @@ WhyNot not_heads(int64_t heads, bool a5) {
                 "the chip takes a power of two of heads, up to 128, on A5 from 2");
 }
 
-// The ratio goes with the kind of keys.
-WhyNot not_kind(const Optional& entries, const Optional& chosen, int64_t ratio, bool a5) {
+// The ratio goes with the kind of keys; `any_count`: of chosen entries.
+WhyNot not_kind(const Optional& entries, const Optional& chosen, int64_t ratio, bool any_count) {
   if (!entries) {
     return {};
   }
@@ -30,23 +30,134 @@ WhyNot not_kind(const Optional& entries, const Optional& chosen, int64_t ratio, 
   }
   const int64_t k = chosen->size(1);
   return first(unless(ratio == 4, "the chip takes chosen entries with ratio 4 only"),
-               unless(k > 0 && (a5 || k == 512 || k == 1024),
-                      "the chip takes 512 or 1024 chosen entries, A5 any number"));
+               unless(k > 0 && (any_count || k == 512 || k == 1024),
+                      any_count ? "the chip takes at least one chosen entry"
+                                : "the chip takes 512 or 1024 chosen entries"));
 }
 
-struct SparseAttention {
+WhyNot not_keys(const at::Tensor& q, const at::Tensor& window_cache, const Optional& cmp_cache,
+                bool a5) {
+  return first(
+      empty("q", q),
+      unless(q.size(2) == npu::SparseFlashMla::kWidth, "the chip takes heads of 512 channels"),
+      not_heads(q.size(1), a5), not_pages("window_cache", window_cache, a5),
+      cmp_cache ? not_pages("cmp_cache", *cmp_cache, a5) : WhyNot());
+}
+
+// What both functions take and write, made ready for them.
+struct Call {
+  using Mla = npu::SparseFlashMla;
+  const NpuCall& npu;
+  const at::Tensor &sink, &window_table, &starts, &lengths;
+  const Optional& cmp_table;
+  int64_t max_seq_len, window, per_entry;
+  at::Tensor rows, near, metadata, out;
+  Optional far, indices;
+  std::optional<EntryLengths> held;
+
+  Call(const NpuCall& npu, const at::Tensor& q, const at::Tensor& sink, const at::Tensor& near,
+       const at::Tensor& window_table, const Optional& cmp_cache, const Optional& cmp_table,
+       const Optional& chosen, const at::Tensor& starts, const at::Tensor& lengths,
+       int64_t max_seq_len, int64_t window, int64_t ratio)
+      : npu(npu),
+        sink(sink),
+        window_table(window_table),
+        starts(starts),
+        lengths(lengths),
+        cmp_table(cmp_table),
+        max_seq_len(max_seq_len),
+        window(window),
+        per_entry(cmp_cache ? ratio : 1),
+        rows(q.contiguous()),
+        near(one_head(near)),
+        metadata(at::empty({npu::kMetadata}, lengths.options())),
+        out(at::empty(rows.sizes(), rows.options())) {
+    if (cmp_cache) {
+      far = one_head(*cmp_cache);
+      held.emplace(lengths, ratio);
+    }
+    if (chosen && chosen->size(1)) {
+      indices = chosen->unsqueeze(1).contiguous();
+    }
+  }
+
+  npu::OptionalIn entries() const { return npu.maybe(held ? &held->entries : nullptr); }
+  npu::OptionalIn residuals() const { return npu.maybe(held ? &held->residuals : nullptr); }
+
+  npu::SparseFlashMlaMetadata plan() const {
+    return {npu.maybe(&starts),
+            {},
+            {},
+            {},
+            npu.maybe(&lengths),
+            entries(),
+            residuals(),
+            {},
+            {},
+            rows.size(1),
+            kOnly,
+            Mla::kWidth,
+            lengths.size(0),
+            rows.size(0),
+            max_seq_len,
+            held ? max_seq_len / per_entry : kNone,
+            kNone,
+            indices ? indices->size(2) : kNone,
+            per_entry,
+            Mla::kWindow,
+            Mla::kCausal,
+            window - 1,
+            kNone,
+            {"TND"},
+            {"PA_BBND"},
+            true,
+            held.has_value(),
+            npu.out(metadata)};
+  }
+
+  Mla attention() const {
+    return {npu.in(rows),
+            npu.maybe(&near),
+            npu.maybe(pointer(far)),
+            {},
+            npu.maybe(pointer(indices)),
+            npu.maybe(&window_table),
+            npu.maybe(pointer(cmp_table)),
+            npu.maybe(&starts),
+            {},
+            {},
+            {},
+            npu.maybe(&lengths),
+            entries(),
+            residuals(),
+            {},
+            {},
+            npu.in(sink),
+            npu.in(metadata),
+            1.0 / std::sqrt(static_cast<double>(Mla::kWidth)),
+            per_entry,
+            Mla::kWindow,
+            Mla::kCausal,
+            window - 1,
+            kNone,
+            {"TND"},
+            {"PA_BBND"},
+            Mla::kDefaultValues,
+            false,
+            npu.out(out),
+            {}};
+  }
+};
+
+struct Plain {
   static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor&,
                         const at::Tensor& window_cache, const at::Tensor&, Optional cmp_cache,
                         Optional, Optional cmp_indices, const at::Tensor&, const at::Tensor&,
                         int64_t, int64_t window, int64_t ratio) {
     const bool a5 = on_a5(context);
     return first(
-        not_of("q", q, kHalves), empty("q", q),
-        unless(q.size(2) == npu::SparseFlashMla::kWidth, "the chip takes heads of 512 channels"),
-        not_heads(q.size(1), a5),
+        not_of("q", q, kHalves), not_keys(q, window_cache, cmp_cache, a5),
         unless(window == 128 || (a5 && window > 0), "the chip takes a window of 128 keys, A5 any"),
-        not_pages("window_cache", window_cache, a5),
-        cmp_cache ? not_pages("cmp_cache", *cmp_cache, a5) : WhyNot(),
         not_kind(cmp_cache, cmp_indices, ratio, a5));
   }
 
@@ -55,83 +166,46 @@ struct SparseAttention {
                         Optional cmp_block_table, Optional cmp_indices,
                         const at::Tensor& query_start_loc, const at::Tensor& seq_lens,
                         int64_t max_seq_len, int64_t window, int64_t ratio) {
-    using Mla = npu::SparseFlashMla;
-    const bool has_cmp = cmp_cache.has_value();
-    const int64_t per_entry = has_cmp ? ratio : 1, left = window - 1;
-    const int64_t heads = q.size(1), chosen = cmp_indices ? cmp_indices->size(1) : kNone;
-    const at::Tensor rows = q.contiguous(), near = one_head(window_cache);
-    const auto held = has_cmp ? std::optional<EntryLengths>({seq_lens, ratio}) : std::nullopt;
-    const Optional far = has_cmp ? Optional(one_head(*cmp_cache)) : Optional();
-    const Optional indices = chosen ? Optional(cmp_indices->unsqueeze(1).contiguous()) : Optional();
-    const at::Tensor* lengths = held ? &held->entries : nullptr;
-    const at::Tensor* residuals = held ? &held->residuals : nullptr;
-    const at::Tensor metadata = at::empty({npu::kMetadata}, seq_lens.options());
-    at::Tensor out = at::empty(rows.sizes(), rows.options());
-    const NpuCall call("sparse_attention_p512", q);
-    call.launch(npu::SparseFlashMlaMetadata{call.maybe(&query_start_loc),
-                                            {},
-                                            {},
-                                            {},
-                                            call.maybe(&seq_lens),
-                                            call.maybe(lengths),
-                                            call.maybe(residuals),
-                                            {},
-                                            {},
-                                            heads,
-                                            kOnly,
-                                            Mla::kWidth,
-                                            seq_lens.size(0),
-                                            q.size(0),
-                                            max_seq_len,
-                                            has_cmp ? max_seq_len / ratio : kNone,
-                                            kNone,
-                                            chosen,
-                                            per_entry,
-                                            Mla::kWindow,
-                                            Mla::kCausal,
-                                            left,
-                                            kNone,
-                                            {"TND"},
-                                            {"PA_BBND"},
-                                            true,
-                                            has_cmp,
-                                            call.out(metadata)});
-    call.launch(Mla{call.in(rows),
-                    call.maybe(&near),
-                    call.maybe(pointer(far)),
-                    {},
-                    call.maybe(pointer(indices)),
-                    call.maybe(&window_block_table),
-                    call.maybe(pointer(cmp_block_table)),
-                    call.maybe(&query_start_loc),
-                    {},
-                    {},
-                    {},
-                    call.maybe(&seq_lens),
-                    call.maybe(lengths),
-                    call.maybe(residuals),
-                    {},
-                    {},
-                    call.in(sink),
-                    call.in(metadata),
-                    1.0 / std::sqrt(static_cast<double>(Mla::kWidth)),
-                    per_entry,
-                    Mla::kWindow,
-                    Mla::kCausal,
-                    left,
-                    kNone,
-                    {"TND"},
-                    {"PA_BBND"},
-                    Mla::kDefaultValues,
-                    false,
-                    call.out(out),
-                    {}});
-    return out;
+    const NpuCall npu("sparse_attention_p512", q);
+    const Call call(npu, q, sink, window_cache, window_block_table, cmp_cache, cmp_block_table,
+                    cmp_indices, query_start_loc, seq_lens, max_seq_len, window, ratio);
+    npu.launch(call.plan());
+    npu.launch(call.attention());
+    return call.out;
   }
 };
 
-const NpuRegistration<SparseAttention, npu::SparseFlashMla, npu::SparseFlashMlaMetadata>
-    sparse_attention("sparse_attention_p512");
+struct Fp8 {
+  using Mla = npu::MixedQuantSparseFlashMla;
+
+  static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor&,
+                        const at::Tensor& window_cache, const at::Tensor&, Optional cmp_cache,
+                        Optional, Optional cmp_indices, const at::Tensor&, const at::Tensor&,
+                        int64_t, int64_t window, int64_t ratio, int64_t rope) {
+    return first(not_keys(q, window_cache, cmp_cache, true),
+                 unless(rope == Mla::kRope, "the chip takes 64 RoPE channels"),
+                 unless(window == 128, "the chip takes a window of 128 keys"),
+                 not_kind(cmp_cache, cmp_indices, ratio, false));
+  }
+
+  static at::Tensor run(const at::Tensor& q, const at::Tensor& sink, const at::Tensor& window_cache,
+                        const at::Tensor& window_block_table, Optional cmp_cache,
+                        Optional cmp_block_table, Optional cmp_indices,
+                        const at::Tensor& query_start_loc, const at::Tensor& seq_lens,
+                        int64_t max_seq_len, int64_t window, int64_t ratio, int64_t rope) {
+    const NpuCall npu("sparse_attention_fp8", q);
+    const Call call(npu, q, sink, window_cache, window_block_table, cmp_cache, cmp_block_table,
+                    cmp_indices, query_start_loc, seq_lens, max_seq_len, window, ratio);
+    npu.launch(npu::MixedQuantSparseFlashMlaMetadata{{call.plan()}, Mla::kBf16Scales, rope});
+    npu.launch(Mla{{call.attention()}, Mla::kBf16Scales, rope});
+    return call.out;
+  }
+};
+
+const NpuRegistration<Plain, npu::SparseFlashMla, npu::SparseFlashMlaMetadata> plain(
+    "sparse_attention_p512");
+const NpuRegistration<Fp8, npu::MixedQuantSparseFlashMla, npu::MixedQuantSparseFlashMlaMetadata>
+    fp8("sparse_attention_fp8");
 
 }  // namespace
 }  // namespace dsv4::bind

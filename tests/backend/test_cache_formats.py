@@ -20,6 +20,7 @@ from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 CHANNELS = {
     "fp8_ds_mla": 512,
     "a5": 512,
+    "kv_epilog": 512,
     "indexer_fp8": 128,
     "indexer_token_fp8": 128,
     "indexer_mxfp4": 128,
@@ -28,6 +29,7 @@ CHANNELS = {
 ENTRY = {
     "fp8_ds_mla": 584,
     "a5": 640,
+    "kv_epilog": 608,
     "indexer_fp8": 132,
     "indexer_token_fp8": 132,
     "indexer_mxfp4": 68,
@@ -76,14 +78,22 @@ def place_a5(row, n, o):
     return {o * 640: rope, o * 640 + 128: nope, o * 640 + 576: scales}
 
 
+def place_kv_epilog(row, n, o):
+    """Scales in bf16: the exponent's byte between a sign and seven bits of zeros; zeros behind."""
+    nope, rope, scales = latent(row)
+    wide = b"".join(struct.pack("<H", byte << 7) for byte in scales)
+    return {o * 608: rope + nope + wide + bytes(18)}
+
+
 def place_indexer_fp8(row, n, o):
     values, (e,) = e4m3(row, 128)
     return {o * 128: values, n * 128 + o * 4: struct.pack("<f", 2.0**e)}
 
 
 def place_indexer_token_fp8(row, n, o):
-    scale = np.float32(np.abs(row).max()) / np.float32(448)
-    codes = (row / scale).astype(ml_dtypes.float8_e4m3fn) if scale else np.zeros(128, np.uint8)
+    scale = np.float32(np.abs(row).max()) * np.float32(1 / 448)
+    scaled = row * (np.float32(1) / scale) if scale else row
+    codes = scaled.astype(ml_dtypes.float8_e4m3fn)
     return {o * 128: codes.tobytes(), n * 128 + o * 4: struct.pack("<f", scale)}
 
 
@@ -106,6 +116,7 @@ def place_indexer_int8(row, n, o):
 PLACE = {
     "fp8_ds_mla": place_fp8_ds_mla,
     "a5": place_a5,
+    "kv_epilog": place_kv_epilog,
     "indexer_fp8": place_indexer_fp8,
     "indexer_token_fp8": place_indexer_token_fp8,
     "indexer_mxfp4": place_indexer_mxfp4,
@@ -253,7 +264,7 @@ def round_trip(name, rows):
     return READS[name](cache, slots, 16)
 
 
-@pytest.mark.parametrize("name", ["fp8_ds_mla", "a5"])
+@pytest.mark.parametrize("name", ["fp8_ds_mla", "a5", "kv_epilog"])
 def test_kv_rows_come_back_as_after_qdq(name):
     rows = rows_of(name, 40, torch.bfloat16)
     assert torch.equal(round_trip(name, rows), act_qdq(rows, 64, 448).float())

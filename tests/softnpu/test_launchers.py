@@ -32,6 +32,7 @@ ON_A5 = {
     *("act_quant", "fp8_gemm", "fp8_grouped_gemm", "fp8_token_quant", "hc_pre"),
     *("mx_swiglu_quant", "mxfp4_tiled_grouped_gemm", "mxfp8_gemm", "mxfp8_grouped_gemm"),
     *("fp4_grouped_gemm", "lightning_indexer_fp8", "mxfp4_grouped_gemm", "pack_mxfp4"),
+    *("sparse_attention_fp8", "write_cache_indexer_token_fp8", "write_cache_kv_epilog"),
 }
 ON_A2_AND_A3 = {
     *("int8_moe", "int8_swiglu_quant", "lightning_indexer_int8", "write_cache_indexer_int8")

@@ -17,6 +17,15 @@ from dsv4_backend.ops.attention import (
 from dsv4_backend.relations import absolute, bound, finite, trailing
 from dsv4_backend.tiles import spans
 
+ABSOLUTE_RELATIONS = (
+    *RELATIONS,
+    absolute("window_block_table", "max_seq_len"),
+    absolute("cmp_block_table", "max_seq_len // ratio", "cmp_block_size cmp_columns"),
+    bound("max_seq_len"),
+    finite("sink", "{value} of head {index}"),
+    trailing("cmp_indices"),
+)
+"""What attention over absolute tables asks of its arguments together."""
 BLOCK = 512
 """Keys whose probabilities are rounded against one maximum."""
 
@@ -56,14 +65,7 @@ def attend_blocks(
         "cmp_cache": "bf16|f16 like q [cmp_blocks, cmp_block_size, D]",
         "max_seq_len": "at least 0",
     },
-    relations=(
-        *RELATIONS,
-        absolute("window_block_table", "max_seq_len"),
-        absolute("cmp_block_table", "max_seq_len // ratio", "cmp_block_size cmp_columns"),
-        bound("max_seq_len"),
-        finite("sink", "{value} of head {index}"),
-        trailing("cmp_indices"),
-    ),
+    relations=ABSOLUTE_RELATIONS,
     tolerance=Tolerance(
         reason="as sparse_attention: a probability next to a midpoint may tip, 2^-8 of it, and "
         "the result may land on the other neighbour (2^-7)",

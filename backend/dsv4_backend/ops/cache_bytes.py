@@ -15,7 +15,6 @@ from dsv4_backend.ops.cache import write_targets
 from dsv4_backend.ops.cache_formats import (
     FORMATS,
     INDEXER,
-    LATENT,
     LATENT_CHANNELS,
     ROPE,
     Format,
@@ -55,6 +54,8 @@ _LATENT_PADDING = {
     "scales padded to a multiple of 8.",
     "a5": " Of other widths: a scale per 64 channels before RoPE, "
     "entries padded to a multiple of 128 bytes.",
+    "kv_epilog": " Of other widths: a scale per 64 channels before RoPE, "
+    "entries filled up with zeros to a multiple of 32 bytes.",
 }
 
 
@@ -88,7 +89,7 @@ def read_bytes(
 def _relations(form: Format, writes: bool) -> tuple[Relation, ...]:
     """Widths of a row that the format has, pages of its bytes, and slots on them."""
     argument, channels = ("rows", "D") if writes else ("channels", "channels")
-    rope = "rope" if form.codec is LATENT else "0"
+    rope = "rope" if form.latent else "0"
     pairs = form.name == "indexer_mxfp4"
     page = _page_bytes(form, channels, rope)
     return (
@@ -117,7 +118,7 @@ def _page_bytes(form: Format, channels: str, rope: str) -> str:
 
 
 def _document(template: str, form: Format) -> str:
-    widths = _LATENT_WIDTHS + _LATENT_PADDING[form.name] if form.codec is LATENT else ""
+    widths = _LATENT_WIDTHS + _LATENT_PADDING[form.name] if form.latent else ""
     return template.format(
         name=form.name,
         channels=form.codec.channels,
@@ -176,7 +177,7 @@ def _declare(
 ) -> Operator:
     """The contract of a write or a read; `lines` are of its own arguments."""
     reference.__doc__ = _document(_WRITE_DOC if "rows" in lines else _READ_DOC, form)
-    rope = {"rope": "at least 1"} if form.codec is LATENT else {}
+    rope = {"rope": "at least 1"} if form.latent else {}
     arguments = {
         "cache": "u8 [num_blocks, page]",
         "slots": "i64 [M]",
@@ -194,7 +195,7 @@ def _declare(
 
 
 def _declare_write(form: Format) -> Operator:
-    latent = form.codec is LATENT
+    latent = form.latent
     return _declare(
         form,
         f"write_cache_{form.name}(Tensor(a!) cache, Tensor rows, Tensor slots, int block_size"
@@ -206,7 +207,7 @@ def _declare_write(form: Format) -> Operator:
 
 
 def _declare_read(form: Format) -> Operator:
-    latent = form.codec is LATENT
+    latent = form.latent
     return _declare(
         form,
         f"read_cache_{form.name}(Tensor cache, Tensor slots, int block_size, "

@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from dsv4_backend.ops import quant, token_quant
-from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
+from dsv4_backend.ops.formats import (
+    E4M3_MAX,
+    e4m3_values,
+    round_e4m3,
+    scale_values,
+    unpack_e2m1,
+)
 
 LATENT_CHANNELS, ROPE, TILE = 512, 64, 64
 """Channels of a released model's KV row and of its RoPE part at the end,
@@ -25,6 +31,8 @@ INDEXER, MX_TILE = 128, 32
 """Channels of a released model's indexer key, and channels per scale in MXFP4."""
 A5_ENTRY_MULTIPLE = 128
 """What entries of a5 are padded to a multiple of: 583 bytes to 640."""
+EPILOG_ENTRY_MULTIPLE = 32
+"""What entries of kv_epilog are filled up to a multiple of: 590 bytes to 608."""
 
 Parts = Mapping[str, torch.Tensor]
 
@@ -42,7 +50,7 @@ _DTYPE_NAMES = {
 @dataclass(frozen=True)
 class Field:
     """`count` elements of one dtype in every entry.
-    A field named "pad" is neither read nor written.
+    A field named "pad" is neither read nor written, one named "zeros" is written and not read.
     """
 
     name: str
@@ -90,8 +98,13 @@ class Format:
 
     @property
     def fields(self) -> Section:
-        """The fields that carry data, in page order."""
+        """The fields that are written, in page order."""
         return tuple(field for section in self.sections for field in section if field.name != "pad")
+
+    @property
+    def latent(self) -> bool:
+        """Whether rows are window keys and entries, with RoPE channels; index keys have none."""
+        return self.codec.rope > 0
 
     @property
     def entry_bytes(self) -> int:
@@ -151,9 +164,16 @@ def to_bytes(form: Format, rows: torch.Tensor) -> torch.Tensor:
     parts = form.codec.encode(rows.detach().float(), form.codec.rope)
     # clone: `contiguous` keeps the strides of empty tensors, which cannot be viewed as bytes
     dense = (
-        parts[field.name].clone(memory_format=torch.contiguous_format) for field in form.fields
+        _written(field, parts, rows).clone(memory_format=torch.contiguous_format)
+        for field in form.fields
     )
     return torch.cat([part.view(torch.uint8) for part in dense], dim=1)
+
+
+def _written(field: Field, parts: Parts, rows: torch.Tensor) -> torch.Tensor:
+    if field.name == "zeros":
+        return rows.new_zeros(len(rows), field.count, dtype=field.dtype)
+    return parts[field.name]
 
 
 def from_bytes(form: Format, data: torch.Tensor) -> torch.Tensor:
@@ -184,8 +204,13 @@ def _encode_latent(rows: torch.Tensor, rope: int) -> Parts:
 
 def _decode_latent(parts: Parts) -> torch.Tensor:
     values = parts["nope"].float()
-    scale = scale_values(parts["scale"]).repeat_interleave(TILE, 1)[:, : values.shape[1]]
+    scale = parts["scale"].float().repeat_interleave(TILE, 1)[:, : values.shape[1]]
     return torch.cat([values * scale, parts["rope"].float()], dim=1)
+
+
+def _encode_epilog(rows: torch.Tensor, rope: int) -> Parts:
+    parts = _encode_latent(rows, rope)
+    return {**parts, "scale": _one_nan(parts["scale"].bfloat16())}
 
 
 def _encode_fp8(rows: torch.Tensor, _: int) -> Parts:
@@ -194,8 +219,12 @@ def _encode_fp8(rows: torch.Tensor, _: int) -> Parts:
 
 
 def _encode_token_fp8(rows: torch.Tensor, _: int) -> Parts:
-    values, scale = token_quant.quantise_e4m3(rows)
-    return {"values": values, "scale": scale.unsqueeze(1)}
+    finite = rows.isfinite()
+    scale = rows.abs().where(finite, 0).amax(1, keepdim=True) * (1 / E4M3_MAX)
+    scaled = rows * scale.reciprocal()
+    # where the reciprocal overflows the row itself is what is rounded, to 0
+    values = round_e4m3(torch.where(scaled.isfinite(), scaled, rows).where(finite, torch.nan))
+    return {"values": values, "scale": scale}
 
 
 def _decode_fp8(parts: Parts) -> torch.Tensor:
@@ -231,6 +260,17 @@ LATENT = Codec(
     _encode_latent,
     _decode_latent,
 )
+EPILOG = Codec(
+    LATENT_CHANNELS,
+    ROPE,
+    "act_quant with block 64 on the channels before RoPE "
+    "(6.1: power-of-two scales, amax floored at 1e-4), its scales stored as bf16, "
+    "RoPE channels rounded to bf16, NaN as 0x7FC0; zeros behind the scales. Source: "
+    "aclnnKvCompressEpilog with quantMode 0 and roundScale true. UNCONFIRMED: what the chip "
+    "writes for a block with NaN or infinity",
+    _encode_epilog,
+    _decode_latent,
+)
 FP8 = Codec(
     INDEXER,
     0,
@@ -242,8 +282,11 @@ FP8 = Codec(
 TOKEN_FP8 = Codec(
     INDEXER,
     0,
-    "fp8_token_quant (scale fp32(amax / 448), no power of two), NaN as 0x7FC00000: "
-    "aclnnIndexerQuantCache with quantMode 1 and roundScale false, spec/deployments.md 7",
+    "s = fp32(amax * fp32(1 / 448)) of the finite values, no power of two and no floor, value = "
+    "fp32(x * fp32(1 / s)) rounded to nearest even, x itself rounded where that is not finite (a "
+    "row of zeros or next to it); NaN and infinity are 0x7F. Source: kernel of "
+    "aclnnIndexerQuantCache with quantMode 1 and roundScale false, spec/deployments.md 6. "
+    "UNCONFIRMED: whether the chip flushes fp32 subnormals",
     _encode_token_fp8,
     _decode_fp8,
 )
@@ -271,6 +314,10 @@ def _pad(count: int) -> Field:
     return Field("pad", torch.uint8, count)
 
 
+def _zeros(count: int) -> Field:
+    return Field("zeros", torch.uint8, count)
+
+
 def _nope(channels: int, rope: int) -> Field:
     return Field("nope", torch.float8_e4m3fn, channels - rope)
 
@@ -291,6 +338,12 @@ def _lay_out_mla(channels: int, rope: int) -> Sections:
 def _lay_out_a5(channels: int, rope: int) -> Sections:
     data = (_rope(rope), _nope(channels, rope), _tile_scales(channels, rope))
     return ((*data, _pad(-section_width(data) % A5_ENTRY_MULTIPLE)),)
+
+
+def _lay_out_epilog(channels: int, rope: int) -> Sections:
+    scales = replace(_tile_scales(channels, rope), dtype=torch.bfloat16)
+    data = (_rope(rope), _nope(channels, rope), scales)
+    return ((*data, _zeros(-section_width(data) % EPILOG_ENTRY_MULTIPLE)),)
 
 
 def _lay_out_fp8(channels: int, _: int) -> Sections:
@@ -319,8 +372,9 @@ FORMATS = (
     _format("indexer_mxfp4", MXFP4, _lay_out_mxfp4),
     _format("indexer_int8", INT8, _lay_out_int8),
     _format("a5", LATENT, _lay_out_a5),
+    _format("kv_epilog", EPILOG, _lay_out_epilog),
 )
 """fp8_ds_mla: FlashMLA MODEL1 and vLLM. indexer_fp8: vLLM and SGLang. indexer_token_fp8: Ascend A5.
 indexer_mxfp4: vLLM option. indexer_int8: Ascend A2/A3.
-a5: Ascend A5 KV rows of 640 bytes, RoPE first.
+a5: vllm-ascend's KV rows of 640 bytes on A5, RoPE first. kv_epilog: CANN's own of 608 bytes.
 """

@@ -88,24 +88,38 @@ def _decode_latent(pieces: Pieces) -> Array:
     )
 
 
+def _encode_epilog(row: Array, rope: int) -> Pieces:
+    """As `_encode_latent`, but each scale in bf16: a power of two, whose bits are an exponent."""
+    codes, rotated, bytes_ = _encode_latent(row, rope)
+    scales = [0x7FC0 if byte == 0xFF else int(byte) << 7 for byte in bytes_]
+    return codes, rotated, np.array(scales, np.uint16).view(np.uint8)
+
+
+def _decode_epilog(pieces: Pieces) -> Array:
+    codes, rope, scales = pieces[:3]
+    values = codes.view(E4M3).astype(np.float32)
+    for tile, scale in enumerate(scales.view(BF16).astype(np.float32)):
+        values[64 * tile : 64 * tile + 64] *= scale
+    return np.concatenate([values, rope.view(BF16).astype(np.float32)])
+
+
 def _encode_fp8(row: Array) -> Pieces:
     codes, e = _e4m3_block(row)
     return codes, np.array([np.nan if e is None else np.ldexp(1.0, e)], np.float32).view(np.uint8)
 
 
 def _encode_token_fp8(row: Array) -> Pieces:
-    """The scale is amax / 448 as it comes;
-    a row of zeros has none, a row that is not finite an unknown one.
+    """The scale is amax / 448 by the reciprocals that kernels multiply with;
+    values that are not finite do not count, and keep no number.
     """
-    if not np.isfinite(row).all():
-        return np.full(len(row), 0x7F, np.uint8), np.array([np.nan], np.float32).view(np.uint8)
-    scale = np.float32(np.abs(row).max() / np.float32(448))
-    codes = (
-        np.clip(row / scale, -448, 448).astype(E4M3).view(np.uint8)
-        if scale
-        else np.zeros(len(row), np.uint8)
-    )
-    return codes, np.array([scale], np.float32).view(np.uint8)
+    known = np.isfinite(row)
+    amax = max((abs(value) for value in row[known]), default=np.float32(0))
+    scale = np.float32(amax * np.float32(1 / 448))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        scaled = row * (np.float32(1) / scale)
+        scaled = np.where(np.isfinite(scaled), scaled, row)
+        codes = np.clip(scaled, -448, 448).astype(E4M3).view(np.uint8)
+    return np.where(known, codes, 0x7F).astype(np.uint8), scale.reshape(1).view(np.uint8)
 
 
 def _decode_fp8(pieces: Pieces) -> Array:
@@ -181,6 +195,25 @@ def _a5(channels: int, rope: int) -> Entry:
     )
 
 
+def _epilog(channels: int, rope: int) -> Entry:
+    """Whole entries, RoPE channels first; zeros up to a multiple of 32 bytes are written too."""
+    nope = channels - rope
+    tiles = _up(nope, 64) // 64
+    used = 2 * rope + nope + 2 * tiles
+    filling = np.zeros(_up(used, 32) - used, np.uint8)
+
+    def start(_: int, i: int) -> tuple[int, ...]:
+        first = _up(used, 32) * i
+        return first + 2 * rope, first, first + 2 * rope + nope, first + used
+
+    return Entry(
+        (nope, 2 * rope, 2 * tiles, len(filling)),
+        start,
+        lambda row: (*_encode_epilog(row, rope), filling),
+        _decode_epilog,
+    )
+
+
 Encode = Callable[[Array], Pieces]
 Decode = Callable[[Pieces], Array]
 
@@ -204,5 +237,6 @@ ENTRIES: dict[str, Callable[[int, int], Entry]] = {
         channels, 2, _encode_int8, _decode_int8
     ),
     "a5": _a5,
+    "kv_epilog": _epilog,
 }
 """Name -> (channels, of which RoPE) -> the format of such rows."""

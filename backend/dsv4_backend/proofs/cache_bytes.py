@@ -88,7 +88,10 @@ def _prove_read(form: Format) -> None:
         contract.fault(name)(_read_as(form, name))
 
 
-LATENT_WIDTHS = ((128, 64), (96, 32), (70, 6), (203, 10), (65, 64), (190, 64), (576, 64))
+LATENT_WIDTHS = (
+    *((128, 64), (96, 32), (70, 6), (203, 10)),
+    *((65, 64), (190, 64), (94, 64), (576, 64)),
+)
 """(channels, of which RoPE): the shipped model's,
 fewer than a tile, odd bytes, entries that just fit.
 """
@@ -163,6 +166,7 @@ def _write_cases(draw: Draw, form: Format) -> Iterator[Case]:
         "ties in bf16": _ties(draw, form).bfloat16(),
         "subnormal rows": _subnormal(draw, form),
         "large rows": _large(draw, form),
+        "small rows beside no numbers": _small_beside_no_numbers(draw, form),
         "maxima beside a power of two": _beside_powers(draw, form),
     }
     for name, rows in more.items():
@@ -188,6 +192,13 @@ def _subnormal(draw: Draw, form: Format) -> torch.Tensor:
     rows = (draw.uniform(4, form.codec.channels, low=-1.0) * largest).round()
     rows[:, :2] = torch.cat((largest, -largest), 1)
     return rows * 2.0**-149
+
+
+def _small_beside_no_numbers(draw: Draw, form: Format) -> torch.Tensor:
+    """bf16 rows far below 1, with NaN or infinity here and there, or everywhere."""
+    rows = draw.normal(4, form.codec.channels, scale=1e-3, dtype=torch.bfloat16)
+    rows[0, 3], rows[1, -1], rows[2, ::5], rows[3] = torch.nan, -torch.inf, torch.inf, torch.nan
+    return rows
 
 
 def _large(draw: Draw, form: Format) -> torch.Tensor:
@@ -294,10 +305,14 @@ _BY_FP32 = {_ROUNDS: "act_quant and the cast to bf16 take fp64 by way of fp32 th
 _EQUIVALENT = {
     "write_cache_fp8_ds_mla": _BY_FP32,
     "write_cache_a5": _BY_FP32 | _ONE_SECTION,
+    "write_cache_kv_epilog": _BY_FP32 | _ONE_SECTION,
     "write_cache_indexer_fp8": _BY_FP32,
     "write_cache_indexer_int8": SAME_CODES,
     "read_cache_fp8_ds_mla": _ROPE,
     "read_cache_a5": _ROPE | _ONE_SECTION,
+    "read_cache_kv_epilog": _ROPE
+    | _ONE_SECTION
+    | {"_decode_latent: parts['scale'].float() -> parts['scale']": "bf16 times fp32 is fp32"},
     "write_cache_indexer_token_fp8": {
         "round_e4m3: x.float() -> x": "ratios are fp32 already",
         "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the cast to e4m3 "

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from dsv4_backend.ops import quant
-from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Codec, Format, Parts
-from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3, scale_values
+from dsv4_backend.ops import quant, token_quant
+from dsv4_backend.ops.cache_formats import FORMATS, Codec, Format, Parts
+from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3
 
 
 def is_latent(form: Format) -> bool:
     """Whether the rows of a format are window keys and entries, not index keys."""
-    return form.codec.encode is LATENT.encode
+    return form.latent
 
 
 def _encoding(
@@ -52,7 +52,7 @@ def _wrong_layouts(form: Format) -> Iterator[tuple[str, Format]]:
     else:
         data, scales, pad = merged[:-2], merged[-2], merged[-1]
         yield "scales after all entries", replace(form, sections=(data, (scales, pad)))
-    if merged[-1].name == "pad":
+    if merged[-1].name in ("pad", "zeros"):
         yield (
             "no padding after the scales",
             replace(form, sections=(*form.sections[:-1], form.sections[-1][:-1])),
@@ -67,9 +67,18 @@ def _scale_bits(
     return parts | {"scale": change(scale.view(integers)).view(scale.dtype)}
 
 
-def _halve_step(scale: torch.Tensor) -> torch.Tensor:
-    """Bits of half the scale: one less in the exponent."""
-    return scale - {torch.uint8: 1, torch.int16: 1 << 10, torch.int32: 1 << 23}[scale.dtype]
+_EXPONENT_STEP = {
+    torch.float8_e8m0fnu: 1,
+    torch.bfloat16: 1 << 7,
+    torch.float16: 1 << 10,
+    torch.float32: 1 << 23,
+}
+
+
+def _halved(parts: dict[str, torch.Tensor]) -> Parts:
+    """Half of each scale: one less in the exponent."""
+    step = _EXPONENT_STEP[parts["scale"].dtype]
+    return _scale_bits(parts, lambda bits: bits - step)
 
 
 def wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
@@ -77,7 +86,7 @@ def wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
     yield from _wrong_layouts(form)
     yield (
         "scale one exponent too small",
-        _encoding(form, lambda _, parts: _scale_bits(parts, _halve_step)),
+        _encoding(form, lambda _, parts: _halved(parts)),
     )
     yield (
         "scale of the row before",
@@ -94,6 +103,8 @@ def wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
             "RoPE channels taken from the front",
             _encoding(form, lambda rows, _: _encode(form, rows.roll(64, 1))),
         )
+        if form.name == "kv_epilog":
+            yield "filling left as it was", _padded(form)
     elif form.name == "indexer_fp8":
         yield "scale not rounded to a power of two", _encoding(form, _exact_scale)
     elif form.name == "indexer_token_fp8":
@@ -101,6 +112,9 @@ def wrong_formats(form: Format) -> Iterator[tuple[str, Format]]:
             "scale rounded to a power of two",
             _encoding(form, lambda rows, _: _encode(_INDEXER_FP8, rows)),
         )
+        yield "floor of 1e-4", _encoding(form, lambda rows, _: _token_codes(rows, quant.ACT_FLOOR))
+        yield "amax / 448 divided", _encoding(form, _token_quantised)
+        yield "a NaN makes the row unknown", _encoding(form, _unknown_rows)
     elif form.name == "indexer_mxfp4":
         yield (
             "nibbles swapped",
@@ -121,7 +135,7 @@ def wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
     yield from _wrong_layouts(form)
     yield (
         "scale one exponent too small",
-        _decoding(form, lambda parts: _scale_bits(parts, _halve_step)),
+        _decoding(form, _halved),
     )
     yield (
         "scale of the row before",
@@ -134,13 +148,38 @@ def wrong_readers(form: Format) -> Iterator[tuple[str, Format]]:
         )
 
 
+def _padded(form: Format) -> Format:
+    """The format whose last field is neither read nor written."""
+    (section,) = form.sections
+    return replace(form, sections=((*section[:-1], replace(section[-1], name="pad")),))
+
+
+def _token_codes(rows: torch.Tensor, floor: float) -> Parts:
+    scale = rows.abs().amax(1, keepdim=True).clamp(min=floor) * (1 / E4M3_MAX)
+    return {"values": round_e4m3(rows * scale.reciprocal()), "scale": scale}
+
+
+def _token_quantised(rows: torch.Tensor, _: dict[str, torch.Tensor]) -> Parts:
+    values, scale = token_quant.quantise_e4m3(rows)
+    return {"values": values, "scale": scale.unsqueeze(1)}
+
+
+def _unknown_rows(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
+    known = rows.isfinite().all(1, keepdim=True)
+    return parts | {"scale": parts["scale"].where(known, torch.nan)}
+
+
 def _floor_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    return _scale_bits(parts, lambda bits: bits.clamp(min=127 - 13))
+    scale = parts["scale"]
+    return parts | {"scale": scale.float().clamp(min=2.0**-13).to(scale.dtype)}
 
 
 def _cast_scale(_: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:
-    numbers = scale_values(parts["scale"]).nan_to_num(0).clamp(max=255).to(torch.uint8)
-    return parts | {"scale": numbers.view(torch.float8_e8m0fnu)}
+    """Scales rounded to numbers without an exponent: bytes of E8M0, and of bf16 the lower ones."""
+    scale = parts["scale"]
+    numbers = scale.float().nan_to_num(0).clamp(max=255).to(torch.uint8)
+    integers = {1: torch.uint8, 2: torch.int16}[scale.dtype.itemsize]
+    return parts | {"scale": numbers.to(integers).view(scale.dtype)}
 
 
 def _exact_scale(rows: torch.Tensor, parts: dict[str, torch.Tensor]) -> Parts:

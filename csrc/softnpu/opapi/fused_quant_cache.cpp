@@ -3,7 +3,14 @@
 #include <ATen/ops/amax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/exp2.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/isnan.h>
 #include <ATen/ops/log2.h>
+#include <ATen/ops/reciprocal.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include <limits>
 
 #include "fused_paged.h"
 #include "fused_quant.h"
@@ -11,20 +18,17 @@
 namespace softnpu {
 namespace {
 
-constexpr double kFp8Largest = 448, kFloor = 1e-4;
+constexpr double kFp8Largest = 448, kFloor = 1e-4, kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kRope = 64;  // rotated channels at the end of a row, kept in bf16
 
-// Scales of the last dimension: its largest magnitude, at least 1e-4, over 448; rounded up to a
-// power of two where asked.
-at::Tensor scales_of(In x, bool power_of_two) {
-  const at::Tensor scale = at::amax(x.abs(), {-1}, true)
-                               .clamp_min(kFloor)
-                               .mul(static_cast<double>(static_cast<float>(1 / kFp8Largest)));
+// amax / 448 as the kernels have it, rounded up to a power of two where asked.
+at::Tensor scales_of(In amax, bool power_of_two) {
+  const at::Tensor scale = amax.mul(static_cast<double>(static_cast<float>(1 / kFp8Largest)));
   if (!power_of_two) return scale;
   return at::exp2(at::log2(scale.to(at::kDouble)).ceil()).to(kF32);
 }
 
-at::Tensor e4m3_bytes(In x, In scale) { return saturated(x.div(scale), kE4M3).view(at::kByte); }
+at::Tensor e4m3_bytes(In values) { return saturated(values, kE4M3).view(at::kByte); }
 
 struct KvCompressEpilog {
   Out kv_compress_cache;
@@ -40,8 +44,10 @@ struct KvCompressEpilog {
     return 2 * kRope + nope() + 2 * (nope() / quant_group_size);
   }
 
-  // Our reading: int64 slots, gaps between pages, and rows padded to 32 bytes (608 for V4, as the
-  // reader wants them; the padding is not written).
+  int64_t row() const { return ceil_div(used(), 32) * 32; }
+
+  // Rows are filled up to 32 bytes (608 for V4, as the reader wants them) with zeros; bytes of the
+  // cache behind them stay (page and kernel).
   void check() const {
     require_family(kOnA5);
     check_table({{"kv_compress_cache", *kv_compress_cache, true, {at::kByte}, 4, 4, kDocument},
@@ -55,19 +61,24 @@ struct KvCompressEpilog {
     require(slot_mapping.size(0) == x.size(0), "slot_mapping", show(slot_mapping),
             "a slot for each row");
     const auto& cache = *kv_compress_cache;
-    require(cache.size(2) == 1 && cache.size(3) == ceil_div(used(), 32) * 32, "kv_compress_cache",
-            show(cache), "[pages, rows, 1, bytes], rows padded to 32 bytes (608 for d = 512)");
+    require(cache.size(2) == 1 && cache.size(3) >= row(), "kv_compress_cache", show(cache),
+            "[pages, rows, 1, bytes], a multiple of 32 bytes or more (608 for d = 512)");
     paged::check_pages(cache, "kv_compress_cache");
     paged::check_dense(x, "x");
   }
 
+  // Our reading: a group with NaN or infinity is NaN altogether.
   void run() const {
     const at::Tensor groups =
         x.narrow(1, 0, nope()).to(kF32).unflatten(1, {nope() / quant_group_size, quant_group_size});
-    const at::Tensor scale = scales_of(groups, true);
+    const at::Tensor amax = at::amax(groups.abs(), {-1}, true);
+    const at::Tensor scale =
+        at::where(at::isfinite(amax), scales_of(amax.clamp_min(kFloor), true), kNan);
+    const at::Tensor held =  // one NaN, whatever the cast makes of it
+        scale.squeeze(-1).to(kBF16).masked_fill(at::isnan(scale.squeeze(-1)), kNan).contiguous();
     const at::Tensor rows = at::cat({x.narrow(1, nope(), kRope).contiguous().view(at::kByte),
-                                     e4m3_bytes(groups, scale).flatten(1),
-                                     scale.squeeze(-1).to(kBF16).contiguous().view(at::kByte)},
+                                     e4m3_bytes(groups.div(scale)).flatten(1), held.view(at::kByte),
+                                     at::zeros({x.size(0), row() - used()}, at::kByte)},
                                     1);
     const auto& cache = *kv_compress_cache;
     const int64_t size = cache.size(1);
@@ -76,12 +87,13 @@ struct KvCompressEpilog {
     for (size_t i = 0; i < slots.size(); ++i)
       if (slots[i] >= 0)
         cache[slots[i] / size][slots[i] % size][0]
-            .narrow(0, 0, used())
+            .narrow(0, 0, row())
             .copy_(rows[static_cast<int64_t>(i)]);
   }
 };
 
-// Our reading: the floor of 1e-4 as its sibling has it, fp16 rows, gaps between pages.
+// Mode 1 as the kernel has it: no floor, values that are not finite do not count for the scale,
+// the others are multiplied with its reciprocal, or stay as they are where that is not finite.
 struct IndexerQuantCache {
   Out cache, cache_scale;
   at::Tensor x, slot_mapping;
@@ -112,8 +124,12 @@ struct IndexerQuantCache {
   }
 
   void run() const {
-    const at::Tensor wide = x.to(kF32), scale = scales_of(wide, round_scale);
-    const at::Tensor rows = e4m3_bytes(wide, scale), bytes = cache->view(at::kByte);
+    const at::Tensor wide = x.to(kF32), finite = at::isfinite(wide);
+    const at::Tensor amax = at::amax(at::where(finite, wide.abs(), 0.0), {-1}, true);
+    const at::Tensor scale = scales_of(amax, round_scale), scaled = wide.mul(scale.reciprocal());
+    const at::Tensor values = at::where(at::isfinite(scaled), scaled, wide);
+    const at::Tensor rows = e4m3_bytes(at::where(finite, values, kNan));
+    const at::Tensor bytes = cache->view(at::kByte);
     const int64_t size = cache->size(1);
     const auto slots = paged::slots_of(slot_mapping, cache->size(0) * size, "slot_mapping");
     cache.touch();

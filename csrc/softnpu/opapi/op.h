@@ -57,8 +57,9 @@ struct Phase1 {
       int index = 0;
       (refuse_dead(raw, ++index), ...);
       Builder builder(Op::name, Op::checked);
-      return finish(builder, Op::template prepared<Values...>(builder, raw...), workspace,
-                    executor);
+      // Braces: converted from left to right, so that the trace lists arguments in order.
+      std::tuple<Values...> values{Argument<Values>::take(builder, raw)...};
+      return finish(builder, Op::prepared(std::move(values)), workspace, executor);
     } catch (...) {
       return report_exception(Op::name);
     }
@@ -70,11 +71,9 @@ template <class Op>
 struct Positional {  // its kernel is a lambda of the arguments
   static constexpr bool checked = false;
   static std::vector<const char*> names() { return {}; }
-  template <class... Values>
-  static std::function<void()> prepared(Builder& builder, typename Argument<Values>::Raw... raw) {
-    // Captures are made from left to right, so that the trace lists arguments in order. No tuple:
-    // instantiating one per operator took a third of the time of compiling.
-    return [... values = Argument<Values>::take(builder, raw)] { Op::kernel(values...); };
+  template <class Values>
+  static std::function<void()> prepared(Values values) {
+    return [values = std::move(values)] { std::apply(Op::kernel, values); };
   }
 };
 template <class Op, class Lambda, class... Parameters>
@@ -89,10 +88,10 @@ struct Structured {  // its check and its kernel are functions of a struct
     return {names.begin(), names.end()};
   }
   template <class... Values>
-  static std::function<void()> prepared(Builder& builder, typename Argument<Values>::Raw... raw) {
+  static std::function<void()> prepared(std::tuple<Values...> values) {
     Arguments arguments{};
     const auto fill = [&](Values&... field) {
-      (renew(field, Argument<Values>::take(builder, raw)), ...);
+      std::apply([&](Values&... v) { (renew(field, v), ...); }, values);
     };
     std::apply(fill, Op::list(arguments).values);
     std::invoke(Op::check, arguments);
@@ -102,7 +101,7 @@ struct Structured {  // its check and its kernel are functions of a struct
  private:
   template <class Value>
   static void renew(Value& field,
-                    Value value) {  // not assigned: assigning to an Out stores into its tensor
+                    Value& value) {  // not assigned: assigning to an Out stores into its tensor
     std::destroy_at(&field);
     std::construct_at(&field, std::move(value));
   }

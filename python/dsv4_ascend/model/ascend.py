@@ -16,6 +16,7 @@ from dsv4_ascend.model.paged import BytePaged, Lengths, Paged
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.contract import Operator
 from dsv4_backend.ops.attention import AttentionCall
+from dsv4_backend.ops.attention_fp8 import sparse_attention_fp8
 from dsv4_backend.ops.attention_p512 import sparse_attention_p512
 from dsv4_backend.ops.hadamard import sylvester
 from dsv4_backend.ops.lightning_indexer import lightning_indexer_fp8, lightning_indexer_int8
@@ -100,7 +101,9 @@ def half_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.
     return fp32_weights(weights_proj, x, factor).half()
 
 
-def attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:
-    """Attention in blocks of 512 keys, over absolute tables."""
+def attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Tensor:
+    """Attention in blocks of 512 keys, over absolute tables, to rows of floats or of bytes."""
     bound = _bound(max_seq_len, call.window_block_table, call.window_cache.shape[1])
+    if call.window_cache.dtype == torch.uint8:
+        return sparse_attention_fp8(*call[:9], bound, *call[9:], rope)
     return sparse_attention_p512(*call[:9], bound, *call[9:])

@@ -200,7 +200,7 @@ class Attention(nn.Module):
             self.window,
             self.ratio,
         )
-        o = self.profile.attend(call, batch.max_seq_len)
+        o = self.profile.attend(call, batch.max_seq_len, self.head_dim - self.nope_dim)
         apply_rope(o, turns.cos, turns.back)
         joined: torch.Tensor = self.wo_b(self.wo_a.stored().project(o, self.groups))
         return joined

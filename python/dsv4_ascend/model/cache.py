@@ -142,7 +142,8 @@ class PagedCache:
             return Pool(group, rows.empty(counts[group], self.device), rows)
 
         def latents(group: str) -> Pool:
-            return formed(group, formats.latent, config.head_dim, config.qk_rope_head_dim, dtype)
+            width, rope, of = config.head_dim, config.qk_rope_head_dim, formats.latent_dtype(dtype)
+            return formed(group, formats.latent, width, rope, of)
 
         def layer(kind: str, ratio: int) -> dict[str, Pool]:
             pools = {"window": latents("window")}

@@ -23,7 +23,7 @@ The contract between the network and an engine (an adapter, `PagedCache`, a test
 * Nothing of this is copied or made contiguous, and no value is read on the host but by the
   operators' checks, which `dispatch.use(check_contents=False)` switches off.
 * Pages may hold bytes of a format of `cache_formats` instead of floats (`BytePaged`): what a step
-  can see is then widened for it, into pages of its own.
+  can see is then widened for it, into pages of its own, unless attention takes the bytes.
 
 `batch.build_batch` takes what is true for all layers. Source: spec/v4.md 4.3.1, 4.8.
 """
@@ -35,9 +35,10 @@ from typing import NamedTuple
 
 import torch
 
+from dsv4_backend.ops.attention_fp8 import FORMAT
 from dsv4_backend.ops.cache import write_cache
 from dsv4_backend.ops.cache_bytes import READS, WRITES
-from dsv4_backend.ops.cache_formats import FORMATS, LATENT, Format, sized
+from dsv4_backend.ops.cache_formats import FORMATS, Format, sized
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ByteRows(NamedTuple):
     """Rows as bytes: a name of `cache_formats`, rows per block,
     channels, how many of them are RoPE.
 
-    dtype: what they are read as.
+    dtype: what they are read as, uint8 for bytes as they are.
     """
 
     form: str
@@ -106,9 +107,7 @@ class ByteRows(NamedTuple):
 
     def widths(self) -> tuple[int, ...]:
         """What reading takes beside the rows per block."""
-        return (
-            (self.channels, self.rope) if _FORMATS[self.form].codec is LATENT else (self.channels,)
-        )
+        return (self.channels, self.rope) if _FORMATS[self.form].latent else (self.channels,)
 
 
 _FORMATS = {form.name: form for form in FORMATS}
@@ -135,8 +134,10 @@ class BytePaged(Paged):
         self, first: torch.Tensor | None = None, rows: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Paged`: new pages that hold what is needed and no more,
-        and the ring table that finds it there.
+        and the ring table that finds it there; or bytes [num_blocks, block_size, bytes], all.
         """
+        if self.rows.dtype == torch.uint8:
+            return self.tensor.unflatten(1, (self.block_size, -1)), self.table
         sequences, columns = self.table.shape
         size, device = self.block_size, self.table.device
         width = columns if rows is None else max(1, min(columns, (rows + size - 2) // size + 1))
@@ -181,6 +182,10 @@ class CacheFormats(NamedTuple):
 
     latent: str | None = None
     index_keys: str | None = None
+
+    def latent_dtype(self, floats: torch.dtype) -> torch.dtype:
+        """What window and entries are read as: bytes where attention takes them."""
+        return torch.uint8 if self.latent == FORMAT.name else floats
 
 
 FLOATS = CacheFormats()

@@ -60,7 +60,7 @@ class Profile:
     product is quantised to. latent(kv [.., D], channels without RoPE): what the window's keys and
     compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q
     [T, H, D], eps): the norm of queries. mixing: of hyper-connections. attend(call, what seq_lens
-    are at most, None if not known): attention over float rows. caches: byte formats of cache
+    are at most, None if not known, channels of RoPE): attention. caches: byte formats of cache
     parts. storage: the formats that weights are put into while loading, None for those of the
     checkpoint.
     """
@@ -72,7 +72,7 @@ class Profile:
     index: IndexFormat
     head_norm: Callable[[torch.Tensor, float], torch.Tensor]
     mixing: Mixing
-    attend: Callable[[AttentionCall, int | None], torch.Tensor]
+    attend: Callable[[AttentionCall, int | None, int], torch.Tensor]
     caches: CacheFormats = FLOATS
     storage: Storage | None = None
 
@@ -99,7 +99,7 @@ def _scaled_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> tor
     return weights * factor
 
 
-def _attend(call: AttentionCall, max_seq_len: int | None) -> torch.Tensor:
+def _attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Tensor:
     return sparse_attention(*call)
 
 
@@ -147,8 +147,8 @@ A5_MX = Profile(
     _TOKEN_FP8,
     ascend.head_norm,
     _HF32,
-    _attend,
-    CacheFormats("a5", "indexer_token_fp8"),
+    ascend.attend,
+    CacheFormats("kv_epilog", "indexer_token_fp8"),
     MX_STORAGE,
 )
 """Ascend A5: MX-FP8, MX-FP4 experts, FP8 latent cache, e4m3 index keys (spec/deployments.md 8)."""

@@ -16,7 +16,7 @@ from dsv4_backend.ops.cache_formats import FORMATS
 from dsv4_backend.ops.quant import act_qdq
 
 WINDOW, CHANNELS, ROPE, HEADS = 8, 96, 32, 2
-every_form = pytest.mark.parametrize("form", ["a5", "fp8_ds_mla"])
+every_form = pytest.mark.parametrize("form", ["a5", "fp8_ds_mla", "kv_epilog"])
 
 
 @pytest.fixture(autouse=True)

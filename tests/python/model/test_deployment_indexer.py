@@ -69,9 +69,9 @@ SIGNS = np.array(
 )
 
 
-def index_by_hand(rows: np.ndarray, name: str) -> np.ndarray:
+def index_by_hand(rows: np.ndarray, name: str, keys: bool = False) -> np.ndarray:
     """Rotated by the +-1 matrix to bf16, then codes with a scale per row: fp16 beside int8,
-    fp32 beside e4m3.
+    fp32 beside e4m3, where the writer of keys multiplies by reciprocals.
     """
     turned = (rows.astype(np.float64) @ SIGNS).astype(np.float32).astype(BF16).astype(np.float32)
     amax = np.abs(turned).max(-1, keepdims=True)
@@ -80,6 +80,9 @@ def index_by_hand(rows: np.ndarray, name: str) -> np.ndarray:
         return np.rint(turned / scale).astype(np.float32) * scale.astype(np.float16).astype(
             np.float32
         )
+    if keys:
+        scale = amax * np.float32(1 / 448)
+        return (turned * (np.float32(1) / scale)).astype(E4M3).astype(np.float32) * scale
     scale = amax / np.float32(448)
     return (turned / scale).astype(E4M3).astype(np.float32) * scale
 
@@ -93,7 +96,7 @@ def index_points(model: Model, patch: pytest.MonkeyPatch, name: str) -> dict[str
     queries = q.float() * q_scale.float().unsqueeze(-1)
     rows = codes.float() * scales.float().unsqueeze(-1)
     stored = {tuple(row) for row in rows.flatten(0, 1).tolist()}
-    keys = index_by_hand(seen.keys[: LENGTH // 4].float().numpy(), name)
+    keys = index_by_hand(seen.keys[: LENGTH // 4].float().numpy(), name, keys=True)
     exact = linear(seen.x.float(), seen.indexer.weights_proj.weight.float())
     rounded = exact.half() if name == "a2a3-int8" else exact
     return {

@@ -5,6 +5,7 @@ and how far logits are from ideal ones (spec/deployments.md 4, 5, 7).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,22 +34,31 @@ def with_caches(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object
     return load(folder, profile="a5-mx")
 
 
-@pytest.mark.parametrize("form", ["a5", "fp8_ds_mla"])
+@pytest.mark.parametrize(
+    ("form", "attend"),
+    [
+        ("a5", profile_module._attend),
+        ("fp8_ds_mla", profile_module._attend),
+        ("kv_epilog", A5_MX.attend),
+    ],
+    ids=("a5", "fp8_ds_mla", "kv_epilog"),
+)
 @pytest.mark.parametrize(
     "options", [{}, {"chunk": 7, "block_size": 5}, {"decode_from": 60, "block_size": 16}]
 )
 def test_latent_bytes_have_the_bits_of_the_qdq_path(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, form: str, options: dict
+    folder: Path, monkeypatch: pytest.MonkeyPatch, form: str, attend: Callable, options: dict
 ) -> None:
     keys = A5_MX.caches.index_keys
-    bytes_ = with_caches(folder, monkeypatch, caches=CacheFormats(form, keys)).forward(
-        IDS, **options
-    )
-    rounded = {"caches": CacheFormats(None, keys), "latent": profile_module._fp8_latent}
-    assert torch.equal(bytes_, with_caches(folder, monkeypatch, **rounded).forward(IDS, **options))
+
+    def logits(kept: str | None, **changes: object) -> torch.Tensor:
+        changes |= {"caches": CacheFormats(kept, keys), "attend": attend}
+        return with_caches(folder, monkeypatch, **changes).forward(IDS, **options)
+
+    bytes_ = logits(form)
+    assert torch.equal(bytes_, logits(None, latent=profile_module._fp8_latent))
     if not options:
-        plain = with_caches(folder, monkeypatch, caches=CacheFormats(None, keys)).forward(IDS)
-        assert not torch.equal(bytes_, plain)
+        assert not torch.equal(bytes_, logits(None))
 
 
 @both
@@ -66,8 +76,8 @@ def test_caches_are_what_the_chips_keep(models: dict[str, Model], name: str) -> 
         assert all(
             isinstance(part, BytePaged) for part in (csa.window, csa.entries, csa.index_keys)
         )
-        # a row: 64 RoPE channels of 2 bytes, 64 others of 1, one scale, padded to a multiple of 128
-        assert csa.window.tensor.shape[1:] == (16 * 256,)
+        # a row: 64 RoPE channels of 2 bytes, 64 others of 1, a scale of 2, up to a multiple of 32
+        assert csa.window.tensor.shape[1:] == (16 * 224,)
         assert csa.index_keys.tensor.shape[1:] == (16 * (64 + 4),)
     else:
         assert csa.window.tensor.dtype == csa.entries.tensor.dtype == torch.bfloat16

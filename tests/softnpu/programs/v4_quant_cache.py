@@ -21,6 +21,10 @@ def up_to_power(scale):
 STEPS = Steps(
     group=64,
     floor=1e-4,
+    least=0,
+    counted=np.isfinite,
+    scaled=lambda x, scale: x * (np.float32(1) / scale),
+    filling=0,
     largest=448,
     rounded=up_to_power,
     rope_first=True,
@@ -40,12 +44,26 @@ def quantised(x, steps, power_of_two):
 
 
 def row_bytes(x, steps):
-    """A row of 608 bytes, without its padding."""
+    """A row of 608 bytes: what is used, and zeros up to a multiple of 32."""
     nope, rope = x[:-64], x[-64:].astype(np.float32).astype(BF16).view(np.uint8)
     values, scales = quantised(nope.reshape(-1, steps.group), steps, True)
     scales = scales.ravel().astype(np.float32).astype(BF16).view(np.uint8)
     parts = [rope, values.ravel(), scales] if steps.rope_first else [values.ravel(), rope, scales]
-    return np.concatenate(parts)
+    used = sum(map(len, parts))
+    return np.concatenate([*parts, np.full(-used % 32, steps.filling, np.uint8)])
+
+
+def key_codes(x, steps, power_of_two):
+    """(e4m3 bytes, fp32 scale) of a row of index keys, in fp32 as the kernel has it."""
+    x, known = x.astype(np.float32), steps.counted(x)
+    amax = np.float32(max(np.abs(x[known]), default=0))
+    scale = np.float32(max(amax, np.float32(steps.least)) * np.float32(1 / steps.largest))
+    scale = np.float32(steps.rounded(float(scale))) if power_of_two and scale else scale
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        scaled = steps.scaled(x, scale)
+    scaled = np.where(np.isfinite(scaled), scaled, x)
+    codes = np.clip(scaled, -448, 448).astype(np.float32).astype(E4M3).view(np.uint8)
+    return np.where(np.isfinite(x), codes, 0x7F).astype(np.uint8), scale
 
 
 def kv_written(case, steps):
@@ -69,15 +87,15 @@ def write_kv(cache, x, slots, changed=None):
 
 
 def indexer_written(case, steps):
-    """The cache as numbers, and the scales."""
+    """The bytes of the cache, and the scales."""
     cache, scales, x, slots, power_of_two = case
-    out, held = array(cache), array(scales).copy()
+    out, held = array(cache.view(torch.uint8)).astype(int), array(scales).copy()
     for row, slot in zip(array(x), steps.slots(array(slots)), strict=True):
         if slot < 0:
             continue
-        values, scale = quantised(row, steps, power_of_two)
+        values, scale = key_codes(row, steps, power_of_two)
         page, at = steps.place(int(slot), out.shape[1], len(out))
-        out[page, at, 0, :128] = values.view(E4M3).astype(np.float64)
+        out[page, at, 0, :128] = values
         held[page, at] = scale
     return [out, held]
 
@@ -88,7 +106,7 @@ def write_keys(cache, scales, x, slots, power_of_two=False, changed=None):
         round_scale=power_of_two, x_scale=1.0,
     )  # fmt: skip
     call(INDEXER, **on_npu(named | (changed or {})))
-    return [cache, scales]
+    return [cache.view(torch.uint8), scales]
 
 
 def raw(*shape):
@@ -103,7 +121,6 @@ def slots_of(rows, limit, dtype=torch.int32):
 
 
 FAULTS = {
-    "no floor": dict(floor=1e-30),
     "448 for 240": dict(largest=240),
     "scale not rounded": dict(rounded=same),
     "scale rounded down": dict(rounded=lambda scale: up_to_power(scale) / 2),
@@ -111,7 +128,20 @@ FAULTS = {
     "one place on": dict(place=lambda slot, size, pages: (slot // size, (slot + 1) % size)),
     "slots reversed": dict(slots=lambda slots: slots[::-1]),
     "-1 stored at 0": dict(slots=lambda slots: np.maximum(slots, 0)),
+}
+OF_ROWS = {
+    "no floor": dict(floor=1e-30),
     "nothing divided": dict(values=lambda x, scale: np.clip(x, -448, 448)),
+    "groups of 32": dict(group=32),
+    "rotated values behind": dict(rope_first=False),
+    "padding not written": dict(stored=lambda d: d[:-18]),
+    "padding of ones": dict(filling=1),
+}
+OF_KEYS = {
+    "floor of 1e-4": dict(least=1e-4),
+    "nothing scaled": dict(scaled=lambda x, scale: x),
+    "infinity counts": dict(counted=lambda x: ~np.isnan(x)),
+    "zeros of a row without scale are NaN": dict(scaled=lambda x, scale: x / scale + 1 / scale),
 }
 if A5:
     small = bf16(5, 512)
@@ -120,17 +150,12 @@ if A5:
     KV_CASES = [
         (raw(2, 8, 1, 608), small, slots_of(5, 16)),
         (raw(3, 1, 1, 608), bf16(2, 512), slots_of(2, 3, torch.int64)),
-        (raw(4, 3, 1, 288), bf16(4, 192) * 3, slots_of(4, 12)),
+        (raw(3, 4, 1, 288), bf16(4, 192) * 3, slots_of(4, 12)),
+        (raw(2, 3, 1, 325), bf16(3, 192), slots_of(3, 6)),  # bytes behind rows of 288
     ]
-    KV_CASES[2] = (raw(3, 4, 1, 288), *KV_CASES[2][1:])
     check(
         "kv_compress_epilog", write_kv, kv_written, STEPS, KV_CASES,
-        FAULTS
-        | {
-            "groups of 32": dict(group=32),
-            "rotated values behind": dict(rope_first=False),
-            "padding written": dict(stored=lambda d: np.append(d, np.zeros(2, np.uint8))),
-        },
+        FAULTS | OF_ROWS,
         1e-9,
     )  # fmt: skip
 
@@ -139,14 +164,17 @@ if A5:
 
     few = bf16(4, 128)
     few[2] *= 2**-20
+    special = bf16(5, 128)
+    special[0, 3], special[2, 5], special[3], special[4, 7] = torch.nan, -torch.inf, 0, torch.inf
     check(
         "indexer_quant_cache", write_keys, indexer_written, STEPS,
         [
             (*keys(3, 4), few, slots_of(4, 12), True),
             (*keys(2, 16, 160), bf16(6, 128) * 9, slots_of(6, 32), False),
             (*keys(2, 5), f32(3, 128).half(), slots_of(3, 10), False),
+            (*keys(1, 5), special, slots_of(5, 5), False),
         ],
-        FAULTS, 1e-6,
+        FAULTS | OF_KEYS, 1e-6,
     )  # fmt: skip
 
     cache, x, slots = (t.npu() for t in KV_CASES[0])
@@ -157,7 +185,7 @@ if A5:
     def kv(argument, code=None, **changed):
         refused(KV, lambda: write_kv(cache, x, slots, changed), f"'{argument}'", code)
 
-    kv("kv_compress_cache", kv_compress_cache=raw(2, 8, 1, 640))
+    kv("kv_compress_cache", kv_compress_cache=raw(2, 8, 1, 607))
     kv("kv_compress_cache", kv_compress_cache=raw(2, 8, 608))
     kv("kv_compress_cache", kv_compress_cache=keys(2, 8, 608)[0])
     kv("kv_compress_cache", kv_compress_cache=raw(8, 2, 1, 608).transpose(0, 1))
