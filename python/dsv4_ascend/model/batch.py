@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from dsv4_ascend.model.paged import BytePaged, Lengths, Paged
+from dsv4_ascend.model.paged import Lengths, Paged
 from dsv4_ascend.model.rotary import Rotation
 from dsv4_backend import ragged
 from dsv4_backend.errors import ArgumentError
@@ -110,8 +110,8 @@ class Batch:
 
     def window(self, part: Paged, window: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Pages and table of what the `window` last positions of this step's tokens hold."""
-        if not isinstance(part, BytePaged):
-            return part.read()  # without a copy: where it begins need not be known
+        if not part.widens:
+            return part.read()  # where it begins need not be known
 
         def find() -> torch.Tensor:
             return (self.seq_lens - self.query_start_loc.diff() + 1 - window).clamp(min=0)

@@ -56,6 +56,11 @@ class Paged:
         """Rows per block."""
         return self.tensor.shape[1]
 
+    @property
+    def widens(self) -> bool:
+        """Whether `read` gives pages of its own."""
+        return False
+
     def write(self, rows: torch.Tensor, slots: torch.Tensor) -> None:
         """Store rows [M, width] at slots int64 [M]: block * block_size + offset, -1 skips a row."""
         write_cache(self.tensor, rows, slots)
@@ -126,6 +131,11 @@ class BytePaged(Paged):
         """Rows per block."""
         return self.rows.block_size
 
+    @property
+    def widens(self) -> bool:
+        """See `Paged`."""
+        return self.rows.dtype != torch.uint8
+
     def write(self, rows: torch.Tensor, slots: torch.Tensor) -> None:
         """See `Paged`: quantises the rows."""
         WRITES[self.rows.form](self.tensor, rows, slots, self.block_size, *self.rows.widths()[1:])
@@ -136,7 +146,7 @@ class BytePaged(Paged):
         """See `Paged`: new pages that hold what is needed and no more,
         and the ring table that finds it there; or bytes [num_blocks, block_size, bytes], all.
         """
-        if self.rows.dtype == torch.uint8:
+        if not self.widens:
             return self.tensor.unflatten(1, (self.block_size, -1)), self.table
         sequences, columns = self.table.shape
         size, device = self.block_size, self.table.device
