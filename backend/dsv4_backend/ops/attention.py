@@ -153,10 +153,10 @@ def visible_entries(positions: torch.Tensor, ratio: int) -> torch.Tensor:
 
 
 def _chosen(
-    cache: torch.Tensor, table: torch.Tensor, owners: torch.Tensor, index: torch.Tensor
+    cache: torch.Tensor, block_table: torch.Tensor, owners: torch.Tensor, index: torch.Tensor
 ) -> Keys:
     """The rows `index` [T, n] of each token's sequence; negative indices are no keys."""
-    flat = ragged.slots(table, owners[:, None], index, cache.shape[1])
+    flat = ragged.slots(block_table, owners[:, None], index, cache.shape[1])
     valid = flat >= 0
     return Keys(compute(ragged.gather_rows(cache, flat)).masked_fill(~valid[..., None], 0), valid)
 
@@ -171,17 +171,17 @@ def compressed_keys(call: AttentionCall, tokens: Tokens) -> Keys | None:
     """Compressed entries of every token, the chosen or all visible ones;
     None without compression.
     """
-    cache, table, owners = call.cmp_cache, call.cmp_block_table, tokens.owners
-    if cache is None or table is None:
+    cache, block_table, owners = call.cmp_cache, call.cmp_block_table, tokens.owners
+    if cache is None or block_table is None:
         return None
     if call.cmp_indices is not None:
-        return _chosen(cache, table, owners, call.cmp_indices[tokens.rows].long())
-    index = torch.arange(table.shape[1] * cache.shape[1], device=cache.device)
+        return _chosen(cache, block_table, owners, call.cmp_indices[tokens.rows].long())
+    index = torch.arange(block_table.shape[1] * cache.shape[1], device=cache.device)
     valid = index < visible_entries(tokens.positions, call.ratio)[:, None]
     if not call.shares_entries():
-        return _chosen(cache, table, owners, index.where(valid, -1))
+        return _chosen(cache, block_table, owners, index.where(valid, -1))
     lengths = ragged.entries_to_read(call.query_start_loc, call.seq_lens, call.ratio)
-    rows = compute(ragged.entry_rows(cache, table, owners[:1], index, lengths))
+    rows = compute(ragged.entry_rows(cache, block_table, owners[:1], index, lengths))
     return Keys(rows.expand(len(owners), -1, -1), valid, True)
 
 

@@ -41,14 +41,14 @@ def compressed_rows(call: AttentionCall, max_seq_len: int) -> Seen:
 
 
 def widened(
-    form: Format, cache: torch.Tensor, table: torch.Tensor, seen: Seen, dtype: torch.dtype
+    form: Format, cache: torch.Tensor, block_table: torch.Tensor, seen: Seen, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One page of float rows per sequence, and its table, a ring: [R, rows, D], int32 [R, 1]."""
     first, after = seen.first[:, None], seen.after[:, None]
     owners = torch.arange(len(first), device=cache.device)[:, None]
     index = first + (torch.arange(seen.rows, device=cache.device) - first) % seen.rows
     index = index.masked_fill(index >= after, -1)
-    data = ragged.gather_rows(cache, ragged.slots(table, owners, index, cache.shape[1]))
+    data = ragged.gather_rows(cache, ragged.slots(block_table, owners, index, cache.shape[1]))
     rows = from_bytes(form, data.flatten(0, 1)).to(dtype)
     return rows.view(*index.shape, form.codec.channels), owners.int()
 

@@ -243,8 +243,9 @@ def compress(
     offsets, lengths, rings or blocks that do not fit, or a row written twice. Source: spec/v4.md
     4.3 [OFF-M Compressor].
     """
-    weights, table = (wkv, wgate, ape, norm_weight, inv_freq), state_block_table
-    call = Call(x, *weights, state_cache, table, query_start_loc, seq_lens, max_seq_len, eps)
+    weights = wkv, wgate, ape, norm_weight, inv_freq
+    state = state_cache, state_block_table, query_start_loc, seq_lens
+    call = Call(x, *weights, *state, max_seq_len, eps)
     return finish_entries(call, *pool_blocks(call.pool))
 
 

@@ -19,7 +19,7 @@ import torch
 from dsv4_ascend.arguments import MAX_SIZE, integer
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.paged import FLOATS, BytePaged, ByteRows, CacheFormats, LayerCache, Paged
-from dsv4_ascend.model.rotary import layer_frequencies
+from dsv4_ascend.model.rotary import frequencies_by_ratio
 from dsv4_backend.errors import ArgumentError
 
 
@@ -121,9 +121,7 @@ class PagedCache:
         self.max_step_tokens = max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)
-        self.frequencies = {
-            ratio: layer_frequencies(config, ratio) for ratio in sorted(set(config.compress_ratios))
-        }
+        self.frequencies = frequencies_by_ratio(config)
         self._free: dict[str, list[int]] = {}
         counts = {}
         for name, group in self.groups.items():

@@ -29,6 +29,13 @@ def layer_frequencies(config: V4Config, ratio: int) -> torch.Tensor:
     )
 
 
+def frequencies_by_ratio(config: V4Config) -> dict[int, torch.Tensor]:
+    """`layer_frequencies` of every compression ratio that the model has."""
+    return {
+        ratio: layer_frequencies(config, ratio) for ratio in sorted(set(config.compress_ratios))
+    }
+
+
 class Rotation(NamedTuple):
     """What `apply_rope` turns a step's tokens by, and back again: fp32 [T, rope_dim] each."""
 
