@@ -4,11 +4,12 @@ tier, at those of Flash and Pro."""
 import re
 
 import pytest
-from processes import long, run
+from processes import HERE, long, run
 
 from softnpu import SOCS
 
 A2, A3, A5 = SOCS
+LAUNCHES = HERE.parents[1] / "docs" / "launches.md"
 FLIPPED_CODES = 0.1
 """A last bit of fp32 decides some int8 codes: by so much, of the logits' size, runs may differ."""
 
@@ -32,3 +33,5 @@ def test_a_decode_step_is_all_launches_and_is_captured(release, profile, soc, qu
     assert "captured equals eager: True" in output, output
     (difference,) = re.findall(r"beside the CPU: (\S+)", output)
     assert float(difference) < FLIPPED_CODES, output
+    documented = re.findall(r"^launches of .*$", LAUNCHES.read_text(), re.MULTILINE)
+    assert re.findall(r"^launches of .*$", output, re.MULTILINE) == documented, output
