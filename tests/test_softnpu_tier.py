@@ -67,7 +67,9 @@ def test_ci_without_it_fails_and_says_what_is_missing(said):
 @pytest.mark.parametrize("name", ["test_runtime.py", "test_communicators.py"])
 def test_a_missing_compiler_is_one_more_thing(name, required):
     needs("g++")
-    code, output = pytest_run("", f"tests/softnpu/{name}", "-x", path="/nowhere", **required)
+    code, output = pytest_run(
+        "", f"tests/softnpu/{name}", "-x", "--long", path="/nowhere", **required
+    )
     assert (code, "g++ is not installed" in output) == (len(required), True), output
 
 

@@ -29,7 +29,7 @@ class Seen(NamedTuple):
 def window_rows(call: AttentionCall, max_seq_len: int) -> Seen:
     """Positions of the windows of all tokens of a sequence."""
     new = call.query_start_loc.diff()
-    first = (call.seq_lens - new + 1 - call.window).clamp(min=0)
+    first = (call.seq_lens - new + (1 - call.window)).clamp(min=0)
     after = torch.where(new > 0, call.seq_lens, 0)
     return Seen(first, after, max(1, min(call.window - 1 + len(call.q), max_seq_len)))
 

@@ -90,7 +90,7 @@ def int8_moe(
     [E, d, m] with bf16 scales [E, d]; the same without E, and with fp32 scales, for the shared
     expert; limit: > 0, the clamp of every SwiGLU. The routing weight multiplies what w2 gives,
     rounded to bf16. Returns bf16 [T, d]: the shared expert first, then the choices j = 0 .. k-1,
-    added in fp32, one cast. Zero tokens give an empty result. No gradient. Source:
+    added in fp32, one cast. Zero tokens give an empty result. No gradient of x. Source:
     aclnnMoeInitRoutingV3, aclnnDequantSwigluQuantV2 mode 2, aclnnMoeFinalizeRoutingV2;
     spec/deployments.md 2, 4, spec/v4.md 5.2, 5.3.
     """

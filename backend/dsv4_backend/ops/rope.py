@@ -175,7 +175,7 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     nothing. Source: spec/v4.md 3.3 [OFF-M].
     """
     tail = x[..., x.shape[-1] - cos.shape[-1] :]
-    wide = compute(tail)
+    wide = compute(tail).clone()  # of fp32 too: gradients read it after it was overwritten
     turned = torch.stack((-wide[..., 1::2], wide[..., 0::2]), -1).flatten(-2)
     cos, sin = (_per_head(rows, x.dim()) for rows in (cos, sin))
     tail.copy_((wide * cos + turned * sin).to(x.dtype))

@@ -65,8 +65,7 @@ class MoE(nn.Module):
     def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]."""
         weights, ids = self.gate(x, input_ids)
-        y: torch.Tensor = self.experts(x, weights, ids, self.shared_experts, self.limit)
-        return y
+        return self.experts.layer(x, weights, ids, self.shared_experts, self.limit)
 
 
 class HeadOwner(nn.Module):

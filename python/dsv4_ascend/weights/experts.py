@@ -50,6 +50,15 @@ class Experts(nn.Module):
         self.register_buffer("slots", None, persistent=False)
 
     def forward(
+        self, rows: torch.Tensor, weights: torch.Tensor, expert_offsets: torch.Tensor, limit: float
+    ) -> torch.Tensor:
+        """Rows [M, d] sorted by slot, weights fp32 [M],
+        expert_offsets int32 [count + 1] -> [M, d].
+        """
+        w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
+        return w1.mlp(w3, w2, rows, weights, expert_offsets, limit, self.activations)
+
+    def layer(
         self,
         x: torch.Tensor,
         weights: torch.Tensor,

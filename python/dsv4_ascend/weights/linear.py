@@ -77,6 +77,11 @@ class SharedExpert(nn.Module):
         self.w1, self.w3 = Linear(m, d, activations), Linear(m, d, activations)
         self.w2 = Linear(d, m, activations)
 
+    def forward(self, x: torch.Tensor, limit: float) -> torch.Tensor:
+        """X [T, d] -> [T, d], SwiGLU clamped at `limit`."""
+        w1, w3, w2 = self.stored()
+        return w1.mlp(w3, w2, x, limit, self.w1.activations)
+
     def stored(self) -> Shared:
         """Its matrices in their formats."""
         return Shared(self.w1.stored(), self.w3.stored(), self.w2.stored())

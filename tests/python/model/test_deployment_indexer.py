@@ -38,15 +38,14 @@ class Seen:
     def __init__(self, model: Model, patch: pytest.MonkeyPatch) -> None:
         self.selected: tuple[torch.Tensor, ...] = ()
         self.rotated = self.keys = self.x = torch.empty(0)
-        rope = attention.rope
+        rope = attention.apply_rope
 
-        def seen_rope(x: torch.Tensor, *more: object) -> torch.Tensor:
-            result = rope(x, *more)
+        def seen_rope(x: torch.Tensor, *more: object) -> None:
+            rope(x, *more)
             if x.shape[1:] == (QUANTISED.index_n_heads, QUANTISED.index_head_dim):
-                self.rotated = result
-            return result
+                self.rotated = x.clone()
 
-        patch.setattr(attention, "rope", seen_rope)
+        patch.setattr(attention, "apply_rope", seen_rope)
         for name, form in ascend.INDEX_CODES.items():
             seen = form._replace(indexer=self._selecting(form.indexer))
             patch.setitem(ascend.INDEX_CODES, name, seen)

@@ -114,19 +114,18 @@ class _Seen:
         self.rotated: list[torch.Tensor] = []
         self.queries: list[torch.Tensor] = []
         self.keys: list[torch.Tensor] = []
-        rope, scores = attention.rope, attention.indexer_scores
+        rope, scores = attention.apply_rope, attention.indexer_scores
 
-        def seen_rope(x: torch.Tensor, *more: object) -> torch.Tensor:
-            result = rope(x, *more)
+        def seen_rope(x: torch.Tensor, *more: object) -> None:
+            rope(x, *more)
             if x.shape[1:] == (QUANTISED.index_n_heads, QUANTISED.index_head_dim):
-                self.rotated.append(result)
-            return result
+                self.rotated.append(x.clone())
 
         def seen_scores(q: torch.Tensor, *more: object) -> torch.Tensor:
             self.queries.append(q)
             return scores(q, *more)
 
-        patch.setattr(attention, "rope", seen_rope)
+        patch.setattr(attention, "apply_rope", seen_rope)
         patch.setattr(attention, "indexer_scores", seen_scores)
         for module in model.network.layers:
             if module.attn.kind == "csa":

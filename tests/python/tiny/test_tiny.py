@@ -279,17 +279,17 @@ def test_the_shipped_checkpoint_beats_a_bigram_model_on_held_out_text(shipped: M
 
 
 def test_the_figures_of_the_deployment_profiles_are_true(shipped: Model) -> None:
-    """On the first 1,024 tokens each is as far from the official one as the card says of all."""
+    """On the first 4,096 tokens each is as far from the official one as the card says of all."""
     card, corpus = json.loads((SHIPPED / CARD).read_text()), read_corpus()
     if corpus.digest != card["corpus_sha256"]:
         pytest.skip(
             "this Python's standard library is another corpus than the one the card was measured on"
         )
-    stream = encode_documents(shipped.tokenizer._backend, corpus.held_out)[:1025]
+    stream = encode_documents(shipped.tokenizer._backend, corpus.held_out)[:4097]
     official = perplexity(shipped, stream) / card["quantised_official"]
     for profile, figure in (("a2a3-int8", "deployed_a2a3_int8"), ("a5-mx", "deployed_a5_mx")):
         found = perplexity(load(SHIPPED, profile=profile), stream)
-        assert found == pytest.approx(official * card[figure], rel=5e-3), profile
+        assert found == pytest.approx(official * card[figure], rel=2e-3), profile
 
 
 def test_the_shipped_checkpoint_writes_python(shipped: Model) -> None:
