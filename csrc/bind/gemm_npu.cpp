@@ -30,7 +30,7 @@ struct Grouped {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& offsets) {
     const at::Tensor out = rows_out(x, weight, x.scalar_type());
-    grouped_product(NpuCall("grouped_gemm", x), x, weight, offsets, out);
+    grouped_product(NpuCall("grouped_gemm", x), x, weight, Groups::between(offsets), out);
     return out;
   }
 };
@@ -43,7 +43,7 @@ struct Int8Sum {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& offsets) {
     const at::Tensor out = rows_out(x, weight, at::kInt);
-    grouped_product(NpuCall("int8_grouped_sum", x), x, weight, offsets, out);
+    grouped_product(NpuCall("int8_grouped_sum", x), x, weight, Groups::between(offsets), out);
     return out;
   }
 };
@@ -87,8 +87,10 @@ at::Tensor rows_out(const at::Tensor& x, const at::Tensor& weight, at::ScalarTyp
   return at::empty({x.size(0), weight.size(-2)}, x.options().dtype(type));
 }
 
-at::Tensor ends_of(const at::Tensor& offsets) {
-  return offsets.narrow(0, 1, offsets.size(0) - 1).to(at::kLong);
+Groups Groups::counted(const at::Tensor& counts) { return {counts, npu::GroupedMatmul::kCounts}; }
+
+Groups Groups::between(const at::Tensor& offsets) {
+  return {offsets.narrow(0, 1, offsets.size(0) - 1).to(at::kLong), npu::GroupedMatmul::kPrefixSums};
 }
 
 at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
@@ -105,8 +107,7 @@ at::Tensor product(const NpuCall& call, const at::Tensor& x, const at::Tensor& w
 }
 
 void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
-                     const at::Tensor& offsets, const at::Tensor& out, const Scales& scales) {
-  const at::Tensor ends = ends_of(offsets);
+                     const Groups& groups, const at::Tensor& out, const Scales& scales) {
   const auto listed = [&call](const at::Tensor& scale) {
     return scale.defined() ? call.list(scale) : npu::InList();
   };
@@ -118,18 +119,35 @@ void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor&
                                  {},
                                  {},
                                  listed(scales.x),
-                                 call.maybe(&ends),
+                                 call.maybe(&groups.list),
                                  {},
                                  {},
                                  {},
                                  npu::GroupedMatmul::kOneOutput,
                                  npu::GroupedMatmul::kAlongRows,
-                                 npu::GroupedMatmul::kPrefixSums,
+                                 groups.type,
                                  npu::GroupedMatmul::kNoActivation,
                                  {},
                                  call.out_list(out),
                                  {},
                                  {}});
+}
+
+void quant_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
+                   const Scales& scales, int64_t group_size, const at::Tensor& out) {
+  call.launch(npu::QuantMatmul{call.in(x.contiguous()),
+                               call.in(columns(weight)),
+                               call.maybe(scales.x.defined() ? &scales.x : nullptr),
+                               call.maybe(&scales.weight),
+                               {},
+                               {},
+                               {},
+                               {},
+                               {},
+                               false,
+                               false,
+                               group_size,
+                               call.out(out)});
 }
 
 }  // namespace dsv4::bind

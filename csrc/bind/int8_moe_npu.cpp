@@ -4,15 +4,12 @@
 #include <cmath>
 
 #include "matmul_npu.h"
-#include "npu/activation.h"
 #include "npu/matmul.h"
 #include "npu/moe.h"
-#include "quant_npu.h"
+#include "swiglu_npu.h"
 
 namespace dsv4::bind {
 namespace {
-
-constexpr double kPlainSilu = 1.0, kNoBias = 0.0;
 
 // Rows once per choice, sorted by expert, with their scales; where each choice went; rows per
 // expert.
@@ -46,79 +43,7 @@ struct Routed {
   }
 };
 
-// One weight of all experts times rows of which each expert has so many.
-void product_by_counts(const NpuCall& call, const at::Tensor& rows, const at::Tensor& weight,
-                       const at::Tensor& counts, const at::Tensor& out, const Scales& scales) {
-  using Product = npu::GroupedMatmul;
-  const auto listed = [&call](const at::Tensor& scale) {
-    return scale.defined() ? call.list(scale) : npu::InList();
-  };
-  call.launch(Product{call.list(rows),
-                      call.list(columns(weight)),
-                      {},
-                      listed(scales.weight),
-                      {},
-                      {},
-                      {},
-                      listed(scales.x),
-                      call.maybe(&counts),
-                      {},
-                      {},
-                      {},
-                      Product::kOneOutput,
-                      Product::kAlongRows,
-                      Product::kCounts,
-                      Product::kNoActivation,
-                      {},
-                      call.out_list(out),
-                      {},
-                      {}});
-}
-
-void product_of_all(const NpuCall& call, const at::Tensor& rows, const at::Tensor& weight,
-                    const at::Tensor* row_scale, const at::Tensor& weight_scale,
-                    const at::Tensor& out) {
-  call.launch(npu::QuantMatmul{call.in(rows),
-                               call.in(columns(weight)),
-                               call.maybe(row_scale),
-                               call.maybe(&weight_scale),
-                               {},
-                               {},
-                               {},
-                               {},
-                               {},
-                               false,
-                               false,
-                               npu::QuantMatmul::kNoGroups,
-                               call.out(out)});
-}
-
-// Integer sums of gate and up to int8 rows with a scale each.
-Quantised activated(const NpuCall& call, const at::Tensor& sums, const at::Tensor& weight_scale,
-                    const at::Tensor& row_scale, const at::Tensor& counts, double limit) {
-  using Swiglu = npu::DequantSwigluQuant;
-  at::Tensor codes = at::empty({sums.size(0), sums.size(1) / 2}, sums.options().dtype(at::kChar));
-  at::Tensor scale = at::empty({sums.size(0)}, row_scale.options());
-  call.launch(Swiglu{call.in(sums),
-                     call.maybe(&weight_scale),
-                     call.maybe(&row_scale),
-                     {},
-                     {},
-                     {},
-                     call.maybe(&counts),
-                     true,
-                     {"dynamic"},
-                     Swiglu::kInt8,
-                     {"rint"},
-                     Swiglu::kLastAxis,
-                     Swiglu::kClampedHalves,
-                     limit,
-                     kPlainSilu,
-                     kNoBias,
-                     call.out(codes),
-                     call.out(scale)});
-  return {codes, scale};
-}
+constexpr int64_t kNoGroups = npu::QuantMatmul::kNoGroups;
 
 struct Int8Moe {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
@@ -147,18 +72,19 @@ struct Int8Moe {
     const auto [codes, scale] = token_quantised(call, x.contiguous(), at::kChar);
     const Routed routed(call, codes, scale, ids.contiguous(), w13.size(0));
     const at::Tensor sums = sums_of(ids.numel()), chosen = rows_of(ids.numel());
-    product_by_counts(call, routed.rows, w13, routed.counts, sums, {});
+    grouped_product(call, routed.rows, w13, Groups::counted(routed.counts), sums);
     const auto [hidden, hidden_scale] =
         activated(call, sums, w13_scale.contiguous(), routed.scale, routed.counts, limit);
-    product_by_counts(call, hidden, w2, routed.counts, chosen,
-                      {hidden_scale, w2_scale.contiguous()});
+    grouped_product(call, hidden, w2, Groups::counted(routed.counts), chosen,
+                    {hidden_scale, w2_scale.contiguous()});
 
     const at::Tensor all = at::full({1}, tokens, ids.options().dtype(at::kLong));
     const at::Tensor own_sums = sums_of(tokens), shared = rows_of(tokens);
     const at::Tensor columns13 = shared_w13_scale.contiguous();
-    product_of_all(call, codes, shared_w13, nullptr, columns13, own_sums);
+    quant_product(call, codes, shared_w13, {at::Tensor(), columns13}, kNoGroups, own_sums);
     const auto [own, own_scale] = activated(call, own_sums, columns13, scale, all, limit);
-    product_of_all(call, own, shared_w2, &own_scale, shared_w2_scale.contiguous(), shared);
+    quant_product(call, own, shared_w2, {own_scale, shared_w2_scale.contiguous()}, kNoGroups,
+                  shared);
 
     const at::Tensor out = rows_of(tokens), factors = weights.contiguous();
     call.launch(npu::MoeFinalizeRouting{call.in(chosen),

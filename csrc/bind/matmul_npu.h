@@ -11,8 +11,15 @@ at::Tensor columns(const at::Tensor& weight);
 // [T, N] of x [T, K] and weight [.., N, K].
 at::Tensor rows_out(const at::Tensor& x, const at::Tensor& weight, at::ScalarType type);
 
-// Ends of the groups, int64 [E], of int32 offsets [E+1] that begin with 0.
-at::Tensor ends_of(const at::Tensor& offsets);
+// Which rows are of which group, int64 [E]: their ends, or their counts.
+struct Groups {
+  at::Tensor list;
+  int64_t type;
+
+  static Groups counted(const at::Tensor& counts);
+  // Of int32 offsets [E+1] that begin with 0.
+  static Groups between(const at::Tensor& offsets);
+};
 
 // Of a product's operands; undefined where an operand has none.
 struct Scales {
@@ -21,7 +28,11 @@ struct Scales {
 
 // out [T, N]: rows x [T, K] sorted by group, each times the weight [E, N, K] of its group.
 void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
-                     const at::Tensor& offsets, const at::Tensor& out, const Scales& scales = {});
+                     const Groups& groups, const at::Tensor& out, const Scales& scales = {});
+
+// out [T, N] of int8 or MX rows x [T, K] and the weight [N, K], with the scales of both.
+void quant_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
+                   const Scales& scales, int64_t group_size, const at::Tensor& out);
 
 // fp32 [T, N] of rows [T, K] and the weight [N, K] of the same dtype: products of bf16 are exact,
 // and nothing rounds their fp32 sums.

@@ -9,29 +9,16 @@ namespace dsv4::bind {
 namespace {
 
 at::Tensor quant_product(const char* op, const at::Tensor& x, const at::Tensor& weight,
-                         const Scales& scales, int64_t groups) {
+                         const Scales& scales, int64_t group_size) {
   const at::Tensor out = rows_out(x, weight, at::kBFloat16);
-  const NpuCall call(op, x);
-  call.launch(npu::QuantMatmul{call.in(x.contiguous()),
-                               call.in(columns(weight)),
-                               call.maybe(&scales.x),
-                               call.maybe(&scales.weight),
-                               {},
-                               {},
-                               {},
-                               {},
-                               {},
-                               false,
-                               false,
-                               groups,
-                               call.out(out)});
+  quant_product(NpuCall(op, x), x, weight, scales, group_size, out);
   return out;
 }
 
 at::Tensor grouped_quant_product(const char* op, const at::Tensor& x, const at::Tensor& weight,
                                  const at::Tensor& offsets, const Scales& scales) {
   const at::Tensor out = rows_out(x, weight, at::kBFloat16);
-  grouped_product(NpuCall(op, x), x, weight, offsets, out, scales);
+  grouped_product(NpuCall(op, x), x, weight, Groups::between(offsets), out, scales);
   return out;
 }
 

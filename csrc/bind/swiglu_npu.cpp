@@ -1,16 +1,14 @@
+#include "swiglu_npu.h"
+
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include <cmath>
 
 #include "mx_npu.h"
-#include "npu/activation.h"
-#include "npu_call.h"
 
 namespace dsv4::bind {
 namespace {
-
-constexpr double kPlainSilu = 1.0, kNoBias = 0.0;
 
 WhyNot not_limited(double limit) {
   return unless(std::isfinite(limit), "the chip has no form without a limit");
@@ -50,29 +48,8 @@ struct FromSums {
                                                 const at::Tensor& x_scale,
                                                 const at::Tensor& offsets, double limit) {
     const at::Tensor counts = offsets.diff().to(at::kLong);
-    at::Tensor codes = at::empty({sums.size(0), sums.size(1) / 2}, sums.options().dtype(at::kChar));
-    at::Tensor scale = at::empty({sums.size(0)}, x_scale.options());
-    const at::Tensor columns = weight_scale.contiguous(), rows = x_scale.contiguous();
-    const NpuCall call("int8_swiglu_quant", sums);
-    call.launch(npu::DequantSwigluQuant{call.in(sums.contiguous()),
-                                        call.maybe(&columns),
-                                        call.maybe(&rows),
-                                        {},
-                                        {},
-                                        {},
-                                        call.maybe(&counts),
-                                        true,
-                                        {"dynamic"},
-                                        npu::DequantSwigluQuant::kInt8,
-                                        {"rint"},
-                                        npu::DequantSwigluQuant::kLastAxis,
-                                        npu::DequantSwigluQuant::kClampedHalves,
-                                        limit,
-                                        kPlainSilu,
-                                        kNoBias,
-                                        call.out(codes),
-                                        call.out(scale)});
-    return {codes, scale};
+    return activated(NpuCall("int8_swiglu_quant", sums), sums.contiguous(),
+                     weight_scale.contiguous(), x_scale.contiguous(), counts, limit);
   }
 };
 

@@ -62,7 +62,7 @@ at::Tensor tiled_product(const NpuCall& call, const at::Tensor& x, const at::Ten
                          const at::Tensor& offsets) {
   const int64_t n = weight_scale.size(1);
   const at::Tensor out = at::empty({x.size(0), n}, x.options().dtype(at::kBFloat16));
-  const at::Tensor ends = ends_of(offsets);
+  const Groups groups = Groups::between(offsets);
   const Codes codes = Codes(tiles.size(0), n, x.size(1)).transposed();
   call.launch(npu::GroupedMatmulWeightNz{call.list(x.contiguous()),
                                          {{codes.in_tiles(tiles)}},
@@ -72,13 +72,13 @@ at::Tensor tiled_product(const NpuCall& call, const at::Tensor& x, const at::Ten
                                          call.list(paired(weight_scale).transpose(1, 2)),
                                          {},
                                          call.list(paired(x_scale)),
-                                         call.maybe(&ends),
+                                         call.maybe(&groups.list),
                                          {},
                                          {},
                                          {},
                                          npu::GroupedMatmul::kOneOutput,
                                          npu::GroupedMatmul::kAlongRows,
-                                         npu::GroupedMatmul::kPrefixSums,
+                                         groups.type,
                                          npu::GroupedMatmul::kNoActivation,
                                          {},
                                          int64_t{0},
