@@ -188,8 +188,7 @@ def _is_plain(value: object) -> bool:
 
 def _mentioned(function: types.FunctionType) -> Iterator[object]:
     """What the names and the attributes of modules in a function's source stand for."""
-    code = function.__code__
-    own = {"_", *code.co_varnames, *code.co_cellvars}
+    own = {"_", *function.__code__.co_varnames, *function.__code__.co_cellvars}
     for node in ast.walk(_source(function)):
         if isinstance(node, ast.Name) and node.id not in own:
             yield function.__globals__.get(node.id)
