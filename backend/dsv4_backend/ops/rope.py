@@ -96,17 +96,17 @@ def rotate_tail(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     return torch.cat((x[..., :kept], rotated.to(x.dtype)), -1)
 
 
+_ROW_PER_TOKEN = require(
+    "x", "rank(x) >= 2 and size(x, 0) == T", "shape {sizes(x)}", "[T, ..., D] with T = {T}"
+)
+
+
 @operator(
     "rope(Tensor x, Tensor positions, Tensor inv_freq, bool inverse=False) -> Tensor",
     rows=(6,),
     arguments={"x": "float [..., D]", "positions": "int [T] in [0, inf)", "inv_freq": "f32 [F]"},
     relations=(
-        require(
-            "x",
-            "rank(x) >= 2 and size(x, 0) == T",
-            "shape {sizes(x)}",
-            "[T, ..., D] with T = {T}",
-        ),
+        _ROW_PER_TOKEN,
         require("inv_freq", "2 <= 2 * F <= D", "{F} frequencies", "1 to D/2 of them, D = {D}"),
     ),
     tolerance=Tolerance(
@@ -146,12 +146,7 @@ def rotation_rows(
     rows=(6,),
     arguments={"x": "float [..., D]", "cos": "f32 [T, r]", "sin": "f32 [T, r]"},
     relations=(
-        require(
-            "x",
-            "rank(x) >= 2 and size(x, 0) == T",
-            "shape {sizes(x)}",
-            "[T, ..., D] with T = {T}",
-        ),
+        _ROW_PER_TOKEN,
         require(
             "cos",
             "r % 2 == 0 and 2 <= r <= D",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
-from dsv4_ascend.model.step import FixedStep, Step, grow, host_step
+from dsv4_ascend.model.step import FixedStep, Step, grow, host_step, make_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend import dispatch
 
@@ -44,21 +44,22 @@ class DecodeGraphs:
         self, sequences: Sequence[CachedSequence], tokens: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Logits fp32 [R, V] after one more token of every sequence."""
+        count = len(sequences)
+        if self._launched.get(count) is False:
+            return self._eager(make_step(self._cache, sequences, tokens))
         grow(self._cache, sequences, tokens)
         host = host_step(self._cache, sequences, tokens, self._cache.max_tokens)
-        count = len(sequences)
-        if not self._launched.get(count):
-            return self._run(host)
+        if count not in self._launched:
+            before = _references()
+            logits = self._eager(FixedStep(self._cache, host).step)
+            self._launched[count] = _references() == before
+            return logits
         if count not in self._captured:
             self._captured[count] = CapturedDecode(self._network, self._cache, host)
         return self._captured[count].run(host)
 
-    def _run(self, host: Step) -> torch.Tensor:
-        before = _references()
-        streams = self._network.run_layers(*FixedStep(self._cache, host).step)
-        logits = self._network.logits(streams)
-        self._launched[len(host.batch.seq_lens)] = _references() == before
-        return logits
+    def _eager(self, step: Step) -> torch.Tensor:
+        return self._network.logits(self._network.run_layers(*step))
 
 
 def _references() -> int:

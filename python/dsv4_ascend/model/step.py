@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn.functional import pad
@@ -17,6 +17,7 @@ from dsv4_ascend.model.paged import LayerCache
 from dsv4_ascend.model.rotary import Rotation
 
 Values = Mapping[str, torch.Tensor]
+_T = TypeVar("_T")
 _ALIGNED = 128  # 512 bytes, as the device's allocator aligns tensors
 _DTYPES = torch.int64, torch.int32, torch.float32
 
@@ -95,18 +96,14 @@ class FixedStep:
     def _on_device(self, host: Batch, values: Values) -> Step:
         of_batch: dict[str, Any] = {name: values[name] for name in _OF_BATCH}
         batch = replace(host, **of_batch)
-        for ratio in self._cache.frequencies:
-            turns = Rotation(*(values[f"{field} {ratio}"] for field in Rotation._fields))
-            batch.know_rotation(ratio, turns)
-        for name, group in self._cache.groups.items():
-            if group.ring_rows is None:
-                turns = Rotation(*(values[f"{field} {name}"] for field in Rotation._fields))
-                batch.know_entry_rotation(group.ratio, turns)
+        for ratio in _one_of_each_kind(self._cache):
+            batch.know_rotation(ratio, _fields(Rotation, values, str(ratio)))
         layers = self._cache.layers({name: values[f"table {name}"] for name in self._cache.groups})
         for name, part in self._cache.parts_by_group(layers).items():
             group = self._cache.groups[name]
             if group.ring_rows is None:
-                entries = Compressed(*(values[f"{field} {name}"] for field in Compressed._fields))
+                batch.know_entry_rotation(group.ratio, _fields(Rotation, values, name))
+                entries = _fields(Compressed, values, name)
                 batch.know_entries(part, group.ratio, values[f"slots {name}"], entries)
             elif f"slots {name}" in values:
                 batch.know_tokens(part, values[f"slots {name}"])
@@ -120,8 +117,8 @@ def _values(cache: PagedCache, host: Step) -> Values:
     """All index values of a step by name, on the host."""
     batch = host.batch
     values = {name: getattr(batch, name) for name in _OF_BATCH}
-    for ratio, inv_freq in cache.frequencies.items():
-        turns = Rotation.at(batch.positions, inv_freq)._asdict()
+    for ratio in _one_of_each_kind(cache):
+        turns = batch.rotation(ratio, cache.frequencies[ratio])._asdict()
         values |= {f"{field} {ratio}": rows for field, rows in turns.items()}
     for name, part in cache.parts_by_group(host.layers).items():
         group = cache.groups[name]
@@ -134,6 +131,16 @@ def _values(cache: PagedCache, host: Step) -> Values:
         elif part is host.layers[0].window:
             values[f"slots {name}"] = batch.token_slots(part)
     return values
+
+
+def _one_of_each_kind(cache: PagedCache) -> list[int]:
+    """A ratio of layers with entries, which rotate alike, and 0 where there are layers without."""
+    return list({ratio > 0: ratio for ratio in cache.frequencies}.values())
+
+
+def _fields(of: type[_T], values: Values, owner: str) -> _T:
+    """A tuple of tensors whose fields were named "field owner"."""
+    return of(*(values[f"{field} {owner}"] for field in of._fields))  # type: ignore[attr-defined]
 
 
 def _packed(values: Values, of: torch.dtype) -> torch.Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import inspect
 import random
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dsv4_ascend.parity.sources import source_of
 from dsv4_backend.contract import Operator
 
 Function = Callable[..., Any]
@@ -67,7 +67,7 @@ def mutants(operator: Operator) -> list[Mutant]:
     found = [*_result_mutants(operator), *_argument_mutants(operator)]
     seen: dict[str, int] = {}
     for function in reached:
-        for label, tree in _edited(_source(function)):
+        for label, tree in _edited(source_of(function)):
             name = f"{function.__name__}: {label}"
             seen[name] = seen.get(name, 0) + 1
             numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
@@ -189,7 +189,7 @@ def _is_plain(value: object) -> bool:
 def _mentioned(function: types.FunctionType) -> Iterator[object]:
     """What the names and the attributes of modules in a function's source stand for."""
     own = {"_", *function.__code__.co_varnames, *function.__code__.co_cellvars}
-    for node in ast.walk(_source(function)):
+    for node in ast.walk(source_of(function)):
         if isinstance(node, ast.Name) and node.id not in own:
             yield function.__globals__.get(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -224,36 +224,7 @@ def _held(values: Iterable[Any]) -> Iterator[tuple[str, object]]:
 
 
 def _attributes(function: types.FunctionType) -> set[str]:
-    return {node.attr for node in ast.walk(_source(function)) if isinstance(node, ast.Attribute)}
-
-
-@cache
-def _definitions(module: types.ModuleType) -> dict[tuple[str, int], ast.FunctionDef]:
-    tree = ast.parse(inspect.getsource(module))
-    return {
-        (node.name, node.end_lineno or 0): node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    }
-
-
-def _source(function: types.FunctionType) -> ast.FunctionDef:
-    """The definition of a function, without decorators and docstring."""
-    module = inspect.getmodule(function)
-    assert module is not None
-    first = function.__code__.co_firstlineno
-    named = [d for (name, _), d in _definitions(module).items() if name == function.__name__]
-    (found,) = (d for d in named if first <= d.lineno <= first + 40 and _starts(d) == first)
-    definition = copy.deepcopy(found)
-    definition.decorator_list = []
-    body = definition.body
-    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and len(body) > 1:
-        definition.body = body[1:]
-    return definition
-
-
-def _starts(definition: ast.FunctionDef) -> int:
-    return min([definition.lineno, *(d.lineno for d in definition.decorator_list)])
+    return {node.attr for node in ast.walk(source_of(function)) if isinstance(node, ast.Attribute)}
 
 
 def _edited(definition: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -359,7 +330,7 @@ def _rebuilt(
         for function in reached:
             space = spaces[function.__module__]
             _link(space, names[function.__module__], made)
-            definition = tree if function is edited else _source(function)
+            definition = tree if function is edited else source_of(function)
             future = ast.ImportFrom("__future__", [ast.alias("annotations")], 0)
             code = ast.fix_missing_locations(ast.Module([future, definition], []))
             exec(compile(code, f"<mutant of {function.__name__}>", "exec"), space)

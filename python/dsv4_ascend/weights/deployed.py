@@ -108,6 +108,7 @@ class DeployedWeight(Weight):
 
 
 @cache
+@torch.inference_mode(False)
 def _all_rows(rows: int, device: torch.device) -> torch.Tensor:
     """Offsets of one expert that has all rows; made once, so that a graph can be captured."""
     return torch.tensor([0, rows], dtype=torch.int32, device=device)
