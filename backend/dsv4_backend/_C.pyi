@@ -70,6 +70,14 @@ class RelationRule:
         found: list[Piece], expected: list[Piece],
     ) -> None: ...  # fmt: skip
 
+class Step:
+    """What launchers share while a step runs; see `dispatch.step`."""
+
+    def give(
+        self, name: str, of: list[torch.Tensor], numbers: list[int], values: list[torch.Tensor]
+    ) -> None: ...  # fmt: skip
+
+def open_step(step: Step | None) -> Step | None: ...
 def choice() -> Choice: ...
 def set_choice(value: Choice) -> None: ...
 def npu_functions() -> list[tuple[str, str, str, str, str]]: ...

@@ -7,11 +7,11 @@ with these arguments, else the reference on the same device. The choice is made 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -154,6 +154,39 @@ def use(
         yield
     finally:
         _C.set_choice(before)
+
+
+class Derived(NamedTuple):
+    """A value that launchers derive from tensors of a step: its name, those tensors, numbers.
+
+    "entry lengths" of (seq_lens) and [ratio]: seq_lens // ratio and seq_lens % ratio, int32 [R]
+    each. "tokens before" of (query_start_loc, seq_lens): seq_lens less the step's own tokens, int32
+    [R]. "joined rotation" of what `qkv_norm_rope` and "joined rotation of the indexer" of what
+    `indexer_prolog_int8` is turned by, and [heads]: a row of cos and of sin for each row of their
+    buffer, fp32 [rows, r] each: queries by head, keys, entries.
+    """
+
+    name: str
+    of: Sequence[torch.Tensor]
+    numbers: Sequence[int] = ()
+
+
+@contextmanager
+def step(known: Iterable[tuple[Derived, Sequence[torch.Tensor]]] = ()) -> Iterator[None]:
+    """Around one step of a network, on the thread that runs it: what launchers derive from its
+    lengths (metadata of attention, lengths of entries) is made once and shared by all layers.
+
+    known: values that are there already. While the step runs nobody writes the tensors that are
+    derived from. Without a step every call makes them for itself.
+    """
+    kept = _C.Step()
+    for (name, of, numbers), values in known:
+        kept.give(name, list(of), list(numbers), list(values))
+    before = _C.open_step(kept)
+    try:
+        yield
+    finally:
+        _C.open_step(before)
 
 
 def candidates(

@@ -51,7 +51,7 @@ struct Call {
   const at::Tensor &sink, &window_table, &starts, &lengths;
   const Optional& cmp_table;
   int64_t max_seq_len, window, per_entry;
-  at::Tensor rows, near, metadata, out;
+  at::Tensor rows, near, out;
   Optional far, indices;
   std::optional<EntryLengths> held;
 
@@ -70,7 +70,6 @@ struct Call {
         per_entry(cmp_cache ? ratio : 1),
         rows(q.contiguous()),
         near(one_head(near)),
-        metadata(at::empty({npu::kMetadata}, lengths.options())),
         out(at::empty(rows.sizes(), rows.options())) {
     if (cmp_cache) {
       far = one_head(*cmp_cache);
@@ -84,7 +83,22 @@ struct Call {
   npu::OptionalIn entries() const { return npu.maybe(held ? &held->entries : nullptr); }
   npu::OptionalIn residuals() const { return npu.maybe(held ? &held->residuals : nullptr); }
 
-  npu::SparseFlashMlaMetadata plan() const {
+  // How the batch is split over cores: made by a function that all layers of a kind share.
+  template <class Plan, class... Modes>
+  at::Tensor metadata(Modes... modes) const {
+    const std::vector<int64_t> numbers = {rows.size(0), rows.size(1), max_seq_len,     window,
+                                          per_entry,    chosen(),     held.has_value()};
+    const auto make = [&] {
+      const at::Tensor made = at::empty({npu::kMetadata}, lengths.options());
+      npu.launch(Plan{plan(made), modes...});
+      return Tensors{made};
+    };
+    return Step::once({Plan::symbol, {starts, lengths}, numbers}, make).at(0);
+  }
+
+  int64_t chosen() const { return indices ? indices->size(2) : kNone; }
+
+  npu::SparseFlashMlaMetadata plan(const at::Tensor& metadata) const {
     return {npu.maybe(&starts),
             {},
             {},
@@ -102,7 +116,7 @@ struct Call {
             max_seq_len,
             held ? max_seq_len / per_entry : kNone,
             kNone,
-            indices ? indices->size(2) : kNone,
+            chosen(),
             per_entry,
             Mla::kWindow,
             Mla::kCausal,
@@ -115,7 +129,7 @@ struct Call {
             npu.out(metadata)};
   }
 
-  Mla attention() const {
+  Mla attention(const at::Tensor& metadata) const {
     return {npu.in(rows),
             npu.maybe(&near),
             npu.maybe(pointer(far)),
@@ -169,8 +183,8 @@ struct Plain {
     const NpuCall npu("sparse_attention_p512", q);
     const Call call(npu, q, sink, window_cache, window_block_table, cmp_cache, cmp_block_table,
                     cmp_indices, query_start_loc, seq_lens, max_seq_len, window, ratio);
-    npu.launch(call.plan());
-    npu.launch(call.attention());
+    const at::Tensor metadata = call.metadata<npu::SparseFlashMlaMetadata>();
+    npu.launch(call.attention(metadata));
     return call.out;
   }
 };
@@ -196,8 +210,9 @@ struct Fp8 {
     const NpuCall npu("sparse_attention_fp8", q);
     const Call call(npu, q, sink, window_cache, window_block_table, cmp_cache, cmp_block_table,
                     cmp_indices, query_start_loc, seq_lens, max_seq_len, window, ratio);
-    npu.launch(npu::MixedQuantSparseFlashMlaMetadata{{call.plan()}, Mla::kBf16Scales, rope});
-    npu.launch(Mla{{call.attention()}, Mla::kBf16Scales, rope});
+    const at::Tensor metadata = call.metadata<npu::MixedQuantSparseFlashMlaMetadata>(
+        npu::Int(Mla::kBf16Scales), npu::Int(rope));
+    npu.launch(Mla{{call.attention(metadata)}, Mla::kBf16Scales, rope});
     return call.out;
   }
 };

@@ -1,5 +1,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/div.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "norm_npu.h"
@@ -13,8 +14,11 @@ namespace {
 // Tokens of each sequence before the call: int32 [R].
 at::Tensor tokens_before(const at::Tensor& query_start_loc, const at::Tensor& seq_lens) {
   const int64_t sequences = seq_lens.size(0);
-  return seq_lens.sub(query_start_loc.narrow(0, 1, sequences))
-      .add_(query_start_loc.narrow(0, 0, sequences));
+  const auto make = [&] {
+    const at::Tensor before = seq_lens.sub(query_start_loc.narrow(0, 1, sequences));
+    return Tensors{before.add_(query_start_loc.narrow(0, 0, sequences))};
+  };
+  return Step::once({"tokens before", {query_start_loc, seq_lens}, {}}, make).at(0);
 }
 
 // First position of the block of every entry that a call closes, as the chip packs them: sequences
@@ -61,10 +65,9 @@ struct Pool {
                "state_block_table may be a ring, and the chip takes absolute tables"));
   }
 
-  // The chip leaves rows behind the last entry as they are.
-  at::Tensor run(const NpuCall& call, const at::Tensor& before) const {
+  // Into pooled [rows, hd]: the chip leaves rows behind the last entry as they are.
+  void run(const NpuCall& call, const at::Tensor& before, const at::Tensor& pooled) const {
     const at::Tensor hidden = x.contiguous(), u = wkv.contiguous(), s = wgate.contiguous();
-    at::Tensor pooled = at::zeros({rows(), head_dim}, x.options());
     call.launch(npu::Compressor{call.in(hidden),
                                 call.in(u),
                                 call.in(s),
@@ -79,7 +82,6 @@ struct Pool {
                                 npu::Compressor::kAbsolute,
                                 state.stride(0),
                                 call.out(pooled)});
-    return pooled;
   }
 };
 
@@ -98,7 +100,9 @@ struct CompressPool {
                         int64_t max_seq_len, int64_t head_dim) {
     const Pool pool{x,        wkv,         wgate,   ape, state, table, query_start_loc,
                     seq_lens, max_seq_len, head_dim};
-    return pool.run(NpuCall("compress_pool", x), tokens_before(query_start_loc, seq_lens));
+    at::Tensor pooled = at::empty({pool.rows(), head_dim}, x.options());
+    pool.run(NpuCall("compress_pool", x), tokens_before(query_start_loc, seq_lens), pooled);
+    return pooled;
   }
 };
 
@@ -122,7 +126,8 @@ struct Compress {
                     seq_lens, max_seq_len, norm.size(0)};
     const NpuCall call("compress", x);
     const at::Tensor before = tokens_before(query_start_loc, seq_lens);
-    const at::Tensor pooled = pool.run(call, before);
+    const at::Tensor pooled = at::zeros({pool.rows(), norm.size(0)}, x.options());
+    pool.run(call, before, pooled);
     if (pool.rows() == 0) {
       return pooled;
     }

@@ -35,6 +35,45 @@ struct Grouped {
   }
 };
 
+// Two products of the same rows, whose results lie apart.
+struct Pair {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& first_weight,
+                        const at::Tensor& second_weight) {
+    return first(not_of("x", x, kHalves), not_alike("x", x, "first_weight", first_weight),
+                 not_alike("x", x, "second_weight", second_weight));
+  }
+
+  static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, const at::Tensor& first_weight,
+                                                const at::Tensor& second_weight) {
+    const at::Tensor rows = x.contiguous();
+    const at::Tensor one = columns(first_weight), other = columns(second_weight);
+    at::Tensor first_out = rows_out(x, first_weight, x.scalar_type());
+    at::Tensor second_out = rows_out(x, second_weight, x.scalar_type());
+    const NpuCall call("linear_pair", x);
+    call.launch(npu::GroupedMatmul{call.list(rows, rows),
+                                   call.list(one, other),
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   npu::GroupedMatmul::kOutputEach,
+                                   npu::GroupedMatmul::kApart,
+                                   npu::GroupedMatmul::kPrefixSums,
+                                   npu::GroupedMatmul::kNoActivation,
+                                   {},
+                                   call.out_list(first_out, second_out),
+                                   {},
+                                   {}});
+    return {first_out, second_out};
+  }
+};
+
 struct Int8Sum {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight,
                         const at::Tensor&) {
@@ -75,6 +114,7 @@ struct OfGroups {
 
 const NpuRegistration<Head, npu::Matmul> lm_head("lm_head");
 const NpuRegistration<Grouped, npu::GroupedMatmul> grouped_gemm("grouped_gemm");
+const NpuRegistration<Pair, npu::GroupedMatmul> linear_pair("linear_pair");
 const NpuRegistration<Int8Sum, npu::GroupedMatmul> int8_grouped_sum("int8_grouped_sum");
 const NpuRegistration<OfGroups, npu::TransposeBatchMatmul> grouped_output_projection(
     "grouped_output_projection");
@@ -93,10 +133,15 @@ Groups Groups::between(const at::Tensor& offsets) {
   return {offsets.narrow(0, 1, offsets.size(0) - 1).to(at::kLong), npu::GroupedMatmul::kPrefixSums};
 }
 
-at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
-  at::Tensor out = rows_out(x, weight, at::kFloat);
+void product_into(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
+                  const at::Tensor& out) {
   call.launch(npu::Matmul{call.in(x), call.in(columns(weight)), call.out(out),
                           npu::Matmul::kKeepPrecision});
+}
+
+at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight) {
+  at::Tensor out = rows_out(x, weight, at::kFloat);
+  product_into(call, x, weight, out);
   return out;
 }
 

@@ -1,3 +1,5 @@
+#include "hadamard_npu.h"
+
 #include <ATen/ops/cat.h>
 #include <ATen/ops/ones.h>
 
@@ -10,25 +12,6 @@
 
 namespace dsv4::bind {
 namespace {
-
-// Sylvester's matrix [n, n] of +-1, in the dtype and on the device of `like` [.., n]. Made on the
-// host and kept: it costs one copy per process, and a capture that comes before it is refused
-// instead of keeping what nothing has written yet.
-at::Tensor sylvester(const at::Tensor& like) {
-  using Key = std::tuple<int64_t, at::ScalarType, c10::DeviceIndex>;
-  static std::mutex mutex;
-  static auto& kept = *new std::map<Key, at::Tensor>();  // outlives the device
-  const std::lock_guard<std::mutex> lock(mutex);
-  at::Tensor& matrix = kept[{like.size(-1), like.scalar_type(), like.get_device()}];
-  if (!matrix.defined()) {
-    at::Tensor h = at::ones({1, 1}, like.options().device(at::kCPU));
-    while (h.size(0) < like.size(-1)) {
-      h = at::cat({at::cat({h, h}, 1), at::cat({h, h.neg()}, 1)});
-    }
-    matrix = h.to(like.device());
-  }
-  return matrix;
-}
 
 // A product with +-1, fp32 sums, then the root and one cast.
 struct Hadamard {
@@ -48,4 +31,21 @@ struct Hadamard {
 const NpuRegistration<Hadamard, npu::Matmul> hadamard("hadamard", Kind::composite);
 
 }  // namespace
+
+at::Tensor sylvester(const at::Tensor& like) {
+  using Key = std::tuple<int64_t, at::ScalarType, c10::DeviceIndex>;
+  static std::mutex mutex;
+  static auto& kept = *new std::map<Key, at::Tensor>();  // outlives the device
+  const std::lock_guard<std::mutex> lock(mutex);
+  at::Tensor& matrix = kept[{like.size(-1), like.scalar_type(), like.get_device()}];
+  if (!matrix.defined()) {
+    at::Tensor h = at::ones({1, 1}, like.options().device(at::kCPU));
+    while (h.size(0) < like.size(-1)) {
+      h = at::cat({at::cat({h, h}, 1), at::cat({h, h.neg()}, 1)});
+    }
+    matrix = h.to(like.device());
+  }
+  return matrix;
+}
+
 }  // namespace dsv4::bind

@@ -1,5 +1,4 @@
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 
 #include <cmath>
 
@@ -74,15 +73,14 @@ struct Int8Moe {
     const at::Tensor sums = sums_of(ids.numel()), chosen = rows_of(ids.numel());
     grouped_product(call, routed.rows, w13, Groups::counted(routed.counts), sums);
     const auto [hidden, hidden_scale] =
-        activated(call, sums, w13_scale.contiguous(), routed.scale, routed.counts, limit);
+        activated(call, sums, w13_scale.contiguous(), routed.scale, &routed.counts, limit);
     grouped_product(call, hidden, w2, Groups::counted(routed.counts), chosen,
                     {hidden_scale, w2_scale.contiguous()});
 
-    const at::Tensor all = at::full({1}, tokens, ids.options().dtype(at::kLong));
     const at::Tensor own_sums = sums_of(tokens), shared = rows_of(tokens);
     const at::Tensor columns13 = shared_w13_scale.contiguous();
     quant_product(call, codes, shared_w13, {at::Tensor(), columns13}, kNoGroups, own_sums);
-    const auto [own, own_scale] = activated(call, own_sums, columns13, scale, all, limit);
+    const auto [own, own_scale] = activated(call, own_sums, columns13, scale, nullptr, limit);
     quant_product(call, own, shared_w2, {own_scale, shared_w2_scale.contiguous()}, kNoGroups,
                   shared);
 

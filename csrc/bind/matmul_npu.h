@@ -34,8 +34,10 @@ void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor&
 void quant_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
                    const Scales& scales, int64_t group_size, const at::Tensor& out);
 
-// fp32 [T, N] of rows [T, K] and the weight [N, K] of the same dtype: products of bf16 are exact,
-// and nothing rounds their fp32 sums.
+// fp32 [T, N], or out, of rows [T, K] and the weight [N, K] of the same dtype: products of bf16 are
+// exact, and nothing rounds their fp32 sums.
+void product_into(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
+                  const at::Tensor& out);
 at::Tensor single_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight);
 
 // The same for dtypes that may differ, in fp32 then.

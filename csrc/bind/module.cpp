@@ -10,6 +10,7 @@
 #include "common/isa.h"
 #include "npu/function.h"
 #include "registry.h"
+#include "step.h"
 
 namespace py = pybind11;
 using dsv4::bind::Arguments;
@@ -23,6 +24,7 @@ using dsv4::bind::Relation;
 using dsv4::bind::RelationRule;
 using dsv4::bind::ScalarRule;
 using dsv4::bind::Specification;
+using dsv4::bind::Step;
 using dsv4::bind::TensorRule;
 using dsv4::bind::Term;
 using dsv4::bind::Words;
@@ -215,6 +217,13 @@ PYBIND11_MODULE(_C, m) {
         }
         return Context{known_isa(isa), std::move(machine)};
       }));
+  py::class_<Step>(m, "Step")
+      .def(py::init<>())
+      .def("give", [](Step& step, std::string name, std::vector<at::Tensor> of,
+                      std::vector<int64_t> numbers, std::vector<at::Tensor> values) {
+        step.give({std::move(name), std::move(of), std::move(numbers)}, std::move(values));
+      });
+  m.def("open_step", &Step::open, py::return_value_policy::reference);
   m.def("choice", [] { return dsv4::bind::choice(); });
   m.def("set_choice", &dsv4::bind::set_choice);
   bind_rules(m);

@@ -30,8 +30,14 @@ class NpuCall {
     return tensor == nullptr ? npu::OptionalIn() : npu::OptionalIn{view(*tensor)};
   }
 
-  npu::InList list(const at::Tensor& only) const { return {{view(only)}}; }
-  npu::OutList out_list(const at::Tensor& only) const { return {{view(only)}}; }
+  template <class... Ts>
+  npu::InList list(const Ts&... tensors) const {
+    return {{view(tensors)...}};
+  }
+  template <class... Ts>
+  npu::OutList out_list(const Ts&... tensors) const {
+    return {{view(tensors)...}};
+  }
 
   template <class Function>
   void launch(const Function& function) const {

@@ -5,6 +5,7 @@
 #include <ATen/ops/remainder.h>
 
 #include "npu_call.h"
+#include "step.h"
 
 namespace dsv4::bind {
 
@@ -33,8 +34,13 @@ inline WhyNot not_pages(const char* name, const at::Tensor& cache, bool a5) {
 struct EntryLengths {
   at::Tensor entries, residuals;
 
-  EntryLengths(const at::Tensor& seq_lens, int64_t ratio)
-      : entries(at::div(seq_lens, ratio, "floor")), residuals(at::remainder(seq_lens, ratio)) {}
+  EntryLengths(const at::Tensor& seq_lens, int64_t ratio) {
+    const Tensors made = Step::once({"entry lengths", {seq_lens}, {ratio}}, [&] {
+      return Tensors{at::div(seq_lens, ratio, "floor"), at::remainder(seq_lens, ratio)};
+    });
+    entries = made.at(0);
+    residuals = made.at(1);
+  }
 };
 
 }  // namespace dsv4::bind

@@ -25,6 +25,30 @@ struct Norm {
   }
 };
 
+// The normed rows are quantised straight from fp32.
+struct NormInt8 {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight, double) {
+    return first(not_of("x", x, kHalves), not_of("weight", weight, {x.scalar_type()}),
+                 empty("x", x), not_rows(x),
+                 unless(x.size(-1) <= npu::RmsNormDynamicQuant::kWidest,
+                        "the chip takes rows of at most 8192 channels"),
+                 unless(x.dim() > 1, "the chip takes rows of at least two dimensions"));
+  }
+
+  static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, const at::Tensor& weight,
+                                                double eps) {
+    using Norm = npu::RmsNormDynamicQuant;
+    const at::Tensor rows = x.contiguous(), gamma = weight.contiguous();
+    at::Tensor codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
+    at::Tensor scale = at::empty(x.sizes().slice(0, static_cast<size_t>(x.dim() - 1)),
+                                 x.options().dtype(at::kFloat));
+    const NpuCall call("rms_norm_int8", x);
+    call.launch(Norm{
+        call.in(rows), call.in(gamma), {}, {}, eps, Norm::kInt8, call.out(codes), call.out(scale)});
+    return {codes, scale};
+  }
+};
+
 // RmsNorm rounds once, which in fp32 is what the operator does.
 struct HeadNorm {
   static WhyNot why_not(const Context&, const at::Tensor& x, double) {
@@ -54,6 +78,7 @@ struct RoundedHeadNorm {
 };
 
 const NpuRegistration<Norm, npu::RmsNorm> rms_norm("rms_norm");
+const NpuRegistration<NormInt8, npu::RmsNormDynamicQuant> rms_norm_int8("rms_norm_int8");
 const NpuRegistration<HeadNorm, npu::RmsNorm> head_rms_norm("head_rms_norm", Kind::composite);
 const NpuRegistration<RoundedHeadNorm, npu::Mean> rounded_head_rms_norm("head_rms_norm",
                                                                         Kind::composite);

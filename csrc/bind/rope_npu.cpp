@@ -3,11 +3,9 @@
 namespace dsv4::bind {
 namespace {
 
-constexpr int64_t kWidest = 1024;
-
 WhyNot not_channels(const at::Tensor& x) {
   return first(not_of("x", x, kFloats), empty("x", x),
-               unless(x.size(-1) % 2 == 0 && x.size(-1) <= kWidest,
+               unless(x.size(-1) % 2 == 0 && x.size(-1) <= kWidestRotated,
                       "the chip takes an even number of channels, up to 1024"));
 }
 

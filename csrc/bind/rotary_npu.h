@@ -6,6 +6,8 @@
 
 namespace dsv4::bind {
 
+constexpr int64_t kWidestRotated = 1024;
+
 // What rows at positions are turned by: fp32 [rows, 1, 1, 2F] each, every value twice.
 struct Rotation {
   at::Tensor cos, sin;

@@ -16,6 +16,15 @@ struct Add {  // self + alpha * other, broadcast; 16-bit sums are rounded once
   DSV4_ARGUMENTS(self, other, alpha, out)
 };
 
+struct Cast {
+  static constexpr const char* symbol = "aclnnCast";
+  static constexpr std::array versions = kEverywhere;
+  In self;
+  DataType dtype;
+  Out out;
+  DSV4_ARGUMENTS(self, dtype, out)
+};
+
 struct Mean {  // over dims; summed and returned in dtype
   static constexpr const char* symbol = "aclnnMean";
   static constexpr std::array versions = kEverywhere;

@@ -18,8 +18,10 @@ struct Matmul {  // bf16 inputs may have an fp32 result: fp32 sums that nothing 
 struct GroupedMatmul {  // rows of x sorted by group, each times its group's weight
   static constexpr const char* symbol = "aclnnGroupedMatmulV5";
   static constexpr std::array versions = {Version{Package::builtin, kAllChips, {8, 1}}};
-  static constexpr int64_t kOneOutput = 3;   // split
+  static constexpr int64_t kOneOutput = 3;  // split
+  static constexpr int64_t kOutputEach = 0;
   static constexpr int64_t kAlongRows = 0;   // type
+  static constexpr int64_t kApart = -1;      // one x, weight and output of each list
   static constexpr int64_t kPrefixSums = 0;  // list_type
   static constexpr int64_t kCounts = 1;
   static constexpr int64_t kNoActivation = 0;

@@ -15,4 +15,18 @@ struct RmsNorm {  // y = gamma * x / sqrt(mean(x^2) + eps) over gamma's axes; rs
   DSV4_ARGUMENTS(x, gamma, epsilon, y, rstd)
 };
 
+struct RmsNormDynamicQuant {  // the same, then int8 codes and one fp32 scale per row, of fp32
+                              // values
+  static constexpr const char* symbol = "aclnnRmsNormDynamicQuant";
+  static constexpr std::array versions = {Version{Package::builtin, kA2 | kA3, {9, 1}}};
+  static constexpr int64_t kInt8 = 2;  // dst_type
+  static constexpr int64_t kWidest = 8192;
+  In x, gamma;
+  OptionalIn smooth_scales, beta;
+  Real epsilon;
+  Int dst_type;
+  Out y, scale;
+  DSV4_ARGUMENTS(x, gamma, smooth_scales, beta, epsilon, dst_type, y, scale)
+};
+
 }  // namespace dsv4::npu

@@ -16,6 +16,24 @@ struct DynamicQuant {  // int8 codes and one fp32 scale per row
   DSV4_ARGUMENTS(x, smooth_scales, group_index, dst_type, y, scale, offset)
 };
 
+// Each piece of a row times one small matrix, rounded to x's dtype; int8 codes and one fp32 scale
+// per row of that.
+struct RotateQuant {
+  static constexpr const char* symbol = "aclnnRotateQuant";
+  static constexpr std::array versions = {Version{Package::builtin, kA2 | kA3, {9, 1}}};
+  static constexpr int64_t kLastAxis = -1;
+  static constexpr int64_t kAmax = 0;  // scale_alg
+  In x, rotation;
+  OptionalIn alpha;
+  Int axis;
+  Text round_mode;
+  Int scale_alg;
+  Real dst_type_max;
+  Flag trans;
+  Out y, scale;
+  DSV4_ARGUMENTS(x, rotation, alpha, axis, round_mode, scale_alg, dst_type_max, trans, y, scale)
+};
+
 struct DynamicMxQuant {  // e4m3 codes and one e8m0 scale per 32 channels, in pairs
   static constexpr const char* symbol = "aclnnDynamicMxQuantV3";
   static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};

@@ -16,6 +16,13 @@ _TOLERANCE = Tolerance(
     ideal=(1e-7, 1e-5),
     official=(1e-7, 1e-5),
 )
+_ROUTER = {"x": "float [T, d]", "weight": "float [E, d]"}
+_BY_SCORE = {**_ROUTER, "bias": "f32 [E]", "k": "1 to E"}
+_BY_TABLE = {**_ROUTER, "input_ids": "int [T] in [0, V)", "tid2eid": "int [V, k]"}
+_TABLE = (
+    require("tid2eid", "k >= 1", "0 experts per token", "at least 1"),
+    looked_up_in("tid2eid", "input_ids", "0", "E", "values in [0, {E})"),
+)
 
 
 def sqrt_softplus(logits: torch.Tensor) -> torch.Tensor:
@@ -46,7 +53,7 @@ def normalise(scores: torch.Tensor, ids: torch.Tensor, route_scale: float) -> to
     "gate_topk(Tensor x, Tensor weight, Tensor bias, int k, float route_scale) -> "
     "(Tensor weights, Tensor ids)",
     rows=(18,),
-    arguments={"x": "float [T, d]", "weight": "float [E, d]", "bias": "f32 [E]", "k": "1 to E"},
+    arguments=_BY_SCORE,
     tolerance=_TOLERANCE,
 )
 def gate_topk(
@@ -76,16 +83,8 @@ def _route(
     "gate_hash(Tensor x, Tensor weight, Tensor input_ids, Tensor tid2eid, float route_scale) "
     "-> (Tensor weights, Tensor ids)",
     rows=(18,),
-    arguments={
-        "x": "float [T, d]",
-        "weight": "float [E, d]",
-        "input_ids": "int [T] in [0, V)",
-        "tid2eid": "int [V, k]",
-    },
-    relations=(
-        require("tid2eid", "k >= 1", "0 experts per token", "at least 1"),
-        looked_up_in("tid2eid", "input_ids", "0", "E", "values in [0, {E})"),
-    ),
+    arguments=_BY_TABLE,
+    relations=_TABLE,
     tolerance=_TOLERANCE,
 )
 def gate_hash(
@@ -106,3 +105,64 @@ def gate_hash(
     """
     ids = tid2eid[input_ids].long()
     return normalise(expert_scores(x, weight), ids, route_scale), ids.int()
+
+
+LOGIT_UNIT, SCORE_UNIT = 4096.0, 64.0
+"""What the folded gates divide logits and scores by: powers of two, the second the first's root."""
+
+
+def fold_gate(
+    weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a gate as `gate_topk_folded` and `gate_hash_folded` take them; exact."""
+    return weight / LOGIT_UNIT, None if bias is None else bias / SCORE_UNIT
+
+
+def unfolded_scores(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`expert_scores` for a folded weight."""
+    wide = compute(x)
+    return sqrt_softplus(wide @ weight.to(wide.dtype).T * LOGIT_UNIT)
+
+
+@operator(
+    "gate_topk_folded(Tensor x, Tensor weight, Tensor bias, int k, float route_scale) -> "
+    "(Tensor weights, Tensor ids)",
+    rows=(18,),
+    arguments=_BY_SCORE,
+    tolerance=_TOLERANCE,
+)
+def gate_topk_folded(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, route_scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gate_topk` of a weight divided by 4096 and a bias divided by 64 (`fold_gate`).
+
+    Arguments and results as there. The division is exact, so are weights and ids those of
+    `gate_topk`. CANN's gate of A2 and A3 knows the sigmoid: softplus with beta 4096 of the folded
+    logit, its root and logit() are what it takes, without a further product. Source: spec/v4.md 5.1
+    [OFF-M Gate], spec/ascend-operators.md 4.13.
+    """
+    return _route(unfolded_scores(x, weight), bias * SCORE_UNIT, k, route_scale)
+
+
+@operator(
+    "gate_hash_folded(Tensor x, Tensor weight, Tensor input_ids, Tensor tid2eid, "
+    "float route_scale) -> (Tensor weights, Tensor ids)",
+    rows=(18,),
+    arguments=_BY_TABLE,
+    relations=_TABLE,
+    tolerance=_TOLERANCE,
+)
+def gate_hash_folded(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    input_ids: torch.Tensor,
+    tid2eid: torch.Tensor,
+    route_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gate_hash` of a weight divided by 4096 (`fold_gate`).
+
+    Arguments and results as there, with the same values, as the division is exact. Source:
+    spec/v4.md 5.1 [OFF-M Gate], spec/ascend-operators.md 4.13.
+    """
+    ids = tid2eid[input_ids].long()
+    return normalise(unfolded_scores(x, weight), ids, route_scale), ids.int()

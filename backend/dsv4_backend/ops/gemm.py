@@ -159,6 +159,30 @@ fp8_grouped_gemm, fp4_grouped_gemm = (_declare(name, form) for name, form in STO
 
 
 @operator(
+    "linear_pair(Tensor x, Tensor first, Tensor second) -> (Tensor, Tensor)",
+    rows=(9,),
+    arguments={
+        "x": "float [T, K]",
+        "first": "float like x [N, K]",
+        "second": "float like x [P, K]",
+    },
+    tolerance=_TOLERANCE,
+)
+def linear_pair(
+    x: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x W^T` with two float weights in one step.
+
+    x: [T, K] float; first: [N, K] and second: [P, K] in its dtype. Returns [T, N] and [T, P] in x's
+    dtype, each contiguous: fp32 sums, one cast. Zero tokens give empty results. Source: spec/v4.md
+    4.2 (wq_a and wkv have the same input), aclnnGroupedMatmulV5.
+    """
+    wide = compute(x)
+    one, other = ((wide @ w.to(wide.dtype).T).to(x.dtype) for w in (first, second))
+    return one, other
+
+
+@operator(
     "grouped_gemm(Tensor x, Tensor weight, Tensor expert_offsets) -> Tensor",
     rows=(10,),
     arguments={"x": "float [T, K]", "weight": "float [E, N, K]", **_OFFSETS},

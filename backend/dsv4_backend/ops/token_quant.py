@@ -8,6 +8,7 @@ import torch
 
 from dsv4_backend.contract import Tolerance, operator
 from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3
+from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.relations import require
 
 INT8_MAX = 127.0
@@ -68,6 +69,32 @@ def int8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     spec/v4.md 10 (column VA).
     """
     return quantise_int8(x.detach().float())
+
+
+@operator(
+    "rms_norm_int8(Tensor x, Tensor weight, float eps) -> (Tensor q, Tensor scale)",
+    rows=(5, 7),
+    arguments={"x": "bf16|f16 [..., K]", "weight": "float [K]", "eps": "a number >= 0"},
+    relations=_SOME_CHANNELS,
+    tolerance=Tolerance(
+        reason="fp32 sums of squares in any order keep a scale within 4e-6; the cases keep every "
+        "value away from the middle between two codes",
+        **{"a2a3-int8": (1e-9, 4e-6)},
+    ),
+)
+def rms_norm_int8(
+    x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rms_norm`, then `int8_token_quant` of its fp32 values: nothing is rounded in between.
+
+    x: [..., K] bf16 or fp16, K >= 1; weight: [K] float; eps: added to the mean square. Returns q
+    int8 [..., K], scale fp32 [...]. A row with NaN or infinity: scale NaN, codes 0; a row that the
+    weight or x makes all zeros has no promised scale. Zero rows give empty results. No gradient.
+    Source: aclnnRmsNormDynamicQuant (built-in), spec/deployments.md 1.
+    """
+    rows = x.detach().float()
+    normed = rms_norm.reference(rows, weight, eps)
+    return quantise_int8(normed)
 
 
 @operator(

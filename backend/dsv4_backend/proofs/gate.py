@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dsv4_backend.contract import Case, Draw, compute
+from dsv4_backend.contract import Case, Draw, Operator, compute
 from dsv4_backend.ops.gate import (
+    LOGIT_UNIT,
+    SCORE_UNIT,
     _route,
     expert_scores,
+    fold_gate,
     gate_hash,
+    gate_hash_folded,
     gate_topk,
+    gate_topk_folded,
     normalise,
     select_largest,
     sqrt_softplus,
@@ -48,6 +54,25 @@ def _(
 ) -> tuple[Array, Array]:
     ids = tid2eid[token].astype(np.int32)
     return _weights(_scores(x, weight), ids, route_scale), ids
+
+
+@gate_topk_folded.oracle
+def _(x: Array, weight: Array, bias: Array, k: int, route_scale: float) -> tuple[Array, Array]:
+    """A logit is 4096 products, a score 64 of the bias."""
+    result: tuple[Array, Array] = gate_topk.golden(
+        wide(x) * 64, wide(weight) * 64, wide(bias) * 64, k, route_scale
+    )
+    return result
+
+
+@gate_hash_folded.oracle
+def _(
+    x: Array, weight: Array, token: Array, tid2eid: Array, route_scale: float
+) -> tuple[Array, Array]:
+    result: tuple[Array, Array] = gate_hash.golden(
+        wide(x) * 64, wide(weight) * 64, token, tid2eid, route_scale
+    )
+    return result
 
 
 _SHAPES = (
@@ -137,6 +162,22 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("scores of 0", profile, (*router, torch.tensor([0, 1, 1]), table, 1.5))
 
 
+def _folded(case: Case) -> Case:
+    x, weight, third, *rest = case.arguments
+    if third.is_floating_point():
+        return replace(case, arguments=(x, *fold_gate(weight, third), *rest))
+    return replace(case, arguments=(x, fold_gate(weight, None)[0], third, *rest))
+
+
+def _cases_of(plain: Operator) -> Callable[[Draw], Iterator[Case]]:
+    make = plain.make_cases
+    assert make is not None
+    return lambda draw: map(_folded, make(draw))
+
+
+gate_topk_folded.cases(_cases_of(gate_topk))
+gate_hash_folded.cases(_cases_of(gate_hash))
+
 _WRONG_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid scores": torch.sigmoid,
     "softmax scores": lambda logits: logits.softmax(-1),
@@ -146,7 +187,7 @@ _WRONG_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "scores rounded to bf16": lambda logits: sqrt_softplus(logits).bfloat16().to(logits.dtype),
     "logits rounded to bf16": lambda logits: sqrt_softplus(logits.bfloat16().to(logits.dtype)),
 }
-for _contract in (gate_topk, gate_hash):
+for _contract in (gate_topk, gate_hash, gate_topk_folded, gate_hash_folded):
     _contract.wrong_step(sqrt_softplus, _WRONG_SCORES)
     _contract.wrong_arguments({"route_scale left out": {"route_scale": 1.0}})
     _contract.no_output_fault("ids: one NaN", "ids are integers")
@@ -161,16 +202,28 @@ def _equal_weights(scores: torch.Tensor, ids: torch.Tensor, route_scale: float) 
 
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
-gate_topk.wrong_arguments({"bias ignored in the selection": {"bias": torch.zeros_like}})
-gate_topk.wrong_steps(
+for _contract in (gate_topk, gate_topk_folded):
+    _contract.wrong_arguments({"bias ignored in the selection": {"bias": torch.zeros_like}})
+    _contract.wrong_steps(
+        {
+            "bias enters the weights": {
+                _route: lambda s, bias, *rest: _route(s + bias, bias * 0, *rest)
+            },
+            "ids in rising order": {
+                select_largest: lambda v, k: select_largest(v, k).sort(-1).values
+            },
+            "normalised over all experts": {normalise: _over_all_experts},
+        }
+    )
+_UNFOLDED_WEIGHT = {"weight": lambda weight: weight * LOGIT_UNIT}
+gate_topk_folded.wrong_arguments(
     {
-        "bias enters the weights": {
-            _route: lambda s, bias, *rest: _route(s + bias, bias * 0, *rest)
-        },
-        "ids in rising order": {select_largest: lambda v, k: select_largest(v, k).sort(-1).values},
-        "normalised over all experts": {normalise: _over_all_experts},
+        "weight not folded": _UNFOLDED_WEIGHT,
+        "bias not folded": {"bias": lambda bias: bias * SCORE_UNIT},
+        "bias folded like the weight": {"bias": lambda bias: bias / SCORE_UNIT},
     }
 )
+gate_hash_folded.wrong_arguments({"weight not folded": _UNFOLDED_WEIGHT})
 
 
 @gate_topk.fault("bias added to the logits")
@@ -190,16 +243,17 @@ def _(
     return weights, weight.shape[0] - 1 - ids
 
 
-gate_hash.wrong_arguments(
-    {
-        "experts of the token before": {"input_ids": lambda ids: ids.roll(1)},
-        "position instead of token id": lambda a: a._replace(
-            input_ids=torch.arange(a.x.shape[0]) % a.tid2eid.shape[0]
-        ),
-        "ids in rising order": {"tid2eid": lambda table: table.sort(-1).values},
-    }
-)
-gate_hash.wrong_step(normalise, {"equal weights": _equal_weights})
+for _contract in (gate_hash, gate_hash_folded):
+    _contract.wrong_arguments(
+        {
+            "experts of the token before": {"input_ids": lambda ids: ids.roll(1)},
+            "position instead of token id": lambda a: a._replace(
+                input_ids=torch.arange(a.x.shape[0]) % a.tid2eid.shape[0]
+            ),
+            "ids in rising order": {"tid2eid": lambda table: table.sort(-1).values},
+        }
+    )
+    _contract.wrong_step(normalise, {"equal weights": _equal_weights})
 
 
 @gate_hash.fault("experts chosen by score")
@@ -214,7 +268,8 @@ def _(
     return _route(scores, torch.zeros_like(scores[:1]), table.shape[1], route_scale)
 
 
-gate_topk.equivalent(
-    "select_largest: True -> False (2)",
-    "torch's sort on the CPU keeps the order of equals either way",
-)
+for _contract in (gate_topk, gate_topk_folded):
+    _contract.equivalent(
+        "select_largest: True -> False (2)",
+        "torch's sort on the CPU keeps the order of equals either way",
+    )

@@ -16,6 +16,7 @@ from dsv4_backend.ops.gemm import (
     fp8_gemm,
     fp8_grouped_gemm,
     grouped_gemm,
+    linear_pair,
 )
 from dsv4_backend.ops.quant import (
     act_quant,
@@ -216,6 +217,49 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("fp64 rows", "ideal", (x.double(), weight, offsets_of(1, 2)))
 
 
+@linear_pair.oracle
+def _(x: Array, first: Array, second: Array) -> tuple[Array, Array]:
+    """Channel after channel of K."""
+    sums = [np.zeros((x.shape[0], w.shape[0])) for w in (first, second)]
+    for k in range(x.shape[1]):
+        for total, w in zip(sums, (first, second), strict=True):
+            total += wide(x[:, k, None]) * wide(w[None, :, k])
+    return cast(x.dtype, sums[0]), cast(x.dtype, sums[1])
+
+
+@linear_pair.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in _DTYPES.items():
+        for t, n, p, k in (
+            (0, 8, 4, 16),
+            (1, 1, 1, 1),
+            (1, 96, 32, 256),
+            (3, 5, 7, 9),
+            (6, 32, 32, 130),
+        ):
+            x, weights = draw.normal(t, k, dtype=dtype), [_weight(draw, m, k) for m in (n, p)]
+            yield Case(f"{t}x{k} to {n}, {p}", profile, (x, *(w.to(dtype) for w in weights)))
+        x = draw.normal(12, 40, dtype=dtype)[::2, ::2]
+        first, second = (_weight(draw, 20, m).to(dtype).T for m in (24, 8))
+        yield Case("strided", profile, (x, first, second))
+        x = x.clone()
+        x[1, 3], x[2, 0] = torch.nan, torch.inf
+        yield Case("NaN and infinity", profile, (x, first, second))
+
+
+linear_pair.wrong_arguments(
+    {
+        "weights swapped": lambda a: a._replace(first=a.second, second=a.first),
+        "last channel left out": {
+            "x": lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)
+        },
+        "rows of the next token": {"x": lambda x: x.roll(1, 0)},
+        "last rows of the second repeated": {"second": lambda w: torch.cat([w[:-1], w[:1]])},
+        "first weight's first row for all": {"first": lambda w: w[:1].expand_as(w)},
+        "activations rounded to fp8": {"x": lambda x: x.to(torch.float8_e4m3fn).to(x.dtype)},
+        "first weight rounded to fp8": {"first": lambda w: w.to(torch.float8_e4m3fn).to(w.dtype)},
+    }
+)
 _SCALE_EDITS = {
     "moved by one block": on_bytes(lambda b: b.roll(1, -1)),
     "of the first block for all": on_bytes(lambda b: b[..., :1].expand_as(b).contiguous()),
@@ -281,3 +325,13 @@ for _contract in (fp8_grouped_gemm, fp4_grouped_gemm, grouped_gemm):
     explain_experts(_contract)
 for _quantised_contract in (fp8_gemm, fp8_grouped_gemm, fp4_grouped_gemm):
     _quantised_contract.equivalent(*NO_257TH_CODE)
+linear_pair.explain(
+    dict.fromkeys(
+        (
+            "compute: x.float() -> x",
+            "linear_pair: compute(x) -> x",
+            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
+        ),
+        "torch's product of bf16 sums in fp32 and rounds once too",
+    )
+)

@@ -111,3 +111,16 @@ def tile_values(values: Array, scale: Array, tile: tuple[int, int]) -> Array:
 def fp8_quantised(x: Array, block: int) -> Array:
     """`x` [..., K] through e4m3 and back, float64; a block with a NaN or infinity is NaN (6.1)."""
     return dequantise(*quantise_fp8(x, block), block)
+
+
+def far_from_ties(steps: Array, margin: float = 2.0**-12) -> bool:
+    """Whether no value lies so near the middle of two integers that the last bits of fp32 decide
+    which one it rounds to.
+    """
+    return bool((np.abs(np.abs(steps - np.floor(steps)) - 0.5) >= margin).all())
+
+
+def far_from_bf16_ties(values: Array) -> bool:
+    """The same for the middle of two bf16 neighbours."""
+    exponents = np.floor(np.log2(np.maximum(np.abs(values), 2.0**-120)))
+    return far_from_ties(values / np.exp2(exponents - 7), 2.0**-13)

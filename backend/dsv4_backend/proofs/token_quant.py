@@ -9,14 +9,16 @@ import torch
 
 from dsv4_backend.contract import Case, Draw, Operator
 from dsv4_backend.ops.formats import E4M3_MAX, round_e4m3
+from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.token_quant import (
     INT8_MAX,
     fp8_token_quant,
     int8_token_quant,
+    rms_norm_int8,
     round_int8,
     row_scale,
 )
-from dsv4_backend.proofs.numerics import E4M3, Array, cast, wide
+from dsv4_backend.proofs.numerics import E4M3, Array, cast, far_from_ties, wide
 
 
 def token_codes(
@@ -176,3 +178,98 @@ fp8_token_quant.equivalent(
     "the cast to e4m3 saturates too",
 )
 fp8_token_quant.equivalent("round_e4m3: x.float() -> x", "ratios are fp32 already")
+
+
+def _normed(x: Array, weight: Array, eps: float) -> Array:
+    """float64 of rows times the weight over their length."""
+    length = np.sqrt(np.square(wide(x)).mean(-1, keepdims=True) + eps)
+    return np.asarray(wide(x) / length * wide(weight))
+
+
+@rms_norm_int8.oracle
+def _(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    normed = _normed(x, weight, eps)
+    scales = np.abs(normed).max(-1) / 127
+    known = np.asarray(np.isfinite(normed).all(-1))
+    with np.errstate(all="ignore"):
+        codes = int8_codes(np.where(known[..., None], normed / scales[..., None], 0.0))
+    return codes, np.where(known, scales, np.nan)
+
+
+def _decided_rows(
+    draw: Draw, dtype: torch.dtype, *shape: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Arguments of `rms_norm_int8` none of whose rows has a value near a tie."""
+    weight = torch.linspace(0.5, 2, shape[-1]).to(dtype)  # the largest value is often the last
+    rows: list[torch.Tensor] = []
+    while len(rows) < int(np.prod(shape[:-1])):
+        row = draw.spread(1, shape[-1], dtype=dtype)
+        normed = _normed(row.float().numpy(), weight.float().numpy(), 1e-6)
+        if far_from_ties(normed / (np.abs(normed).max() / 127)):
+            rows.append(row)
+    x = torch.cat([torch.zeros(0, shape[-1], dtype=dtype), *rows]).view(shape)
+    return x, weight, 1e-6
+
+
+@rms_norm_int8.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        for shape in ((0, 8), (1, 1), (3, 7), (5, 64), (2, 3, 130), (6, 256)):
+            arguments = _decided_rows(draw, dtype, *shape)
+            yield Case(f"{'x'.join(map(str, shape))}, {name}", "a2a3-int8", arguments)
+        x, weight, eps = _decided_rows(draw, dtype, 4, 48)
+        strided = torch.stack([x, x], 2)[..., 0]
+        yield Case(f"strided, {name}", "a2a3-int8", (strided, weight, eps))
+        tiny = (x.float() * 2.0**-12).to(dtype), weight, 0.37
+        if far_from_ties(_ratios(*tiny)):
+            yield Case(f"epsilon matters, {name}", "a2a3-int8", tiny)
+        special = x.clone()
+        special[0, 3], special[1, 0] = torch.nan, torch.inf
+        yield Case(f"NaN and infinity, {name}", "a2a3-int8", (special, weight, eps))
+
+
+def _ratios(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Array:
+    normed = _normed(x.float().numpy(), weight.float().numpy(), eps)
+    return np.asarray(normed / (np.abs(normed).max(-1, keepdims=True) / 127))
+
+
+rms_norm_int8.wrong_arguments(
+    {
+        "epsilon left out": {"eps": 0.0},
+        "weight left out": {"weight": torch.ones_like},
+        "weight of the next channel": {"weight": lambda weight: weight.roll(1)},
+        "mean subtracted": {"x": lambda x: x - x.float().mean(-1, keepdim=True).to(x.dtype)},
+    }
+)
+_UNDECIDED = "reciprocal multiplied"  # half a unit in the last place, which cases keep away from
+rms_norm_int8.wrong_step(
+    row_scale, {name: fault for name, fault in _SCALE_FAULTS.items() if name != _UNDECIDED}
+)
+rms_norm_int8.wrong_step(
+    rms_norm.reference,
+    {
+        "rounded to bf16 before the codes": lambda *given: (
+            rms_norm.reference(*given).bfloat16().float()
+        )
+    },
+)
+rms_norm_int8.no_output_fault("one NaN", "int8 codes hold no NaN")
+_FP32 = "rows are fp32 already, and the weight takes part in fp32"
+rms_norm_int8.explain(
+    SAME_CODES,
+    dict.fromkeys(
+        (
+            "compute: x.float() -> x",
+            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
+            "rms_norm: compute(x) -> x",
+            "rms_norm: weight.to(wide.dtype) -> weight",
+            "rms_norm: (scaled * weight.to(wide.dtype)).to(x.dtype) -> "
+            "scaled * weight.to(wide.dtype)",
+        ),
+        _FP32,
+    ),
+    {
+        "round_int8: x.round().clamp(-INT8_MAX, INT8_MAX) -> x.round()": "the largest magnitude "
+        "over its own scale passes 127 by less than half a step"
+    },
+)

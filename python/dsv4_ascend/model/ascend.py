@@ -5,30 +5,87 @@ spec/deployments.md 8 says what each profile does at each site, 9 what is not em
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch.nn.functional import linear
 
 from dsv4_ascend.model.paged import BytePaged, Lengths, Paged
+from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.contract import Operator
 from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.attention_fp8 import sparse_attention_fp8
 from dsv4_backend.ops.attention_p512 import sparse_attention_p512
+from dsv4_backend.ops.gemm import linear_pair
 from dsv4_backend.ops.hadamard import sylvester
+from dsv4_backend.ops.indexer_prolog import indexer_prolog_int8
 from dsv4_backend.ops.lightning_indexer import lightning_indexer_fp8, lightning_indexer_int8
-from dsv4_backend.ops.norm import rms_norm
-from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
+from dsv4_backend.ops.qkv_norm_rope import qkv_norm_rope
+from dsv4_backend.ops.token_quant import fp8_token_quant
 
 
-def head_norm(q: torch.Tensor, eps: float) -> torch.Tensor:
-    """The norm of queries [T, H, D] as aclnnRmsNorm with a weight of ones: fp32 inside,
-    one rounding.
+def project(x: torch.Tensor, wq_a: Linear, wkv: Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both products of x [T, d] with weights of bf16, in one step."""
+    return linear_pair(x, *(w.stored().values(x.dtype) for w in (wq_a, wkv)))
+
+
+def norm_rope(rows: Qkv) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Norms and rotations in one step; heads are normed as aclnnRmsNorm with a weight of ones
+    does it: fp32 inside, one rounding.
     """
-    return rms_norm(q, _ones(q.shape[-1], q.device), eps)
+    of_entries = rows.entry_turns
+    q, kv, entries = qkv_norm_rope(
+        rows.q,
+        rows.kv,
+        rows.entries,
+        _ones(rows.q.shape[-1], rows.q.device),
+        rows.kv_norm,
+        rows.entry_norm,
+        rows.eps,
+        rows.turns.cos,
+        rows.turns.sin,
+        None if of_entries is None else of_entries.cos,
+        None if of_entries is None else of_entries.sin,
+    )
+    return q, kv, None if rows.entries is None else entries
+
+
+def int8_prolog(
+    parts: IndexerParts, slots: torch.Tensor, keys: Paged
+) -> tuple[Codes, torch.Tensor]:
+    """Queries in int8 and weights; writes the new keys. All in one step."""
+    assert isinstance(keys, BytePaged)
+    qr, qr_scale = parts.qr.of(parts.wq_b)
+    assert qr_scale is not None
+    wq_b = parts.wq_b.stored()
+    codes, scale, weights = indexer_prolog_int8(
+        parts.x,
+        qr,
+        qr_scale,
+        wq_b.weight,
+        wq_b.scale,
+        parts.weights_proj.stored().values(parts.x.dtype),
+        parts.pooled,
+        parts.norm,
+        parts.eps,
+        parts.turns.cos,
+        parts.turns.sin,
+        parts.entry_turns.cos,
+        parts.entry_turns.sin,
+        keys.tensor,
+        slots,
+        keys.block_size,
+    )
+    return (codes, scale), weights
+
+
+def rotated_codes(
+    parts: IndexerParts, slots: torch.Tensor, keys: Paged
+) -> tuple[Codes, torch.Tensor]:
+    """Queries in e4m3 and weights, step by step; writes the new keys."""
+    keys.write(rotate(parts.keys()), slots)
+    return fp8_token_quant(rotate(parts.queries())), fp32_weights(parts.weights_proj, parts.x)
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
@@ -51,35 +108,23 @@ def _signs(width: int, device: torch.device) -> torch.Tensor:
     return sylvester(torch.empty(1, width)).to(device)
 
 
-class _IndexCodes(NamedTuple):
-    """How index keys of a byte format are met: the queries' codes, the dtype of their scales,
-    and what scores and selects.
-    """
-
-    quantise: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    scale: torch.dtype
-    indexer: Operator[..., torch.Tensor]
-
-
-INDEX_CODES = {
-    "indexer_int8": _IndexCodes(int8_token_quant, torch.float16, lightning_indexer_int8),
-    "indexer_token_fp8": _IndexCodes(fp8_token_quant, torch.float32, lightning_indexer_fp8),
+INDEXERS: dict[str, Operator[..., torch.Tensor]] = {
+    "indexer_int8": lightning_indexer_int8,
+    "indexer_token_fp8": lightning_indexer_fp8,
 }
-"""By the byte format of the keys."""
+"""What scores and selects, by the byte format of the keys."""
 
 
 def select(
-    q: torch.Tensor, weights: torch.Tensor, keys: Paged, lengths: Lengths, ratio: int, k: int
+    q: Codes, weights: torch.Tensor, keys: Paged, lengths: Lengths, ratio: int, k: int
 ) -> torch.Tensor:
-    """Entries int32 [T, k] chosen by rotated queries [T, HI, DI] in the format of the keys."""
+    """Entries int32 [T, k] chosen by queries [T, HI, DI] in the format of the keys."""
     assert isinstance(keys, BytePaged)
-    form = INDEX_CODES[keys.rows.form]
-    codes, scale = form.quantise(q)
     of_keys, scales = keys.fields()
-    rows = codes, scale.to(form.scale), of_keys, scales.squeeze(-1), weights
     starts, ends, max_seq_len = lengths
     bound = _bound(max_seq_len, keys.table, keys.block_size * ratio)
-    return form.indexer(*rows, keys.table, starts, ends, bound, ratio, k)
+    rows = *q, of_keys, scales.squeeze(-1), weights
+    return INDEXERS[keys.rows.form](*rows, keys.table, starts, ends, bound, ratio, k)
 
 
 def _bound(max_seq_len: int | None, table: torch.Tensor, tokens: int) -> int:
@@ -89,16 +134,11 @@ def _bound(max_seq_len: int | None, table: torch.Tensor, tokens: int) -> int:
     return table.shape[1] * tokens if max_seq_len is None else max_seq_len
 
 
-def fp32_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
-    """fp32 [T, HI] of bf16 rows and weights, without the factor: it is positive,
+def fp32_weights(weights_proj: Linear, x: torch.Tensor) -> torch.Tensor:
+    """fp32 [T, HI] of bf16 rows and weights, without the factor of 4.5 item 4: it is positive,
     so it chooses nothing.
     """
     return linear(x.float(), weights_proj.stored().values(torch.float32))
-
-
-def half_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
-    """`fp32_weights` cast to fp16."""
-    return fp32_weights(weights_proj, x, factor).half()
 
 
 def attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Tensor:

@@ -14,12 +14,12 @@ from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_ascend.model.profile import Profile
 from dsv4_ascend.model.rotary import Rotation, layer_frequencies
+from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.activations import UNQUANTISED
-from dsv4_ascend.weights.linear import Linear, RMSNormWeight, empty_parameter
+from dsv4_ascend.weights.linear import Linear, NormedRows, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.compressor import compress_pool
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
-from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import apply_rope
 
 UNBOUNDED = (1 << 31) - 1
@@ -37,19 +37,13 @@ class Compressor(nn.Module):
         self.wkv, self.wgate = (Linear(width, config.hidden_size, UNQUANTISED) for _ in range(2))
         self.ape = empty_parameter(ratio, width)
         self.norm = RMSNormWeight(head_dim)
-        self.eps, self.head_dim = config.rms_norm_eps, head_dim
+        self.head_dim = head_dim
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        inv_freq: torch.Tensor,
-        state: Paged,
-        batch: Batch,
-    ) -> torch.Tensor:
-        """X [T, d] -> the entries that close in this step [rows, head_dim];
+    def forward(self, x: torch.Tensor, state: Paged, batch: Batch) -> torch.Tensor:
+        """X [T, d] -> the entries that close in this step [rows, head_dim], before their norm;
         updates `state` in place.
         """
-        pooled = compress_pool(
+        return compress_pool(
             x,
             self.wkv.weight,
             self.wgate.weight,
@@ -60,17 +54,13 @@ class Compressor(nn.Module):
             UNBOUNDED if batch.max_seq_len is None else batch.max_seq_len,
             self.head_dim,
         )
-        entries = rms_norm(pooled, self.norm.weight, self.eps)
-        turns = batch.entry_rotation(self.ape.shape[0], inv_freq)
-        apply_rope(entries, turns.cos, turns.sin)
-        return entries
 
 
 class IndexerInput(NamedTuple):
     """Of one layer's step: x [T, d], qr [T, q_lora], frequencies, caches and batch."""
 
     x: torch.Tensor
-    qr: torch.Tensor
+    qr: NormedRows
     inv_freq: torch.Tensor
     cache: LayerCache
     batch: Batch
@@ -83,14 +73,14 @@ class Indexer(nn.Module):
         super().__init__()
         self.form = profile.index
         self.heads, self.dim = config.index_n_heads, config.index_head_dim
-        self.topk, self.ratio = config.index_topk, ratio
+        self.topk, self.ratio, self.eps = config.index_topk, ratio, config.rms_norm_eps
         self.wq_b = Linear(self.heads * self.dim, config.q_lora_rank, profile.activations)
         self.weights_proj = Linear(self.heads, config.hidden_size, profile.activations)
         self.compressor = Compressor(config, ratio, self.dim, overlap=True)
 
     def forward(self, given: IndexerInput) -> torch.Tensor:
         """Scores [T, entries] of visible entries, -inf elsewhere; writes the new keys."""
-        q, weights, keys = self._prepare(given)
+        (q, _), weights, keys = self._prepare(given)
         pages, table = keys.read()
         starts, ends = given.batch.query_start_loc, given.batch.seq_lens
         return indexer_scores(q, pages, weights, table, starts, ends, self.ratio)
@@ -105,19 +95,25 @@ class Indexer(nn.Module):
         q, weights, keys = self._prepare(given)
         return self.form.select(q, weights, keys, given.batch.lengths, self.ratio, self.topk)
 
-    def _prepare(self, given: IndexerInput) -> tuple[torch.Tensor, torch.Tensor, Paged]:
-        """Queries [T, HI, DI], weights [T, HI] and all keys, the new ones written."""
+    def _prepare(self, given: IndexerInput) -> tuple[Codes, torch.Tensor, Paged]:
+        """Queries, weights [T, HI] and all keys, the new ones written."""
         x, qr, inv_freq, cache, batch = given
         assert cache.index_state is not None
         assert cache.index_keys is not None
-        keys = self.compressor(x, inv_freq, cache.index_state, batch)
+        parts = IndexerParts(
+            x,
+            qr,
+            self.compressor(x, cache.index_state, batch),
+            self.compressor.norm.weight,
+            self.eps,
+            self.wq_b,
+            self.weights_proj,
+            batch.rotation(self.ratio, inv_freq),
+            batch.entry_rotation(self.ratio, inv_freq),
+        )
         slots = batch.entry_slots(cache.index_keys, self.ratio)
-        cache.index_keys.write(self.form.keys(keys), slots)
-        q = self.wq_b(qr).unflatten(-1, (self.heads, self.dim))
-        turns = batch.rotation(self.ratio, inv_freq)
-        apply_rope(q, turns.cos, turns.sin)
-        weights = self.form.weights(self.weights_proj, x, self.dim**-0.5 * self.heads**-0.5)
-        return self.form.queries(q), weights, batch.reachable(cache.index_keys, self.ratio)
+        q, weights = self.form.prepare(parts, slots, cache.index_keys)
+        return q, weights, batch.reachable(cache.index_keys, self.ratio)
 
 
 class Attention(nn.Module):
@@ -150,26 +146,38 @@ class Attention(nn.Module):
             self.indexer = Indexer(config, ratio, profile)
         self.register_buffer("inv_freq", layer_frequencies(config, ratio), persistent=False)
 
-    def queries(self, qr: torch.Tensor, turns: Rotation) -> torch.Tensor:
-        """Qr [T, q_lora] -> normed and rotated queries [T, H, D]."""
-        q = self.profile.head_norm(
-            self.wq_b(qr).unflatten(-1, (self.heads, self.head_dim)), self.eps
-        )
-        apply_rope(q, turns.cos, turns.sin)
+    def _write(
+        self, x: torch.Tensor, qr: NormedRows, kv: torch.Tensor, cache: LayerCache, batch: Batch
+    ) -> torch.Tensor:
+        """Write this step's keys kv [T, D] and entries; the queries [T, H, D]."""
+        q = qr.times(self.wq_b).unflatten(-1, (self.heads, self.head_dim))
+        rows = Qkv(q, kv, None, self.kv_norm.weight, None, self.eps, self._turns(batch), None)
+        if cache.state is not None:
+            rows = rows._replace(
+                entries=self.compressor(x, cache.state, batch),
+                entry_norm=self.compressor.norm.weight,
+                entry_turns=batch.entry_rotation(self.ratio, self.inv_freq),
+            )
+        q, kv, entries = self.profile.latents.norm_rope(rows)
+        kv = self.profile.latent(kv, self.nope_dim)
+        cache.window.write(kv, batch.token_slots(cache.window))
+        if entries is not None and cache.entries is not None:
+            slots = batch.entry_slots(cache.entries, self.ratio)
+            cache.entries.write(self.profile.latent(entries, self.nope_dim), slots)
         return q
 
-    def _update_compressed(
-        self, x: torch.Tensor, qr: torch.Tensor, cache: LayerCache, batch: Batch
+    def _turns(self, batch: Batch) -> Rotation:
+        return batch.rotation(self.ratio, self.inv_freq)
+
+    def _entries(
+        self, x: torch.Tensor, qr: NormedRows, cache: LayerCache, batch: Batch
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Write the new entries; (pages, table, which of them), each None where there is none.
+        """(pages, table, which of them) of entries, each None where there is none.
 
         Without the indexer's choice all visible ones are attended.
         """
-        if cache.entries is None or cache.state is None:
+        if cache.entries is None:
             return None, None, None
-        entries = self.compressor(x, self.inv_freq, cache.state, batch)
-        slots = batch.entry_slots(cache.entries, self.ratio)
-        cache.entries.write(self.profile.latent(entries, self.nope_dim), slots)
         pages, table = batch.reachable(cache.entries, self.ratio).read()
         if self.kind != "csa":
             return pages, table, None
@@ -178,14 +186,10 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
-        qr = rms_norm(self.wq_a(x), self.q_norm.weight, self.eps)
-        turns = batch.rotation(self.ratio, self.inv_freq)
-        q = self.queries(qr, turns)
-        kv = rms_norm(self.wkv(x), self.kv_norm.weight, self.eps)
-        apply_rope(kv, turns.cos, turns.sin)
-        kv = self.profile.latent(kv, self.nope_dim)
-        cache.window.write(kv, batch.token_slots(cache.window))
-        entries, entry_table, chosen = self._update_compressed(x, qr, cache, batch)
+        latent, kv = self.profile.latents.project(x, self.wq_a, self.wkv)
+        qr = NormedRows(latent, self.q_norm.weight, self.eps)
+        q = self._write(x, qr, kv, cache, batch)
+        entries, entry_table, chosen = self._entries(x, qr, cache, batch)
         window, window_table = batch.window(cache.window, self.window)
         call = AttentionCall(
             q,
@@ -201,6 +205,7 @@ class Attention(nn.Module):
             self.ratio,
         )
         o = self.profile.attend(call, batch.max_seq_len, self.head_dim - self.nope_dim)
+        turns = self._turns(batch)
         apply_rope(o, turns.cos, turns.back)
         joined: torch.Tensor = self.wo_b(self.wo_a.stored().project(o, self.groups))
         return joined

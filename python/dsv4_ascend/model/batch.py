@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
@@ -11,11 +12,13 @@ import torch
 from dsv4_ascend.model.paged import Lengths, Paged
 from dsv4_ascend.model.rotary import Rotation
 from dsv4_backend import ragged
+from dsv4_backend.dispatch import Derived, step
 from dsv4_backend.errors import ArgumentError
 
 _T = TypeVar("_T")
 _Name = tuple[object, ...]
 _Found = dict[_Name, tuple[object, Paged | None]]
+Derive = Callable[[], Iterable[tuple[Derived, Sequence[torch.Tensor]]]]
 
 
 class Compressed(NamedTuple):
@@ -49,6 +52,7 @@ class Batch:
     rows: int
     max_query_len: int
     max_seq_len: int | None = None
+    _derive: list[Derive] = field(init=False, default_factory=list, repr=False, compare=False)
     _found: _Found = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
@@ -126,6 +130,16 @@ class Batch:
         """The rows of x [T, ...], then zeros: [rows, ...]."""
         missing = self.rows - len(x)
         return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the layers of this step: launchers share what they derive from its lengths."""
+        with step(value for derive in self._derive for value in derive()):
+            yield
+
+    def know_derived(self, derive: Derive) -> None:
+        """Have launchers take what this gives when the layers begin to run."""
+        self._derive.append(derive)
 
     def know_rotation(self, ratio: int, rotation: Rotation) -> None:
         """Take this as `rotation`."""

@@ -96,8 +96,9 @@ class PagedCache:
     block_size: rows per block, any positive number. max_step_tokens: tokens of one sequence in one
     call, at most. Blocks are handed out in the order of `free_order` (a permutation seed, None for
     ascending): results do not depend on it. Block 0 of a pool belongs to nobody. dtype: of rows as
-    they are read. formats: in which bytes they are kept. Source of the geometry: spec/v4.md 4.8,
-    4.3.1 (position-addressed state).
+    they are read. formats: in which bytes they are kept. joined: whether the network's launchers
+    turn queries, keys and entries of a step in one buffer (joined.py). Source of the geometry:
+    spec/v4.md 4.8, 4.3.1 (position-addressed state).
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class PagedCache:
         block_size: int = 64,
         free_order: int | None = None,
         formats: CacheFormats = FLOATS,
+        joined: bool = False,
     ) -> None:
         block_size = integer("block_size", block_size, 1, MAX_SIZE)
         max_step_tokens = integer("max_step_tokens", max_step_tokens, 1, MAX_SIZE)
@@ -119,6 +121,7 @@ class PagedCache:
         max_tokens = integer("max_tokens", max_tokens, 0, MAX_SIZE)
         self.block_size, self.max_tokens = block_size, max_tokens
         self.max_step_tokens = max_step_tokens
+        self.config, self.joined = config, joined
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)
         self.frequencies = frequencies_by_ratio(config)

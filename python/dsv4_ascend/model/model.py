@@ -110,6 +110,7 @@ class Model:
             device=self.device,
             block_size=block_size,
             formats=self.profile.caches,
+            joined=self.profile.latents.joined,
         )
 
     def _check_length(self, tokens: int) -> None:

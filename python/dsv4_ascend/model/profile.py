@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv4_ascend.model import ascend
+from dsv4_ascend.model import ascend, rows
 from dsv4_ascend.model.paged import FLOATS, CacheFormats, Lengths, Paged
+from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
 from dsv4_ascend.weights.deployed import INT8_STORAGE, MX_STORAGE, Storage
 from dsv4_ascend.weights.linear import Linear
@@ -18,30 +19,39 @@ from dsv4_backend.ops.attention import AttentionCall, sparse_attention
 from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.hyper import hc_head, hc_pre
 from dsv4_backend.ops.hyper_hf32 import hc_head_hf32, hc_pre_hf32
-from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.quant import act_qdq, fp4_qdq
 
 LATENT_BLOCK = 64
 INDEX_BLOCK = 32
 
 
-Select = Callable[[torch.Tensor, torch.Tensor, Paged, Lengths, int, int], torch.Tensor]
-"""(q [T, HI, DI], weights [T, HI], keys, lengths, ratio, k) -> entries int32 [T, k], then -1."""
+Prepare = Callable[[IndexerParts, torch.Tensor, Paged], tuple[Codes, torch.Tensor]]
+"""(parts, slots int64 [M], keys) -> queries and weights [T, HI]; writes the new keys."""
+Select = Callable[[Codes, torch.Tensor, Paged, Lengths, int, int], torch.Tensor]
+"""(queries, weights [T, HI], keys, lengths, ratio, k) -> entries int32 [T, k], then -1."""
 
 
 @dataclass(frozen=True)
 class IndexFormat:
-    """What the indexer's tensors are (4.5).
-
-    keys(k [M, DI]) -> the rows that are cached; queries(q [T, HI, DI]); weights(weights_proj,
-    x [T, d], the factor of 4.5 item 4) -> [T, HI]; select: how entries are scored and chosen in
-    one step, None where scores are made first.
+    """What the indexer's tensors are (4.5), and how entries are scored and chosen in one step,
+    None where scores are made first.
     """
 
-    keys: Callable[[torch.Tensor], torch.Tensor]
-    queries: Callable[[torch.Tensor], torch.Tensor]
-    weights: Callable[[Linear, torch.Tensor, float], torch.Tensor]
+    prepare: Prepare
     select: Select | None = None
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What is done between projections and caches of attention (4.2).
+
+    project(x [T, d], wq_a, wkv) -> both products. norm_rope(rows) -> queries, keys, entries.
+    joined: whether launchers turn the rows of one buffer at once.
+    """
+
+    project: Callable[[torch.Tensor, Linear, Linear], tuple[torch.Tensor, torch.Tensor]]
+    norm_rope: Callable[[Qkv], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,8 @@ class Profile:
 
     dtype: of streams, activations and caches. activations: what the input of a quantised weight's
     product is quantised to. latent(kv [.., D], channels without RoPE): what the window's keys and
-    compressed entries are when they are cached. index: of the indexer's tensors. head_norm(q
-    [T, H, D], eps): the norm of queries. mixing: of hyper-connections. attend(call, what seq_lens
+    compressed entries are when they are cached. index: of the indexer's tensors. latents: of what
+    lies before the caches. mixing: of hyper-connections. attend(call, what seq_lens
     are at most, None if not known, channels of RoPE): attention. caches: byte formats of cache
     parts. storage: the formats that weights are put into while loading, None for those of the
     checkpoint.
@@ -70,7 +80,7 @@ class Profile:
     activations: ActivationFormat
     latent: Callable[[torch.Tensor, int], torch.Tensor]
     index: IndexFormat
-    head_norm: Callable[[torch.Tensor, float], torch.Tensor]
+    latents: Latents
     mixing: Mixing
     attend: Callable[[AttentionCall, int | None, int], torch.Tensor]
     caches: CacheFormats = FLOATS
@@ -85,6 +95,18 @@ def _fp8_latent(kv: torch.Tensor, channels: int) -> torch.Tensor:
     return act_qdq(kv, LATENT_BLOCK, channels)
 
 
+def _prepare(rounded: Callable[[torch.Tensor], torch.Tensor]) -> Prepare:
+    """Keys and queries as floats that `rounded` gives."""
+
+    def prepare(
+        parts: IndexerParts, slots: torch.Tensor, keys: Paged
+    ) -> tuple[Codes, torch.Tensor]:
+        keys.write(rounded(parts.keys()), slots)
+        return (rounded(parts.queries()), None), parts.weights()
+
+    return prepare
+
+
 def _unrounded_index(x: torch.Tensor) -> torch.Tensor:
     # A Hadamard transform of both sides of a product cancels, so without rounding there is none.
     return x
@@ -94,19 +116,17 @@ def _fp4_index(x: torch.Tensor) -> torch.Tensor:
     return fp4_qdq(hadamard(x), INDEX_BLOCK)
 
 
-def _scaled_weights(weights_proj: Linear, x: torch.Tensor, factor: float) -> torch.Tensor:
-    weights: torch.Tensor = weights_proj(x)
-    return weights * factor
-
-
 def _attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Tensor:
     return sparse_attention(*call)
 
 
-_UNROUNDED = IndexFormat(_unrounded_index, _unrounded_index, _scaled_weights)
-_FP4 = IndexFormat(_fp4_index, _fp4_index, _scaled_weights)
-_INT8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.half_weights, ascend.select)
-_TOKEN_FP8 = IndexFormat(ascend.rotate, ascend.rotate, ascend.fp32_weights, ascend.select)
+_UNROUNDED = IndexFormat(_prepare(_unrounded_index))
+_FP4 = IndexFormat(_prepare(_fp4_index))
+_INT8 = IndexFormat(ascend.int8_prolog, ascend.select)
+_TOKEN_FP8 = IndexFormat(ascend.rotated_codes, ascend.select)
+
+_APART = Latents(rows.project, rows.norm_rope)
+_FUSED = Latents(ascend.project, ascend.norm_rope, joined=True)
 
 _FP32 = Mixing(hc_pre, hc_head)
 _HF32 = Mixing(hc_pre_hf32, hc_head_hf32)
@@ -117,12 +137,12 @@ IDEAL = Profile(
     UNQUANTISED,
     _unrounded_latent,
     _UNROUNDED,
-    head_rms_norm,
+    _APART,
     _FP32,
     _attend,
 )
 OFFICIAL = Profile(
-    "official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, head_rms_norm, _FP32, _attend
+    "official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, _APART, _FP32, _attend
 )
 A2A3_INT8 = Profile(
     "a2a3-int8",
@@ -130,7 +150,7 @@ A2A3_INT8 = Profile(
     UNQUANTISED,
     _unrounded_latent,
     _INT8,
-    ascend.head_norm,
+    _FUSED,
     _HF32,
     ascend.attend,
     CacheFormats(index_keys="indexer_int8"),
@@ -145,7 +165,7 @@ A5_MX = Profile(
     UNQUANTISED,
     _unrounded_latent,
     _TOKEN_FP8,
-    ascend.head_norm,
+    _FUSED,
     _HF32,
     ascend.attend,
     CacheFormats("kv_epilog", "indexer_token_fp8"),

@@ -4,7 +4,7 @@ and sent to the device in one copy per dtype, so that a device computes nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,8 +13,10 @@ from torch.nn.functional import pad
 
 from dsv4_ascend.model.batch import Batch, Compressed, build_batch
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
+from dsv4_ascend.model.joined import Buffer, Joined
 from dsv4_ascend.model.paged import LayerCache
 from dsv4_ascend.model.rotary import Rotation
+from dsv4_backend.dispatch import Derived
 
 Values = Mapping[str, torch.Tensor]
 _T = TypeVar("_T")
@@ -85,7 +87,12 @@ class FixedStep:
         self._cache = cache
         values = _values(cache, host)
         self._buffers = {of: _packed(values, of).to(cache.device) for of in _DTYPES}
-        self.step = self._on_device(host.batch, _views(self._buffers, values))
+        views = _views(self._buffers, values)
+        self.step = self._on_device(host.batch, views)
+        rope, turns = cache.config.qk_rope_head_dim, self._buffers[torch.float32]
+        if cache.joined and _ALIGNED % rope == 0:
+            joined = Joined(_joined_buffers(cache), views, turns.view(-1, rope))
+            self.step.batch.know_derived(joined.derived)
 
     def put(self, host: Step) -> None:
         """Have the values of another step of the same shapes."""
@@ -98,6 +105,7 @@ class FixedStep:
         batch = replace(host, **of_batch)
         for ratio in _one_of_each_kind(self._cache):
             batch.know_rotation(ratio, _fields(Rotation, values, str(ratio)))
+        batch.know_derived(lambda: _derived_lengths(self._cache, values))
         layers = self._cache.layers({name: values[f"table {name}"] for name in self._cache.groups})
         for name, part in self._cache.parts_by_group(layers).items():
             group = self._cache.groups[name]
@@ -110,6 +118,34 @@ class FixedStep:
         return Step(batch, layers)
 
 
+def _derived_lengths(
+    cache: PagedCache, values: Values
+) -> Iterator[tuple[Derived, list[torch.Tensor]]]:
+    """Of the step's sequences, as launchers look for them."""
+    lengths = values["query_start_loc"], values["seq_lens"]
+    yield Derived("tokens before", lengths), [values["tokens before"]]
+    for ratio in filter(None, cache.frequencies):
+        both = [values[f"{field} {ratio}"] for field in _ENTRY_LENGTHS]
+        yield Derived("entry lengths", lengths[1:], [ratio]), both
+
+
+def _joined_buffers(cache: PagedCache) -> list[Buffer]:
+    """Every buffer that launchers of a layer turn at once, each kind of layer once."""
+    config, buffers = cache.config, []
+    kinds = _one_of_each_kind(cache)
+    for kind, ratio in dict.fromkeys(zip(config.layer_kinds, config.compress_ratios, strict=True)):
+        alike = next(known for known in kinds if (known > 0) == (ratio > 0))
+        tokens = f"cos {alike}", f"sin {alike}"
+        entries = (f"cos entries:{ratio}", f"sin entries:{ratio}") if ratio else None
+        heads = config.num_attention_heads
+        buffers.append(Buffer("joined rotation", heads, tokens, entries, keys=True))
+        if kind == "csa":
+            name, heads = "joined rotation of the indexer", config.index_n_heads
+            buffers.append(Buffer(name, heads, tokens, entries, keys=False))
+    return buffers
+
+
+_ENTRY_LENGTHS = "entries held", "tokens behind"
 _OF_BATCH = ("input_ids", "query_start_loc", "seq_lens", "owners", "positions")
 
 
@@ -117,6 +153,10 @@ def _values(cache: PagedCache, host: Step) -> Values:
     """All index values of a step by name, on the host."""
     batch = host.batch
     values = {name: getattr(batch, name) for name in _OF_BATCH}
+    values["tokens before"] = batch.seq_lens - batch.query_start_loc.diff()
+    for ratio in filter(None, cache.frequencies):
+        both = batch.seq_lens // ratio, batch.seq_lens % ratio
+        values |= {f"{field} {ratio}": v for field, v in zip(_ENTRY_LENGTHS, both, strict=True)}
     for ratio in _one_of_each_kind(cache):
         turns = batch.rotation(ratio, cache.frequencies[ratio])._asdict()
         values |= {f"{field} {ratio}": rows for field, rows in turns.items()}

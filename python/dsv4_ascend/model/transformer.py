@@ -20,7 +20,13 @@ from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.experts import Experts
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, SharedExpert, empty_parameter
 from dsv4_backend.ops.embedding import embed_streams, lm_head
-from dsv4_backend.ops.gate import gate_hash, gate_topk
+from dsv4_backend.ops.gate import (
+    fold_gate,
+    gate_hash,
+    gate_hash_folded,
+    gate_topk,
+    gate_topk_folded,
+)
 from dsv4_backend.ops.hyper import hc_post
 from dsv4_backend.ops.mtp import mtp_combine
 from dsv4_backend.ops.norm import rms_norm
@@ -35,6 +41,7 @@ class Gate(nn.Module):
         super().__init__()
         self.k, self.route_scale = config.num_experts_per_tok, config.routed_scaling_factor
         self.weight = empty_parameter(config.n_routed_experts, config.hidden_size)
+        self.by_table, self.by_score = gate_hash, gate_topk
         if hashed:
             table = torch.empty(config.vocab_size, self.k, dtype=torch.int64, device="meta")
             self.tid2eid = nn.Parameter(table, requires_grad=False)
@@ -47,8 +54,16 @@ class Gate(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """X [T, d] -> weights fp32 [T, k], expert ids int32 [T, k]."""
         if self.hashed:
-            return gate_hash(x, self.weight, input_ids, self.tid2eid, self.route_scale)
-        return gate_topk(x, self.weight, self.bias, self.k, self.route_scale)
+            return self.by_table(x, self.weight, input_ids, self.tid2eid, self.route_scale)
+        return self.by_score(x, self.weight, self.bias, self.k, self.route_scale)
+
+    def fold(self) -> None:
+        """Divide weight and bias as the folded gates take them, with the same results."""
+        weight, bias = fold_gate(self.weight, None if self.hashed else self.bias)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias, requires_grad=False)
+        self.by_table, self.by_score = gate_hash_folded, gate_topk_folded
 
 
 class MoE(nn.Module):
@@ -178,9 +193,10 @@ class Transformer(HeadOwner):
         """
         x = embed_streams(batch.input_ids, self.embed.weight, self.config.hc_mult)
         x = x.to(self.profile.dtype)
-        for block, layer_cache in zip(self.layers, layers[: len(self.layers)], strict=True):
-            assert isinstance(block, Block)
-            x = block.run(x, batch.input_ids, layer_cache, batch)
+        with batch.running():
+            for block, layer_cache in zip(self.layers, layers[: len(self.layers)], strict=True):
+                assert isinstance(block, Block)
+                x = block.run(x, batch.input_ids, layer_cache, batch)
         return batch.padded(x)
 
     def run_mtp(
@@ -201,7 +217,9 @@ class Transformer(HeadOwner):
         next_ids, x = batch.own_rows(next_ids), batch.own_rows(x)
         embedded = embed_streams(next_ids, self.embed.weight, 1).squeeze(1).to(x.dtype)
         layer_cache = layers[depth - len(self.mtp)]
-        return batch.padded(block.run(block.combine(embedded, x), next_ids, layer_cache, batch))
+        with batch.running():
+            x = block.run(block.combine(embedded, x), next_ids, layer_cache, batch)
+        return batch.padded(x)
 
     def logits(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Streams [T, n, d] -> logits fp32 [T, V];

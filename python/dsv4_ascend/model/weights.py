@@ -10,7 +10,7 @@ from torch import nn
 
 from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
-from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.model.transformer import Gate, Transformer
 from dsv4_ascend.weights.deployed import Int8, Int8Experts, Storage, prepared
 from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_ascend.weights.linear import Linear, SharedExpert, StoredModule
@@ -71,12 +71,14 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
             module.keep(storage.experts(module.stored()))
         elif isinstance(module, Linear):
             module.keep(storage.linear(path)(module.stored()))
-    prepare_experts(network)
+    prepare_weights(network, storage)
 
 
-def prepare_experts(network: Transformer) -> None:
-    """Have the experts of every layer as the operators of their format want them."""
+def prepare_weights(network: Transformer, storage: Storage) -> None:
+    """Have experts and gates of every layer as the operators of `storage` want them."""
     for module in network.modules():
+        if isinstance(module, Gate) and storage.folds_gates:
+            module.fold()
         if isinstance(module, Experts | SharedExpert) and isinstance(
             module.w1.stored(), Int8 | Int8Experts
         ):

@@ -10,7 +10,10 @@ from dsv4_ascend.model.attention import Attention, Indexer, IndexerInput
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.paged import LayerCache
 from dsv4_ascend.model.transformer import Transformer
+from dsv4_ascend.weights.linear import NormedRows
 from dsv4_backend import ragged
+from dsv4_backend.ops.norm import head_rms_norm
+from dsv4_backend.ops.rope import apply_rope
 
 
 class AlignedIndexer(Indexer):
@@ -25,19 +28,23 @@ class AlignedIndexer(Indexer):
 
     def forward(self, given: IndexerInput) -> torch.Tensor:
         """As `Indexer`; also sets `loss`."""
-        scores = super().forward(given._replace(x=given.x.detach(), qr=given.qr.detach()))
+        scores = super().forward(given._replace(x=given.x.detach(), qr=given.qr.detached()))
         target = self._attention(given.qr, given.cache, given.batch)
         log_probabilities = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
         self.loss = -(target * log_probabilities).sum(-1).mean()
         return scores
 
     @torch.no_grad()
-    def _attention(self, qr: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
+    def _attention(self, qr: NormedRows, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """Mean over heads of the softmax over all visible entries, [T, entries];
         0 where none is visible.
         """
         assert cache.entries is not None
-        q = self.teacher[0].queries(qr, batch.rotation(self.ratio, self.teacher[0].inv_freq))
+        layer = self.teacher[0]
+        heads = qr.times(layer.wq_b).unflatten(-1, (layer.heads, layer.head_dim))
+        q = head_rms_norm(heads, layer.eps)
+        turns = batch.rotation(self.ratio, layer.inv_freq)
+        apply_rope(q, turns.cos, turns.sin)
         owners = ragged.token_sequences(batch.query_start_loc, q.shape[0])
         pages, table = batch.reachable(cache.entries, self.ratio).read()
         entries = pages[table.long()].flatten(1, 2)

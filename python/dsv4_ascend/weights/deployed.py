@@ -49,7 +49,7 @@ from dsv4_backend.ops.mx import (
 )
 from dsv4_backend.ops.mx_tiles import mxfp4_tiled_grouped_gemm, pack_mxfp4
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
-from dsv4_backend.ops.token_quant import int8_token_quant
+from dsv4_backend.ops.token_quant import int8_token_quant, rms_norm_int8
 
 Codes = tuple[torch.Tensor, torch.Tensor]
 _W = TypeVar("_W", bound=Stored)
@@ -185,9 +185,20 @@ class Int8(DeployedWeight):
 
     experts = Int8Experts
 
-    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+    def rows(self, x: torch.Tensor, activations: ActivationFormat) -> Rows:
         """See `Weight`."""
-        return int8_gemm(*int8_token_quant(x), self.weight, self.scale)
+        return int8_token_quant(x)
+
+    def normed_rows(
+        self, x: torch.Tensor, norm: torch.Tensor, eps: float, activations: ActivationFormat
+    ) -> Rows:
+        """See `Weight`; in one step."""
+        return rms_norm_int8(x, norm.to(x.dtype), eps)
+
+    def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """See `Weight`."""
+        assert scale is not None
+        return int8_gemm(x, scale, self.weight, self.scale)
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """See `Weight`."""
@@ -238,9 +249,14 @@ class Mx8(DeployedWeight):
 
     experts = Mx8Experts
 
-    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+    def rows(self, x: torch.Tensor, activations: ActivationFormat) -> Rows:
         """See `Weight`."""
-        return mxfp8_gemm(*act_quant(x, MX_BLOCK), self.weight, self.scale)
+        return act_quant(x, MX_BLOCK)
+
+    def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """See `Weight`."""
+        assert scale is not None
+        return mxfp8_gemm(x, scale, self.weight, self.scale)
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """See `Weight`."""
@@ -365,10 +381,12 @@ class Storage:
     """In which formats a profile keeps weights.
 
     linears: by the last name of their path, bf16 for others. experts: of every projection.
+    folds_gates: whether gates are folded (`fold_gate`), where a chip lacks the gate itself.
     """
 
     linears: Mapping[str, Convert]
     experts: Callable[[ExpertWeights], ExpertWeights]
+    folds_gates: bool = False
 
     def linear(self, path: str) -> Convert:
         """What a linear at this path becomes."""
@@ -376,5 +394,5 @@ class Storage:
 
 
 _QUANTISED = ("wq_b", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
-INT8_STORAGE = Storage(dict.fromkeys(_QUANTISED, to_int8), experts_to_int8)
+INT8_STORAGE = Storage(dict.fromkeys(_QUANTISED, to_int8), experts_to_int8, folds_gates=True)
 MX_STORAGE = Storage(dict.fromkeys((*_QUANTISED, "wo_a"), to_mx8), experts_to_mx)

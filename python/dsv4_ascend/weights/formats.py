@@ -22,12 +22,14 @@ from dsv4_backend.errors import ArgumentError
 from dsv4_backend.experts import by_expert
 from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
 from dsv4_backend.ops.gemm import (
+    dequantize_rows,
     fp4_grouped_gemm,
     fp8_gemm,
     fp8_grouped_gemm,
     grouped_gemm,
 )
 from dsv4_backend.ops.moe import moe_combine, moe_dispatch
+from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.output_projection import grouped_output_projection
 from dsv4_backend.ops.quant import dequantize_fp8
 from dsv4_backend.ops.swiglu import swiglu
@@ -48,9 +50,23 @@ class Stored:
 class Weight(Stored, ABC):
     """A matrix W [N, K]."""
 
+    def rows(self, x: torch.Tensor, activations: ActivationFormat) -> Rows:
+        """Float x [T, K] as `product` takes it; quantised weights take `activations`."""
+        return activations.quantise(x)
+
+    def normed_rows(
+        self, x: torch.Tensor, norm: torch.Tensor, eps: float, activations: ActivationFormat
+    ) -> Rows:
+        """`rms_norm(x, norm, eps)` as `product` takes it."""
+        return self.rows(rms_norm(x, norm, eps), activations)
+
     @abstractmethod
+    def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """`x Wᵀ` of rows: [T, N] in their dtype, bf16 where they are codes."""
+
     def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
         """`x Wᵀ` of float x [T, K] -> [T, N] in x's dtype; quantised weights take `activations`."""
+        return self.product(*self.rows(x, activations))
 
     @abstractmethod
     def values(self, dtype: torch.dtype) -> torch.Tensor:
@@ -141,8 +157,12 @@ class Chosen(NamedTuple):
 class Float(Weight):
     """Floats, which take x's dtype for the product."""
 
-    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+    def rows(self, x: torch.Tensor, activations: ActivationFormat) -> Rows:
         """See `Weight`; x is not quantised."""
+        return x, None
+
+    def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """See `Weight`."""
         return linear(x, self.weight.to(x.dtype))
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
@@ -153,9 +173,9 @@ class Float(Weight):
 class Fp8(Weight):
     """e4m3 [N, K] with an e8m0 scale per tile of 128x128."""
 
-    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+    def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
-        return fp8_gemm(*activations.quantise(x), self.weight, self.scale)
+        return fp8_gemm(x, scale, self.weight, self.scale)
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """See `Weight`."""
@@ -165,11 +185,10 @@ class Fp8(Weight):
 class FloatScaled(Weight):
     """FP8 codes with fp32 scales, which no operator takes: widened for each product."""
 
-    def matmul(self, x: torch.Tensor, activations: ActivationFormat) -> torch.Tensor:
+    def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
-        return linear(activations.values(*activations.quantise(x)), self.values(torch.float32)).to(
-            x.dtype
-        )
+        wide = linear(dequantize_rows(x, scale), self.values(torch.float32))
+        return wide.to(x.dtype if scale is None else torch.bfloat16)
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """See `Weight`."""

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from dsv4_ascend.weights.activations import ActivationFormat
+from dsv4_ascend.weights.activations import ActivationFormat, Rows
 from dsv4_ascend.weights.formats import WEIGHTS, Format, Shared, Stored, Weight, as_stored
 
 
@@ -57,6 +57,30 @@ class Linear(StoredModule[Weight]):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """X [T, K] -> [T, N] in x's dtype."""
         return self.stored().matmul(x, self.activations)
+
+
+class NormedRows:
+    """Rows [T, K] after a norm, in the form that each weight's product takes, made once each."""
+
+    def __init__(self, x: torch.Tensor, norm: torch.Tensor, eps: float) -> None:
+        self._of = x, norm, eps
+        self._made: dict[tuple[type[Weight], ActivationFormat], Rows] = {}
+
+    def detached(self) -> NormedRows:
+        """The same rows, cut off from what they were made of."""
+        x, norm, eps = self._of
+        return NormedRows(x.detach(), norm.detach(), eps)
+
+    def of(self, linear: Linear) -> Rows:
+        """The rows as that weight takes them."""
+        weight, like = linear.stored(), linear.activations
+        if (type(weight), like) not in self._made:
+            self._made[type(weight), like] = weight.normed_rows(*self._of, like)
+        return self._made[type(weight), like]
+
+    def times(self, linear: Linear) -> torch.Tensor:
+        """`x Wᵀ`: [T, N]."""
+        return linear.stored().product(*self.of(linear))
 
 
 class RMSNormWeight(nn.Module):

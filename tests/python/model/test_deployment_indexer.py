@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ import torch
 from quantised_networks import QUANTISED, write_quantised
 from torch.nn.functional import linear
 
-from dsv4_ascend.model import ascend, attention
-from dsv4_ascend.model import profile as profile_module
+from dsv4_ascend.model import ascend
 from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.model.paged import Paged
+from dsv4_ascend.model.profile import Prepare
+from dsv4_ascend.model.rows import Codes, IndexerParts
+from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
 from dsv4_backend.proofs.numerics import BF16, E4M3
 
 LENGTH = 96
@@ -38,29 +42,27 @@ class Seen:
     def __init__(self, model: Model, patch: pytest.MonkeyPatch) -> None:
         self.selected: tuple[torch.Tensor, ...] = ()
         self.rotated = self.keys = self.x = torch.empty(0)
-        rope = attention.apply_rope
-
-        def seen_rope(x: torch.Tensor, *more: object) -> None:
-            rope(x, *more)
-            if x.shape[1:] == (QUANTISED.index_n_heads, QUANTISED.index_head_dim):
-                self.rotated = x.clone()
-
-        patch.setattr(attention, "apply_rope", seen_rope)
-        for name, form in ascend.INDEX_CODES.items():
-            seen = form._replace(indexer=self._selecting(form.indexer))
-            patch.setitem(ascend.INDEX_CODES, name, seen)
+        for name, select in ascend.INDEXERS.items():
+            patch.setitem(ascend.INDEXERS, name, self._selecting(select))
         (self.indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
-        self.indexer.compressor.register_forward_hook(self._keep)
+        form = self.indexer.form
+        self.indexer.form = dataclasses.replace(form, prepare=self._preparing(form.prepare))
 
-    def _selecting(self, select: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def _selecting(self, select: Callable[..., torch.Tensor]) -> Any:
         def seen(*given: torch.Tensor) -> torch.Tensor:
             self.selected = given
             return select(*given)
 
         return seen
 
-    def _keep(self, module: object, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
-        self.x, self.keys = given[0], result
+    def _preparing(self, prepare: Prepare) -> Prepare:
+        def seen(
+            parts: IndexerParts, slots: torch.Tensor, keys: Paged
+        ) -> tuple[Codes, torch.Tensor]:
+            self.x, self.keys, self.rotated = parts.x, parts.keys(), parts.queries()
+            return prepare(parts, slots, keys)
+
+        return seen
 
 
 SIGNS = np.array(
@@ -119,14 +121,45 @@ def _unturned(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-Form = profile_module.IndexFormat
-REMOVED: dict[str, tuple[str, Callable[[Form], dict[str, object]]]] = {
-    "keys not rotated": ("keys", lambda form: {"keys": _unturned}),
-    "queries not rotated": ("queries", lambda form: {"queries": _unturned}),
-    "weights in bf16": (
-        "weights",
-        lambda form: {"weights": lambda w, x, f: w(x).to(form.weights(w, x, f).dtype)},
-    ),
+def _in_steps(name: str, **changed: Callable[..., torch.Tensor]) -> Prepare:
+    """The same step by step, with other functions for some of the steps."""
+    turn_keys, turn_queries = (changed.get(side, ascend.rotate) for side in ("keys", "queries"))
+    quantise = int8_token_quant if name == "a2a3-int8" else fp8_token_quant
+    small = torch.float16 if name == "a2a3-int8" else torch.float32
+    weigh = changed.get("weights", ascend.fp32_weights)
+
+    def prepare(
+        parts: IndexerParts, slots: torch.Tensor, keys: Paged
+    ) -> tuple[Codes, torch.Tensor]:
+        keys.write(turn_keys(parts.keys()), slots)
+        codes, scale = quantise(turn_queries(parts.queries()))
+        return (codes, scale.to(small)), weigh(parts.weights_proj, parts.x).to(small)
+
+    return prepare
+
+
+@both
+def test_in_one_step_or_in_several_the_indexer_is_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    selected = []
+    for prepare in (None, _in_steps(name)):
+        model = load(folder, profile=name)
+        (indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
+        if prepare is not None:
+            indexer.form = dataclasses.replace(indexer.form, prepare=prepare)
+        seen = Seen(model, monkeypatch)
+        with torch.inference_mode():
+            model.forward(IDS)
+        selected.append(seen.selected[:4])
+    for one, other in zip(*selected, strict=True):
+        assert torch.equal(one.float(), other.float())
+
+
+REMOVED: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
+    "keys not rotated": ("keys", _unturned),
+    "queries not rotated": ("queries", _unturned),
+    "weights in bf16": ("weights", lambda weights_proj, x: weights_proj(x)),
 }
 
 
@@ -138,6 +171,7 @@ def test_a_removed_rounding_point_of_the_indexer_is_noticed(
     model = load(folder, profile=name)
     (indexer,) = (m.attn.indexer for m in model.network.layers if m.attn.kind == "csa")
     point, change = REMOVED[removed]
-    indexer.form = dataclasses.replace(indexer.form, **change(indexer.form))
+    prepare = _in_steps(name, **{point: change})
+    indexer.form = dataclasses.replace(indexer.form, prepare=prepare)
     found = index_points(model, monkeypatch, name)
     assert [name for name, there in found.items() if not there] == [point]

@@ -16,6 +16,8 @@ from torch.nn.functional import linear, silu
 
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.profile import PROFILES
+from dsv4_ascend.model.rotary import Rotation
+from dsv4_ascend.model.rows import Qkv
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all, official_tensors
 from dsv4_ascend.weights.deployed import Int8, Int8Experts, Mx4Experts, Mx8, Mx8Experts
@@ -283,6 +285,8 @@ def test_the_norm_of_queries_rounds_once(name: str) -> None:
     want = (
         (wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)).astype(np.float32).astype(BF16)
     )
-    got = PROFILES[name].head_norm(q, 1e-6).float().numpy()
+    still = Rotation(torch.ones(40, 2), torch.zeros(40, 2), torch.zeros(40, 2))
+    rows = Qkv(q, q[:, 0], None, torch.ones(128), None, 1e-6, still, None)
+    got = PROFILES[name].latents.norm_rope(rows)[0].float().numpy()
     assert (got == want.astype(np.float32)).mean() > 0.999
     assert (head_rms_norm(q, 1e-6).float().numpy() == want.astype(np.float32)).mean() < 0.9

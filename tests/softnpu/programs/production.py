@@ -19,7 +19,7 @@ from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.profile import profile_named
 from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.transformer import Transformer
-from dsv4_ascend.model.weights import prepare_experts
+from dsv4_ascend.model.weights import prepare_weights
 from dsv4_ascend.weights.deployed import INT8_STORAGE, Int8, Int8Experts, Mx4Experts, Mx8
 from dsv4_ascend.weights.experts import ExpertStack
 from dsv4_ascend.weights.formats import Float, FloatExperts, Fp4Experts
@@ -141,7 +141,8 @@ def to_device(network):
                 setattr(module, name, buffer.to("npu"))
         if isinstance(module, ExpertStack) and isinstance(module.stored(), Mx4Experts):
             module.keep(network.profile.storage.experts(Fp4Experts(module.weight, module.scale)))
-    prepare_experts(network)
+    if network.profile.storage is not None:
+        prepare_weights(network, network.profile.storage)
     return network
 
 
@@ -158,6 +159,7 @@ class Run:
             dtype=network.profile.dtype,
             device=where,
             formats=network.profile.caches,
+            joined=network.profile.latents.joined,
         )
         self.sequence, self.launches = self.cache.new_sequence(), []
 
