@@ -200,7 +200,8 @@ class Operator(Faults, Generic[_Parameters, _Result]):
     def measured(self, measure: Oracle) -> Oracle:
         """Decorator: what is compared in place of the result, where several results are right.
 
-        It gets the arguments and the result as arrays, in NumPy, and returns one array or a tuple.
+        It gets the arguments, the results and the arguments that the operator writes, as it left
+        them, as arrays, in NumPy, and returns one array or a tuple.
         """
         self.measure = measure
         return measure

@@ -159,6 +159,7 @@ def use(
 class Derived(NamedTuple):
     """A value that launchers derive from tensors of a step: its name, those tensors, numbers.
 
+    "count of all rows" of nothing and [rows, index of the device]: int64 [1] that holds rows.
     "entry lengths" of (seq_lens) and [ratio]: seq_lens // ratio and seq_lens % ratio, int32 [R]
     each. "tokens before" of (query_start_loc, seq_lens): seq_lens less the step's own tokens, int32
     [R]. "joined rotation" of what `qkv_norm_rope` and "joined rotation of the indexer" of what

@@ -1,10 +1,12 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 
 #include <cmath>
 
 #include "matmul_npu.h"
 #include "npu/matmul.h"
 #include "npu/moe.h"
+#include "step.h"
 #include "swiglu_npu.h"
 
 namespace dsv4::bind {
@@ -42,6 +44,12 @@ struct Routed {
   }
 };
 
+// The only count of one group that has all rows, int64 [1] like `counts`.
+at::Tensor count_of(int64_t rows, const at::Tensor& counts) {
+  const auto make = [&] { return Tensors{at::full({1}, rows, counts.options())}; };
+  return Step::once({"count of all rows", {}, {rows, counts.get_device()}}, make).at(0);
+}
+
 constexpr int64_t kNoGroups = npu::QuantMatmul::kNoGroups;
 
 struct Int8Moe {
@@ -73,14 +81,15 @@ struct Int8Moe {
     const at::Tensor sums = sums_of(ids.numel()), chosen = rows_of(ids.numel());
     grouped_product(call, routed.rows, w13, Groups::counted(routed.counts), sums);
     const auto [hidden, hidden_scale] =
-        activated(call, sums, w13_scale.contiguous(), routed.scale, &routed.counts, limit);
+        activated(call, sums, w13_scale.contiguous(), routed.scale, routed.counts, limit);
     grouped_product(call, hidden, w2, Groups::counted(routed.counts), chosen,
                     {hidden_scale, w2_scale.contiguous()});
 
+    const at::Tensor all = count_of(tokens, routed.counts);
     const at::Tensor own_sums = sums_of(tokens), shared = rows_of(tokens);
     const at::Tensor columns13 = shared_w13_scale.contiguous();
     quant_product(call, codes, shared_w13, {at::Tensor(), columns13}, kNoGroups, own_sums);
-    const auto [own, own_scale] = activated(call, own_sums, columns13, scale, nullptr, limit);
+    const auto [own, own_scale] = activated(call, own_sums, columns13, scale, all, limit);
     quant_product(call, own, shared_w2, {own_scale, shared_w2_scale.contiguous()}, kNoGroups,
                   shared);
 

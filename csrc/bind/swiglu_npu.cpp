@@ -49,7 +49,7 @@ struct FromSums {
                                                 const at::Tensor& offsets, double limit) {
     const at::Tensor counts = offsets.diff().to(at::kLong);
     return activated(NpuCall("int8_swiglu_quant", sums), sums.contiguous(),
-                     weight_scale.contiguous(), x_scale.contiguous(), &counts, limit);
+                     weight_scale.contiguous(), x_scale.contiguous(), counts, limit);
   }
 };
 

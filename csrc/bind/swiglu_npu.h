@@ -10,11 +10,10 @@ namespace dsv4::bind {
 
 constexpr double kPlainSilu = 1.0, kNoBias = 0.0;
 
-// Sums [M, 2m] of gate and up to int8 rows with a scale each; counts: rows of each group, nullptr
-// for one.
+// Sums [M, 2m] of gate and up to int8 rows with a scale each; counts: rows of each group.
 inline Quantised activated(const NpuCall& call, const at::Tensor& sums,
                            const at::Tensor& weight_scale, const at::Tensor& row_scale,
-                           const at::Tensor* counts, double limit) {
+                           const at::Tensor& counts, double limit) {
   using Swiglu = npu::DequantSwigluQuant;
   at::Tensor codes = at::empty({sums.size(0), sums.size(1) / 2}, sums.options().dtype(at::kChar));
   at::Tensor scale = at::empty({sums.size(0)}, row_scale.options());
@@ -24,7 +23,7 @@ inline Quantised activated(const NpuCall& call, const at::Tensor& sums,
                      {},
                      {},
                      {},
-                     call.maybe(counts),
+                     call.maybe(&counts),
                      true,
                      {"dynamic"},
                      Swiglu::kInt8,

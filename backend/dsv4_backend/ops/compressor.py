@@ -289,8 +289,8 @@ def compress_pool(
 
     Arguments as there; head_dim: hd, the channels of an entry, c = wkv.shape[0] // head_dim of 1
     or 2. Returns the pooled entries [min(T, T // r + R), hd] in x's dtype, cast once: sequences in
-    order, blocks in order, then rows of 0. Source: spec/v4.md 4.3 [OFF-M Compressor],
-    aclnnCompressor.
+    order, blocks in order, then rows that may hold anything: 0, or what memory held. Source:
+    spec/v4.md 4.3 [OFF-M Compressor], aclnnCompressor.
     """
     state = state_cache, state_block_table, query_start_loc, seq_lens, max_seq_len, head_dim
     return pool_blocks(PoolCall(x, wkv, wgate, ape, *state))[0]

@@ -17,9 +17,10 @@ from dsv4_backend.ops.rope import apply_rope, rope_frequencies, rotation_rows
 from dsv4_backend.ops.token_quant import int8_token_quant
 from dsv4_backend.proofs.byte_entries import ENTRIES, write_entry
 from dsv4_backend.proofs.cache import draw_slots, slot_faults
+from dsv4_backend.proofs.int8 import ALREADY_FP32, SAME_SCALED, SAME_SUMS
 from dsv4_backend.proofs.numerics import BF16, Array, far_from_bf16_ties, round_to, wide
 from dsv4_backend.proofs.qkv_norm_rope import normed, turned
-from dsv4_backend.proofs.token_quant import int8_codes
+from dsv4_backend.proofs.token_quant import SAME_CODES, int8_codes
 
 PROFILE = "a2a3-int8"
 
@@ -61,7 +62,7 @@ def _queries(qr: Array, qr_scale: Array, wq_b: Array, wq_b_scale: Array, width: 
 
 
 def _half(x: Array) -> Array:
-    return wide(x.astype(np.float32).astype(np.float16))
+    return x.astype(np.float32).astype(np.float16)
 
 
 @indexer_prolog_int8.oracle
@@ -138,7 +139,7 @@ class Sizes(NamedTuple):
     block_size: int
 
 
-def _drawn(draw: Draw, s: Sizes) -> Arguments:
+def _drawn(draw: Draw, s: Sizes, eps: float) -> Arguments:
     qr, qr_scale = int8_token_quant.reference(draw.normal(s.tokens, s.inner, dtype=torch.bfloat16))
     weight = quantize_weight_int8(draw.normal(s.heads * s.width, s.inner) * s.inner**-0.5)
     pages = 3
@@ -150,7 +151,7 @@ def _drawn(draw: Draw, s: Sizes) -> Arguments:
         draw.normal(s.heads, s.hidden, scale=s.hidden**-0.5, dtype=torch.bfloat16),
         draw.normal(s.entries, s.width, dtype=torch.bfloat16),
         1 + 0.3 * draw.normal(s.width),
-        1e-6,
+        eps,
         *_turns(draw, s.tokens, s.rope),
         *_turns(draw, s.entries, s.rope),
         draw.bytes(pages, s.block_size * (s.width + 2)),
@@ -159,8 +160,8 @@ def _drawn(draw: Draw, s: Sizes) -> Arguments:
     )
 
 
-def _decided(draw: Draw, sizes: Sizes) -> Arguments:
-    while not _is_decided(drawn := _drawn(draw, sizes)):
+def _decided(draw: Draw, sizes: Sizes, eps: float = 1e-6) -> Arguments:
+    while not _is_decided(drawn := _drawn(draw, sizes, eps)):
         pass
     return drawn
 
@@ -177,6 +178,8 @@ def _(draw: Draw) -> Iterator[Case]:
     ):
         name = "{} tokens, {} heads of {} ({} turned), {}, {} channels, {} entries in pages of {}"
         yield Case(name.format(*sizes), PROFILE, tuple(_decided(draw, sizes)))
+    large = _decided(draw, Sizes(2, 2, 16, 8, 24, 40, 3, 4), 0.5)
+    yield Case("epsilon matters", PROFILE, tuple(large))
     a = _decided(draw, Sizes(4, 2, 16, 8, 24, 40, 3, 4))
     strided = a._replace(
         x=torch.stack([a.x, a.x], 2)[..., 0],
@@ -240,3 +243,22 @@ indexer_prolog_int8.wrong_steps(
     }
 )
 indexer_prolog_int8.no_output_fault("one NaN", "int8 codes hold no NaN")
+_FP32 = "a product with an fp32 factor is fp32 without the cast too"
+indexer_prolog_int8.explain(
+    SAME_CODES,
+    SAME_SUMS,
+    SAME_SCALED,
+    ALREADY_FP32,
+    dict.fromkeys(
+        ("rms_norm: weight.to(wide.dtype) -> weight", "apply_rope: compute(tail) -> tail"), _FP32
+    ),
+    {
+        "apply_rope: (wide * cos + turned * sin).to(x.dtype) -> wide * cos + turned * sin": (
+            "copying into x casts alike"
+        ),
+        "rotate: compute(x) -> x": "torch's product of bf16 sums in fp32 and rounds once too",
+        "round_int8: x.round().clamp(-INT8_MAX, INT8_MAX) -> x.round()": "the largest magnitude "
+        "over its own scale passes 127 by less than half a step",
+        "sylvester: 0 -> 1": "the matrix is square and symmetric",
+    },
+)

@@ -126,8 +126,8 @@ def _(draw: Draw) -> Iterator[Case]:
         tiny = _drawn(draw, dtype, (4, 3, 16, 8, 3), 1e-3, 2.0**-9)
         yield Case("epsilon matters", profile, tiny)
         special = [x.clone() for x in (q, kv, entries)]
-        special[0][0, 1, 3], special[1][2, 0], special[2][1] = torch.nan, torch.inf, 0.0
-        yield Case("NaN, infinity, a row of zeros", profile, (*special, *rest))
+        special[0][0, 1, 3], special[1][2, 0], special[2][1, 1] = (torch.nan,) * 3
+        yield Case("NaN", profile, (*special, *rest))
 
 
 _WEIGHTS = ("q_weight", "kv_weight", "entry_weight")

@@ -124,6 +124,8 @@ def _derived_lengths(
     """Of the step's sequences, as launchers look for them."""
     lengths = values["query_start_loc"], values["seq_lens"]
     yield Derived("tokens before", lengths), [values["tokens before"]]
+    count, device = values["count of all rows"], cache.device.index or 0
+    yield Derived("count of all rows", (), [len(values["input_ids"]), device]), [count]
     for ratio in filter(None, cache.frequencies):
         both = [values[f"{field} {ratio}"] for field in _ENTRY_LENGTHS]
         yield Derived("entry lengths", lengths[1:], [ratio]), both
@@ -154,6 +156,7 @@ def _values(cache: PagedCache, host: Step) -> Values:
     batch = host.batch
     values = {name: getattr(batch, name) for name in _OF_BATCH}
     values["tokens before"] = batch.seq_lens - batch.query_start_loc.diff()
+    values["count of all rows"] = torch.tensor([len(batch.input_ids)])
     for ratio in filter(None, cache.frequencies):
         both = batch.seq_lens // ratio, batch.seq_lens % ratio
         values |= {f"{field} {ratio}": v for field, v in zip(_ENTRY_LENGTHS, both, strict=True)}

@@ -103,7 +103,8 @@ class Sample:
         arguments = map(to_array, self.case.arguments)
         outputs = map(to_array, compared)
         with np.errstate(all="ignore"):
-            return (to_tensor(measure(*arguments, *outputs)),)
+            measured = measure(*arguments, *outputs)
+        return tuple(map(to_tensor, measured if isinstance(measured, tuple) else (measured,)))
 
     def _compared(self, arguments: tuple[Any, ...], result: Any) -> tuple[object, ...]:
         """Outputs, then the mutated arguments."""

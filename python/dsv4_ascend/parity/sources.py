@@ -25,7 +25,7 @@ def source_of(function: types.FunctionType) -> ast.FunctionDef:
     assert module is not None
     first = function.__code__.co_firstlineno
     named = [d for (name, _), d in _definitions(module).items() if name == function.__name__]
-    (found,) = (d for d in named if first <= d.lineno <= first + 40 and _starts(d) == first)
+    (found,) = (d for d in named if _starts(d) == first)
     definition = copy.deepcopy(found)
     definition.decorator_list = []
     body = definition.body
