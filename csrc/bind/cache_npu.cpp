@@ -56,8 +56,6 @@ struct WriteInt8 {
   }
 };
 
-constexpr float kUnscaled = 1;  // x_scale
-
 // Rows of bytes, one behind the other on a page.
 struct WriteLatents {
   using Epilog = npu::KvCompressEpilog;
@@ -81,33 +79,17 @@ struct WriteLatents {
   }
 };
 
-// Rows in e4m3 behind each other on a page, then their fp32 scales.
 struct WriteTokenFp8 {
-  static constexpr int64_t kScaleBytes = 4;
-
   static WhyNot why_not(const Context&, const at::Tensor& cache, const at::Tensor& rows,
                         const at::Tensor&, int64_t) {
-    return first(
-        not_of("rows", rows, kHalves), empty("rows", rows),
-        unless(rows.size(1) == 128, "the chip takes rows of 128 channels"),
-        unless(whole_pages(cache), "cache has gaps inside its pages"),
-        unless(cache.storage_offset() % kScaleBytes == 0 && cache.stride(0) % kScaleBytes == 0,
-               "pages do not begin where an fp32 scale can"));
+    return first(not_of("rows", rows, kHalves), empty("rows", rows),
+                 Fp8Pages::why_not(cache, rows.size(1)));
   }
 
   static void run(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots,
                   int64_t block_size) {
-    const auto section = [&](int64_t first, int64_t size, at::ScalarType type) {
-      const at::Tensor bytes = cache.narrow(1, first, block_size * size);
-      return one_head(bytes.view(type).unflatten(1, {block_size, -1}));
-    };
-    const at::Tensor codes = section(0, rows.size(1), at::kFloat8_e4m3fn);
-    const at::Tensor scales = section(block_size * rows.size(1), kScaleBytes, at::kFloat);
-    const at::Tensor x = rows.contiguous(), places = slots.to(at::kInt).contiguous();
     const NpuCall call("write_cache_indexer_token_fp8", cache);
-    call.launch(npu::IndexerQuantCache{call.out(codes), call.out(scales), call.in(x),
-                                       call.in(places), npu::IndexerQuantCache::kRowScales, false,
-                                       kUnscaled});
+    Fp8Pages(cache, block_size, rows.size(1)).write(call, rows.contiguous(), slots);
   }
 };
 

@@ -53,4 +53,41 @@ struct Int8Pages {
   }
 };
 
+constexpr float kUnscaled = 1;  // x_scale of writers that quantise
+
+// Pages of e4m3 rows behind each other, then their fp32 scales: uint8 [pages, bytes].
+struct Fp8Pages {
+  static constexpr int64_t kScaleBytes = 4, kChannels = 128;
+
+  const at::Tensor& cache;
+  int64_t rows, channels;
+
+  static WhyNot why_not(const at::Tensor& cache, int64_t channels) {
+    return first(
+        unless(channels == kChannels, "the chip takes rows of 128 channels"),
+        unless(whole_pages(cache), "cache has gaps inside its pages"),
+        unless(cache.storage_offset() % kScaleBytes == 0 && cache.stride(0) % kScaleBytes == 0,
+               "pages do not begin where an fp32 scale can"));
+  }
+
+  Fp8Pages(const at::Tensor& cache, int64_t rows, int64_t channels)
+      : cache(cache), rows(rows), channels(channels) {}
+
+  // x [M, channels], which the chip quantises, to slots [M].
+  void write(const NpuCall& call, const at::Tensor& x, const at::Tensor& slots) const {
+    const at::Tensor codes = section(0, channels, at::kFloat8_e4m3fn);
+    const at::Tensor scales = section(rows * channels, kScaleBytes, at::kFloat);
+    const at::Tensor places = slots.to(at::kInt).contiguous();
+    call.launch(npu::IndexerQuantCache{call.out(codes), call.out(scales), call.in(x),
+                                       call.in(places), npu::IndexerQuantCache::kRowScales, false,
+                                       kUnscaled});
+  }
+
+ private:
+  at::Tensor section(int64_t first, int64_t size, at::ScalarType type) const {
+    const at::Tensor bytes = cache.narrow(1, first, rows * size);
+    return one_head(bytes.view(type).unflatten(1, {rows, -1}));
+  }
+};
+
 }  // namespace dsv4::bind

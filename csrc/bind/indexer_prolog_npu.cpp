@@ -1,9 +1,10 @@
-// What the lightning indexer scores with: queries, weights and new keys, in int8.
+// What the lightning indexer scores with: queries, weights and new keys, in the codes of the keys.
 #include <ATen/ops/empty.h>
 
 #include "cache_npu.h"
 #include "hadamard_npu.h"
 #include "matmul_npu.h"
+#include "mx_npu.h"
 #include "norm_npu.h"
 #include "npu/elementary.h"
 #include "npu/indexer.h"
@@ -14,59 +15,93 @@
 namespace dsv4::bind {
 namespace {
 
-// Rows of queries, then of keys, in one buffer [heads * T + M, D]: both are turned, multiplied by
-// the Hadamard matrix and quantised in one call each. Weights and scales lie in one fp32 buffer, so
-// that one call casts them.
-struct Rows {
-  int64_t tokens, heads, keys, width;
-  at::Tensor all, factors;
+using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-  Rows(const at::Tensor& x, int64_t heads, const at::Tensor& pooled)
-      : tokens(x.size(0)),
-        heads(heads),
-        keys(pooled.size(0)),
-        width(pooled.size(1)),
-        all(at::empty({queries() + keys, width}, x.options())),
-        factors(at::empty({2 * queries() + keys}, x.options().dtype(at::kFloat))) {}
+// What both operators are called with.
+struct Given {
+  const at::Tensor &x, &weights_proj, &pooled, &norm;
+  double eps;
+  const at::Tensor &cos, &sin, &entry_cos, &entry_sin, &cache, &slots;
+  int64_t block_size;
 
-  int64_t queries() const { return tokens * heads; }
-  at::Tensor of_queries() const { return all.narrow(0, 0, queries()); }
-  at::Tensor of_keys() const { return all.narrow(0, queries(), keys); }
-  at::Tensor weights() const { return factors.narrow(0, 0, queries()).view({tokens, heads}); }
-  at::Tensor scales() const { return factors.narrow(0, queries(), queries() + keys); }
-};
-
-struct Prolog {
-  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
-                        const at::Tensor& wq_b, const at::Tensor&, const at::Tensor& weights_proj,
-                        const at::Tensor& pooled, const at::Tensor& norm, double, const at::Tensor&,
-                        const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                        const at::Tensor& cache, const at::Tensor&, int64_t block_size) {
+  WhyNot why_not() const {
     return first(not_of("x", x, {at::kBFloat16}), empty("x", x), empty("pooled", pooled),
                  not_of("pooled", pooled, {at::kBFloat16}),
                  not_of("weights_proj", weights_proj, {at::kBFloat16}),
-                 not_of("k_norm", norm, kFloats), empty("wq_b", wq_b),
-                 unless(pooled.size(1) == npu::kIndexWidth, "the chip takes keys of 128 channels"),
+                 not_of("k_norm", norm, kFloats),
+                 unless(pooled.size(1) == npu::kIndexWidth, "the chip takes keys of 128 channels"));
+  }
+};
+
+// Rows of queries, then of keys, in one buffer [heads * T + M, D]: what is done to both is done in
+// one call.
+struct Rows {
+  const Given& given;
+  int64_t tokens, heads, keys, width;
+  at::Tensor all;
+
+  explicit Rows(const Given& given)
+      : given(given),
+        tokens(given.x.size(0)),
+        heads(given.weights_proj.size(0)),
+        keys(given.pooled.size(0)),
+        width(given.pooled.size(1)),
+        all(at::empty({queries() + keys, width}, given.x.options())) {}
+
+  int64_t queries() const { return tokens * heads; }
+  at::Tensor of_tokens() const { return queries_of(all).view({tokens, heads * width}); }
+  at::Tensor queries_of(const at::Tensor& rows) const { return rows.narrow(0, 0, queries()); }
+  at::Tensor keys_of(const at::Tensor& rows) const { return rows.narrow(0, queries(), keys); }
+  at::Tensor by_head(const at::Tensor& rows) const { return rows.view({tokens, heads, -1}); }
+
+  // After the queries were written: keys normed, and both turned.
+  void norm_and_turn(const NpuCall& call) const {
+    norm_into(call, given.pooled, given.norm, given.eps, keys_of(all));
+    const Tensors by = {given.cos, given.sin, given.entry_cos, given.entry_sin};
+    const Derived joined{"joined rotation of the indexer", by, {heads}};
+    if (const Tensors* rows = Step::find(joined)) {
+      rotate(call, all, Rotation(rows->at(0), rows->at(1)));
+      return;
+    }
+    rotate(call, by_head(queries_of(all)), Rotation(by.at(0), by.at(1)));
+    rotate(call, keys_of(all), Rotation(by.at(2), by.at(3)));
+  }
+};
+
+struct Int8 {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
+                        const at::Tensor& wq_b, const at::Tensor&, const at::Tensor& weights_proj,
+                        const at::Tensor& pooled, const at::Tensor& norm, double eps,
+                        const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& entry_cos,
+                        const at::Tensor& entry_sin, const at::Tensor& cache,
+                        const at::Tensor& slots, int64_t block_size) {
+    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
+                      sin, entry_cos,    entry_sin, cache, slots, block_size};
+    return first(empty("wq_b", wq_b), given.why_not(),
                  Int8Pages::why_not(cache, block_size, pooled.size(1)));
   }
 
-  static std::tuple<at::Tensor, at::Tensor, at::Tensor> run(
-      const at::Tensor& x, const at::Tensor& qr, const at::Tensor& qr_scale, const at::Tensor& wq_b,
-      const at::Tensor& wq_b_scale, const at::Tensor& weights_proj, const at::Tensor& pooled,
-      const at::Tensor& norm, double eps, const at::Tensor& cos, const at::Tensor& sin,
-      const at::Tensor& entry_cos, const at::Tensor& entry_sin, const at::Tensor& cache,
-      const at::Tensor& slots, int64_t block_size) {
+  // Weights and scales lie in one fp32 buffer, so that one call casts them.
+  static Results run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& qr_scale,
+                     const at::Tensor& wq_b, const at::Tensor& wq_b_scale,
+                     const at::Tensor& weights_proj, const at::Tensor& pooled,
+                     const at::Tensor& norm, double eps, const at::Tensor& cos,
+                     const at::Tensor& sin, const at::Tensor& entry_cos,
+                     const at::Tensor& entry_sin, const at::Tensor& cache, const at::Tensor& slots,
+                     int64_t block_size) {
+    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
+                      sin, entry_cos,    entry_sin, cache, slots, block_size};
     const NpuCall call("indexer_prolog_int8", x);
-    const Rows rows(x, weights_proj.size(0), pooled);
-    const at::Tensor queries = rows.of_queries(), keys = rows.of_keys();
-    const at::Tensor heads = queries.view({rows.tokens, rows.heads * rows.width});
+    const Rows rows(given);
     quant_product(call, qr, wq_b, {qr_scale.contiguous(), wq_b_scale.contiguous()},
-                  npu::QuantMatmul::kNoGroups, heads);
-    norm_into(call, pooled, norm, eps, keys);
-    turn(call, rows, {cos, sin, entry_cos, entry_sin});
+                  npu::QuantMatmul::kNoGroups, rows.of_tokens());
+    rows.norm_and_turn(call);
 
-    const at::Tensor codes = at::empty(rows.all.sizes(), rows.all.options().dtype(at::kChar));
-    const at::Tensor scales = rows.scales(), weights = rows.weights();
+    const int64_t count = rows.queries(), size = rows.all.size(0);
+    const at::Tensor factors = at::empty({count + size}, x.options().dtype(at::kFloat));
+    const at::Tensor weights = rows.by_head(factors.narrow(0, 0, count)).squeeze(-1);
+    const at::Tensor scales = factors.narrow(0, count, size);
+    const at::Tensor codes = at::empty(rows.all.sizes(), x.options().dtype(at::kChar));
     using Rotate = npu::RotateQuant;
     call.launch(Rotate{call.in(rows.all),
                        call.in(sylvester(rows.all)),
@@ -79,36 +114,62 @@ struct Prolog {
                        call.out(codes),
                        call.out(scales)});
     product_into(call, x.contiguous(), weights_proj, weights);
-    const at::Tensor halves = at::empty(rows.factors.sizes(), x.options().dtype(at::kHalf));
-    call.launch(npu::Cast{call.in(rows.factors), {npu::AclType::f16}, call.out(halves)});
-
-    const int64_t count = rows.queries();
+    const at::Tensor halves = at::empty(factors.sizes(), x.options().dtype(at::kHalf));
+    call.launch(npu::Cast{call.in(factors), {npu::AclType::f16}, call.out(halves)});
+    const at::Tensor of_rows = halves.narrow(0, count, size).unsqueeze(-1);
     Int8Pages(cache, block_size, rows.width)
-        .write(call, codes.narrow(0, count, rows.keys),
-               halves.narrow(0, 2 * count, rows.keys).unsqueeze(-1), slots);
-    const auto of_heads = [&](int64_t first) {
-      return halves.narrow(0, first, count).view({rows.tokens, rows.heads});
-    };
-    return {codes.narrow(0, 0, count).view({rows.tokens, rows.heads, rows.width}), of_heads(count),
-            of_heads(0)};
-  }
-
- private:
-  static void turn(const NpuCall& call, const Rows& rows, const Tensors& by) {
-    const Derived joined{"joined rotation of the indexer", by, {rows.heads}};
-    if (const Tensors* all = Step::find(joined)) {
-      rotate(call, rows.all, Rotation(all->at(0), all->at(1)));
-      return;
-    }
-    const at::Tensor queries = rows.of_queries().view({rows.tokens, rows.heads, rows.width});
-    rotate(call, queries, Rotation(by.at(0), by.at(1)));
-    rotate(call, rows.of_keys(), Rotation(by.at(2), by.at(3)));
+        .write(call, rows.keys_of(codes), rows.keys_of(of_rows), slots);
+    return {rows.by_head(rows.queries_of(codes)),
+            rows.by_head(rows.queries_of(of_rows)).squeeze(-1),
+            rows.by_head(halves.narrow(0, 0, count)).squeeze(-1)};
   }
 };
 
-const NpuRegistration<Prolog, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
+struct Fp8 {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& qr,
+                        const at::Tensor&, const at::Tensor& wq_b, const at::Tensor&,
+                        const at::Tensor& weights_proj, const at::Tensor& pooled,
+                        const at::Tensor& norm, double eps, const at::Tensor& cos,
+                        const at::Tensor& sin, const at::Tensor& entry_cos,
+                        const at::Tensor& entry_sin, const at::Tensor& cache,
+                        const at::Tensor& slots, int64_t block_size) {
+    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
+                      sin, entry_cos,    entry_sin, cache, slots, block_size};
+    return first(
+        empty("wq_b", wq_b), given.why_not(),
+        unless(qr.size(1) % (2 * kMxBlock) == 0, "the chip takes a multiple of 64 latent channels"),
+        Fp8Pages::why_not(cache, pooled.size(1)));
+  }
+
+  static Results run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& qr_scale,
+                     const at::Tensor& wq_b, const at::Tensor& wq_b_scale,
+                     const at::Tensor& weights_proj, const at::Tensor& pooled,
+                     const at::Tensor& norm, double eps, const at::Tensor& cos,
+                     const at::Tensor& sin, const at::Tensor& entry_cos,
+                     const at::Tensor& entry_sin, const at::Tensor& cache, const at::Tensor& slots,
+                     int64_t block_size) {
+    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
+                      sin, entry_cos,    entry_sin, cache, slots, block_size};
+    const NpuCall call("indexer_prolog_fp8", x);
+    const Rows rows(given);
+    quant_product(call, qr, wq_b, {paired(qr_scale), pairs_of_columns(wq_b_scale)},
+                  npu::QuantMatmul::kMxGroups, rows.of_tokens());
+    rows.norm_and_turn(call);
+    const at::Tensor mixed = at::empty(rows.all.sizes(), x.options());
+    product_into(call, rows.all, sylvester(rows.all), mixed);  // the matrix is symmetric
+    const auto [codes, scale] =
+        token_quantised(call, rows.by_head(rows.queries_of(mixed)), at::kFloat8_e4m3fn);
+    Fp8Pages(cache, block_size, rows.width).write(call, rows.keys_of(mixed), slots);
+    return {codes, scale, single_product(call, x.contiguous(), weights_proj)};
+  }
+};
+
+const NpuRegistration<Int8, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
                       npu::InplacePartialRotaryMul, npu::Matmul, npu::Cast, npu::ScatterPaKvCache>
     indexer_prolog_int8("indexer_prolog_int8");
+const NpuRegistration<Fp8, npu::IndexerQuantCache, npu::QuantMatmul, npu::RmsNorm,
+                      npu::InplacePartialRotaryMul, npu::Matmul, npu::DynamicQuant>
+    indexer_prolog_fp8("indexer_prolog_fp8");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -26,21 +26,8 @@ struct Blocks {
                  unless(x.size(-1) % 64 == 0, "the chip pairs the scales of 64 channels"));
   }
 
-  static Quantised run(const at::Tensor& x, int64_t block) {
-    constexpr double smallest_amax = 1e-4;
-    const MxRows rows(x.sizes(), x.options());
-    const NpuCall call("act_quant", x);
-    call.launch(npu::DynamicMxQuant{call.in(x),
-                                    npu::DynamicMxQuant::kLastAxis,
-                                    {"rint"},
-                                    {npu::AclType::e4m3},
-                                    block,
-                                    npu::DynamicMxQuant::kRoundedUp,
-                                    0.0,
-                                    smallest_amax,
-                                    call.out(rows.codes),
-                                    call.out(rows.pairs)});
-    return rows.result();
+  static Quantised run(const at::Tensor& x, int64_t) {
+    return mx_quantised(NpuCall("act_quant", x), x.contiguous()).result();
   }
 };
 

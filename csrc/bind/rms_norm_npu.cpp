@@ -1,5 +1,6 @@
 #include <ATen/ops/ones.h>
 
+#include "mx_npu.h"
 #include "norm_npu.h"
 #include "npu/elementary.h"
 
@@ -49,6 +50,35 @@ struct NormInt8 {
   }
 };
 
+struct NormMx {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight, double) {
+    return first(not_of("x", x, kHalves), not_of("weight", weight, {x.scalar_type(), at::kFloat}),
+                 empty("x", x), unless(x.dim() <= 7, "x has more than 7 dimensions"),
+                 unless(x.size(-1) % (2 * kMxBlock) == 0, "the chip pairs scales of 64 channels"));
+  }
+
+  static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, const at::Tensor& weight,
+                                                double eps) {
+    using Norm = npu::RmsNormDynamicMxQuant;
+    const at::Tensor in = x.contiguous(), gamma = weight.contiguous();
+    const MxRows rows(x.sizes(), x.options());
+    const at::Tensor no_rstd = at::empty(one_each(x), x.options().dtype(at::kFloat));
+    const NpuCall call("rms_norm_mx", x);
+    call.launch(Norm{call.in(in),
+                     call.in(gamma),
+                     {},
+                     eps,
+                     Norm::kRoundedUp,
+                     {"rint"},
+                     Norm::kE4m3,
+                     false,
+                     call.out(rows.codes),
+                     call.out(rows.pairs),
+                     call.out(no_rstd)});
+    return rows.result();
+  }
+};
+
 // RmsNorm rounds once, which in fp32 is what the operator does.
 struct HeadNorm {
   static WhyNot why_not(const Context&, const at::Tensor& x, double) {
@@ -79,6 +109,7 @@ struct RoundedHeadNorm {
 
 const NpuRegistration<Norm, npu::RmsNorm> rms_norm("rms_norm");
 const NpuRegistration<NormInt8, npu::RmsNormDynamicQuant> rms_norm_int8("rms_norm_int8");
+const NpuRegistration<NormMx, npu::RmsNormDynamicMxQuant> rms_norm_mx("rms_norm_mx");
 const NpuRegistration<HeadNorm, npu::RmsNorm> head_rms_norm("head_rms_norm", Kind::composite);
 const NpuRegistration<RoundedHeadNorm, npu::Mean> rounded_head_rms_norm("head_rms_norm",
                                                                         Kind::composite);

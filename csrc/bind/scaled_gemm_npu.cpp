@@ -59,9 +59,8 @@ WhyNot not_mx(const Context& context, const at::Tensor& x, const at::Tensor& wei
                unless(x.size(1) % (2 * kMxBlock) == 0, "the chip takes a multiple of 64 channels"));
 }
 
-// Scales [.., N, K / 32] of a weight as they lie, seen as the columns' are.
 Scales mx_scales(const at::Tensor& of_x, const at::Tensor& of_weight) {
-  return {paired(of_x), paired(of_weight).transpose(-3, -2)};
+  return {paired(of_x), pairs_of_columns(of_weight)};
 }
 
 struct Mx {

@@ -61,25 +61,7 @@ struct ToMx {
   }
 
   static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, double limit) {
-    const int64_t rows = x.size(0), half = x.size(1) / 2;
-    const MxRows made({rows, half}, x.options());
-    const at::Tensor no_origin = at::empty({rows, half}, x.options());  // asked for all the same
-    const NpuCall call("mx_swiglu_quant", x);
-    call.launch(npu::SwigluGroupQuant{call.in(x.contiguous()),
-                                      {},
-                                      {},
-                                      {},
-                                      static_cast<int64_t>(npu::AclType::e4m3),
-                                      npu::SwigluGroupQuant::kMx,
-                                      kMxBlock,
-                                      true,
-                                      limit,
-                                      0.0,
-                                      false,
-                                      call.out(made.codes),
-                                      call.out(made.pairs),
-                                      call.out(no_origin)});
-    return made.result();
+    return mx_activated(NpuCall("mx_swiglu_quant", x), x.contiguous(), limit).result();
   }
 };
 

@@ -57,37 +57,6 @@ WhyNot not_tiled(const at::Tensor& x, const at::Tensor& weight_scale) {
                unless(weight_scale.size(1) % 32 == 0, "the chip takes a multiple of 32 rows"));
 }
 
-at::Tensor tiled_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& x_scale,
-                         const at::Tensor& tiles, const at::Tensor& weight_scale,
-                         const at::Tensor& offsets) {
-  const int64_t n = weight_scale.size(1);
-  const at::Tensor out = at::empty({x.size(0), n}, x.options().dtype(at::kBFloat16));
-  const Groups groups = Groups::between(offsets);
-  const Codes codes = Codes(tiles.size(0), n, x.size(1)).transposed();
-  call.launch(npu::GroupedMatmulWeightNz{call.list(x.contiguous()),
-                                         {{codes.in_tiles(tiles)}},
-                                         {},
-                                         {},
-                                         {},
-                                         call.list(paired(weight_scale).transpose(1, 2)),
-                                         {},
-                                         call.list(paired(x_scale)),
-                                         call.maybe(&groups.list),
-                                         {},
-                                         {},
-                                         {},
-                                         npu::GroupedMatmul::kOneOutput,
-                                         npu::GroupedMatmul::kAlongRows,
-                                         groups.type,
-                                         npu::GroupedMatmul::kNoActivation,
-                                         {},
-                                         int64_t{0},
-                                         call.out_list(out),
-                                         {},
-                                         {}});
-  return out;
-}
-
 struct Pack {
   static WhyNot why_not(const Context&, const at::Tensor& weight) {
     return empty("weight", weight);
@@ -106,8 +75,8 @@ struct Tiled {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& weight,
                         const at::Tensor& weight_scale, const at::Tensor& offsets) {
-    return tiled_product(NpuCall("mxfp4_tiled_grouped_gemm", x), x, x_scale, weight.contiguous(),
-                         weight_scale, offsets);
+    return tiled_product(NpuCall("mxfp4_tiled_grouped_gemm", x), MxRows(x, x_scale),
+                         weight.contiguous(), weight_scale, Groups::between(offsets));
   }
 };
 
@@ -121,7 +90,8 @@ struct Stored {
   static at::Tensor run(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& weight,
                         const at::Tensor& weight_scale, const at::Tensor& offsets) {
     const NpuCall call("mxfp4_grouped_gemm", x);
-    return tiled_product(call, x, x_scale, packed(call, weight), weight_scale, offsets);
+    return tiled_product(call, MxRows(x, x_scale), packed(call, weight), weight_scale,
+                         Groups::between(offsets));
   }
 };
 
@@ -142,7 +112,8 @@ struct Official {
     const at::Tensor blocks =
         four.narrow(1, 0, x.size(1) / kMxBlock).contiguous().view(scale->scalar_type());
     const NpuCall call("fp4_grouped_gemm", x);
-    return tiled_product(call, x, blocks, packed(call, weight), weight_scale, offsets);
+    return tiled_product(call, MxRows(x, blocks), packed(call, weight), weight_scale,
+                         Groups::between(offsets));
   }
 };
 
@@ -155,4 +126,34 @@ const NpuRegistration<Official, npu::GroupedMatmulWeightNz, npu::NpuFormatCast> 
     "fp4_grouped_gemm");
 
 }  // namespace
+
+at::Tensor tiled_product(const NpuCall& call, const MxRows& x, const at::Tensor& tiles,
+                         const at::Tensor& weight_scale, const Groups& groups) {
+  const int64_t n = weight_scale.size(1);
+  const at::Tensor out = at::empty({x.codes.size(0), n}, x.codes.options().dtype(at::kBFloat16));
+  const Codes codes = Codes(tiles.size(0), n, x.codes.size(1)).transposed();
+  call.launch(npu::GroupedMatmulWeightNz{call.list(x.codes),
+                                         {{codes.in_tiles(tiles)}},
+                                         {},
+                                         {},
+                                         {},
+                                         call.list(pairs_of_columns(weight_scale)),
+                                         {},
+                                         call.list(x.pairs),
+                                         call.maybe(&groups.list),
+                                         {},
+                                         {},
+                                         {},
+                                         npu::GroupedMatmul::kOneOutput,
+                                         npu::GroupedMatmul::kAlongRows,
+                                         groups.type,
+                                         npu::GroupedMatmul::kNoActivation,
+                                         {},
+                                         int64_t{0},
+                                         call.out_list(out),
+                                         {},
+                                         {}});
+  return out;
+}
+
 }  // namespace dsv4::bind

@@ -89,4 +89,20 @@ struct TransposeBatchMatmul {  // one product per group, with the axes in any or
                  out)
 };
 
+struct TransposeQuantBatchMatmul {  // the same of MX-FP8 operands
+  static constexpr const char* symbol = "aclnnTransposeQuantBatchMatMul";
+  static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
+  static constexpr int64_t kMxGroups = (1LL << 32) | (1LL << 16) | 32;  // [1, 1, 32]
+  static constexpr int32_t kNotSplit = 1;
+  In x1, x2;
+  OptionalIn bias, x1_scale, x2_scale;
+  Int32 dtype;
+  Int group_size;
+  Ints perm_x1, perm_x2, perm_y;
+  Int32 batch_split_factor;
+  Out out;
+  DSV4_ARGUMENTS(x1, x2, bias, x1_scale, x2_scale, dtype, group_size, perm_x1, perm_x2, perm_y,
+                 batch_split_factor, out)
+};
+
 }  // namespace dsv4::npu

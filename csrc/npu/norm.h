@@ -29,4 +29,21 @@ struct RmsNormDynamicQuant {  // the same, then int8 codes and one fp32 scale pe
   DSV4_ARGUMENTS(x, gamma, smooth_scales, beta, epsilon, dst_type, y, scale)
 };
 
+struct RmsNormDynamicMxQuant {  // the same to MX-FP8 rows: one e8m0 scale per 32 channels, in pairs
+  static constexpr const char* symbol = "aclnnRmsNormDynamicMxQuant";
+  static constexpr std::array versions = {Version{Package::builtin, kA5, {9, 1}}};
+  static constexpr int64_t kRoundedUp = 1;  // scale_alg
+  static constexpr int64_t kE4m3 = 36;      // dst_type
+  In x, gamma;
+  OptionalIn beta;
+  Real epsilon;
+  Int scale_alg;
+  Text round_mode;
+  Int dst_type;
+  Flag output_rstd;
+  Out y, mxscale, rstd;
+  DSV4_ARGUMENTS(x, gamma, beta, epsilon, scale_alg, round_mode, dst_type, output_rstd, y, mxscale,
+                 rstd)
+};
+
 }  // namespace dsv4::npu

@@ -8,12 +8,13 @@ from dsv4_backend.contract import Tolerance, compute, operator
 from dsv4_backend.ops.cache_bytes import WRITES
 from dsv4_backend.ops.hadamard import sylvester
 from dsv4_backend.ops.int8 import int8_gemm
+from dsv4_backend.ops.mx import mxfp8_gemm
 from dsv4_backend.ops.qkv_norm_rope import norm_rope
 from dsv4_backend.ops.rope import apply_rope
-from dsv4_backend.ops.token_quant import int8_token_quant
-from dsv4_backend.relations import require, slots_in
+from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
+from dsv4_backend.relations import Relation, require, slots_in
 
-KEYS = WRITES["indexer_int8"]
+INT8_KEYS, FP8_KEYS = WRITES["indexer_int8"], WRITES["indexer_token_fp8"]
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
@@ -22,37 +23,38 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return (wide @ sylvester(wide)).to(x.dtype)
 
 
-def head_weights(x: torch.Tensor, weights_proj: torch.Tensor) -> torch.Tensor:
-    """fp16 [T, HI] of fp32 sums."""
+def fp32_weights(x: torch.Tensor, weights_proj: torch.Tensor) -> torch.Tensor:
+    """Weights [T, HI] of heads, sums in fp32."""
     wide = x.float()
-    return (wide @ weights_proj.to(wide.dtype).T).half()
+    return wide @ weights_proj.to(wide.dtype).T
 
 
-@operator(
-    "indexer_prolog_int8(Tensor x, Tensor qr, Tensor qr_scale, Tensor wq_b, Tensor wq_b_scale, "
-    "Tensor weights_proj, Tensor pooled, Tensor k_norm, float eps, Tensor cos, Tensor sin, "
-    "Tensor entry_cos, Tensor entry_sin, Tensor(a!) cache, Tensor slots, int block_size) -> "
-    "(Tensor q, Tensor q_scale, Tensor weights)",
-    rows=(11, 12, 21),
-    arguments={
-        "x": "bf16 [T, d]",
-        "qr": "i8 [T, K]",
-        "qr_scale": "f32 [T]",
-        "wq_b": "i8 [N, K]",
-        "wq_b_scale": "f32 [N]",
-        "weights_proj": "float [HI, d]",
-        "pooled": "bf16 [M, D]",
-        "k_norm": "float [D]",
-        "eps": "a number >= 0",
-        "cos": "f32 [T, r]",
-        "sin": "f32 [T, r]",
-        "entry_cos": "f32 [M, r]",
-        "entry_sin": "f32 [M, r]",
-        "cache": "u8 [num_blocks, page]",
-        "slots": "i64 [M]",
-        "block_size": "at least 1",
-    },
-    relations=(
+_SIDES = {
+    "x": "bf16 [T, d]",
+    "weights_proj": "float [HI, d]",
+    "pooled": "bf16 [M, D]",
+    "k_norm": "float [D]",
+    "eps": "a number >= 0",
+    "cos": "f32 [T, r]",
+    "sin": "f32 [T, r]",
+    "entry_cos": "f32 [M, r]",
+    "entry_sin": "f32 [M, r]",
+    "cache": "u8 [num_blocks, page]",
+    "slots": "i64 [M]",
+    "block_size": "at least 1",
+}
+_ARGUMENTS = (
+    "Tensor x, Tensor qr, Tensor qr_scale, Tensor wq_b, Tensor wq_b_scale, Tensor weights_proj, "
+    "Tensor pooled, Tensor k_norm, float eps, Tensor cos, Tensor sin, Tensor entry_cos, "
+    "Tensor entry_sin, Tensor(a!) cache, Tensor slots, int block_size"
+)
+_RESULTS = "(Tensor q, Tensor q_scale, Tensor weights)"
+
+
+def _relations(form: str, scale_bytes: int) -> tuple[Relation, ...]:
+    """Of pages of `form`, whose rows have a scale of so many bytes."""
+    page = f"block_size * (D + {scale_bytes})"
+    return (
         require("wq_b", "N == HI * D", "{N} rows", "{HI * D}, {HI} heads of {D} channels"),
         require("pooled", "D >= 1 and (D & (D - 1)) == 0", "{D} channels", "a power of two"),
         require(
@@ -63,12 +65,25 @@ def head_weights(x: torch.Tensor, weights_proj: torch.Tensor) -> torch.Tensor:
         ),
         require(
             "cache",
-            "num_blocks >= 1 and page == block_size * (D + 2)",
+            f"num_blocks >= 1 and page == {page}",
             "shape {sizes(cache)}",
-            "[num_blocks >= 1, {block_size * (D + 2)}] for {block_size} entries of indexer_int8",
+            f"[num_blocks >= 1, {{{page}}}] for {{block_size}} entries of {form}",
         ),
         *slots_in("num_blocks * block_size", once=True),
-    ),
+    )
+
+
+@operator(
+    f"indexer_prolog_int8({_ARGUMENTS}) -> {_RESULTS}",
+    rows=(11, 12, 21),
+    arguments={
+        **_SIDES,
+        "qr": "i8 [T, K]",
+        "qr_scale": "f32 [T]",
+        "wq_b": "i8 [N, K]",
+        "wq_b_scale": "f32 [N]",
+    },
+    relations=_relations("indexer_int8", 2),
     tolerance=Tolerance(
         reason="the cases keep every value away from the points where a code or a bf16 rounding "
         "would tip; scales are quotients of such values, rounded to fp16; weights are fp32 sums of "
@@ -108,9 +123,64 @@ def indexer_prolog_int8(
     written) for a slot outside the cache or given twice. Source: spec/v4.md 4.5 [OFF-M Indexer];
     aclnnRotateQuant, aclnnScatterPaKvCache; spec/deployments.md 8.
     """
-    q = int8_gemm.reference(qr, qr_scale, wq_b, wq_b_scale).unflatten(-1, (-1, pooled.shape[1]))
+    product = int8_gemm.reference(qr, qr_scale, wq_b, wq_b_scale)
+    q = product.unflatten(-1, (weights_proj.shape[0], pooled.shape[1]))
     apply_rope.reference(q, cos, sin)
     keys = norm_rope(pooled, k_norm, eps, entry_cos, entry_sin)
-    KEYS.reference(cache, rotate(keys), slots, block_size)
+    INT8_KEYS.reference(cache, rotate(keys), slots, block_size)
     codes, scale = int8_token_quant.reference(rotate(q))
-    return codes, scale.half(), head_weights(x, weights_proj)
+    return codes, scale.half(), fp32_weights(x, weights_proj).half()
+
+
+@operator(
+    f"indexer_prolog_fp8({_ARGUMENTS}) -> {_RESULTS}",
+    rows=(11, 12, 21),
+    arguments={
+        **_SIDES,
+        "qr": "e4m3 [T, K]",
+        "qr_scale": "e8m0 [T, K^32]",
+        "wq_b": "e4m3 [N, K]",
+        "wq_b_scale": "e8m0 [N, K^32]",
+    },
+    relations=_relations("indexer_token_fp8", 4),
+    tolerance=Tolerance(
+        reason="the cases keep every value away from the points where a code or a bf16 rounding "
+        "would tip; scales are quotients of such values; weights are fp32 sums of up to 256 "
+        "products in any order",
+        **{"a5-mx": (2e-6, 2e-6)},
+    ),
+)
+def indexer_prolog_fp8(
+    x: torch.Tensor,
+    qr: torch.Tensor,
+    qr_scale: torch.Tensor,
+    wq_b: torch.Tensor,
+    wq_b_scale: torch.Tensor,
+    weights_proj: torch.Tensor,
+    pooled: torch.Tensor,
+    k_norm: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    entry_cos: torch.Tensor,
+    entry_sin: torch.Tensor,
+    cache: torch.Tensor,
+    slots: torch.Tensor,
+    block_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`indexer_prolog_int8` in MX-FP8 and e4m3.
+
+    qr: e4m3 [T, K] with qr_scale e8m0 [T, ceil(K/32)] (`rms_norm_mx`); wq_b: e4m3 [HI*D, K] with
+    wq_b_scale e8m0 [HI*D, ceil(K/32)]; cache: uint8 [num_blocks, block_size * (D + 4)] in the
+    format indexer_token_fp8, mutated; the others as there. Queries are quantised by
+    `fp8_token_quant`, keys as the format says. Returns q e4m3 [T, HI, D], q_scale fp32 [T, HI] and
+    weights fp32 [T, HI], as `lightning_indexer_fp8` takes them. Source: spec/v4.md 4.5 [OFF-M
+    Indexer]; aclnnIndexerQuantCache; spec/deployments.md 8.
+    """
+    product = mxfp8_gemm.reference(qr, qr_scale, wq_b, wq_b_scale)
+    q = product.unflatten(-1, (weights_proj.shape[0], pooled.shape[1]))
+    apply_rope.reference(q, cos, sin)
+    keys = norm_rope(pooled, k_norm, eps, entry_cos, entry_sin)
+    FP8_KEYS.reference(cache, rotate(keys), slots, block_size)
+    codes, scale = fp8_token_quant.reference(rotate(q))
+    return codes, scale, fp32_weights(x, weights_proj)

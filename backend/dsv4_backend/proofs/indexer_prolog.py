@@ -1,28 +1,36 @@
-"""Proof of the indexer's prolog in int8 (spec/deployments.md 8): cases, oracle, named faults."""
+"""Proof of the indexer's prologs (spec/deployments.md 8): cases, oracle, named faults."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from dsv4_backend.contract import Case, Draw
+from dsv4_backend.contract import Case, Draw, Operator
+from dsv4_backend.faults import Edits, Steps, on_bytes
 from dsv4_backend.ops.hadamard import sylvester
-from dsv4_backend.ops.indexer_prolog import head_weights, indexer_prolog_int8, rotate
+from dsv4_backend.ops.indexer_prolog import (
+    fp32_weights,
+    indexer_prolog_fp8,
+    indexer_prolog_int8,
+    rotate,
+)
 from dsv4_backend.ops.int8 import quantize_weight_int8, scaled
+from dsv4_backend.ops.mx import MX_BLOCK, quantize_weight_mxfp8
 from dsv4_backend.ops.qkv_norm_rope import norm_rope
+from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.ops.rope import apply_rope, rope_frequencies, rotation_rows
 from dsv4_backend.ops.token_quant import int8_token_quant
 from dsv4_backend.proofs.byte_entries import ENTRIES, write_entry
 from dsv4_backend.proofs.cache import draw_slots, slot_faults
 from dsv4_backend.proofs.int8 import ALREADY_FP32, SAME_SCALED, SAME_SUMS
-from dsv4_backend.proofs.numerics import BF16, Array, far_from_bf16_ties, round_to, wide
+from dsv4_backend.proofs.mx import exact_sum
+from dsv4_backend.proofs.numerics import BF16, E4M3, Array, cast, far_from_bf16_ties, round_to, wide
 from dsv4_backend.proofs.qkv_norm_rope import normed, turned
+from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 from dsv4_backend.proofs.token_quant import SAME_CODES, int8_codes
-
-PROFILE = "a2a3-int8"
 
 
 class Arguments(NamedTuple):
@@ -53,72 +61,84 @@ def _signs(n: int) -> Array:
     return np.asarray(signs[shared])
 
 
-def _queries(qr: Array, qr_scale: Array, wq_b: Array, wq_b_scale: Array, width: int) -> Array:
-    """float64 [T, HI, D] of bf16 values."""
+def _int8_product(qr: Array, qr_scale: Array, wq_b: Array, wq_b_scale: Array) -> Array:
     sums = qr.astype(np.int64) @ wq_b.astype(np.int64).T
     scales = wq_b_scale.astype(np.float32)[None], qr_scale.astype(np.float32)[:, None]
-    products = sums.astype(np.float32) * scales[0] * scales[1]
-    return round_to(BF16, products).reshape(len(qr), len(wq_b) // width, width)
+    return wide(sums.astype(np.float32) * scales[0] * scales[1])
 
 
-def _half(x: Array) -> Array:
-    return x.astype(np.float32).astype(np.float16)
+def _int8_row(row: Array) -> tuple[Array, np.float32]:
+    step = np.abs(row).max() / np.float32(127)
+    return int8_codes(row / step) if step > 0 else np.zeros(row.shape, np.int8), step
 
 
-@indexer_prolog_int8.oracle
-def _(
-    x: Array,
-    qr: Array,
-    qr_scale: Array,
-    wq_b: Array,
-    wq_b_scale: Array,
-    weights_proj: Array,
-    pooled: Array,
-    k_norm: Array,
-    eps: float,
-    cos: Array,
-    sin: Array,
-    entry_cos: Array,
-    entry_sin: Array,
-    cache: Array,
-    slots: Array,
-    block_size: int,
-) -> tuple[Array, Array, Array]:
-    """Row by row: what is rounded is a bf16 value after RoPE, and one after the +-1 matrix."""
-    width = pooled.shape[1]
-    signs, entry = _signs(width), ENTRIES["indexer_int8"](width, 0)
-    keys = round_to(BF16, turned(round_to(BF16, normed(pooled, k_norm, eps)), entry_cos, entry_sin))
-    for key, slot in zip(keys, slots.tolist(), strict=True):
-        if slot != -1:
-            place = cache[slot // block_size], block_size, slot % block_size
-            write_entry(entry, *place, round_to(BF16, signs @ key))
-    queries = _queries(qr, qr_scale, wq_b, wq_b_scale, width)
-    queries = round_to(BF16, turned(queries, cos, sin))
-    codes = np.zeros(queries.shape, np.int8)
-    scales = np.zeros(queries.shape[:2])
-    for place in np.ndindex(*scales.shape):
-        row = round_to(BF16, signs @ queries[place]).astype(np.float32)
-        step = np.abs(row).max() / np.float32(127)
-        scales[place] = step
-        codes[place] = int8_codes(row / step) if step > 0 else 0
-    return codes, _half(scales), _half(wide(x) @ wide(weights_proj).T)
+def _fp8_row(row: Array) -> tuple[Array, np.float32]:
+    step = np.abs(row).max() / np.float32(448)
+    return cast(E4M3, wide(row / step) if step > 0 else wide(row)), step
 
 
-def _is_decided(a: Arguments) -> bool:
-    """Whether sums of fp32 in any order give every bf16 value and every code."""
-    signs = _signs(a.pooled.shape[1])
-    rows = a.qr.numpy(), a.qr_scale.numpy(), a.wq_b.numpy(), a.wq_b_scale.numpy()
-    queries = _queries(*rows, a.pooled.shape[1])
-    keys = normed(a.pooled.float().numpy(), a.k_norm.float().numpy(), a.eps)
-    if not far_from_bf16_ties(keys):
-        return False
-    sides = (queries, a.cos, a.sin), (round_to(BF16, keys), a.entry_cos, a.entry_sin)
-    for side, cos, sin in sides:
-        rotated = turned(side, cos.numpy(), sin.numpy())
-        products = round_to(BF16, rotated) @ signs
-        if not (far_from_bf16_ties(rotated) and far_from_bf16_ties(products)):
-            return False
-    return True
+class _Form(NamedTuple):
+    """What the operators differ in: products of queries, exact but for bf16; codes and scale of a
+    bf16 row as fp32; what scales and weights are rounded to; latent rows and weights of cases.
+    """
+
+    contract: Operator
+    profile: str
+    keys: str
+    scale_bytes: int
+    product: Callable[..., Array]
+    row: Callable[[Array], tuple[Array, np.float32]]
+    factors: type
+    latents: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    weight: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+    def queries(self, a: Any) -> Array:
+        """float64 [T, HI, D] before RoPE, not rounded."""
+        values = self.product(a.qr, a.qr_scale, a.wq_b, a.wq_b_scale)
+        width = a.pooled.shape[1]
+        return values.reshape(len(a.qr), len(a.wq_b) // width, width)
+
+    def run(self, a: Any) -> tuple[Array, Array, Array]:
+        """Row by row: what is rounded is a bf16 value after RoPE, and one after the +-1 matrix."""
+        width = a.pooled.shape[1]
+        signs, entry = _signs(width), ENTRIES[self.keys](width, 0)
+        lengths = round_to(BF16, normed(a.pooled, a.k_norm, a.eps))
+        keys = round_to(BF16, turned(lengths, a.entry_cos, a.entry_sin))
+        for key, slot in zip(keys, a.slots.tolist(), strict=True):
+            if slot != -1:
+                place = a.cache[slot // a.block_size], a.block_size, slot % a.block_size
+                write_entry(entry, *place, round_to(BF16, signs @ key))
+        queries = round_to(BF16, turned(round_to(BF16, self.queries(a)), a.cos, a.sin))
+        codes, scales = np.zeros(queries.shape), np.zeros(queries.shape[:2])
+        for place in np.ndindex(*scales.shape):
+            row = round_to(BF16, signs @ queries[place]).astype(np.float32)
+            code, scales[place] = self.row(row)
+            codes[place] = wide(code)
+        of_codes = self.row(np.zeros(1, np.float32))[0].dtype
+        weights = wide(a.x) @ wide(a.weights_proj).T
+        return codes.astype(of_codes), self.rounded(scales), self.rounded(weights)
+
+    def rounded(self, x: Array) -> Array:
+        """As the operator returns them: fp16, or fp32 as float64."""
+        return x.astype(np.float32).astype(np.float16) if self.factors is np.float16 else wide(x)
+
+
+_OF_QUERIES = ("qr", "qr_scale", "wq_b", "wq_b_scale", "cos", "sin")
+_OF_KEYS = ("pooled", "k_norm", "entry_cos", "entry_sin")
+
+
+def _are_decided(rows: Array, cos: torch.Tensor, sin: torch.Tensor) -> bool:
+    """Whether sums of fp32 in any order give every bf16 value of rows before their rounding."""
+    rotated = turned(round_to(BF16, rows), cos.numpy(), sin.numpy())
+    products = round_to(BF16, rotated) @ _signs(rows.shape[-1])
+    return all(map(far_from_bf16_ties, (rows, rotated, products)))
+
+
+def _arrays(a: Arguments) -> dict[str, Any]:
+    """Numbers of the tensors that decide; codes of e4m3 and e8m0 as their values."""
+    names = "qr", "qr_scale", "wq_b", "wq_b_scale", "pooled", "k_norm"
+    tensors = {name: getattr(a, name) for name in names}
+    return {n: (t if t.dtype == torch.int8 else t.float()).numpy() for n, t in tensors.items()}
 
 
 def _turns(draw: Draw, rows: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,9 +159,9 @@ class Sizes(NamedTuple):
     block_size: int
 
 
-def _drawn(draw: Draw, s: Sizes, eps: float) -> Arguments:
-    qr, qr_scale = int8_token_quant.reference(draw.normal(s.tokens, s.inner, dtype=torch.bfloat16))
-    weight = quantize_weight_int8(draw.normal(s.heads * s.width, s.inner) * s.inner**-0.5)
+def _drawn(draw: Draw, form: _Form, s: Sizes, eps: float) -> Arguments:
+    qr, qr_scale = form.latents(draw.normal(s.tokens, s.inner, dtype=torch.bfloat16))
+    weight = form.weight(draw.normal(s.heads * s.width, s.inner) * s.inner**-0.5)
     pages = 3
     return Arguments(
         draw.normal(s.tokens, s.hidden, dtype=torch.bfloat16),
@@ -154,60 +174,66 @@ def _drawn(draw: Draw, s: Sizes, eps: float) -> Arguments:
         eps,
         *_turns(draw, s.tokens, s.rope),
         *_turns(draw, s.entries, s.rope),
-        draw.bytes(pages, s.block_size * (s.width + 2)),
+        draw.bytes(pages, s.block_size * (s.width + form.scale_bytes)),
         draw_slots(draw, s.entries, pages * s.block_size, s.entries // 3),
         s.block_size,
     )
 
 
-def _decided(draw: Draw, sizes: Sizes, eps: float = 1e-6) -> Arguments:
-    while not _is_decided(drawn := _drawn(draw, sizes, eps)):
-        pass
-    return drawn
+def _decided(draw: Draw, form: _Form, sizes: Sizes, eps: float = 1e-6) -> Arguments:
+    """Queries, then keys, are drawn until every value of theirs is decided."""
+    chosen = _drawn(draw, form, sizes, eps)
+
+    def undecided(names: tuple[str, ...]) -> bool:
+        arrays: Any = chosen._replace(**_arrays(chosen))
+        if names is _OF_QUERIES:
+            return not _are_decided(form.queries(arrays), chosen.cos, chosen.sin)
+        keys = normed(arrays.pooled, arrays.k_norm, eps)
+        return not _are_decided(keys, chosen.entry_cos, chosen.entry_sin)
+
+    for names in (_OF_QUERIES, _OF_KEYS):
+        while undecided(names):
+            other = _drawn(draw, form, sizes, eps)
+            chosen = chosen._replace(**{name: getattr(other, name) for name in names})
+    return chosen
 
 
-@indexer_prolog_int8.cases
-def _(draw: Draw) -> Iterator[Case]:
+def _cases(draw: Draw, form: _Form) -> Iterator[Case]:
     for sizes in (
         Sizes(0, 2, 8, 4, 6, 5, 0, 3),
         Sizes(1, 1, 2, 2, 1, 1, 1, 1),
         Sizes(2, 3, 16, 6, 20, 33, 2, 4),
         Sizes(5, 2, 32, 32, 48, 64, 4, 2),
-        Sizes(3, 4, 128, 64, 64, 96, 2, 16),
-        Sizes(1, 3, 128, 64, 40, 256, 1, 16),
+        Sizes(2, 2, 128, 64, 64, 96, 2, 16),
+        Sizes(1, 3, 128, 64, 64, 256, 3, 16),
     ):
         name = "{} tokens, {} heads of {} ({} turned), {}, {} channels, {} entries in pages of {}"
-        yield Case(name.format(*sizes), PROFILE, tuple(_decided(draw, sizes)))
-    large = _decided(draw, Sizes(2, 2, 16, 8, 24, 40, 3, 4), 0.5)
-    yield Case("epsilon matters", PROFILE, tuple(large))
-    a = _decided(draw, Sizes(4, 2, 16, 8, 24, 40, 3, 4))
+        yield Case(name.format(*sizes), form.profile, tuple(_decided(draw, form, sizes)))
+    large = _decided(draw, form, Sizes(2, 2, 16, 8, 24, 40, 3, 4), 0.5)
+    yield Case("epsilon matters", form.profile, tuple(large))
+    a = _decided(draw, form, Sizes(4, 2, 16, 8, 24, 40, 3, 4))
     strided = a._replace(
         x=torch.stack([a.x, a.x], 2)[..., 0],
         wq_b=a.wq_b.T.contiguous().T,
         pooled=torch.stack([a.pooled, a.pooled], 2)[..., 0],
     )
-    yield Case("strided", PROFILE, tuple(strided))
-    yield Case("every row skipped", PROFILE, tuple(a._replace(slots=torch.full_like(a.slots, -1))))
+    yield Case("strided", form.profile, tuple(strided))
+    skipped = a._replace(slots=torch.full_like(a.slots, -1))
+    yield Case("every row skipped", form.profile, tuple(skipped))
     zeros = a._replace(qr=torch.zeros_like(a.qr), x=torch.zeros_like(a.x))
-    yield Case("rows of zeros", PROFILE, tuple(zeros))
+    yield Case("rows of zeros", form.profile, tuple(zeros))
 
 
-_Edit = Callable[[torch.Tensor], torch.Tensor]
-_NEXT: _Edit = lambda s: s.roll(1, -1)  # noqa: E731
-indexer_prolog_int8.wrong_arguments(
-    {
-        **slot_faults(lambda a: a.cache.shape[0] * a.block_size),
-        "page cleared first": {"cache": lambda cache: cache.zero_()},
-        "epsilon of the keys' norm of 1": {"eps": 1.0},
-        "norm of the keys left out": {"k_norm": torch.ones_like},
-        "channel scales of the next": {"wq_b_scale": _NEXT},
-        "row scales of the next": {"qr_scale": _NEXT},
-        "queries turned back": {"sin": torch.neg},
-        "keys turned back": {"entry_sin": torch.neg},
-        "keys not turned": {"entry_cos": torch.ones_like, "entry_sin": torch.zeros_like},
-        "weights of the next head": {"weights_proj": lambda w: w.roll(1, 0)},
-    }
-)
+_WRONG: dict[str, Edits] = {
+    **slot_faults(lambda a: a.cache.shape[0] * a.block_size),
+    "page cleared first": {"cache": lambda cache: cache.zero_()},
+    "epsilon of the keys' norm of 1": {"eps": 1.0},
+    "norm of the keys left out": {"k_norm": torch.ones_like},
+    "queries turned back": {"sin": torch.neg},
+    "keys turned back": {"entry_sin": torch.neg},
+    "keys not turned": {"entry_cos": torch.ones_like, "entry_sin": torch.zeros_like},
+    "weights of the next head": {"weights_proj": lambda w: w.roll(1, 0)},
+}
 
 
 def _twice_rounded(x: torch.Tensor) -> torch.Tensor:
@@ -222,43 +248,102 @@ def _bit_reversed(x: torch.Tensor) -> torch.Tensor:
     return mixed
 
 
-indexer_prolog_int8.wrong_steps(
+_WRONG_STEPS: dict[str, Steps] = {
+    "Hadamard left out": {rotate: lambda x: x},
+    "Hadamard with a factor and a second rounding": {rotate: _twice_rounded},
+    "Hadamard in another order": {rotate: _bit_reversed},
+    "weights in bf16": {fp32_weights: lambda x, w: fp32_weights(x, w).bfloat16().float()},
+    "keys turned before the norm": {
+        norm_rope: lambda x, weight, eps, cos, sin: norm_rope(
+            x * weight.to(x.dtype), torch.ones_like(weight), eps, cos, sin
+        )
+    },
+    "signs of the next row": {sylvester: lambda like: sylvester(like).roll(1, 0)},
+    "cosines of the next pair": {
+        apply_rope.reference: lambda x, cos, sin: apply_rope.reference(x, cos.roll(2, -1), sin)
+    },
+}
+_EQUIVALENTS = {
+    **dict.fromkeys(
+        ("rms_norm: weight.to(wide.dtype) -> weight", "apply_rope: compute(tail) -> tail"),
+        "a product with an fp32 factor is fp32 without the cast too",
+    ),
+    "apply_rope: (wide * cos + turned * sin).to(x.dtype) -> wide * cos + turned * sin": (
+        "copying into x casts alike"
+    ),
+    "rotate: compute(x) -> x": "torch's product of bf16 sums in fp32 and rounds once too",
+    "sylvester: 0 -> 1": "the matrix is square and symmetric",
+}
+_FORMS = (
+    _Form(
+        indexer_prolog_int8,
+        "a2a3-int8",
+        "indexer_int8",
+        2,
+        _int8_product,
+        _int8_row,
+        np.float16,
+        int8_token_quant.reference,
+        quantize_weight_int8,
+    ),
+    _Form(
+        indexer_prolog_fp8,
+        "a5-mx",
+        "indexer_token_fp8",
+        4,
+        exact_sum,
+        _fp8_row,
+        np.float32,
+        lambda x: act_quant.reference(x, MX_BLOCK),
+        quantize_weight_mxfp8,
+    ),
+)
+
+
+def _prove(form: _Form) -> None:
+    form.contract.oracle(lambda *given: form.run(Arguments(*given)))
+    form.contract.cases(lambda draw: _cases(draw, form))
+    form.contract.wrong_arguments(_WRONG)
+    form.contract.wrong_steps(_WRONG_STEPS)
+    form.contract.explain(_EQUIVALENTS)
+
+
+for _form in _FORMS:
+    _prove(_form)
+indexer_prolog_int8.wrong_arguments(
     {
-        "Hadamard left out": {rotate: lambda x: x},
-        "Hadamard with a factor and a second rounding": {rotate: _twice_rounded},
-        "Hadamard in another order": {rotate: _bit_reversed},
-        "weights in bf16": {head_weights: lambda x, w: head_weights(x, w).bfloat16().half()},
-        "queries in fp16": {scaled: lambda *given: scaled(*given).half().float() * 1.001},
-        "keys turned before the norm": {
-            norm_rope: lambda x, weight, eps, cos, sin: norm_rope(
-                x * weight.to(x.dtype), torch.ones_like(weight), eps, cos, sin
-            )
-        },
-        "signs of the first row": {
-            sylvester: lambda like: sylvester(like).roll(1, 0),
-        },
-        "halves instead of adjacent pairs": {
-            apply_rope.reference: lambda x, cos, sin: apply_rope.reference(x, cos.roll(2, -1), sin)
-        },
+        "channel scales of the next": {"wq_b_scale": lambda s: s.roll(1, -1)},
+        "row scales of the next": {"qr_scale": lambda s: s.roll(1, -1)},
     }
 )
+indexer_prolog_int8.wrong_step(
+    scaled, {"queries in fp16": lambda *given: scaled(*given).half().float() * 1.001}
+)
 indexer_prolog_int8.no_output_fault("one NaN", "int8 codes hold no NaN")
-_FP32 = "a product with an fp32 factor is fp32 without the cast too"
 indexer_prolog_int8.explain(
     SAME_CODES,
     SAME_SUMS,
     SAME_SCALED,
     ALREADY_FP32,
-    dict.fromkeys(
-        ("rms_norm: weight.to(wide.dtype) -> weight", "apply_rope: compute(tail) -> tail"), _FP32
-    ),
     {
-        "apply_rope: (wide * cos + turned * sin).to(x.dtype) -> wide * cos + turned * sin": (
-            "copying into x casts alike"
-        ),
-        "rotate: compute(x) -> x": "torch's product of bf16 sums in fp32 and rounds once too",
         "round_int8: x.round().clamp(-INT8_MAX, INT8_MAX) -> x.round()": "the largest magnitude "
-        "over its own scale passes 127 by less than half a step",
-        "sylvester: 0 -> 1": "the matrix is square and symmetric",
+        "over its own scale passes 127 by less than half a step"
     },
+)
+indexer_prolog_fp8.wrong_arguments(
+    {
+        "channel scales of the next": {"wq_b_scale": on_bytes(lambda b: b.roll(1, 0))},
+        "row scales of the next": {"qr_scale": on_bytes(lambda b: b.roll(1, 0))},
+    }
+)
+indexer_prolog_fp8.equivalent(*NO_257TH_CODE)
+indexer_prolog_fp8.explain(
+    {
+        "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": (
+            "the cast to e4m3 saturates too"
+        ),
+        "round_e4m3: x.float() -> x": "ratios are fp32 already",
+        "quantise_e4m3: over_scale(rows, scale).masked_fill(scale.isnan().unsqueeze(-1), "
+        "torch.nan) -> over_scale(rows, scale)": "no row of a case is NaN",
+    }
 )

@@ -43,14 +43,19 @@ PROFILE = "a5-mx"
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def sum_of_blocks(x: Array, x_scale: Array, weight: Array, weight_scale: Array) -> Array:
-    """bf16 [T, N]: block after block of 32 channels, a dot product times both scales."""
+def exact_sum(x: Array, x_scale: Array, weight: Array, weight_scale: Array) -> Array:
+    """float64 [T, N]: block after block of 32 channels, a dot product times both scales."""
     total = np.zeros((len(x), len(weight)))
     for number in range(x_scale.shape[1]):
         channels = slice(32 * number, 32 * number + 32)
         dot = wide(x[:, channels]) @ wide(weight[:, channels]).T
         total += dot * np.outer(wide(x_scale[:, number]), wide(weight_scale[:, number]))
-    return cast(BF16, total)
+    return total
+
+
+def sum_of_blocks(x: Array, x_scale: Array, weight: Array, weight_scale: Array) -> Array:
+    """The same, rounded to bf16."""
+    return cast(BF16, exact_sum(x, x_scale, weight, weight_scale))
 
 
 mxfp8_gemm.oracle(sum_of_blocks)
@@ -72,7 +77,8 @@ mxfp8_grouped_gemm.oracle(_grouped(lambda codes: codes))
 mxfp4_grouped_gemm.oracle(_grouped(fp4_values))
 
 
-def _product(x: Array, limit: float) -> Array:
+def product(x: Array, limit: float) -> Array:
+    """Clamped SwiGLU of gate and up, float64 [M, m]."""
     half = x.shape[1] // 2
     g, u = np.minimum(wide(x[:, :half]), limit), np.clip(wide(x[:, half:]), -limit, limit)
     return np.asarray(g / (1 + np.exp(-g)) * u)
@@ -80,7 +86,7 @@ def _product(x: Array, limit: float) -> Array:
 
 @mx_swiglu_quant.oracle
 def _(x: Array, limit: float) -> tuple[Array, Array]:
-    codes, scales = quantise_fp8(_product(x, limit), 32)
+    codes, scales = quantise_fp8(product(x, limit), 32)
     return codes, cast(E8M0, scales)
 
 
@@ -173,10 +179,10 @@ _grouped_cases(mxfp4_grouped_gemm, quantize_weight_fp4, odd=False)
 _TIE_MARGIN = 2.0**-18
 
 
-def _undecided(x: torch.Tensor, limit: float) -> Array:
+def undecided(x: torch.Tensor, limit: float) -> Array:
     """Bool [M, m]: where a code or its block's scale hangs on the last bits of fp32."""
     with np.errstate(all="ignore"):
-        exact = _product(x.double().numpy(), limit)
+        exact = product(x.double().numpy(), limit)
         (low, low_scale), (high, high_scale) = (
             quantise_fp8(exact * (1 + s * _TIE_MARGIN), 32) for s in (-1, 1)
         )
@@ -189,7 +195,7 @@ def _decided(x: torch.Tensor, limit: float) -> tuple[torch.Tensor, float]:
     """The arguments with gate and up zeroed where a bit is undecided;
     without a largest value a block has another.
     """
-    while (open_ := _undecided(x, limit)).any():
+    while (open_ := undecided(x, limit)).any():
         x = x.masked_fill(torch.from_numpy(np.concatenate([open_, open_], 1)), 0)
     return x, limit
 

@@ -29,7 +29,7 @@ def _(weight: Array) -> Array:
     return tiles
 
 
-def _in_rows(tiles: Array) -> Array:
+def in_rows(tiles: Array) -> Array:
     """int8 [N, K/2] of one expert's tiles."""
     row, byte = np.arange(16 * tiles.shape[1])[:, None], np.arange(16 * tiles.shape[0])
     return np.asarray(tiles[byte // 16, row // 16, row % 16, byte % 16])
@@ -38,7 +38,7 @@ def _in_rows(tiles: Array) -> Array:
 @mxfp4_tiled_grouped_gemm.oracle
 def _(x: Array, x_scale: Array, weight: Array, weight_scale: Array, offsets: Array) -> Array:
     def expert(e: int, rows: slice) -> Array:
-        codes = fp4_values(_in_rows(weight[e]))
+        codes = fp4_values(in_rows(weight[e]))
         return sum_of_blocks(x[rows], x_scale[rows], codes, weight_scale[e])
 
     return joined(offsets, expert)

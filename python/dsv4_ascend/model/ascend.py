@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from torch.nn.functional import linear
 
 from dsv4_ascend.model.paged import BytePaged, Lengths, Paged
 from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
@@ -18,11 +17,9 @@ from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.attention_fp8 import sparse_attention_fp8
 from dsv4_backend.ops.attention_p512 import sparse_attention_p512
 from dsv4_backend.ops.gemm import linear_pair
-from dsv4_backend.ops.hadamard import sylvester
-from dsv4_backend.ops.indexer_prolog import indexer_prolog_int8
+from dsv4_backend.ops.indexer_prolog import indexer_prolog_fp8, indexer_prolog_int8
 from dsv4_backend.ops.lightning_indexer import lightning_indexer_fp8, lightning_indexer_int8
 from dsv4_backend.ops.qkv_norm_rope import qkv_norm_rope
-from dsv4_backend.ops.token_quant import fp8_token_quant
 
 
 def project(x: torch.Tensor, wq_a: Linear, wkv: Linear) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,15 +48,17 @@ def norm_rope(rows: Qkv) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Non
     return q, kv, None if rows.entries is None else entries
 
 
-def int8_prolog(
-    parts: IndexerParts, slots: torch.Tensor, keys: Paged
-) -> tuple[Codes, torch.Tensor]:
-    """Queries in int8 and weights; writes the new keys. All in one step."""
+PROLOGS = {"indexer_int8": indexer_prolog_int8, "indexer_token_fp8": indexer_prolog_fp8}
+"""What makes queries, weights and keys of the indexer, by the byte format of the keys."""
+
+
+def prolog(parts: IndexerParts, slots: torch.Tensor, keys: Paged) -> tuple[Codes, torch.Tensor]:
+    """Queries in the codes of the keys, and weights; writes the new keys. All in one step."""
     assert isinstance(keys, BytePaged)
     qr, qr_scale = parts.qr.of(parts.wq_b)
     assert qr_scale is not None
     wq_b = parts.wq_b.stored()
-    codes, scale, weights = indexer_prolog_int8(
+    codes, scale, weights = PROLOGS[keys.rows.form](
         parts.x,
         qr,
         qr_scale,
@@ -80,32 +79,10 @@ def int8_prolog(
     return (codes, scale), weights
 
 
-def rotated_codes(
-    parts: IndexerParts, slots: torch.Tensor, keys: Paged
-) -> tuple[Codes, torch.Tensor]:
-    """Queries in e4m3 and weights, step by step; writes the new keys."""
-    keys.write(rotate(parts.keys()), slots)
-    return fp8_token_quant(rotate(parts.queries())), fp32_weights(parts.weights_proj, parts.x)
-
-
-def rotate(x: torch.Tensor) -> torch.Tensor:
-    """Index keys or queries [.., DI] times the +-1 matrix,
-    rounded once: a factor would not change what is chosen.
-    """
-    return (x.float() @ _signs(x.shape[-1], x.device)).to(x.dtype)
-
-
 @cache
 @torch.inference_mode(False)
 def _ones(width: int, device: torch.device) -> torch.Tensor:
     return torch.ones(width, device=device)
-
-
-@cache
-@torch.inference_mode(False)
-def _signs(width: int, device: torch.device) -> torch.Tensor:
-    """The +-1 matrix fp32 [width, width]."""
-    return sylvester(torch.empty(1, width)).to(device)
 
 
 INDEXERS: dict[str, Operator[..., torch.Tensor]] = {
@@ -132,13 +109,6 @@ def _bound(max_seq_len: int | None, table: torch.Tensor, tokens: int) -> int:
     reaches.
     """
     return table.shape[1] * tokens if max_seq_len is None else max_seq_len
-
-
-def fp32_weights(weights_proj: Linear, x: torch.Tensor) -> torch.Tensor:
-    """fp32 [T, HI] of bf16 rows and weights, without the factor of 4.5 item 4: it is positive,
-    so it chooses nothing.
-    """
-    return linear(x.float(), weights_proj.stored().values(torch.float32))
 
 
 def attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Tensor:

@@ -120,8 +120,7 @@ class PagedCache:
         max_sequences = integer("max_sequences", max_sequences, 0, MAX_SIZE)
         max_tokens = integer("max_tokens", max_tokens, 0, MAX_SIZE)
         self.block_size, self.max_tokens = block_size, max_tokens
-        self.max_step_tokens = max_step_tokens
-        self.config, self.joined = config, joined
+        self.config, self.joined, self.max_step_tokens = config, joined, max_step_tokens
         self.groups = cache_groups(config, max_step_tokens)
         self.device = torch.device(device)
         self.frequencies = frequencies_by_ratio(config)

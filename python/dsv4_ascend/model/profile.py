@@ -122,8 +122,7 @@ def _attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Te
 
 _UNROUNDED = IndexFormat(_prepare(_unrounded_index))
 _FP4 = IndexFormat(_prepare(_fp4_index))
-_INT8 = IndexFormat(ascend.int8_prolog, ascend.select)
-_TOKEN_FP8 = IndexFormat(ascend.rotated_codes, ascend.select)
+_CODES = IndexFormat(ascend.prolog, ascend.select)
 
 _APART = Latents(rows.project, rows.norm_rope)
 _FUSED = Latents(ascend.project, ascend.norm_rope, joined=True)
@@ -149,7 +148,7 @@ A2A3_INT8 = Profile(
     torch.bfloat16,
     UNQUANTISED,
     _unrounded_latent,
-    _INT8,
+    _CODES,
     _FUSED,
     _HF32,
     ascend.attend,
@@ -164,7 +163,7 @@ A5_MX = Profile(
     torch.bfloat16,
     UNQUANTISED,
     _unrounded_latent,
-    _TOKEN_FP8,
+    _CODES,
     _FUSED,
     _HF32,
     ascend.attend,

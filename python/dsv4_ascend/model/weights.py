@@ -11,7 +11,7 @@ from torch import nn
 from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Gate, Transformer
-from dsv4_ascend.weights.deployed import Int8, Int8Experts, Storage, prepared
+from dsv4_ascend.weights.deployed import PREPARED, Storage, prepared
 from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_ascend.weights.linear import Linear, SharedExpert, StoredModule
 from dsv4_backend.errors import ArgumentError
@@ -79,9 +79,7 @@ def prepare_weights(network: Transformer, storage: Storage) -> None:
     for module in network.modules():
         if isinstance(module, Gate) and storage.folds_gates:
             module.fold()
-        if isinstance(module, Experts | SharedExpert) and isinstance(
-            module.w1.stored(), Int8 | Int8Experts
-        ):
+        if isinstance(module, Experts | SharedExpert) and isinstance(module.w1.stored(), PREPARED):
             parts: list[StoredModule[Any]] = [module.w1, module.w3, module.w2]
             for part, weight in zip(parts, prepared(*(p.stored() for p in parts)), strict=True):
                 part.keep(weight)

@@ -47,6 +47,7 @@ from dsv4_backend.ops.mx import (
     mxfp8_grouped_gemm,
     quantize_weight_mxfp8,
 )
+from dsv4_backend.ops.mx_layer import mx_moe, mx_output_projection, rms_norm_mx
 from dsv4_backend.ops.mx_tiles import mxfp4_tiled_grouped_gemm, pack_mxfp4
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.token_quant import int8_token_quant, rms_norm_int8
@@ -241,6 +242,31 @@ class TiledMx4Experts(MxExperts):
 
     product = staticmethod(mxfp4_tiled_grouped_gemm)
 
+    def layer(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        shared: Shared,
+        x: torch.Tensor,
+        chosen: Chosen,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """See `ExpertWeights`; one operator."""
+        return mx_moe(
+            x,
+            *chosen,
+            joined(self.weight, up.weight, 2),
+            joined(self.scale, up.scale),
+            down.weight,
+            down.scale,
+            joined(shared.w1.weight, shared.w3.weight, 0),
+            joined(shared.w1.scale, shared.w3.scale, 0),
+            shared.w2.weight,
+            shared.w2.scale,
+            limit,
+        )
+
 
 class Mx8(DeployedWeight):
     """e4m3 [N, K] with e8m0 scales [N, ceil(K/32)],
@@ -253,6 +279,12 @@ class Mx8(DeployedWeight):
         """See `Weight`."""
         return act_quant(x, MX_BLOCK)
 
+    def normed_rows(
+        self, x: torch.Tensor, norm: torch.Tensor, eps: float, activations: ActivationFormat
+    ) -> Rows:
+        """See `Weight`; in one step."""
+        return rms_norm_mx(x, norm, eps)
+
     def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
         assert scale is not None
@@ -264,33 +296,46 @@ class Mx8(DeployedWeight):
 
     def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
         """See `Weight`; the heads are quantised too."""
-        rows = o.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
-        weight = self.weight.unflatten(0, (groups, -1))
-        scale = self.scale.unflatten(0, (groups, -1))
-        offsets = torch.arange(groups + 1, dtype=torch.int32, device=o.device) * o.shape[0]
-        z = mxfp8_grouped_gemm(*act_quant(rows, MX_BLOCK), weight, scale, offsets)
-        return z.view(groups, o.shape[0], z.shape[1]).transpose(0, 1).flatten(1)
+        halves = (t.unflatten(0, (groups, -1)) for t in (self.weight, self.scale))
+        return mx_output_projection(o, *halves)
 
 
-def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """[E, n, ..] twice as [E, 2n, ..]: a view where they are halves of one tensor."""
+def joined(first: torch.Tensor, second: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Both behind each other along a dimension: a view where they are halves of one tensor."""
     size, stride = first.shape, first.stride()
     one = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
-    follows = second.storage_offset() == first.storage_offset() + size[1] * stride[1]
+    follows = second.storage_offset() == first.storage_offset() + size[dim] * stride[dim]
     if not (one and follows and second.shape == size and second.stride() == stride):
-        return torch.cat([first, second], 1)
-    return first.as_strided((size[0], 2 * size[1], *size[2:]), stride)
+        return torch.cat([first, second], dim)
+    return first.as_strided((*size[:dim], 2 * size[dim], *size[dim + 1 :]), stride)
 
 
 def prepared(w1: _W, w3: _W, w2: _W) -> tuple[_W, _W, _W]:
-    """Experts in int8, or one, as `int8_moe` wants them, with the same values: w1 and w3 in one
-    tensor, scales of w2 in bf16 where there are many.
+    """Experts, or one, as `int8_moe` or `mx_moe` wants them, with the same values: w1 and w3 in one
+    tensor; in int8, scales of w2 in bf16 where there are many.
     """
-    pairs = (w1.weight, w3.weight, -2), (w1.scale, w3.scale, -1)
-    codes, scales = (torch.cat([a, b], dim).chunk(2, dim) for a, b, dim in pairs)
-    first, second = (type(w1)(*half) for half in zip(codes, scales, strict=True))
     many = w2.weight.dim() > 2
-    return first, second, type(w2)(w2.weight, w2.scale.bfloat16()) if many else w2
+    rows = 2 if isinstance(w1, TiledMx4Experts) else int(many)
+    pairs = (w1.weight, w3.weight, rows), (w1.scale, w3.scale, int(many))
+    codes, scales = (_in_one_tensor(*pair) for pair in pairs)
+    first, second = (type(w1)(*half) for half in zip(codes, scales, strict=True))
+    if many and isinstance(w2, Int8Experts):
+        return first, second, type(w2)(w2.weight, w2.scale.bfloat16())
+    return first, second, w2
+
+
+def _in_one_tensor(
+    first: torch.Tensor, second: torch.Tensor, dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both, as halves of one tensor along a dimension; of bytes where torch copies no others."""
+    of = first.dtype
+    bytes_ = (t.view(torch.uint8) if t.element_size() == 1 else t for t in (first, second))
+    one, other = torch.cat(list(bytes_), dim).chunk(2, dim)
+    return one.view(of), other.view(of)
+
+
+PREPARED = Int8, Int8Experts, Mx8, TiledMx4Experts
+"""Formats whose experts one operator runs."""
 
 
 def to_bf16(weight: Weight) -> Weight:

@@ -21,6 +21,8 @@ from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.model.paged import Paged
 from dsv4_ascend.model.profile import Prepare
 from dsv4_ascend.model.rows import Codes, IndexerParts
+from dsv4_ascend.weights.linear import Linear
+from dsv4_backend.ops.indexer_prolog import rotate
 from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
 from dsv4_backend.proofs.numerics import BF16, E4M3
 
@@ -121,12 +123,16 @@ def _unturned(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _in_fp32(weights_proj: Linear, x: torch.Tensor) -> torch.Tensor:
+    return linear(x.float(), weights_proj.stored().values(torch.float32))
+
+
 def _in_steps(name: str, **changed: Callable[..., torch.Tensor]) -> Prepare:
     """The same step by step, with other functions for some of the steps."""
-    turn_keys, turn_queries = (changed.get(side, ascend.rotate) for side in ("keys", "queries"))
+    turn_keys, turn_queries = (changed.get(side, rotate) for side in ("keys", "queries"))
     quantise = int8_token_quant if name == "a2a3-int8" else fp8_token_quant
     small = torch.float16 if name == "a2a3-int8" else torch.float32
-    weigh = changed.get("weights", ascend.fp32_weights)
+    weigh = changed.get("weights", _in_fp32)
 
     def prepare(
         parts: IndexerParts, slots: torch.Tensor, keys: Paged
