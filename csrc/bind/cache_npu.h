@@ -77,7 +77,8 @@ struct Fp8Pages {
   void write(const NpuCall& call, const at::Tensor& x, const at::Tensor& slots) const {
     const at::Tensor codes = section(0, channels, at::kFloat8_e4m3fn);
     const at::Tensor scales = section(rows * channels, kScaleBytes, at::kFloat);
-    const at::Tensor places = slots.to(at::kInt).contiguous();
+    const auto narrow = [&] { return Tensors{slots.to(at::kInt).contiguous()}; };
+    const at::Tensor places = Step::once({"slots in int32", {slots}, {}}, narrow).at(0);
     call.launch(npu::IndexerQuantCache{call.out(codes), call.out(scales), call.in(x),
                                        call.in(places), npu::IndexerQuantCache::kRowScales, false,
                                        kUnscaled});

@@ -126,6 +126,9 @@ def _derived_lengths(
     yield Derived("tokens before", lengths), [values["tokens before"]]
     count, device = values["count of all rows"], cache.device.index or 0
     yield Derived("count of all rows", (), [len(values["input_ids"]), device]), [count]
+    for name, group in cache.groups.items():
+        if group.ring_rows is None:
+            yield Derived("slots in int32", (values[f"slots {name}"],)), [values[f"short {name}"]]
     for ratio in filter(None, cache.frequencies):
         both = [values[f"{field} {ratio}"] for field in _ENTRY_LENGTHS]
         yield Derived("entry lengths", lengths[1:], [ratio]), both
@@ -168,6 +171,7 @@ def _values(cache: PagedCache, host: Step) -> Values:
         values[f"table {name}"] = part.table
         if group.ring_rows is None:
             values[f"slots {name}"] = batch.entry_slots(part, group.ratio)
+            values[f"short {name}"] = values[f"slots {name}"].int()
             entries = batch.compressed(group.ratio)._asdict()
             turns = batch.entry_rotation(group.ratio, cache.frequencies[group.ratio])._asdict()
             values |= {f"{field} {name}": value for field, value in (entries | turns).items()}

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import sys
 
+import numpy as np
 import torch
 
 from dsv4_ascend.checkpoint.config import V4Config, kinds_of_ratios
@@ -20,11 +21,14 @@ from dsv4_ascend.model.profile import profile_named
 from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import prepare_weights
+from dsv4_ascend.parity.arrays import to_array
+from dsv4_ascend.parity.runner import mutated_arguments
 from dsv4_ascend.weights.deployed import INT8_STORAGE, Int8, Int8Experts, Mx4Experts, Mx8
 from dsv4_ascend.weights.experts import ExpertStack
 from dsv4_ascend.weights.formats import Float, FloatExperts, Fp4Experts
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend import dispatch
+from dsv4_backend.contract import Operator
 from softnpu import current
 
 RATIOS = {"swa": 0, "hca": 128, "csa": 4}
@@ -188,6 +192,60 @@ class Run:
         return self.logits(lambda ids: graphs.logits([self.sequence], [ids]))
 
 
+class EveryOperator:
+    """Runs the reference of every operator on the CPU beside it, with the same arguments.
+
+    worst: by operator, the root mean square of the difference over that of what the reference
+    gives, of what an operator says is measured where several results are right.
+    """
+
+    def __init__(self):
+        self.worst, self._inside = collections.defaultdict(float), False
+
+    def __enter__(self):
+        self._call = Operator.__call__
+        Operator.__call__ = lambda operator, *given: self._compared(operator, given)
+        return self
+
+    def __exit__(self, *_):
+        Operator.__call__ = self._call
+
+    def _compared(self, operator, given):
+        if self._inside:
+            return self._call(operator, *given)
+        self._inside = True
+        operator.load_proof()
+        before = [_on_host(value) for value in given]
+        arguments = [_on_host(value) for value in given]
+        result = self._call(operator, *given)
+        after = [_on_host(value) for value in given]
+        got = _outputs(operator, before, _on_host(result), after)
+        want = _outputs(operator, before, operator.reference(*arguments), arguments)
+        for one, other in zip(got, want, strict=True):
+            difference = np.linalg.norm(one - other) / max(np.linalg.norm(other), 1e-30)
+            self.worst[operator.name] = max(self.worst[operator.name], float(difference))
+        self._inside = False
+        return result
+
+
+def _on_host(value):
+    if isinstance(value, tuple):
+        return tuple(map(_on_host, value))
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _outputs(operator, given, result, after):
+    """float64 arrays of results and of written arguments, or of their measure."""
+    results = result if isinstance(result, tuple) else () if result is None else (result,)
+    parts = [to_array(r) for r in results]
+    parts += [to_array(after[i]) for i in mutated_arguments(operator)]
+    if operator.measure is not None:
+        measured = operator.measure(*map(to_array, given), *parts)
+        parts = measured if isinstance(measured, tuple) else (measured,)
+    # A score of minus infinity says that a choice was none; both sides say it at the same places.
+    return [np.nan_to_num(np.asarray(part, np.float64), neginf=0.0, posinf=0.0) for part in parts]
+
+
 def beside(got, want):
     """Root mean square of the difference over that of `want`, of the worst row."""
     return float(((got - want).norm(dim=-1) / want.norm(dim=-1)).max())
@@ -229,11 +287,15 @@ def main(release, name, *kinds):
         network = to_device(network)
         again = Run(network, "npu").captured()
         eager, blocks = Run(network, "npu"), count_blocks(network)
-        got = eager.logits()
+        got, blocks = eager.logits(), list(blocks)
+        with EveryOperator() as operators:
+            Run(network, "npu").logits()
     for (op, where), times in sorted(dispatch.ran().items()):
         if where == "npu" and "reference" in times:
             print(f"reference: {op} {times}")
     print(f"beside the CPU: {beside(got, want):.4f}")
+    name, difference = max(operators.worst.items(), key=lambda item: item[1])
+    print(f"worst operator beside its reference: {difference:.2e} {name}")
     print(f"captured equals eager: {torch.equal(got, again)}")
     for kind in dict.fromkeys(kinds):
         of_kind = [counts for of, counts in zip(kinds, blocks, strict=True) if of == kind]
