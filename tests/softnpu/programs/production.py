@@ -292,7 +292,7 @@ def main(release, name, *kinds):
             Run(network, "npu").logits()
     for (op, where), times in sorted(dispatch.ran().items()):
         if where == "npu" and "reference" in times:
-            print(f"reference: {op} {times}")
+            print(f"ran a reference: {op} {times}")
     print(f"beside the CPU: {beside(got, want):.4f}")
     name, difference = max(operators.worst.items(), key=lambda item: item[1])
     print(f"worst operator beside its reference: {difference:.2e} {name}")
