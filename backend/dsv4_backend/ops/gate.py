@@ -16,6 +16,7 @@ _TOLERANCE = Tolerance(
     ideal=(1e-7, 1e-5),
     official=(1e-7, 1e-5),
 )
+_ROUTE_SCALE = "a finite number > 0 that fp32 holds"
 
 
 def sqrt_softplus(logits: torch.Tensor) -> torch.Tensor:
@@ -46,7 +47,13 @@ def normalise(scores: torch.Tensor, ids: torch.Tensor, route_scale: float) -> to
     "gate_topk(Tensor x, Tensor weight, Tensor bias, int k, float route_scale) -> "
     "(Tensor weights, Tensor ids)",
     rows=(18,),
-    arguments={"x": "float [T, d]", "weight": "float [E, d]", "bias": "f32 [E]", "k": "1 to E"},
+    arguments={
+        "x": "float [T, d]",
+        "weight": "float [E, d]",
+        "bias": "f32 [E]",
+        "k": "1 to E",
+        "route_scale": _ROUTE_SCALE,
+    },
     tolerance=_TOLERANCE,
 )
 def gate_topk(
@@ -55,12 +62,12 @@ def gate_topk(
     """The k experts with the largest `sqrt(softplus(W x)) + bias`,
     weighted by their score without the bias.
 
-    x: [T, d] float; weight: [E, d] float; bias: [E] fp32, used for the selection only; 1 <= k <= E.
-    Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon, and ids int32
-    [T, k], best first. x and weight are upcast to fp32 and everything is fp32 from there. Ties take
-    the smaller expert id. A NaN score counts as the largest; if all chosen scores are 0 (logits
-    below -100) the weights are NaN. Zero tokens give an empty result. Gradients reach x and weight
-    through the gathered scores, never the bias. Source: spec/v4.md 5.1 [OFF-M Gate].
+    x: [T, d] float; weight: [E, d] float; bias: [E] fp32, used for the selection only; 1 <= k <= E;
+    route_scale: > 0. Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon,
+    and ids int32 [T, k], best first. x and weight are upcast to fp32 and everything is fp32 from
+    there. Ties take the smaller expert id. A NaN score counts as the largest; if all chosen scores
+    are 0 (logits below -100) the weights are NaN. Zero tokens give an empty result. Gradients reach
+    x and weight through the gathered scores, never the bias. Source: spec/v4.md 5.1 [OFF-M Gate].
     """
     return _route(expert_scores(x, weight), bias, k, route_scale)
 
@@ -81,6 +88,7 @@ def _route(
         "weight": "float [E, d]",
         "input_ids": "int [T] in [0, V)",
         "tid2eid": "int [V, k]",
+        "route_scale": _ROUTE_SCALE,
     },
     relations=(
         require("tid2eid", "k >= 1", "0 experts per token", "at least 1"),
@@ -98,7 +106,8 @@ def gate_hash(
     """The k experts that the table gives to each token id, weighted by their score.
 
     x: [T, d] float; weight: [E, d] float; input_ids: [T] int, token ids in [0, V); tid2eid: [V, k]
-    int, expert ids in [0, E) in the rows that are looked up. Returns weights fp32 [T, k],
+    int, expert ids in [0, E) in the rows that are looked up; route_scale: > 0. Returns weights fp32
+    [T, k],
     `route_scale * s_j / sum_j s_j` with `s = sqrt(softplus(W x))` in fp32 and no epsilon, and ids
     int32 [T, k] in the table's order; a repeated expert counts as often as it stands there. There
     is no bias. If all chosen scores are 0 (logits below -100) the weights are NaN. Zero tokens give
