@@ -26,6 +26,7 @@ from dsv4_backend.ops.attention_p512 import attend_blocks, sparse_attention_p512
 from dsv4_backend.proofs import attention_oracle
 from dsv4_backend.proofs.attention import (
     HIDDEN_ROWS,
+    PAIRS,
     TILES,
     aim_at_edges,
     newest_nan,
@@ -186,4 +187,4 @@ SAME_BLOCKS = {
     "other max_seq_len": "a bound of the lengths decides no value",
 }
 """Equivalent mutants of every attention in blocks of 512."""
-sparse_attention_p512.explain(TILES, HIDDEN_ROWS, SAME_BLOCKS)
+sparse_attention_p512.explain(TILES, PAIRS, HIDDEN_ROWS, SAME_BLOCKS)
