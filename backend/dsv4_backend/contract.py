@@ -36,7 +36,7 @@ from typing import Any, Generic
 import torch
 from typing_extensions import ParamSpec, TypeVar
 
-from dsv4_backend import argspec
+from dsv4_backend import argspec, declared
 from dsv4_backend.argspec import Spec
 from dsv4_backend.errors import ProofError, argument_error
 from dsv4_backend.faults import Faults
@@ -374,12 +374,12 @@ def operator(
                 f"{schema!r}: a list of tensors has no specification line, expected one tensor "
                 "[E, ...]"
             )
-        kinds = _kinds_of_arguments(schema, reference)
+        kinds = declared.kinds_of_arguments(schema, reference)
         unknown = [name for name in arguments if name not in kinds]
         if unknown:
             raise ValueError(f"{schema!r}: no argument is named {unknown[0]!r}, which has a line")
         specs = argspec.parse(arguments, [n for n, kind in kinds.items() if "Tensor" in kind])
-        _check_numbers(schema, kinds, specs, relations)
+        declared.check_numbers(schema, kinds, specs, relations)
         contract = Operator(schema, rows, reference, specs, tolerance, relations)
         contract.compiled_relations()  # what they name must be there
         if contract.name in OPERATORS:
@@ -388,38 +388,6 @@ def operator(
         return contract
 
     return declare
-
-
-def _kinds_of_arguments(schema: str, reference: Reference) -> dict[str, str]:
-    """Argument -> its type, in the schema's order, which must be that of the reference."""
-    parsed = torch._C.parse_schema(schema).arguments
-    parameters = inspect.signature(reference).parameters.values()
-    wanted = [(a.name, a.default_value if a.has_default_value() else _NONE) for a in parsed]
-    found = [(p.name, p.default) for p in parameters]
-    if found != wanted:
-        raise ValueError(
-            f"{schema!r}: the reference takes {_in_words(found)}, "
-            f"expected {_in_words(wanted)} like the schema"
-        )
-    return {argument.name: str(argument.type) for argument in parsed}
-
-
-_NONE = inspect.Parameter.empty
-
-
-def _in_words(parameters: Sequence[tuple[str, object]]) -> str:
-    words = (name if value is _NONE else f"{name}={value}" for name, value in parameters)
-    return f"({', '.join(words)})"
-
-
-def _check_numbers(
-    schema: str, kinds: Mapping[str, str], specs: Mapping[str, Spec], relations: Sequence[Relation]
-) -> None:
-    """ValueError for a number that anything goes for, NaN too."""
-    ruled = {*specs, *(relation.arguments[0] for relation in relations)}
-    free = [name for name, kind in kinds.items() if kind in ("int", "float") and name not in ruled]
-    if free:
-        raise ValueError(f"{schema!r}: number {free[0]!r} has neither a line nor a relation")
 
 
 def compute(x: torch.Tensor) -> torch.Tensor:

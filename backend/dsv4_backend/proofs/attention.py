@@ -25,7 +25,7 @@ from dsv4_backend.ops.attention import (
     visible_entries,
 )
 from dsv4_backend.proofs import attention_oracle
-from dsv4_backend.proofs.bounds import BOTH_OR_NEITHER
+from dsv4_backend.proofs.bounds import PAIRS
 from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
 
 sparse_attention.oracle(attention_oracle.sparse_attention)
@@ -377,12 +377,6 @@ TILES = dict.fromkeys(
     ("spans: *", "by_tokens: *", "attend_by_tokens: 0 -> 1"), TILES_DECIDE_NO_VALUE
 )
 """Equivalent mutants of every attention: how tokens are cut into tiles."""
-
-PAIRS = {
-    "compressed_keys: cache is None or block_table is None -> cache is None and block_table is None"
-    "": BOTH_OR_NEITHER
-}
-"""Equivalent mutants of every attention: arguments that come together."""
 
 sparse_attention.explain(
     TILES,

@@ -26,7 +26,6 @@ from dsv4_backend.ops.attention_p512 import attend_blocks, sparse_attention_p512
 from dsv4_backend.proofs import attention_oracle
 from dsv4_backend.proofs.attention import (
     HIDDEN_ROWS,
-    PAIRS,
     TILES,
     aim_at_edges,
     newest_nan,
@@ -36,6 +35,7 @@ from dsv4_backend.proofs.attention import (
     stale,
     strided,
 )
+from dsv4_backend.proofs.bounds import PAIRS
 
 sparse_attention_p512.oracle(attention_oracle.sparse_attention_p512)
 

@@ -16,3 +16,8 @@ NO_ROWS_OF_NOTHING = {
     "split_blocks: max(x.shape[-1], 1) -> x.shape[-1]": "its rows have channels, a relation says"
 }
 BOTH_OR_NEITHER = "both are given or neither, which a relation of the contract checks"
+PAIRS = {
+    "compressed_keys: cache is None or block_table is None -> "
+    "cache is None and block_table is None": BOTH_OR_NEITHER
+}
+"""Of every attention: arguments that come together."""

@@ -11,6 +11,7 @@ import functools
 import sys
 
 import torch
+from seeds import seed
 
 from dsv4_ascend.checkpoint.config import V4Config, kinds_of_ratios
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
@@ -37,7 +38,9 @@ LEAST = dict(
     o_lora_rank=128,
     moe_intermediate_size=256,
 )
-IDS = torch.randint(VOCABULARY, (PROMPT + DECODED,), generator=torch.Generator().manual_seed(3))
+IDS = torch.randint(
+    VOCABULARY, (PROMPT + DECODED,), generator=torch.Generator().manual_seed(seed("ids"))
+)
 device = current()
 
 
@@ -107,7 +110,7 @@ def leaf_of(generator, name, shape):
 
 def random_network(config, profile):
     """The network on the CPU, its weights random in the profile's formats."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed("weights"))
     network = Transformer(config, profile)
     kept = set()
     for path, module in network.named_modules():
