@@ -172,6 +172,41 @@ def may_include(place, header):
     return target not in MAY_INCLUDE or target == folder or target in MAY_INCLUDE[folder]
 
 
+SEEDED = {"manual_seed", "Random", "default_rng", "Draw", "seed", "RandomState"}
+
+
+def constant_seeds(tree):
+    """Lines that seed a source of random numbers with a constant."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in SEEDED and isinstance(node.args[0].value, int):
+                yield node.lineno
+
+
+def test_seeds_of_tests_come_from_names():
+    """tests/seeds.py and tests/softnpu/programs/seeds.py: no test owes its success to a constant.
+
+    A source that is looked at twice is numbered there: `generator(3)`.
+    """
+    tests = [path for path in PYTHON if path.is_relative_to(ROOT / "tests")]
+    assert not [f"{relative(p)}:{line}" for p in tests for line in constant_seeds(parse(p))]
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [
+        ("torch.manual_seed(7)", [1]),
+        ("random.Random(0).sample(x, 1)", [1]),
+        ("x = torch.Generator().manual_seed(seed_of(__name__))", []),
+        ("np.random.default_rng(seed('x'))", []),
+        ("generator(3)", []),
+    ],
+)
+def test_what_is_a_constant_seed(code, seen):
+    assert list(constant_seeds(ast.parse(code))) == seen
+
+
 def test_include_directions():
     places = {path: path.relative_to(CSRC).as_posix() for path in CPP}
     pairs = [

@@ -12,7 +12,8 @@ Tensors: ``DTYPES [like ARGUMENT] [DIM, DIM, ...] [in [LOW, HIGH)]``
 
 Scalars: ``[a finite number | a number] BOUND`` with ``>= LOW``, ``> LOW``, ``in (LOW, HIGH]``, or
 in words ``at least LOW`` and ``LOW to HIGH``; LOW and HIGH are terms as above. Behind it may stand
-``that fp32 holds, or infinity``. The line itself is what an error says was expected.
+``that fp32 holds``, and of a number that need not be finite ``, or infinity``. The line itself is
+what an error says was expected.
 
 Lines are parsed once, here, and handed to the checker in csrc/bind/specification.cpp, which every
 call passes.
@@ -49,7 +50,8 @@ _TENSOR = re.compile(
 _SCALAR = re.compile(
     r"^(?:a (?P<finite>finite )?number )?"
     r"(?:(?P<sign>>=|>) (?P<bound>\S+)|at least (?P<least>\S+)|(?P<low>\S+) to (?P<high>\S+)"
-    r"|in \((?P<open>\S+), (?P<closed>\S+)\])(?P<fp32> that fp32 holds, or infinity)?$"
+    r"|in \((?P<open>\S+), (?P<closed>\S+)\])"
+    r"(?P<fp32> that fp32 holds(?(finite)|, or infinity))?$"
 )
 _TOKEN = re.compile(r"\d+|[A-Za-z_]\w*|[()+*/^]")
 _PRECEDENCE = {"+": 1, "*": 2, "/": 2, "^": 2}
@@ -76,16 +78,26 @@ class TensorSpec:
         if match is None:
             expected = "'DTYPES [DIMS]' or 'DTYPES [DIMS] in [LOW, HIGH)'"
             raise ValueError(f"argument specification {text!r} is not {expected}")
-        dims = tuple(d.strip() for d in match["shape"].split(",") if d.strip())
+        dims = tuple(d.strip() for d in match["shape"].split(",")) if match["shape"].strip() else ()
         any_leading = bool(dims) and dims[0] == "..."
-        dtypes = tuple(
-            dict.fromkeys(t for name in match["dtypes"].split("|") for t in DTYPES[name])
-        )
+        groups = match["dtypes"].split("|")
+        unknown = [name for name in groups if name not in DTYPES]
+        if unknown:
+            raise ValueError(
+                f"argument specification {text!r}: {unknown[0]!r} is none of {', '.join(DTYPES)}"
+            )
+        dtypes = tuple(dict.fromkeys(t for name in groups for t in DTYPES[name]))
         if match["low"] is not None and not set(dtypes) <= _INDEX_DTYPES:
             raise ValueError(
                 f"argument specification {text!r}: only i32 and i64 values have a range"
             )
         shape = dims[1:] if any_leading else dims
+        negative = [dim for dim in shape if dim.startswith("-")]
+        if negative:
+            raise ValueError(f"argument specification {text!r}: no dimension is {negative[0]}")
+        ends = [int(end) for end in (match["low"], match["high"]) if _is_number(end)]
+        if len(ends) == 2 and ends[0] >= ends[1]:
+            raise ValueError(f"argument specification {text!r}: no value lies in this range")
         return cls(text, dtypes, match["like"], shape, any_leading, match["low"], match["high"])
 
 
@@ -241,8 +253,18 @@ def _is_program(postfix: Sequence[str]) -> bool:
     return depth == 1
 
 
+def _is_number(text: str | None) -> bool:
+    return text is not None and text.removeprefix("-").isdigit()
+
+
 def parse(arguments: Mapping[str, str], tensors: Sequence[str]) -> dict[str, Spec]:
-    """The parsed lines of an operator; `tensors` names its arguments that are tensors."""
+    """The parsed lines of an operator; `tensors` names its arguments that are tensors.
+
+    ValueError for a tensor without a line.
+    """
+    bare = [name for name in tensors if name not in arguments]
+    if bare:
+        raise ValueError(f"argument specification: tensor {bare[0]!r} has no line")
     kinds: dict[bool, type[TensorSpec] | type[ScalarSpec]] = {True: TensorSpec, False: ScalarSpec}
     return {name: kinds[name in tensors].parse(text) for name, text in arguments.items()}
 
@@ -256,11 +278,16 @@ def rules(
 ) -> Rules:
     """The lines as the C++ checker takes them.
 
-    ValueError for a bound that names no dimension, and for `like` an argument that is not there.
+    ValueError for a line of an argument that is not there, for `like` such an argument, and for a
+    bound or a term of a name that no call is sure to bind.
     """
+    for name, line in specs.items():
+        if name not in parameters:
+            raise ValueError(f"argument specification {line.text!r}: no argument is named {name!r}")
     names = Names(integers)
     tensors = {name: spec for name, spec in specs.items() if isinstance(spec, TensorSpec)}
     dims = {name: [names.term(dim) for dim in spec.shape] for name, spec in tensors.items()}
+    _check_bound(tensors, integers, optional)
     place = {name: position for position, name in enumerate(parameters)}
     tensor_rules = []
     for name, spec in tensors.items():
@@ -300,3 +327,30 @@ def rules(
     ]
     bound = [(names.numbers[name], place[name]) for name in integers]
     return Rules(names.numbers, bound, tensor_rules, scalar_rules)
+
+
+def _check_bound(
+    tensors: Mapping[str, TensorSpec], integers: Sequence[str], optional: frozenset[str]
+) -> None:
+    """ValueError for a name that stands in a term or a range alone:
+    the checker would never learn what it is, and pass the argument over.
+    """
+    lone = {
+        dim
+        for name, spec in tensors.items()
+        if name not in optional
+        for dim in spec.shape
+        if dim.isidentifier()
+    }
+    for spec in tensors.values():
+        # What an optional tensor binds itself is known wherever its own line is checked.
+        known = lone | set(integers) | {dim for dim in spec.shape if dim.isidentifier()}
+        ends = [end for end in (spec.low, spec.high) if end not in (None, "inf")]
+        for term in (*spec.shape, *filter(None, ends)):
+            unknown = [token for token in _postfix(term) if token[0].isalpha()]
+            unknown = [token for token in unknown if token not in known]
+            if unknown:
+                raise ValueError(
+                    f"argument specification {spec.text!r}: no dimension of a tensor that is "
+                    f"always there and no integer argument is named {unknown[0]!r}"
+                )

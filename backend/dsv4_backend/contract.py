@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from typing import Any, Generic
 import torch
 from typing_extensions import ParamSpec, TypeVar
 
-from dsv4_backend import argspec
+from dsv4_backend import argspec, declared
 from dsv4_backend.argspec import Spec
 from dsv4_backend.errors import ProofError, argument_error
 from dsv4_backend.faults import Faults
@@ -66,12 +67,17 @@ class Tolerance:
 
     limits: (atol, rtol) by profile; (0, 0), which a profile without limits has, means bit equality.
     NaN and infinities must sit at the same places. No element is exempt. ValueError for a name that
-    is no profile.
+    is no profile, for no reason, and for limits that are no two finite numbers >= 0.
     """
 
     def __init__(self, reason: str, **limits: Limits) -> None:
-        for name in limits:
+        if not reason.strip():
+            raise ValueError("tolerance: found no reason, expected one that a reader can check")
+        for name, pair in limits.items():
             _check_profile(name)
+            if not _is_limits(pair):
+                expected = "(atol, rtol), two finite numbers >= 0"
+                raise ValueError(f"tolerance of {name}: found {pair!r}, expected {expected}")
         self.reason = reason
         self._limits = limits
 
@@ -94,6 +100,12 @@ class Case:
 
     def __post_init__(self) -> None:
         _check_profile(self.profile)
+
+
+def _is_limits(pair: object) -> bool:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        return False
+    return all(isinstance(x, int | float) and math.isfinite(x) and x >= 0 for x in pair)
 
 
 def _check_profile(name: str) -> str:
@@ -351,8 +363,10 @@ def operator(
 
     schema: torch schema without namespace; mutated arguments carry `Tensor(a!)`. rows: of
     spec/v4.md section 17.
-    arguments: a specification line (see `argspec`) for every tensor argument, and for numbers with
-    a range. relations: what lines cannot say (see `relations`), in the order of the checks.
+    arguments: a specification line (see `argspec`) for every tensor and every number; a number may
+    have a relation instead. relations: what lines cannot say (see `relations`), in the order of the
+    checks. ValueError for a line or a relation that is missing or does not fit, and for a reference
+    whose parameters are not the schema's arguments.
     """
 
     def declare(reference: Callable[_P, _R]) -> Operator[_P, _R]:
@@ -361,7 +375,12 @@ def operator(
                 f"{schema!r}: a list of tensors has no specification line, expected one tensor "
                 "[E, ...]"
             )
-        specs = argspec.parse(arguments, re.findall(r"Tensor\S* (\w+)", schema.partition("->")[0]))
+        kinds = declared.kinds_of_arguments(schema, reference)
+        unknown = [name for name in arguments if name not in kinds]
+        if unknown:
+            raise ValueError(f"{schema!r}: no argument is named {unknown[0]!r}, which has a line")
+        specs = argspec.parse(arguments, [n for n, kind in kinds.items() if "Tensor" in kind])
+        declared.check_numbers(schema, kinds, specs, relations)
         contract = Operator(schema, rows, reference, specs, tolerance, relations)
         contract.compiled_relations()  # what they name must be there
         if contract.name in OPERATORS:

@@ -19,8 +19,25 @@ def rules(lines, parameters, integers=()):
     "line", ["float", "float [T", "float32 T]", "float [T] in [0, n]", "float [T] in 0, n"]
 )
 def test_what_is_no_tensor_line(line):
-    with pytest.raises((ValueError, KeyError)):
+    with pytest.raises(ValueError, match="argument specification"):
         TensorSpec.parse(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("f31 [T]", "'f31' is none of f64, f32"),
+        ("float [T,, d]", "'' is no dimension"),
+        ("float [-1]", "no dimension is -1"),
+        ("float [T, ..., d]", "'...' is no dimension"),
+        ("int [T] in [5, 5)", "no value lies in this range"),
+    ],
+)
+def test_a_line_that_says_nothing_is_named(line, words):
+    with pytest.raises(ValueError, match="argument specification") as caught:
+        rules({"x": line}, ["x"])
+    assert repr(line) in str(caught.value) or words.startswith(("''", "'..."))
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +60,51 @@ def test_floats_have_no_range():
         ({"x": "float [T, d]", "ids": "int [T] in [0, D)"}, "'D'"),
         ({"x": "float [T, d]", "k": "1 to E"}, "'E'"),
         ({"x": "float like y [T, d]"}, "'y'"),
+        ({"x": "float [q*2, d]"}, "'q'"),
+        ({"x": "float [T]", "w": "float [n*(n+2)]", "k": "1 to T"}, "'n'"),
     ],
 )
 def test_unknown_names_are_errors_at_declaration(lines, word):
     with pytest.raises(ValueError, match=word):
         rules(lines, list(lines), ["k"] if "k" in lines else [])
+
+
+@pytest.mark.parametrize("other", ["float [E*2]", "i32 [T] in [0, E)"])
+def test_what_an_optional_tensor_binds_others_do_not_use(other):
+    """Without it the checker would not know the name, and pass over what stands in its terms."""
+    lines = {"w": "float [E]", "x": other, "y": "float [T]"}
+    specs = argspec.parse(lines, list(lines))
+    argspec.rules(specs, list(lines), [], frozenset(), ())
+    with pytest.raises(ValueError, match="'E'"):
+        argspec.rules(specs, list(lines), [], frozenset({"w"}), ())
+
+
+def test_every_tensor_has_a_line():
+    with pytest.raises(ValueError, match="tensor 'w' has no line"):
+        argspec.parse({"x": "float [T]"}, ["x", "w"])
+
+
+def test_a_line_has_an_argument():
+    specs = argspec.parse({"x": "float [T]", "y": "float [T]"}, ["x", "y"])
+    with pytest.raises(ValueError, match="no argument is named 'y'"):
+        argspec.rules(specs, ["x"], [], frozenset(), ())
+
+
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [
+        ("a finite number > 0 that fp32 holds", True),
+        ("a number > 0 that fp32 holds, or infinity", True),
+        ("a finite number > 0 that fp32 holds, or infinity", False),
+        ("a number > 0 that fp32 holds", False),
+    ],
+)
+def test_a_line_says_whether_infinity_counts(line, holds):
+    if holds:
+        assert ScalarSpec.parse(line).fp32
+        return
+    with pytest.raises(ValueError, match="argument specification"):
+        ScalarSpec.parse(line)
 
 
 def test_integer_arguments_bind_their_names():
@@ -102,7 +159,11 @@ X = torch.ones(2, 4, 6)
         ("embed_streams", (torch.tensor([5]), torch.ones(5, 8), 4),
          "'input_ids': found 5 at [0], expected values in [0, 5)"),
         ("sample", (torch.ones(1, 6), torch.ones(1, 6), float("inf"), 1.0),
-         "'temperature': found inf, expected a finite number >= 0"),
+         "'temperature': found inf, expected a finite number >= 0 that fp32 holds"),
+        ("sample", (torch.ones(1, 6), torch.ones(1, 6), 1e39, 1.0),
+         "'temperature': found 1e+39, expected a finite number >= 0 that fp32 holds"),
+        ("gate_topk", (torch.ones(1, 6), torch.ones(3, 6), torch.ones(3), 2, float("nan")),
+         "'route_scale': found nan, expected a finite number > 0 that fp32 holds"),
         ("sample", (torch.ones(1, 6), torch.ones(1, 6), 1.0, 0.0), "'top_p': found 0.0, expected a "
                                                                    "number in (0, 1]"),
         ("rope", (torch.ones(1, 2, 6), torch.tensor([-1]), torch.ones(2), False),

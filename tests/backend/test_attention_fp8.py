@@ -18,11 +18,6 @@ WINDOW, RATIO = 9, 4
 KINDS = ("window", "all", "chosen")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(7)
-
-
 def pages(rows: int, block_size: int, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pages of any bytes with `rows` rows of every sequence written, and their table."""
     columns = max(1, -(-rows // block_size))

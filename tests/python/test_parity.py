@@ -272,3 +272,22 @@ def test_what_is_left_out_is_counted_and_only_that(monkeypatch):
     assert [unfit.name for unfit in report.left_out] == ["hc_head/ideal/fp64 streams"]
     assert len({c.name for c in report.cases}) == len(everything) - 1
     assert totals([report])["left_out"] == len(report.to_json()["left_out"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "mutant"),
+    [
+        ("sample", "sample: max(temperature, MIN_TEMPERATURE) -> temperature"),
+        ("sample", "sample: MIN_TEMPERATURE -> MIN_TEMPERATURE * 2"),
+        (
+            "sample",
+            "sample: max(temperature, MIN_TEMPERATURE) -> min(temperature, MIN_TEMPERATURE)",
+        ),
+        ("act_quant", "act_scale: ACT_FLOOR -> ACT_FLOOR * 2"),
+    ],
+)
+def test_floors_and_named_constants_are_edited_too(operator, mutant):
+    (result,) = [
+        f for f in run_mutants(OPERATORS[operator], mutant, count=None) if f.fault == mutant
+    ]
+    assert result.killed

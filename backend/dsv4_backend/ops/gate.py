@@ -16,7 +16,8 @@ _TOLERANCE = Tolerance(
     ideal=(1e-7, 1e-5),
     official=(1e-7, 1e-5),
 )
-_ROUTER = {"x": "float [T, d]", "weight": "float [E, d]"}
+_ROUTE_SCALE = "a finite number > 0 that fp32 holds"
+_ROUTER = {"x": "float [T, d]", "weight": "float [E, d]", "route_scale": _ROUTE_SCALE}
 _BY_SCORE = {**_ROUTER, "bias": "f32 [E]", "k": "1 to E"}
 _BY_TABLE = {**_ROUTER, "input_ids": "int [T] in [0, V)", "tid2eid": "int [V, k]"}
 _TABLE = (
@@ -62,12 +63,12 @@ def gate_topk(
     """The k experts with the largest `sqrt(softplus(W x)) + bias`,
     weighted by their score without the bias.
 
-    x: [T, d] float; weight: [E, d] float; bias: [E] fp32, used for the selection only; 1 <= k <= E.
-    Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon, and ids int32
-    [T, k], best first. x and weight are upcast to fp32 and everything is fp32 from there. Ties take
-    the smaller expert id. A NaN score counts as the largest; if all chosen scores are 0 (logits
-    below -100) the weights are NaN. Zero tokens give an empty result. Gradients reach x and weight
-    through the gathered scores, never the bias. Source: spec/v4.md 5.1 [OFF-M Gate].
+    x: [T, d] float; weight: [E, d] float; bias: [E] fp32, used for the selection only; 1 <= k <= E;
+    route_scale: > 0. Returns weights fp32 [T, k], `route_scale * s_j / sum_j s_j` with no epsilon,
+    and ids int32 [T, k], best first. x and weight are upcast to fp32 and everything is fp32 from
+    there. Ties take the smaller expert id. A NaN score counts as the largest; if all chosen scores
+    are 0 (logits below -100) the weights are NaN. Zero tokens give an empty result. Gradients reach
+    x and weight through the gathered scores, never the bias. Source: spec/v4.md 5.1 [OFF-M Gate].
     """
     return _route(expert_scores(x, weight), bias, k, route_scale)
 
@@ -97,7 +98,8 @@ def gate_hash(
     """The k experts that the table gives to each token id, weighted by their score.
 
     x: [T, d] float; weight: [E, d] float; input_ids: [T] int, token ids in [0, V); tid2eid: [V, k]
-    int, expert ids in [0, E) in the rows that are looked up. Returns weights fp32 [T, k],
+    int, expert ids in [0, E) in the rows that are looked up; route_scale: > 0. Returns weights fp32
+    [T, k],
     `route_scale * s_j / sum_j s_j` with `s = sqrt(softplus(W x))` in fp32 and no epsilon, and ids
     int32 [T, k] in the table's order; a repeated expert counts as often as it stands there. There
     is no bias. If all chosen scores are 0 (logits below -100) the weights are NaN. Zero tokens give

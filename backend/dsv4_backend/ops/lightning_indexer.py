@@ -20,13 +20,17 @@ _REASON = (
     "compared are the scores of the chosen entries in order, so that which of two equal entries is "
     "chosen is open; fp32 sums of 64 heads in any order"
 )
+MOST_CHOSEN = 1 << 20
+"""As many as a context of V4 has tokens: a larger number is a mistake, and would only waste memory,
+because all k columns are returned.
+"""
 _LENGTHS = {
     "block_table": "i32 [R, columns]",
     "query_start_loc": "i32 [S]",
     "seq_lens": "i32 [R]",
     "max_seq_len": "at least 0",
     "ratio": "at least 1",
-    "k": "at least 1",
+    "k": f"1 to {MOST_CHOSEN}",
 }
 _RELATIONS = (
     paged("k_cache"),

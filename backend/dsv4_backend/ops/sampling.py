@@ -30,7 +30,7 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     arguments={
         "logits": "f32 [T, V]",
         "noise": "f32 [T, V]",
-        "temperature": "a finite number >= 0",
+        "temperature": "a finite number >= 0 that fp32 holds",
         "top_p": "a number in (0, 1]",
     },
     relations=(

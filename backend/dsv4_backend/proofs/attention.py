@@ -25,6 +25,7 @@ from dsv4_backend.ops.attention import (
     visible_entries,
 )
 from dsv4_backend.proofs import attention_oracle
+from dsv4_backend.proofs.bounds import PAIRS
 from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
 
 sparse_attention.oracle(attention_oracle.sparse_attention)
@@ -379,6 +380,7 @@ TILES = dict.fromkeys(
 
 sparse_attention.explain(
     TILES,
+    PAIRS,
     HIDDEN_ROWS,
     {
         "attend: 1 -> 2 (6)": "a total of 0 means no key, and then the numerator is 0 too",
@@ -388,6 +390,9 @@ sparse_attention.explain(
         "keys_share: x >= 0 -> x > 0 (2)": "exp(0) and exp(-0) are 1",
         "round_probabilities: p.to(dtype).to(p.dtype) -> p.to(dtype)": (
             "the product with the fp32 rescaling is fp32"
+        ),
+        "running_peaks: max(1, -(-scores.shape[-1] // tile)) -> -(-scores.shape[-1] // tile)": (
+            "every call has a window or entries, so that a row has keys"
         ),
         "running_peaks: 0 -> 1 (2)": "without a key every p is exp(-inf)",
         "running_peaks: 1 -> 2": "one more tile of -inf behind the row",

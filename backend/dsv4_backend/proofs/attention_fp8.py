@@ -22,6 +22,7 @@ from dsv4_backend.proofs.attention_p512 import (
     attend_wrongly,
     cases_of,
 )
+from dsv4_backend.proofs.bounds import BOTH_OR_NEITHER, PAIRS
 from dsv4_backend.proofs.byte_entries import ENTRIES, read_entry
 from dsv4_backend.proofs.numerics import BF16, Array
 from dsv4_backend.proofs.wrong_formats import wrong_readers
@@ -179,8 +180,23 @@ sparse_attention_fp8.wrong_step(
     {"RoPE channels in front": lambda form, data: from_bytes(form, data).roll(form.codec.rope, 1)},
 )
 _MORE_ROWS = "more rows of a sequence than anybody looks at"
+_WINDOW = "min(call.window - 1 + len(call.q), max_seq_len)"
 sparse_attention_fp8.explain(
     TILES,
+    PAIRS,
+    dict.fromkeys(
+        (
+            f"window_rows: {_WINDOW} -> call.window - 1 + len(call.q)",
+            f"window_rows: {_WINDOW} -> max_seq_len",
+            f"window_rows: {_WINDOW} -> max(call.window - 1 + len(call.q), max_seq_len)",
+        ),
+        _MORE_ROWS,
+    ),
+    {
+        f"window_rows: max(1, {_WINDOW}) -> {_WINDOW}": "without tokens nothing is looked at",
+        "sparse_attention_fp8: cmp_cache is not None and cmp_block_table is not None -> "
+        "cmp_cache is not None or cmp_block_table is not None": BOTH_OR_NEITHER,
+    },
     HIDDEN_ROWS,
     SAME_BLOCKS,
     {

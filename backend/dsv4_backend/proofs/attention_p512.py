@@ -35,6 +35,7 @@ from dsv4_backend.proofs.attention import (
     stale,
     strided,
 )
+from dsv4_backend.proofs.bounds import PAIRS
 
 sparse_attention_p512.oracle(attention_oracle.sparse_attention_p512)
 
@@ -186,4 +187,4 @@ SAME_BLOCKS = {
     "other max_seq_len": "a bound of the lengths decides no value",
 }
 """Equivalent mutants of every attention in blocks of 512."""
-sparse_attention_p512.explain(TILES, HIDDEN_ROWS, SAME_BLOCKS)
+sparse_attention_p512.explain(TILES, PAIRS, HIDDEN_ROWS, SAME_BLOCKS)

@@ -55,6 +55,8 @@ def explain_experts(op: Operator) -> None:
     op.equivalent("by_expert: low < high -> low <= high", "an expert without rows adds none")
     for name in (
         "_has_values: tensor.device.type != 'meta' -> tensor.device.type == 'meta'",
+        "_has_values: type(tensor) is torch.Tensor and tensor.device.type != 'meta' -> "
+        "type(tensor) is torch.Tensor or tensor.device.type != 'meta'",
         "by_expert: not _has_values(expert_offsets) -> _has_values(expert_offsets)",
     ):
         op.equivalent(

@@ -11,6 +11,7 @@ import torch
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.cache_bytes import READS, WRITES, read_bytes, write_bytes
 from dsv4_backend.ops.cache_formats import FORMATS, Format, sized
+from dsv4_backend.proofs.bounds import E4M3_RATIOS
 from dsv4_backend.proofs.byte_entries import ENTRIES, read_entry, write_entry
 from dsv4_backend.proofs.cache import PAGES, draw_slots, slot_faults
 from dsv4_backend.proofs.numerics import Array
@@ -317,7 +318,8 @@ _EQUIVALENT = {
         "round_e4m3: x.float() -> x": "ratios are fp32 already",
         "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": "the cast to e4m3 "
         "saturates too",
-    },
+    }
+    | E4M3_RATIOS,
     "read_cache_indexer_fp8": dict([NO_257TH_CODE]),
     "read_cache_indexer_token_fp8": dict([NO_257TH_CODE]),
     "read_cache_indexer_int8": {

@@ -186,6 +186,8 @@ def _compressions(draw: Draw) -> Iterator[Case]:
             yield Case(f"{kind}, strided", profile, _strided(draw, _call(draw, g, _MIXED, dtype)))
             call = _call(draw, g, _MIXED, dtype)
             yield Case(f"{kind}, wide scores", profile, call._replace(ape=call.ape * 150))
+            low = call._replace(ape=torch.full_like(call.ape, -1e30), wgate=0 * call.wgate)
+            yield Case(f"{kind}, scores far below zero", profile, low)
             call = call._replace(wkv=call.wkv * 1e-3, state_cache=call.state_cache * 1e-3)
             yield Case(f"{kind}, epsilon matters", profile, call)
         indexer = _Geometry(ratio=4, groups=2, hd=128, d=256, frequencies=32, block_size=16)

@@ -230,7 +230,10 @@ topk_indices.wrong_results(
 
 _HIDDEN = "rows that are no keys are -inf in the result, whatever they hold"
 indexer_scores.explain(
-    dict.fromkeys(("spans: *", "by_tokens: *", "_token_bytes: *"), TILES_DECIDE_NO_VALUE),
+    dict.fromkeys(
+        ("spans: *", "by_tokens: *", "_token_bytes: *", "indexer_scores: ENTRIES -> ENTRIES + 1"),
+        TILES_DECIDE_NO_VALUE,
+    ),
     dict.fromkeys(
         (
             *EDITS_OF_HIDDEN_ROWS,
@@ -253,6 +256,7 @@ topk_indices.explain(
             "spans: *",
             "by_tokens: *",
             "topk_indices: 0 -> 1",
+            "topk_indices: SORT_BYTES -> SORT_BYTES + 1",
             "topk_indices: SORT_BYTES * scores.shape[1] -> SORT_BYTES",
         ),
         TILES_DECIDE_NO_VALUE,

@@ -21,6 +21,7 @@ from dsv4_backend.ops.int8 import (
 )
 from dsv4_backend.ops.swiglu import clamped_swiglu
 from dsv4_backend.ops.token_quant import int8_token_quant, round_int8, row_scale
+from dsv4_backend.proofs.bounds import INT8_RATIOS
 from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
 from dsv4_backend.proofs.numerics import BF16, Array, cast, wide
 from dsv4_backend.proofs.swiglu import WRONG_HALVES
@@ -297,6 +298,7 @@ int8_swiglu_quant.wrong_steps(
 )
 
 SAME_SUMS = {"exact_product: True -> False": "the lengths agree anyway"}
+
 SAME_SCALED = {"scaled: sums.float() -> sums": "int32 times fp32 is fp32"}
 ALREADY_FP32 = {
     **dict.fromkeys(
@@ -315,7 +317,7 @@ ALREADY_FP32 = {
 int8_gemm.explain(SAME_SUMS, SAME_SCALED)
 int8_grouped_gemm.explain(SAME_SUMS, SAME_SCALED)
 int8_grouped_sum.explain(SAME_SUMS)
-int8_swiglu_quant.explain(SAME_SCALED, SAME_CODES, ALREADY_FP32)
+int8_swiglu_quant.explain(SAME_SCALED, SAME_CODES, INT8_RATIOS, ALREADY_FP32)
 explain_experts(int8_grouped_gemm)
 explain_experts(int8_grouped_sum)
 explain_experts(int8_swiglu_quant)

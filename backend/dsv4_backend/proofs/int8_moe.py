@@ -13,6 +13,7 @@ from dsv4_backend.ops.int8 import quantize_weight_int8, scaled
 from dsv4_backend.ops.int8_moe import add_choices, hidden, int8_moe
 from dsv4_backend.ops.swiglu import clamped_swiglu
 from dsv4_backend.ops.token_quant import round_int8
+from dsv4_backend.proofs.bounds import INT8_RATIOS
 from dsv4_backend.proofs.by_expert import explain_experts
 from dsv4_backend.proofs.int8 import ALREADY_FP32, SAME_SCALED, SAME_SUMS
 from dsv4_backend.proofs.numerics import BF16, Array, cast, wide
@@ -216,7 +217,15 @@ _NOBODYS = "experts beyond the last have no rows"
 _WIDENED = "bf16 meets fp32, and the result is fp32 without the cast too"
 int8_moe.explain(
     SAME_CODES,
+    INT8_RATIOS,
     SAME_SUMS,
+    dict.fromkeys(
+        (
+            "exact_product: _EXACT_TERMS -> _EXACT_TERMS + 1",
+            "exact_product: _EXACT_TERMS -> _EXACT_TERMS + 1 (2)",
+        ),
+        "one term more still fits into 24 bits, and no row of a case is as long",
+    ),
     SAME_SCALED,
     ALREADY_FP32,
     dict.fromkeys(("int8_moe: 0 -> 1", "moe_dispatch: 1 -> 2"), _NOBODYS),

@@ -87,6 +87,25 @@ def _(draw: Draw) -> Iterator[Case]:
             yield _case(name, profile, _cast(call, dtype))
         hidden = _named(stale(_random(draw, _BATCHES["mixed"])))
         yield _case("stale NaN", profile, _cast(hidden, dtype))
+        yield _case("near ties", profile, _cast(_named(_near_ties(draw)), dtype))
+
+
+def _near_ties(draw: Draw) -> IndexerCall:
+    """Two heads of which each sees every other entry, and scores that only fp32 tells apart: by
+    their weights for every other token, by their dot products for the rest.
+    """
+    sequences = [(0, 39)]
+    call = random_call(draw, sequences, torch.float32, heads=2, dim=3)
+    step, odd = 2.0**-10, torch.arange(39) % 2 == 1
+    q, weights, cache = call.q * 0, call.weights * 0 + 1, call.k_cache * 0
+    q[:, 0, 0], q[:, 1, 2] = 1.0, 1.0
+    q[odd, 0, 1], weights[~odd, 0] = step, 1 + step
+    block_size = cache.shape[1]
+    for entry in range(39 // call.ratio):
+        block = call.block_table[0, entry // block_size]
+        row = [1.0, 1.0, 0.0] if entry % 2 else [0.0, 0.0, 1.0]
+        cache[block, entry % block_size] = torch.tensor(row)
+    return call._replace(q=q, weights=weights, k_cache=cache)
 
 
 def _cast(call: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -120,6 +139,11 @@ _OTHER_FORMATS = {
     "lightning_indexer": (*_E4M3, "scaled: *", "_scores: *"),
     "lightning_indexer_int8": _E4M3,
     "lightning_indexer_fp8": (),
+}
+_SCALES = {
+    "scaled: q_scale is None or k_scale is None -> q_scale is None and k_scale is None": (
+        "codes always come with both"
+    )
 }
 _STEP = "which of the entries within one step of bf16 is chosen is open"
 _EQUIVALENT = {
@@ -189,5 +213,6 @@ for _contract in ops.LIGHTNING:
         dict.fromkeys(("spans: *", "by_tokens: *", "select: *"), TILES_DECIDE_NO_VALUE),
         dict.fromkeys(EDITS_OF_HIDDEN_ROWS, _HIDDEN),
         dict.fromkeys(_OTHER_FORMATS[_contract.name], "for rows of another format"),
+        {} if _contract is ops.lightning_indexer else _SCALES,
         _EQUIVALENT,
     )

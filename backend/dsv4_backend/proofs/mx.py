@@ -24,6 +24,7 @@ from dsv4_backend.ops.mx import (
 )
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.swiglu import clamped_swiglu
+from dsv4_backend.proofs.bounds import NO_ROWS_OF_NOTHING
 from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
 from dsv4_backend.proofs.numerics import (
     BF16,
@@ -300,4 +301,4 @@ explain_experts(mxfp8_grouped_gemm)
 explain_experts(mxfp4_grouped_gemm)
 for _op in (mxfp8_gemm, mxfp8_grouped_gemm, mxfp4_grouped_gemm):
     _op.equivalent(*NO_257TH_CODE)
-mx_swiglu_quant.explain(ACT_QUANT_EQUIVALENTS)
+mx_swiglu_quant.explain(ACT_QUANT_EQUIVALENTS, NO_ROWS_OF_NOTHING)

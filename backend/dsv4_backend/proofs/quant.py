@@ -27,6 +27,7 @@ from dsv4_backend.ops.quant import (
     fp4_quant,
     fp4_scale,
 )
+from dsv4_backend.proofs import bounds
 from dsv4_backend.proofs.numerics import E8M0, Array, cast, dequantise, quantise_fp4, quantise_fp8
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
@@ -68,7 +69,7 @@ def _inputs(
     """Named inputs [..., K] with K even, and their block size;
     midpoints: ties of the value format.
     """
-    for rows, k in ((0, block), (1, 2), (3, 6), (5, 5 * block // 2), (2, 4 * block)):
+    for rows, k in ((0, block), (3, 0), (1, 2), (3, 6), (5, 5 * block // 2), (2, 4 * block)):
         yield f"{rows}x{k}", draw.spread(rows, k, dtype=dtype), block
     yield "other block", draw.spread(3, 4, block + 6, dtype=dtype), block // 2
     yield "strided rows and channels", draw.spread(2 * block, 6, dtype=dtype).T[::2], block
@@ -142,6 +143,8 @@ def _(draw: Draw) -> Iterator[Case]:
             yield Case(
                 f"{channels} of 512", profile, (draw.spread(5, 512, dtype=dtype), 64, channels)
             )
+        kept = torch.tensor([[3.0, -2.0, -0.0, 0.0, -0.0, 5.0]], dtype=dtype)
+        yield Case("zeros that are kept", profile, (kept, 64, 2))
     yield Case("every bf16", "official", (_every_bf16(), 64, 128))
     yield Case("every fp16", "official", (_every_fp16(), 64, 256))
 
@@ -287,12 +290,21 @@ _SAME_ZEROS = dict.fromkeys(
     "below the floor scales differ for blocks only whose codes are all 0",
 )
 
-ACT_QUANT_EQUIVALENTS = {**_SAME_SCALE, **_SAME_BYTES, **_SAME_E4M3}
+ACT_QUANT_EQUIVALENTS = {
+    **_SAME_SCALE,
+    **_SAME_BYTES,
+    **_SAME_E4M3,
+    **bounds.E4M3_RATIOS,
+    **bounds.SHORT_ROWS,
+}
 """Automatic mutants that change nothing in `act_quant`, whichever operator calls it."""
 act_quant.explain(ACT_QUANT_EQUIVALENTS, _SAME_RATIOS)
 act_qdq.explain(_SAME_SCALE, _SAME_E4M3, _SAME_RATIOS, _SAME_VALUES)
+act_qdq.explain(bounds.E4M3_RATIOS, bounds.SHORT_ROWS)
 fp4_quant.explain(_SAME_SCALE, _SAME_BYTES, _SAME_E2M1)
 fp4_qdq.explain(_SAME_SCALE, _SAME_E2M1, _SAME_VALUES, _SAME_ZEROS)
+for _contract in (fp4_quant, fp4_qdq):
+    _contract.explain(bounds.SHORT_ROWS)
 act_qdq.equivalent("e4m3_values: 256 -> 257", "no code looks up a 257th value")
 fp4_qdq.equivalent(
     "round_e2m1: finite.signbit().to(torch.uint8) -> finite.signbit()", "any integer type will do"

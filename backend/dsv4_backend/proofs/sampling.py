@@ -78,6 +78,10 @@ def _tie_cases(draw: Draw) -> Iterator[Case]:
         "ideal",
         (cold, torch.tensor([[9.0, 0.1, 0.1], [0.1, 9.0, 0.1]]), 1e-30, 0.5),
     )
+    # Closer than the floor: there the race decides, at half of it the best, at twice another one.
+    close = torch.tensor([[0.0, -2e-6], [-2e-6, 0.0], [0.0, -4e-6], [-4e-6, 0.0]])
+    race = torch.tensor([[1.0, 0.5], [0.5, 1.0], [1.0, 0.8], [0.8, 1.0]])
+    yield Case("temperature below its floor, close ids", "ideal", (close, race, 1e-30, 1.0))
     rare = torch.tensor([[0.0, -20.0], [-20.0, 0.0], [0.0, -20.0]])
     noise = torch.tensor([[1.0, 1e-12], [1e-12, 1.0], [1.0, 1e-6]])
     yield Case("rare ids at top_p 1", "ideal", (rare, noise, 1.0, 1.0))
@@ -131,4 +135,7 @@ def _(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: floa
     )
 
 
+sample.equivalent(
+    "nucleus: MIN_TOP_P -> MIN_TOP_P * 2", "both lie far below the probability of any best token"
+)
 sample.equivalent("nucleus: True -> False (2)", "torch sorts stably on a CPU anyway")

@@ -107,6 +107,8 @@ def _(draw: Draw) -> Iterator[Case]:
 def _(draw: Draw) -> Iterator[Case]:
     yield from _swiglu_cases(draw, "official", torch.bfloat16)
     yield _fine_limit(draw, "official", torch.bfloat16)
+    nothing = torch.empty(3, 0, dtype=torch.bfloat16)
+    yield Case("3x0", "official", (nothing, nothing.clone(), None, 10.0))
 
 
 def _wide(

@@ -18,6 +18,7 @@ from dsv4_backend.ops.token_quant import (
     round_int8,
     row_scale,
 )
+from dsv4_backend.proofs.bounds import E4M3_RATIOS, INT8_RATIOS
 from dsv4_backend.proofs.numerics import E4M3, Array, cast, far_from_ties, wide
 
 
@@ -168,7 +169,8 @@ SAME_CODES = {
 }
 """Automatic mutants that change no int8 code, whichever operator quantises."""
 int8_token_quant.no_output_fault("one NaN", "int8 codes hold no NaN")
-int8_token_quant.explain(SAME_CODES)
+int8_token_quant.explain(SAME_CODES, INT8_RATIOS)
+fp8_token_quant.explain(E4M3_RATIOS)
 int8_token_quant.equivalent(
     "round_int8: x.round().clamp(-INT8_MAX, INT8_MAX) -> x.round()",
     "a scale of bf16 or fp16 rows is so precise that no ratio passes 127 by half a step",

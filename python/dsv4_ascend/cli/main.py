@@ -29,7 +29,7 @@ COMMANDS = {
     "ops": ("dsv4_ascend.cli.ops:app", "The operators and what runs them, and why; a new one."),
     "parity": (
         "dsv4_ascend.cli.parity:parity",
-        "Compare every operator with its reference; hunt its named faults.",
+        "Compare every implementation with the oracle; hunt named faults.",
     ),
     "bench": ("dsv4_ascend.cli.bench:bench", "Time operators on this machine, beside torch's own."),
     "doctor": (

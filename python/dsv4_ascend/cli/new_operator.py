@@ -31,14 +31,13 @@ class _Kind(NamedTuple):
 _KINDS = {
     "Tensor": _Kind("torch.Tensor", "Array", "float [T, d]", "draw.normal(tokens, d, dtype=dtype)"),
     "Optional[Tensor]": _Kind("torch.Tensor | None", "Array | None", "float [T, d]", "None"),
-    "int": _Kind("int", "int", None, "1"),
-    "float": _Kind("float", "float", None, "1e-6"),
+    "int": _Kind("int", "int", "at least 0", "1"),
+    "float": _Kind("float", "float", "a finite number >= 0", "1e-6"),
     "bool": _Kind("bool", "bool", None, "False"),
     "Optional[int]": _Kind("int | None", "int | None", None, "None"),
     "Optional[float]": _Kind("float | None", "float | None", None, "None"),
     "str": _Kind("str", "str", None, '""'),
 }
-_MEANING = {True: "shape, dtype, which values are allowed.", False: "its unit and its range."}
 _LINE = 93  # a schema that is longer stands on several lines
 
 
@@ -127,13 +126,18 @@ def _fill(parsed: Any, schema: str, family: str) -> tuple[str, str]:
         "lines": _indented(8, (f'"{a}": "{k.line}",' for a, k in kinds.items() if k.line)),
         "parameters": _indented(4, (f"{a.name}: {_typed(a)}," for a in parsed.arguments)),
         "arrays": _indented(4, (f"{a}: {k.oracle}," for a, k in kinds.items())),
-        "meanings": _indented(4, (f"{a}: {_MEANING[bool(k.line)]}" for a, k in kinds.items())),
+        "meanings": _indented(4, (f"{a}: {_meaning(k)}" for a, k in kinds.items())),
         "values": _indented(16, (f"{k.case},  # {a}" for a, k in kinds.items())),
         "first": next(a.name for a in parsed.arguments if "Tensor" in str(a.type)),
         "result": _joined([kind.reference for kind in returns]),
         "array": _joined([kind.oracle for kind in returns]),
     }
     return CONTRACT.format(**parts), PROOF.format(**parts)
+
+
+def _meaning(kind: _Kind) -> str:
+    tensor = "Array" in kind.oracle
+    return "shape, dtype, which values are allowed." if tensor else "its unit and its range."
 
 
 def _typed(argument: Any) -> str:

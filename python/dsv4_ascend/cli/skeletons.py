@@ -12,7 +12,7 @@ from dsv4_backend.contract import Tolerance, operator
 @operator(
     {schema},
     rows=(),  # of the inventory, spec/v4.md section 17
-    arguments={{  # a line for each tensor, and for numbers with a range: dsv4_backend/argspec.py
+    arguments={{  # a line for each tensor and each number: dsv4_backend/argspec.py
 {lines}
     }},
     tolerance=Tolerance(reason="every bit must agree: WHY, or which limits and why"),

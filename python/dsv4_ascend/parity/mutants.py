@@ -13,7 +13,7 @@ import ast
 import copy
 import random
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -49,6 +49,8 @@ a rounding point or a step is missing.
 _PRODUCTS = frozenset(("linear", "matmul"))
 """Functions of two operands that exchange them."""
 _ROUNDING = ("round", "quant", "qdq", "compute")
+_EXTREMES = {"max": "min", "min": "max"}
+"""Python's own, of numbers: a floor or a bound."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def mutants(operator: Operator) -> list[Mutant]:
     found = [*_result_mutants(operator), *_argument_mutants(operator)]
     seen: dict[str, int] = {}
     for function in reached:
-        for label, tree in _edited(source_of(function)):
+        for label, tree in _edited(source_of(function), function.__globals__):
             name = f"{function.__name__}: {label}"
             seen[name] = seen.get(name, 0) + 1
             numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
@@ -227,15 +229,20 @@ def _attributes(function: types.FunctionType) -> set[str]:
     return {node.attr for node in ast.walk(source_of(function)) if isinstance(node, ast.Attribute)}
 
 
-def _edited(definition: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef]]:
-    """(label, copy of the definition with one edit) for every edit of every node of its body."""
+def _edited(
+    definition: ast.FunctionDef, names: Mapping[str, Any]
+) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """(label, copy of the definition with one edit) for every edit of every node of its body.
+
+    names: what the names of its module stand for.
+    """
     nodes = [node for statement in definition.body for node in ast.walk(statement)]
     for index, node in enumerate(nodes):
-        for number, _ in enumerate(_edits(node)):
+        for number, _ in enumerate(_edits(node, names)):
             tree = copy.deepcopy(definition)
             copies = [n for statement in tree.body for n in ast.walk(statement)]
             target = copies[index]
-            after = list(_edits(target))[number]()
+            after = list(_edits(target, names))[number]()
             label = f"{ast.unparse(node)} -> {ast.unparse(after)}"
             yield label, ast.fix_missing_locations(_Replace(target, after).visit(tree))
 
@@ -248,7 +255,7 @@ class _Replace(ast.NodeTransformer):
         return self.after if node is self.target else super().visit(node)
 
 
-def _edits(node: ast.AST) -> Iterator[Edit]:
+def _edits(node: ast.AST, names: Mapping[str, Any]) -> Iterator[Edit]:
     """The edits of one node, each as a function that makes the edited node."""
     if isinstance(node, ast.BinOp):
         yield from _operator_edits(node)
@@ -262,6 +269,11 @@ def _edits(node: ast.AST) -> Iterator[Edit]:
         yield from _constant_edits(node)
     elif isinstance(node, ast.Call):
         yield from _call_edits(node)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id.isupper():
+        yield from _named_constant_edits(node, names.get(node.id))
+    elif isinstance(node, ast.BoolOp):
+        swapped_bool = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        yield lambda: ast.BoolOp(swapped_bool, node.values)
 
 
 def _operator_edits(node: ast.BinOp) -> Iterator[Edit]:
@@ -286,6 +298,14 @@ def _constant_edits(node: ast.Constant) -> Iterator[Edit]:
         yield lambda: ast.Constant(not flag)
 
 
+def _named_constant_edits(node: ast.Name, value: object) -> Iterator[Edit]:
+    """A limit, a floor or a size that stands at the top of its module."""
+    if type(value) is int:
+        yield lambda: ast.BinOp(node, ast.Add(), ast.Constant(1))
+    elif type(value) is float:
+        yield lambda: ast.BinOp(node, ast.Mult(), ast.Constant(2))
+
+
 def _call_edits(node: ast.Call) -> Iterator[Edit]:
     function = node.func
     if isinstance(function, ast.Attribute):
@@ -296,6 +316,11 @@ def _call_edits(node: ast.Call) -> Iterator[Edit]:
             yield lambda: function.value
         if function.attr in _PRODUCTS and len(node.args) == 2:
             yield lambda: ast.Call(function, node.args[::-1], node.keywords)
+    elif isinstance(function, ast.Name) and function.id in _EXTREMES and len(node.args) == 2:
+        other = ast.Name(_EXTREMES[function.id], ast.Load())
+        yield lambda: ast.Call(other, node.args, node.keywords)
+        yield lambda: node.args[0]
+        yield lambda: node.args[1]
     elif (
         isinstance(function, ast.Name)
         and node.args

@@ -10,6 +10,7 @@ import sys
 from math import prod
 
 import pytest
+from seeds import seed_of
 from tiny_checkpoints import tiny_config
 
 from dsv4_ascend.checkpoint.config_file import config_to_dict
@@ -43,7 +44,7 @@ print(held, status("VmHWM"), status("RssAnon") - before)
 ORDERS = {
     "by number": list,
     "by name": lambda stored: sorted(stored, key=lambda entry: (-entry[3], entry[0])),
-    "shuffled": lambda stored: random.Random(0).sample(stored, len(stored)),
+    "shuffled": lambda stored: random.Random(seed_of(__name__)).sample(stored, len(stored)),
 }
 
 

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from seeds import seed_of
 from tiny_checkpoints import bits, random_tensors, repack, tiny_config, write_raw
 
 import dsv4_ascend
@@ -88,7 +89,7 @@ def holds_everything(stacks, layer=1):
 
 
 def shuffled(names):
-    return random.Random(0).sample(names, len(names))
+    return random.Random(seed_of(__name__)).sample(names, len(names))
 
 
 @pytest.mark.parametrize("order", [sorted, list, lambda names: sorted(names, reverse=True)])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from seeds import generator
 
 from dsv4_ascend.model.batch import build_batch
 from dsv4_ascend.model.paged import BytePaged, ByteRows, Paged
@@ -17,11 +18,6 @@ from dsv4_backend.ops.quant import act_qdq
 
 WINDOW, CHANNELS, ROPE, HEADS = 8, 96, 32, 2
 every_form = pytest.mark.parametrize("form", ["a5", "fp8_ds_mla", "kv_epilog"])
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(11)
 
 
 def byte_part(form: str, block_size: int, blocks: int, table: torch.Tensor) -> BytePaged:
@@ -47,7 +43,7 @@ def fill(part: Paged, lengths: torch.Tensor) -> torch.Tensor:
     positions = torch.cat([torch.arange(int(n)) for n in lengths])
     # A ring forgets the others.
     kept = positions >= lengths[owners] - part.table.shape[1] * part.block_size
-    rows = torch.randn(len(owners), CHANNELS, generator=torch.Generator().manual_seed(2)).bfloat16()
+    rows = torch.randn(len(owners), CHANNELS, generator=generator(2)).bfloat16()
     rows = act_qdq(rows, 64, CHANNELS - ROPE) if type(part) is Paged else rows
     slots = ragged.slots(part.table, owners[kept], positions[kept], part.block_size)
     part.write(rows[kept], slots)
@@ -59,9 +55,7 @@ def attend(part: Paged, new: torch.Tensor, lengths: torch.Tensor) -> torch.Tenso
     of its pages only what a step needs.
     """
     starts = torch.cat([torch.zeros(1), new.cumsum(0)]).int()
-    q = torch.randn(
-        int(new.sum()), HEADS, CHANNELS, generator=torch.Generator().manual_seed(3)
-    ).bfloat16()
+    q = torch.randn(int(new.sum()), HEADS, CHANNELS, generator=generator(3)).bfloat16()
     first = (lengths - new + 1 - WINDOW).clamp(min=0)
     pages, table = part.read(first, WINDOW - 1 + len(q))
     sink = torch.zeros(HEADS)

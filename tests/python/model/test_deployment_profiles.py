@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from deployments import both
 from quantised_networks import QUANTISED
+from seeds import generator
 from tiny_networks import CONFIG, random_model
 from torch.nn.functional import linear, silu
 
@@ -39,7 +40,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def rows_of(tokens: int, channels: int) -> torch.Tensor:
-    return torch.randn(tokens, channels, generator=torch.Generator().manual_seed(3)).bfloat16()
+    return torch.randn(tokens, channels, generator=generator(3)).bfloat16()
 
 
 # What weights become.
@@ -112,8 +113,7 @@ def test_float_weights_of_odd_sizes_are_deployed_too(name: str) -> None:
     """Heads of 24 + 8 channels, index keys of 32, experts of 48: no width of a released model."""
     model = random_model(CONFIG)
     deployed = as_deployed(model, name)
-    source = torch.Generator().manual_seed(9)
-    ids = torch.randint(CONFIG.vocab_size, (40,), generator=source).tolist()
+    ids = torch.randint(CONFIG.vocab_size, (40,), generator=generator(9)).tolist()
     want, got = model.forward(ids), deployed.forward(ids)
     assert relative(got, want) < 0.5
     assert torch.isfinite(got).all()
@@ -255,7 +255,7 @@ def test_experts_round_where_the_chips_do(models: dict[str, Model], name: str) -
             relative(plain, experts_by_hand(experts.stacks(), rows, ends, name, point)) > OTHER
         ), point
     # the routing weight multiplies the bf16 result of w2, in fp32
-    weights = torch.rand(ends[-1], generator=torch.Generator().manual_seed(4)) * 1.5
+    weights = torch.rand(ends[-1], generator=generator(4)) * 1.5
     assert torch.equal(plain, plain.bfloat16().float())
     weighted = experts(rows, weights, offsets, QUANTISED.swiglu_limit)
     assert weighted.dtype == torch.float32

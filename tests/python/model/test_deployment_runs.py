@@ -12,6 +12,7 @@ import pytest
 import torch
 from deployments import both
 from quantised_networks import QUANTISED, write_quantised
+from seeds import seed_of
 
 from dsv4_ascend.model import profile as profile_module
 from dsv4_ascend.model.model import Model, load
@@ -22,7 +23,7 @@ from dsv4_backend.ops.quant import act_qdq
 
 LENGTH = 96
 IDS = torch.randint(
-    0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(9)
+    0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(seed_of(__name__))
 ).tolist()
 SMOOTH = dataclasses.replace(QUANTISED, n_routed_experts=4, num_experts_per_tok=4, index_topk=64)
 # Latent caches.

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from seeds import seed_of
 
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED
 from dsv4_ascend.weights.formats import EXPERTS, WEIGHTS, Float, Fp8, as_stored, widened
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.quant import act_qdq, quantize_weight_fp4, quantize_weight_fp8
 
-GENERATOR = torch.Generator().manual_seed(0)
+GENERATOR = torch.Generator().manual_seed(seed_of(__name__))
 
 
 def normal(*shape):

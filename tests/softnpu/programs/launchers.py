@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 
 import torch
+from seeds import seed
 
 from dsv4_ascend.parity.runner import implementations, map_tensors, run_cases, samples
 from dsv4_backend import _C, OPERATORS, dispatch
@@ -87,7 +88,7 @@ def kinds():
 
 
 def _rows(tokens=33, channels=64):
-    generator = torch.Generator().manual_seed(tokens)
+    generator = torch.Generator().manual_seed(seed(f"{tokens} tokens"))
     return torch.randn(tokens, channels, generator=generator), torch.rand(
         channels, generator=generator
     ) + 0.5

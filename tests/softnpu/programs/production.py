@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import torch
+from seeds import seed
 
 from dsv4_ascend.checkpoint.config import V4Config, kinds_of_ratios
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
@@ -42,7 +43,9 @@ LEAST = dict(
     moe_intermediate_size=256,
 )
 LEAST_OF = {"a5-mx": dict(hidden_size=4096)}
-IDS = torch.randint(VOCABULARY, (PROMPT + DECODED,), generator=torch.Generator().manual_seed(3))
+IDS = torch.randint(
+    VOCABULARY, (PROMPT + DECODED,), generator=torch.Generator().manual_seed(seed("ids"))
+)
 device = current()
 
 
@@ -113,7 +116,7 @@ def leaf_of(generator, name, shape):
 
 def random_network(config, profile):
     """The network on the CPU, its weights random in the profile's formats."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed("weights"))
     network = Transformer(config, profile)
     kept = set()
     for path, module in network.named_modules():

@@ -106,6 +106,7 @@ def case_of(held, queries, topk, heads, *, quantised=False, ratio=4, size=16, be
     kind = KEYS if quantised else torch.bfloat16
     k, table = pool_of([whole(n, 1, 128, most=2).to(kind) for n in held], size)
     residual = rng.integers(0, ratio, len(held))
+    residual[-1] = ratio - 1  # where it counts: whatever was drawn, more is visible than without
     residual = np.maximum(residual, np.array(queries) - np.array(held) * ratio)
     case = dict(
         q=whole(rows, heads, 128, most=2).to(kind), k=k, block_table=table, topk=topk,
@@ -219,8 +220,14 @@ def checked(name, cases, faults):
     )  # fmt: skip
 
 
+def all_equal(case):
+    """Every score is 0, so that ties decide everything, whatever was drawn."""
+    return case | dict(weights=case["weights"] * 0)
+
+
 cases = [
     case_of([9, 30, 1], [3, 2, 4], 8, HEADS[0], behind=2),
+    all_equal(case_of([30], [2], 8, HEADS[0])),
     case_of([300], [2], 128, HEADS[1], size=32),
     case_of([40, 17], [5, 1], 16, HEADS[0], ratio=1),
     case_of([3, 2], [2, 300], 4, HEADS[1], ratio=128),
@@ -230,6 +237,7 @@ cases = [
 checked("lightning_indexer_v2", cases, FAULTS)
 quantised = [
     case_of([9, 30, 1], [3, 2, 4], 8, HEADS[0], quantised=True),
+    all_equal(case_of([30], [2], 8, HEADS[0], quantised=True)),
     case_of([200], [2], 64, HEADS[1], quantised=True, size=32),
     case_of([40, 17], [5, 1], 16, HEADS[0], quantised=True, ratio=1),
     case_of([12, 20], [3, 2], 6, HEADS[0], quantised=True, mask_mode=0),
