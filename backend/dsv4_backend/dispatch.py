@@ -162,9 +162,9 @@ class Derived(NamedTuple):
     "count of all rows" of nothing and [rows, index of the device]: int64 [1] that holds rows.
     "entry lengths" of (seq_lens) and [ratio]: seq_lens // ratio and seq_lens % ratio, int32 [R]
     each. "tokens before" of (query_start_loc, seq_lens): seq_lens less the step's own tokens, int32
-    [R]. "slots in int32" of (slots). "joined rotation" of what `qkv_norm_rope` and "joined rotation of the indexer" of what
-    `indexer_prolog_int8` is turned by, and [heads]: a row of cos and of sin for each row of their
-    buffer, fp32 [rows, r] each: queries by head, keys, entries.
+    [R]. "slots in int32" of (slots). "joined rotation" of what `qkv_norm_rope`, and "joined
+    rotation of the indexer" of what `indexer_prolog_int8` is turned by, and [heads]: a row of cos
+    and of sin for each row of their buffer, fp32 [rows, r] each: queries by head, keys, entries.
     """
 
     name: str

@@ -23,6 +23,7 @@ from dsv4_backend.ops.qkv_norm_rope import norm_rope
 from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.ops.rope import apply_rope, rope_frequencies, rotation_rows
 from dsv4_backend.ops.token_quant import int8_token_quant
+from dsv4_backend.proofs.bounds import E4M3_RATIOS, INT8_RATIOS
 from dsv4_backend.proofs.byte_entries import ENTRIES, write_entry
 from dsv4_backend.proofs.cache import draw_slots, slot_faults
 from dsv4_backend.proofs.int8 import ALREADY_FP32, SAME_SCALED, SAME_SUMS
@@ -325,6 +326,14 @@ indexer_prolog_int8.explain(
     SAME_SUMS,
     SAME_SCALED,
     ALREADY_FP32,
+    INT8_RATIOS,
+    dict.fromkeys(
+        (
+            "exact_product: _EXACT_TERMS -> _EXACT_TERMS + 1",
+            "exact_product: _EXACT_TERMS -> _EXACT_TERMS + 1 (2)",
+        ),
+        "no case has so many channels",
+    ),
     {
         "round_int8: x.round().clamp(-INT8_MAX, INT8_MAX) -> x.round()": "the largest magnitude "
         "over its own scale passes 127 by less than half a step"
@@ -338,6 +347,7 @@ indexer_prolog_fp8.wrong_arguments(
 )
 indexer_prolog_fp8.equivalent(*NO_257TH_CODE)
 indexer_prolog_fp8.explain(
+    E4M3_RATIOS,
     {
         "round_e4m3: x.float().clamp(-E4M3_MAX, E4M3_MAX) -> x.float()": (
             "the cast to e4m3 saturates too"
@@ -345,5 +355,5 @@ indexer_prolog_fp8.explain(
         "round_e4m3: x.float() -> x": "ratios are fp32 already",
         "quantise_e4m3: over_scale(rows, scale).masked_fill(scale.isnan().unsqueeze(-1), "
         "torch.nan) -> over_scale(rows, scale)": "no row of a case is NaN",
-    }
+    },
 )

@@ -19,6 +19,7 @@ from dsv4_backend.ops.mx_tiles import mxfp4_tiled_grouped_gemm, pack_mxfp4
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.swiglu import clamped_swiglu
+from dsv4_backend.proofs.bounds import NO_ROWS_OF_NOTHING
 from dsv4_backend.proofs.by_expert import explain_experts
 from dsv4_backend.proofs.mx import PROFILE, SCALE_EDITS, product, sum_of_blocks, undecided
 from dsv4_backend.proofs.mx_tiles import in_rows
@@ -407,6 +408,7 @@ _FP32 = "rows are fp32 already, and the weight takes part in fp32"
 _NO_SUCH_CASE = "a sum of squares in fp32 decides no magnitude that is exactly 448 powers of two"
 rms_norm_mx.explain(
     ACT_QUANT_EQUIVALENTS,
+    NO_ROWS_OF_NOTHING,
     dict.fromkeys(
         (
             "compute: x.float() -> x",
@@ -423,7 +425,8 @@ rms_norm_mx.explain(
     ),
     {
         "block_scale: blocks.abs().amax(-1).float().clamp(min=floor) -> "
-        "blocks.abs().amax(-1).float()": "only blocks of zeros lie below the floor"
+        "blocks.abs().amax(-1).float()": "only blocks of zeros lie below the floor",
+        "quantise_mx: FP8_WEIGHT_FLOOR -> FP8_WEIGHT_FLOOR * 2": "no normed value is so small",
     },
 )
 explain_experts(mx_output_projection)
@@ -432,6 +435,7 @@ for _op in (mx_output_projection, mx_moe):
     _op.equivalent(*NO_257TH_CODE)
     _op.explain(
         ACT_QUANT_EQUIVALENTS,
+        NO_ROWS_OF_NOTHING,
         dict.fromkeys(
             (
                 "scale_bytes: 255 -> 256 (2)",

@@ -12,6 +12,7 @@ from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.qkv_norm_rope import norm_rope, qkv_norm_rope
 from dsv4_backend.ops.rope import apply_rope, rope_frequencies, rotation_rows
+from dsv4_backend.proofs.bounds import BOTH_OR_NEITHER
 from dsv4_backend.proofs.numerics import BF16, Array, cast, far_from_bf16_ties, round_to, wide
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
@@ -183,6 +184,12 @@ qkv_norm_rope.wrong_steps(
         "keys not normed": {norm_rope: _unnormed},
         "turned before the norm": {norm_rope: _turned_first},
     }
+)
+qkv_norm_rope.equivalent(
+    "qkv_norm_rope: entries is None or entry_weight is None or entry_cos is None or (entry_sin is "
+    "None) -> entries is None and entry_weight is None and (entry_cos is None) and (entry_sin is "
+    "None)",
+    BOTH_OR_NEITHER,
 )
 qkv_norm_rope.explain(
     dict.fromkeys(

@@ -259,6 +259,7 @@ rms_norm_int8.no_output_fault("one NaN", "int8 codes hold no NaN")
 _FP32 = "rows are fp32 already, and the weight takes part in fp32"
 rms_norm_int8.explain(
     SAME_CODES,
+    INT8_RATIOS,
     dict.fromkeys(
         (
             "compute: x.float() -> x",
