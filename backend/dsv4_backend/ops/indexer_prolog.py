@@ -23,17 +23,25 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return (wide @ sylvester(wide)).to(x.dtype)
 
 
+def heads_of(
+    product: torch.Tensor, weights_proj: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """Queries bf16 [T, HI, D] of wq_b's product [T, HI*D], rotated."""
+    q: torch.Tensor = product.detach().unflatten(-1, (weights_proj.shape[0], -1))
+    apply_rope.reference(q, cos.detach(), sin.detach())
+    return q
+
+
 def fp32_weights(x: torch.Tensor, weights_proj: torch.Tensor) -> torch.Tensor:
     """Weights [T, HI] of heads, sums in fp32."""
-    wide = x.float()
-    return wide @ weights_proj.to(wide.dtype).T
+    return x.detach().float() @ weights_proj.detach().float().T
 
 
 _SIDES = {
     "x": "bf16 [T, d]",
-    "weights_proj": "float [HI, d]",
+    "weights_proj": "bf16 [HI, d]",
     "pooled": "bf16 [M, D]",
-    "k_norm": "float [D]",
+    "k_norm": "bf16 [D]",
     "eps": "a number >= 0",
     "cos": "f32 [T, r]",
     "sin": "f32 [T, r]",
@@ -112,9 +120,9 @@ def indexer_prolog_int8(
     """Queries, weights and keys of the indexer: products, norm, RoPE, Hadamard, int8, cache write.
 
     x: bf16 [T, d]; qr: int8 [T, K] with qr_scale fp32 [T] (`rms_norm_int8` of wq_a's product);
-    wq_b: int8 [HI*D, K] with wq_b_scale fp32 [HI*D]; weights_proj: float [HI, d]; pooled: bf16 [M,
-    D], the keys as `compress_pool` gives them, D a power of two, with k_norm [D] and eps; cos, sin:
-    fp32 [T, r] and entry_cos, entry_sin: fp32 [M, r], of the last r channels; cache: uint8
+    wq_b: int8 [HI*D, K] with wq_b_scale fp32 [HI*D]; weights_proj: bf16 [HI, d]; pooled: bf16 [M,
+    D], the keys as `compress_pool` gives them, D a power of two, with k_norm bf16 [D] and eps; cos,
+    sin: fp32 [T, r] and entry_cos, entry_sin: fp32 [M, r], of the last r channels; cache: uint8
     [num_blocks, block_size * (D + 2)] in the format indexer_int8, mutated; slots: int64 [M], -1
     skips a row. Queries (`int8_gemm`) and keys (`rms_norm`) are rotated, multiplied by the +-1
     matrix with one rounding to bf16, and quantised per row: amax / 127. Returns q int8 [T, HI, D],
@@ -124,10 +132,9 @@ def indexer_prolog_int8(
     aclnnRotateQuant, aclnnScatterPaKvCache; spec/deployments.md 8.
     """
     product = int8_gemm.reference(qr, qr_scale, wq_b, wq_b_scale)
-    q = product.unflatten(-1, (weights_proj.shape[0], pooled.shape[1]))
-    apply_rope.reference(q, cos, sin)
+    q = heads_of(product, weights_proj, cos, sin)
     keys = norm_rope(pooled, k_norm, eps, entry_cos, entry_sin)
-    INT8_KEYS.reference(cache, rotate(keys), slots, block_size)
+    INT8_KEYS.reference(cache, rotate(keys.detach()), slots, block_size)
     codes, scale = int8_token_quant.reference(rotate(q))
     return codes, scale.half(), fp32_weights(x, weights_proj).half()
 
@@ -178,9 +185,8 @@ def indexer_prolog_fp8(
     Indexer]; aclnnIndexerQuantCache; spec/deployments.md 8.
     """
     product = mxfp8_gemm.reference(qr, qr_scale, wq_b, wq_b_scale)
-    q = product.unflatten(-1, (weights_proj.shape[0], pooled.shape[1]))
-    apply_rope.reference(q, cos, sin)
+    q = heads_of(product, weights_proj, cos, sin)
     keys = norm_rope(pooled, k_norm, eps, entry_cos, entry_sin)
-    FP8_KEYS.reference(cache, rotate(keys), slots, block_size)
+    FP8_KEYS.reference(cache, rotate(keys.detach()), slots, block_size)
     codes, scale = fp8_token_quant.reference(rotate(q))
     return codes, scale, fp32_weights(x, weights_proj)

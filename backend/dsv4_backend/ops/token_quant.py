@@ -74,7 +74,7 @@ def int8_token_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @operator(
     "rms_norm_int8(Tensor x, Tensor weight, float eps) -> (Tensor q, Tensor scale)",
     rows=(5, 7),
-    arguments={"x": "bf16|f16 [..., K]", "weight": "float [K]", "eps": "a number >= 0"},
+    arguments={"x": "bf16|f16 [..., K]", "weight": "bf16|f16 like x [K]", "eps": "a number >= 0"},
     relations=_SOME_CHANNELS,
     tolerance=Tolerance(
         reason="fp32 sums of squares in any order keep a scale within 4e-6; the cases keep every "
@@ -87,14 +87,12 @@ def rms_norm_int8(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rms_norm`, then `int8_token_quant` of its fp32 values: nothing is rounded in between.
 
-    x: [..., K] bf16 or fp16, K >= 1; weight: [K] float; eps: added to the mean square. Returns q
+    x: [..., K] bf16 or fp16, K >= 1; weight: [K] alike; eps: added to the mean square. Returns q
     int8 [..., K], scale fp32 [...]. A row with NaN or infinity: scale NaN, codes 0; a row that the
     weight or x makes all zeros has no promised scale. Zero rows give empty results. No gradient.
-    Source: aclnnRmsNormDynamicQuant (built-in), spec/deployments.md 1.
+    Source: aclnnRmsNormDynamicQuant (built-in), spec/deployments.md 1, spec/v4.md 3.1.
     """
-    rows = x.detach().float()
-    normed = rms_norm.reference(rows, weight, eps)
-    return quantise_int8(normed)
+    return quantise_int8(rms_norm.reference(x.detach().float(), weight.detach(), eps))
 
 
 @operator(

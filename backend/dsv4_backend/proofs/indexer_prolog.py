@@ -26,7 +26,7 @@ from dsv4_backend.ops.token_quant import int8_token_quant
 from dsv4_backend.proofs.bounds import E4M3_RATIOS, INT8_RATIOS
 from dsv4_backend.proofs.byte_entries import ENTRIES, write_entry
 from dsv4_backend.proofs.cache import draw_slots, slot_faults
-from dsv4_backend.proofs.int8 import ALREADY_FP32, SAME_SCALED, SAME_SUMS
+from dsv4_backend.proofs.int8 import SAME_SCALED, SAME_SUMS
 from dsv4_backend.proofs.mx import exact_sum
 from dsv4_backend.proofs.numerics import BF16, E4M3, Array, cast, far_from_bf16_ties, round_to, wide
 from dsv4_backend.proofs.qkv_norm_rope import normed, turned
@@ -171,7 +171,7 @@ def _drawn(draw: Draw, form: _Form, s: Sizes, eps: float) -> Arguments:
         *weight,
         draw.normal(s.heads, s.hidden, scale=s.hidden**-0.5, dtype=torch.bfloat16),
         draw.normal(s.entries, s.width, dtype=torch.bfloat16),
-        1 + 0.3 * draw.normal(s.width),
+        (1 + 0.3 * draw.normal(s.width)).bfloat16(),
         eps,
         *_turns(draw, s.tokens, s.rope),
         *_turns(draw, s.entries, s.rope),
@@ -325,7 +325,6 @@ indexer_prolog_int8.explain(
     SAME_CODES,
     SAME_SUMS,
     SAME_SCALED,
-    ALREADY_FP32,
     INT8_RATIOS,
     dict.fromkeys(
         (

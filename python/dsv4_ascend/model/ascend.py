@@ -66,7 +66,7 @@ def prolog(parts: IndexerParts, slots: torch.Tensor, keys: Paged) -> tuple[Codes
         wq_b.scale,
         parts.weights_proj.stored().values(parts.x.dtype),
         parts.pooled,
-        parts.norm,
+        parts.norm.to(parts.x.dtype),
         parts.eps,
         parts.turns.cos,
         parts.turns.sin,

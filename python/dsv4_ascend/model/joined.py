@@ -2,7 +2,6 @@
 
 Launchers turn such a buffer in one call if the step has a row of cosines for each of its rows. They
 are too many to send: one selection on the device repeats the rows that the step has anyway.
-Source: spec/launch-plan.md 6.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from dsv4_ascend.model import ascend, rows
 from dsv4_ascend.model.paged import FLOATS, CacheFormats, Lengths, Paged
 from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
-from dsv4_ascend.weights.deployed import INT8_STORAGE, MX_STORAGE, Storage
 from dsv4_ascend.weights.linear import Linear
+from dsv4_ascend.weights.storage import INT8_STORAGE, MX_STORAGE, Storage
 from dsv4_backend.contract import Operator
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.attention import AttentionCall, sparse_attention

@@ -11,9 +11,10 @@ from torch import nn
 from dsv4_ascend.checkpoint.experts import EXPERT
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Gate, Transformer
-from dsv4_ascend.weights.deployed import PREPARED, Storage, prepared
+from dsv4_ascend.weights.deployed import PREPARED, prepared
 from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_ascend.weights.linear import Linear, SharedExpert, StoredModule
+from dsv4_ascend.weights.storage import Storage
 from dsv4_backend.errors import ArgumentError
 
 

@@ -64,7 +64,7 @@ class NormedRows:
 
     def __init__(self, x: torch.Tensor, norm: torch.Tensor, eps: float) -> None:
         self._of = x, norm, eps
-        self._made: dict[tuple[type[Weight], ActivationFormat], Rows] = {}
+        self._made: dict[tuple[type[Weight], str], Rows] = {}
 
     def detached(self) -> NormedRows:
         """The same rows, cut off from what they were made of."""
@@ -74,9 +74,10 @@ class NormedRows:
     def of(self, linear: Linear) -> Rows:
         """The rows as that weight takes them."""
         weight, like = linear.stored(), linear.activations
-        if (type(weight), like) not in self._made:
-            self._made[type(weight), like] = weight.normed_rows(*self._of, like)
-        return self._made[type(weight), like]
+        form = type(weight), like.name
+        if form not in self._made:
+            self._made[form] = weight.normed_rows(*self._of, like)
+        return self._made[form]
 
     def times(self, linear: Linear) -> torch.Tensor:
         """`x Wᵀ`: [T, N]."""

@@ -24,10 +24,11 @@ from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import prepare_weights
 from dsv4_ascend.parity.arrays import to_array
 from dsv4_ascend.parity.runner import mutated_arguments
-from dsv4_ascend.weights.deployed import INT8_STORAGE, Int8, Int8Experts, Mx4Experts, Mx8
+from dsv4_ascend.weights.deployed import Int8, Int8Experts, Mx4Experts, Mx8
 from dsv4_ascend.weights.experts import ExpertStack
 from dsv4_ascend.weights.formats import Float, FloatExperts, Fp4Experts
 from dsv4_ascend.weights.linear import Linear
+from dsv4_ascend.weights.storage import INT8_STORAGE
 from dsv4_backend import dispatch
 from dsv4_backend.contract import Operator
 from softnpu import current

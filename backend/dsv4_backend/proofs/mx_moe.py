@@ -1,4 +1,4 @@
-"""Proof of steps of a layer in MX formats (spec/deployments.md 3, 4): cases, oracles, faults."""
+"""Proof of MX experts in one step (spec/deployments.md 3, 4): cases, oracle, named faults."""
 
 from __future__ import annotations
 
@@ -10,202 +10,28 @@ import torch
 
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.faults import on_bytes
-from dsv4_backend.ops.formats import block_scale
 from dsv4_backend.ops.int8_moe import add_choices
 from dsv4_backend.ops.moe import moe_dispatch
 from dsv4_backend.ops.mx import mxfp8_gemm, quantize_weight_mxfp8
-from dsv4_backend.ops.mx_layer import mx_moe, mx_output_projection, quantise_mx, rms_norm_mx
+from dsv4_backend.ops.mx_moe import mx_moe
 from dsv4_backend.ops.mx_tiles import mxfp4_tiled_grouped_gemm, pack_mxfp4
-from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.swiglu import clamped_swiglu
 from dsv4_backend.proofs.bounds import NO_ROWS_OF_NOTHING
 from dsv4_backend.proofs.by_expert import explain_experts
-from dsv4_backend.proofs.mx import PROFILE, SCALE_EDITS, product, sum_of_blocks, undecided
+from dsv4_backend.proofs.mx import PROFILE, product, sum_of_blocks, undecided
 from dsv4_backend.proofs.mx_tiles import in_rows
 from dsv4_backend.proofs.numerics import (
     BF16,
-    E4M3,
-    E8M0,
     Array,
     cast,
     fp4_values,
-    per_channel,
-    quantise,
     quantise_fp8,
     wide,
 )
 from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 from dsv4_backend.proofs.swiglu import WRONG_HALVES
-
-_NO_FLOOR = 448 * 2.0**-126
-_MARGIN = 2.0**-18
-
-
-def _normed(x: Array, weight: Array, eps: float) -> Array:
-    length = np.sqrt(np.square(wide(x)).mean(-1, keepdims=True) + eps)
-    return np.asarray(wide(x) / length * wide(weight))
-
-
-@rms_norm_mx.oracle
-def _(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
-    codes, scales = quantise(E4M3, _normed(x, weight, eps), 32, _NO_FLOOR)
-    unknown = np.isnan(per_channel(scales, 32, x.shape[-1]))
-    return np.where(unknown, np.zeros_like(codes), codes), cast(E8M0, scales)
-
-
-def _norm_arguments(
-    draw: Draw, dtype: torch.dtype, shape: tuple[int, ...], eps: float = 1e-6, scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Rows none of whose codes or scales hangs on the last bits of fp32."""
-    weight = 1 + 0.3 * draw.normal(shape[-1], dtype=dtype)
-    x = torch.zeros(0, shape[-1], dtype=dtype)
-    while len(x) < int(np.prod(shape[:-1])):
-        row = draw.spread(1, shape[-1], dtype=dtype) * scale
-        exact = _normed(row.float().numpy(), weight.float().numpy(), eps)
-        (low, of_low), (high, of_high) = (
-            quantise(E4M3, exact * (1 + side * _MARGIN), 32, _NO_FLOOR) for side in (-1, 1)
-        )
-        if np.array_equal(wide(low), wide(high)) and np.array_equal(of_low, of_high):
-            x = torch.cat([x, row])
-    return x.view(shape), weight, eps
-
-
-@rms_norm_mx.cases
-def _(draw: Draw) -> Iterator[Case]:
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        for shape in ((0, 64), (1, 1), (3, 7), (5, 64), (2, 3, 130), (6, 256)):
-            arguments = _norm_arguments(draw, dtype, shape)
-            yield Case(f"{'x'.join(map(str, shape))}, {name}", PROFILE, arguments)
-        x, weight, eps = _norm_arguments(draw, dtype, (4, 192))
-        strided = torch.stack([x, x], 2)[..., 0]
-        yield Case(f"strided, {name}", PROFILE, (strided, weight, eps))
-        tiny = _norm_arguments(draw, dtype, (3, 128), 0.25, 2.0**-12)
-        yield Case(f"epsilon matters, values below 1e-4, {name}", PROFILE, tiny)
-        special = x.clone()
-        special[0, 3], special[1, 70] = torch.nan, torch.nan
-        yield Case(f"NaN, {name}", PROFILE, (special, weight, eps))
-
-
-rms_norm_mx.wrong_arguments(
-    {
-        "epsilon left out": {"eps": 0.0},
-        "weight left out": {"weight": torch.ones_like},
-        "weight of the next channel": {"weight": lambda weight: weight.roll(1)},
-        "mean subtracted": {"x": lambda x: x - x.float().mean(-1, keepdim=True).to(x.dtype)},
-    }
-)
-rms_norm_mx.wrong_steps(
-    {
-        "rounded to bf16 before the codes": {
-            rms_norm.reference: lambda *given: rms_norm.reference(*given).bfloat16().float()
-        },
-        "floor of 1e-4": {block_scale: lambda b, largest, _: block_scale(b, largest, 1e-4)},
-        "largest code 240": {block_scale: lambda b, _, floor: block_scale(b, 240.0, floor)},
-        "scales of the next block": {
-            quantise_mx: lambda rows: (
-                quantise_mx(rows).codes,
-                on_bytes(lambda b: b.roll(1, -1))(quantise_mx(rows).scale),
-            )
-        },
-    }
-)
-
-
-@mx_output_projection.oracle
-def _(o: Array, weight: Array, scale: Array) -> Array:
-    """Group after group."""
-    heads = o.reshape(len(o), len(weight), weight.shape[2])
-    parts = []
-    for g, (matrix, of_matrix) in enumerate(zip(weight, scale, strict=True)):
-        codes, of_codes = quantise_fp8(heads[:, g], 32)
-        parts.append(sum_of_blocks(codes, of_codes, matrix, of_matrix))
-    return np.concatenate(parts, 1)
-
-
-def _groups(draw: Draw, groups: int, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    codes, scales = quantize_weight_mxfp8(draw.normal(groups * n, k) * k**-0.5)
-    return codes.unflatten(0, (groups, n)), scales.unflatten(0, (groups, n))
-
-
-def _heads(draw: Draw, t: int, h: int, d: int) -> torch.Tensor:
-    """bf16 [t, h, d] of another size in every 16 channels; the largest are 448 times a power."""
-    powers = torch.exp2(draw.integers(t, h, -(-d // 16), low=-6, high=4).float())
-    sizes = powers.repeat_interleave(16, -1)[..., :d]
-    values = draw.normal(t, h, d).clamp(-2, 2) * sizes
-    values[..., ::16] = 7 * sizes[..., ::16]
-    return values.bfloat16()
-
-
-def _outweighed(
-    draw: Draw, t: int, h: int, d: int, groups: int, n: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first channel of 32 is so large that the others have few bits, and its weight is 0."""
-    o = draw.normal(t, h, d)
-    o[..., ::32] = -(7 * 2.0**14)
-    o[:, 0, 0] *= 2.0**4
-    codes, scales = _groups(draw, groups, n, h * d // groups)
-    codes = on_bytes(lambda b: b.masked_fill(torch.arange(b.shape[-1]) % 32 == 0, 0))(codes)
-    return o.bfloat16(), codes, scales
-
-
-@mx_output_projection.cases
-def _(draw: Draw) -> Iterator[Case]:
-    for t, h, d, g, n in (
-        (0, 2, 64, 2, 8),
-        (1, 1, 1, 1, 1),
-        (3, 4, 64, 2, 16),
-        (5, 4, 64, 4, 24),
-        (2, 6, 20, 3, 7),
-        (4, 8, 128, 2, 32),
-    ):
-        o = _heads(draw, t, h, d)
-        weight = _groups(draw, g, n, h * d // g)
-        yield Case(f"{t} tokens, {h} heads of {d}, {g} groups to {n}", PROFILE, (o, *weight))
-    o = _heads(draw, 8, 4, 128)[::2, :, ::2]
-    codes, scales = _groups(draw, 2, 16, 128)
-    yield Case("strided", PROFILE, (o, codes.mT.contiguous().mT, scales))
-    yield Case("large channels without a weight", PROFILE, _outweighed(draw, 3, 4, 64, 2, 16))
-    small, below = _heads(draw, 3, 4, 64) * 2.0**-30, on_bytes(lambda b: b + 30)
-    codes, scales = _groups(draw, 2, 16, 128)
-    yield Case("rows below the floor", PROFILE, (small, codes, below(scales)))
-    special = o.clone()
-    special[1, 2, 3], special[2], special[3, 1, 5] = torch.nan, 0.0, torch.inf
-    yield Case("NaN, infinity, a row of zeros", PROFILE, (special, codes, scales))
-
-
-mx_output_projection.wrong_arguments(
-    {
-        **{f"weight scales {name}": {"scale": edit} for name, edit in SCALE_EDITS.items()},
-        "groups of the next heads": {"o": lambda o: o.roll(1, 1)},
-        "weights of the first group for all": {
-            "weight": lambda w: w[:1].expand_as(w),
-            "scale": lambda s: s[:1].expand_as(s),
-        },
-        "heads interleaved over groups": lambda a: a._replace(
-            o=a.o.unflatten(1, (-1, a.weight.shape[0])).transpose(1, 2).flatten(1, 2)
-            if a.o.shape[1] % a.weight.shape[0] == 0
-            else a.o
-        ),
-    }
-)
-mx_output_projection.wrong_steps(
-    {
-        "heads in one scale per 128 channels": {
-            act_quant.reference: lambda x, _: (
-                (codes := act_quant.reference(x, 128))[0],
-                _repeated(codes[1], x.shape[-1]),
-            )
-        }
-    }
-)
-
-
-def _repeated(scale: torch.Tensor, channels: int) -> torch.Tensor:
-    """Scales per 128 channels as scales per 32."""
-    four = scale.view(torch.uint8).repeat_interleave(4, -1)
-    return four[..., : -(-channels // 32)].contiguous().view(scale.dtype)
 
 
 class Arguments(NamedTuple):
@@ -404,55 +230,19 @@ mx_moe.wrong_steps(
     }
 )
 explain_experts(mx_moe)
-_FP32 = "rows are fp32 already, and the weight takes part in fp32"
-_NO_SUCH_CASE = "a sum of squares in fp32 decides no magnitude that is exactly 448 powers of two"
-rms_norm_mx.explain(
+_NO_NUMBERS = "codes of a block without numbers are NaN, whatever its scale"
+mx_moe.equivalent(*NO_257TH_CODE)
+mx_moe.explain(
     ACT_QUANT_EQUIVALENTS,
     NO_ROWS_OF_NOTHING,
     dict.fromkeys(
         (
-            "compute: x.float() -> x",
-            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
-            "rms_norm: compute(x) -> x",
-            "rms_norm: weight.to(wide.dtype) -> weight",
-            "rms_norm: (scaled * weight.to(wide.dtype)).to(x.dtype) -> "
-            "scaled * weight.to(wide.dtype)",
+            "scale_bytes: 255 -> 256 (2)",
+            "scale_bytes: rounded_up.clamp(max=255) -> rounded_up",
         ),
-        _FP32,
+        _NO_NUMBERS,
     ),
-    dict.fromkeys(
-        ("scale_bytes: 0 -> 1", "scale_bytes: bits & 8388607 -> bits | 8388607"), _NO_SUCH_CASE
-    ),
-    {
-        "block_scale: blocks.abs().amax(-1).float().clamp(min=floor) -> "
-        "blocks.abs().amax(-1).float()": "only blocks of zeros lie below the floor",
-        "quantise_mx: FP8_WEIGHT_FLOOR -> FP8_WEIGHT_FLOOR * 2": "no normed value is so small",
-    },
-)
-explain_experts(mx_output_projection)
-_NO_NUMBERS = "codes of a block without numbers are NaN, whatever its scale"
-for _op in (mx_output_projection, mx_moe):
-    _op.equivalent(*NO_257TH_CODE)
-    _op.explain(
-        ACT_QUANT_EQUIVALENTS,
-        NO_ROWS_OF_NOTHING,
-        dict.fromkeys(
-            (
-                "scale_bytes: 255 -> 256 (2)",
-                "scale_bytes: rounded_up.clamp(max=255) -> rounded_up",
-            ),
-            _NO_NUMBERS,
-        ),
-        {"by_expert: 0 -> 1": "without rows any expert gives the width alone"},
-    )
-mx_output_projection.explain(
-    dict.fromkeys(
-        (
-            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
-            "compute: x.float() -> x",
-        ),
-        "quotients of bf16 and a power of two are exact in bf16 too, or far below e4m3",
-    )
+    {"by_expert: 0 -> 1": "without rows any expert gives the width alone"},
 )
 mx_moe.explain(
     {
