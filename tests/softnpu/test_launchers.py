@@ -21,7 +21,7 @@ def launchers(part, soc=SOCS[0], **options):
 
 EVERYWHERE = {
     *("embed_streams", "hc_head_hf32", "hc_post", "hc_pre_hf32", "lm_head", "rms_norm", "rope"),
-    *("apply_rope",),
+    *("apply_rope", "linear_pair", "qkv_norm_rope"),
     *("gate_hash", "gate_topk", "moe_combine", "moe_dispatch", "swiglu", "write_cache"),
     *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
     *("hadamard", "hc_head", "head_rms_norm", "markov_bias", "mtp_combine", "sample"),
@@ -33,9 +33,11 @@ ON_A5 = {
     *("mx_swiglu_quant", "mxfp4_tiled_grouped_gemm", "mxfp8_gemm", "mxfp8_grouped_gemm"),
     *("fp4_grouped_gemm", "lightning_indexer_fp8", "mxfp4_grouped_gemm", "pack_mxfp4"),
     *("sparse_attention_fp8", "write_cache_indexer_token_fp8", "write_cache_kv_epilog"),
+    *("indexer_prolog_fp8", "mx_moe", "mx_output_projection", "rms_norm_mx"),
 }
 ON_A2_AND_A3 = {
-    *("int8_moe", "int8_swiglu_quant", "lightning_indexer_int8", "write_cache_indexer_int8")
+    *("int8_moe", "int8_swiglu_quant", "lightning_indexer_int8", "write_cache_indexer_int8"),
+    *("gate_hash_folded", "gate_topk_folded", "indexer_prolog_int8", "rms_norm_int8"),
 }
 
 
