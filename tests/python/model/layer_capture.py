@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
@@ -11,6 +11,7 @@ from layer_oracle import Given
 
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.rows import Qkv
 from dsv4_ascend.model.step import Step, make_step
 from dsv4_ascend.model.transformer import Block
 from dsv4_ascend.parity.arrays import to_array
@@ -53,8 +54,14 @@ class _Steps:
 def _listen(block: Block) -> _Steps:
     """Record queries, index scores and expert ids of a block from now on."""
     steps, attention = _Steps(), block.attn
-    queries = attention.queries
-    attention.queries = lambda *arguments: steps.passing("queries", queries(*arguments))
+    latents = attention.profile.latents
+
+    def norm_rope(rows: Qkv) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        q, kv, entries = latents.norm_rope(rows)
+        return steps.passing("queries", q), kv, entries
+
+    heard = replace(latents, norm_rope=norm_rope)
+    attention.profile = replace(attention.profile, latents=heard)
     block.ffn.gate.register_forward_hook(lambda _m, _a, out: steps.keep("experts", out[1]))
     if attention.kind == "csa":
         attention.indexer.register_forward_hook(lambda _m, _a, out: steps.keep("scores", out))

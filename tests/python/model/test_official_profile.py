@@ -19,6 +19,9 @@ from torch.nn.functional import linear, silu
 from dsv4_ascend.model import attention
 from dsv4_ascend.model import profile as profile_module
 from dsv4_ascend.model.model import Model, load
+from dsv4_ascend.model.paged import Paged
+from dsv4_ascend.model.profile import IndexFormat, Prepare
+from dsv4_ascend.model.rows import Codes, IndexerParts
 from dsv4_ascend.model.step import make_step
 from dsv4_ascend.weights import formats
 from dsv4_ascend.weights.experts import Experts
@@ -114,24 +117,27 @@ class _Seen:
         self.rotated: list[torch.Tensor] = []
         self.queries: list[torch.Tensor] = []
         self.keys: list[torch.Tensor] = []
-        rope, scores = attention.apply_rope, attention.indexer_scores
-
-        def seen_rope(x: torch.Tensor, *more: object) -> None:
-            rope(x, *more)
-            if x.shape[1:] == (QUANTISED.index_n_heads, QUANTISED.index_head_dim):
-                self.rotated.append(x.clone())
+        scores = attention.indexer_scores
 
         def seen_scores(q: torch.Tensor, *more: object) -> torch.Tensor:
             self.queries.append(q)
             return scores(q, *more)
 
-        patch.setattr(attention, "apply_rope", seen_rope)
         patch.setattr(attention, "indexer_scores", seen_scores)
         for module in model.network.layers:
             if module.attn.kind == "csa":
-                module.attn.indexer.compressor.register_forward_hook(
-                    lambda *a: self.keys.append(a[2])
-                )
+                indexer = module.attn.indexer
+                patch.setattr(indexer, "form", IndexFormat(self._preparing(indexer.form.prepare)))
+
+    def _preparing(self, prepare: Prepare) -> Prepare:
+        def seen(
+            parts: IndexerParts, slots: torch.Tensor, keys: Paged
+        ) -> tuple[Codes, torch.Tensor]:
+            self.keys.append(parts.keys())
+            self.rotated.append(parts.queries())
+            return prepare(parts, slots, keys)
+
+        return seen
 
 
 def rounding_points(model: Model, patch: pytest.MonkeyPatch) -> dict[str, bool]:
