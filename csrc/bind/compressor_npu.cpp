@@ -3,8 +3,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "compressor_steps_npu.h"
 #include "norm_npu.h"
 #include "npu/compressor.h"
+#include "npu/matmul.h"
 #include "paged_npu.h"
 #include "rotary_npu.h"
 
@@ -142,6 +144,8 @@ const NpuRegistration<Compress, npu::Compressor, npu::RmsNorm, npu::InplaceParti
     compress("compress");
 const NpuRegistration<CompressPool, npu::Compressor> compress_pool("compress_pool",
                                                                    Kind::composite);
+const NpuRegistration<PoolInSteps, npu::Matmul> compress_pool_in_steps("compress_pool",
+                                                                       Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

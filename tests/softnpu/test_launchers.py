@@ -21,13 +21,13 @@ def launchers(part, soc=SOCS[0], **options):
 
 EVERYWHERE = {
     *("embed_streams", "hc_head_hf32", "hc_post", "hc_pre_hf32", "lm_head", "rms_norm", "rope"),
-    *("apply_rope", "linear_pair", "qkv_norm_rope"),
+    *("apply_rope", "compress_pool", "linear_pair", "qkv_norm_rope"),
     *("gate_hash", "gate_topk", "moe_combine", "moe_dispatch", "swiglu", "write_cache"),
     *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
     *("hadamard", "hc_head", "head_rms_norm", "markov_bias", "mtp_combine", "sample"),
     *("int8_grouped_gemm", "int8_token_quant", "lightning_indexer", "sparse_attention_p512"),
 }
-ON_A3_AND_A5 = {"compress", "compress_pool"}
+ON_A3_AND_A5 = {"compress"}
 ON_A5 = {
     *("act_quant", "fp8_gemm", "fp8_grouped_gemm", "fp8_token_quant", "hc_pre"),
     *("mx_swiglu_quant", "mxfp4_tiled_grouped_gemm", "mxfp8_gemm", "mxfp8_grouped_gemm"),

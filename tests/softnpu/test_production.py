@@ -43,6 +43,14 @@ def test_a_decode_step_is_all_launches_and_is_captured(release, profile, soc, qu
     assert counts(output) == documented(profile), output
 
 
+def test_where_the_chip_has_no_compressor_its_steps_are_captured_too():
+    code, output = run("production.py", "least", "a2a3-int8", "csa", soc=A2, cann="9.1.0")
+    assert code == 0 and "ran a reference" not in output, output
+    assert "captured equals eager: True" in output, output
+    (operator,) = re.findall(r"worst operator beside its reference: (\S+)", output)
+    assert float(operator) < LAST_BITS, output
+
+
 def test_metadata_is_made_once_for_all_layers_of_a_kind():
     code, output = run("production.py", "least", "a2a3-int8", "hca", "hca", soc=A3, cann="9.1.0")
     assert code == 0, output

@@ -1,8 +1,9 @@
 """One layer of each kind at the widths of a release, with few experts, on the software device.
 
 Usage: production.py flash|pro|least PROFILE [KIND...]; least: of what chips take. Random weights in
-the formats of the profile, a prefill and decode steps, beside the CPU's. Prints which references
-ran, and the launches of a decode step by kind of layer.
+the formats of the profile, a prefill and decode steps, beside the CPU's, and every operator beside
+its reference. Prints which references ran, and the launches of a decode step by kind of layer: of
+the last one, as what the first of a kind does for all of them is done once.
 """
 
 import collections
@@ -301,12 +302,12 @@ def main(release, name, *kinds):
     name, difference = max(operators.worst.items(), key=lambda item: item[1])
     print(f"worst operator beside its reference: {difference:.2e} {name}")
     print(f"captured equals eager: {torch.equal(got, again)}")
+    once = eager.launches[-1].total()
     for kind in dict.fromkeys(kinds):
-        of_kind = [counts for of, counts in zip(kinds, blocks, strict=True) if of == kind]
-        print(f"launches of a decode step, {kind}: {max(c.total() for c in of_kind)}")
-        listed = (f"{times} {symbol[5:]}" for symbol, times in of_kind[-1].most_common())
-        print("  ", ", ".join(listed))
-    once = eager.launches[-1].total() - sum(counts.total() for counts in blocks)
+        last = [counts for of, counts in zip(kinds, blocks, strict=True) if of == kind][-1]
+        print(f"launches of a decode step, {kind}: {last.total()}")
+        print("  ", ", ".join(f"{times} {symbol[5:]}" for symbol, times in last.most_common()))
+        once -= kinds.count(kind) * last.total()
     print(f"launches of a decode step, once: {once}")
 
 
