@@ -90,6 +90,7 @@ void check_lists(const Grouped& call, const Form& form) {
   const bool several_weights =
       form.kind == Kind::kPlain || (form.kind == Kind::kMsd && !on_a5()) ||
       (form.kind == Kind::kAntiquant && (call.type == -1 || !on_a5())) ||
+      (!on_a5() && call.type == 0 && call.x.size() == 1) ||  // one x, several weights, one out
       (call.nz() && on_a5() && (form.kind == Kind::kMx || form.kind == Kind::kMxW4));
   require(one || several_weights, "weight", counts, "one tensor for this combination of dtypes");
   require(call.x.size() == 1 || form.kind == Kind::kPlain || call.type == -1, "x", counts,

@@ -258,7 +258,9 @@ void Routing::run() const {
   }
   row_index.touch();
   if (row_type == 1) {
-    row_index->slice(0, 0, available).copy_(plan.order);  // what is behind is not written
+    // Behind the active rows stand those of the experts above the range, then those below it.
+    const at::Tensor ids = experts.reshape({-1}).to(at::kLong);
+    row_index->copy_(at::argsort(ids.masked_fill(ids.lt(first()), count), true, 0, false));
   } else if (drop_pad) {
     row_index->fill_(-1).index_copy_(0, plan.order.index_select(0, kept), places.to(at::kInt));
   } else {  // rows beyond active_num keep their place: our reading
