@@ -88,6 +88,7 @@ int format_cast(const GraphCall& call) {
   launch->name = "Identity";
   launch->prepared_ns = now_ns();
   const auto reach = [&](const Buffer& buffer, size_t bytes) {
+    if (!buffer.data) return static_cast<char*>(nullptr);  // a scalar that torch_npu gave no memory
     const Range range = resolve(buffer.data, bytes, current_device(), "Identity");
     launch->accesses.push_back({buffer.data, bytes, range.allocation});
     return static_cast<char*>(range.alias);
@@ -95,6 +96,7 @@ int format_cast(const GraphCall& call) {
   char* const in_tiles = reach(to_tiles ? to : from, tiles.bytes(!same));
   char* const in_rows = reach(to_tiles ? from : to, tiles.bytes(false));
   launch->kernel = [=] {
+    if (!in_tiles || !in_rows) return;
     if (same)
       std::memcpy(in_rows, in_tiles, tiles.bytes(false));
     else

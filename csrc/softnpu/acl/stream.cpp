@@ -200,11 +200,8 @@ void Stream::run(const Task& task) {
 int Stream::synchronise(int timeout_ms) {
   {
     std::lock_guard lock(capture_lock());
-    if (capture_) {
-      capture_->spoilt =
-          "stream " + std::to_string(id) + " was to be synchronised while it is captured";
-      return fail(kStreamCaptured, "softnpu: %s", capture_->spoilt.c_str());
-    }
+    if (capture_)  // refused, and the capture goes on
+      return fail(kStreamCaptured, "softnpu: stream %d is captured: it cannot be synchronised", id);
   }
   std::unique_lock lock(mutex_);
   const uint64_t target = pushed_;

@@ -40,8 +40,8 @@ struct GemmaNorm {
   }
 };
 
-// mirror-cann/ops-nn norm/inplace_add_rms_norm/docs/aclnnInplaceAddRmsNorm.md: the norm replaces x1,
-// the sum x2.
+// mirror-cann/ops-nn norm/inplace_add_rms_norm/docs/aclnnInplaceAddRmsNorm.md: the norm replaces
+// x1, the sum x2.
 struct InplaceNorm {
   Out x1, x2;
   at::Tensor gamma;
@@ -75,10 +75,12 @@ struct QuantRow {  // dtypes that the pages allow together
 const std::vector<QuantRow>& quant_rows() {
   static const std::vector<QuantRow> before_a5 = {{{kF16}, {kF32}, {kNone, kI32}},
                                                   {{kBF16}, {kBF16}, {kNone, kBF16}}};
+  // The page pairs int32 with fp32 scales of 16-bit x only; torch_npu's own tests use it in all
+  // rows.
   static const std::vector<QuantRow> a5 = {{kHalves, {kF32}, {kNone, kI32, kF32}},
-                                           {{kF32}, {kF32}, {kNone, kF32}},
-                                           {{kF16}, {kF16}, {kNone, kF16}},
-                                           {{kBF16}, {kBF16}, {kNone, kBF16}}};
+                                           {{kF32}, {kF32}, {kNone, kI32, kF32}},
+                                           {{kF16}, {kF16}, {kNone, kI32, kF16}},
+                                           {{kBF16}, {kBF16}, {kNone, kI32, kBF16}}};
   return on_a5() ? a5 : before_a5;
 }
 at::ScalarType type_of(In x) { return x.defined() ? x.scalar_type() : kNone; }
@@ -207,9 +209,7 @@ struct SumDynamicQuant {
   FIELDS(all, x1, x2, gamma, smooth1, smooth2, beta, epsilon, mask, y1, y2, sum, scale1, scale2)
 
   bool first() const { return mask.empty() || mask[0]; }
-  bool second() const {
-    return mask.empty() ? smooth1.defined() && smooth2.defined() : mask[1];
-  }
+  bool second() const { return mask.empty() ? smooth1.defined() && smooth2.defined() : mask[1]; }
 
   void check() const {
     const auto type = type_of(x1);
