@@ -150,7 +150,7 @@ struct ReRouting {
     // Counts that do not make the rows: undefined by the document, a fault here.
     expect_values(at::zeros({1}, at::kLong).add(from.numel()), tokens.size(0), tokens.size(0) + 1,
                   "expertTokenNumPerRank");
-    const auto bytes = [](In x) { return x.view(at::kByte); };
+    const auto bytes = [](In x) { return x.view({x.size(0), -1}).view(at::kByte); };
     permuted.touch();
     bytes(*permuted).copy_(bytes(tokens.contiguous()).index_select(0, from));
     if (scales.defined()) {

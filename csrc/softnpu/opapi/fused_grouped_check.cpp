@@ -226,7 +226,10 @@ void check_scaled(const Grouped& call) {
   if (given(call.scale)) {
     // One scale for a whole weight exists on A5 only, and not for an int8 result.
     const bool one = on_a5() && call.out[0]->scalar_type() != kI8;
-    require_shape("scale", call.scale[0], one ? Shapes{{g, n}, {g, 1}, {g}} : Shapes{{g, n}});
+    if (call.weight.size() > 1)
+      check_each("scale", call.scale, call, {{n}});
+    else
+      require_shape("scale", call.scale[0], one ? Shapes{{g, n}, {g, 1}, {g}} : Shapes{{g, n}});
   }
   if (!given(call.per_token)) return;
   const bool one = on_a5() && call.x[0].dtype != kI8;

@@ -37,7 +37,7 @@ struct PostBackward {
     const auto type = gradient.defined() ? gradient.scalar_type() : kNone;
     check_table({{"gradOutput", gradient, true, kHalves, 3, 4, kDocument},
                  {"x", x, true, {type}, 3, 4, kDocument},
-                 {"hRes", h_res, !on_a5(), kSingle, 3, 4, kReading},
+                 {"hRes", h_res, !on_a5() || !cann_from(9, 2), kSingle, 3, 4, kDocument},
                  {"hOut", h_out, true, {type}, 2, 3, kDocument},
                  {"hPost", h_post, true, kSingle, 2, 3, kDocument},
                  {"gradX", *dx, true, {type}, 3, 4, kDocument},
