@@ -1,5 +1,6 @@
 // Gradients of the tokens' permutation, and permutation by a map of tokens and experts. Tables:
 // argument, its tensor, required, dtypes, ranks, source.
+#include <ATen/TensorIndexing.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/masked_scatter.h>
@@ -195,8 +196,105 @@ struct MapUnpermute {
   }
 };
 
+at::Tensor masked(In shape, In map, In values) {  // of [tokens, experts], given expert by expert
+  const at::Tensor by_expert = map.ne(0).t().contiguous();
+  return at::zeros(by_expert.sizes(), shape.options()).masked_scatter(by_expert, values).t();
+}
+
+// mirror-cann/ops-transformer moe/moe_token_permute_with_routing_map_grad/docs/
+// aclnnMoeTokenPermuteWithRoutingMapGrad.md
+struct MapPermuteGradient {
+  at::Tensor gradient, probs_gradient, sorted_indices, map;
+  int64_t experts, tokens;
+  bool padded;
+  Out token_out, probs_out;
+  FIELDS(all, gradient, probs_gradient, sorted_indices, map, experts, tokens, padded, token_out,
+         probs_out)
+
+  void check() const {
+    const bool weighted = probs_gradient.defined();
+    check_table({{"permutedTokensOutputGrad", gradient, true, kFloats, 2, 2, kDocument},
+                 {"permutedProbsOutputGrad", probs_gradient, false, kFloats, 1, 1, kDocument},
+                 {"sortedIndices", sorted_indices, true, {kI32}, 1, 1, kDocument},
+                 {"routingMap", map, weighted && !padded, {at::kBool, kI8}, 2, 2, kDocument},
+                 {"tokenGradOut", *token_out, true, kFloats, 2, 2, kDocument},
+                 {"probsGradOut", *probs_out, weighted, kFloats, 2, 2, kDocument}});
+    require(gradient.size(0) == sorted_indices.numel(), "sortedIndices", show(sorted_indices),
+            "a value for each row of permutedTokensOutputGrad");
+    require(token_out->size(0) == tokens && tokens > 0, "tokenGradOut", show(*token_out),
+            "a row for each token");
+  }
+
+  void run() const {
+    const at::Tensor index = sorted_indices.to(at::kLong);
+    const int64_t rows = index.numel();
+    expect_values(index, 0, padded ? tokens : rows, "sortedIndices");
+    const at::Tensor zero = at::zeros(token_out->sizes(), kF32);
+    if (padded) {
+      token_out = zero.index_add_(0, index, gradient.to(kF32));
+      if (!probs_gradient.defined()) return;
+      const at::Tensor expert = at::arange(rows).floor_divide(rows / experts);
+      probs_out = at::zeros(probs_out->sizes(), probs_gradient.options())
+                      .index_put_({index, expert}, probs_gradient);
+      return;
+    }
+    const at::Tensor token = at::arange(rows).floor_divide(std::max<int64_t>(rows / tokens, 1));
+    token_out = zero.index_add_(0, token, rows_at(gradient, index));
+    if (probs_gradient.defined()) probs_out = masked(probs_gradient, map, probs_gradient);
+  }
+};
+
+// mirror-cann/ops-transformer moe/moe_token_unpermute_with_routing_map_grad/docs/
+// aclnnMoeTokenUnpermuteWithRoutingMapGrad.md
+struct MapUnpermuteGradient {
+  at::Tensor gradient, out_index, token_id, map, permuted, probs;
+  bool padded;
+  std::vector<int64_t> restore_shape;
+  Out permuted_out, probs_out;
+  FIELDS(all, gradient, out_index, token_id, map, permuted, probs, padded, restore_shape,
+         permuted_out, probs_out)
+
+  void check() const {
+    const bool weighted = probs.defined();
+    check_table({{"unpermutedTokensGrad", gradient, true, kFloats, 2, 2, kDocument},
+                 {"outIndex", out_index, true, {kI32}, 1, 1, kDocument},
+                 {"permuteTokenId", token_id, true, {kI32}, 1, 1, kDocument},
+                 {"routingMap", map, weighted && !padded, {at::kBool, kI8}, 2, 2, kDocument},
+                 {"permutedTokens", permuted, weighted, kFloats, 2, 2, kDocument},
+                 {"probs", probs, false, kFloats, 2, 2, kDocument},
+                 {"permutedTokensGradOut", *permuted_out, true, kFloats, 2, 2, kDocument},
+                 {"probsGradOut", *probs_out, weighted, kFloats, 2, 2, kDocument}});
+    require(token_id.sizes() == out_index.sizes(), "permuteTokenId", show(token_id),
+            "the shape of outIndex");
+  }
+
+  void run() const {
+    const at::Tensor to = out_index.to(at::kLong), token = token_id.to(at::kLong);
+    expect_values(to, 0, permuted_out->size(0), "outIndex");
+    expect_values(token, 0, gradient.size(0), "permuteTokenId");
+    const at::Tensor rows =
+        at::zeros(permuted_out->sizes(), kF32).index_copy_(0, to, rows_at(gradient, token));
+    if (!probs.defined()) return void(permuted_out = rows);
+    const at::Tensor by_row = rows.mul(permuted.to(kF32)).sum(-1);
+    const at::Tensor wide = probs.to(kF32);
+    at::Tensor weights;
+    if (padded) {
+      const at::Tensor expert = to.floor_divide(to.numel() / probs.size(1));
+      weights = at::zeros({to.numel()}, kF32).index_put_({to}, wide.index({token, expert}));
+      probs_out =
+          at::zeros(probs.sizes(), kF32).index_put_({token, expert}, by_row.index_select(0, to));
+    } else {
+      weights = wide.t().contiguous().masked_select(map.ne(0).t().contiguous());
+      probs_out = masked(by_row, map, by_row);
+    }
+    permuted_out = rows.mul(weights.unsqueeze(-1));
+  }
+};
+
 }  // namespace
 
+NAMED(aclnnMoeTokenPermuteWithRoutingMapGrad, MapPermuteGradient, all, check, run)
+NAMED(aclnnMoeTokenUnpermuteWithRoutingMapGrad, MapUnpermuteGradient, all, check, run)
 NAMED(aclnnMoeTokenPermuteGrad, PermuteGradient, all, check, run)
 NAMED(aclnnMoeTokenUnpermuteGrad, UnpermuteGradient, all, check, run)
 NAMED(aclnnMoeTokenPermuteWithRoutingMap, MapPermute, all, check, run)

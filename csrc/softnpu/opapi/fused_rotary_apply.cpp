@@ -2,6 +2,7 @@
 // update in one call. Tables: argument, its tensor, required, dtypes, ranks, source.
 #include <ATen/TensorIndexing.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include "fused_family.h"
@@ -91,13 +92,15 @@ struct Gradient {
 struct CacheUpdate {
   at::Tensor kv, gamma, cos, sin, index;
   Out k_cache, ckv_cache;
-  at::Tensor k_scale, ckv_scale, k_offset, ckv_offset;
+  at::Tensor k_scale, ckv_scale, k_offset, ckv_offset, value;
   double epsilon;
   std::string mode;
   bool output_kv;
   Out k_rope, c_kv;
-  FIELDS(all, kv, gamma, cos, sin, index, k_cache, ckv_cache, k_scale, ckv_scale, k_offset,
+  FIELDS(v1, kv, gamma, cos, sin, index, k_cache, ckv_cache, k_scale, ckv_scale, k_offset,
          ckv_offset, epsilon, mode, output_kv, k_rope, c_kv)
+  FIELDS(v2, kv, gamma, cos, sin, index, k_cache, ckv_cache, k_scale, ckv_scale, k_offset,
+         ckv_offset, value, epsilon, mode, output_kv, k_rope, c_kv)
 
   bool paged() const { return mode != "Norm"; }
   bool by_blocks() const { return mode.find("BLK") != std::string::npos; }
@@ -115,6 +118,17 @@ struct CacheUpdate {
     if (paged())
       require(cache->size(1) % block == 0, name, show(*cache), "blocks that are multiples of 32 B");
     require(!tiled() || width % block == 0, name, show(*cache), "rows that are multiples of 32 B");
+  }
+
+  // Keys and values apart: the whole key is normalised, its first part rotated (...V2.md; one head
+  // only is emulated).
+  void check_apart() const {
+    require_generation(kOnA2A3);
+    check_table({{"v", value, true, {kv.scalar_type()}, 4, 4, kDocument}});
+    require(gamma.size(0) == kv.size(3) && cos.size(3) <= kv.size(3), "gamma", show(gamma),
+            "the last dimension of kv");
+    require(value.sizes().slice(0, 3) == kv.sizes().slice(0, 3), "v", show(value),
+            "the shape of kv but for its last dimension");
   }
 
   void check() const {
@@ -138,13 +152,18 @@ struct CacheUpdate {
     require(std::find(modes.begin(), modes.end(), mode) != modes.end(), "cacheMode", mode,
             "Norm, PA, PA_BNSD, PA_NZ, PA_BLK_BNSD or PA_BLK_NZ");
     require(kv.size(1) == 1, "kv", show(kv), "one head");
-    require(gamma.size(0) + cos.size(3) == kv.size(3), "kv", show(kv),
-            "a last dimension of gamma's and cos' together");
+    if (value.defined())
+      check_apart();
+    else
+      require(gamma.size(0) + cos.size(3) == kv.size(3), "kv", show(kv),
+              "a last dimension of gamma's and cos' together");
     require(cos.sizes() == sin.sizes() && cos.size(0) == kv.size(0) && cos.size(1) == 1 &&
                 (cos.size(2) == kv.size(2) || cos.size(2) == 1) && cos.size(3) % 2 == 0,
             "cos", show(cos), "[B, 1, S or 1, Dk]");
-    check_cache("kCacheRef", k_cache, cos.size(3), k_scale, "kRopeScale");
-    check_cache("ckvCacheRef", ckv_cache, gamma.size(0), ckv_scale, "ckvScale");
+    const bool apart = value.defined();
+    check_cache("kCacheRef", k_cache, apart ? kv.size(3) : cos.size(3), k_scale, "kRopeScale");
+    check_cache("ckvCacheRef", ckv_cache, apart ? value.size(3) : gamma.size(0), ckv_scale,
+                "ckvScale");
     const int64_t rows = kv.size(0), tokens = kv.size(2);
     const int64_t each = by_blocks() ? ceil_div(tokens, k_cache->size(1)) : tokens;
     const bool fits = paged() ? index.dim() == 1 && index.size(0) == rows * each
@@ -199,10 +218,26 @@ struct CacheUpdate {
                     raw(from).view({-1, width / c0, c0}));
   }
 
+  at::Tensor normed() const {
+    const at::Tensor x = kv.narrow(3, 0, gamma.size(0)).to(kF32);
+    return normalised(x, inverse_rms(x, 1, epsilon), gamma, {});
+  }
+
+  void run_apart() const {
+    const at::Tensor y = normed();
+    const int64_t turned = cos.size(3);
+    const at::Tensor front =
+        rotated(y.narrow(3, 0, turned), cos.to(kF32), sin.to(kF32), rotary::kInterleaveHalf);
+    const at::Tensor k = at::cat({front, y.slice(3, turned)}, 3), c = value.to(kF32);
+    store(k_cache, k, k_scale, k_offset);
+    store(ckv_cache, c, ckv_scale, ckv_offset);
+    if (output_kv) k_rope = k, c_kv = c;
+  }
+
   void run() const {
+    if (value.defined()) return run_apart();
     const int64_t width = gamma.size(0);
-    const at::Tensor x = kv.narrow(3, 0, width).to(kF32);
-    const at::Tensor c = normalised(x, inverse_rms(x, 1, epsilon), gamma, {});
+    const at::Tensor c = normed();
     const at::Tensor k = rotated(kv.narrow(3, width, cos.size(3)), cos.to(kF32), sin.to(kF32),
                                  rotary::kInterleaveHalf);
     store(k_cache, k, k_scale, k_offset);
@@ -216,6 +251,7 @@ struct CacheUpdate {
 NAMED(aclnnApplyRotaryPosEmb, Apply, v1, check, run)
 NAMED(aclnnApplyRotaryPosEmbV2, Apply, v2, check, run)
 NAMED(aclnnRotaryPositionEmbeddingGrad, Gradient, all, check, run)
-NAMED(aclnnKvRmsNormRopeCache, CacheUpdate, all, check, run)
+NAMED(aclnnKvRmsNormRopeCache, CacheUpdate, v1, check, run)
+NAMED(aclnnKvRmsNormRopeCacheV2, CacheUpdate, v2, check, run)
 
 }  // namespace softnpu
