@@ -118,8 +118,13 @@ struct ReRouting {
                  {"expertTokenNumPerRank", counts, true, ints, 2, 2, kDocument},
                  {"perTokenScales", scales, false, {kF32, kE8M0}, 1, 3, kDocument},
                  {"permuteTokensOut", *permuted, true, rows, 2, 2, kDocument},
-                 {"permutePerTokenScalesOut", *permuted_scales, scales.defined(), {kF32, kE8M0}, 1,
-                  3, kDocument},
+                 {"permutePerTokenScalesOut",
+                  *permuted_scales,
+                  scales.defined(),
+                  {kF32, kE8M0},
+                  1,
+                  3,
+                  kDocument},
                  {"permuteTokenIdxOut", *permuted_idx, true, {kI32}, 1, 1, kDocument},
                  {"expertTokenNumOut", *expert_counts, true, ints, 1, 1, kDocument}});
     require(expert_token_num_type == 1, "expertTokenNumType", text(expert_token_num_type),
@@ -157,8 +162,8 @@ struct ReRouting {
       permuted_scales.touch();
       bytes(*permuted_scales).copy_(bytes(scales.contiguous()).index_select(0, from));
     }
-    const at::Tensor back = at::empty({from.numel()}, at::kLong)
-                                .index_copy_(0, from, at::arange(from.numel()));
+    const at::Tensor back =
+        at::empty({from.numel()}, at::kLong).index_copy_(0, from, at::arange(from.numel()));
     permuted_idx = idx_type == 0 ? from : back;
     expert_counts = counts.sum(0);
   }

@@ -282,8 +282,7 @@ void run_grouped(const Grouped& call) {
       const at::Tensor rows = pieces.size() > 1 ? pieces[i] : x.slice(0, start, end);
       call.out[0]
           ->slice(0, start, end)
-          .copy_(
-              compute(call, form, {rows, weight_of(call, expert), index, expert, start, end}));
+          .copy_(compute(call, form, {rows, weight_of(call, expert), index, expert, start, end}));
     }
   }
 }

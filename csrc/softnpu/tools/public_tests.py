@@ -146,7 +146,7 @@ def outcomes(file: Path, names: set[str], log: Path, *, unskip: bool) -> dict[st
         found.update(new | dict.fromkeys(lost, outcome))
         left -= new.keys()
         if not lost:
-            found.update({name: ("missing", why) for name in left})
+            found.update(dict.fromkeys(left, ("missing", why)))
             break
     return found
 
@@ -171,7 +171,6 @@ def read_list(path: Path, suites: tuple[str, ...]) -> dict[tuple[str, str], set[
 
 def main(listed: str, results: str, root: str, *suites: str) -> None:
     """Run the suites and write the results."""
-    import torch.testing._internal.common_utils
     import torch_npu.testing.testcase  # noqa: F401  imported once, not in every child
 
     for (suite, file), names in read_list(Path(listed), suites).items():

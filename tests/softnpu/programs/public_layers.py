@@ -79,7 +79,14 @@ def pre(x, phi, alpha, bias, gamma):
     gates = [p * a + b for p, a, b in zip(parts, alpha, biases, strict=True)]
     h_pre = gates[0].sigmoid() + 1e-6
     h_in = (x * h_pre.unsqueeze(-1)).sum(-2)
-    return h_in, gates[1].sigmoid() * 2, gates[2].unflatten(-1, (n, n)), r.squeeze(-1), mix / r, h_pre
+    return (
+        h_in,
+        gates[1].sigmoid() * 2,
+        gates[2].unflatten(-1, (n, n)),
+        r.squeeze(-1),
+        mix / r,
+        h_pre,
+    )
 
 
 def check_pre_gradients():
@@ -303,9 +310,7 @@ def check_graph_operators():
     values, places = torch_npu.npu_max(x.npu(), 1)
     close([values, places], [x.max(1).values, x.max(1).indices])
     image, kernel, bias = f32(2, 4, 6, 5), f32(6, 2, 3, 3), f32(6)
-    got = torch_npu.npu_conv2d(
-        image.npu(), kernel.npu(), bias.npu(), [2, 1], [1, 0], [1, 1], 2
-    )
+    got = torch_npu.npu_conv2d(image.npu(), kernel.npu(), bias.npu(), [2, 1], [1, 0], [1, 1], 2)
     close([got], [F.conv2d(image, kernel, bias, (2, 1), (1, 0), 1, 2)])
     close([torch_npu.npu_bmmV2(x.npu(), y.transpose(1, 2).contiguous().npu(), [])],
           [x @ y.transpose(1, 2)])  # fmt: skip

@@ -85,7 +85,7 @@ check(
     lambda a, b, gamma: torch_npu.npu_add_rms_norm_v2_functional(a, b, gamma, EPS),
     in_place,
     NORM,
-    [(f32(3, 64), f32(3, 64), f32(64)), (f32(2, 3, 32), f32(2, 3, 32), f32(32)), 
+    [(f32(3, 64), f32(3, 64), f32(64)), (f32(2, 3, 32), f32(2, 3, 32), f32(32)),
      (f32(1, 128), f32(1, 128), f32(128))],
     FAULTS | SUM_FAULTS,
     1e-5,
