@@ -1,5 +1,7 @@
 // FlashAttentionScore as scaled_dot_product_attention and npu_fusion_attention call it: layouts
 // BNSD, BSND, BSH, SBH.
+#include "attention.h"
+
 #include <ATen/ops/amax.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/matmul.h>
@@ -8,17 +10,12 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
-#include "op.h"
 #include "random.h"
 
 namespace softnpu {
 namespace {
 
-struct Setting {
-  double scale, keep;
-  int64_t before, after, heads, sparse;
-  std::string layout;
-};
+using Setting = AttentionSetting;
 
 at::Tensor to_heads(In x, const std::string& layout, int64_t heads) {  // [B, N, S, D]
   if (layout == "BNSD") return x;
@@ -72,8 +69,10 @@ Scores score(In query, In key, In value, OptionalIn mask, OptionalIn drop, const
   return r;
 }
 
-Setting setting(double scale, double keep, int64_t before, int64_t after, int64_t heads,
-                Text layout, int64_t sparse, OptionalIn pse, OptionalIn drop) {
+}  // namespace
+
+Setting attention_setting(double scale, double keep, int64_t before, int64_t after, int64_t heads,
+                          Text layout, int64_t sparse, OptionalIn pse, OptionalIn drop) {
   if (keep <= 0 || keep > 1)
     throw Fault(kNnParameter, "keepProb: found " + shown(keep) + ", expected 0 to 1");
   if (keep < 1 && !(drop && drop->numel()))
@@ -88,20 +87,24 @@ Setting setting(double scale, double keep, int64_t before, int64_t after, int64_
   return {scale, keep, before, after, heads, sparse, layout};
 }
 
-void forward(In q, In k, In v, OptionalIn mask, OptionalIn drop, const Setting& s, Out largest,
-             Out sum, Out o) {
+void attention_forward(In q, In k, In v, OptionalIn mask, OptionalIn drop, const Setting& s,
+                       Out largest, Out sum, Out o) {
   const Scores r = score(q, k, v, mask, drop, s);
   largest = r.largest.expand({-1, -1, -1, 8});
   sum = r.sum.expand({-1, -1, -1, 8});
   o = from_heads(at::matmul(r.dropped(r.p), r.v), s.layout);
 }
 
+namespace {
+
 at::Tensor sum_groups(In x, int64_t groups) {  // [B, N, S, D] -> [B, groups, S, D]
   return x.reshape({x.size(0), groups, x.size(1) / groups, x.size(2), x.size(3)}).sum(2);
 }
 
-void backward(In q, In k, In v, In gradient, OptionalIn mask, OptionalIn drop, const Setting& s,
-              Out dq, Out dk, Out dv) {
+}  // namespace
+
+void attention_backward(In q, In k, In v, In gradient, OptionalIn mask, OptionalIn drop,
+                        const Setting& s, Out dq, Out dk, Out dv) {
   const Scores r = score(q, k, v, mask, drop, s);
   const int64_t groups = key_heads(q, k, s);
   const at::Tensor g = to_heads(gradient, s.layout, s.heads).to(r.p.scalar_type());
@@ -112,14 +115,13 @@ void backward(In q, In k, In v, In gradient, OptionalIn mask, OptionalIn drop, c
   dv = from_heads(sum_groups(at::matmul(r.dropped(r.p).transpose(-1, -2), g), groups), s.layout);
 }
 
-}  // namespace
-
 OP(aclnnFlashAttentionScore, [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn,
                                 OptionalIn mask, Ints, double scale, double keep, int64_t before,
                                 int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse,
                                 Out largest, Out sum, OptionalOut, Out o) {
-  forward(q, k, v, mask, drop,
-          setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum, o);
+  attention_forward(q, k, v, mask, drop,
+                    attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop),
+                    largest, sum, o);
 })
 OP(aclnnFlashAttentionScoreV4,
    [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn,
@@ -127,18 +129,20 @@ OP(aclnnFlashAttentionScoreV4,
       double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t,
       int64_t sparse, int64_t, int64_t, Text, int64_t, int64_t, Out largest, Out sum, OptionalOut,
       Out o) {
-     forward(q, k, v, mask, drop,
-             setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest, sum,
-             o);
+     attention_forward(
+         q, k, v, mask, drop,
+         attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest,
+         sum, o);
    })
-OP(aclnnFlashAttentionScoreGrad,
-   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask,
-      OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, double scale, double keep,
-      int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, Out dq,
-      Out dk, Out dv, OptionalOut) {
-     backward(q, k, v, g, mask, drop,
-              setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
-   })
+OP(aclnnFlashAttentionScoreGrad, [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop,
+                                    OptionalIn, OptionalIn mask, OptionalIn, OptionalIn, OptionalIn,
+                                    OptionalIn, Ints, double scale, double keep, int64_t before,
+                                    int64_t after, int64_t heads, Text layout, int64_t,
+                                    int64_t sparse, Out dq, Out dk, Out dv, OptionalOut) {
+  attention_backward(
+      q, k, v, g, mask, drop,
+      attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+})
 OP(aclnnFlashAttentionScoreGradV4,
    [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask,
       OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn,
@@ -146,8 +150,10 @@ OP(aclnnFlashAttentionScoreGradV4,
       double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, Text,
       int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t, Out dq, Out dk, Out dv,
       OptionalOut, OptionalOut, OptionalOut, OptionalOut) {
-     backward(q, k, v, g, mask, drop,
-              setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+     attention_backward(
+         q, k, v, g, mask, drop,
+         attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk,
+         dv);
    })
 
 }  // namespace softnpu
