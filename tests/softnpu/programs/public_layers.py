@@ -260,6 +260,32 @@ def check_dropout():
     close(got, gradients(attention, (q, k, v), g))
 
 
+def check_ragged():
+    """Sequences that lie behind each other: each attends to itself, in the gradients too."""
+    for ends, heads in (((5, 12), 2), ((3, 4, 9), 4), ((7,), 1)):
+        total, width, scale = ends[-1], 16, 0.25
+        q, g = f32(total, 4, width), f32(total, 4, width)
+        k, v = f32(total, heads, width), f32(total, heads, width)
+
+        def attention(q, k, v, ends=ends, scale=scale):
+            results, begin = [], 0
+            for end in ends:
+                one = [x[begin:end].transpose(0, 1) for x in (q, k, v)]
+                keys = [x.repeat_interleave(len(one[0]) // len(x), 0) for x in one]
+                p = (keys[0] @ keys[1].transpose(1, 2) * scale).softmax(-1)
+                results.append((p @ keys[2]).transpose(0, 1))
+                begin = end
+            return torch.cat(results)
+
+        leaves = [x.npu().requires_grad_() for x in (q, k, v)]
+        got = torch_npu.npu_fusion_attention(
+            *leaves, 4, "TND", scale=scale, actual_seq_qlen=ends, actual_seq_kvlen=ends
+        )[0]
+        got.backward(g.npu())
+        close([got], [attention(q, k, v)])
+        close([leaf.grad for leaf in leaves], gradients(attention, (q, k, v), g))
+
+
 def block_sparse(q, k, v, chosen, rows, columns, scale):
     mask = chosen.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
     logits = (q @ k.transpose(-1, -2) * scale).masked_fill(
@@ -324,6 +350,7 @@ def good_rotation():
 check_rotary_gradient()
 check_slices()
 check_dropout()
+check_ragged()
 check_block_sparse()
 if A5:
     check_hyper_connection_gradients()
