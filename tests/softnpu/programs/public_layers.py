@@ -350,12 +350,12 @@ def good_rotation():
 check_rotary_gradient()
 check_slices()
 check_dropout()
-check_ragged()
 check_block_sparse()
 if A5:
     check_hyper_connection_gradients()
     check_pre_gradients()
 else:
+    check_ragged()
     check_apply_rotary()
     check_ffn()
     check_graph_operators()
