@@ -106,7 +106,7 @@ void questions() {
         b.end() == kOk);
   CHECK(!aclmdlRICaptureBegin(b.stream, kCaptureRelaxed) &&
         aclrtSynchronizeDevice() == kStreamCaptured);
-  CHECK(b.end() == kCaptureInvalidated && !aclmdlRICaptureBegin(b.stream, kCaptureRelaxed));
+  CHECK(b.end() == kOk && !aclmdlRICaptureBegin(b.stream, kCaptureRelaxed));
   CHECK(b.copy_later(b.pageable, b.stream) == kStreamCaptured && b.end() == kCaptureInvalidated);
   CHECK(!aclrtDestroyStream(other) && !aclrtDestroyEvent(event) && !aclrtDestroyEvent(before));
 }

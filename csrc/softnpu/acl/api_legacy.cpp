@@ -37,7 +37,9 @@ SOFTNPU_C int aclSetTensorFormat(Description* description, int format) {
 SOFTNPU_C int aclSetTensorShape(Description* description, int rank, const int64_t* dims) {
   return description->dims.assign(dims, dims + rank), kOk;
 }
-SOFTNPU_C int aclSetTensorPlaceMent(Description*, int) { return kOk; }
+SOFTNPU_C int aclSetTensorPlaceMent(Description* description, int placement) {
+  return description->on_host = placement != 0, kOk;  // 0 is ACL_MEMTYPE_DEVICE
+}
 SOFTNPU_C void aclSetTensorDescName(Description*, const char*) {}
 SOFTNPU_C int aclGetTensorDescFormat(const Description* description) { return description->format; }
 SOFTNPU_C int aclGetTensorDescType(const Description* description) { return description->dtype; }

@@ -17,7 +17,8 @@ namespace {
 
 struct HostBlock {
   size_t size;
-  uint64_t number;  // which life of the address
+  uint64_t number;          // which life of the address
+  bool registered = false;  // the caller's memory, pinned by aclrtHostRegisterV2
 };
 
 struct HostBlocks {
@@ -171,10 +172,35 @@ SOFTNPU_C int aclrtMallocHost(void** pointer, size_t size) {
 SOFTNPU_C int aclrtFreeHost(void* pointer) {
   SOFTNPU_ENTER();
   std::lock_guard lock(host_blocks().mutex);
-  if (!host_blocks().live.erase(reinterpret_cast<uintptr_t>(pointer)))
+  const auto block = host_blocks().live.find(reinterpret_cast<uintptr_t>(pointer));
+  if (block == host_blocks().live.end() || block->second.registered)
     return fail(kParameter, "softnpu: aclrtFreeHost: not allocated (freed twice?)");
+  host_blocks().live.erase(block);
   std::free(pointer);
   alive(Alive::kHostMemory, -1);
+  return kOk;
+}
+
+// Pins memory of the caller; what the flags say beyond that (a device address) is not emulated.
+SOFTNPU_C int aclrtHostRegisterV2(void* pointer, uint64_t size, uint32_t) {
+  SOFTNPU_ENTER();
+  if (!pointer || size == 0) return fail(kParameter, "softnpu: aclrtHostRegisterV2: no memory");
+  if (device_of(pointer) >= 0)
+    return fail(kParameter, "softnpu: aclrtHostRegisterV2: a device pointer");
+  std::lock_guard lock(host_blocks().mutex);
+  if (host_blocks().holding(pointer))
+    return fail(kParameter, "softnpu: aclrtHostRegisterV2: the memory is pinned already");
+  host_blocks().live[reinterpret_cast<uintptr_t>(pointer)] = {size, host_blocks().next++, true};
+  return kOk;
+}
+
+SOFTNPU_C int aclrtHostUnregister(void* pointer) {
+  SOFTNPU_ENTER();
+  std::lock_guard lock(host_blocks().mutex);
+  const auto block = host_blocks().live.find(reinterpret_cast<uintptr_t>(pointer));
+  if (block == host_blocks().live.end() || !block->second.registered)
+    return fail(kParameter, "softnpu: aclrtHostUnregister: not registered (twice?)");
+  host_blocks().live.erase(block);
   return kOk;
 }
 

@@ -1,53 +1,14 @@
-// Streams, events, host callbacks, graph capture and replay.
-#include <atomic>
-#include <mutex>
-#include <unordered_map>
-
+// Streams, events, host callbacks.
 #include "device.h"
+#include "registry.h"
 #include "report.h"
 #include "stream.h"
 
 namespace softnpu {
 namespace {
 
-template <class T>
-class Registry {
- public:
-  Handle add(std::shared_ptr<T> object) {
-    std::lock_guard lock(mutex_);
-    const Handle handle = object.get();
-    all_[handle] = std::move(object);
-    return handle;
-  }
-  std::shared_ptr<T> find(Handle handle, const char* what) {
-    std::lock_guard lock(mutex_);
-    const auto found = all_.find(handle);
-    if (found == all_.end()) throw Fault(kHandle, std::string("softnpu: not a live ") + what);
-    return found->second;
-  }
-  // The object itself may live on: a queue holds it.
-  std::shared_ptr<T> remove(Handle handle, const char* what) {
-    std::lock_guard lock(mutex_);
-    const auto found = all_.find(handle);
-    if (found == all_.end())
-      throw Fault(kHandle, std::string("softnpu: not a live ") + what + " (destroyed twice?)");
-    std::shared_ptr<T> last = std::move(found->second);
-    all_.erase(found);
-    return last;
-  }
-
- private:
-  std::mutex mutex_;
-  std::unordered_map<Handle, std::shared_ptr<T>> all_;
-};
-
 Registry<Event>& events() {
   static auto* const registry = new Registry<Event>;
-  return *registry;
-}
-
-Registry<Graph>& graphs() {
-  static auto* const registry = new Registry<Graph>;
   return *registry;
 }
 
@@ -75,7 +36,8 @@ int create_event(Handle* event, uint32_t flags, bool extended) {
 // good for all.
 std::shared_ptr<Event> event_with(Handle handle, EventFlag flag, int code, const char* who) {
   auto event = events().find(handle, "event");
-  if (event->flags && !(event->flags & flag))
+  const uint32_t good = flag == kEventSync ? flag | kEventExternal : uint32_t{flag};
+  if (event->flags && !(event->flags & good))
     throw Fault(code, std::string("softnpu: ") + who + ": the event was created without " +
                           (flag == kEventSync ? "ACL_EVENT_SYNC" : "ACL_EVENT_TIME_LINE") +
                           " (enable_timing)");
@@ -100,16 +62,6 @@ std::shared_ptr<Event> event_to_wait_for(Handle handle) try {
       kHandle,
       "softnpu: aclrtStreamWaitEvent: the event was destroyed before the wait arrived (between two "
       "devices of one process torch_npu's task queues are not in order: TASK_QUEUE_ENABLE=0)");
-}
-
-bool goes_on(const Graph& graph) {
-  std::lock_guard lock(capture_lock());
-  return !graph.ended;
-}
-
-int known_mode(int mode) {
-  if (mode >= kCaptureGlobal && mode <= kCaptureRelaxed) return kOk;
-  return fail(kParameter, "softnpu: capture mode %d found, 0 to 2 expected", mode);
 }
 
 std::shared_ptr<Stream> stream_of(Handle handle) { return find_stream(handle, current_device()); }
@@ -190,9 +142,13 @@ SOFTNPU_C int aclrtStreamWaitEvent(Handle stream, Handle event) {
   return guarded([&] { return stream_of(stream)->wait(event_to_wait_for(event)), kOk; });
 }
 
-SOFTNPU_C int aclrtResetEvent(Handle event, Handle) {
+SOFTNPU_C int aclrtResetEvent(Handle handle, Handle stream) {
   SOFTNPU_ENTER();
-  return guarded([&] { return plain_event(event, "aclrtResetEvent"), kOk; });
+  return guarded([&] {
+    const auto event = events().find(handle, "event");
+    if (event->external) return stream_of(stream)->reset(event), kOk;
+    return plain_event(handle, "aclrtResetEvent"), kOk;
+  });
 }
 
 SOFTNPU_C int aclrtSynchronizeEvent(Handle event) {
@@ -241,64 +197,4 @@ SOFTNPU_C int aclrtLaunchHostFunc(Handle stream, void (*function)(void*), void* 
   return guarded([&] {
     return stream_of(stream)->push({"aclrtLaunchHostFunc", [=] { function(arguments); }}), kOk;
   });
-}
-
-SOFTNPU_C int aclmdlRICaptureBegin(Handle stream, int mode) {
-  SOFTNPU_ENTER();
-  if (const int code = known_mode(mode)) return code;
-  return guarded([&]() -> int {
-    if (!stream) return fail(kCaptureImplicit, "softnpu: the default stream cannot be captured");
-    const int code = stream_of(stream)->begin_capture(mode);
-    std::shared_ptr<Graph> graph;
-    if (code == kOk && stream_of(stream)->capture_state(&graph) != kCaptureNone)
-      graphs().add(graph);  // has a handle while it grows
-    return code;
-  });
-}
-
-SOFTNPU_C int aclmdlRICaptureGetInfo(Handle stream, int* status, Handle* graph) {
-  SOFTNPU_ENTER();
-  return guarded([&] {
-    std::shared_ptr<Graph> captured;
-    *status = stream_of(stream)->capture_state(&captured);
-    if (graph) *graph = captured.get();
-    return kOk;
-  });
-}
-
-SOFTNPU_C int aclmdlRICaptureEnd(Handle stream, Handle* graph) {
-  SOFTNPU_ENTER();
-  return guarded([&] {
-    std::shared_ptr<Graph> growing, captured;
-    stream_of(stream)->capture_state(&growing);
-    const int code = stream_of(stream)->end_capture(&captured);
-    if (code && growing && !goes_on(*growing)) graphs().remove(growing.get(), "graph");
-    *graph = captured.get();
-    return code;
-  });
-}
-
-SOFTNPU_C int aclmdlRIExecuteAsync(Handle graph, Handle stream) {
-  SOFTNPU_ENTER();
-  return guarded([&] { return stream_of(stream)->replay(graphs().find(graph, "graph")), kOk; });
-}
-
-SOFTNPU_C int aclmdlRIDestroy(Handle graph) {
-  SOFTNPU_ENTER();
-  return guarded([&]() -> int {
-    if (!graphs().find(graph, "graph")->ended)
-      return fail(kModelCaptured, "softnpu: the graph is still being captured");
-    return graphs().remove(graph, "graph"), kOk;
-  });
-}
-
-SOFTNPU_C int aclmdlRIGetId(Handle graph, uint32_t* id) {
-  SOFTNPU_ENTER();
-  return guarded([&] { return *id = graphs().find(graph, "graph")->id, kOk; });
-}
-
-SOFTNPU_C int aclmdlRICaptureThreadExchangeMode(int* mode) {
-  SOFTNPU_ENTER();
-  if (const int code = known_mode(*mode)) return code;
-  return *mode = exchange_capture_mode(*mode), kOk;
 }

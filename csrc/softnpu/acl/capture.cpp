@@ -137,6 +137,51 @@ int Stream::end_capture(std::shared_ptr<Graph>* graph) {
   return code;
 }
 
+int Stream::begin_group() {
+  std::lock_guard lock(capture_lock());
+  if (!capture_) return fail(kStreamNotCaptured, "softnpu: stream %d is not captured", id);
+  if (group_) return fail(kParameter, "softnpu: stream %d has begun a task group already", id);
+  group_ = std::make_shared<TaskGroup>();
+  group_->graph = capture_;
+  return kOk;
+}
+
+int Stream::end_group(std::shared_ptr<TaskGroup>* group) {
+  std::lock_guard lock(capture_lock());
+  if (!group_) return fail(kParameter, "softnpu: stream %d has begun no task group", id);
+  *group = std::exchange(group_, nullptr);
+  return kOk;
+}
+
+int Stream::begin_update(const std::shared_ptr<TaskGroup>& group) {
+  std::lock_guard lock(capture_lock());
+  if (capture_) return fail(kStreamCaptured, "softnpu: stream %d is captured", id);
+  if (updated_) return fail(kParameter, "softnpu: stream %d updates a task group already", id);
+  updated_ = group, replaced_ = 0;
+  return kOk;
+}
+
+int Stream::end_update() {
+  std::lock_guard lock(capture_lock());
+  const auto group = std::exchange(updated_, nullptr);
+  if (!group) return fail(kParameter, "softnpu: stream %d updates no task group", id);
+  if (replaced_ == group->nodes.size()) return kOk;
+  return fail(kParameter, "softnpu: %zu tasks were given for a group of %zu", replaced_,
+              group->nodes.size());
+}
+
+void Stream::replace(Task task) {
+  const auto graph = updated_->graph.lock();
+  if (!graph) throw Fault(kHandle, "softnpu: the graph of the task group was destroyed");
+  if (replaced_ == updated_->nodes.size())
+    throw Fault(kParameter, "softnpu: " + task.name + ": the task group has only " +
+                                std::to_string(replaced_) + " tasks");
+  Task& old = graph->nodes[updated_->nodes[replaced_++]].task;
+  if (old.name != task.name)
+    throw Fault(kParameter, "softnpu: " + task.name + " where the task group has " + old.name);
+  old = std::move(task);
+}
+
 void Stream::refuse_pageable(const char* who) {
   std::lock_guard lock(capture_lock());
   if (!capture_) return;

@@ -5,6 +5,7 @@
 namespace softnpu {
 
 Event::Event(uint32_t flags, bool extended) : flags(flags), extended(extended) {
+  if (flags & kEventExternal) external = std::make_shared<Signal>();
   alive(Alive::kEvent, 1);
 }
 Event::~Event() { alive(Alive::kEvent, -1); }

@@ -74,18 +74,21 @@ int format_cast(const GraphCall& call) {
   const Description& tiled = to_tiles ? target : source;
   const Description& plain = to_tiles ? source : target;
   const size_t rank = plain.origin.size();
-  if (rank < 2 || (to_tiles && source.format == kFormatNz) || dtype_bits(tiled.dtype) < 8 ||
-      source.dtype != target.dtype)
+  if ((rank < 2 && !same) || (to_tiles && source.format == kFormatNz) ||
+      dtype_bits(tiled.dtype) < 8 || source.dtype != target.dtype)
     return fail(kUnsupportedApi,
                 "softnpu: Identity from format %d to %d with %zu dimensions is not emulated",
                 source.format, target.format, rank);
   // With torch_npu's allow_internal_format off neither side is in tiles: a plain copy.
-  const Tiles tiles{product(plain.origin, rank - 2), plain.origin[rank - 2], plain.origin[rank - 1],
-                    same ? 1 : tiled.dims.back(), dtype_bits(tiled.dtype) / 8};
+  const size_t unit = dtype_bits(tiled.dtype) / 8;
+  const Tiles tiles = rank < 2 ? Tiles{1, 1, product(plain.origin, rank), 1, unit}
+                               : Tiles{product(plain.origin, rank - 2), plain.origin[rank - 2],
+                                       plain.origin[rank - 1], same ? 1 : tiled.dims.back(), unit};
   auto launch = std::make_shared<Launch>();
   launch->name = "Identity";
   launch->prepared_ns = now_ns();
   const auto reach = [&](const Buffer& buffer, size_t bytes) {
+    if (!buffer.data) return static_cast<char*>(nullptr);  // a scalar that torch_npu gave no memory
     const Range range = resolve(buffer.data, bytes, current_device(), "Identity");
     launch->accesses.push_back({buffer.data, bytes, range.allocation});
     return static_cast<char*>(range.alias);
@@ -93,6 +96,7 @@ int format_cast(const GraphCall& call) {
   char* const in_tiles = reach(to_tiles ? to : from, tiles.bytes(!same));
   char* const in_rows = reach(to_tiles ? from : to, tiles.bytes(false));
   launch->kernel = [=] {
+    if (!in_tiles || !in_rows) return;
     if (same)
       std::memcpy(in_rows, in_tiles, tiles.bytes(false));
     else

@@ -14,6 +14,7 @@ struct Description {
   int dtype, format;
   std::vector<int64_t> origin;  // sizes of the tensor
   std::vector<int64_t> dims;    // sizes of its storage
+  bool on_host = false;         // small inputs (sizes, axes) lie in host memory
 };
 
 struct Buffer {

@@ -131,9 +131,11 @@ void Stream::push(Task task) {
       const Clock before = clock;
       clock.resize(std::max(clock.size(), member + 1));
       clock[member]++;
+      if (group_ && !task.control) group_->nodes.push_back(capture_->nodes.size());
       capture_->nodes.push_back({std::move(task), member, before});
       return;
     }
+    if (updated_ && !task.control) return replace(std::move(task));
   }
   enqueue(std::move(task));
 }
@@ -198,11 +200,8 @@ void Stream::run(const Task& task) {
 int Stream::synchronise(int timeout_ms) {
   {
     std::lock_guard lock(capture_lock());
-    if (capture_) {
-      capture_->spoilt =
-          "stream " + std::to_string(id) + " was to be synchronised while it is captured";
-      return fail(kStreamCaptured, "softnpu: %s", capture_->spoilt.c_str());
-    }
+    if (capture_)  // refused, and the capture goes on
+      return fail(kStreamCaptured, "softnpu: stream %d is captured: it cannot be synchronised", id);
   }
   std::unique_lock lock(mutex_);
   const uint64_t target = pushed_;
@@ -223,6 +222,15 @@ bool Stream::idle() {
 }
 
 void Stream::record(const std::shared_ptr<Event>& event) {
+  if (const auto signal = event->external) {
+    return push({"record_event",
+                 [signal] {
+                   std::lock_guard lock(signal->mutex);
+                   signal->set = true;
+                   signal->changed.notify_all();
+                 },
+                 true});
+  }
   const auto record = std::make_shared<Record>();
   {
     std::lock_guard lock(capture_lock());
@@ -246,7 +254,24 @@ void Stream::record(const std::shared_ptr<Event>& event) {
            true});
 }
 
+void Stream::reset(const std::shared_ptr<Event>& event) {
+  push({"reset_event",
+        [signal = event->external] {
+          std::lock_guard lock(signal->mutex);
+          signal->set = false;
+        },
+        true});
+}
+
 void Stream::wait(const std::shared_ptr<Event>& event) {
+  if (const auto signal = event->external) {
+    return push({"wait_event",
+                 [signal] {
+                   std::unique_lock lock(signal->mutex);
+                   signal->changed.wait(lock, [&] { return signal->set; });
+                 },
+                 true});
+  }
   std::shared_ptr<Record> record;
   {
     std::lock_guard lock(capture_lock());

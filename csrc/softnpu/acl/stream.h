@@ -50,15 +50,29 @@ struct Record {
   std::shared_ptr<Failure> failure;  // of the stream, when the record ran
 };
 
-enum EventFlag : uint32_t { kEventSync = 1, kEventProgress = 2, kEventTimeLine = 8 };
+enum EventFlag : uint32_t {
+  kEventSync = 1,
+  kEventProgress = 2,
+  kEventTimeLine = 8,
+  kEventExternal = 32,
+};
+
+// What an external event is: set by a record, waited for, and cleared by a reset, each by a task of
+// its own, so that a graph can wait for work outside it at every replay.
+struct Signal {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool set = false;
+};
 
 struct Event {
   const uint32_t flags;
   const bool extended;  // by aclrtCreateEventExWithFlag
   std::mutex mutex;
-  std::shared_ptr<Record> latest;  // null: never recorded
-  std::weak_ptr<Graph> graph;      // recorded inside this capture ...
-  Clock clock;                     // ... at this point
+  std::shared_ptr<Record> latest;    // null: never recorded
+  std::shared_ptr<Signal> external;  // of ACL_EVENT_EXTERNAL only
+  std::weak_ptr<Graph> graph;        // recorded inside this capture ...
+  Clock clock;                       // ... at this point
   Event(uint32_t flags, bool extended);
   ~Event();
 };
@@ -67,6 +81,12 @@ struct GraphNode {
   Task task;
   size_t member;
   Clock before;  // nodes of each member that must have run
+};
+
+// Tasks of a graph that can be replaced by others of the same operators.
+struct TaskGroup {
+  std::weak_ptr<Graph> graph;
+  std::vector<size_t> nodes;
 };
 
 struct Graph {
@@ -99,6 +119,13 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   void refuse_pageable(
       const char* who);  // throws while it is captured: a graph copies pinned host memory only
   void replay(const std::shared_ptr<Graph>& graph);
+  void reset(const std::shared_ptr<Event>& event);  // of an external event
+  // Of the capture on this stream: what is pushed between the two belongs to the group.
+  int begin_group();
+  int end_group(std::shared_ptr<TaskGroup>* group);
+  // What is pushed between the two replaces the group's tasks, one by one, and does not run.
+  int begin_update(const std::shared_ptr<TaskGroup>& group);
+  int end_update();
   std::shared_ptr<Failure>
   stop();  // finishes the queue and joins the worker; a fault that nobody has heard of
 
@@ -121,7 +148,10 @@ class SOFTNPU_CXX Stream : public std::enable_shared_from_this<Stream> {
   uint64_t pushed_ = 0, finished_ = 0;
   bool closing_ = false;
   std::shared_ptr<Failure> failure_;
-  std::shared_ptr<Graph> capture_;  // guarded by the capture lock
+  void replace(Task task);          // of the group that is updated; under the capture lock
+  std::shared_ptr<Graph> capture_;  // guarded by the capture lock, as what follows
+  std::shared_ptr<TaskGroup> group_, updated_;
+  size_t replaced_ = 0;
 };
 
 SOFTNPU_CXX std::shared_ptr<Stream> find_stream(

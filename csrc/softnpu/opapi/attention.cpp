@@ -1,5 +1,7 @@
 // FlashAttentionScore as scaled_dot_product_attention and npu_fusion_attention call it: layouts
 // BNSD, BSND, BSH, SBH.
+#include "attention.h"
+
 #include <ATen/ops/amax.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/matmul.h>
@@ -8,16 +10,12 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
-#include "op.h"
+#include "random.h"
 
 namespace softnpu {
 namespace {
 
-struct Setting {
-  double scale;
-  int64_t before, after, heads, sparse;
-  std::string layout;
-};
+using Setting = AttentionSetting;
 
 at::Tensor to_heads(In x, const std::string& layout, int64_t heads) {  // [B, N, S, D]
   if (layout == "BNSD") return x;
@@ -49,9 +47,11 @@ at::Tensor excluded(OptionalIn mask, const Setting& s, int64_t queries, int64_t 
 
 struct Scores {
   at::Tensor q, k, v, p, largest, sum;  // [B, N, S, ...], fp32 at least
+  at::Tensor kept;  // factors of dropout [B, N, Sq, Sk], 0 or 1 / keepProb; undefined without it
+  at::Tensor dropped(In x) const { return kept.defined() ? x.mul(kept) : x; }
 };
 
-Scores score(In query, In key, In value, OptionalIn mask, const Setting& s) {
+Scores score(In query, In key, In value, OptionalIn mask, OptionalIn drop, const Setting& s) {
   const auto compute = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const int64_t groups = key_heads(query, key, s);
   Scores r;
@@ -65,12 +65,18 @@ Scores score(In query, In key, In value, OptionalIn mask, const Setting& s) {
   const at::Tensor e = at::exp(kept.sub(r.largest));
   r.sum = e.sum(-1, true);
   r.p = at::where(r.sum.eq(0), at::zeros({}, e.options()), e.div(r.sum));
+  if (drop && drop->numel()) r.kept = bits_as_bool(*drop, r.p.sizes()).to(compute).div(s.keep);
   return r;
 }
 
-Setting setting(double scale, double keep, int64_t before, int64_t after, int64_t heads,
-                Text layout, int64_t sparse, OptionalIn pse, OptionalIn drop) {
-  if (keep < 1 || drop) throw Fault(kNnParameter, "dropout inside attention is not emulated");
+}  // namespace
+
+Setting attention_setting(double scale, double keep, int64_t before, int64_t after, int64_t heads,
+                          Text layout, int64_t sparse, OptionalIn pse, OptionalIn drop) {
+  if (keep <= 0 || keep > 1)
+    throw Fault(kNnParameter, "keepProb: found " + shown(keep) + ", expected 0 to 1");
+  if (keep < 1 && !(drop && drop->numel()))
+    throw Fault(kNnParameter, "dropMask: found nothing, expected bits, as keepProb is below 1");
   if (pse) throw Fault(kNnParameter, "pse (position shift) is not emulated");
   if (sparse < 0 || sparse > 3)
     throw Fault(kNnParameter, "sparseMode " + std::to_string(sparse) + " is not emulated");
@@ -78,58 +84,65 @@ Setting setting(double scale, double keep, int64_t before, int64_t after, int64_
     throw Fault(kNnParameter, "inputLayout " + layout + " is not emulated");
   if (sparse == 0 && (before < 65535 || after < 65535))
     throw Fault(kNnParameter, "a band by preTokens and nextTokens is not emulated");
-  return {scale, before, after, heads, sparse, layout};
+  return {scale, keep, before, after, heads, sparse, layout};
 }
 
-void forward(In q, In k, In v, OptionalIn mask, const Setting& s, Out largest, Out sum, Out o) {
-  const Scores r = score(q, k, v, mask, s);
+void attention_forward(In q, In k, In v, OptionalIn mask, OptionalIn drop, const Setting& s,
+                       Out largest, Out sum, Out o) {
+  const Scores r = score(q, k, v, mask, drop, s);
   largest = r.largest.expand({-1, -1, -1, 8});
   sum = r.sum.expand({-1, -1, -1, 8});
-  o = from_heads(at::matmul(r.p, r.v), s.layout);
+  o = from_heads(at::matmul(r.dropped(r.p), r.v), s.layout);
 }
+
+namespace {
 
 at::Tensor sum_groups(In x, int64_t groups) {  // [B, N, S, D] -> [B, groups, S, D]
   return x.reshape({x.size(0), groups, x.size(1) / groups, x.size(2), x.size(3)}).sum(2);
 }
 
-void backward(In q, In k, In v, In gradient, OptionalIn mask, const Setting& s, Out dq, Out dk,
-              Out dv) {
-  const Scores r = score(q, k, v, mask, s);
+}  // namespace
+
+void attention_backward(In q, In k, In v, In gradient, OptionalIn mask, OptionalIn drop,
+                        const Setting& s, Out dq, Out dk, Out dv) {
+  const Scores r = score(q, k, v, mask, drop, s);
   const int64_t groups = key_heads(q, k, s);
   const at::Tensor g = to_heads(gradient, s.layout, s.heads).to(r.p.scalar_type());
-  const at::Tensor dp = at::matmul(g, r.v.transpose(-1, -2));
+  const at::Tensor dp = r.dropped(at::matmul(g, r.v.transpose(-1, -2)));
   const at::Tensor ds = r.p.mul(dp.sub(dp.mul(r.p).sum(-1, true))).mul(s.scale);
   dq = from_heads(at::matmul(ds, r.k), s.layout);
   dk = from_heads(sum_groups(at::matmul(ds.transpose(-1, -2), r.q), groups), s.layout);
-  dv = from_heads(sum_groups(at::matmul(r.p.transpose(-1, -2), g), groups), s.layout);
+  dv = from_heads(sum_groups(at::matmul(r.dropped(r.p).transpose(-1, -2), g), groups), s.layout);
 }
 
-}  // namespace
-
-OP(aclnnFlashAttentionScore,
-   [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, Ints,
-      double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t,
-      int64_t sparse, Out largest, Out sum, OptionalOut, Out o) {
-     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop),
-             largest, sum, o);
-   })
+OP(aclnnFlashAttentionScore, [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn,
+                                OptionalIn mask, Ints, double scale, double keep, int64_t before,
+                                int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse,
+                                Out largest, Out sum, OptionalOut, Out o) {
+  attention_forward(q, k, v, mask, drop,
+                    attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop),
+                    largest, sum, o);
+})
 OP(aclnnFlashAttentionScoreV4,
    [](In q, In k, In v, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask, OptionalIn,
       OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, Ints, Ints, Ints, Ints,
       double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, int64_t,
       int64_t sparse, int64_t, int64_t, Text, int64_t, int64_t, Out largest, Out sum, OptionalOut,
       Out o) {
-     forward(q, k, v, mask, setting(scale, keep, before, after, heads, layout, sparse, pse, drop),
-             largest, sum, o);
+     attention_forward(
+         q, k, v, mask, drop,
+         attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop), largest,
+         sum, o);
    })
-OP(aclnnFlashAttentionScoreGrad,
-   [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask,
-      OptionalIn, OptionalIn, OptionalIn, OptionalIn, Ints, double scale, double keep,
-      int64_t before, int64_t after, int64_t heads, Text layout, int64_t, int64_t sparse, Out dq,
-      Out dk, Out dv, OptionalOut) {
-     backward(q, k, v, g, mask,
-              setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
-   })
+OP(aclnnFlashAttentionScoreGrad, [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop,
+                                    OptionalIn, OptionalIn mask, OptionalIn, OptionalIn, OptionalIn,
+                                    OptionalIn, Ints, double scale, double keep, int64_t before,
+                                    int64_t after, int64_t heads, Text layout, int64_t,
+                                    int64_t sparse, Out dq, Out dk, Out dv, OptionalOut) {
+  attention_backward(
+      q, k, v, g, mask, drop,
+      attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+})
 OP(aclnnFlashAttentionScoreGradV4,
    [](In q, In k, In v, In g, OptionalIn pse, OptionalIn drop, OptionalIn, OptionalIn mask,
       OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn, OptionalIn,
@@ -137,8 +150,10 @@ OP(aclnnFlashAttentionScoreGradV4,
       double scale, double keep, int64_t before, int64_t after, int64_t heads, Text layout, Text,
       int64_t, int64_t sparse, int64_t, int64_t, int64_t, int64_t, Out dq, Out dk, Out dv,
       OptionalOut, OptionalOut, OptionalOut, OptionalOut) {
-     backward(q, k, v, g, mask,
-              setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk, dv);
+     attention_backward(
+         q, k, v, g, mask, drop,
+         attention_setting(scale, keep, before, after, heads, layout, sparse, pse, drop), dq, dk,
+         dv);
    })
 
 }  // namespace softnpu

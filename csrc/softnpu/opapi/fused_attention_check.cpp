@@ -183,7 +183,9 @@ void check_lengths(const Attention& call, const Sizes& sizes) {
   } else if (call.query_lengths) {
     require(on_a5() || sizes.form != Form::kDecode, "actualSeqLengths", "a value",
             "nothing (head size 512 without TND)");
-    check_each(*call.query_lengths, sizes.batch, sizes.queries, "actualSeqLengths");
+    // With one query in each sequence the page says that the lengths mean nothing.
+    if (sizes.queries > 1)
+      check_each(*call.query_lengths, sizes.batch, sizes.queries, "actualSeqLengths");
   }
   if (!call.key_lengths) return;
   if (sizes.tokens && !sizes.paged)

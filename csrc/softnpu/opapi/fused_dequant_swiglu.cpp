@@ -101,7 +101,7 @@ struct DequantSwiglu {
       throw Fault(kNnNullptr, "argument 'weightScale' is null beside an INT32 x");
     require_rows("weightScale", weight_scale, width, false);
     require_rows("bias", bias, width, false);
-    if (activation_scale.defined())
+    if (activation_scale.defined() && activation_scale.sizes() != at::IntArrayRef(but_last(x, {1})))
       require_sizes("activationScale", activation_scale, but_last(x, {}));
     require(!dynamic() || !quant_offset.defined(), "quantOffset", show(quant_offset),
             "nothing in the dynamic mode");
@@ -119,7 +119,7 @@ struct DequantSwiglu {
     const Types inputs = on_a5() ? Types{kF16, kBF16, kI32} : Types{kBF16, kI32};
     check_table({{"x", x, true, inputs, 2, 8, kDocument},
                  {"weightScale", weight_scale, false, {kF32}, 1, 2, kDocument},
-                 {"activationScale", activation_scale, false, {kF32}, 1, 7, kDocument},
+                 {"activationScale", activation_scale, false, {kF32}, 1, 8, kDocument},
                  {"bias", bias, false, {kF32, kF16, kBF16, kI32}, 1, 2, kDocument},
                  {"quantScale", quant_scale, false, {kF32}, 1, 2, kDocument},
                  {"quantOffset", quant_offset, false, {kF32}, 1, 2, kDocument},

@@ -254,10 +254,10 @@ void run_grouped(const Grouped& call) {
   if (call.type == -1) return run_apart(call, form);
   std::vector<at::Tensor> pieces;
   for (const Matrix& x : call.x) pieces.push_back(x.read());
-  const at::Tensor x = pieces.size() == 1 ? pieces[0] : at::cat(pieces);
+  const at::Tensor& x = pieces[0];  // several have widths of their own
   std::vector<Group> groups;
   if (call.list.defined())
-    groups = read_groups(call.list, call.list_type, x.size(call.type == 2 ? 1 : 0));
+    groups = read_groups(call.list, call.list_type, call.type == 2 ? x.size(1) : call.rows());
   if (call.x.size() > 1) {
     std::vector<Group> given_groups;
     given_groups.swap(groups);
@@ -279,11 +279,10 @@ void run_grouped(const Grouped& call) {
           .copy_(  // with pairs the result of a group has its own place (our reading)
               compute(call, form, {x.slice(1, start, end), weight, index, expert, start, end}));
     } else if (start < end) {  // rows behind the last group are not written
+      const at::Tensor rows = pieces.size() > 1 ? pieces[i] : x.slice(0, start, end);
       call.out[0]
           ->slice(0, start, end)
-          .copy_(compute(
-              call, form,
-              {x.slice(0, start, end), weight_of(call, expert), index, expert, start, end}));
+          .copy_(compute(call, form, {rows, weight_of(call, expert), index, expert, start, end}));
     }
   }
 }

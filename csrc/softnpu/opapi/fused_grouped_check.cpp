@@ -90,6 +90,7 @@ void check_lists(const Grouped& call, const Form& form) {
   const bool several_weights =
       form.kind == Kind::kPlain || (form.kind == Kind::kMsd && !on_a5()) ||
       (form.kind == Kind::kAntiquant && (call.type == -1 || !on_a5())) ||
+      (!on_a5() && call.type == 0 && call.x.size() == 1) ||  // one x, several weights, one out
       (call.nz() && on_a5() && (form.kind == Kind::kMx || form.kind == Kind::kMxW4));
   require(one || several_weights, "weight", counts, "one tensor for this combination of dtypes");
   require(call.x.size() == 1 || form.kind == Kind::kPlain || call.type == -1, "x", counts,
@@ -225,7 +226,10 @@ void check_scaled(const Grouped& call) {
   if (given(call.scale)) {
     // One scale for a whole weight exists on A5 only, and not for an int8 result.
     const bool one = on_a5() && call.out[0]->scalar_type() != kI8;
-    require_shape("scale", call.scale[0], one ? Shapes{{g, n}, {g, 1}, {g}} : Shapes{{g, n}});
+    if (call.weight.size() > 1)
+      check_each("scale", call.scale, call, {{n}});
+    else
+      require_shape("scale", call.scale[0], one ? Shapes{{g, n}, {g, 1}, {g}} : Shapes{{g, n}});
   }
   if (!given(call.per_token)) return;
   const bool one = on_a5() && call.x[0].dtype != kI8;

@@ -8,21 +8,28 @@
 #include <limits>
 
 #include "fused_family.h"
-#include "fused_quant.h"
+#include "fused_norm.h"
 
 namespace softnpu {
-namespace {
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-at::Tensor inverse_rms(In wide, double epsilon) {
-  return at::rsqrt(at::mean(wide.square(), {-1}, true).add(epsilon));
+at::Tensor inverse_rms(In wide, int64_t axes, double epsilon) {
+  std::vector<int64_t> last;
+  for (int64_t axis = -axes; axis < 0; ++axis) last.push_back(axis);
+  return at::rsqrt(at::mean(wide.square(), last, true).add(epsilon));
 }
 
 at::Tensor normalised(In wide, In r, In gamma, In beta) {
   const at::Tensor y = wide.mul(r).mul(gamma.to(kF32));
   return beta.defined() ? y.add(beta.to(kF32)) : y;
 }
+
+std::vector<int64_t> outer_sizes(In x, int64_t axes) {
+  return x.sizes().slice(0, static_cast<size_t>(x.dim() - axes)).vec();
+}
+
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 void require_vector(const char* argument, In vector, In like, int64_t length) {
   if (!vector.defined()) return;
@@ -67,7 +74,7 @@ struct NormInt8 {
 
   void run() const {
     const at::Tensor wide = x.to(kF32);
-    at::Tensor normed = normalised(wide, inverse_rms(wide, epsilon), gamma, beta);
+    at::Tensor normed = normalised(wide, inverse_rms(wide, 1, epsilon), gamma, beta);
     if (smooth_scales.defined()) normed = normed.mul(smooth_scales.to(kF32));
     const Int8Rows rows = quantised_rows(normed);
     y = rows.y;
@@ -79,15 +86,17 @@ struct NormInt8 {
 // mirror-cann/ops-nn norm/rms_norm_dynamic_mx_quant/docs/aclnnRmsNormDynamicMxQuant.md. FLOAT4_E1M2
 // is not emulated.
 struct NormMx {
-  at::Tensor x, gamma, beta;
+  at::Tensor x, x2, gamma, beta;
   double epsilon;
   int64_t scale_alg;
   std::string round_mode;
   int64_t dst_type;
   bool output_rstd;
-  Out y, mxscale, rstd;
+  Out y, sum, mxscale, rstd;
   FIELDS(all, x, gamma, beta, epsilon, scale_alg, round_mode, dst_type, output_rstd, y, mxscale,
          rstd)
+  FIELDS(added, x, x2, gamma, beta, epsilon, scale_alg, round_mode, dst_type, output_rstd, y, sum,
+         mxscale, rstd)
 
   bool fp4() const { return y->scalar_type() == kE2M1; }
 
@@ -135,9 +144,28 @@ struct NormMx {
     });
   }
 
+  // mirror-cann/ops-nn norm/add_rms_norm_dynamic_mx_quant/docs/aclnnAddRmsNormDynamicMxQuant.md
+  void check_added() const {
+    check();
+    check_table({{"x2", x2, true, {x.scalar_type()}, 1, 7, kDocument},
+                 {"xOut", *sum, true, {x.scalar_type()}, 1, 7, kDocument}},
+                kShapeInferenceRefuses);
+    refusing_with(kShapeInferenceRefuses, [this] {
+      require(x2.sizes() == x.sizes(), "x2", show(x2), "the shape of x1");
+      require(sum->sizes() == x.sizes(), "xOut", show(*sum), "the shape of x1");
+    });
+  }
+
+  void run_added() const {
+    NormMx normed(*this);
+    normed.x = x.to(kF32).add(x2.to(kF32));  // normalised before it is rounded: our reading
+    sum = normed.x;
+    normed.run();
+  }
+
   void run() const {
     if (x.numel() == 0) return;
-    const at::Tensor wide = x.to(kF32), r = inverse_rms(wide, epsilon);
+    const at::Tensor wide = x.to(kF32), r = inverse_rms(wide, 1, epsilon);
     const Mx mx = mx_quantise(normalised(wide, r, gamma, beta), y->scalar_type(),
                               {-1, 32, scale_alg, 0, 0, round_mode.empty() ? "rint" : round_mode});
     const at::Tensor bytes = mx.y.view(at::kByte);  // a block with infinity or NaN: 0, scale 255
@@ -151,5 +179,6 @@ struct NormMx {
 
 NAMED(aclnnRmsNormDynamicQuant, NormInt8, all, check, run)
 NAMED(aclnnRmsNormDynamicMxQuant, NormMx, all, check, run)
+NAMED(aclnnAddRmsNormDynamicMxQuant, NormMx, added, check_added, run_added)
 
 }  // namespace softnpu

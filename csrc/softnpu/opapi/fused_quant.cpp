@@ -13,21 +13,22 @@
 #include "fused_family.h"
 
 namespace softnpu {
-namespace {
 
-void store(In quotient, Out y) {
+void store_quantised(In quotient, Out y) {
   const at::ScalarType type = y->scalar_type();
   if (type == kE4M3 || type == kE5M2) {
     y = saturated(quotient, type);  // "round" is the rounding of the cast: our reading
     return;
   }
   const double top = largest(type);
-  const at::Tensor whole = at::round(quotient).clamp(-top - 1, top);  // half to even: our reading
+  const at::Tensor whole = at::round(quotient.nan_to_num(0.0)).clamp(-top - 1, top);
   if (type == at::kChar)
-    y = whole;
+    y = whole;  // half to even: our reading
   else
-    store_bytes(y, pack(whole));  // eight to an INT32
+    store_bytes(y, pack(whole));  // two to a byte, eight to an INT32
 }
+
+namespace {
 
 // hicann/ops-nn quant/dynamic_quant_v2/docs/aclnnDynamicQuantV2.md (dtypes of y by chip,
 // divisibility), quant/dynamic_quant/docs/aclnnDynamicQuantV4.md (ranks, group_index, modes; Ascend
@@ -124,7 +125,6 @@ struct DynamicQuant {
     const at::Tensor range = offset ? high.sub(at::amin(values, axes, !axes.empty())) : peak;
     const at::Tensor s = scale_of(range, offset ? 2 * top + integer : top);
     at::Tensor quotient = over(values, s);
-    if (integer) quotient = quotient.nan_to_num(0.0);  // NaN has no integer
     const auto stored = [&](In v) { return axes.empty() ? v.reshape({1}) : v.squeeze(axes[0]); };
     if (offset) {
       const at::Tensor shift = over(high, s).neg().add(top);
@@ -132,7 +132,7 @@ struct DynamicQuant {
       offset = stored(shift);
     }
     scale = stored(s);
-    store(quotient, y);
+    store_quantised(quotient, y);
   }
 };
 

@@ -13,6 +13,9 @@ double largest(
     at::ScalarType type);  // the largest finite value; of kInt the INT4 values packed into it
 at::Tensor saturated(In values, at::ScalarType type);
 void store_bytes(Out o, In bytes);
+// Rounds (half to even) and saturates to y's type, int8, INT4 or FLOAT8; NaN is 0 where it has no
+// NaN.
+void store_quantised(In quotient, Out y);
 
 at::Tensor pack(In nibbles);   // [..., 2n] -> [..., n] bytes, the even one in the low half
 at::Tensor unpack(In bytes);   // the inverse, 0 to 15

@@ -1,16 +1,10 @@
 // Rotary position embeddings. Tables: argument, its tensor, required, dtypes, smallest and largest
 // rank, source.
-#include <ATen/ops/cat.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/neg.h>
-#include <ATen/ops/stack.h>
-
 #include "check.h"
+#include "rotary.h"
 
 namespace softnpu {
 namespace {
-
-enum Mode : int64_t { kHalf, kInterleave, kQuarter, kInterleaveHalf };
 
 // The page's coreNum, taken as vector cores: two for each of 24 cores, of 20 on the smaller 910B.
 int64_t vector_cores() {
@@ -34,7 +28,7 @@ bool layout_fits(In x, In cos, int64_t mode, const Axes& axes) {
   const int64_t batch = x.size(axes.batch), heads = x.size(axes.head);
   const bool one_batch = cos.size(axes.batch) == 1, one_head = cos.size(axes.head) == 1;
   if (cos.size(axes.position) != x.size(axes.position)) return false;
-  if (mode == kInterleave) return one_batch && one_head && batch * heads < 1000;
+  if (mode == rotary::kInterleave) return one_batch && one_head && batch * heads < 1000;
   const bool every_batch = cos.size(axes.batch) == batch, every_head = cos.size(axes.head) == heads;
   if (!(one_head ? one_batch || every_batch : every_head && every_batch)) return false;
   return batch < 1000 && heads < 1000 && (axes.position != 2 || bnsd_fits(x, batch * heads));
@@ -44,7 +38,7 @@ bool layout_fits(In x, In cos, int64_t mode, const Axes& axes) {
 // one that fits is enough.
 bool some_layout_fits(In x, In cos, int64_t mode) {
   if (x.dim() == 3) {  // TND
-    const bool heads = cos.size(1) == 1 || (mode == kHalf && cos.size(1) == x.size(1));
+    const bool heads = cos.size(1) == 1 || (mode == rotary::kHalf && cos.size(1) == x.size(1));
     return cos.size(0) == x.size(0) && heads && x.size(1) < 1000;
   }
   return layout_fits(x, cos, mode, kBnsd) || layout_fits(x, cos, mode, kBsnd) ||
@@ -54,7 +48,7 @@ bool some_layout_fits(In x, In cos, int64_t mode) {
 void check_widths(In x, int64_t mode) {
   const int64_t width = x.size(-1);
   if (on_a5())
-    require(width <= 1024 && width % (mode == kQuarter ? 4 : 2) == 0, "x", show(x),
+    require(width <= 1024 && width % (mode == rotary::kQuarter ? 4 : 2) == 0, "x", show(x),
             "a last dimension of at most 1024, a multiple of 2 (of 4 in mode 2)");
   else
     require(width < 896 && width % 2 == 0, "x", show(x), "an even last dimension below 896");
@@ -69,8 +63,10 @@ void check_broadcast(In x, In cos) {
 }
 
 void check_rotary_shapes(In x, In cos, In sin, int64_t mode, In rotate) {
-  require(mode >= kHalf && mode <= (on_a5() ? kInterleaveHalf : kInterleave), "mode", text(mode),
-          "0 (half) or 1 (interleave); on Ascend 950 also 2 (quarter) or 3 (interleave-half)");
+  require(
+      mode >= rotary::kHalf && mode <= (on_a5() ? rotary::kInterleaveHalf : rotary::kInterleave),
+      "mode", text(mode),
+      "0 (half) or 1 (interleave); on Ascend 950 also 2 (quarter) or 3 (interleave-half)");
   check_widths(x, mode);
   require(cos.sizes() == sin.sizes(), "sin", show(sin), "the shape of cos");
   require(cos.dim() == x.dim() && cos.size(-1) == x.size(-1), "cos", show(cos),
@@ -86,32 +82,6 @@ void check_rotary_shapes(In x, In cos, In sin, int64_t mode, In rotate) {
   if (!rotate.defined()) return;
   require(rotate.size(0) == x.size(-1) && rotate.size(1) == x.size(-1), "rotate", show(rotate),
           "[D, D]");
-}
-
-at::Tensor half_turned(In x) {
-  const auto parts = x.chunk(2, -1);
-  return at::cat({at::neg(parts[1]), parts[0]}, -1);
-}
-
-at::Tensor neighbours_turned(In x) {
-  const at::Tensor pairs = x.unflatten(-1, {-1, 2});
-  return at::stack({at::neg(pairs.select(-1, 1)), pairs.select(-1, 0)}, -1).flatten(-2);
-}
-
-at::Tensor even_then_odd(In x) { return x.unflatten(-1, {-1, 2}).transpose(-1, -2).flatten(-2); }
-
-at::Tensor rotated(In x, In cos, In sin, int64_t mode, In rotate) {
-  const at::Tensor wide = mode == kInterleaveHalf ? even_then_odd(x.to(kF32)) : x.to(kF32);
-  at::Tensor turned;
-  if (rotate.defined())
-    turned = at::matmul(wide, rotate.to(kF32));
-  else if (mode == kInterleave)
-    turned = neighbours_turned(wide);
-  else if (mode == kQuarter)
-    turned = half_turned(wide.unflatten(-1, {2, -1})).flatten(-2);
-  else
-    turned = half_turned(wide);
-  return wide.mul(cos).add(turned.mul(sin));
 }
 
 // mirror-cann/ops-transformer
@@ -171,7 +141,7 @@ struct Interleaved {
     refusing_with(kTilingRefuses, [&] { check_interleaved_shapes(x, cos, sin); });
   }
 
-  void run() const { out = rotated(x, cos, sin, kInterleaveHalf, at::Tensor()); }
+  void run() const { out = rotated(x, cos, sin, rotary::kInterleaveHalf, at::Tensor()); }
 };
 
 }  // namespace

@@ -258,7 +258,9 @@ void Routing::run() const {
   }
   row_index.touch();
   if (row_type == 1) {
-    row_index->slice(0, 0, available).copy_(plan.order);  // what is behind is not written
+    // Behind the active rows stand those of the experts above the range, then those below it.
+    const at::Tensor ids = experts.reshape({-1}).to(at::kLong);
+    row_index->copy_(at::argsort(ids.masked_fill(ids.lt(first()), count), true, 0, false));
   } else if (drop_pad) {
     row_index->fill_(-1).index_copy_(0, plan.order.index_select(0, kept), places.to(at::kInt));
   } else {  // rows beyond active_num keep their place: our reading
@@ -271,8 +273,84 @@ void Routing::run() const {
   if (rows.scale.defined()) place(scale_out, rows.scale, places);
 }
 
+// mirror-cann/ops-transformer moe/moe_init_routing_quant_v2/docs/aclnnMoeInitRoutingQuantV2.md
+struct RoutingInt8 {
+  at::Tensor x, experts, scale, offset;
+  int64_t active, capacity, count, drop_pad, tokens_mode;
+  bool before_flag;
+  int64_t quant;
+  Out x_out, row_index, tokens, before, scale_out;
+  FIELDS(all, x, experts, scale, offset, active, capacity, count, drop_pad, tokens_mode,
+         before_flag, quant, x_out, row_index, tokens, before, scale_out)
+
+  bool counted() const { return drop_pad ? before_flag : tokens_mode != 0; }
+
+  void check() const {
+    check_table({{"x", x, true, kFloats, 2, 2, kDocument},
+                 {"expertIdx", experts, true, {at::kInt}, 2, 2, kDocument},
+                 {"scale", scale, quant == kStatic, {kF32}, 1, 2, kDocument},
+                 {"offset", offset, quant == kStatic, {kF32}, 1, 1, kDocument},
+                 {"expandedXOut", *x_out, true, {kI8}, 2, 3, kDocument},
+                 {"expandedRowIdxOut", *row_index, true, {at::kInt}, 1, 1, kDocument},
+                 {"expertTokensCountOrCumsumOut",
+                  *tokens,
+                  counted() && !drop_pad,
+                  {at::kInt},
+                  1,
+                  1,
+                  kDocument},
+                 {"expertTokensBeforeCapacityOut",
+                  *before,
+                  counted() && drop_pad,
+                  {at::kInt},
+                  1,
+                  1,
+                  kDocument},
+                 {"dynamicQuantScaleOut", *scale_out, quant == kDynamic, {kF32}, 1, 1, kDocument}});
+    require(experts.size(0) == x.size(0), "expertIdx", show(experts), "a row for each row of x");
+    require(quant == kStatic || quant == kDynamic, "quantMode", text(quant), "0 or 1");
+    require(drop_pad == 0 || drop_pad == 1, "dropPadMode", text(drop_pad), "0 or 1");
+    require(tokens_mode >= 0 && tokens_mode <= 2, "expertTokensCountOrCumsumFlag",
+            text(tokens_mode), "0, 1 or 2");
+    require(count > 0 || (!drop_pad && !counted()), "expertNum", text(count), "a positive number");
+    require(!drop_pad || (capacity > 0 && capacity <= x.size(0)), "expertCapacity", text(capacity),
+            "1 to the rows of x");
+    const bool one = scale.defined() && scale.dim() == 1 && scale.size(0) == 1;
+    require(quant != kStatic || one, "scale", show(scale), "[1]");
+    const bool rows = scale.defined() && scale.dim() == 2 && scale.size(1) == x.size(1) &&
+                      (scale.size(0) == 1 || scale.size(0) == count);
+    require(quant != kDynamic || !scale.defined() || rows, "scale", show(scale),
+            "[1, H] or [experts, H]");
+  }
+
+  void run() const {
+    const int64_t last = count > 0 ? count : experts.max().item<int64_t>() + 1;
+    const bool shared = quant == kDynamic && scale.defined() && scale.size(0) == 1;
+    const int64_t type = drop_pad || tokens_mode == 2 ? 1 : 0;
+    const Routing routing{x,
+                          experts,
+                          shared ? scale.expand({last, -1}) : scale,
+                          offset,
+                          active,
+                          capacity,
+                          last,
+                          drop_pad,
+                          type,
+                          counted(),
+                          quant,
+                          {},
+                          0,
+                          x_out,
+                          row_index,
+                          drop_pad ? before : tokens,
+                          scale_out};
+    routing.run();
+  }
+};
+
 }  // namespace
 
 NAMED(aclnnMoeInitRoutingV3, Routing, all, check, run)
+NAMED(aclnnMoeInitRoutingQuantV2, RoutingInt8, all, check, run)
 
 }  // namespace softnpu

@@ -20,12 +20,27 @@ aclTensor contiguous(const GraphTensor& tensor) {
   return {d.dims, strides, d.dims, 0, d.dtype, d.format, tensor.buffer->data};
 }
 
+// Read at launch: the caller's memory may be gone when the kernel runs.
+at::Tensor host_values(const GraphTensor& tensor) {
+  const Description& d = *tensor.description;
+  const auto type = scalar_type(d.dtype);
+  const auto wanted = static_cast<size_t>(c10::multiply_integers(d.dims)) * c10::elementSize(type);
+  if (!tensor.buffer->data || wanted > tensor.buffer->size)
+    throw Fault(kNnParameter, "a host input of " + std::to_string(tensor.buffer->size) +
+                                  " bytes, expected " + std::to_string(wanted));
+  return at::from_blob(tensor.buffer->data, d.dims, type).clone();
+}
+
 }  // namespace
 
 int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArguments&)) try {
   Builder builder(call.type.c_str(), true);
   GraphArguments arguments{{}, {}, call.attributes};
   for (const GraphTensor& input : call.inputs) {
+    if (input.description->on_host) {
+      arguments.inputs.push_back(host_values(input));
+      continue;
+    }
     const aclTensor raw = contiguous(input);
     arguments.inputs.push_back(builder.tensor(raw.data ? &raw : nullptr));
   }
@@ -37,6 +52,11 @@ int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArgum
   return enqueue(builder.launch, call.stream);
 } catch (const c10::Error& error) {
   return fail(kNnParameter, "softnpu: %s: %s", call.type.c_str(), error.what_without_backtrace());
+}
+
+std::vector<int64_t> integers(In values) {
+  const at::Tensor wide = values.to(at::kLong).reshape({-1}).contiguous();
+  return {wide.data_ptr<int64_t>(), wide.data_ptr<int64_t>() + wide.numel()};
 }
 
 // A norm in two steps: sum of |x|^p, then the root.

@@ -13,12 +13,16 @@ struct GraphArguments {
   Attributes attributes;
 
   In in(size_t i) const { return inputs.at(i); }
+  at::Tensor optional(size_t i) const { return i < inputs.size() ? inputs[i] : at::Tensor(); }
   const Out& out(size_t i) const { return outputs.at(i); }
   template <class T>
   const T& attribute(const char* name) const {
     return std::get<T>(attributes.at(name));
   }
+  bool flag(const char* name) const { return attribute<int64_t>(name) != 0; }
 };
+
+std::vector<int64_t> integers(In values);  // sizes, axes and the like that came as a tensor
 
 int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArguments&));
 

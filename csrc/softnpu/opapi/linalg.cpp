@@ -25,15 +25,28 @@
 #include "op.h"
 
 namespace softnpu {
+namespace {
+
+// The pages pair floating types: unlike ones are multiplied and summed in fp32.
+template <class Sum>
+at::Tensor summed(const Sum& sum, In x, In a, In b, Scalar beta, Scalar alpha) {
+  const bool floats = a.is_floating_point() && b.is_floating_point();
+  if (a.scalar_type() == b.scalar_type() || !floats) return sum(x, a, b, beta, alpha);
+  return sum(x.to(at::kFloat), a.to(at::kFloat), b.to(at::kFloat), beta, alpha);
+}
+#define SUM_OF(FUNCTION) \
+  [](In x, In a, In b, Scalar beta, Scalar alpha) { return at::FUNCTION(x, a, b, beta, alpha); }
+
+}  // namespace
 
 OP(aclnnMv, [](In a, In b, Out o, int8_t) { o = at::mv(a, b); })
 OP(aclnnDot, [](In a, In b, Out o) { o = at::dot(a, b); })
 OP(aclnnGer, [](In a, In b, Out o) { o = at::ger(a, b); })
 OP(aclnnAddmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) {
-  o = at::addmm(x, a, b, beta, alpha);
+  o = summed(SUM_OF(addmm), x, a, b, beta, alpha);
 })
 OP(aclnnInplaceAddmm, [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) {
-  x = at::addmm(*x, a, b, beta, alpha);
+  x = summed(SUM_OF(addmm), *x, a, b, beta, alpha);
 })
 OP(aclnnAddmv, [](In x, In a, In b, Scalar alpha, Scalar beta, Out o, int8_t) {
   o = at::addmv(x, a, b, beta, alpha);
@@ -44,10 +57,10 @@ OP(aclnnAddbmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) {
   o = at::addbmm(x, a, b, beta, alpha);
 })
 OP(aclnnBaddbmm, [](In x, In a, In b, Scalar beta, Scalar alpha, Out o, int8_t) {
-  o = at::baddbmm(x, a, b, beta, alpha);
+  o = summed(SUM_OF(baddbmm), x, a, b, beta, alpha);
 })
 OP(aclnnInplaceBaddbmm, [](Out x, In a, In b, Scalar beta, Scalar alpha, int8_t) {
-  x = at::baddbmm(*x, a, b, beta, alpha);
+  x = summed(SUM_OF(baddbmm), *x, a, b, beta, alpha);
 })
 
 OP(aclnnConvolution, [](In x, In weight, OptionalIn bias, Ints stride, Ints padding, Ints dilation,

@@ -165,6 +165,17 @@ void* Builder::alias(const void* pointer, size_t bytes) {
   return range.alias;
 }
 
+namespace {
+
+bool is_dense(const aclTensor& raw) {
+  int64_t step = 1;
+  for (size_t i = raw.sizes.size(); i-- > 0; step *= raw.sizes[i])
+    if (raw.sizes[i] != 1 && raw.strides[i] != step) return false;
+  return true;
+}
+
+}  // namespace
+
 at::Tensor Builder::tensor(const aclTensor* raw) {
   ++tensors_;
   if (tracing()) note(raw ? describe(*raw) : "none");
@@ -174,7 +185,9 @@ at::Tensor Builder::tensor(const aclTensor* raw) {
   size_t bytes = 0;
   extent(*raw, &first, &bytes);
   const int64_t end = first + static_cast<int64_t>(bytes), held = storage_bytes(*raw);
-  if (bytes && held >= 0 && end > held)
+  // torch_npu keeps the old storage dims of a storage that was resized: a dense tensor may be
+  // larger.
+  if (bytes && held >= 0 && end > held && !(raw->offset == 0 && is_dense(*raw)))
     throw Fault(kNnParameter, "a view of " + describe(*raw) + " reaches byte " +
                                   std::to_string(end) + " of a storage of " + std::to_string(held));
   void* const data = alias(static_cast<const char*>(raw->data) + first, bytes);

@@ -66,6 +66,7 @@ double largest(at::ScalarType type) {
     case at::kChar:
       return 127;
     case at::kInt:
+    case kI4:
       return 7;
     case kE4M3:
       return 448;

@@ -103,9 +103,16 @@ def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
     result = {**os.environ, **(variables or {})}
     # torch_npu leaves "0" behind when its import has failed.
     result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
+    result.update({name: path for name, path in _home().items() if name not in os.environ})
     _prepend(result, "LD_LIBRARY_PATH", str(library_folder()))
     _prepend(result, "PYTHONPATH", torch_npu_path())
     return result
+
+
+def _home() -> dict[str, str]:
+    """Where CANN would be: torch_npu looks for its folders and warns on stdout without them."""
+    folder = str(Path(__file__).resolve().parent)
+    return {"ASCEND_HOME_PATH": folder, "ASCEND_OPP_PATH": folder}
 
 
 def _prepend(variables: dict[str, str], name: str, folder: str | None) -> None:
