@@ -60,6 +60,31 @@ def test_metadata_is_made_once_for_all_layers_of_a_kind():
     assert layer in output and int(once) == int(alone[0]) - 2, output
 
 
+@pytest.mark.parametrize(
+    ("profile", "soc"), [("a2a3-int8", A3), pytest.param("a5-mx", A5, marks=long)]
+)
+def test_every_failing_launch_of_a_decode_step_is_an_error_and_the_process_goes_on(profile, soc):
+    variables = {"TASK_QUEUE_ENABLE": "0"}
+    code, output = run(
+        "decode_faults.py", profile, soc=soc, cann="9.1.0", variables=variables, timeout=580
+    )
+    assert code == 0 and re.search(r"^0 wrong of 2\d functions", output, re.MULTILINE), output
+
+
+@pytest.mark.parametrize(
+    ("profile", "soc", "seeds"),
+    [
+        ("a2a3-int8", A3, 10),
+        pytest.param("a2a3-int8", A3, 500, marks=long),
+        pytest.param("a5-mx", A5, 500, marks=long),
+    ],
+)
+def test_a_decode_step_has_the_same_bits_whatever_stream_is_late(profile, soc, seeds):
+    options = {"soc": soc, "cann": "9.1.0", "timeout": 2000}
+    code, output = run("decode_chaos.py", profile, str(seeds), **options)
+    assert code == 0 and f"other bits with 0 of {seeds} seeds" in output, output
+
+
 def counts(text):
     return re.findall(r"^launches of .*$", text, re.MULTILINE)
 

@@ -311,4 +311,5 @@ def main(release, name, *kinds):
     print(f"launches of a decode step, once: {once}")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
