@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 BLOCK_SECONDS = 2e-3
 """One sample is a block of calls at least this long: the clock and the loop vanish in it."""
@@ -20,12 +21,23 @@ class Timing:
     high: float
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time every call in turn, `rounds` (>= 2) times over."""
+_Name = TypeVar("_Name", bound=Hashable)
+
+
+def interleaved(
+    calls: Mapping[_Name, Callable[[], object]],
+    rounds: int,
+    between: Callable[[], object] | None = None,
+) -> dict[_Name, Timing]:
+    """Time every call in turn, `rounds` (>= 2) times over; `between` runs after a block of calls,
+    untimed.
+    """
     lengths = {name: _calls_per_block(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[_Name, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if between is not None:
+                between()
             samples[name].append(_seconds(call, lengths[name]) / lengths[name])
     return {name: _timing(seconds) for name, seconds in samples.items()}
 

@@ -11,16 +11,21 @@ import typer
 from rich.table import Table
 
 from dsv4_ascend.bench.host import BASELINE, Call, host
+from dsv4_ascend.bench.launches import launches, queue_mode
 from dsv4_ascend.cli import console, print_json
 from dsv4_backend import _C
 
 SUITES = ("host",)
+DEVICES = ("cpu", "npu")
 
 
 def bench(
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "host",
     pattern: Annotated[str, typer.Option("-k", help="Part of an operator's name.")] = "",
     rounds: Annotated[int, typer.Option(help="Samples of every call, interleaved.", min=2)] = 15,
+    device: Annotated[
+        str, typer.Option(help="cpu, or npu: launches beside torch_npu's own.")
+    ] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time operators on this machine: medians with quartiles,
@@ -32,6 +37,13 @@ def bench(
         raise typer.BadParameter(
             f"{suite!r} is not one of {', '.join(SUITES)}", param_hint="--suite"
         )
+    if device not in DEVICES:
+        raise typer.BadParameter(
+            f"{device!r} is not one of {', '.join(DEVICES)}", param_hint="--device"
+        )
+    if device == "npu":
+        _bench_launches(pattern, rounds, json)
+        return
     threads = torch.get_num_threads()
     rows = host(pattern, rounds)
     if len(rows) == 1:
@@ -45,6 +57,26 @@ def bench(
     console().print(_table(rows))
     facts = ", ".join(f"{name} {value}" for name, value in (machine | versions).items())
     console().print(f"{facts}; {rounds} interleaved samples; times {BASELINE}: in the same run")
+
+
+def _bench_launches(pattern: str, rounds: int, json: bool) -> None:
+    rows = launches(pattern, rounds)
+    if not rows:
+        raise typer.BadParameter(f"{pattern!r} is part of no operator's name", param_hint="-k")
+    mode = {"TASK_QUEUE_ENABLE": queue_mode()}
+    if json:
+        print_json({"suite": "host", "rounds": rounds, **mode, "calls": [asdict(r) for r in rows]})
+        return
+    table = Table("operator", "function", "arguments", "us", "torch_npu us", "times torch_npu")
+    for column in range(2, 6):
+        table.columns[column].justify = "right"
+    for row in rows:
+        times = f"{1e6 * row.ours.median:.1f}", f"{1e6 * row.theirs.median:.1f}"
+        table.add_row(row.operator, row.function, str(row.arguments), *times, f"{row.ratio:.2f}")
+    console().print(table)
+    console().print(
+        f"what the caller waits for; TASK_QUEUE_ENABLE {queue_mode()}; {rounds} interleaved samples"
+    )
 
 
 def _table(rows: list[Call]) -> Table:
