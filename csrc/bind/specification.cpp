@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <sstream>
 
 #include "common/error.h"
@@ -114,7 +113,7 @@ class Check {
 
   void scalar(const ScalarRule& rule) const {
     const c10::IValue& value = arguments_[rule.position];
-    if (value.isSymInt() || value.isSymFloat()) {
+    if (value.isSymInt() || value.isSymFloat() || value.isNone()) {
       return;
     }
     const bool fits = value.isInt() ? inside(rule, value.toInt()) : inside(rule, value.toDouble());
@@ -122,6 +121,13 @@ class Check {
       reject(rule.name, value.isInt() ? c10::str(value.toInt()) : number_words(value.toDouble()),
              words_of(rule));
     }
+  }
+
+  // Infinite in fp32 only if it is by itself, and zero only where zero may be.
+  static bool held_by_fp32(const ScalarRule& rule, double number) {
+    const float narrow = static_cast<float>(number);
+    const bool vanishes = narrow == 0 && number != 0;
+    return std::isinf(narrow) == std::isinf(number) && !(rule.low_open && vanishes);
   }
 
   template <class T>
@@ -133,8 +139,7 @@ class Check {
     const auto low = edge(rule.low), high = edge(rule.high);
     const auto number = static_cast<double>(value);
     // NaN lies in no interval; a rule without bounds takes it unless it says finite.
-    return (!rule.finite || std::isfinite(number)) &&
-           (!rule.fp32 || std::isinf(number) || number <= std::numeric_limits<float>::max()) &&
+    return (!rule.finite || std::isfinite(number)) && (!rule.fp32 || held_by_fp32(rule, number)) &&
            (!low || (rule.low_open ? value > *low : value >= *low)) && (!high || value <= *high);
   }
 

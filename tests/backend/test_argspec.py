@@ -162,6 +162,8 @@ X = torch.ones(2, 4, 6)
          "'temperature': found inf, expected a finite number >= 0 that fp32 holds"),
         ("sample", (torch.ones(1, 6), torch.ones(1, 6), 1e39, 1.0),
          "'temperature': found 1e+39, expected a finite number >= 0 that fp32 holds"),
+        ("gate_topk", (torch.ones(1, 6), torch.ones(3, 6), torch.ones(3), 2, 5e-324),
+         "'route_scale': found 5e-324, expected a finite number > 0 that fp32 holds"),
         ("gate_topk", (torch.ones(1, 6), torch.ones(3, 6), torch.ones(3), 2, float("nan")),
          "'route_scale': found nan, expected a finite number > 0 that fp32 holds"),
         ("sample", (torch.ones(1, 6), torch.ones(1, 6), 1.0, 0.0), "'top_p': found 0.0, expected a "
