@@ -94,6 +94,17 @@ ELSEWHERE = {
     "python csrc/softnpu/softnpu_build.py": Elsewhere(
         "it builds", "csrc/softnpu/setup.py", "from softnpu_build import"
     ),
+    **dict.fromkeys(
+        (
+            "softnpu -- python csrc/softnpu/tools/public_tests.py LIST results.tsv FOLDER "
+            "cv4_a2 unskip_a2",
+            "softnpu --soc Ascend950PR_9599 -- python csrc/softnpu/tools/public_tests.py "
+            "LIST results.tsv FOLDER cv4_a5 unskip_a5",
+        ),
+        Elsewhere(
+            "it needs others' repositories", "csrc/softnpu/docs/public-tests.md", "Unpack the three"
+        ),
+    ),
     "dsv4-ascend train-tiny": Elsewhere(
         "52 minutes", "tests/python/tiny/test_tiny.py", 'main(["train-tiny", *options])'
     ),

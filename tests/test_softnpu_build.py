@@ -104,7 +104,8 @@ def test_the_wheel_has_libraries_and_package_and_is_for_every_python(tree):
         str(path.relative_to(SOFTNPU / "python"))
         for path in (SOFTNPU / "python" / "softnpu").glob("*.py")
     }
-    assert names(wheel) == package | {"softnpu/py.typed"} | {
+    folders = {f"softnpu/{folder}/README" for folder in ("compiler", "runtime")}
+    assert names(wheel) == package | folders | {"softnpu/py.typed"} | {
         f"softnpu/lib/{name}" for name in LIBRARIES
     }
 

@@ -34,7 +34,7 @@ LINES = {
     "table": "int [R, columns]",
     "query_start_loc": "int [S]",
     "seq_lens": "int [R]",
-    "expert_offsets": "int [E+1]",
+    "expert_offsets": "int [E]",
 }
 _ARGUMENTS = "Tensor? x, Tensor ids, Tensor? rows, Tensor? cache, Tensor? table"
 _BATCH = "Tensor? query_start_loc, Tensor? seq_lens, Tensor? expert_offsets, int most, float scale"

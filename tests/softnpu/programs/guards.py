@@ -60,9 +60,7 @@ elif case == "inject":
     device.inject("")
 elif case == "unknown":
     unknown = {
-        "SoftmaxCrossEntropyWithLogits": lambda: torch_npu.npu_softmax_cross_entropy_with_logits(
-            x.view(2, 4), x.view(2, 4)
-        ),
+        "GIoU": lambda: torch_npu.npu_giou(x.view(4, 2), x.view(4, 2), trans=True),
         "aclStft": lambda: torch.stft(
             torch.ones(16).npu(), 4, window=torch.ones(4).npu(), return_complex=True
         ),
@@ -111,8 +109,8 @@ elif case == "unlaunched":
         y = x + x
         torch.npu.synchronize()
     assert device.statistics()["unlaunched"].get("aclnnAdd") == 1, device.statistics()["unlaunched"]
-elif case == "storage":  # a launcher that says one element too many
-    sizes, strides, storage = ((ctypes.c_int64 * 1)(n) for n in (9, 1, 8))
+elif case == "storage":  # a launcher whose view says one element too many
+    sizes, strides, storage = ((ctypes.c_int64 * 1)(n) for n in (5, 2, 8))
     acl = ctypes.CDLL("libascendcl.so")
     acl.aclCreateTensor.restype = ctypes.c_void_p
     tensor = ctypes.c_void_p(
