@@ -24,7 +24,7 @@ from dsv4_ascend.parity.runner import map_tensors, mutated_arguments
 from dsv4_backend import OPERATORS
 from dsv4_backend.errors import ArgumentError, Dsv4Error
 
-EXAMPLES, MORE_EXAMPLES = 50, 500
+EXAMPLES, MORE_EXAMPLES = 20, 500
 SECONDS_PER_CALL = 60
 MEMORY = 1 << 30
 SMALL = 1 << 15

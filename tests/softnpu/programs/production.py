@@ -294,13 +294,15 @@ def main(release, name, *kinds):
         eager, blocks = Run(network, "npu"), count_blocks(network)
         got, blocks = eager.logits(), list(blocks)
         with EveryOperator() as operators:
-            Run(network, "npu").logits()
+            if release == "least":  # references take minutes at a release's widths
+                Run(network, "npu").logits()
     for (op, where), times in sorted(dispatch.ran().items()):
         if where == "npu" and "reference" in times:
             print(f"ran a reference: {op} {times}")
     print(f"beside the CPU: {beside(got, want):.4f}")
-    name, difference = max(operators.worst.items(), key=lambda item: item[1])
-    print(f"worst operator beside its reference: {difference:.2e} {name}")
+    if operators.worst:
+        name, difference = max(operators.worst.items(), key=lambda item: item[1])
+        print(f"worst operator beside its reference: {difference:.2e} {name}")
     print(f"captured equals eager: {torch.equal(got, again)}")
     once = eager.launches[-1].total()
     for kind in dict.fromkeys(kinds):
