@@ -35,12 +35,12 @@ def test_a_decode_step_is_all_launches_and_is_captured(release, profile, soc, qu
     )
     assert code == 0 and "ran a reference" not in output, output
     assert "captured equals eager: True" in output, output
-    worst = re.findall(r"worst operator beside its reference: (\S+)", output)
-    assert len(worst) == (release == "least"), output
-    assert all(float(operator) < LAST_BITS for operator in worst), output
+    (operator,) = re.findall(r"worst operator beside its reference: (\S+)", output)
+    assert float(operator) < LAST_BITS, output
     (difference,) = re.findall(r"beside the CPU: (\S+)", output)
-    # FP8 codes are 16 times as coarse as int8: the logits of random layers say nothing there.
-    assert float(difference) < FLIPPED_CODES or profile == "a5-mx", output
+    # Codes that tip add up over random layers: in FP8, and at the widths of a release, the logits
+    # say little, and the operators alone prove the step.
+    assert float(difference) < FLIPPED_CODES or (release, profile) != ("least", "a2a3-int8"), output
     assert counts(output) == documented(profile), output
 
 
