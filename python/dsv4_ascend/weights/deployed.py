@@ -91,6 +91,13 @@ class DeployedWeight(Weight):
     """A matrix that makes a shared expert as `experts` makes one of many."""
 
     experts: type[DeployedExperts]
+    norm: Callable[[torch.Tensor, torch.Tensor, float], Codes]
+
+    def normed_rows(
+        self, x: torch.Tensor, norm: torch.Tensor, eps: float, activations: ActivationFormat
+    ) -> Rows:
+        """See `Weight`; in one step."""
+        return self.norm(x, norm.to(x.dtype), eps)
 
     def mlp(
         self, up: Weight, down: Weight, x: torch.Tensor, limit: float, activations: ActivationFormat
@@ -177,16 +184,11 @@ class Int8(DeployedWeight):
     """int8 [N, K] with an fp32 scale per output channel [N]: W8A8, an fp32 scale per row too."""
 
     experts = Int8Experts
+    norm = staticmethod(rms_norm_int8)
 
     def rows(self, x: torch.Tensor, activations: ActivationFormat) -> Rows:
         """See `Weight`."""
         return int8_token_quant(x)
-
-    def normed_rows(
-        self, x: torch.Tensor, norm: torch.Tensor, eps: float, activations: ActivationFormat
-    ) -> Rows:
-        """See `Weight`; in one step."""
-        return rms_norm_int8(x, norm.to(x.dtype), eps)
 
     def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
@@ -244,7 +246,9 @@ class TiledMx4Experts(MxExperts):
         limit: float,
         activations: ActivationFormat,
     ) -> torch.Tensor:
-        """See `ExpertWeights`; one operator."""
+        """See `ExpertWeights`; one operator where w2 has tiles too."""
+        if not isinstance(down, TiledMx4Experts):
+            return super().layer(up, down, shared, x, chosen, limit, activations)
         return mx_moe(
             x,
             *chosen,
@@ -266,16 +270,11 @@ class Mx8(DeployedWeight):
     """
 
     experts = Mx8Experts
+    norm = staticmethod(rms_norm_mx)
 
     def rows(self, x: torch.Tensor, activations: ActivationFormat) -> Rows:
         """See `Weight`."""
         return act_quant(x, MX_BLOCK)
-
-    def normed_rows(
-        self, x: torch.Tensor, norm: torch.Tensor, eps: float, activations: ActivationFormat
-    ) -> Rows:
-        """See `Weight`; in one step."""
-        return rms_norm_mx(x, norm.to(x.dtype), eps)
 
     def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""

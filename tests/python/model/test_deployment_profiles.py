@@ -21,13 +21,24 @@ from dsv4_ascend.model.rotary import Rotation
 from dsv4_ascend.model.rows import Qkv
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all, official_tensors
-from dsv4_ascend.weights.deployed import Int8, Int8Experts, Mx4Experts, Mx8, Mx8Experts
+from dsv4_ascend.weights.activations import UNQUANTISED
+from dsv4_ascend.weights.deployed import (
+    Int8,
+    Int8Experts,
+    Mx4Experts,
+    Mx8,
+    Mx8Experts,
+    TiledMx4Experts,
+    prepared,
+)
 from dsv4_ascend.weights.experts import ExpertStack
-from dsv4_ascend.weights.formats import Float
+from dsv4_ascend.weights.formats import Chosen, Float, Shared
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend import dispatch
+from dsv4_backend.ops.mx import quantize_weight_mxfp8
+from dsv4_backend.ops.mx_tiles import pack_mxfp4
 from dsv4_backend.ops.norm import head_rms_norm
-from dsv4_backend.ops.quant import act_qdq
+from dsv4_backend.ops.quant import act_qdq, quantize_weight_fp4
 from dsv4_backend.proofs.numerics import BF16
 
 
@@ -290,3 +301,16 @@ def test_the_norm_of_queries_rounds_once(name: str) -> None:
     got = PROFILES[name].latents.norm_rope(rows)[0].float().numpy()
     assert (got == want.astype(np.float32)).mean() > 0.999
     assert (head_rms_norm(q, 1e-6).float().numpy() == want.astype(np.float32)).mean() < 0.9
+
+
+def test_experts_of_which_only_some_have_tiles_give_what_rows_give() -> None:
+    e, m, d = 3, 96, 64  # w2 has 48 bytes a row, and tiles take multiples of 32
+    shapes = (e, m, d), (e, m, d), (e, d, m)
+    drawn = [rows_of(n * k, width).view(n, k, width).float() for n, k, width in shapes]
+    rows = [Mx4Experts(*quantize_weight_fp4(values)) for values in drawn]
+    shared = Shared(*(Mx8(*quantize_weight_mxfp8(values[0])) for values in drawn))
+    tiled = [TiledMx4Experts(pack_mxfp4(w.weight), w.scale) for w in rows[:2]]
+    chosen = Chosen(torch.full((5, 2), 0.5), torch.tensor([[0, 2]] * 5, dtype=torch.int32))
+    rest = shared, rows_of(5, d), chosen, 10.0, UNQUANTISED
+    first, second, down = prepared(*tiled, rows[2])
+    assert torch.equal(first.layer(second, down, *rest), rows[0].layer(*rows[1:], *rest))
