@@ -11,17 +11,15 @@ import torch
 
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.hadamard import hadamard, sylvester
-from dsv4_backend.proofs.numerics import Array, cast, wide
+from dsv4_backend.proofs.numerics import Array, cast, hadamard_signs, wide
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 
 
 @hadamard.oracle
 def _(x: Array) -> Array:
-    """Entry (i, j) of Sylvester's matrix is -1 to the number of bits that i and j share."""
     n = x.shape[-1]
-    shared = np.arange(n)[:, None] & np.arange(n)
-    signs = np.array([1.0 - 2.0 * (bin(bits).count("1") % 2) for bits in range(n)])[shared]
+    signs = hadamard_signs(n)
     return cast(x.dtype, np.einsum("ij,...j->...i", signs, wide(x)) / np.sqrt(n))
 
 

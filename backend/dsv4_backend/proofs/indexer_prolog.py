@@ -28,8 +28,18 @@ from dsv4_backend.proofs.byte_entries import ENTRIES, write_entry
 from dsv4_backend.proofs.cache import draw_slots, slot_faults
 from dsv4_backend.proofs.int8 import SAME_SCALED, SAME_SUMS
 from dsv4_backend.proofs.mx import exact_sum
-from dsv4_backend.proofs.numerics import BF16, E4M3, Array, cast, far_from_bf16_ties, round_to, wide
-from dsv4_backend.proofs.qkv_norm_rope import normed, turned
+from dsv4_backend.proofs.numerics import (
+    BF16,
+    E4M3,
+    Array,
+    cast,
+    far_from_bf16_ties,
+    hadamard_signs,
+    rms_normed,
+    round_to,
+    wide,
+)
+from dsv4_backend.proofs.qkv_norm_rope import turned
 from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 from dsv4_backend.proofs.token_quant import SAME_CODES, int8_codes
 
@@ -53,13 +63,6 @@ class Arguments(NamedTuple):
     cache: torch.Tensor
     slots: torch.Tensor
     block_size: int
-
-
-def _signs(n: int) -> Array:
-    """Entry (i, j) is -1 to the number of bits that i and j share."""
-    shared = np.arange(n)[:, None] & np.arange(n)
-    signs = np.array([1.0 - 2.0 * (bin(bits).count("1") % 2) for bits in range(n)])
-    return np.asarray(signs[shared])
 
 
 def _int8_product(qr: Array, qr_scale: Array, wq_b: Array, wq_b_scale: Array) -> Array:
@@ -102,8 +105,8 @@ class _Form(NamedTuple):
     def run(self, a: Any) -> tuple[Array, Array, Array]:
         """Row by row: what is rounded is a bf16 value after RoPE, and one after the +-1 matrix."""
         width = a.pooled.shape[1]
-        signs, entry = _signs(width), ENTRIES[self.keys](width, 0)
-        lengths = round_to(BF16, normed(a.pooled, a.k_norm, a.eps))
+        signs, entry = hadamard_signs(width), ENTRIES[self.keys](width, 0)
+        lengths = round_to(BF16, rms_normed(a.pooled, a.k_norm, a.eps))
         keys = round_to(BF16, turned(lengths, a.entry_cos, a.entry_sin))
         for key, slot in zip(keys, a.slots.tolist(), strict=True):
             if slot != -1:
@@ -131,7 +134,7 @@ _OF_KEYS = ("pooled", "k_norm", "entry_cos", "entry_sin")
 def _are_decided(rows: Array, cos: torch.Tensor, sin: torch.Tensor) -> bool:
     """Whether sums of fp32 in any order give every bf16 value of rows before their rounding."""
     rotated = turned(round_to(BF16, rows), cos.numpy(), sin.numpy())
-    products = round_to(BF16, rotated) @ _signs(rows.shape[-1])
+    products = round_to(BF16, rotated) @ hadamard_signs(rows.shape[-1])
     return all(map(far_from_bf16_ties, (rows, rotated, products)))
 
 
@@ -189,7 +192,7 @@ def _decided(draw: Draw, form: _Form, sizes: Sizes, eps: float = 1e-6) -> Argume
         arrays: Any = chosen._replace(**_arrays(chosen))
         if names is _OF_QUERIES:
             return not _are_decided(form.queries(arrays), chosen.cos, chosen.sin)
-        keys = normed(arrays.pooled, arrays.k_norm, eps)
+        keys = rms_normed(arrays.pooled, arrays.k_norm, eps)
         return not _are_decided(keys, chosen.entry_cos, chosen.entry_sin)
 
     for names in (_OF_QUERIES, _OF_KEYS):

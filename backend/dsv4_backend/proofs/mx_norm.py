@@ -21,6 +21,7 @@ from dsv4_backend.proofs.numerics import (
     cast,
     per_channel,
     quantise,
+    rms_normed,
     wide,
 )
 from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
@@ -29,14 +30,9 @@ _NO_FLOOR = 448 * 2.0**-126
 _MARGIN = 2.0**-18
 
 
-def _normed(x: Array, weight: Array, eps: float) -> Array:
-    length = np.sqrt(np.square(wide(x)).mean(-1, keepdims=True) + eps)
-    return np.asarray(wide(x) / length * wide(weight))
-
-
 @rms_norm_mx.oracle
 def _(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
-    codes, scales = quantise(E4M3, _normed(x, weight, eps), 32, _NO_FLOOR)
+    codes, scales = quantise(E4M3, rms_normed(x, weight, eps), 32, _NO_FLOOR)
     unknown = np.isnan(per_channel(scales, 32, x.shape[-1]))
     return np.where(unknown, np.zeros_like(codes), codes), cast(E8M0, scales)
 
@@ -49,7 +45,7 @@ def _norm_arguments(
     x = torch.zeros(0, shape[-1], dtype=dtype)
     while len(x) < int(np.prod(shape[:-1])):
         row = draw.spread(1, shape[-1], dtype=dtype) * scale
-        exact = _normed(row.float().numpy(), weight.float().numpy(), eps)
+        exact = rms_normed(row.float().numpy(), weight.float().numpy(), eps)
         (low, of_low), (high, of_high) = (
             quantise(E4M3, exact * (1 + side * _MARGIN), 32, _NO_FLOOR) for side in (-1, 1)
         )

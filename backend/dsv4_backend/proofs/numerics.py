@@ -124,3 +124,16 @@ def far_from_bf16_ties(values: Array) -> bool:
     """The same for the middle of two bf16 neighbours."""
     exponents = np.floor(np.log2(np.maximum(np.abs(values), 2.0**-120)))
     return far_from_ties(values / np.exp2(exponents - 7), 2.0**-13)
+
+
+def rms_normed(x: Array, weight: Array, eps: float) -> Array:
+    """float64 of rows [.., D] times the weight [D] over their length (spec 3.1)."""
+    length = np.sqrt(np.square(wide(x)).mean(-1, keepdims=True) + eps)
+    return np.asarray(wide(x) / length * wide(weight))
+
+
+def hadamard_signs(n: int) -> Array:
+    """Sylvester's matrix: entry (i, j) is -1 to the number of bits that i and j share."""
+    shared = np.arange(n)[:, None] & np.arange(n)
+    signs = np.array([1.0 - 2.0 * (bin(bits).count("1") % 2) for bits in range(n)])
+    return np.asarray(signs[shared])

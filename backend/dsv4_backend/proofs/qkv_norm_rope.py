@@ -13,7 +13,15 @@ from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.qkv_norm_rope import norm_rope, qkv_norm_rope
 from dsv4_backend.ops.rope import apply_rope, rope_frequencies, rotation_rows
 from dsv4_backend.proofs.bounds import BOTH_OR_NEITHER
-from dsv4_backend.proofs.numerics import BF16, Array, cast, far_from_bf16_ties, round_to, wide
+from dsv4_backend.proofs.numerics import (
+    BF16,
+    Array,
+    cast,
+    far_from_bf16_ties,
+    rms_normed,
+    round_to,
+    wide,
+)
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 
@@ -26,13 +34,6 @@ def turned(x: Array, cos: Array, sin: Array) -> Array:
     y = x.copy()
     y[..., first::2], y[..., first + 1 :: 2] = numbers.real, numbers.imag
     return y
-
-
-def normed(x: Array, weight: Array, eps: float) -> Array:
-    """float64 of rows times the weight over their length."""
-    return np.asarray(
-        wide(x) / np.sqrt(np.square(wide(x)).mean(-1, keepdims=True) + eps) * wide(weight)
-    )
 
 
 @qkv_norm_rope.oracle
@@ -50,7 +51,7 @@ def _(
     entry_sin: Array | None,
 ) -> tuple[Array, Array, Array]:
     def one(x: Array, weight: Array, cos: Array, sin: Array) -> Array:
-        return cast(x.dtype, turned(round_to(x.dtype, normed(x, weight, eps)), cos, sin))
+        return cast(x.dtype, turned(round_to(x.dtype, rms_normed(x, weight, eps)), cos, sin))
 
     queries, keys = one(q, q_weight, cos, sin), one(kv, kv_weight, cos, sin)
     if entries is None or entry_weight is None or entry_cos is None or entry_sin is None:
@@ -73,7 +74,7 @@ class _Side(NamedTuple):
 
     def decides(self, row: torch.Tensor, at: int) -> bool:
         """Whether sums of fp32 in any order give every bf16 value of a row [D]."""
-        length = normed(row[None].float().numpy(), self.weight.numpy(), self.eps)
+        length = rms_normed(row[None].float().numpy(), self.weight.numpy(), self.eps)
         turns = self.cos[at : at + 1].numpy(), self.sin[at : at + 1].numpy()
         return far_from_bf16_ties(length) and far_from_bf16_ties(
             turned(round_to(BF16, length), *turns)

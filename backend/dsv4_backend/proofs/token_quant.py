@@ -19,7 +19,7 @@ from dsv4_backend.ops.token_quant import (
     row_scale,
 )
 from dsv4_backend.proofs.bounds import E4M3_RATIOS, INT8_RATIOS
-from dsv4_backend.proofs.numerics import E4M3, Array, cast, far_from_ties, wide
+from dsv4_backend.proofs.numerics import E4M3, Array, cast, far_from_ties, rms_normed, wide
 
 
 def token_codes(
@@ -182,15 +182,9 @@ fp8_token_quant.equivalent(
 fp8_token_quant.equivalent("round_e4m3: x.float() -> x", "ratios are fp32 already")
 
 
-def _normed(x: Array, weight: Array, eps: float) -> Array:
-    """float64 of rows times the weight over their length."""
-    length = np.sqrt(np.square(wide(x)).mean(-1, keepdims=True) + eps)
-    return np.asarray(wide(x) / length * wide(weight))
-
-
 @rms_norm_int8.oracle
 def _(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
-    normed = _normed(x, weight, eps)
+    normed = rms_normed(x, weight, eps)
     scales = np.abs(normed).max(-1) / 127
     known = np.asarray(np.isfinite(normed).all(-1))
     with np.errstate(all="ignore"):
@@ -206,7 +200,7 @@ def _decided_rows(
     rows: list[torch.Tensor] = []
     while len(rows) < int(np.prod(shape[:-1])):
         row = draw.spread(1, shape[-1], dtype=dtype)
-        normed = _normed(row.float().numpy(), weight.float().numpy(), 1e-6)
+        normed = rms_normed(row.float().numpy(), weight.float().numpy(), 1e-6)
         if far_from_ties(normed / (np.abs(normed).max() / 127)):
             rows.append(row)
     x = torch.cat([torch.zeros(0, shape[-1], dtype=dtype), *rows]).view(shape)
@@ -231,7 +225,7 @@ def _(draw: Draw) -> Iterator[Case]:
 
 
 def _ratios(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Array:
-    normed = _normed(x.float().numpy(), weight.float().numpy(), eps)
+    normed = rms_normed(x.float().numpy(), weight.float().numpy(), eps)
     return np.asarray(normed / (np.abs(normed).max(-1, keepdims=True) / 127))
 
 
