@@ -28,17 +28,15 @@ class Buffer(NamedTuple):
     entries: tuple[str, str] | None
     keys: bool
 
-    def rows(self, starts: Mapping[str, int], counts: Mapping[str, int], field: int) -> list[int]:
-        """Rows of the table that this buffer's rows are turned by; field: 0 for cos, 1 for sin."""
-        name = self.tokens[field]
-        tokens = range(starts[name], starts[name] + counts[name])
-        rows = [row for row in tokens for _ in range(self.heads)]
-        if self.keys:
-            rows += tokens
-        if self.entries is not None:
-            name = self.entries[field]
-            rows += range(starts[name], starts[name] + counts[name])
-        return rows
+    def rows(self, of: Mapping[str, torch.Tensor], field: int) -> list[torch.Tensor]:
+        """Parts of the rows of the table that this buffer's rows are turned by, in order.
+
+        of: the rows of every rotation, int64. field: 0 for cos, 1 for sin.
+        """
+        tokens = of[self.tokens[field]]
+        parts = [tokens.repeat_interleave(self.heads)]
+        parts += [tokens] if self.keys else []
+        return parts if self.entries is None else [*parts, of[self.entries[field]]]
 
     def size(self, counts: Mapping[str, int]) -> int:
         """Its rows."""
@@ -60,15 +58,15 @@ class Joined:
         self, buffers: Sequence[Buffer], values: Mapping[str, torch.Tensor], table: torch.Tensor
     ) -> None:
         names = {name for buffer in buffers for name in (*buffer.tokens, *(buffer.entries or ()))}
-        width = table.shape[1]
-        first = table.storage_offset()
-        starts = {n: (values[n].storage_offset() - first) // width for n in names}
+        width, first = table.shape[1], table.storage_offset()
         counts = {name: values[name].shape[0] for name in names}
+        starts = {name: (values[name].storage_offset() - first) // width for name in names}
+        rows = {name: torch.arange(count) + starts[name] for name, count in counts.items()}
         self._table, self._values = table, values
         self._buffers = [b for b in buffers if 0 < b.size(counts) <= MOST_ROWS]
         self._sizes = [b.size(counts) for b in self._buffers for _ in range(2)]
-        rows = [row for b in self._buffers for i in range(2) for row in b.rows(starts, counts, i)]
-        self._rows = torch.tensor(rows, dtype=torch.int32).to(table.device)
+        parts = [part for b in self._buffers for field in range(2) for part in b.rows(rows, field)]
+        self._rows = torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).int().to(table.device)
 
     def derived(self) -> Iterator[tuple[Derived, list[torch.Tensor]]]:
         """What launchers find; selected anew at every call."""
