@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -33,14 +34,8 @@ def bench(
 
     host: what a call costs on the smallest arguments, checks and dispatch and all.
     """
-    if suite not in SUITES:
-        raise typer.BadParameter(
-            f"{suite!r} is not one of {', '.join(SUITES)}", param_hint="--suite"
-        )
-    if device not in DEVICES:
-        raise typer.BadParameter(
-            f"{device!r} is not one of {', '.join(DEVICES)}", param_hint="--device"
-        )
+    _check_choice(suite, SUITES, "--suite")
+    _check_choice(device, DEVICES, "--device")
     if device == "npu":
         _bench_launches(pattern, rounds, json)
         return
@@ -59,10 +54,18 @@ def bench(
     console().print(f"{facts}; {rounds} interleaved samples; times {BASELINE}: in the same run")
 
 
+def _check_choice(found: str, choices: Sequence[str], option: str) -> None:
+    if found not in choices:
+        raise typer.BadParameter(f"{found!r} is not one of {', '.join(choices)}", param_hint=option)
+
+
 def _bench_launches(pattern: str, rounds: int, json: bool) -> None:
     rows = launches(pattern, rounds)
     if not rows:
-        raise typer.BadParameter(f"{pattern!r} is part of no operator's name", param_hint="-k")
+        timed = ", ".join(launch.operator for launch in launches("", 2))
+        raise typer.BadParameter(
+            f"{pattern!r} is part of no name of what is timed on npu: {timed}", param_hint="-k"
+        )
     mode = {"TASK_QUEUE_ENABLE": queue_mode()}
     if json:
         print_json({"suite": "host", "rounds": rounds, **mode, "calls": [asdict(r) for r in rows]})
