@@ -68,40 +68,26 @@ struct Rows {
   }
 };
 
+// Weights and scales of int8 lie in one fp32 buffer, so that one call casts them.
 struct Int8 {
-  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
-                        const at::Tensor& wq_b, const at::Tensor&, const at::Tensor& weights_proj,
-                        const at::Tensor& pooled, const at::Tensor& norm, double eps,
-                        const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& entry_cos,
-                        const at::Tensor& entry_sin, const at::Tensor& cache,
-                        const at::Tensor& slots, int64_t block_size) {
-    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
-                      sin, entry_cos,    entry_sin, cache, slots, block_size};
-    return first(empty("wq_b", wq_b), given.why_not(),
-                 Int8Pages::why_not(cache, block_size, pooled.size(1)));
+  static constexpr const char* op = "indexer_prolog_int8";
+  static constexpr int64_t kGroups = npu::QuantMatmul::kNoGroups;
+
+  static WhyNot why_not(const Given& given, const at::Tensor&) {
+    return Int8Pages::why_not(given.cache, given.block_size, given.pooled.size(1));
   }
 
-  // Weights and scales lie in one fp32 buffer, so that one call casts them.
-  static Results run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& qr_scale,
-                     const at::Tensor& wq_b, const at::Tensor& wq_b_scale,
-                     const at::Tensor& weights_proj, const at::Tensor& pooled,
-                     const at::Tensor& norm, double eps, const at::Tensor& cos,
-                     const at::Tensor& sin, const at::Tensor& entry_cos,
-                     const at::Tensor& entry_sin, const at::Tensor& cache, const at::Tensor& slots,
-                     int64_t block_size) {
-    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
-                      sin, entry_cos,    entry_sin, cache, slots, block_size};
-    const NpuCall call("indexer_prolog_int8", x);
-    const Rows rows(given);
-    quant_product(call, qr, wq_b, {qr_scale.contiguous(), wq_b_scale.contiguous()},
-                  npu::QuantMatmul::kNoGroups, rows.of_tokens());
-    rows.norm_and_turn(call);
+  static Scales scales(const at::Tensor& of_rows, const at::Tensor& of_weight) {
+    return {of_rows.contiguous(), of_weight.contiguous()};
+  }
 
+  static Results finish(const NpuCall& call, const Rows& rows) {
+    const Given& given = rows.given;
     const int64_t count = rows.queries(), size = rows.all.size(0);
-    const at::Tensor factors = at::empty({count + size}, x.options().dtype(at::kFloat));
+    const at::Tensor factors = at::empty({count + size}, given.x.options().dtype(at::kFloat));
     const at::Tensor weights = rows.by_head(factors.narrow(0, 0, count)).squeeze(-1);
     const at::Tensor scales = factors.narrow(0, count, size);
-    const at::Tensor codes = at::empty(rows.all.sizes(), x.options().dtype(at::kChar));
+    const at::Tensor codes = at::empty(rows.all.sizes(), given.x.options().dtype(at::kChar));
     using Rotate = npu::RotateQuant;
     call.launch(Rotate{call.in(rows.all),
                        call.in(sylvester(rows.all)),
@@ -113,12 +99,12 @@ struct Int8 {
                        false,
                        call.out(codes),
                        call.out(scales)});
-    product_into(call, x.contiguous(), weights_proj, weights);
-    const at::Tensor halves = at::empty(factors.sizes(), x.options().dtype(at::kHalf));
+    product_into(call, given.x.contiguous(), given.weights_proj, weights);
+    const at::Tensor halves = at::empty(factors.sizes(), given.x.options().dtype(at::kHalf));
     call.launch(npu::Cast{call.in(factors), {npu::AclType::f16}, call.out(halves)});
     const at::Tensor of_rows = halves.narrow(0, count, size).unsqueeze(-1);
-    Int8Pages(cache, block_size, rows.width)
-        .write(call, rows.keys_of(codes), rows.keys_of(of_rows), slots);
+    Int8Pages(given.cache, given.block_size, rows.width)
+        .write(call, rows.keys_of(codes), rows.keys_of(of_rows), given.slots);
     return {rows.by_head(rows.queries_of(codes)),
             rows.by_head(rows.queries_of(of_rows)).squeeze(-1),
             rows.by_head(halves.narrow(0, 0, count)).squeeze(-1)};
@@ -126,6 +112,33 @@ struct Int8 {
 };
 
 struct Fp8 {
+  static constexpr const char* op = "indexer_prolog_fp8";
+  static constexpr int64_t kGroups = npu::QuantMatmul::kMxGroups;
+
+  static WhyNot why_not(const Given& given, const at::Tensor& qr) {
+    return first(
+        unless(qr.size(1) % (2 * kMxBlock) == 0, "the chip takes a multiple of 64 latent channels"),
+        Fp8Pages::why_not(given.cache, given.pooled.size(1)));
+  }
+
+  static Scales scales(const at::Tensor& of_rows, const at::Tensor& of_weight) {
+    return {paired(of_rows), pairs_of_columns(of_weight)};
+  }
+
+  static Results finish(const NpuCall& call, const Rows& rows) {
+    const Given& given = rows.given;
+    const at::Tensor mixed = at::empty(rows.all.sizes(), given.x.options());
+    product_into(call, rows.all, sylvester(rows.all), mixed);  // the matrix is symmetric
+    const auto [codes, scale] =
+        token_quantised(call, rows.by_head(rows.queries_of(mixed)), at::kFloat8_e4m3fn);
+    Fp8Pages(given.cache, given.block_size, rows.width)
+        .write(call, rows.keys_of(mixed), given.slots);
+    return {codes, scale, single_product(call, given.x.contiguous(), given.weights_proj)};
+  }
+};
+
+template <class Codes>
+struct Prolog {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& qr,
                         const at::Tensor&, const at::Tensor& wq_b, const at::Tensor&,
                         const at::Tensor& weights_proj, const at::Tensor& pooled,
@@ -135,10 +148,7 @@ struct Fp8 {
                         const at::Tensor& slots, int64_t block_size) {
     const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
                       sin, entry_cos,    entry_sin, cache, slots, block_size};
-    return first(
-        empty("wq_b", wq_b), given.why_not(),
-        unless(qr.size(1) % (2 * kMxBlock) == 0, "the chip takes a multiple of 64 latent channels"),
-        Fp8Pages::why_not(cache, pooled.size(1)));
+    return first(empty("wq_b", wq_b), given.why_not(), Codes::why_not(given, qr));
   }
 
   static Results run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& qr_scale,
@@ -150,26 +160,21 @@ struct Fp8 {
                      int64_t block_size) {
     const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
                       sin, entry_cos,    entry_sin, cache, slots, block_size};
-    const NpuCall call("indexer_prolog_fp8", x);
+    const NpuCall call(Codes::op, x);
     const Rows rows(given);
-    quant_product(call, qr, wq_b, {paired(qr_scale), pairs_of_columns(wq_b_scale)},
-                  npu::QuantMatmul::kMxGroups, rows.of_tokens());
+    quant_product(call, qr, wq_b, Codes::scales(qr_scale, wq_b_scale), Codes::kGroups,
+                  rows.of_tokens());
     rows.norm_and_turn(call);
-    const at::Tensor mixed = at::empty(rows.all.sizes(), x.options());
-    product_into(call, rows.all, sylvester(rows.all), mixed);  // the matrix is symmetric
-    const auto [codes, scale] =
-        token_quantised(call, rows.by_head(rows.queries_of(mixed)), at::kFloat8_e4m3fn);
-    Fp8Pages(cache, block_size, rows.width).write(call, rows.keys_of(mixed), slots);
-    return {codes, scale, single_product(call, x.contiguous(), weights_proj)};
+    return Codes::finish(call, rows);
   }
 };
 
-const NpuRegistration<Int8, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
+const NpuRegistration<Prolog<Int8>, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
                       npu::InplacePartialRotaryMul, npu::Matmul, npu::Cast, npu::ScatterPaKvCache>
-    indexer_prolog_int8("indexer_prolog_int8");
-const NpuRegistration<Fp8, npu::IndexerQuantCache, npu::QuantMatmul, npu::RmsNorm,
+    indexer_prolog_int8(Int8::op);
+const NpuRegistration<Prolog<Fp8>, npu::IndexerQuantCache, npu::QuantMatmul, npu::RmsNorm,
                       npu::InplacePartialRotaryMul, npu::Matmul, npu::DynamicQuant>
-    indexer_prolog_fp8("indexer_prolog_fp8");
+    indexer_prolog_fp8(Fp8::op);
 
 }  // namespace
 }  // namespace dsv4::bind

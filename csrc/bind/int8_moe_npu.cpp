@@ -4,45 +4,13 @@
 #include <cmath>
 
 #include "matmul_npu.h"
+#include "moe_npu.h"
 #include "npu/matmul.h"
-#include "npu/moe.h"
 #include "step.h"
 #include "swiglu_npu.h"
 
 namespace dsv4::bind {
 namespace {
-
-// Rows once per choice, sorted by expert, with their scales; where each choice went; rows per
-// expert.
-struct Routed {
-  at::Tensor rows, scale, to_row, counts;
-
-  Routed(const NpuCall& call, const at::Tensor& codes, const at::Tensor& of_codes,
-         const at::Tensor& ids, int64_t experts)
-      : rows(at::empty({ids.numel(), codes.size(1)}, codes.options())),
-        scale(at::empty({ids.numel()}, of_codes.options())),
-        to_row(at::empty({ids.numel()}, ids.options())),
-        counts(at::empty({experts}, ids.options().dtype(at::kLong))) {
-    using Init = npu::MoeInitRouting;
-    call.launch(Init{call.in(codes),
-                     call.in(ids),
-                     call.maybe(&of_codes),
-                     {},
-                     ids.numel(),
-                     int64_t{-1},
-                     experts,
-                     Init::kEveryRow,
-                     Init::kCounts,
-                     true,
-                     Init::kUnquantised,
-                     {{0, experts}},
-                     Init::kToRow,
-                     call.out(rows),
-                     call.out(to_row),
-                     call.out(counts),
-                     call.out(scale)});
-  }
-};
 
 // The only count of one group that has all rows, int64 [1] like `counts`.
 at::Tensor count_of(int64_t rows, const at::Tensor& counts) {
@@ -81,7 +49,7 @@ struct Int8Moe {
     const at::Tensor sums = sums_of(ids.numel()), chosen = rows_of(ids.numel());
     grouped_product(call, routed.rows, w13, Groups::counted(routed.counts), sums);
     const auto [hidden, hidden_scale] =
-        activated(call, sums, w13_scale.contiguous(), routed.scale, routed.counts, limit);
+        activated(call, sums, w13_scale.contiguous(), routed.scales, routed.counts, limit);
     grouped_product(call, hidden, w2, Groups::counted(routed.counts), chosen,
                     {hidden_scale, w2_scale.contiguous()});
 
@@ -93,17 +61,7 @@ struct Int8Moe {
     quant_product(call, own, shared_w2, {own_scale, shared_w2_scale.contiguous()}, kNoGroups,
                   shared);
 
-    const at::Tensor out = rows_of(tokens), factors = weights.contiguous();
-    call.launch(npu::MoeFinalizeRouting{call.in(chosen),
-                                        call.in(routed.to_row),
-                                        call.maybe(&shared),
-                                        {},
-                                        {},
-                                        call.maybe(&factors),
-                                        {},
-                                        npu::MoeFinalizeRouting::kTokenMajor,
-                                        call.out(out)});
-    return out;
+    return summed(call, chosen, routed.to_row, shared, weights);
   }
 };
 

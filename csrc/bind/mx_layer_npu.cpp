@@ -3,9 +3,9 @@
 
 #include <cmath>
 
+#include "moe_npu.h"
 #include "mx_npu.h"
 #include "npu/matmul.h"
-#include "npu/moe.h"
 
 namespace dsv4::bind {
 namespace {
@@ -42,37 +42,6 @@ struct Projection {
   }
 };
 
-// Rows once per choice, sorted by expert, with their scales; where each choice went; rows per
-// expert.
-struct Routed {
-  MxRows rows;
-  at::Tensor to_row, counts;
-
-  Routed(const NpuCall& call, const MxRows& from, const at::Tensor& ids, int64_t experts)
-      : rows({ids.numel(), from.codes.size(1)}, from.codes.options()),
-        to_row(at::empty({ids.numel()}, ids.options())),
-        counts(at::empty({experts}, ids.options().dtype(at::kLong))) {
-    using Init = npu::MoeInitRouting;
-    call.launch(Init{call.in(from.codes),
-                     call.in(ids),
-                     call.maybe(&from.pairs),
-                     {},
-                     ids.numel(),
-                     int64_t{-1},
-                     experts,
-                     Init::kEveryRow,
-                     Init::kCounts,
-                     true,
-                     Init::kUnquantised,
-                     {{0, experts}},
-                     Init::kToRow,
-                     call.out(rows.codes),
-                     call.out(to_row),
-                     call.out(counts),
-                     call.out(rows.pairs)});
-  }
-};
-
 struct Moe {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
                         const at::Tensor& ids, const at::Tensor&, const at::Tensor& w13_scale,
@@ -95,9 +64,10 @@ struct Moe {
                         const at::Tensor& shared_w2_scale, double limit) {
     const NpuCall call("mx_moe", x);
     const MxRows rows = mx_quantised(call, x.contiguous());
-    const Routed routed(call, rows, ids.contiguous(), w13_scale.size(0));
+    const Routed routed(call, rows.codes, rows.pairs, ids.contiguous(), w13_scale.size(0));
     const Groups groups = Groups::counted(routed.counts);
-    const at::Tensor sums = tiled_product(call, routed.rows, w13.contiguous(), w13_scale, groups);
+    const at::Tensor sums = tiled_product(call, MxRows(routed.rows, routed.scales),
+                                          w13.contiguous(), w13_scale, groups);
     const at::Tensor chosen =
         tiled_product(call, mx_activated(call, sums, limit), w2.contiguous(), w2_scale, groups);
 
@@ -105,17 +75,7 @@ struct Moe {
     const at::Tensor shared =
         product_of(call, mx_activated(call, own_sums, limit), shared_w2, shared_w2_scale);
 
-    const at::Tensor out = at::empty(x.sizes(), x.options()), factors = weights.contiguous();
-    call.launch(npu::MoeFinalizeRouting{call.in(chosen),
-                                        call.in(routed.to_row),
-                                        call.maybe(&shared),
-                                        {},
-                                        {},
-                                        call.maybe(&factors),
-                                        {},
-                                        npu::MoeFinalizeRouting::kTokenMajor,
-                                        call.out(out)});
-    return out;
+    return summed(call, chosen, routed.to_row, shared, weights);
   }
 
  private:

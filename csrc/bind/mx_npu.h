@@ -3,6 +3,8 @@
 
 #include <ATen/ops/empty.h>
 
+#include <utility>
+
 #include "matmul_npu.h"
 #include "npu/activation.h"
 #include "npu/quant.h"
@@ -34,11 +36,15 @@ struct MxRows {
     pairs = at::empty(shape, options.dtype(at::kFloat8_e8m0fnu));
   }
 
-  MxRows(const at::Tensor& codes, const at::Tensor& scale)
-      : codes(codes.contiguous()), pairs(paired(scale)) {}
+  MxRows(at::Tensor codes, at::Tensor pairs) : codes(std::move(codes)), pairs(std::move(pairs)) {}
 
   std::tuple<at::Tensor, at::Tensor> result() const { return {codes, pairs.flatten(-2)}; }
 };
+
+// Rows as operators have them: codes [.., K] and scales [.., K / 32].
+inline MxRows mx_rows(const at::Tensor& codes, const at::Tensor& scale) {
+  return {codes.contiguous(), paired(scale)};
+}
 
 // Rows x [.., K], contiguous, quantised by the rule of `act_quant`.
 inline MxRows mx_quantised(const NpuCall& call, const at::Tensor& x) {

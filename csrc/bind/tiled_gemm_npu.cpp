@@ -75,7 +75,7 @@ struct Tiled {
 
   static at::Tensor run(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& weight,
                         const at::Tensor& weight_scale, const at::Tensor& offsets) {
-    return tiled_product(NpuCall("mxfp4_tiled_grouped_gemm", x), MxRows(x, x_scale),
+    return tiled_product(NpuCall("mxfp4_tiled_grouped_gemm", x), mx_rows(x, x_scale),
                          weight.contiguous(), weight_scale, Groups::between(offsets));
   }
 };
@@ -90,7 +90,7 @@ struct Stored {
   static at::Tensor run(const at::Tensor& x, const at::Tensor& x_scale, const at::Tensor& weight,
                         const at::Tensor& weight_scale, const at::Tensor& offsets) {
     const NpuCall call("mxfp4_grouped_gemm", x);
-    return tiled_product(call, MxRows(x, x_scale), packed(call, weight), weight_scale,
+    return tiled_product(call, mx_rows(x, x_scale), packed(call, weight), weight_scale,
                          Groups::between(offsets));
   }
 };
@@ -112,7 +112,7 @@ struct Official {
     const at::Tensor blocks =
         four.narrow(1, 0, x.size(1) / kMxBlock).contiguous().view(scale->scalar_type());
     const NpuCall call("fp4_grouped_gemm", x);
-    return tiled_product(call, MxRows(x, blocks), packed(call, weight), weight_scale,
+    return tiled_product(call, mx_rows(x, blocks), packed(call, weight), weight_scale,
                          Groups::between(offsets));
   }
 };
