@@ -28,6 +28,8 @@ def tree(tmp_path):
             ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
         )
     (target / "csrc" / "cpu").mkdir(parents=True)
+    (target / "csrc" / "bind").mkdir()
+    (target / "csrc" / "bind" / "precompiled.h").touch()
     return target
 
 

@@ -59,6 +59,11 @@ def _rules(target: Path, include: Path) -> str:
         " -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
+        "rule precompile",
+        f"  command = {cxx} {FLAGS} {_given('CXXFLAGS')} {_flag('-I', include)} $extra"
+        " -MMD -MF $out.d -x c++-header $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
         "rule link",  # never half written
         f"  command = {cxx} {LINK} {_given('LDFLAGS')} -Wl,-soname,$soname"
         " -o $out.new $in $extra && mv $out.new $out",
@@ -67,10 +72,24 @@ def _rules(target: Path, include: Path) -> str:
     def library(
         name: str, folder: str | None, extra_cxx: str, extra_link: str, needs: str = ""
     ) -> None:
+        precompiled, include_it = "", ""
+        if folder and (header := SOURCE / folder / "precompiled.h").is_file():
+            precompiled, include_it = (
+                f"{folder}/precompiled.h.gch",
+                f"-include {folder}/precompiled.h",
+            )
+            lines.extend(
+                [f"build {precompiled}: precompile {_escaped(header)}", f"  extra = {extra_cxx}"]
+            )
         objects = []
         for source in sorted((SOURCE / folder).glob("*.cpp")) if folder else []:
             objects.append(f"{folder}/{source.stem}.o")
-            lines.extend([f"build {objects[-1]}: cxx {_escaped(source)}", f"  extra = {extra_cxx}"])
+            lines.extend(
+                [
+                    f"build {objects[-1]}: cxx {_escaped(source)} | {precompiled}",
+                    f"  extra = {extra_cxx} {include_it}",
+                ]
+            )
         out = _escaped(target / f"lib{name}.so")
         lines.extend(
             [
