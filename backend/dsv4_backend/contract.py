@@ -45,6 +45,7 @@ from dsv4_backend.relations import Compiled, Relation, compiled
 PROFILES = {
     "ideal": "fp32, no quantise-dequantise",
     "official": "bf16 tensors and the rounding points of spec section 10",
+    "bf16": "what every Ascend chip computes in bf16, nothing quantised (spec/deployments.md)",
     "a2a3-int8": "what Ascend A2 and A3 compute in deployment (spec/deployments.md)",
     "a5-mx": "what Ascend A5 computes in deployment (spec/deployments.md)",
 }

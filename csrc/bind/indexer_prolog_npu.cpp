@@ -1,4 +1,4 @@
-// What the lightning indexer scores with: queries, weights and new keys, in the codes of the keys.
+// What the lightning indexer scores with: queries, weights and new keys, in the form of the keys.
 #include <ATen/ops/empty.h>
 
 #include "cache_npu.h"
@@ -17,12 +17,11 @@ namespace {
 
 using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// What both operators are called with.
+// What every operator is called with.
 struct Given {
   const at::Tensor &x, &weights_proj, &pooled, &norm;
   double eps;
-  const at::Tensor &cos, &sin, &entry_cos, &entry_sin, &cache, &slots;
-  int64_t block_size;
+  const at::Tensor &cos, &sin, &entry_cos, &entry_sin;
 
   WhyNot why_not() const {
     return first(not_of("x", x, {at::kBFloat16}), empty("x", x), empty("pooled", pooled),
@@ -31,6 +30,12 @@ struct Given {
                  not_of("k_norm", norm, kFloats),
                  unless(pooled.size(1) == npu::kIndexWidth, "the chip takes keys of 128 channels"));
   }
+};
+
+// Where keys are written.
+struct Pages {
+  const at::Tensor &cache, &slots;
+  int64_t block_size;
 };
 
 // Rows of queries, then of keys, in one buffer [heads * T + M, D]: what is done to both is done in
@@ -73,15 +78,15 @@ struct Int8 {
   static constexpr const char* op = "indexer_prolog_int8";
   static constexpr int64_t kGroups = npu::QuantMatmul::kNoGroups;
 
-  static WhyNot why_not(const Given& given, const at::Tensor&) {
-    return Int8Pages::why_not(given.cache, given.block_size, given.pooled.size(1));
+  static WhyNot why_not(const Given& given, const Pages& pages, const at::Tensor&) {
+    return Int8Pages::why_not(pages.cache, pages.block_size, given.pooled.size(1));
   }
 
   static Scales scales(const at::Tensor& of_rows, const at::Tensor& of_weight) {
     return {of_rows.contiguous(), of_weight.contiguous()};
   }
 
-  static Results finish(const NpuCall& call, const Rows& rows) {
+  static Results finish(const NpuCall& call, const Rows& rows, const Pages& pages) {
     const Given& given = rows.given;
     const int64_t count = rows.queries(), size = rows.all.size(0);
     const at::Tensor factors = at::empty({count + size}, given.x.options().dtype(at::kFloat));
@@ -103,8 +108,8 @@ struct Int8 {
     const at::Tensor halves = at::empty(factors.sizes(), given.x.options().dtype(at::kHalf));
     call.launch(npu::Cast{call.in(factors), {npu::AclType::f16}, call.out(halves)});
     const at::Tensor of_rows = halves.narrow(0, count, size).unsqueeze(-1);
-    Int8Pages(given.cache, given.block_size, rows.width)
-        .write(call, rows.keys_of(codes), rows.keys_of(of_rows), given.slots);
+    Int8Pages(pages.cache, pages.block_size, rows.width)
+        .write(call, rows.keys_of(codes), rows.keys_of(of_rows), pages.slots);
     return {rows.by_head(rows.queries_of(codes)),
             rows.by_head(rows.queries_of(of_rows)).squeeze(-1),
             rows.by_head(halves.narrow(0, 0, count)).squeeze(-1)};
@@ -115,24 +120,24 @@ struct Fp8 {
   static constexpr const char* op = "indexer_prolog_fp8";
   static constexpr int64_t kGroups = npu::QuantMatmul::kMxGroups;
 
-  static WhyNot why_not(const Given& given, const at::Tensor& qr) {
+  static WhyNot why_not(const Given& given, const Pages& pages, const at::Tensor& qr) {
     return first(
         unless(qr.size(1) % (2 * kMxBlock) == 0, "the chip takes a multiple of 64 latent channels"),
-        Fp8Pages::why_not(given.cache, given.pooled.size(1)));
+        Fp8Pages::why_not(pages.cache, given.pooled.size(1)));
   }
 
   static Scales scales(const at::Tensor& of_rows, const at::Tensor& of_weight) {
     return {paired(of_rows), pairs_of_columns(of_weight)};
   }
 
-  static Results finish(const NpuCall& call, const Rows& rows) {
+  static Results finish(const NpuCall& call, const Rows& rows, const Pages& pages) {
     const Given& given = rows.given;
     const at::Tensor mixed = at::empty(rows.all.sizes(), given.x.options());
     product_into(call, rows.all, sylvester(rows.all), mixed);  // the matrix is symmetric
     const auto [codes, scale] =
         token_quantised(call, rows.by_head(rows.queries_of(mixed)), at::kFloat8_e4m3fn);
-    Fp8Pages(given.cache, given.block_size, rows.width)
-        .write(call, rows.keys_of(mixed), given.slots);
+    Fp8Pages(pages.cache, pages.block_size, rows.width)
+        .write(call, rows.keys_of(mixed), pages.slots);
     return {codes, scale, single_product(call, given.x.contiguous(), given.weights_proj)};
   }
 };
@@ -146,9 +151,9 @@ struct Prolog {
                         const at::Tensor& sin, const at::Tensor& entry_cos,
                         const at::Tensor& entry_sin, const at::Tensor& cache,
                         const at::Tensor& slots, int64_t block_size) {
-    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
-                      sin, entry_cos,    entry_sin, cache, slots, block_size};
-    return first(empty("wq_b", wq_b), given.why_not(), Codes::why_not(given, qr));
+    const Given given{x, weights_proj, pooled, norm, eps, cos, sin, entry_cos, entry_sin};
+    return first(empty("wq_b", wq_b), given.why_not(),
+                 Codes::why_not(given, {cache, slots, block_size}, qr));
   }
 
   static Results run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& qr_scale,
@@ -158,17 +163,43 @@ struct Prolog {
                      const at::Tensor& sin, const at::Tensor& entry_cos,
                      const at::Tensor& entry_sin, const at::Tensor& cache, const at::Tensor& slots,
                      int64_t block_size) {
-    const Given given{x,   weights_proj, pooled,    norm,  eps,   cos,
-                      sin, entry_cos,    entry_sin, cache, slots, block_size};
+    const Given given{x, weights_proj, pooled, norm, eps, cos, sin, entry_cos, entry_sin};
     const NpuCall call(Codes::op, x);
     const Rows rows(given);
     quant_product(call, qr, wq_b, Codes::scales(qr_scale, wq_b_scale), Codes::kGroups,
                   rows.of_tokens());
     rows.norm_and_turn(call);
-    return Codes::finish(call, rows);
+    return Codes::finish(call, rows, {cache, slots, block_size});
   }
 };
 
+struct Plain {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor& wq_b, const at::Tensor& weights_proj,
+                        const at::Tensor& pooled, const at::Tensor& norm, double eps,
+                        const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& entry_cos,
+                        const at::Tensor& entry_sin) {
+    const Given given{x, weights_proj, pooled, norm, eps, cos, sin, entry_cos, entry_sin};
+    return first(empty("wq_b", wq_b), given.why_not());
+  }
+
+  static Results run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& wq_b,
+                     const at::Tensor& weights_proj, const at::Tensor& pooled,
+                     const at::Tensor& norm, double eps, const at::Tensor& cos,
+                     const at::Tensor& sin, const at::Tensor& entry_cos,
+                     const at::Tensor& entry_sin) {
+    const Given given{x, weights_proj, pooled, norm, eps, cos, sin, entry_cos, entry_sin};
+    const NpuCall call("indexer_prolog", x);
+    const Rows rows(given);
+    product_into(call, qr.contiguous(), wq_b, rows.of_tokens());
+    rows.norm_and_turn(call);
+    return {rows.by_head(rows.queries_of(rows.all)), rows.keys_of(rows.all),
+            single_product(call, x.contiguous(), weights_proj)};
+  }
+};
+
+const NpuRegistration<Plain, npu::Matmul, npu::RmsNorm, npu::InplacePartialRotaryMul>
+    indexer_prolog("indexer_prolog");
 const NpuRegistration<Prolog<Int8>, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
                       npu::InplacePartialRotaryMul, npu::Matmul, npu::Cast, npu::ScatterPaKvCache>
     indexer_prolog_int8(Int8::op);

@@ -8,21 +8,22 @@
 
 namespace dsv4::bind {
 
-// Codes [T, K] once per choice of ids [T, k], sorted by expert, with their scales [T, ..]; where
-// each choice went; rows per expert, int64.
+// Rows or codes [T, K] once per choice of ids [T, k], sorted by expert, codes with their scales
+// [T, ..]; where each choice went; rows per expert, int64.
 struct Routed {
   at::Tensor rows, scales, to_row, counts;
 
-  Routed(const NpuCall& call, const at::Tensor& codes, const at::Tensor& of_codes,
+  Routed(const NpuCall& call, const at::Tensor& codes, const std::optional<at::Tensor>& of_codes,
          const at::Tensor& ids, int64_t experts)
       : rows(once_per_choice(codes, ids)),
-        scales(once_per_choice(of_codes, ids)),
+        scales(of_codes ? once_per_choice(*of_codes, ids)
+                        : at::empty({ids.numel()}, ids.options().dtype(at::kFloat))),
         to_row(at::empty({ids.numel()}, ids.options())),
         counts(at::empty({experts}, ids.options().dtype(at::kLong))) {
     using Init = npu::MoeInitRouting;
     call.launch(Init{call.in(codes),
                      call.in(ids),
-                     call.maybe(&of_codes),
+                     call.maybe(of_codes ? &*of_codes : nullptr),
                      {},
                      ids.numel(),
                      int64_t{-1},

@@ -1,7 +1,6 @@
 #include "swiglu_npu.h"
 
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
 
 #include <cmath>
 
@@ -26,11 +25,7 @@ struct Plain {
 
   static at::Tensor run(const at::Tensor& gate, const at::Tensor& up,
                         const std::optional<at::Tensor>& weights, double limit) {
-    const at::Tensor both = at::cat({gate, up}, -1);
-    const at::Tensor out = at::empty(gate.sizes(), gate.options());
-    const NpuCall call("swiglu", gate);
-    call.launch(npu::ClippedSwiglu{
-        call.in(both), {}, int64_t{-1}, kPlainSilu, limit, kNoBias, false, call.out(out)});
+    const at::Tensor out = clipped(NpuCall("swiglu", gate), at::cat({gate, up}, -1), limit);
     return weights ? out.mul(weights->unsqueeze(-1)) : out;
   }
 };

@@ -38,4 +38,12 @@ inline Quantised activated(const NpuCall& call, const at::Tensor& sums,
   return {codes, scale};
 }
 
+// Rows [M, 2m] of gate and up to [M, m] in their dtype.
+inline at::Tensor clipped(const NpuCall& call, const at::Tensor& both, double limit) {
+  at::Tensor out = at::empty({both.size(0), both.size(1) / 2}, both.options());
+  call.launch(npu::ClippedSwiglu{
+      call.in(both), {}, int64_t{-1}, kPlainSilu, limit, kNoBias, false, call.out(out)});
+  return out;
+}
+
 }  // namespace dsv4::bind

@@ -37,7 +37,7 @@ def fp32_weights(x: torch.Tensor, weights_proj: torch.Tensor) -> torch.Tensor:
     return x.detach().float() @ weights_proj.detach().float().T
 
 
-_SIDES = {
+SIDES = {
     "x": "bf16 [T, d]",
     "weights_proj": "bf16 [HI, d]",
     "pooled": "bf16 [M, D]",
@@ -47,6 +47,10 @@ _SIDES = {
     "sin": "f32 [T, r]",
     "entry_cos": "f32 [M, r]",
     "entry_sin": "f32 [M, r]",
+}
+"""Specification lines of what every prolog takes."""
+_SIDES = {
+    **SIDES,
     "cache": "u8 [num_blocks, page]",
     "slots": "i64 [M]",
     "block_size": "at least 1",
@@ -58,19 +62,22 @@ _ARGUMENTS = (
 )
 _RESULTS = "(Tensor q, Tensor q_scale, Tensor weights)"
 
+HEADS = require("wq_b", "N == HI * D", "{N} rows", "{HI * D}, {HI} heads of {D} channels")
+TURNED = require(
+    "cos",
+    "r % 2 == 0 and 2 <= r <= D",
+    "{r} channels",
+    "an even number of channels, 2 to D = {D}",
+)
+
 
 def _relations(form: str, scale_bytes: int) -> tuple[Relation, ...]:
     """Of pages of `form`, whose rows have a scale of so many bytes."""
     page = f"block_size * (D + {scale_bytes})"
     return (
-        require("wq_b", "N == HI * D", "{N} rows", "{HI * D}, {HI} heads of {D} channels"),
+        HEADS,
         require("pooled", "D >= 1 and (D & (D - 1)) == 0", "{D} channels", "a power of two"),
-        require(
-            "cos",
-            "r % 2 == 0 and 2 <= r <= D",
-            "{r} channels",
-            "an even number of channels, 2 to D = {D}",
-        ),
+        TURNED,
         require(
             "cache",
             f"num_blocks >= 1 and page == {page}",

@@ -127,10 +127,6 @@ class _Form(NamedTuple):
         return x.astype(np.float32).astype(np.float16) if self.factors is np.float16 else wide(x)
 
 
-_OF_QUERIES = ("qr", "qr_scale", "wq_b", "wq_b_scale", "cos", "sin")
-_OF_KEYS = ("pooled", "k_norm", "entry_cos", "entry_sin")
-
-
 def _are_decided(rows: Array, cos: torch.Tensor, sin: torch.Tensor) -> bool:
     """Whether sums of fp32 in any order give every bf16 value of rows before their rounding."""
     rotated = turned(round_to(BF16, rows), cos.numpy(), sin.numpy())
@@ -138,14 +134,13 @@ def _are_decided(rows: Array, cos: torch.Tensor, sin: torch.Tensor) -> bool:
     return all(map(far_from_bf16_ties, (rows, rotated, products)))
 
 
-def _arrays(a: Arguments) -> dict[str, Any]:
-    """Numbers of the tensors that decide; codes of e4m3 and e8m0 as their values."""
-    names = "qr", "qr_scale", "wq_b", "wq_b_scale", "pooled", "k_norm"
-    tensors = {name: getattr(a, name) for name in names}
-    return {n: (t if t.dtype == torch.int8 else t.float()).numpy() for n, t in tensors.items()}
+def _array(t: torch.Tensor) -> Array:
+    """Integers as they are, floats and codes of e4m3 and e8m0 as their values."""
+    return (t if t.dtype == torch.int8 else t.float()).numpy()
 
 
-def _turns(draw: Draw, rows: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn_turns(draw: Draw, rows: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [rows, channels] of drawn positions."""
     positions = draw.integers(rows, high=5000, dtype=torch.int64)
     return rotation_rows(positions, rope_frequencies(channels, 10000.0))
 
@@ -176,8 +171,8 @@ def _drawn(draw: Draw, form: _Form, s: Sizes, eps: float) -> Arguments:
         draw.normal(s.entries, s.width, dtype=torch.bfloat16),
         (1 + 0.3 * draw.normal(s.width)).bfloat16(),
         eps,
-        *_turns(draw, s.tokens, s.rope),
-        *_turns(draw, s.entries, s.rope),
+        *drawn_turns(draw, s.tokens, s.rope),
+        *drawn_turns(draw, s.entries, s.rope),
         draw.bytes(pages, s.block_size * (s.width + form.scale_bytes)),
         draw_slots(draw, s.entries, pages * s.block_size, s.entries // 3),
         s.block_size,
@@ -185,21 +180,28 @@ def _drawn(draw: Draw, form: _Form, s: Sizes, eps: float) -> Arguments:
 
 
 def _decided(draw: Draw, form: _Form, sizes: Sizes, eps: float = 1e-6) -> Arguments:
-    """Queries, then keys, are drawn until every value of theirs is decided."""
-    chosen = _drawn(draw, form, sizes, eps)
-
-    def undecided(names: tuple[str, ...]) -> bool:
-        arrays: Any = chosen._replace(**_arrays(chosen))
-        if names is _OF_QUERIES:
-            return not _are_decided(form.queries(arrays), chosen.cos, chosen.sin)
-        keys = rms_normed(arrays.pooled, arrays.k_norm, eps)
-        return not _are_decided(keys, chosen.entry_cos, chosen.entry_sin)
-
-    for names in (_OF_QUERIES, _OF_KEYS):
-        while undecided(names):
-            other = _drawn(draw, form, sizes, eps)
-            chosen = chosen._replace(**{name: getattr(other, name) for name in names})
-    return chosen
+    """Latent queries and pooled keys are drawn row by row until every value is decided."""
+    a = _drawn(draw, form, sizes, eps)
+    weight: Any = {name: _array(getattr(a, name)) for name in ("wq_b", "wq_b_scale")}
+    arrays: Any = a._replace(**weight)
+    for t in range(sizes.tokens):
+        row = slice(t, t + 1)
+        while True:
+            latents = tuple(part[row] for part in (a.qr, a.qr_scale))
+            given = arrays._replace(qr=_array(latents[0]), qr_scale=_array(latents[1]))
+            if _are_decided(form.queries(given), a.cos[row], a.sin[row]):
+                break
+            other = form.latents(draw.normal(1, sizes.inner, dtype=torch.bfloat16))
+            for part, new in zip(latents, other, strict=True):
+                part.view(torch.uint8).copy_(new.view(torch.uint8))
+    norm = a.k_norm.float().numpy()
+    for m in range(sizes.entries):
+        row = slice(m, m + 1)
+        while not _are_decided(
+            rms_normed(a.pooled[row].float().numpy(), norm, eps), a.entry_cos[row], a.entry_sin[row]
+        ):
+            a.pooled[m] = draw.normal(sizes.width, dtype=torch.bfloat16)
+    return a
 
 
 def _cases(draw: Draw, form: _Form) -> Iterator[Case]:
@@ -228,15 +230,19 @@ def _cases(draw: Draw, form: _Form) -> Iterator[Case]:
     yield Case("rows of zeros", form.profile, tuple(zeros))
 
 
-_WRONG: dict[str, Edits] = {
-    **slot_faults(lambda a: a.cache.shape[0] * a.block_size),
-    "page cleared first": {"cache": lambda cache: cache.zero_()},
+WRONG_ROWS: dict[str, Edits] = {
     "epsilon of the keys' norm of 1": {"eps": 1.0},
     "norm of the keys left out": {"k_norm": torch.ones_like},
     "queries turned back": {"sin": torch.neg},
     "keys turned back": {"entry_sin": torch.neg},
     "keys not turned": {"entry_cos": torch.ones_like, "entry_sin": torch.zeros_like},
     "weights of the next head": {"weights_proj": lambda w: w.roll(1, 0)},
+}
+"""Wrong arguments of every prolog."""
+_WRONG: dict[str, Edits] = {
+    **WRONG_ROWS,
+    **slot_faults(lambda a: a.cache.shape[0] * a.block_size),
+    "page cleared first": {"cache": lambda cache: cache.zero_()},
 }
 
 
@@ -252,22 +258,26 @@ def _bit_reversed(x: torch.Tensor) -> torch.Tensor:
     return mixed
 
 
-_WRONG_STEPS: dict[str, Steps] = {
-    "Hadamard left out": {rotate: lambda x: x},
-    "Hadamard with a factor and a second rounding": {rotate: _twice_rounded},
-    "Hadamard in another order": {rotate: _bit_reversed},
+WRONG_TURNS: dict[str, Steps] = {
     "weights in bf16": {fp32_weights: lambda x, w: fp32_weights(x, w).bfloat16().float()},
     "keys turned before the norm": {
         norm_rope: lambda x, weight, eps, cos, sin: norm_rope(
             x * weight.to(x.dtype), torch.ones_like(weight), eps, cos, sin
         )
     },
-    "signs of the next row": {sylvester: lambda like: sylvester(like).roll(1, 0)},
     "cosines of the next pair": {
         apply_rope.reference: lambda x, cos, sin: apply_rope.reference(x, cos.roll(2, -1), sin)
     },
 }
-_EQUIVALENTS = {
+"""Wrong steps of every prolog."""
+_WRONG_STEPS: dict[str, Steps] = {
+    **WRONG_TURNS,
+    "Hadamard left out": {rotate: lambda x: x},
+    "Hadamard with a factor and a second rounding": {rotate: _twice_rounded},
+    "Hadamard in another order": {rotate: _bit_reversed},
+    "signs of the next row": {sylvester: lambda like: sylvester(like).roll(1, 0)},
+}
+SAME_TURNS = {
     **dict.fromkeys(
         ("rms_norm: weight.to(wide.dtype) -> weight", "apply_rope: compute(tail) -> tail"),
         "a product with an fp32 factor is fp32 without the cast too",
@@ -275,6 +285,9 @@ _EQUIVALENTS = {
     "apply_rope: (wide * cos + turned * sin).to(x.dtype) -> wide * cos + turned * sin": (
         "copying into x casts alike"
     ),
+}
+_EQUIVALENTS = {
+    **SAME_TURNS,
     "rotate: compute(x) -> x": "torch's product of bf16 sums in fp32 and rounds once too",
     "sylvester: 0 -> 1": "the matrix is square and symmetric",
 }

@@ -126,6 +126,20 @@ def far_from_bf16_ties(values: Array) -> bool:
     return far_from_ties(values / np.exp2(exponents - 7), 2.0**-13)
 
 
+_SUM_ERROR = 2.0**-22
+"""Of an fp32 sum in any usual order, beside the sum of its terms' magnitudes."""
+
+
+def decided_products(rows: Array, weight: Array) -> Array:
+    """Of which products of rows [M, K] with weight [N, K] fp32 sums in any usual order round to the
+    same bf16 value: bool [M, N].
+    """
+    exact, terms = rows @ weight.T, np.abs(rows) @ np.abs(weight).T
+    steps = np.exp2(np.floor(np.log2(np.maximum(np.abs(exact), 2.0**-120))) - 7)
+    from_ties = np.abs(np.abs(exact / steps - np.floor(exact / steps)) - 0.5) * steps
+    return np.asarray((terms * _SUM_ERROR < from_ties) | (terms == 0))
+
+
 def rms_normed(x: Array, weight: Array, eps: float) -> Array:
     """float64 of rows [.., D] times the weight [D] over their length (spec 3.1)."""
     length = np.sqrt(np.square(wide(x)).mean(-1, keepdims=True) + eps)

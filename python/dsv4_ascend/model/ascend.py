@@ -18,7 +18,12 @@ from dsv4_backend.ops.attention_fp8 import sparse_attention_fp8
 from dsv4_backend.ops.attention_p512 import sparse_attention_p512
 from dsv4_backend.ops.gemm import linear_pair
 from dsv4_backend.ops.indexer_prolog import indexer_prolog_fp8, indexer_prolog_int8
-from dsv4_backend.ops.lightning_indexer import lightning_indexer_fp8, lightning_indexer_int8
+from dsv4_backend.ops.indexer_prolog_bf16 import indexer_prolog
+from dsv4_backend.ops.lightning_indexer import (
+    lightning_indexer,
+    lightning_indexer_fp8,
+    lightning_indexer_int8,
+)
 from dsv4_backend.ops.qkv_norm_rope import qkv_norm_rope
 
 
@@ -79,6 +84,28 @@ def prolog(parts: IndexerParts, slots: torch.Tensor, keys: Paged) -> tuple[Codes
     return (codes, scale), weights
 
 
+def float_prolog(
+    parts: IndexerParts, slots: torch.Tensor, keys: Paged
+) -> tuple[Codes, torch.Tensor]:
+    """`prolog` of keys that are floats."""
+    dtype = parts.x.dtype
+    q, rows, weights = indexer_prolog(
+        parts.x,
+        parts.qr.of(parts.wq_b)[0],
+        parts.wq_b.stored().values(dtype),
+        parts.weights_proj.stored().values(dtype),
+        parts.pooled,
+        parts.norm.to(dtype),
+        parts.eps,
+        parts.turns.cos,
+        parts.turns.sin,
+        parts.entry_turns.cos,
+        parts.entry_turns.sin,
+    )
+    keys.write(rows, slots)
+    return (q, None), weights
+
+
 @cache
 @torch.inference_mode(False)
 def _ones(width: int, device: torch.device) -> torch.Tensor:
@@ -96,12 +123,13 @@ def select(
     q: Codes, weights: torch.Tensor, keys: Paged, lengths: Lengths, ratio: int, k: int
 ) -> torch.Tensor:
     """Entries int32 [T, k] chosen by queries [T, HI, DI] in the format of the keys."""
-    assert isinstance(keys, BytePaged)
-    of_keys, scales = keys.fields()
     starts, ends, max_seq_len = lengths
     bound = _bound(max_seq_len, keys.table, keys.block_size * ratio)
-    rows = *q, of_keys, scales.squeeze(-1), weights
-    return INDEXERS[keys.rows.form](*rows, keys.table, starts, ends, bound, ratio, k)
+    rest = keys.table, starts, ends, bound, ratio, k
+    if not isinstance(keys, BytePaged):
+        return lightning_indexer(q[0], keys.tensor, weights, *rest)
+    of_keys, scales = keys.fields()
+    return INDEXERS[keys.rows.form](*q, of_keys, scales.squeeze(-1), weights, *rest)
 
 
 def _bound(max_seq_len: int | None, table: torch.Tensor, tokens: int) -> int:

@@ -12,7 +12,7 @@ from dsv4_ascend.model.paged import FLOATS, CacheFormats, Lengths, Paged
 from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
 from dsv4_ascend.weights.linear import Linear
-from dsv4_ascend.weights.storage import INT8_STORAGE, MX_STORAGE, Storage
+from dsv4_ascend.weights.storage import BF16_STORAGE, INT8_STORAGE, MX_STORAGE, Storage
 from dsv4_backend.contract import Operator
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.attention import AttentionCall, sparse_attention
@@ -123,6 +123,7 @@ def _attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Te
 _UNROUNDED = IndexFormat(_prepare(_unrounded_index))
 _FP4 = IndexFormat(_prepare(_fp4_index))
 _CODES = IndexFormat(ascend.prolog, ascend.select)
+_BF16_KEYS = IndexFormat(ascend.float_prolog, ascend.select)
 
 _APART = Latents(rows.project, rows.norm_rope)
 _FUSED = Latents(ascend.project, ascend.norm_rope, joined=True)
@@ -143,6 +144,20 @@ IDEAL = Profile(
 OFFICIAL = Profile(
     "official", torch.bfloat16, FP8_BLOCKS, _fp8_latent, _FP4, _APART, _FP32, _attend
 )
+BF16 = Profile(
+    "bf16",
+    torch.bfloat16,
+    UNQUANTISED,
+    _unrounded_latent,
+    _BF16_KEYS,
+    _FUSED,
+    _HF32,
+    ascend.attend,
+    storage=BF16_STORAGE,
+)
+"""Every Ascend chip: weights, caches and index keys in bf16, nothing quantised
+(spec/deployments.md 8).
+"""
 A2A3_INT8 = Profile(
     "a2a3-int8",
     torch.bfloat16,
@@ -171,7 +186,7 @@ A5_MX = Profile(
     MX_STORAGE,
 )
 """Ascend A5: MX-FP8, MX-FP4 experts, FP8 latent cache, e4m3 index keys (spec/deployments.md 8)."""
-PROFILES = {profile.name: profile for profile in (IDEAL, OFFICIAL, A2A3_INT8, A5_MX)}
+PROFILES = {profile.name: profile for profile in (IDEAL, OFFICIAL, BF16, A2A3_INT8, A5_MX)}
 
 
 def profile_named(name: object, argument: str = "profile") -> Profile:

@@ -17,10 +17,13 @@ from dsv4_ascend.weights.activations import UNQUANTISED, ActivationFormat, Rows
 from dsv4_ascend.weights.formats import (
     Chosen,
     ExpertWeights,
+    Float,
+    FloatExperts,
     Shared,
     Stored,
     Weight,
 )
+from dsv4_backend.ops.bf16_moe import bf16_moe
 from dsv4_backend.ops.int8 import (
     dequantize_int8,
     int8_gemm,
@@ -200,6 +203,29 @@ class Int8(DeployedWeight):
         return dequantize_int8(self.weight, self.scale).to(dtype)
 
 
+class Bf16(Float):
+    """bf16 [N, K]."""
+
+
+class Bf16Experts(FloatExperts):
+    """bf16 [E, N, K], rows in bf16 too; the routing weight multiplies after w2."""
+
+    def layer(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        shared: Shared,
+        x: torch.Tensor,
+        chosen: Chosen,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """See `ExpertWeights`; one operator."""
+        own13 = joined(shared.w1.weight, shared.w3.weight, 0)
+        w13 = joined(self.weight, up.weight)
+        return bf16_moe(x, *chosen, w13, down.weight, own13, shared.w2.weight, limit)
+
+
 class MxExperts(DeployedExperts):
     """MX weights of experts: rows are e4m3 with a scale per 32 channels,
     whatever the weight's codes are.
@@ -302,13 +328,13 @@ def joined(first: torch.Tensor, second: torch.Tensor, dim: int = 1) -> torch.Ten
 
 
 def prepared(w1: _W, w3: _W, w2: _W) -> tuple[_W, _W, _W]:
-    """Experts, or one, as `int8_moe` or `mx_moe` wants them, with the same values: w1 and w3 in one
-    tensor; in int8, scales of w2 in bf16 where there are many.
+    """Experts, or one, as `int8_moe`, `mx_moe` or `bf16_moe` wants them, with the same values: w1
+    and w3 in one tensor; in int8, scales of w2 in bf16 where there are many.
     """
     many = w2.weight.dim() > 2
     rows = 2 if isinstance(w1, TiledMx4Experts) else int(many)
-    pairs = (w1.weight, w3.weight, rows), (w1.scale, w3.scale, int(many))
-    codes, scales = (_in_one_tensor(*pair) for pair in pairs)
+    codes = _in_one_tensor(w1.weight, w3.weight, rows)
+    scales = (None, None) if w1.scale is None else _in_one_tensor(w1.scale, w3.scale, int(many))
     first, second = (type(w1)(*half) for half in zip(codes, scales, strict=True))
     if many and isinstance(w2, Int8Experts):
         return first, second, type(w2)(w2.weight, w2.scale.bfloat16())
@@ -325,5 +351,5 @@ def _in_one_tensor(
     return one.view(of), other.view(of)
 
 
-PREPARED = Int8, Int8Experts, Mx8, TiledMx4Experts
+PREPARED = Int8, Int8Experts, Mx8, TiledMx4Experts, Bf16, Bf16Experts
 """Formats whose experts one operator runs."""

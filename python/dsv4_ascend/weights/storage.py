@@ -12,6 +12,8 @@ import torch
 
 from dsv4_ascend.checkpoint.layout import FP8_TILE
 from dsv4_ascend.weights.deployed import (
+    Bf16,
+    Bf16Experts,
     Codes,
     Int8,
     Int8Experts,
@@ -22,7 +24,6 @@ from dsv4_ascend.weights.deployed import (
 )
 from dsv4_ascend.weights.formats import (
     ExpertWeights,
-    Float,
     Fp4Experts,
     Fp8,
     Fp8Experts,
@@ -43,7 +44,7 @@ from dsv4_backend.ops.quant import quantize_weight_fp4
 
 def to_bf16(weight: Weight) -> Weight:
     """The values in bf16, which holds every e4m3 value times a power of two."""
-    return Float(weight.values(torch.bfloat16), None)
+    return Bf16(weight.values(torch.bfloat16), None)
 
 
 def to_int8(weight: Weight) -> Weight:
@@ -67,6 +68,18 @@ def _repeated(scale: torch.Tensor, n: int, k: int) -> torch.Tensor:
     rows = scale.view(torch.uint8).repeat_interleave(FP8_TILE, -2)[..., :n, :]
     blocks = rows.repeat_interleave(FP8_TILE // MX_BLOCK, -1)[..., : -(-k // MX_BLOCK)]
     return blocks.contiguous().view(scale.dtype)
+
+
+def experts_to_bf16(weight: ExpertWeights) -> ExpertWeights:
+    """The values in bf16, rounded once."""
+    if weight.scale is None:
+        return Bf16Experts(weight.weight.bfloat16(), None)
+    values = weight.weight.new_empty(0, dtype=torch.bfloat16)
+    for e in range(weight.weight.shape[0]):
+        one = _expert_values(weight, e)
+        values = values if e else values.new_empty(weight.weight.shape[0], *one.shape)
+        values[e] = one
+    return Bf16Experts(values, None)
 
 
 def experts_to_int8(weight: ExpertWeights) -> ExpertWeights:
@@ -141,6 +154,7 @@ class Storage:
         return self.linears.get(path.rpartition(".")[2], to_bf16)
 
 
+BF16_STORAGE = Storage({}, experts_to_bf16, folds_gates=True)
 _QUANTISED = ("wq_b", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
 INT8_STORAGE = Storage(dict.fromkeys(_QUANTISED, to_int8), experts_to_int8, folds_gates=True)
 MX_STORAGE = Storage(dict.fromkeys((*_QUANTISED, "wo_a"), to_mx8), experts_to_mx)
