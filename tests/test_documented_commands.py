@@ -66,6 +66,13 @@ PYTEST_IN_CI = Elsewhere(
 )
 SCAFFOLD_TEST = "tests/python/test_new_operator.py"
 
+LONG = (
+    "dsv4-ascend parity --faults",  # the same faults: tests/backend/test_mutation_score.py
+    "dsv4-ascend ops --docs docs/operators",  # the same pages: tests/python/test_operator_docs.py
+    "dsv4-ascend bench --suite host",
+)
+"""Lines that work for many seconds: in the long tier."""
+
 ELSEWHERE = {
     "./ci/demo": Elsewhere("it makes an environment", "ci/demo", ".venv/bin/dsv4-ascend generate"),
     "./ci/test": Elsewhere("it runs this test", ".ci/run", "/../ci/test"),
@@ -187,7 +194,9 @@ def type_in(line: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("line", HERE)
+@pytest.mark.parametrize(
+    "line", [pytest.param(x, marks=pytest.mark.long) if x in LONG else x for x in HERE]
+)
 def test_a_documented_line_works(line: str, folder: Path) -> None:
     for placeholder, text in PLACEHOLDERS.items():
         line = line.replace(placeholder, text)
@@ -230,7 +239,8 @@ def test_a_model_command_works_on_npu(line: str, folder: Path) -> None:
 
 
 def test_every_line_that_runs_elsewhere_does() -> None:
-    assert set(ELSEWHERE) <= set(DOCUMENTED), set(ELSEWHERE) - set(DOCUMENTED)
+    listed = {*ELSEWHERE, *LONG}
+    assert listed <= set(DOCUMENTED), listed - set(DOCUMENTED)
     for line, (reason, file, text) in ELSEWHERE.items():
         assert reason
         assert text in (ROOT / file).read_text(encoding="utf-8"), (

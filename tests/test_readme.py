@@ -57,6 +57,7 @@ def counts():
         "# trained in fp32": f"{perplexity['trained_fp32']:.2f}",
         "# quantised (`ideal`)": f"{perplexity['quantised_ideal']:.2f}",
         "# quantised (`official`)": f"{perplexity['quantised_official']:.2f}",
+        "# in bf16 throughout (`bf16`)": f"{perplexity['deployed_bf16']:.2f}",
         "# as Ascend A2 and A3 (`a2a3-int8`)": f"{perplexity['deployed_a2a3_int8']:.2f}",
         "# as A5 (`a5-mx`)": f"{perplexity['deployed_a5_mx']:.2f}",
         "unigram #": f"{perplexity['unigram']:.0f}",

@@ -73,6 +73,7 @@ def test_a_missing_compiler_is_one_more_thing(name, required):
     assert (code, "g++ is not installed" in output) == (len(required), True), output
 
 
+@pytest.mark.long
 def test_documented_commands_are_of_this_tier():
     line = (
         "tests/test_documented_commands.py::test_a_documented_line_works[python -m softnpu --help]"

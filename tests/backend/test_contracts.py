@@ -13,7 +13,7 @@ from dsv4_backend.argspec import TensorSpec
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CODES = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
-SAMPLES = 6
+SAMPLES = 3
 EVERY_SAMPLE = ("test_schema", "test_autograd_registration", "test_faketensor")
 COMPILED = ("test_aot_dispatch_dynamic",)
 # Tracing costs seconds per sample: these have gradients and none in turn; all in the long tier.

@@ -62,6 +62,7 @@ def test_links_of_a_page_lead_somewhere(operator, written):
     assert not [link for link in links if not (FOLDER / link).resolve().is_file()]
 
 
+@pytest.mark.long
 def test_pages_do_not_depend_on_the_instruction_set_in_force(written):
     before = _C.isa()
     _C.set_isa("portable")

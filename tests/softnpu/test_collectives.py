@@ -9,7 +9,12 @@ from softnpu import SOCS
 
 
 @pytest.mark.parametrize(
-    ("ranks", "soc"), [(2, SOCS[0]), (4, SOCS[1]), pytest.param(3, SOCS[2], marks=long)]
+    ("ranks", "soc"),
+    [
+        (2, SOCS[0]),
+        pytest.param(4, SOCS[1], marks=long),
+        pytest.param(3, SOCS[2], marks=long),
+    ],
 )
 def test_collectives(ranks, soc):
     code, output = run("collectives.py", ranks=ranks, soc=soc)
@@ -38,7 +43,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(
-    "call", [*CALLS[:2], *(pytest.param(call, marks=long) for call in CALLS[2:])]
+    "call", [CALLS[0], *(pytest.param(call, marks=long) for call in CALLS[1:])]
 )
 def test_a_lost_rank_is_an_error(call):
     _, output = run("lost_rank.py", call, ranks=2, variables={"HCCL_CONNECT_TIMEOUT": "600"})
@@ -64,7 +69,7 @@ REASONS = {
 
 
 # The other ones without torch: collectives_test.cpp.
-CORE = ("count", "message", "unreceived", "fault")
+CORE = ("count",)
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,16 @@ def on(soc, *others):
     return pytest.mark.parametrize("soc", [soc, *(pytest.param(o, marks=long) for o in others)])
 
 
-@on(A2, A3, A5)
+@long
+@pytest.mark.parametrize("soc", SOCS)
 def test_models_equal_the_cpu(soc):
     code, output = run("models.py", soc=soc)
     assert code == 0 and "models good" in output, output
 
 
-@pytest.mark.parametrize(("soc", "more"), [(A2, ["more"]), (A3, []), (A5, [])])
+@pytest.mark.parametrize(
+    ("soc", "more"), [(A2, []), (A3, []), (A5, []), pytest.param(A2, ["more"], marks=long)]
+)
 def test_first_commands_give_the_tokens_of_the_cpu(soc, more, tmp_path):
     code, output = run("first_commands.py", tmp_path, *more, soc=soc)
     assert code == 0 and "first commands: 0 problems" in output, output
@@ -53,7 +56,9 @@ SAME_VALUES = {
 """The seeds of that test: what is compared then differs by the workspace alone."""
 
 
-@pytest.mark.parametrize(("soc", "program"), [(A2, "models.py"), (A5, "fused.py")])
+@pytest.mark.parametrize(
+    ("soc", "program"), [(A5, "fused.py"), pytest.param(A2, "models.py", marks=long)]
+)
 def test_every_operator_asks_for_a_workspace(soc, program):
     """It is checked when given and overwritten before each run:
     whose memory it was would be spoilt.
@@ -79,8 +84,8 @@ def test_training_equals_the_cpu(soc):
 @pytest.mark.parametrize(
     ("soc", "dtype", "share", "shares"),
     [
-        (A2, "float32", 0, 2),
-        (A5, "float32", 1, 2),
+        (A2, "float32", 0, 4),
+        (A5, "float32", 2, 4),
         *(
             pytest.param(soc, dtype, 0, 1, marks=long)
             for soc in SOCS
@@ -96,7 +101,8 @@ def test_samples_of_torch_equal_the_cpu(soc, dtype, share, shares):
     assert code == 0 and " 0 problems" in output, output
 
 
-@on(A3, A2, A5)
+@long
+@pytest.mark.parametrize("soc", SOCS)
 def test_popular_models_equal_the_cpu(soc):
     code, output = run("popular.py", soc=soc)
     assert code == 0, output
@@ -105,8 +111,10 @@ def test_popular_models_equal_the_cpu(soc):
 @pytest.mark.parametrize(
     ("soc", "cann"),
     [
-        *((soc, "9.2.0") for soc in SOCS),
-        (A2, "8.5.0"),
+        (A3, "9.2.0"),
+        (A5, "9.2.0"),
+        pytest.param(A2, "9.2.0", marks=long),
+        pytest.param(A2, "8.5.0", marks=long),
         pytest.param(A3, "8.5.0", marks=long),
         pytest.param(A5, "9.0.0", marks=long),
     ],
@@ -128,9 +136,13 @@ def test_guard(case):
 @pytest.mark.parametrize(
     ("soc", "queue"),
     [
-        (A2, "0"),
         (A5, "1"),
-        *(pytest.param(*two, marks=long) for two in ((A2, "1"), (A3, "0"), (A3, "1"), (A5, "0"))),
+        *(
+            pytest.param(soc, queue, marks=long)
+            for soc in SOCS
+            for queue in "01"
+            if (soc, queue) != (A5, "1")
+        ),
     ],
 )
 def test_the_rest_of_torch(soc, queue):
@@ -145,7 +157,7 @@ def test_faulty_launch(case):
     assert ("launch of aclnnMul wrote none of its outputs" in output) == (case == "idle"), output
 
 
-@pytest.mark.parametrize("queue", ["0", "1"])
+@pytest.mark.parametrize("queue", ["1", pytest.param("0", marks=long)])
 def test_forked_child_is_refused(queue):
     code, output = run("guards.py", "fork", variables={"TASK_QUEUE_ENABLE": queue}, timeout=120)
     assert code == 0 and "caught" in output, output
@@ -186,7 +198,9 @@ def test_fixture(tmp_path):
     assert "never fired in this test: ['aclnnAtan2:1:5', 'aclnnMuls@idle:2:1']" in output
 
 
-@pytest.mark.parametrize(("operator", "soc"), [("GIoU", A2), ("aclStft", A5)])
+@pytest.mark.parametrize(
+    ("operator", "soc"), [("aclStft", A5), pytest.param("GIoU", A2, marks=long)]
+)
 def test_unknown_operator_is_named(operator, soc):
     code, output = run(
         "guards.py", "unknown", operator, soc=soc, variables={"TASK_QUEUE_ENABLE": "0"}
@@ -224,8 +238,8 @@ def test_chaos_changes_nothing_and_finds_a_missing_wait(seeds):
 @pytest.mark.parametrize(
     ("model", "stride", "soc"),
     [
-        ("qwen3-moe", 1, A2),
         ("deepseek-v4", 40, A5),
+        pytest.param("qwen3-moe", 1, A2, marks=long),
         *(pytest.param("deepseek-v4", 1, soc, marks=long) for soc in SOCS),
     ],
 )

@@ -21,7 +21,7 @@ def launchers(part, soc=SOCS[0], **options):
 
 EVERYWHERE = {
     *("embed_streams", "hc_head_hf32", "hc_post", "hc_pre_hf32", "lm_head", "rms_norm", "rope"),
-    *("apply_rope", "compress_pool", "linear_pair", "qkv_norm_rope"),
+    *("apply_rope", "bf16_moe", "compress_pool", "indexer_prolog", "linear_pair", "qkv_norm_rope"),
     *("gate_hash", "gate_topk", "moe_combine", "moe_dispatch", "swiglu", "write_cache"),
     *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
     *("hadamard", "hc_head", "head_rms_norm", "markov_bias", "mtp_combine", "sample"),

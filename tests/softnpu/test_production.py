@@ -21,6 +21,8 @@ LAST_BITS = 2e-3
     [
         ("least", "a2a3-int8", A3, "1"),
         ("least", "a5-mx", A5, "1"),
+        ("least", "bf16", A3, "1"),
+        ("least", "bf16", A5, "1"),
         pytest.param("least", "a2a3-int8", A3, "0", marks=long),
         pytest.param("least", "a2a3-int8", A3, "2", marks=long),
         pytest.param("flash", "a2a3-int8", A3, "1", marks=long),

@@ -48,5 +48,5 @@ def indexer_prolog(
     """
     product = (qr.detach().float() @ wq_b.detach().float().T).to(qr.dtype)
     q = heads_of(product, weights_proj, cos, sin)
-    keys = norm_rope(pooled.detach(), k_norm.detach(), eps, entry_cos, entry_sin)
+    keys = norm_rope(pooled, k_norm, eps, entry_cos, entry_sin).detach()
     return q, keys, fp32_weights(x, weights_proj)

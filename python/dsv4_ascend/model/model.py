@@ -315,11 +315,11 @@ def load(
     device: where it runs. profile: what is rounded, `official` if neither it nor dtype is given;
     dtype names it too: torch.bfloat16 is `official`, torch.float32 is `ideal`. `a2a3-int8` and
     `a5-mx` emulate Ascend deployments: their weights are quantised again while loading, one after
-    the other. progress(bytes done, bytes in all) is called per tensor. allow_unknown: fields of the
-    configuration to ignore though they may change what the model computes. The model's `notes` say
-    what was ignored. CheckpointError and ConfigError list everything that does not fit;
-    ArgumentError for another profile or dtype, EnvironmentFault for a device that this process does
-    not have.
+    the other; `bf16` widens them instead. progress(bytes done, bytes in all) is called per tensor.
+    allow_unknown: fields of the configuration to ignore though they may change what the model
+    computes. The model's `notes` say what was ignored. CheckpointError and ConfigError list
+    everything that does not fit; ArgumentError for another profile or dtype, EnvironmentFault for a
+    device that this process does not have.
     """
     chosen = _chosen_profile(profile, dtype)
     folder = folder_of("path", path)

@@ -203,10 +203,6 @@ class Int8(DeployedWeight):
         return dequantize_int8(self.weight, self.scale).to(dtype)
 
 
-class Bf16(Float):
-    """bf16 [N, K]."""
-
-
 class Bf16Experts(FloatExperts):
     """bf16 [E, N, K], rows in bf16 too; the routing weight multiplies after w2."""
 
@@ -351,5 +347,5 @@ def _in_one_tensor(
     return one.view(of), other.view(of)
 
 
-PREPARED = Int8, Int8Experts, Mx8, TiledMx4Experts, Bf16, Bf16Experts
+PREPARED = Int8, Int8Experts, Mx8, TiledMx4Experts, Float, Bf16Experts
 """Formats whose experts one operator runs."""

@@ -12,7 +12,6 @@ import torch
 
 from dsv4_ascend.checkpoint.layout import FP8_TILE
 from dsv4_ascend.weights.deployed import (
-    Bf16,
     Bf16Experts,
     Codes,
     Int8,
@@ -24,6 +23,7 @@ from dsv4_ascend.weights.deployed import (
 )
 from dsv4_ascend.weights.formats import (
     ExpertWeights,
+    Float,
     Fp4Experts,
     Fp8,
     Fp8Experts,
@@ -44,7 +44,7 @@ from dsv4_backend.ops.quant import quantize_weight_fp4
 
 def to_bf16(weight: Weight) -> Weight:
     """The values in bf16, which holds every e4m3 value times a power of two."""
-    return Bf16(weight.values(torch.bfloat16), None)
+    return Float(weight.values(torch.bfloat16), None)
 
 
 def to_int8(weight: Weight) -> Weight:

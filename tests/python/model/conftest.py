@@ -16,4 +16,4 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> dict[str, Model]:
-    return {name: load(folder, profile=name) for name in ("official", *DEPLOYED)}
+    return {name: load(folder, profile=name) for name in ("official", "bf16", *DEPLOYED)}

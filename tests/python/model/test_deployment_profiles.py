@@ -1,4 +1,4 @@
-"""Profiles a2a3-int8 and a5-mx: what each weight becomes,
+"""Profiles bf16, a2a3-int8 and a5-mx: what each weight becomes,
 and each rounding point against a formula written here.
 
 Sources: spec/deployments.md 2 to 5, 7, 8. Roundings inside one operator are tested with it, the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from deployments import both
+from deployments import both, on_chips
 from quantised_networks import QUANTISED
 from seeds import generator
 from tiny_networks import CONFIG, random_model
@@ -23,6 +23,7 @@ from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all, official_tensors
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.deployed import (
+    Bf16Experts,
     Int8,
     Int8Experts,
     Mx4Experts,
@@ -32,7 +33,7 @@ from dsv4_ascend.weights.deployed import (
     prepared,
 )
 from dsv4_ascend.weights.experts import ExpertStack
-from dsv4_ascend.weights.formats import Chosen, Float, Shared
+from dsv4_ascend.weights.formats import Chosen, Float, Shared, widened
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend import dispatch
 from dsv4_backend.ops.mx import quantize_weight_mxfp8
@@ -93,6 +94,21 @@ def test_weights_lose_what_their_format_says_and_no_more(
             assert (kept.weight.abs().amax(1) >= 126).all(), path
 
 
+def test_bf16_holds_every_official_value(models: dict[str, Model]) -> None:
+    """Codes of 4 or 8 bits times powers of two fit into bf16."""
+    official = linears(models["official"])
+    for path, module in linears(models["bf16"]).items():
+        kept = module.stored()
+        assert (type(kept), kept.weight.dtype) == (Float, torch.bfloat16), path
+        assert torch.equal(kept.weight.float(), official[path].stored().values(torch.float32)), path
+    stored = models["official"].network.layers[0].ffn.experts.stacks()
+    for projection, stack in models["bf16"].network.layers[0].ffn.experts.stacks().items():
+        assert isinstance(stack.stored(), Bf16Experts)
+        for e, matrix in enumerate(stack.weight):
+            want = widened(stored[projection].weight[e], stored[projection].scale[e])
+            assert torch.equal(matrix.float(), want), (projection, e)
+
+
 def test_official_experts_are_mx_as_they_are(models: dict[str, Model]) -> None:
     stored = models["official"].network.layers[0].ffn.experts.stacks()
     for projection, stack in models["a5-mx"].network.layers[0].ffn.experts.stacks().items():
@@ -102,7 +118,7 @@ def test_official_experts_are_mx_as_they_are(models: dict[str, Model]) -> None:
         )
 
 
-@both
+@on_chips
 def test_streams_are_mixed_in_hf32(models: dict[str, Model], name: str) -> None:
     dispatch.forget_ran()
     models[name].generate([[1, 2, 3]], max_new_tokens=1)

@@ -1,4 +1,4 @@
-"""Profiles a2a3-int8 and a5-mx in whole runs: what caches keep,
+"""Profiles bf16, a2a3-int8 and a5-mx in whole runs: what caches keep,
 and how far logits are from ideal ones (spec/deployments.md 4, 5, 7).
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from deployments import both
+from deployments import both, on_chips
 from quantised_networks import QUANTISED, write_quantised
 from seeds import seed_of
 
@@ -106,7 +106,7 @@ def smooth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_quantised(tmp_path_factory.mktemp("smooth") / "checkpoint", SMOOTH)
 
 
-@both
+@on_chips
 def test_a_deployment_is_ideal_within_its_noise_however_tokens_come(
     smooth: Path, name: str
 ) -> None:
@@ -133,4 +133,4 @@ def test_drafts_and_batches_run(models: dict[str, Model], name: str) -> None:
 
 def test_profiles_differ() -> None:
     assert A2A3_INT8.storage != A5_MX.storage
-    assert list(PROFILES) == ["ideal", "official", "a2a3-int8", "a5-mx"]
+    assert list(PROFILES) == ["ideal", "official", "bf16", "a2a3-int8", "a5-mx"]

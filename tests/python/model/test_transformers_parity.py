@@ -53,13 +53,15 @@ def test_prefill(pair) -> None:
     _assert_close(ours.forward(ids, chunk=len(ids)), want)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("chunk", [7, 64, pytest.param(1, marks=pytest.mark.long)])
 def test_chunked_prefill(pair, chunk: int) -> None:
     ours, ids, want = pair
     _assert_close(ours.forward(ids, chunk=chunk), want)
 
 
-@pytest.mark.parametrize("decode_from", [0, 1, 37])
+@pytest.mark.parametrize(
+    "decode_from", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 37))]
+)
 def test_decode(pair, decode_from: int) -> None:
     ours, ids, want = pair
     _assert_close(ours.forward(ids, decode_from=decode_from), want)

@@ -287,7 +287,8 @@ def test_the_figures_of_the_deployment_profiles_are_true(shipped: Model) -> None
         )
     stream = encode_documents(shipped.tokenizer._backend, corpus.held_out)[:4097]
     official = perplexity(shipped, stream) / card["quantised_official"]
-    for profile, figure in (("a2a3-int8", "deployed_a2a3_int8"), ("a5-mx", "deployed_a5_mx")):
+    for profile in ("bf16", "a2a3-int8", "a5-mx"):
+        figure = f"deployed_{profile.replace('-', '_')}"
         found = perplexity(load(SHIPPED, profile=profile), stream)
         assert found == pytest.approx(official * card[figure], rel=2e-3), profile
 

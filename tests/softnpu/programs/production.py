@@ -25,11 +25,17 @@ from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import prepare_weights
 from dsv4_ascend.parity.arrays import to_array
 from dsv4_ascend.parity.runner import mutated_arguments
-from dsv4_ascend.weights.deployed import Int8, Int8Experts, Mx4Experts, Mx8
+from dsv4_ascend.weights.deployed import (
+    Bf16Experts,
+    Int8,
+    Int8Experts,
+    Mx4Experts,
+    Mx8,
+)
 from dsv4_ascend.weights.experts import ExpertStack
 from dsv4_ascend.weights.formats import Float, FloatExperts, Fp4Experts
 from dsv4_ascend.weights.linear import Linear
-from dsv4_ascend.weights.storage import INT8_STORAGE
+from dsv4_ascend.weights.storage import BF16_STORAGE, INT8_STORAGE
 from dsv4_backend import dispatch
 from dsv4_backend.contract import Operator
 from softnpu import current
@@ -44,7 +50,7 @@ LEAST = dict(
     o_lora_rank=128,
     moe_intermediate_size=256,
 )
-LEAST_OF = {"a5-mx": dict(hidden_size=4096)}
+LEAST_ON_A5 = dict(hidden_size=4096)
 IDS = torch.randint(
     VOCABULARY, (PROMPT + DECODED,), generator=torch.Generator().manual_seed(seed("ids"))
 )
@@ -54,7 +60,7 @@ device = current()
 def config_of(release, kinds, profile):
     """The release's configuration with one layer of each kind, few experts and words."""
     ratios = tuple(RATIOS[kind] for kind in kinds)
-    least = LEAST | LEAST_OF.get(profile.name, {})
+    least = LEAST | (LEAST_ON_A5 if "950" in device.soc else {})
     widths = V4Config.flash() if release == "least" else getattr(V4Config, release)()
     return dataclasses.replace(
         dataclasses.replace(widths, **least) if release == "least" else widths,
@@ -96,9 +102,10 @@ def linear_of(generator, profile, path, n, k):
 
 
 def experts_of(generator, profile, e, n, k):
-    if profile.storage is None:
+    if profile.storage in (None, BF16_STORAGE):
         values = torch.randn(e, n, k, generator=generator) / k**0.5
-        return FloatExperts(values.to(profile.dtype), None)
+        float_ = FloatExperts if profile.storage is None else Bf16Experts
+        return float_(values.to(profile.dtype), None)
     if profile.storage is INT8_STORAGE:
         return Int8Experts(codes(generator, e, n, k), channels(generator, e, n, k=k))
     packed = torch.randint(-128, 128, (e, n, k // 2), dtype=torch.int8, generator=generator)
