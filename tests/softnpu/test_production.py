@@ -44,6 +44,24 @@ def test_a_decode_step_is_all_launches_and_is_captured(release, profile, soc, qu
     assert counts(output) == documented(profile), output
 
 
+@pytest.mark.parametrize(
+    "queue", ["1", pytest.param("0", marks=long), pytest.param("2", marks=long)]
+)
+def test_the_gate_of_vllm_ascend_saves_three_launches_of_a_layer(queue):
+    code, output = run(
+        "production.py", "least", "a2a3-int8", soc=A3, cann="9.1.0", vendor="vllm-ascend",
+        variables={"TASK_QUEUE_ENABLE": queue}, timeout=900,
+    )  # fmt: skip
+    assert code == 0 and "ran a reference" not in output, output
+    assert "captured equals eager: True" in output, output
+    (operator,) = re.findall(r"worst operator beside its reference: (\S+)", output)
+    assert float(operator) < LAST_BITS, output
+    (difference,) = re.findall(r"beside the CPU: (\S+)", output)
+    assert float(difference) < FLIPPED_CODES, output
+    assert counts(output) == documented("a2a3-int8", " with vllm-ascend's gate"), output
+    assert " MoeGatingTopKHash" in output and "MoeGatingTopKV2" not in output, output
+
+
 def test_where_the_chip_has_no_compressor_its_steps_are_captured_too():
     code, output = run("production.py", "least", "a2a3-int8", "csa", soc=A2, cann="9.1.0")
     assert code == 0 and "ran a reference" not in output, output
@@ -90,6 +108,6 @@ def counts(text):
     return re.findall(r"^launches of .*$", text, re.MULTILINE)
 
 
-def documented(profile):
-    """The lines of a profile's block in the page."""
-    return counts(LAUNCHES.read_text().partition(f"\n`{profile}` on ")[2].split("```")[1])
+def documented(profile, beside=""):
+    """The lines of a profile's block in the page, with a package beside CANN's own operators."""
+    return counts(LAUNCHES.read_text().partition(f"\n`{profile}`{beside} on ")[2].split("```")[1])

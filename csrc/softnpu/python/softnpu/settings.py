@@ -136,7 +136,7 @@ def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
     result = {**os.environ, **(variables or {})}
     # torch_npu leaves "0" behind when its import has failed.
     result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
-    result.update({name: path for name, path in _home().items() if name not in os.environ})
+    result.update({name: path for name, path in _home().items() if name not in result})
     result.update(custom_path(result))
     _prepend(result, "LD_LIBRARY_PATH", str(library_folder()))
     _prepend(result, "PYTHONPATH", torch_npu_path())
