@@ -112,6 +112,9 @@ ELSEWHERE = {
             "it needs others' repositories", "csrc/softnpu/docs/public-tests.md", "Unpack the three"
         ),
     ),
+    "softnpu --vendor mine -- python your_script.py": Elsewhere(
+        "it needs a library of yours", "tests/softnpu/test_vendors.py", "vendor=str(outside)"
+    ),
     "dsv4-ascend train-tiny": Elsewhere(
         "52 minutes", "tests/python/tiny/test_tiny.py", 'main(["train-tiny", *options])'
     ),

@@ -18,9 +18,12 @@ SOURCES = {
     "acl/part.cpp": '#include "part.h"\nint acl_part() { return part(); }\n',
     "hccl/part.cpp": "int hccl_part() { return 2; }\n",
     "opapi/part.cpp": '#include "softnpu/acl/part.h"\nint opapi_part() { return part(); }\n',
+    "vendors/other/ops.cpp": "int other_part() { return 3; }\n",
 }
 SHIMS = ("hcomm", "nnopbase", "graph", "ge_runner", "acl_op_compiler", "acl_tdt_channel")
 LIBRARIES = {f"lib{name}.so" for name in ("ascendcl", "opapi", "hccl", *SHIMS)}
+VENDOR, VENDOR_PARTS = "libcust_opapi.so", {"other/ops.o", "libcust_opapi.so"}
+BESIDE = {f"vendors/other/op_api/lib/{VENDOR}", "include/softnpu/acl/part.h"}
 RECORDER = '#!/bin/sh\necho "$@" >>"$(dirname "$0")/calls"\nexec "$@"\n'
 BUILD_WHEEL = "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
 
@@ -46,7 +49,7 @@ class Tree:
         (root / "record").chmod(0o755)
 
     def write(self, name, text):
-        (self.root / name).parent.mkdir(exist_ok=True)
+        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
         (self.root / name).write_text(text)
 
     def cxx(self, *arguments):
@@ -106,23 +109,28 @@ def test_the_wheel_has_libraries_and_package_and_is_for_every_python(tree):
     }
     folders = {f"softnpu/{folder}/README" for folder in ("compiler", "runtime")}
     assert names(wheel) == package | folders | {"softnpu/py.typed"} | {
-        f"softnpu/lib/{name}" for name in LIBRARIES
+        f"softnpu/lib/{name}" for name in LIBRARIES | BESIDE
     }
 
 
 def test_an_editable_installation_builds_beside_the_sources(tree):
     done = tree.run("-c", BUILD_WHEEL, "build_editable", ".")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tree.root / "python" / "softnpu" / "lib").iterdir()} == LIBRARIES
+    library = tree.root / "python" / "softnpu" / "lib"
+    found = {str(path.relative_to(library)) for path in library.rglob("*") if path.is_file()}
+    assert found == LIBRARIES | BESIDE
     (wheel,) = tree.root.glob("*.whl")
     assert not [name for name in names(wheel) if name.endswith(".so")]
 
 
 def test_only_what_changed_is_built_again(tree):
-    assert tree.build() == {"acl/part.o", "hccl/part.o", "opapi/part.o"} | LIBRARIES
+    parts = {"acl/part.o", "hccl/part.o", "opapi/part.o"}
+    assert tree.build() == parts | LIBRARIES | VENDOR_PARTS
     assert tree.build() == set()
     tree.write("opapi/part.cpp", "int opapi_part() { return 3; }\n")
-    assert tree.build() == {"opapi/part.o", "libopapi.so"}
+    assert tree.build() == {"opapi/part.o", "libopapi.so", VENDOR}
+    tree.write("vendors/other/ops.cpp", "int other_part() { return 4; }\n")
+    assert tree.build() == VENDOR_PARTS
     tree.write("hccl/part.cpp", '#include "softnpu/acl/part.h"\n')
     assert {"hccl/part.o", "libhccl.so"} <= tree.build()
     tree.write("acl/part.h", "#pragma once\ninline int part() { return 4; }\n")

@@ -252,6 +252,11 @@ def npu_functions() -> list[NpuFunction]:
     return [NpuFunction(*row) for row in _C.npu_functions()]
 
 
+def npu_packages() -> list[str]:
+    """Operator packages that this process can use: of "builtin", "vllm-ascend" and "recipes"."""
+    return _C.npu_packages()
+
+
 def ran() -> dict[tuple[str, str], dict[str, int]]:
     """(operator, device type) -> implementation -> how often it ran
     in this process since `forget_ran`.

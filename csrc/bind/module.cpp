@@ -127,6 +127,14 @@ std::vector<std::array<std::string, 5>> list_npu_functions() {
   return rows;
 }
 
+std::vector<std::string> list_npu_packages() {
+  std::vector<std::string> names;
+  for (const auto package : dsv4::npu::machine_here().packages) {
+    names.emplace_back(dsv4::npu::package_name(package));
+  }
+  return names;
+}
+
 // Any instruction set that the code knows: predicates are asked about machines that are not here,
 // too.
 dsv4::Isa known_isa(const std::string& name) {
@@ -231,6 +239,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("candidates", &list_candidates);
   m.def("answers", &candidates);
   m.def("npu_functions", &list_npu_functions);
+  m.def("npu_packages", &list_npu_packages);
   m.def("ran", &list_ran);
   m.def("forget_ran", &dsv4::bind::forget_ran);
   m.def("available_isas", &list_isas);

@@ -37,9 +37,7 @@ struct MoeFinalizeRouting {  // sum of each token's k rows times scales
   DSV4_ARGUMENTS(rows, to_row, skip1, skip2, bias, scales, experts, drop_pad_mode, out)
 };
 
-struct MoeGatingTopK {  // logits [T, E] -> weights and ids of k experts, by score or by table
-  static constexpr const char* symbol = "aclnnMoeGatingTopKV2";
-  static constexpr std::array versions = {Version{Package::builtin, kAllChips, {9, 1}}};
+struct Gating {  // logits [T, E] -> weights and ids of k experts, by score or by table
   static constexpr int64_t kSigmoid = 1;  // norm_type
   static constexpr int64_t kSqrtSoftplus = 2;
   In x;
@@ -50,6 +48,18 @@ struct MoeGatingTopK {  // logits [T, E] -> weights and ids of k experts, by sco
   Out y, expert_idx, out;
   DSV4_ARGUMENTS(x, bias, input_ids, tid2eid, k, k_group, group_count, group_select_mode, renorm,
                  norm_type, out_flag, routed_scaling_factor, eps, y, expert_idx, out)
+};
+
+struct MoeGatingTopK : Gating {  // kSqrtSoftplus on A5 only
+  static constexpr const char* symbol = "aclnnMoeGatingTopKV2";
+  static constexpr std::array versions = {Version{Package::builtin, kAllChips, {9, 1}}};
+};
+
+// vllm-ascend's, with the same arguments: kSqrtSoftplus on every chip. Its installation page wants
+// CANN 9.1.0.
+struct MoeGatingTopKHash : Gating {
+  static constexpr const char* symbol = "aclnnMoeGatingTopKHash";
+  static constexpr std::array versions = {Version{Package::vllm_ascend, kAllChips, {9, 1}}};
 };
 
 }  // namespace dsv4::npu

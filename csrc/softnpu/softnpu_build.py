@@ -18,6 +18,8 @@ SOURCE = Path(__file__).resolve().parent
 TARGET = SOURCE / "python" / "softnpu" / "lib"
 WORK = SOURCE / "build" / "objects"
 PARTS = ("acl", "hccl", "opapi")
+PUBLIC = ("acl", "opapi")
+"""Whose headers operators of others include: they go into `include` beside the libraries."""
 # Names that torch_npu links or opens; what they are asked for is in libascendcl, which they need.
 SHIMS = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "nnopbase")
 FLAGS = "-std=c++20 -O2 -g0 -fPIC -Wall -Wextra -fvisibility=hidden -fstack-protector-strong"
@@ -70,7 +72,12 @@ def _rules(target: Path, include: Path) -> str:
     ]
 
     def library(
-        name: str, folder: str | None, extra_cxx: str, extra_link: str, needs: str = ""
+        name: str,
+        folder: str | None,
+        extra_cxx: str,
+        extra_link: str,
+        needs: str = "",
+        place: str = "",
     ) -> None:
         precompiled, include_it = "", ""
         if folder and (header := SOURCE / folder / "precompiled.h").is_file():
@@ -90,7 +97,7 @@ def _rules(target: Path, include: Path) -> str:
                     f"  extra = {extra_cxx} {include_it}",
                 ]
             )
-        out = _escaped(target / f"lib{name}.so")
+        out = _escaped(target / place / f"lib{name}.so")
         lines.extend(
             [
                 f"build {out}: link {' '.join(objects)} | {needs}",
@@ -104,6 +111,16 @@ def _rules(target: Path, include: Path) -> str:
     library("ascendcl", "acl", "", "-lpthread")
     library("hccl", "hccl", "", f"{on_runtime} -lpthread -lrt", runtime)
     library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} {torch}", runtime)
+    on_operators = f"{on_runtime} -lopapi {torch} -Wl,-rpath,'$$ORIGIN/../../../..'"
+    for vendor in sorted(path.name for path in (SOURCE / "vendors").glob("*/")):
+        library(
+            "cust_opapi",
+            f"vendors/{vendor}",
+            f"-O1 {includes}",
+            on_operators,
+            _escaped(target / "libopapi.so"),
+            f"vendors/{vendor}/op_api/lib",
+        )
     for name in SHIMS:
         library(name, None, "", on_runtime, runtime)
     # It is asked for HcclGroupStart.
@@ -145,6 +162,11 @@ def build(target: Path = TARGET, work: Path = WORK) -> None:
     ninja = [found] if (found := shutil.which("ninja")) else [sys.executable, "-m", "ninja"]
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
     subprocess.run([*ninja, *jobs, "-C", str(work)], check=True)
+    for part in PUBLIC:
+        headers = shutil.ignore_patterns("*.cpp", "precompiled.h")
+        shutil.copytree(
+            SOURCE / part, target / "include" / "softnpu" / part, ignore=headers, dirs_exist_ok=True
+        )
 
 
 if __name__ == "__main__":

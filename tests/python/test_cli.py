@@ -142,6 +142,16 @@ def test_ops_asks_with_the_cann_and_the_packages_given(run):
     assert norm["devices"]["A3"]["name"] == "reference"
 
 
+def test_ops_shows_the_gate_of_vllm_ascend_where_it_saves_launches(run):
+    packages = "--package", "builtin", "--package", "vllm-ascend"
+    _, out, _ = run("ops", "--chip", "A2", "--chip", "A3", "--chip", "A5", *packages, "--json")
+    devices = {row["name"]: row["devices"] for row in json.loads(out)["operators"]}
+    for gate in ("gate_topk", "gate_hash"):
+        names = [devices[gate][chip]["name"].partition("/")[2] for chip in ("A2", "A3", "A5")]
+        assert names == [*["aclnnMoeGatingTopKHash"] * 2, "aclnnMoeGatingTopKV2"]
+        assert devices[f"{gate}_folded"]["A3"]["name"] == f"{gate}_folded/aclnnMoeGatingTopKV2"
+
+
 def test_ops_tells_fused_from_composite_and_refused_side_by_side(run):
     _, out, _ = run("ops", "--json")
     kinds = {row["name"]: row["kinds"] for row in json.loads(out)["operators"]}

@@ -17,8 +17,9 @@ def plain(*arguments):
     )
 
 
-def on_a3(*arguments):
-    return execute([*COMMAND, *arguments], environment(settings(soc=A3, cann="9.1.0")))
+def on_a3(*arguments, **options):
+    given = settings(soc=A3, cann="9.1.0", **options)
+    return execute([*COMMAND, *arguments], environment(given))
 
 
 def test_what_ran_on_the_device_is_judged_without_it(tmp_path):
@@ -52,7 +53,8 @@ def test_doctor_looks_up_every_function():
     states = {one["symbol"]: one["state"] for one in symbols}
     assert states["aclnnRmsNorm"] == "found"
     assert states["aclnnMhcPre"] == "not of this chip"
-    assert set(states.values()) == {"found", "not of this chip"}
+    assert states["aclnnMoeGatingTopKHash"] == "package not here"
+    assert set(states.values()) == {"found", "not of this chip", "package not here"}
     instead = {(one["operator"], one["symbol"]): one["instead"] for one in symbols}
     assert instead["hc_head", "aclnnMhcPre"] == "aclnnMatmul"
     assert instead["hc_pre", "aclnnMhcPre"] == "reference; `strict` refuses"
@@ -60,3 +62,12 @@ def test_doctor_looks_up_every_function():
         (one["state"] == "found") == (not one["instead"]) or one["kind"] == "composite"
         for one in symbols
     )
+
+
+def test_doctor_names_the_package_of_each_function():
+    code, output = on_a3("doctor", "--json", vendor="vllm-ascend")
+    assert code == 0, output
+    symbols = json.loads(output[output.index("{") : output.rindex("}") + 1])["symbols"]
+    found = {one["symbol"]: (one["state"], one["package"]) for one in symbols}
+    assert found["aclnnMoeGatingTopKHash"] == ("found", "vllm-ascend")
+    assert found["aclnnRmsNormDynamicQuant"] == ("found", "builtin")

@@ -13,8 +13,8 @@ QUEUES = ["0", "1", "2"]
 NORM = "aclnnRmsNorm"
 
 
-def launchers(part, soc=SOCS[0], **options):
-    code, output = run("launchers.py", part, soc=soc, cann="9.1.0", **options)
+def launchers(part, *arguments, soc=SOCS[0], **options):
+    code, output = run("launchers.py", part, *arguments, soc=soc, cann="9.1.0", **options)
     assert code == 0, output
     return output
 
@@ -44,7 +44,7 @@ ON_A2_AND_A3 = {
 @pytest.mark.parametrize("soc", SOCS)
 def test_every_case_that_a_launcher_takes_fits(soc):
     counts = re.findall(
-        r"^(\w+): (\d+) of (\d+) cases launched", launchers("parity", soc), re.MULTILINE
+        r"^(\w+): (\d+) of (\d+) cases launched", launchers("parity", soc=soc), re.MULTILINE
     )
     launched = {name for name, taken, _ in counts if int(taken)}
     own = ON_A5 if "950" in soc else ON_A2_AND_A3
@@ -54,13 +54,24 @@ def test_every_case_that_a_launcher_takes_fits(soc):
     )
 
 
+@pytest.mark.parametrize("soc", SOCS[:2])
+def test_every_case_that_the_gate_of_vllm_ascend_takes_fits(soc):
+    gates = "gate_topk", "gate_hash"
+    output = launchers("parity", *gates, soc=soc, vendor="vllm-ascend")
+    for gate in gates:
+        by_vendor = re.search(rf"^{gate}/aclnnMoeGatingTopKHash: (\d+) res", output, re.MULTILINE)
+        assert by_vendor and int(by_vendor[1]) > 5, output
+
+
 def test_signatures_are_those_of_the_device():
-    assert "signatures agree" in launchers("signatures")
+    assert "signatures agree" in launchers("signatures", vendor="vllm-ascend")
 
 
 @pytest.mark.parametrize("soc", SOCS[1:])
 def test_a_fused_candidate_is_one_launch(soc):
-    said = dict(re.findall(r"^(\S+) is (fused|composite)$", launchers("kinds", soc), re.MULTILINE))
+    said = dict(
+        re.findall(r"^(\S+) is (fused|composite)$", launchers("kinds", soc=soc), re.MULTILINE)
+    )
     assert said["rms_norm/aclnnRmsNorm"] == "fused"
     assert said["sample/aclnnArgMax"] == "composite"
     assert len(said) > 20

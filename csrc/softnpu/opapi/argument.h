@@ -36,7 +36,7 @@ enum class DType_ : int {};                      // aclDataType by value
 
 // An output, or an argument that is changed: assigning stores with the output's dtype and strides;
 // the shape must be right.
-class Out {
+class SOFTNPU_CXX Out {
  public:
   Out() = default;
   explicit Out(at::Tensor tensor) : tensor_(std::move(tensor)) {}
@@ -62,17 +62,17 @@ struct OptionalOut : Out {
 using Outs = const std::vector<Out>&;
 
 // An output whose real size is known only when the kernel has run; phase 2 waits for it.
-struct Growing {
+struct SOFTNPU_CXX Growing {
   Out whole;  // of the largest possible size
   std::shared_ptr<std::vector<int64_t>> sizes;
   void operator=(const at::Tensor& value) const;
 };
 
-at::ScalarType scalar_type(int dtype);
+SOFTNPU_CXX at::ScalarType scalar_type(int dtype);
 inline at::ScalarType scalar_type(DType_ dtype) { return scalar_type(static_cast<int>(dtype)); }
 
 // Everything that phase 1 collects while it converts arguments.
-struct Builder {
+struct SOFTNPU_CXX Builder {
   std::shared_ptr<Launch> launch;
   bool has_output = false;  // with at least one element
   std::vector<std::pair<aclTensor*, std::shared_ptr<std::vector<int64_t>>>> growing;
@@ -96,7 +96,7 @@ struct Builder {
   c10::InferenceMode outside_{false};
 };
 
-at::Scalar scalar_value(const aclScalar* raw);
+SOFTNPU_CXX at::Scalar scalar_value(const aclScalar* raw);
 
 // How the trace shows an argument; a number in the fewest digits that read back as the same value.
 inline std::string shown(double number) {

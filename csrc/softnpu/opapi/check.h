@@ -46,15 +46,17 @@ struct Rule {
 inline constexpr int kTilingRefuses = 561002, kShapeInferenceRefuses = 561103,
                      kWrongPlatform = 361001;
 
-[[noreturn]] void refuse(const std::string& argument, const std::string& found,
-                         const std::string& expected);
-void require(bool condition, const char* argument, const std::string& found, const char* expected);
-bool here(unsigned where);  // on one of these chips
-bool cann_from(int major,
-               int minor);  // the CANN version that torch_npu is told is this one or later
+[[noreturn]] SOFTNPU_CXX void refuse(const std::string& argument, const std::string& found,
+                                     const std::string& expected);
+SOFTNPU_CXX void require(bool condition, const char* argument, const std::string& found,
+                         const char* expected);
+SOFTNPU_CXX bool here(unsigned where);  // on one of these chips
+SOFTNPU_CXX bool cann_from(
+    int major,
+    int minor);  // the CANN version that torch_npu is told is this one or later
 // Refuses the operator on a chip that does not have it.
-void require_generation(unsigned where, int code = kNnParameter);
-void check_table(const std::vector<Rule>& rules, int rank_code = kNnParameter);
+SOFTNPU_CXX void require_generation(unsigned where, int code = kNnParameter);
+SOFTNPU_CXX void check_table(const std::vector<Rule>& rules, int rank_code = kNnParameter);
 
 // Runs checks whose refusals the document gives another code than 161002.
 template <class Check>
@@ -67,9 +69,9 @@ void refusing_with(int code, const Check& check) {
 }
 // For values that only the kernel can read: one outside of [first, end) is a fault that names the
 // argument.
-void expect_values(In x, int64_t first, int64_t end, const char* argument);
-std::string show(In x);
-std::string show(const Types& types);
+SOFTNPU_CXX void expect_values(In x, int64_t first, int64_t end, const char* argument);
+SOFTNPU_CXX std::string show(In x);
+SOFTNPU_CXX std::string show(const Types& types);
 inline std::string text(int64_t value) { return std::to_string(value); }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline bool on_a5() { return here(kOnA5); }

@@ -5,10 +5,11 @@
 
 namespace softnpu {
 
-at::Tensor inverse_rms(In wide, int64_t axes,
-                       double epsilon);  // of the last `axes` dimensions, which stay as ones
+SOFTNPU_CXX at::Tensor inverse_rms(
+    In wide, int64_t axes,
+    double epsilon);  // of the last `axes` dimensions, which stay as ones
 // fp32; beta may be undefined
-at::Tensor normalised(In wide, In r, In gamma, In beta);
+SOFTNPU_CXX at::Tensor normalised(In wide, In r, In gamma, In beta);
 // Sizes of x without its last `axes` dimensions.
 std::vector<int64_t> outer_sizes(In x, int64_t axes);
 

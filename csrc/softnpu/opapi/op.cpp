@@ -322,18 +322,11 @@ std::string declared(const std::vector<const char*>& types, const std::vector<co
   return result;
 }
 
-// What the linker gathers of all files.
-extern "C" const Listed* const __start_softnpu_operators[];
-extern "C" const Listed* const __stop_softnpu_operators[];
-
-// The arguments of an operator's phase 1 in C, before workspaceSize and executor: types, and names
-// where it has any; nullptr: there is no such operator. "aclTensor*" without const is written.
-SOFTNPU_C const char* softnpu_signature(const char* name) {
+const char* signature_in(const Listed* const* first, const Listed* const* last, const char* name) {
   static thread_local std::string answer;
-  const auto* found =
-      std::find_if(__start_softnpu_operators, __stop_softnpu_operators,
-                   [name](const Listed* one) { return std::strcmp(one->name, name) == 0; });
-  if (found == __stop_softnpu_operators) return nullptr;
+  const auto* found = std::find_if(
+      first, last, [name](const Listed* one) { return std::strcmp(one->name, name) == 0; });
+  if (found == last) return nullptr;
   answer = (*found)->signature();
   return answer.c_str();
 }

@@ -17,11 +17,12 @@
 
 namespace softnpu {
 
-void set_kernel(Builder& builder, std::function<void()> kernel);
-int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace,
-           aclOpExecutor** executor);
-int report_exception(const char* name);  // inside a catch block
-int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor, Handle stream);
+SOFTNPU_CXX void set_kernel(Builder& builder, std::function<void()> kernel);
+SOFTNPU_CXX int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace,
+                       aclOpExecutor** executor);
+SOFTNPU_CXX int report_exception(const char* name);  // inside a catch block
+SOFTNPU_CXX int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor,
+                       Handle stream);
 
 // Fields of a struct in the order of a C signature; the names are lists of them as the source has
 // it.
@@ -45,7 +46,8 @@ auto operator+(const Fields<m, Front...>& front, const Fields<n, Back...>& back)
   auto LIST() { return ::softnpu::fields(#__VA_ARGS__, __VA_ARGS__); }
 
 // "const aclTensor* x, double eps"; types alone where there are no names.
-std::string declared(const std::vector<const char*>& types, const std::vector<const char*>& names);
+SOFTNPU_CXX std::string declared(const std::vector<const char*>& types,
+                                 const std::vector<const char*>& names);
 
 template <class Op, class... Values>
 struct Phase1 {
@@ -115,13 +117,25 @@ struct Listed {  // for softnpu_signature
   const char* name;
   std::string (*signature)();
 };
+// What the linker gathers of all files of one library.
+extern "C" [[gnu::visibility("hidden")]] const Listed* const __start_softnpu_operators[];
+extern "C" [[gnu::visibility("hidden")]] const Listed* const __stop_softnpu_operators[];
+SOFTNPU_CXX const char* signature_in(const Listed* const* first, const Listed* const* last,
+                                     const char* name);
+
+// The arguments of an operator's phase 1 in C, before workspaceSize and executor: types, and names
+// where it has any; nullptr: this library has no such operator. "aclTensor*" without const is
+// written. Every library of operators has this function, and answers for itself alone.
+SOFTNPU_C [[gnu::used]] inline const char* softnpu_signature(const char* name) {
+  return signature_in(__start_softnpu_operators, __stop_softnpu_operators, name);
+}
 
 #define SOFTNPU_SYMBOLS(NAME, SHAPE)                                                           \
   using Typed_##NAME = decltype(phase1<Op_##NAME>(SHAPE));                                     \
   static constinit const Listed listed_##NAME{#NAME, &Typed_##NAME::signature};                \
   [[gnu::section("softnpu_operators"),                                                         \
     gnu::used]] static constinit const Listed* const entry_##NAME = &listed_##NAME;            \
-  extern "C" Unknown* softnpu_phase1_##NAME() {                                                \
+  extern "C" [[gnu::visibility("hidden")]] Unknown* softnpu_phase1_##NAME() {                  \
     return reinterpret_cast<Unknown*>(reinterpret_cast<void*>(&Typed_##NAME::run));            \
   }                                                                                            \
   SOFTNPU_C int NAME##GetWorkspaceSize() __attribute__((ifunc("softnpu_phase1_" #NAME)));      \

@@ -10,10 +10,17 @@ from rich.table import Column, Table
 
 from dsv4_ascend.cli import console
 from dsv4_backend.contract import OPERATORS
-from dsv4_backend.dispatch import Launcher, NpuFunction, launchers, npu_functions
+from dsv4_backend.dispatch import (
+    Launcher,
+    NpuFunction,
+    launchers,
+    npu_functions,
+    npu_packages,
+)
 from dsv4_backend.support import Finding
 
-_COLOURS = {"found": "green", "missing": "bold red", "not of this chip": "dim", "not found": "dim"}
+_ABSENT = "package not here"
+_COLOURS = {"found": "green", "missing": "bold red"}
 _SHOWN = 5
 
 
@@ -22,7 +29,8 @@ class Symbol:
     """One function that a candidate needs.
 
     state: `found`; `missing`, where documents place it on this chip and CANN and its library lacks
-    it; `not of this chip`, by documents; `not found` without an NPU. package: the one that has it,
+    it; `package not here`, where they place it in a package without a library; `not of this chip`,
+    by documents; `not found` without an NPU. package: the one that has it,
     or where documents place it. instead: what runs the operator if this candidate cannot, by the
     first function of another one.
     """
@@ -64,7 +72,9 @@ def _state(function: NpuFunction, on_npu: bool) -> str:
         return "found"
     if not on_npu:
         return "not found"
-    return "missing" if function.expected else "not of this chip"
+    if not function.expected:
+        return "not of this chip"
+    return "missing" if function.expected in npu_packages() else _ABSENT
 
 
 def _instead(one: Launcher, ours: Sequence[Launcher], functions: Mapping[str, NpuFunction]) -> str:
@@ -88,8 +98,10 @@ def judge(found: Sequence[Symbol], on_npu: bool) -> Finding:
         return Finding("functions", "note", f"{told}; `dsv4-ascend doctor --symbols` lists them")
     here = sum(state == "found" for state in states.values())
     missing = sorted(symbol for symbol, state in states.items() if state == "missing")
-    others = len(states) - here - len(missing)
+    absent = sum(state == _ABSENT for state in states.values())
+    others = len(states) - here - len(missing) - absent
     told = f"{here} of {len(states)} found, {others} not of this chip or CANN by documents"
+    told += f", {absent} of packages that are not here" if absent else ""
     if not missing:
         return Finding("functions", "ok", told)
     first = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
@@ -105,7 +117,7 @@ def show(found: Sequence[Symbol]) -> None:
         box=None,
     )
     for one in found:
-        state = f"[{_COLOURS[one.state]}]{one.state}[/]"
+        state = f"[{_COLOURS.get(one.state, 'dim')}]{one.state}[/]"
         package, instead = escape(one.package), escape(one.instead or "-")
         table.add_row(f"[bold]{one.operator}[/]", one.kind, one.symbol, state, package, instead)
     out = console()

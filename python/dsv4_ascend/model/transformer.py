@@ -19,6 +19,7 @@ from dsv4_ascend.model.profile import Profile
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.experts import Experts
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, SharedExpert, empty_parameter
+from dsv4_backend import dispatch
 from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.gate import (
     fold_gate,
@@ -56,6 +57,22 @@ class Gate(nn.Module):
         if self.hashed:
             return self.by_table(x, self.weight, input_ids, self.tid2eid, self.route_scale)
         return self.by_score(x, self.weight, self.bias, self.k, self.route_scale)
+
+    def folding_saves(self) -> bool:
+        """Whether the device makes both forms by the same function, around which the folded form
+        launches less; where the plain form has a function of its own, that takes logits as they
+        are.
+        """
+        x, ids = self.weight[:1], self.weight.new_zeros(1, dtype=torch.int64)
+        if self.hashed:
+            forms, rest = (gate_hash, gate_hash_folded), (ids, self.tid2eid)
+        else:
+            forms, rest = (gate_topk, gate_topk_folded), (self.bias, self.k)
+        functions = set()
+        for form in forms:
+            answer = dispatch.support(form.name, x, self.weight, *rest, self.route_scale)
+            functions.add(answer.reason.partition("/")[2] if answer else "")
+        return len(functions) == 1
 
     def fold(self) -> None:
         """Divide weight and bias as the folded gates take them, with the same results."""

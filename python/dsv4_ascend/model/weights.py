@@ -78,7 +78,7 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
 def prepare_weights(network: Transformer, storage: Storage) -> None:
     """Have experts and gates of every layer as the operators of `storage` want them."""
     for module in network.modules():
-        if isinstance(module, Gate) and storage.folds_gates:
+        if isinstance(module, Gate) and storage.folds_gates and module.folding_saves():
             module.fold()
         if isinstance(module, Experts | SharedExpert) and isinstance(module.w1.stored(), PREPARED):
             parts: list[StoredModule[Any]] = [module.w1, module.w3, module.w2]

@@ -142,7 +142,8 @@ class Storage:
     """In which formats a profile keeps weights.
 
     linears: by the last name of their path, bf16 for others. experts: of every projection.
-    folds_gates: whether gates are folded (`fold_gate`), where a chip lacks the gate itself.
+    folds_gates: whether gates are folded (`fold_gate`), where neither the chip nor a package has
+    the gate itself.
     """
 
     linears: Mapping[str, Convert]

@@ -5,13 +5,12 @@ torch_npu has no Python name for.
 """
 
 import ctypes
+import os
 from dataclasses import dataclass
 
 import torch
 
-OPS = ctypes.CDLL("libopapi.so")
 ACL = ctypes.CDLL("libascendcl.so")
-OPS.softnpu_signature.restype = ctypes.c_char_p
 ACL.aclGetRecentErrMsg.restype = ctypes.c_char_p
 
 TYPES = {
@@ -61,18 +60,6 @@ class Typed:
 def typed(tensor, dtype, **more):
     """`typed(bytes, 40)`: a uint8 tensor as FLOAT4_E2M1, twice as wide."""
     return Typed(tensor, dtype, **more)
-
-
-def parameters(symbol):
-    """[(C type, name or "")] of phase 1, before workspaceSize and executor."""
-    signature = OPS.softnpu_signature(symbol.encode())
-    if signature is None:
-        raise AttributeError(f"softnpu has no {symbol}")
-    result = []
-    for argument in signature.decode().split(", "):
-        words = argument.removeprefix("const ").split()
-        result.append((words[0], words[1] if len(words) > 1 else ""))
-    return result
 
 
 def _integers(values):
@@ -167,9 +154,8 @@ CONVERSIONS = {
 TENSORS = ("aclTensor*", "aclTensorList*", "aclIntArray*", "aclBoolArray*", "aclFloatArray*")
 
 
-def _ordered(symbol, positional, named):
+def _ordered(symbol, expected, positional, named):
     """The values in C order; a pointer that is not given is null, a number must be given."""
-    expected = parameters(symbol)
     if positional and len(positional) != len(expected):
         raise TypeError(f"{symbol} has {len(expected)} arguments, found {len(positional)}")
     unknown = named.keys() - {name for _, name in expected}
@@ -185,27 +171,63 @@ def _ordered(symbol, positional, named):
     return [(c_type, value) for (c_type, _), value in zip(expected, values, strict=True)]
 
 
-def call(symbol, *positional, **named):
-    """Runs both phases on the current stream, behind all that torch_npu has queued; AclnnError
-    when one refuses. What the kernel finds is an error of the next `torch.npu.synchronize()`.
-    """
-    arguments = _ordered(symbol, positional, named)
-    torch.npu.synchronize()
-    handles = _Handles()
-    size, executor = ctypes.c_uint64(), ctypes.c_void_p()
-    try:
-        converted = [CONVERSIONS[c_type](handles, value) for c_type, value in arguments]
-        phase1 = getattr(OPS, f"{symbol}GetWorkspaceSize")
-        code = phase1(*converted, ctypes.byref(size), ctypes.byref(executor))
-        if code:
-            raise AclnnError(symbol, 1, code)
-        workspace = torch.empty(size.value, dtype=torch.uint8, device="npu")
-        stream = ctypes.c_void_p(torch.npu.current_stream().npu_stream)
+class Library:
+    """The operators of one shared object, and of no other that it may need."""
+
+    def __init__(self, file):
+        self.functions = ctypes.CDLL(file)
+        self.functions.softnpu_signature.restype = ctypes.c_char_p
+
+    def signature(self, symbol):
+        """The C arguments of phase 1, before workspaceSize and executor; None: it has no such."""
+        signature = self.functions.softnpu_signature(symbol.encode())
+        return signature and signature.decode()
+
+    def parameters(self, symbol):
+        """[(C type, name or "")] of the same."""
+        signature = self.signature(symbol)
+        if signature is None:
+            raise AttributeError(f"softnpu has no {symbol} in {self.functions._name}")
+        result = []
+        for argument in signature.split(", "):
+            words = argument.removeprefix("const ").split()
+            result.append((words[0], words[1] if len(words) > 1 else ""))
+        return result
+
+    def call(self, symbol, *positional, **named):
+        """Runs both phases on the current stream, behind all that torch_npu has queued; AclnnError
+        when one refuses. What the kernel finds is an error of the next `torch.npu.synchronize()`.
+        """
+        self.send(symbol, _ordered(symbol, self.parameters(symbol), positional, named))
+
+    def send(self, symbol, arguments):
+        """The same with [(C type, value)] as they are, right or wrong."""
         torch.npu.synchronize()
-        code = getattr(OPS, symbol)(
-            ctypes.c_void_p(workspace.data_ptr() or None), size, executor, stream
-        )
-        if code:
-            raise AclnnError(symbol, 2, code)
-    finally:
-        handles.free()
+        handles = _Handles()
+        size, executor = ctypes.c_uint64(), ctypes.c_void_p()
+        try:
+            converted = [CONVERSIONS[c_type](handles, value) for c_type, value in arguments]
+            phase1 = getattr(self.functions, f"{symbol}GetWorkspaceSize")
+            code = phase1(*converted, ctypes.byref(size), ctypes.byref(executor))
+            if code:
+                raise AclnnError(symbol, 1, code)
+            workspace = torch.empty(size.value, dtype=torch.uint8, device="npu")
+            stream = ctypes.c_void_p(torch.npu.current_stream().npu_stream)
+            torch.npu.synchronize()
+            code = getattr(self.functions, symbol)(
+                ctypes.c_void_p(workspace.data_ptr() or None), size, executor, stream
+            )
+            if code:
+                raise AclnnError(symbol, 2, code)
+        finally:
+            handles.free()
+
+
+BUILTIN = Library("libopapi.so")
+call, parameters = BUILTIN.call, BUILTIN.parameters
+
+
+def vendor():
+    """The library of the first vendor of this process."""
+    folder = os.environ["ASCEND_CUSTOM_OPP_PATH"].split(os.pathsep)[0]
+    return Library(f"{folder}/op_api/lib/libcust_opapi.so")

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import torch
-from aclnn import call, typed
+from aclnn import BUILTIN, typed
 from fused_check import CANN, refused
 
 FAMILY = CANN >= (9, 1)
@@ -29,8 +29,8 @@ def empty(*shape, dtype=torch.float32):
     return x
 
 
-def launch(symbol, **arguments):
-    call(symbol, **{name: on_npu(value) for name, value in arguments.items()})
+def launch(symbol, library=BUILTIN, **arguments):
+    library.call(symbol, **{name: on_npu(value) for name, value in arguments.items()})
 
 
 def refuse(symbol, good, argument, code=161002, **replaced):

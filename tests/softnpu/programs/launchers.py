@@ -1,4 +1,4 @@
-"""Our launchers over softnpu: `launchers.py PART`.
+"""Our launchers over softnpu: `launchers.py PART [OPERATOR...]`.
 Prints what it saw; an assertion ends it otherwise.
 """
 
@@ -8,25 +8,28 @@ import sys
 from collections import Counter
 
 import torch
+from aclnn import BUILTIN, vendor
 from seeds import seed
 
 from dsv4_ascend.parity.runner import implementations, map_tensors, run_cases, samples
-from dsv4_backend import _C, OPERATORS, dispatch
+from dsv4_backend import OPERATORS, dispatch
 from dsv4_backend.errors import LaunchError
 from softnpu.device import Softnpu
 
 LAUNCHED = sorted({op for op, device in dispatch.native_kernels() if device == "npu"})
 
 
-def parity():
-    """Every case that a launcher takes, of every operator that has one."""
+def parity(*names):
+    """Every case that a launcher takes, of these operators or of every one that has one."""
     wrong = []
-    for name in LAUNCHED:
+    for name in names or LAUNCHED:
         cases = list(samples(OPERATORS[name]))
         taken = [case for case in cases if list(implementations(case, "npu")) != ["reference"]]
         launched = [r for r in run_cases(taken, "npu") if r.implementation != "reference"]
         wrong += [f"{r.name}: {r.comparison.detail}" for r in launched if not r.comparison.ok]
         print(f"{name}: {len(launched)} of {len(cases)} cases launched")
+        for implementation, times in Counter(r.implementation for r in launched).items():
+            print(f"{implementation}: {times} results")
     assert not wrong, "\n".join(wrong)
 
 
@@ -34,16 +37,28 @@ def types_alone(signature):
     return ", ".join(argument.rpartition(" ")[0] for argument in signature.split(", "))
 
 
+def _agree(library, symbol, ours):
+    """Whether the package's function has the arguments that ours is declared with."""
+    theirs = library.signature(symbol)
+    # Operators of softnpu whose arguments have no names declare their types alone.
+    return theirs is not None and theirs in (ours, types_alone(ours))
+
+
 def signatures():
-    """The C arguments that our functions are declared with are those that the device declares."""
-    declared = ctypes.CDLL("libopapi.so").softnpu_signature
-    declared.restype = ctypes.c_char_p
-    for symbol, ours, *_ in _C.npu_functions():
-        theirs = declared(symbol.encode())
-        assert theirs is not None, f"{symbol} is unknown to softnpu"
-        # Operators of softnpu whose arguments have no names declare their types alone.
-        assert theirs.decode() in (ours, types_alone(ours)), (symbol, ours, theirs.decode())
-    print(f"{len(_C.npu_functions())} signatures agree")
+    """The C arguments that our functions are declared with are those that the device declares, in
+    each package that documents place them in; another package's of that name are told apart.
+    """
+    libraries = {"builtin": BUILTIN, "vllm-ascend": vendor()}
+    functions = dispatch.npu_functions()
+    for one in functions:
+        for place in one.documented.split("; "):
+            library = libraries[place.partition(" ")[0]]
+            theirs = library.signature(one.symbol)
+            assert _agree(library, one.symbol, one.signature), (one, theirs)
+    (norm,) = (one for one in functions if one.symbol == "aclnnRmsNormDynamicQuant")
+    assert norm.documented.startswith("builtin"), norm
+    assert not _agree(libraries["vllm-ascend"], norm.symbol, norm.signature), norm
+    print(f"{len(functions)} signatures agree")
 
 
 COPY = "aclnnInplaceCopy"
@@ -197,4 +212,4 @@ def candidates():
 
 if __name__ == "__main__":
     parts = (parity, signatures, kinds, order, graph, refused, failed, candidates)
-    {f.__name__: f for f in parts}[sys.argv[1]]()
+    {f.__name__: f for f in parts}[sys.argv[1]](*sys.argv[2:])

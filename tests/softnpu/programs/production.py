@@ -60,7 +60,7 @@ device = current()
 def config_of(release, kinds, profile):
     """The release's configuration with one layer of each kind, few experts and words."""
     ratios = tuple(RATIOS[kind] for kind in kinds)
-    least = LEAST | (LEAST_ON_A5 if "950" in device.soc else {})
+    least = LEAST | (LEAST_ON_A5 if "950" in torch.npu.get_device_name(0) else {})
     widths = V4Config.flash() if release == "least" else getattr(V4Config, release)()
     return dataclasses.replace(
         dataclasses.replace(widths, **least) if release == "least" else widths,

@@ -6,6 +6,6 @@ arithmetic or speed.
 """
 
 from softnpu.device import Softnpu, current, start
-from softnpu.settings import SOCS, environment, library_folder
+from softnpu.settings import SOCS, VENDORS, environment, library_folder
 
-__all__ = ["SOCS", "Softnpu", "current", "environment", "library_folder", "start"]
+__all__ = ["SOCS", "VENDORS", "Softnpu", "current", "environment", "library_folder", "start"]

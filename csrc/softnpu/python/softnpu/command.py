@@ -64,6 +64,14 @@ def _run(
     fail: Annotated[
         str | None, typer.Option(help="CALL:N:CODE,...: the n-th use of CALL answers CODE.")
     ] = None,
+    vendor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Operators before CANN's own: vllm-ascend, or a folder that holds "
+            "op_api/lib/libcust_opapi.so; repeatable.",
+            metavar="NAME",
+        ),
+    ] = None,
 ) -> None:
     """Run COMMAND with torch_npu on the software device. It proves launchers and order, not NPU
     arithmetic or speed.
@@ -81,6 +89,7 @@ def _run(
             chaos=chaos,
             trace=trace,
             fail=fail,
+            vendor=vendor,
         )
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from softnpu.errors import EnvironmentFault
-from softnpu.settings import DEFAULTS, LIBRARIES, library_folder, settings
+from softnpu.settings import DEFAULTS, LIBRARIES, custom_path, library_folder, settings
 
 _current: Softnpu | None = None
 _started: dict[str, str] = {}
@@ -101,6 +101,7 @@ def start(**options: Any) -> Softnpu:
         _refuse_other(variables, _started if _current else dict(os.environ))
     if _current is None:
         os.environ.update(variables)
+        os.environ.update(custom_path(os.environ))
         _started.update(
             (name, value) for name, value in os.environ.items() if name.startswith("SOFTNPU_")
         )

@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from softnpu.errors import ArgumentError, EnvironmentFault
@@ -18,6 +19,9 @@ LIBRARIES = (
     "libascendcl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so",
     "libacl_tdt_channel.so", "libnnopbase.so", "libhccl.so", "libhcomm.so", "libopapi.so",
 )  # fmt: skip
+
+VENDORS = ("vllm-ascend",)
+"""Operator packages that softnpu has beside CANN's own, each as a vendor's folder."""
 
 DEFAULTS = {
     "SOFTNPU_SOC": "Ascend910B3",
@@ -47,6 +51,7 @@ def settings(
     chaos: int | None = None,
     trace: str | os.PathLike[str] | None = None,
     fail: str | None = None,
+    vendor: str | Sequence[str] | None = None,
 ) -> dict[str, str]:
     """SOFTNPU_* variables.
 
@@ -55,9 +60,11 @@ def settings(
     "4K"; `chaos`: seed, one stream at a time is delayed; `trace`: Chrome JSON written when the
     process ends, %p = process id; `fail`: "CALL:N:CODE", comma separated, the n-th use of CALL
     answers CODE (CALL@kernel: on the stream, found when it is synchronised; CALL@idle: it is
-    launched and does nothing). Raises ArgumentError for a value that the device refuses,
-    EnvironmentFault when it was not built.
+    launched and does nothing); `vendor`: operator packages that are asked before CANN's own, best
+    first, names of `VENDORS` or folders that hold op_api/lib/libcust_opapi.so. Raises ArgumentError
+    for a value that the device refuses, EnvironmentFault when it was not built.
     """
+    vendors = [vendor] if isinstance(vendor, str) else vendor
     given = {
         "SOC": soc,
         "CANN": cann,
@@ -67,12 +74,38 @@ def settings(
         "CHAOS": chaos,
         "TRACE": trace,
         "FAIL": fail,
+        "VENDOR": None if vendors is None else os.pathsep.join(vendors),
     }
     texts = {name: str(value) for name, value in given.items() if value is not None}
     for name, text in texts.items():
         if refusal := _refusal(name, text):
             raise ArgumentError(f"softnpu: {name.lower()}: found {text!r}: {refusal}")
-    return {f"SOFTNPU_{name}": text for name, text in texts.items()}
+    variables = {f"SOFTNPU_{name}": text for name, text in texts.items()}
+    vendor_folders(variables)  # that are not there are refused here
+    return variables
+
+
+def vendor_folders(variables: Mapping[str, str]) -> list[str]:
+    """Folders of the operator packages that SOFTNPU_VENDOR names; ArgumentError for another."""
+    names = filter(None, variables.get("SOFTNPU_VENDOR", "").split(os.pathsep))
+    return [_vendor_folder(name) for name in names]
+
+
+def _vendor_folder(name: str) -> str:
+    folder = library_folder() / "vendors" / name if name in VENDORS else Path(name).absolute()
+    library = folder / "op_api" / "lib" / "libcust_opapi.so"
+    if not library.is_file():
+        expected = f"{', '.join(VENDORS)} or a folder that holds op_api/lib/{library.name}"
+        raise ArgumentError(f"softnpu: vendor: found {name!r}: expected {expected}")
+    return str(folder)
+
+
+def custom_path(variables: Mapping[str, str]) -> dict[str, str]:
+    """ASCEND_CUSTOM_OPP_PATH with the vendors of these variables before those that are there."""
+    folders = vendor_folders(variables)
+    present = filter(None, variables.get("ASCEND_CUSTOM_OPP_PATH", "").split(os.pathsep))
+    path = [*folders, *(folder for folder in present if folder not in folders)]
+    return {"ASCEND_CUSTOM_OPP_PATH": os.pathsep.join(path)} if folders else {}
 
 
 def _refusal(name: str, value: str) -> str:
@@ -103,7 +136,8 @@ def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
     result = {**os.environ, **(variables or {})}
     # torch_npu leaves "0" behind when its import has failed.
     result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
-    result.update({name: path for name, path in _home().items() if name not in os.environ})
+    result.update({name: path for name, path in _home().items() if name not in result})
+    result.update(custom_path(result))
     _prepend(result, "LD_LIBRARY_PATH", str(library_folder()))
     _prepend(result, "PYTHONPATH", torch_npu_path())
     return result

@@ -1,0 +1,143 @@
+"""Operators of other packages than CANN's own: vllm-ascend's, and those that a user builds."""
+
+import os
+import re
+import shlex
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import HERE, run
+
+from softnpu import SOCS, VENDORS, environment, library_folder
+from softnpu.errors import ArgumentError
+from softnpu.settings import settings
+
+A2, A3, A5 = SOCS
+VLLM = VENDORS[0]
+OWN_FACTOR = struct.pack("d", 772511.0)
+LIBRARY = Path("op_api", "lib", "libcust_opapi.so")
+
+
+@pytest.mark.parametrize("soc", SOCS)
+def test_operators_of_vllm_ascend_equal_their_documents(soc):
+    code, output = run("vendor_operators.py", soc=soc, vendor=VLLM)
+    assert code == 0 and "vllm-ascend: 0 problems" in output, output
+
+
+def packages(part, soc=A3, **options):
+    code, output = run("packages.py", part, soc=soc, **options)
+    assert code == 0, output
+    return output
+
+
+def test_both_packages_are_there_and_each_launcher_takes_its_own():
+    output = packages("chosen", vendor=VLLM)
+    assert "aclnnRmsNormDynamicQuant: builtin; aclnnMoeGatingTopKHash: vllm-ascend" in output
+    assert "gate_topk: gate_topk/aclnnMoeGatingTopKHash\n" in output
+    assert "gate_hash: gate_hash/aclnnMoeGatingTopKHash\n" in output
+
+
+def test_without_the_package_the_gate_is_cann_s_own():
+    output = packages("chosen")
+    assert "aclnnMoeGatingTopKHash: nowhere" in output
+    assert "gate_topk: gate_topk/aclnnMoeGatingTopKV2\n" in output
+
+
+def test_a_call_with_the_arguments_of_the_other_package_is_refused():
+    output = packages("wrong", vendor=VLLM)
+    assert "vllm-ascend: aclnnRmsNormDynamicQuant, phase 1: " in output, output
+    assert "CANN: aclnnRmsNormDynamicQuant, phase 1: " in output, output
+    assert output.count("is no live aclTensor") == 2, output
+
+
+@pytest.mark.parametrize(("vendor", "gate"), [(VLLM, "Hash"), (None, "V2")])
+def test_the_shipped_model_says_the_same_with_either_gate(vendor, gate):
+    output = packages("generated", vendor=vendor)
+    said = dict(re.findall(r"^(cpu|npu): (\[.*\]) by ", output, re.MULTILINE))
+    assert len(said["cpu"]) > 40 and said["cpu"] == said["npu"], output
+    (ran,) = re.findall(r"^npu: .* by (.*)", output, re.MULTILINE)
+    assert {name.partition("/")[2] for name in ran.split(", ")} == {f"aclnnMoeGatingTopK{gate}"}
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """Builds operators of one's own as docs/operators.md of softnpu says; the folder."""
+    folder = tmp_path_factory.mktemp("outside")
+    library = folder / LIBRARY
+    library.parent.mkdir(parents=True)
+    flags = subprocess.check_output([sys.executable, "-m", "softnpu.flags"], text=True)
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    source = HERE / "outside" / "operators.cpp"
+    command = [*compiler, "-o", str(library), str(source), "-Wall", "-Wextra", *shlex.split(flags)]
+    subprocess.run(command, check=True, cwd=folder, timeout=280)
+    return folder
+
+
+def test_an_operator_library_from_outside_is_called(outside):
+    code, output = run("outside.py", vendor=str(outside))
+    assert code == 0, output
+    tensor = "const aclTensor*"
+    assert f"{tensor} x, double limit, aclTensor* y | {tensor}, {tensor}, aclTensor*" in output
+    assert "[-1.0, 0.5, 1.0]" in output and "launched 1\n" in output, output
+
+
+def with_factor(outside, folder, factor):
+    """A vendor's folder whose aclnnMul multiplies by `factor` too."""
+    library = folder / LIBRARY
+    library.parent.mkdir(parents=True)
+    built = (outside / LIBRARY).read_bytes()
+    assert built.count(OWN_FACTOR) == 1
+    library.write_bytes(built.replace(OWN_FACTOR, struct.pack("d", factor)))
+    return str(folder)
+
+
+def product(**given):
+    """What torch_npu gives for 2 * 2, and the packages that launchers find."""
+    product, found = re.findall(r"product (\S+) packages (.*)", packages("lookup", **given))[0]
+    return float(product), found
+
+
+def test_libraries_are_asked_in_the_order_of_the_documents(outside, tmp_path):
+    """ASCEND_CUSTOM_OPP_PATH, then load_priority in $ASCEND_OPP_PATH/vendors, then CANN's own."""
+    first, second = (with_factor(outside, tmp_path / str(f), f) for f in (3.0, 5.0))
+    opp = tmp_path / "opp"
+    with_factor(outside, opp / "vendors" / "seven", 7.0)
+    with_factor(outside, opp / "vendors" / "eleven", 11.0)
+    (opp / "vendors" / VLLM).symlink_to(library_folder() / "vendors" / VLLM)
+    installed = {"ASCEND_OPP_PATH": str(opp)}
+
+    def prefer(*vendors):
+        lines = f"load_priority={','.join(vendors)}\n"
+        (opp / "vendors" / "config.ini").write_text(lines)
+
+    assert product() == (4.0, "['builtin']")
+    prefer("eleven", "seven")
+    assert product(vendor=[first, second], variables=installed) == (12.0, "['builtin']")
+    assert product(vendor=[second, first], variables=installed) == (20.0, "['builtin']")
+    assert product(variables=installed) == (44.0, "['builtin']")
+    prefer("seven", "eleven", VLLM)
+    assert product(variables=installed) == (28.0, f"['builtin', '{VLLM}']")
+    prefer(VLLM)  # it has no aclnnMul of its own
+    assert product(variables=installed) == (4.0, f"['builtin', '{VLLM}']")
+
+
+def test_a_vendor_that_is_not_there_is_refused_by_name(tmp_path):
+    expected = "expected vllm-ascend or a folder that holds op_api/lib/libcust_opapi.so"
+    for name in ("recipes", str(tmp_path)):
+        with pytest.raises(ArgumentError, match=re.escape(f"found '{name}': {expected}")):
+            settings(vendor=name)
+    with pytest.raises(ArgumentError, match="vendor: found 'nowhere'"):
+        environment({"SOFTNPU_VENDOR": "nowhere"})
+
+
+def test_vendors_stand_before_those_that_are_there(monkeypatch):
+    vllm = str(library_folder() / "vendors" / VLLM)
+    monkeypatch.setenv("ASCEND_CUSTOM_OPP_PATH", "/mine")
+    given = environment(settings(vendor=VLLM))
+    assert given["ASCEND_CUSTOM_OPP_PATH"] == f"{vllm}{os.pathsep}/mine"
+    monkeypatch.setenv("SOFTNPU_VENDOR", VLLM)
+    monkeypatch.setenv("ASCEND_CUSTOM_OPP_PATH", given["ASCEND_CUSTOM_OPP_PATH"])
+    assert environment()["ASCEND_CUSTOM_OPP_PATH"] == given["ASCEND_CUSTOM_OPP_PATH"]
