@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).resolve().parent
 TARGET = SOURCE / "python" / "softnpu" / "lib"
@@ -51,6 +52,46 @@ def _torch_flags() -> tuple[str, str]:
     return includes, f"{libraries} -ltorch_cpu -lc10"
 
 
+def _library(
+    target: Path,
+    name: str,
+    folder: str | None,
+    extra_cxx: str,
+    extra_link: str,
+    needs: str = "",
+    place: str = "",
+) -> list[str]:
+    """Lines that build target/place/lib<name>.so of a folder's sources; needs: what it links."""
+    lines: list[str] = []
+    precompiled, include_it = "", ""
+    if folder and (header := SOURCE / folder / "precompiled.h").is_file():
+        precompiled, include_it = (
+            f"{folder}/precompiled.h.gch",
+            f"-include {folder}/precompiled.h",
+        )
+        lines.extend(
+            [f"build {precompiled}: precompile {_escaped(header)}", f"  extra = {extra_cxx}"]
+        )
+    objects = []
+    for source in sorted((SOURCE / folder).glob("*.cpp")) if folder else []:
+        objects.append(f"{folder}/{source.stem}.o")
+        lines.extend(
+            [
+                f"build {objects[-1]}: cxx {_escaped(source)} | {precompiled}",
+                f"  extra = {extra_cxx} {include_it}",
+            ]
+        )
+    out = _escaped(target / place / f"lib{name}.so")
+    lines.extend(
+        [
+            f"build {out}: link {' '.join(objects)} | {needs}",
+            f"  soname = lib{name}.so",
+            f"  extra = {extra_link}",
+        ]
+    )
+    return lines
+
+
 def _rules(target: Path, include: Path) -> str:
     includes, torch = _torch_flags()
     cxx = _given("CXX", "g++")
@@ -71,40 +112,8 @@ def _rules(target: Path, include: Path) -> str:
         " -o $out.new $in $extra && mv $out.new $out",
     ]
 
-    def library(
-        name: str,
-        folder: str | None,
-        extra_cxx: str,
-        extra_link: str,
-        needs: str = "",
-        place: str = "",
-    ) -> None:
-        precompiled, include_it = "", ""
-        if folder and (header := SOURCE / folder / "precompiled.h").is_file():
-            precompiled, include_it = (
-                f"{folder}/precompiled.h.gch",
-                f"-include {folder}/precompiled.h",
-            )
-            lines.extend(
-                [f"build {precompiled}: precompile {_escaped(header)}", f"  extra = {extra_cxx}"]
-            )
-        objects = []
-        for source in sorted((SOURCE / folder).glob("*.cpp")) if folder else []:
-            objects.append(f"{folder}/{source.stem}.o")
-            lines.extend(
-                [
-                    f"build {objects[-1]}: cxx {_escaped(source)} | {precompiled}",
-                    f"  extra = {extra_cxx} {include_it}",
-                ]
-            )
-        out = _escaped(target / place / f"lib{name}.so")
-        lines.extend(
-            [
-                f"build {out}: link {' '.join(objects)} | {needs}",
-                f"  soname = lib{name}.so",
-                f"  extra = {extra_link}",
-            ]
-        )
+    def library(*arguments: Any) -> None:
+        lines.extend(_library(target, *arguments))
 
     runtime = _escaped(target / "libascendcl.so")
     on_runtime = f"{_flag('-L', target)} -Wl,--no-as-needed -lascendcl"
@@ -112,7 +121,7 @@ def _rules(target: Path, include: Path) -> str:
     library("hccl", "hccl", "", f"{on_runtime} -lpthread -lrt", runtime)
     library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} {torch}", runtime)
     on_operators = f"{on_runtime} -lopapi {torch} -Wl,-rpath,'$$ORIGIN/../../../..'"
-    for vendor in sorted(path.name for path in (SOURCE / "vendors").glob("*/")):
+    for vendor in sorted(p.name for p in (SOURCE / "vendors").glob("*") if p.is_dir()):
         library(
             "cust_opapi",
             f"vendors/{vendor}",

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import HERE, run
+from processes import HERE, execute, run
 
 from softnpu import SOCS, VENDORS, environment, library_folder
 from softnpu.errors import ArgumentError
@@ -18,6 +18,7 @@ from softnpu.settings import settings
 A2, A3, A5 = SOCS
 VLLM = VENDORS[0]
 OWN_FACTOR = struct.pack("d", 772511.0)
+PAGE = HERE.parents[1] / "csrc" / "softnpu" / "docs" / "operators.md"
 LIBRARY = Path("op_api", "lib", "libcust_opapi.so")
 
 
@@ -64,14 +65,18 @@ def test_the_shipped_model_says_the_same_with_either_gate(vendor, gate):
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """Builds operators of one's own as docs/operators.md of softnpu says; the folder."""
+    """The folder of a library of the operators that softnpu's page on them shows, and of one more,
+    built as the page says.
+    """
     folder = tmp_path_factory.mktemp("outside")
     library = folder / LIBRARY
     library.parent.mkdir(parents=True)
     flags = subprocess.check_output([sys.executable, "-m", "softnpu.flags"], text=True)
     compiler = shlex.split(os.environ.get("CXX", "g++"))
-    source = HERE / "outside" / "operators.cpp"
-    command = [*compiler, "-o", str(library), str(source), "-Wall", "-Wextra", *shlex.split(flags)]
+    (example,) = re.findall(r"```cpp\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (folder / "example.cpp").write_text(example)
+    sources = [str(folder / "example.cpp"), str(HERE / "outside" / "operators.cpp")]
+    command = [*compiler, "-o", str(library), *sources, "-Wall", "-Wextra", *shlex.split(flags)]
     subprocess.run(command, check=True, cwd=folder, timeout=280)
     return folder
 
@@ -80,8 +85,8 @@ def test_an_operator_library_from_outside_is_called(outside):
     code, output = run("outside.py", vendor=str(outside))
     assert code == 0, output
     tensor = "const aclTensor*"
-    assert f"{tensor} x, double limit, aclTensor* y | {tensor}, {tensor}, aclTensor*" in output
-    assert "[-1.0, 0.5, 1.0]" in output and "launched 1\n" in output, output
+    assert f"{tensor} x, double limit, aclTensor* y | {tensor}, aclTensor*\n" in output
+    assert "[-1.0, 0.5, 1.0] [-6.0, 1.0, 4.0]" in output and "launched 1\n" in output, output
 
 
 def with_factor(outside, folder, factor):
@@ -131,6 +136,19 @@ def test_a_vendor_that_is_not_there_is_refused_by_name(tmp_path):
             settings(vendor=name)
     with pytest.raises(ArgumentError, match="vendor: found 'nowhere'"):
         environment({"SOFTNPU_VENDOR": "nowhere"})
+
+
+def test_a_process_may_start_the_device_with_a_vendor():
+    program = (
+        f"import softnpu\nsoftnpu.start(soc='{A3}', vendor='{VLLM}')\n"
+        "import torch, torch_npu\nfrom dsv4_backend import dispatch\n"
+        "torch.ones(1).npu()\nprint(dispatch.npu_packages())\n"
+        "softnpu.start(vendor='/nowhere')"
+    )
+    variables = {"PATH": os.environ["PATH"], "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    code, output = execute(["-c", program], variables)
+    assert code == 1 and f"['builtin', '{VLLM}']" in output, output
+    assert "vendor: found '/nowhere': expected vllm-ascend or a folder" in output, output
 
 
 def test_vendors_stand_before_those_that_are_there(monkeypatch):

@@ -64,14 +64,15 @@ class Gate(nn.Module):
         are.
         """
         x, ids = self.weight[:1], self.weight.new_zeros(1, dtype=torch.int64)
+        call: tuple[torch.Tensor | int | float, ...]
         if self.hashed:
-            forms, rest = (gate_hash, gate_hash_folded), (ids, self.tid2eid)
+            names = "gate_hash", "gate_hash_folded"
+            call = x, self.weight, ids, self.tid2eid, self.route_scale
         else:
-            forms, rest = (gate_topk, gate_topk_folded), (self.bias, self.k)
-        functions = set()
-        for form in forms:
-            answer = dispatch.support(form.name, x, self.weight, *rest, self.route_scale)
-            functions.add(answer.reason.partition("/")[2] if answer else "")
+            names = "gate_topk", "gate_topk_folded"
+            call = x, self.weight, self.bias, self.k, self.route_scale
+        answers = [dispatch.support(name, *call) for name in names]
+        functions = {answer.reason.partition("/")[2] if answer else "" for answer in answers}
         return len(functions) == 1
 
     def fold(self) -> None:

@@ -7,11 +7,12 @@ from dense_check import empty
 from softnpu import current
 
 library = vendor()
-print(library.signature("aclnnClamped"), "|", library.signature("aclnnMul"))
+print(library.signature("aclnnClamped"), "|", library.signature("aclnnTwice"))
 assert library.signature("aclnnRmsNorm") is None, "it answers for CANN's own operators"
-x, y = torch.tensor([-3.0, 0.5, 2.0]).npu(), empty(3)
+x, y, twice = torch.tensor([-3.0, 0.5, 2.0]).npu(), empty(3), empty(3)
 library.call("aclnnClamped", x=x, limit=1.0, y=y)
-print(y.cpu().tolist())
+library.call("aclnnTwice", x, twice)
+print(y.cpu().tolist(), twice.cpu().tolist())
 for words, wrong in (("'limit'", dict(limit=0.0)), ("'x'", dict(x=x.int()))):
     try:
         library.call("aclnnClamped", **dict(x=x, limit=1.0, y=y) | wrong)

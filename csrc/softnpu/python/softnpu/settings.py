@@ -95,6 +95,9 @@ def _vendor_folder(name: str) -> str:
     folder = library_folder() / "vendors" / name if name in VENDORS else Path(name).absolute()
     library = folder / "op_api" / "lib" / "libcust_opapi.so"
     if not library.is_file():
+        if name in VENDORS:
+            advice = "install it again: pip install ./csrc/softnpu"
+            raise EnvironmentFault(f"softnpu: no {library}: {advice}")
         expected = f"{', '.join(VENDORS)} or a folder that holds op_api/lib/{library.name}"
         raise ArgumentError(f"softnpu: vendor: found {name!r}: expected {expected}")
     return str(folder)
