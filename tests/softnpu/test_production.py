@@ -13,7 +13,7 @@ CHIPS = {A2: "A2", A3: "A3", A5: "A5"}
 LAUNCHES = HERE.parents[1] / "docs" / "launches.md"
 FLIPPED_CODES = 0.1
 """A last bit of fp32 decides some int8 codes: by so much, of the logits' size, runs may differ."""
-NEAR_THE_CPU = {("least", "a2a3-int8"), ("least", "bf16")}
+NEAR_THE_CPU = {("least", "a2a3-int8")}
 LAST_BITS = 2e-3
 """An operator beside its reference: so much of the size of a result are bf16 neighbours."""
 
