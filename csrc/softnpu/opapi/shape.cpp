@@ -76,9 +76,10 @@ void check_cat(Ins parts, int64_t dim, const Out& o) {
     for (int64_t i = 0; alike && i < part.dim(); ++i)
       alike = i == axis || part.size(i) == first->size(i);
     if (!alike)
-      throw Fault(kNnParameter, "argument 'tensors': found " + shown_sizes(part) + " beside " +
-                                    shown_sizes(*first) + ", expected sizes alike but on dim " +
-                                    std::to_string(dim));
+      throw Fault(kNnParameter,
+                  "argument 'tensors': Sizes of tensors must match except in dimension " +
+                      std::to_string(dim) + ": found " + shown_sizes(part) + " beside " +
+                      shown_sizes(*first));
     length += part.size(axis);
   }
   if (!c10::canCast(common, o->scalar_type()))
@@ -140,7 +141,8 @@ OP(aclnnRange, [](Scalar start, Scalar end, Scalar step, Out o) {
   o = at::range(start, end, step, at::TensorOptions().dtype(o->scalar_type()));
 })
 OP(aclnnLinspace, [](Scalar start, Scalar end, int64_t steps, Out o) {
-  o = at::linspace(start, end, steps, at::TensorOptions().dtype(o->scalar_type()));
+  const auto values = at::linspace(start, end, steps, at::TensorOptions().dtype(o->scalar_type()));
+  o = values.reshape(o->sizes());  // an output of other sizes is kept: our reading
 })
 OP(aclnnRepeatInterleave,
    [](In x, In repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })

@@ -1,5 +1,6 @@
-"""MX along two axes, grouped products that are added, joins that phase 1 refuses, and dropout of a
-fused softmax: what torch_npu's public tests call, against torch and NumPy.
+"""MX along two axes, grouped products that are added, NZ caches, routing without scales of tokens,
+joins and quotients that phase 1 refuses, and dropout of a fused softmax: what torch_npu's public
+tests call, against torch and NumPy.
 """
 
 import numpy as np
@@ -122,9 +123,82 @@ def check_dropout_softmax():
             problems.append(f"dropout {drop}: {kept.float().mean()} stays")
 
 
+def check_quotient():
+    """Phase 1 refuses a quotient of integers in place."""
+    for divisor in (torch.full((3,), 2).int().npu(), 2.0):
+        whole = torch.ones(3).int().npu()
+        refused("div_", lambda a=whole, b=divisor: a.div_(b), "selfRef", 161002)
+    half = torch.ones(3).half().npu()
+    expect("div_", half.div_(torch.full((3,), 2.0).npu()).cpu().numpy(), np.full(3, 0.5))
+
+
+def check_tiled_caches():
+    """NZ caches take the tokens of PA_NZ: [blocks, heads * D / 16, block, 16]."""
+    key, value, slots = f32(5, 2, 32).half(), f32(5, 2, 32).half(), [3, 40, -1, 17, 63]
+    caches = [f32(4, 4, 16, 16).half() for _ in range(2)]
+    tiled = [torch_npu.npu_format_cast(c.npu(), 29) for c in caches]
+    mapping = torch.tensor(slots).int().npu()
+    torch_npu.npu_scatter_pa_kv_cache(key.npu(), value.npu(), *tiled, mapping)
+    for x, cache, got in zip((key, value), caches, tiled, strict=True):
+        for token, slot in enumerate(slots):
+            if slot >= 0:
+                cache[slot // 16, :, slot % 16] = x[token].reshape(4, 16)
+        expect("NZ cache", torch_npu.npu_format_cast(got, 2).cpu().numpy(), cache.numpy())
+
+
+def check_routing():
+    """Without scales of tokens a row is x @ w by the columns' scales and its logit."""
+    x, weight = (torch.randint(-5, 5, s, dtype=torch.int8) for s in ((12, 64), (2, 64, 256)))
+    scale, logit, rows = f32(2, 256), f32(12), torch.arange(12) % 4
+    got = torch_npu.npu_grouped_matmul_finalize_routing(
+        x.npu(),
+        torch_npu.npu_format_cast(weight.npu(), 29),
+        torch.tensor([7, 5]).npu(),
+        scale=scale.npu(),
+        logit=logit.npu(),
+        row_index=rows.npu(),
+        output_bs=4,
+    )
+    group = (torch.arange(12) >= 7).long()
+    y = torch.einsum("mk,mkn->mn", x.float(), weight.float()[group]) * scale[group]
+    want = torch.zeros(4, 256).index_add_(0, rows, y * logit[:, None])
+    torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-3)
+
+
+def check_graph_operators():
+    """The register of overflows stays 0, and an empty tensor is one: AsStrided, by ravel."""
+    x = torch.ones(8).npu()
+    torch_npu.npu_clear_float_status(x)
+    expect("overflows", torch_npu.npu_get_float_status(x).cpu().numpy(), np.zeros(8))
+    empty = torch.randn(2, 0, 3).npu().transpose(0, 2)
+    expect("ravel", list(empty.ravel().cpu().shape), [0])
+
+
+def check_ragged_statistics():
+    """softmax_layout TND, which torch_npu sends as same_as_input: rows of tokens, not of heads."""
+    q, k, v = (f32(6, 2, 16).half().npu() for _ in range(3))
+    rows, blocks = (
+        torch_npu.npu_fusion_attention(
+            *(q, k, v, 2, "TND"),
+            actual_seq_qlen=[6],
+            actual_seq_kvlen=[6],
+            softmax_layout=layout,
+        )
+        for layout in ("TND", "")
+    )
+    for a, b in zip(rows[1:3], blocks[1:3], strict=True):
+        expect("statistics", a.cpu().transpose(0, 1).numpy(), b.cpu().view(2, 6, 8).numpy())
+
+
 check_cat()
+check_quotient()
 if A5:
     check_mx()
     check_grouped_add()
 else:
+    torch.npu.config.allow_internal_format = True
     check_dropout_softmax()
+    check_tiled_caches()
+    check_routing()
+    check_ragged_statistics()
+    check_graph_operators()
