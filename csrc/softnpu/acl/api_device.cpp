@@ -217,18 +217,6 @@ SOFTNPU_C int aclGetCannAttribute(int, int32_t* value) {
   return kOk;
 }
 
-SOFTNPU_C int aclGetDeviceCapability(uint32_t, int, int64_t* value) {
-  SOFTNPU_ENTER();
-  *value = generation() == Generation::kA5 ? 32 : 24;  // cores; nothing here depends on it
-  return kOk;
-}
-
-SOFTNPU_C int aclrtGetDeviceInfo(uint32_t device, int, int64_t* value) {
-  SOFTNPU_ENTER();
-  *value = static_cast<int64_t>(config().memory);
-  return known_device(static_cast<int>(device));
-}
-
 SOFTNPU_C size_t aclGetCompileoptSize(int) { return 8; }
 
 SOFTNPU_C int aclGetCompileopt(int, char* value, size_t length) {

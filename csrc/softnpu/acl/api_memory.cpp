@@ -1,10 +1,13 @@
 // Device and host memory, copies, fills, the reserve/map interface.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
+#include <utility>
 
 #include "config.h"
 #include "device.h"
@@ -15,10 +18,14 @@
 namespace softnpu {
 namespace {
 
+constexpr size_t kHostPage = 4096;
+
 struct HostBlock {
   size_t size;
   uint64_t number;          // which life of the address
   bool registered = false;  // the caller's memory, pinned by aclrtHostRegisterV2
+  bool pages = false;       // whole shared pages, which can have a second address
+  void* device = nullptr;   // that address
 };
 
 struct HostBlocks {
@@ -159,12 +166,18 @@ SOFTNPU_C int aclrtFree(void* pointer) {
   return guarded([&] { device_free(pointer); });
 }
 
+// Whole pages are shared ones, so that aclrtHostRegister can map them a second time.
 SOFTNPU_C int aclrtMallocHost(void** pointer, size_t size) {
   SOFTNPU_ENTER();
-  *pointer = std::aligned_alloc(64, (size + 63) / 64 * 64);
-  if (!*pointer) return fail(kOutOfMemory, "softnpu: out of host memory");
+  const bool pages = size && size % kHostPage == 0;
+  void* block = pages
+                    ? mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
+                    : std::aligned_alloc(64, (size + 63) / 64 * 64);
+  if (!block || block == MAP_FAILED) return fail(kOutOfMemory, "softnpu: out of host memory");
+  *pointer = block;
   std::lock_guard lock(host_blocks().mutex);
-  host_blocks().live[reinterpret_cast<uintptr_t>(*pointer)] = {size, host_blocks().next++};
+  host_blocks().live[reinterpret_cast<uintptr_t>(block)] = {size, host_blocks().next++, false,
+                                                            pages};
   alive(Alive::kHostMemory, 1);
   return kOk;
 }
@@ -175,8 +188,13 @@ SOFTNPU_C int aclrtFreeHost(void* pointer) {
   const auto block = host_blocks().live.find(reinterpret_cast<uintptr_t>(pointer));
   if (block == host_blocks().live.end() || block->second.registered)
     return fail(kParameter, "softnpu: aclrtFreeHost: not allocated (freed twice?)");
+  if (block->second.device)
+    return fail(kParameter, "softnpu: aclrtFreeHost: still registered (aclrtHostUnregister)");
+  if (block->second.pages)
+    munmap(pointer, block->second.size);
+  else
+    std::free(pointer);
   host_blocks().live.erase(block);
-  std::free(pointer);
   alive(Alive::kHostMemory, -1);
   return kOk;
 }
@@ -194,10 +212,34 @@ SOFTNPU_C int aclrtHostRegisterV2(void* pointer, uint64_t size, uint32_t) {
   return kOk;
 }
 
+// Gives a block of aclrtMallocHost a device address, if it is whole pages.
+SOFTNPU_C int aclrtHostRegister(void* pointer, uint64_t size, int type, void** device) {
+  SOFTNPU_ENTER();
+  return guarded([&] {
+    if (type != 0)  // ACL_HOST_REGISTER_MAPPED
+      throw Fault(kParameter, "softnpu: aclrtHostRegister: type " + std::to_string(type));
+    std::lock_guard lock(host_blocks().mutex);
+    const auto block = host_blocks().live.find(reinterpret_cast<uintptr_t>(pointer));
+    if (block == host_blocks().live.end() || !block->second.pages)
+      throw Fault(
+          kFeature,
+          "softnpu: aclrtHostRegister: not a block of aclrtMallocHost of whole pages; other "
+          "memory has no device address here (not emulated)");
+    if (block->second.device || size == 0 || size > block->second.size)
+      throw Fault(kParameter, "softnpu: aclrtHostRegister: registered already, or " +
+                                  std::to_string(size) + " bytes of a block of " +
+                                  std::to_string(block->second.size));
+    *device = block->second.device = device_share(require_device(), pointer, block->second.size);
+  });
+}
+
 SOFTNPU_C int aclrtHostUnregister(void* pointer) {
   SOFTNPU_ENTER();
   std::lock_guard lock(host_blocks().mutex);
   const auto block = host_blocks().live.find(reinterpret_cast<uintptr_t>(pointer));
+  if (block != host_blocks().live.end() && block->second.device) {
+    return guarded([&] { device_unshare(std::exchange(block->second.device, nullptr)); });
+  }
   if (block == host_blocks().live.end() || !block->second.registered)
     return fail(kParameter, "softnpu: aclrtHostUnregister: not registered (twice?)");
   host_blocks().live.erase(block);

@@ -295,11 +295,36 @@ void device_unmap(void* pointer) {
   memory.live.erase(it);
 }
 
-void device_memory_info(int device, size_t* free, size_t* total) {
+void* device_share(int device, void* host, size_t size) {
+  DeviceMemory& memory = devices()[static_cast<size_t>(device)];
+  std::lock_guard lock(memory.mutex);
+  memory.open();
+  const uintptr_t at = memory.take_addresses(size + kPage);
+  void* alias = reinterpret_cast<void*>(at + kWindow);
+  // A length of 0 maps the pages of a shared mapping a second time.
+  if (mremap(host, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, alias) == MAP_FAILED)
+    throw Fault(kFeature,
+                std::string("softnpu: host memory at device addresses: ") + std::strerror(errno));
+  memory.live[at] = {size, size, next_number++, false};
+  return reinterpret_cast<void*>(at);
+}
+
+void device_unshare(void* pointer) {
+  DeviceMemory& memory = owner(pointer, "aclrtHostUnregister");
+  std::lock_guard lock(memory.mutex);
+  const auto it = memory.live.find(reinterpret_cast<uintptr_t>(pointer));
+  if (it == memory.live.end()) return;
+  mmap(reinterpret_cast<char*>(it->first + kWindow), it->second.pages, PROT_NONE,
+       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  memory.live.erase(it);
+}
+
+void device_memory_info(int device, size_t* free, size_t* total, size_t* peak) {
   DeviceMemory& memory = devices()[static_cast<size_t>(device)];
   std::lock_guard lock(memory.mutex);
   *total = config().memory;
   *free = config().memory - memory.used;
+  if (peak) *peak = memory.peak;
 }
 
 int device_of(const void* pointer) { return window_of(reinterpret_cast<uintptr_t>(pointer), 0); }

@@ -27,7 +27,12 @@ SOFTNPU_CXX void device_charge(int device,
                                int64_t bytes);  // physical memory of the reserve/map interface
 SOFTNPU_CXX void device_map(void* pointer, size_t size);
 SOFTNPU_CXX void device_unmap(void* pointer);
-SOFTNPU_CXX void device_memory_info(int device, size_t* free, size_t* total);
+// Device addresses of `size` bytes (whole pages) of shared host memory, until device_unshare().
+SOFTNPU_CXX void* device_share(int device, void* host, size_t size);
+SOFTNPU_CXX void device_unshare(void* pointer);
+// `peak`: the most bytes that were ever in use at once.
+SOFTNPU_CXX void device_memory_info(int device, size_t* free, size_t* total,
+                                    size_t* peak = nullptr);
 
 SOFTNPU_CXX int device_of(const void* pointer);  // -1: not a device address
 // [pointer, pointer + bytes) as a kernel on `device` sees it; Fault when it is not wholly inside

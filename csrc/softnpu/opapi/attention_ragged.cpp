@@ -49,14 +49,16 @@ struct Ragged {
             "rising ends, the last one the tokens of the tensor");
   }
 
+  bool rows_first() const { return softmax_layout == "TND" || softmax_layout == "same_as_input"; }
+
   void check() const {
     const Types types = {kF16, kBF16, kF32};
     check_table({{"query", q, true, types, 3, 3, kDocument},
                  {"key", k, true, {q.defined() ? q.scalar_type() : kNone}, 3, 3, kDocument},
                  {"value", v, true, {q.defined() ? q.scalar_type() : kNone}, 3, 3, kDocument}});
     require(layout == "TND", "inputLayout", layout, "TND");
-    require(softmax_layout.empty() || softmax_layout == "TND", "softmaxLayout", softmax_layout,
-            "TND or an empty one");
+    require(softmax_layout.empty() || rows_first(), "softmaxLayout", softmax_layout,
+            "TND, same_as_input (as torch_npu writes TND) or an empty one");
     check_ends("actualSeqQLen", query_ends, q);
     check_ends("actualSeqKvLen", key_ends, k);
     require(query_ends.size() == key_ends.size(), "actualSeqKvLen",
@@ -109,7 +111,7 @@ struct Ragged {
   // Where the statistics [N, S, 8] of a sequence lie: rows of tokens, or its own block.
   at::Tensor statistics(const Out& x, const Span& s) const {
     const at::Tensor rows = x->slice(0, s.query, s.query + s.queries);
-    return softmax_layout == "TND" ? rows.transpose(0, 1) : rows.view({heads, s.queries, -1});
+    return rows_first() ? rows.transpose(0, 1) : rows.view({heads, s.queries, -1});
   }
 
   void run() const {

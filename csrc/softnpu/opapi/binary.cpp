@@ -33,13 +33,14 @@
 #include <ATen/ops/ne.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/remainder.h>
+#include <ATen/ops/result_type.h>
 #include <ATen/ops/rsub.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sub.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/xlogy.h>
 
-#include "op.h"
+#include "checked.h"
 
 namespace softnpu {
 
@@ -55,7 +56,8 @@ namespace softnpu {
   SCALAR(SCALAR_NAME, FUNCTION) SCALAR_INPLACE(SCALAR_NAME, FUNCTION)
 
 BOTH(Mul, Muls, at::mul)
-BOTH(Div, Divs, at::div)
+BINARY(Div, at::div)
+SCALAR(Divs, at::div)
 BOTH(FloorDivide, FloorDivides, at::floor_divide)
 BOTH(EqTensor, EqScalar, at::eq)
 BOTH(NeTensor, NeScalar, at::ne)
@@ -105,6 +107,18 @@ OP(aclnnRsubs, [](In a, Scalar b, Scalar alpha, Out o) { o = at::rsub(a, b, alph
 
 namespace {
 
+// aclnnInplaceDiv.md: the common dtype, fp32 of integers, must be one that may be cast to
+// selfRef's.
+template <class Other>
+void check_quotient(const Out& a, const Other& b) {
+  const at::ScalarType common = at::result_type(*a, b);
+  const at::ScalarType quotient = c10::isIntegralType(common, true) ? at::kFloat : common;
+  if (!c10::canCast(quotient, a->scalar_type()))
+    throw Fault(kNnParameter, std::string("argument 'selfRef': found ") +
+                                  c10::toString(a->scalar_type()) + ", expected a dtype to which " +
+                                  c10::toString(quotient) + " may be cast");
+}
+
 // 0: true division, 1: towards zero, 2: towards minus infinity.
 std::optional<std::string_view> rounding(int mode) {
   if (mode == 0) return std::nullopt;
@@ -115,6 +129,9 @@ std::optional<std::string_view> rounding(int mode) {
 
 OP(aclnnDivMod, [](In a, In b, int mode, Out o) { o = at::div(a, b, rounding(mode)); })
 OP(aclnnDivMods, [](In a, Scalar b, int mode, Out o) { o = at::div(a, b, rounding(mode)); })
+CHECKED_OP(aclnnInplaceDiv, check_quotient<at::Tensor>, [](Out a, In b) { a = at::div(*a, b); })
+CHECKED_OP(aclnnInplaceDivs, check_quotient<at::Scalar>,
+           [](Out a, Scalar b) { a = at::div(*a, b); })
 OP(aclnnInplaceDivMod, [](Out a, In b, int mode) { a = at::div(*a, b, rounding(mode)); })
 OP(aclnnInplaceDivMods, [](Out a, Scalar b, int mode) { a = at::div(*a, b, rounding(mode)); })
 

@@ -5,6 +5,33 @@
 namespace softnpu {
 namespace {
 
+// A cache, also as NZ of one tile's width and whole tiles' height: those tiles lie as PA_NZ has
+// them.
+struct Cache : Out {
+  bool tiled = false;
+  Cache() = default;
+  Cache(Out out, bool tiled) : Out(std::move(out)), tiled(tiled) {}
+};
+
+}  // namespace
+
+template <>
+struct Argument<Cache> {
+  using Raw = const aclTensor*;
+  static constexpr const char* c_type = "aclTensor*";
+  static Cache take(Builder& b, Raw raw) {
+    const int64_t width = raw ? tile_width(*raw) : 0;
+    const size_t rank = width ? raw->sizes.size() : 0;
+    if (rank < 2 || raw->sizes[rank - 1] != width || raw->sizes[rank - 2] % 16)
+      return {b.out(raw), false};
+    aclTensor rows = *raw;
+    rows.format = 2, rows.storage = rows.sizes;
+    return {b.out(&rows), true};
+  }
+};
+
+namespace {
+
 const Types kIndices = {at::kInt, at::kLong};
 
 Types moved_dtypes(bool four_bits) {
@@ -147,13 +174,13 @@ void check_places(In x, const at::Tensor& cache, bool tiles, const char* name,
 // empty one. Pages may have gaps between them, and the caches other widths.
 struct ScatterBoth {
   at::Tensor key, slot_mapping, value, compress_lens, compress_seq_offsets, seq_lens;
-  Out key_cache, value_cache;
+  Cache key_cache, value_cache;
   std::string cache_mode, scatter_mode;
   std::vector<int64_t> strides, offsets;
   FIELDS(all, key, key_cache, slot_mapping, value, value_cache, compress_lens, compress_seq_offsets,
          seq_lens, cache_mode, scatter_mode, strides, offsets)
 
-  bool tiles() const { return cache_mode == "PA_NZ"; }
+  bool tiles() const { return cache_mode == "PA_NZ" || key_cache.tiled; }
   bool alone() const {
     return !value.defined() || value.dim() == 0 || (value.dim() == 1 && value.numel() == 0);
   }
@@ -211,6 +238,8 @@ struct ScatterBoth {
             show(slot_mapping), "a slot for each token");
     check_places(key, *key_cache, tiles, "key", "key_cache");
     if (alone) return;
+    require(value_cache.tiled == key_cache.tiled, "value_cache", show(*value_cache),
+            "the format of key_cache");
     require(value.dim() == 3 && value.size(0) == key.size(0) && value.size(1) == key.size(1),
             "value", show(value), "the first two dimensions of key");
     check_places(value, *value_cache, tiles, "value", "value_cache");

@@ -49,8 +49,8 @@ const std::vector<RoutingForm>& routing_forms() {
   // clang-format off
   static const std::vector<RoutingForm> table = {
       {kOnA2 | kOnA3, kNd | kNz, {kI8}, {kI4}, packed, {kF32}, {kF32, kNone}, {kF32}, {at::kLong}},
-      // int32 indices: the text allows them, the table does not
-      {kOnA2 | kOnA3, kNz, {kI8}, {kI8}, {kF32, kBF16}, no, no, {kF32}, {at::kLong, kI32}},
+      // int32 indices, and no pertoken_scale: the text allows them, the table does not
+      {kOnA2 | kOnA3, kNz, {kI8}, {kI8}, {kF32, kBF16}, no, no, {kF32, kNone}, {at::kLong, kI32}},
       {kOnA5, kNd, {kE4M3, kE5M2}, {kE4M3, kE5M2}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
       {kOnA5, kNd, {kE2M1}, {kE2M1}, {kE8M0}, {kBF16, kNone}, no, {kE8M0}, k64},
       {kOnA5, kNz, {kI8}, {kI8}, {kF32, kBF16}, {kBF16, kNone}, no, {kF32, kNone},
@@ -92,7 +92,8 @@ void check_a23(const Routing& call) {
     require_shape("scale", call.scale,
                   {{e, n}, {e, 1, n}});  // torch_npu's text has the first, CANN's the second
   }
-  require_shape("pertoken_scale", call.token_scale, {{call.rows()}});
+  if (call.token_scale.defined())
+    require_shape("pertoken_scale", call.token_scale, {{call.rows()}});
 }
 
 void check_a5(const Routing& call) {

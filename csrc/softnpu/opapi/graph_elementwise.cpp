@@ -23,7 +23,9 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ne.h>
 #include <ATen/ops/neg.h>
+#include <ATen/ops/norm.h>
 #include <ATen/ops/pow.h>
+#include <ATen/ops/reciprocal.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/round.h>
 #include <ATen/ops/sigmoid.h>
@@ -156,6 +158,19 @@ GRAPH_OP(Fill, [](const GraphArguments& a) {
 GRAPH_OP(GatherV2D, [](const GraphArguments& a) {
   a.out(0) = at::index_select(a.in(0), a.attribute<int64_t>("axis"), a.in(1).reshape({-1}))
                  .reshape(a.out(0)->sizes());
+})
+// The factor of each slice along `dim`, the first values of the output; torch_npu multiplies.
+GRAPH_OP(Renorm, [](const GraphArguments& a) {
+  const at::Tensor x = a.in(0);
+  const int64_t dim = a.attribute<int64_t>("dim");
+  const at::Tensor rows = x.transpose(0, dim < 0 ? dim + x.dim() : dim).flatten(1).to(at::kFloat);
+  const at::Tensor norm = at::norm(rows, a.attribute<double>("p"), {1});
+  const double limit = a.attribute<double>("maxnorm");
+  a.out(0).touch();
+  a.out(0)
+      ->view({-1})
+      .slice(0, 0, norm.numel())
+      .copy_(at::where(norm.gt(limit), at::reciprocal(norm.add(1e-7)).mul(limit), 1.0));
 })
 GRAPH_OP(Slice, [](const GraphArguments& a) {
   const auto first = integers(a.in(1)), size = integers(a.in(2));

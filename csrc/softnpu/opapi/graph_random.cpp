@@ -3,8 +3,11 @@
 #include <ATen/ops/div.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/multinomial.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/softmax.h>
 #include <ATen/ops/where.h>
 
+#include "graph.h"
 #include "random.h"
 
 namespace softnpu {
@@ -41,5 +44,25 @@ OP(aclnnDropoutV3Tensor,
      mask = keep_bits(x.sizes().vec(), p, value(seed), sum(offset, in_graph), mask->numel());
      o = at::where(bits_as_bool(*mask, x.sizes()), at::div(x, 1 - p), 0);
    })
+
+// Dropout of torch_npu's fused softmax: a byte for each value, 1 where it stays. What seeds of 0
+// mean on a chip is not documented; here they are two numbers like others.
+GRAPH_OP(DropOutGenMaskV3, [](const GraphArguments& a) {
+  const double keep = a.in(1).to(at::kDouble).item<double>();
+  const at::Tensor kept = at::rand({a.out(0)->numel()}, generator(a.attribute<int64_t>("seed"),
+                                                                  a.attribute<int64_t>("seed2")))
+                              .lt(keep);
+  a.out(0) = kept.to(at::kByte);
+})
+// softmax(x1 + alpha * x2), and what stays of it over the chance to stay.
+GRAPH_OP(AxpyWithSoftmaxAndDropOutDoMask, [](const GraphArguments& a) {
+  const at::Tensor sum =
+      at::add(a.in(0).to(at::kFloat), a.in(1).to(at::kFloat), a.attribute<double>("alpha"));
+  const int64_t axis = a.attribute<std::vector<int64_t>>("axis").at(0);
+  const at::Tensor soft = at::softmax(sum, axis);
+  const at::Tensor kept = a.in(2).slice(0, 0, soft.numel()).view(soft.sizes());
+  a.out(0) = soft;
+  a.out(1) = at::div(at::mul(soft, kept), a.attribute<double>("input_keep_prob"));
+})
 
 }  // namespace softnpu

@@ -199,24 +199,35 @@ OP(aclnnBinaryCrossEntropyBackward,
    [](In gradient, In x, In target, OptionalIn weight, int64_t reduction, Out o) {
      o = at::binary_cross_entropy_backward(gradient, x, target, weight, reduction);
    })
+// Inside in fp32, rounded once to the output's dtype.
+at::Tensor widened(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
+}
+std::optional<at::Tensor> widened(const std::optional<at::Tensor>& x) {
+  return x ? std::optional(widened(*x)) : std::nullopt;
+}
+
 // d/dx of (1 - t) x + (1 + (p - 1) t) log(1 + exp(-x)), times weight.
 OP(aclnnBinaryCrossEntropyWithLogitsBackward, [](In gradient, In x, In target, OptionalIn weight,
                                                  OptionalIn positive, int64_t reduction, Out o) {
-  const at::Tensor s = at::sigmoid(x), p = positive ? at::mul(*positive, target) : target;
-  const at::Tensor slope = at::sub(at::mul(at::add(at::sub(p, target), 1), s), p);
+  const at::Tensor wide = widened(x), t = widened(target), s = at::sigmoid(wide);
+  const at::Tensor p = positive ? at::mul(*positive, t) : t;
+  const at::Tensor slope = at::sub(at::mul(at::add(at::sub(p, t), 1), s), p);
   const at::Tensor result = at::mul(weight ? at::mul(slope, *weight) : slope, gradient);
-  o = reduced(result, x, reduction);
+  o = reduced(result, wide, reduction);
 })
 OP(aclnnBinaryCrossEntropyWithLogits,
    [](In x, In target, OptionalIn weight, OptionalIn positive, int64_t reduction, Out o) {
-     o = at::binary_cross_entropy_with_logits(x, target, weight, positive, reduction);
+     o = at::binary_cross_entropy_with_logits(widened(x), widened(target), widened(weight),
+                                              widened(positive), reduction);
    })
 
-// One step of AdamW; decoupled weight decay, `step` counts from 1 and lies on the device.
+// One step of AdamW; decoupled weight decay. `step`, on the device, is how many were made before:
+// torch_npu subtracts one from what torch counts.
 OP(aclnnApplyAdamWV2,
    [](Out parameter, Out m, Out v, OptionalOut largest, In gradient, In step, float lr, float beta1,
       float beta2, float decay, float eps, bool amsgrad, bool maximize) {
-     const double t = step.item<double>();
+     const double t = step.item<double>() + 1;
      const at::Tensor g = maximize ? at::neg(gradient) : gradient;
      m = at::lerp(*m, g, 1 - beta1);
      v = at::addcmul(at::mul(*v, beta2), g, g, 1 - beta2);

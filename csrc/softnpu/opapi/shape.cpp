@@ -33,6 +33,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "checked.h"
 #include "random.h"
 
 namespace softnpu {
@@ -55,6 +56,45 @@ void random_between(const Out& x, int64_t from, int64_t to, int64_t seed, int64_
 at::Tensor uniform(const Out& like, int64_t seed, int64_t offset) {
   return at::rand(like->sizes(), generator(seed, offset), at::TensorOptions().dtype(at::kFloat));
 }
+
+namespace {
+
+std::string shown_sizes(In x) { return shown(x.sizes().vec()); }
+
+// aclnnCat.md: sizes alike but on `dim` (torch's [0] counts as nothing), a result that holds them
+// all, and a dtype to which the common one may be cast.
+void check_cat(Ins parts, int64_t dim, const Out& o) {
+  const at::Tensor* first = nullptr;
+  int64_t length = 0;
+  at::ScalarType common = parts.empty() ? o->scalar_type() : parts[0].scalar_type();
+  for (const at::Tensor& part : parts) {
+    common = c10::promoteTypes(common, part.scalar_type());
+    if (part.dim() == 1 && part.numel() == 0) continue;
+    if (!first) first = &part;
+    const int64_t axis = dim < 0 ? dim + first->dim() : dim;
+    bool alike = part.dim() == first->dim() && axis >= 0 && axis < part.dim();
+    for (int64_t i = 0; alike && i < part.dim(); ++i)
+      alike = i == axis || part.size(i) == first->size(i);
+    if (!alike)
+      throw Fault(kNnParameter,
+                  "argument 'tensors': Sizes of tensors must match except in dimension " +
+                      std::to_string(dim) + ": found " + shown_sizes(part) + " beside " +
+                      shown_sizes(*first));
+    length += part.size(axis);
+  }
+  if (!c10::canCast(common, o->scalar_type()))
+    throw Fault(kNnParameter, std::string("argument 'out': found ") +
+                                  c10::toString(o->scalar_type()) + ", expected a dtype to which " +
+                                  c10::toString(common) + " may be cast");
+  if (!first) return;
+  std::vector<int64_t> sizes = first->sizes().vec();
+  sizes[static_cast<size_t>(dim < 0 ? dim + first->dim() : dim)] = length;
+  if (o->sizes() != at::IntArrayRef(sizes))
+    throw Fault(kNnParameter,
+                "argument 'out': found " + shown_sizes(*o) + ", expected " + shown(sizes));
+}
+
+}  // namespace
 
 at::Tensor keep_bits(Ints shape, double p, int64_t seed, int64_t offset, int64_t bytes) {
   int64_t elements = 1;
@@ -82,7 +122,7 @@ OP(aclnnInplaceFillScalar, [](Out x, Scalar value) { x.touch(), x->fill_(value);
 OP(aclnnInplaceFillTensor, [](Out x, In value) { x.touch(), x->fill_(value.reshape({})); })
 OP(aclnnInplaceFillDiagonal,
    [](Out x, Scalar value, bool wrap) { x.touch(), x->fill_diagonal_(value, wrap); })
-OP(aclnnCat, [](Ins parts, int64_t dim, Out o) { o = at::cat(parts, dim); })
+CHECKED_OP(aclnnCat, check_cat, [](Ins parts, int64_t dim, Out o) { o = at::cat(parts, dim); })
 OP(aclnnStack, [](Ins parts, int64_t dim, Out o) { o = at::stack(parts, dim); })
 OP(aclnnRepeat, [](In x, Ints repeats, Out o) { o = x.repeat(repeats); })
 OP(aclnnFlip, [](In x, Ints dims, Out o) { o = at::flip(x, dims); })
@@ -101,7 +141,8 @@ OP(aclnnRange, [](Scalar start, Scalar end, Scalar step, Out o) {
   o = at::range(start, end, step, at::TensorOptions().dtype(o->scalar_type()));
 })
 OP(aclnnLinspace, [](Scalar start, Scalar end, int64_t steps, Out o) {
-  o = at::linspace(start, end, steps, at::TensorOptions().dtype(o->scalar_type()));
+  const auto values = at::linspace(start, end, steps, at::TensorOptions().dtype(o->scalar_type()));
+  o = values.reshape(o->sizes());  // an output of other sizes is kept: our reading
 })
 OP(aclnnRepeatInterleave,
    [](In x, In repeats, int64_t, Out o) { o = at::repeat_interleave(x, repeats); })

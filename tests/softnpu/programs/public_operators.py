@@ -5,7 +5,14 @@ from importlib import import_module
 
 from fused_check import finish, reseed
 
-MODULES = ("public_norms", "public_moe", "public_layers", "public_graph")
+MODULES = (
+    "public_norms",
+    "public_moe",
+    "public_layers",
+    "public_graph",
+    "public_quant",
+    "public_runtime",
+)
 for module in sys.argv[1:] or MODULES:
     reseed(module)
     import_module(module)
