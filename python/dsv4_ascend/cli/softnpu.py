@@ -38,5 +38,5 @@ def how_to_install() -> str:
         where = "pip install ./csrc/softnpu in a checkout of dsv4-ascend"
     return (
         f"softnpu, the software Ascend device, is not installed: {where} "
-        "(it compiles for about ten minutes)"
+        "(it compiles for about five minutes)"
     )
