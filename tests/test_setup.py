@@ -13,7 +13,7 @@ PACKAGE, SOFTNPU = "--editable .", "--editable ./csrc/softnpu"
 FILES = (
     *("setup.py", "csrc/cpu/kernel.h", "csrc/bind/kernel.cpp"),
     *(f"csrc/softnpu/{name}" for name in ("setup.py", "pyproject.toml", "softnpu_build.py")),
-    *(f"csrc/softnpu/{folder}/part.cpp" for folder in ("acl", "hccl", "opapi")),
+    *(f"csrc/softnpu/{folder}/part.cpp" for folder in ("acl", "hccl", "opapi", "vendors")),
 )
 """A change of one of them is a reason to install its distribution again."""
 

@@ -236,7 +236,7 @@ def test_a_family_without_a_proof(monkeypatch):
         rms_norm.load_proof()
 
 
-@pytest.mark.parametrize("profile", ["", "Ideal", "offical", "bf16", "ideal "])
+@pytest.mark.parametrize("profile", ["", "Ideal", "offical", "fp16", "ideal "])
 def test_an_unknown_profile_is_refused(profile):
     expected = f"{profile!r} is no profile; profiles are {', '.join(PROFILES)}"
     for construct in (

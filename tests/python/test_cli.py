@@ -242,6 +242,7 @@ def test_doctor_says_what_runs_where_a_function_is_missing(monkeypatch, there, s
         ]
 
     monkeypatch.setattr(symbols, "npu_functions", functions)
+    monkeypatch.setattr(symbols, "npu_packages", lambda: ["builtin"])
     found = symbols.symbols(on_npu=True)
     assert [(s.state, s.instead) for s in found if s.operator == "hc_head"] == said
     (pre, sinkhorn) = [s for s in found if s.operator == "hc_pre"]

@@ -23,7 +23,7 @@ def test_collectives(ranks, soc):
 
 @pytest.mark.parametrize(
     ("ranks", "soc"),
-    [(2, SOCS[0]), pytest.param(4, SOCS[1], marks=long), pytest.param(2, SOCS[2], marks=long)],
+    [pytest.param(*pair, marks=long) for pair in ((2, SOCS[0]), (4, SOCS[1]), (2, SOCS[2]))],
 )
 def test_what_users_call(ranks, soc):
     code, output = run("distributed.py", ranks=ranks, soc=soc)

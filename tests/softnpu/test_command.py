@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import execute
+from processes import execute, long
 
 from softnpu import environment, library_folder
 from softnpu import settings as settings_module
@@ -291,6 +291,7 @@ def test_trace_lists_every_argument(tmp_path):
     assert "FLOAT[2,3], [0,1], false, FLOAT, FLOAT[]" in arguments["aclnnReduceSum"], arguments
 
 
+@long
 def test_traces_of_several_processes_keep_their_files(tmp_path):
     path = tmp_path / "a.b" / "trace.json"
     path.parent.mkdir()

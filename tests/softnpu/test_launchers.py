@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from processes import execute, run
+from processes import execute, long, run
 
 from dsv4_backend import OPERATORS
 from softnpu import SOCS, environment
@@ -67,7 +67,7 @@ def test_signatures_are_those_of_the_device():
     assert "signatures agree" in launchers("signatures", vendor="vllm-ascend")
 
 
-@pytest.mark.parametrize("soc", SOCS[1:])
+@pytest.mark.parametrize("soc", [SOCS[1], pytest.param(SOCS[2], marks=long)])
 def test_a_fused_candidate_is_one_launch(soc):
     said = dict(
         re.findall(r"^(\S+) is (fused|composite)$", launchers("kinds", soc=soc), re.MULTILINE)
@@ -106,7 +106,7 @@ def test_other_machines_can_be_asked_about():
     assert "answer for other machines" in launchers("candidates")
 
 
-@pytest.mark.parametrize("soc", [SOCS[0], SOCS[2]])
+@pytest.mark.parametrize("soc", [SOCS[2], pytest.param(SOCS[0], marks=long)])
 def test_parity_on_the_device_holds_and_says_what_it_leaves_out(soc):
     program = "from dsv4_ascend.cli.main import main; main()"
     command = ["-c", program, "parity", "--device", "npu", "-k", "hc_head"]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import HERE, execute, run
+from processes import HERE, execute, long, run
 
 from softnpu import SOCS, VENDORS, environment, library_folder
 from softnpu.errors import ArgumentError
@@ -54,7 +54,7 @@ def test_a_call_with_the_arguments_of_the_other_package_is_refused():
     assert output.count("is no live aclTensor") == 2, output
 
 
-@pytest.mark.parametrize(("vendor", "gate"), [(VLLM, "Hash"), (None, "V2")])
+@pytest.mark.parametrize(("vendor", "gate"), [(VLLM, "Hash"), pytest.param(None, "V2", marks=long)])
 def test_the_shipped_model_says_the_same_with_either_gate(vendor, gate):
     output = packages("generated", vendor=vendor)
     said = dict(re.findall(r"^(cpu|npu): (\[.*\]) by ", output, re.MULTILINE))
@@ -105,6 +105,7 @@ def product(**given):
     return float(product), found
 
 
+@long
 def test_libraries_are_asked_in_the_order_of_the_documents(outside, tmp_path):
     """ASCEND_CUSTOM_OPP_PATH, then load_priority in $ASCEND_OPP_PATH/vendors, then CANN's own."""
     first, second = (with_factor(outside, tmp_path / str(f), f) for f in (3.0, 5.0))

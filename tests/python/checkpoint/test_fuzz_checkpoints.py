@@ -13,7 +13,7 @@ import pytest
 COUNT = 1000
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_mutated_folders(seed):
     script = Path(__file__).with_name("fuzz_checkpoints.py")
     helpers = script.parents[1] / "model"

@@ -194,7 +194,7 @@ class Library:
             result.append((words[0], words[1] if len(words) > 1 else ""))
         return result
 
-    def call(self, symbol, *positional, **named):
+    def call(self, symbol, /, *positional, **named):
         """Runs both phases on the current stream, behind all that torch_npu has queued; AclnnError
         when one refuses. What the kernel finds is an error of the next `torch.npu.synchronize()`.
         """
