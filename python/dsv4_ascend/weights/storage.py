@@ -74,11 +74,10 @@ def experts_to_bf16(weight: ExpertWeights) -> ExpertWeights:
     """The values in bf16, rounded once."""
     if weight.scale is None:
         return Bf16Experts(weight.weight.bfloat16(), None)
-    values = weight.weight.new_empty(0, dtype=torch.bfloat16)
-    for e in range(weight.weight.shape[0]):
-        one = _expert_values(weight, e)
-        values = values if e else values.new_empty(weight.weight.shape[0], *one.shape)
-        values[e] = one
+    shape = _expert_values(weight, 0).shape
+    values = weight.weight.new_empty(weight.weight.shape[0], *shape, dtype=torch.bfloat16)
+    for e in range(len(values)):
+        values[e] = _expert_values(weight, e)
     return Bf16Experts(values, None)
 
 
