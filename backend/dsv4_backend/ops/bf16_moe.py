@@ -7,8 +7,8 @@ import torch
 from dsv4_backend.contract import Tolerance, operator
 from dsv4_backend.ops.gemm import grouped_gemm
 from dsv4_backend.ops.int8_moe import add_choices
-from dsv4_backend.ops.moe import moe_dispatch
-from dsv4_backend.ops.swiglu import LIMIT, swiglu
+from dsv4_backend.ops.moe import CHOSEN, moe_dispatch
+from dsv4_backend.ops.swiglu import LIMIT, gate_and_up, swiglu
 from dsv4_backend.relations import require
 
 
@@ -40,9 +40,9 @@ def expert_rows(
         "limit": LIMIT,
     },
     relations=(
-        require("ids", "k >= 1", "shape {sizes(ids)}", "at least 1 expert per token"),
+        CHOSEN,
         require("x", "d >= 1", "shape {sizes(x)}", "at least one channel"),
-        require("w13", "n >= 2 and n % 2 == 0", "{n} channels", "an even number, gate and up"),
+        gate_and_up("w13"),
     ),
     tolerance=Tolerance(
         reason="the cases have exact products of w1 and w3 and keep hidden values and products of "

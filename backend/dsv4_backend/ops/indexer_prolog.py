@@ -9,7 +9,7 @@ from dsv4_backend.ops.cache_bytes import WRITES
 from dsv4_backend.ops.hadamard import sylvester
 from dsv4_backend.ops.int8 import int8_gemm
 from dsv4_backend.ops.mx import mxfp8_gemm
-from dsv4_backend.ops.qkv_norm_rope import norm_rope
+from dsv4_backend.ops.qkv_norm_rope import TURNED, norm_rope
 from dsv4_backend.ops.rope import apply_rope
 from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
 from dsv4_backend.relations import Relation, require, slots_in
@@ -63,12 +63,6 @@ _ARGUMENTS = (
 _RESULTS = "(Tensor q, Tensor q_scale, Tensor weights)"
 
 HEADS = require("wq_b", "N == HI * D", "{N} rows", "{HI * D}, {HI} heads of {D} channels")
-TURNED = require(
-    "cos",
-    "r % 2 == 0 and 2 <= r <= D",
-    "{r} channels",
-    "an even number of channels, 2 to D = {D}",
-)
 
 
 def _relations(form: str, scale_bytes: int) -> tuple[Relation, ...]:

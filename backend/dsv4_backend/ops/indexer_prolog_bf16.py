@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import Tolerance, operator
-from dsv4_backend.ops.indexer_prolog import HEADS, SIDES, TURNED, fp32_weights, heads_of
-from dsv4_backend.ops.qkv_norm_rope import norm_rope
+from dsv4_backend.ops.indexer_prolog import HEADS, SIDES, fp32_weights, heads_of
+from dsv4_backend.ops.qkv_norm_rope import TURNED, norm_rope
 
 
 @operator(

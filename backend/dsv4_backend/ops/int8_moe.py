@@ -8,8 +8,8 @@ import torch
 
 from dsv4_backend.contract import DEPLOYMENTS, Tolerance, operator
 from dsv4_backend.ops.int8 import int8_gemm, int8_grouped_gemm, int8_grouped_sum, int8_swiglu_quant
-from dsv4_backend.ops.moe import moe_dispatch
-from dsv4_backend.ops.swiglu import LIMIT
+from dsv4_backend.ops.moe import CHOSEN, moe_dispatch
+from dsv4_backend.ops.swiglu import LIMIT, gate_and_up
 from dsv4_backend.ops.token_quant import int8_token_quant
 from dsv4_backend.relations import require
 
@@ -57,9 +57,9 @@ def add_choices(shared: torch.Tensor, choices: torch.Tensor, weights: torch.Tens
         "limit": LIMIT,
     },
     relations=(
-        require("ids", "k >= 1", "shape {sizes(ids)}", "at least 1 expert per token"),
+        CHOSEN,
         require("x", "d >= 1", "shape {sizes(x)}", "at least one channel"),
-        require("w13", "n >= 2 and n % 2 == 0", "{n} channels", "an even number, gate and up"),
+        gate_and_up("w13"),
     ),
     tolerance=Tolerance(
         reason="the cases keep every hidden value 2^-12 of a step away from the ties of its code, "

@@ -12,6 +12,9 @@ MAX_EXPERTS = 1 << 16
 and the offsets would only waste memory.
 """
 
+CHOSEN = require("ids", "k >= 1", "shape {sizes(ids)}", "at least 1 expert per token")
+"""Of ids [T, k], which experts a token has."""
+
 
 @operator(
     "moe_dispatch(Tensor x, Tensor ids, int num_experts) -> "
@@ -23,7 +26,7 @@ and the offsets would only waste memory.
         "num_experts": f"1 to {MAX_EXPERTS}",
     },
     relations=(
-        require("ids", "k >= 1", "shape {sizes(ids)}", "at least 1 expert per token"),
+        CHOSEN,
         require(
             "x",
             "rank(x) >= 1 and size(x, 0) == T",

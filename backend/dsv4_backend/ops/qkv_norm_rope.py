@@ -9,6 +9,13 @@ from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import apply_rope
 from dsv4_backend.relations import Relation, given_if, require
 
+TURNED = require(
+    "cos",
+    "r % 2 == 0 and 2 <= r <= D",
+    "{r} channels",
+    "an even number of channels, 2 to D = {D}",
+)
+"""Of cosines [T, r] that turn the last r of D channels."""
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -47,12 +54,7 @@ def norm_rope(
         *(_with_entries("entry_weight")),
         *(_with_entries("entry_cos")),
         *(_with_entries("entry_sin")),
-        require(
-            "cos",
-            "r % 2 == 0 and 2 <= r <= D",
-            "{r} channels",
-            "an even number of channels, 2 to D = {D}",
-        ),
+        TURNED,
     ),
     tolerance=Tolerance(
         reason="fp32 sums of squares in any order stay within 4e-6; the bf16 cases keep every "

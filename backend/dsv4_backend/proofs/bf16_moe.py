@@ -13,7 +13,7 @@ from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.bf16_moe import bf16_moe, expert_rows
 from dsv4_backend.ops.int8_moe import add_choices
 from dsv4_backend.ops.swiglu import clamped_swiglu, swiglu
-from dsv4_backend.proofs.by_expert import explain_experts
+from dsv4_backend.proofs.by_expert import WRONG_SUMS, explain_experts
 from dsv4_backend.proofs.numerics import (
     BF16,
     Array,
@@ -185,16 +185,7 @@ bf16_moe.wrong_arguments(
 bf16_moe.wrong_step(clamped_swiglu, WRONG_PRODUCTS)
 bf16_moe.wrong_steps(
     {
-        "shared expert weighed too": {
-            add_choices: lambda shared, choices, weights: add_choices(
-                shared * weights[:, :1], choices, weights
-            )
-        },
-        "last choice left out": {
-            add_choices: lambda shared, choices, weights: add_choices(
-                shared, choices[:, :-1], weights
-            )
-        },
+        **WRONG_SUMS,
         "sum in bf16": {
             add_choices: lambda shared, choices, weights: sum(
                 (choices[:, j] * weights[:, j : j + 1].bfloat16() for j in range(choices.shape[1])),

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from dsv4_backend.contract import Operator
-from dsv4_backend.faults import Edits
+from dsv4_backend.faults import Edits, Steps
+from dsv4_backend.ops.int8_moe import add_choices
 from dsv4_backend.proofs.numerics import Array
 
 
@@ -40,6 +41,18 @@ _EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 WRONG_OFFSETS: dict[str, Edits] = {name: {"expert_offsets": edit} for name, edit in _EDITS.items()}
 """Wrong arguments of every such operator."""
+
+WRONG_SUMS: dict[str, Steps] = {
+    "shared expert weighed too": {
+        add_choices: lambda shared, choices, weights: add_choices(
+            shared * weights[:, :1], choices, weights
+        )
+    },
+    "last choice left out": {
+        add_choices: lambda shared, choices, weights: add_choices(shared, choices[:, :-1], weights)
+    },
+}
+"""Wrong steps of every operator that sums experts."""
 
 TRACED_ONLY = "_traced: *"
 """Mutants of the branch of `by_expert` for tracing, where offsets have no values;

@@ -10,11 +10,11 @@ import torch
 
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.int8 import quantize_weight_int8, scaled
-from dsv4_backend.ops.int8_moe import add_choices, hidden, int8_moe
+from dsv4_backend.ops.int8_moe import hidden, int8_moe
 from dsv4_backend.ops.swiglu import clamped_swiglu
 from dsv4_backend.ops.token_quant import round_int8
 from dsv4_backend.proofs.bounds import INT8_RATIOS
-from dsv4_backend.proofs.by_expert import explain_experts
+from dsv4_backend.proofs.by_expert import WRONG_SUMS, explain_experts
 from dsv4_backend.proofs.int8 import ALREADY_FP32, SAME_SCALED, SAME_SUMS
 from dsv4_backend.proofs.numerics import BF16, Array, cast, wide
 from dsv4_backend.proofs.swiglu import WRONG_HALVES
@@ -191,16 +191,7 @@ int8_moe.wrong_arguments(
 int8_moe.wrong_step(clamped_swiglu, WRONG_HALVES)
 int8_moe.wrong_steps(
     {
-        "shared expert weighed too": {
-            add_choices: lambda shared, choices, weights: add_choices(
-                shared * weights[:, :1], choices, weights
-            )
-        },
-        "last choice left out": {
-            add_choices: lambda shared, choices, weights: add_choices(
-                shared, choices[:, :-1], weights
-            )
-        },
+        **WRONG_SUMS,
         "codes cut instead of rounded": {round_int8: lambda x: round_int8(x.trunc())},
         "rounded to bf16 before the SwiGLU": {
             scaled: lambda *arguments: scaled(*arguments).bfloat16().float()

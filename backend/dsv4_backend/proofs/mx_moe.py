@@ -10,7 +10,6 @@ import torch
 
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.faults import on_bytes
-from dsv4_backend.ops.int8_moe import add_choices
 from dsv4_backend.ops.moe import moe_dispatch
 from dsv4_backend.ops.mx import mxfp8_gemm, quantize_weight_mxfp8
 from dsv4_backend.ops.mx_moe import mx_moe
@@ -18,7 +17,7 @@ from dsv4_backend.ops.mx_tiles import mxfp4_tiled_grouped_gemm, pack_mxfp4
 from dsv4_backend.ops.quant import act_quant, quantize_weight_fp4
 from dsv4_backend.ops.swiglu import clamped_swiglu
 from dsv4_backend.proofs.bounds import NO_ROWS_OF_NOTHING
-from dsv4_backend.proofs.by_expert import explain_experts
+from dsv4_backend.proofs.by_expert import WRONG_SUMS, explain_experts
 from dsv4_backend.proofs.mx import PROFILE, product, sum_of_blocks, undecided
 from dsv4_backend.proofs.mx_tiles import in_rows
 from dsv4_backend.proofs.numerics import (
@@ -215,20 +214,7 @@ mx_moe.wrong_arguments(
     }
 )
 mx_moe.wrong_step(clamped_swiglu, WRONG_HALVES)
-mx_moe.wrong_steps(
-    {
-        "shared expert weighed too": {
-            add_choices: lambda shared, choices, weights: add_choices(
-                shared * weights[:, :1], choices, weights
-            )
-        },
-        "last choice left out": {
-            add_choices: lambda shared, choices, weights: add_choices(
-                shared, choices[:, :-1], weights
-            )
-        },
-    }
-)
+mx_moe.wrong_steps(WRONG_SUMS)
 explain_experts(mx_moe)
 _NO_NUMBERS = "codes of a block without numbers are NaN, whatever its scale"
 mx_moe.equivalent(*NO_257TH_CODE)

@@ -113,17 +113,27 @@ def fp8_quantised(x: Array, block: int) -> Array:
     return dequantise(*quantise_fp8(x, block), block)
 
 
+def _from_ties(steps: Array) -> Array:
+    """How far values are from the middle of two integers."""
+    return np.asarray(np.abs(np.abs(steps - np.floor(steps)) - 0.5))
+
+
+def _bf16_steps(values: Array) -> Array:
+    """From each value to its next bf16 neighbour, if it is one."""
+    exponents = np.floor(np.log2(np.maximum(np.abs(values), 2.0**-120)))
+    return np.asarray(np.exp2(exponents - 7))
+
+
 def far_from_ties(steps: Array, margin: float = 2.0**-12) -> bool:
     """Whether no value lies so near the middle of two integers that the last bits of fp32 decide
     which one it rounds to.
     """
-    return bool((np.abs(np.abs(steps - np.floor(steps)) - 0.5) >= margin).all())
+    return bool((_from_ties(steps) >= margin).all())
 
 
 def far_from_bf16_ties(values: Array) -> bool:
     """The same for the middle of two bf16 neighbours."""
-    exponents = np.floor(np.log2(np.maximum(np.abs(values), 2.0**-120)))
-    return far_from_ties(values / np.exp2(exponents - 7), 2.0**-13)
+    return far_from_ties(values / _bf16_steps(values), 2.0**-13)
 
 
 _SUM_ERROR = 2.0**-22
@@ -135,9 +145,9 @@ def decided_products(rows: Array, weight: Array) -> Array:
     same bf16 value: bool [M, N].
     """
     exact, terms = rows @ weight.T, np.abs(rows) @ np.abs(weight).T
-    steps = np.exp2(np.floor(np.log2(np.maximum(np.abs(exact), 2.0**-120))) - 7)
-    from_ties = np.abs(np.abs(exact / steps - np.floor(exact / steps)) - 0.5) * steps
-    return np.asarray((terms * _SUM_ERROR < from_ties) | (terms == 0))
+    steps = _bf16_steps(exact)
+    decided = terms * _SUM_ERROR < _from_ties(exact / steps) * steps
+    return np.asarray(decided | (terms == 0))
 
 
 def rms_normed(x: Array, weight: Array, eps: float) -> Array:

@@ -13,7 +13,6 @@ import torch
 from dsv4_ascend.checkpoint.layout import FP8_TILE
 from dsv4_ascend.weights.deployed import (
     Bf16Experts,
-    Codes,
     Int8,
     Int8Experts,
     Mx4Experts,
@@ -74,10 +73,7 @@ def experts_to_bf16(weight: ExpertWeights) -> ExpertWeights:
     """The values in bf16, rounded once."""
     if weight.scale is None:
         return Bf16Experts(weight.weight.bfloat16(), None)
-    shape = _expert_values(weight, 0).shape
-    values = weight.weight.new_empty(weight.weight.shape[0], *shape, dtype=torch.bfloat16)
-    for e in range(len(values)):
-        values[e] = _expert_values(weight, e)
+    (values,) = _each_expert(weight, lambda wide: (wide.bfloat16(),))
     return Bf16Experts(values, None)
 
 
@@ -113,17 +109,19 @@ def _in_tiles(codes: torch.Tensor, scale: torch.Tensor) -> ExpertWeights:
     return TiledMx4Experts(pack_mxfp4(codes), scale)
 
 
-def _each_expert(weight: ExpertWeights, quantise: Callable[[torch.Tensor], Codes]) -> Codes:
-    """The codes and scales of all experts, of which one at a time is widened."""
-    codes = scales = None
+def _each_expert(
+    weight: ExpertWeights, convert: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+) -> tuple[torch.Tensor, ...]:
+    """What `convert` gives of each expert, stacked; one expert at a time is widened."""
+    stacks: tuple[torch.Tensor, ...] = ()
     for e in range(weight.weight.shape[0]):
-        code, scale = quantise(_expert_values(weight, e))
-        if codes is None or scales is None:
-            codes, scales = (t.new_empty(weight.weight.shape[0], *t.shape) for t in (code, scale))
-        codes[e], scales[e] = code, scale
-    if codes is None or scales is None:
+        parts = convert(_expert_values(weight, e))
+        stacks = stacks or tuple(t.new_empty(weight.weight.shape[0], *t.shape) for t in parts)
+        for stack, part in zip(stacks, parts, strict=True):
+            stack[e] = part
+    if not stacks:
         raise ArgumentError("experts: found none, expected at least one")
-    return codes, scales
+    return stacks
 
 
 def _expert_values(weight: ExpertWeights, e: int) -> torch.Tensor:
