@@ -30,6 +30,8 @@
 namespace dsv4::cpu::avx512 {
 namespace {
 #include "cpu/vec_avx512.h"
+// Each after what it uses.
+#include "cpu/vec_math.h"
 // The rows after their vector type.
 #include DSV4_ROWS
 }  // namespace
@@ -45,6 +47,8 @@ namespace {
 namespace dsv4::cpu::avx2 {
 namespace {
 #include "cpu/vec_avx2.h"
+// Each after what it uses.
+#include "cpu/vec_math.h"
 // The rows after their vector type.
 #include DSV4_ROWS
 }  // namespace
@@ -60,6 +64,8 @@ namespace {
 namespace dsv4::cpu::portable {
 namespace {
 #include "cpu/vec_portable.h"
+// Each after what it uses.
+#include "cpu/vec_math.h"
 // The rows after their vector type.
 #include DSV4_ROWS
 }  // namespace

@@ -1,17 +1,6 @@
 // The rows of RMSNorm over the vector type `Vec` of the including file.
 // Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
-// The last elements of a row, fewer than a vector; the lanes beyond are 0.
-template <class T>
-struct Tail {
-  T element[Vec::lanes] = {};
-
-  Tail(const T* from, int64_t count) {
-    __builtin_memcpy(element, from, static_cast<size_t>(count) * sizeof(T));
-  }
-  Vec load() const { return Vec::load(element); }
-};
-
 template <class X>
 float sum_of_squares(const X* x, int64_t width) {
   constexpr int lanes = Vec::lanes;
@@ -27,7 +16,7 @@ float sum_of_squares(const X* x, int64_t width) {
     const Vec value = Vec::load(x + i);
     sums[0] = multiply_add(value, value, sums[0]);
   }
-  const Vec rest = Tail<X>(x + i, width - i).load();
+  const Vec rest = load_first(x + i, width - i);
   sums[1] = multiply_add(rest, rest, sums[1]);
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum();
 }
@@ -41,9 +30,7 @@ void normalize_row(const X* x, const W* weight, float eps, X* y, int64_t width) 
     (Vec::load(x + i) * scale * Vec::load(weight + i)).store(y + i);
   }
   const int64_t rest = width - i;
-  X last[Vec::lanes];
-  (Tail<X>(x + i, rest).load() * scale * Tail<W>(weight + i, rest).load()).store(last);
-  __builtin_memcpy(y + i, last, static_cast<size_t>(rest) * sizeof(X));
+  store_first(load_first(x + i, rest) * scale * load_first(weight + i, rest), y + i, rest);
 }
 
 template <class X, class W>

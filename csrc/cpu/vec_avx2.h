@@ -49,3 +49,24 @@ inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.value, b.value)}; }
 inline Vec multiply_add(Vec a, Vec b, Vec c) {
   return {_mm256_fmadd_ps(a.value, b.value, c.value)};
 }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.value, b.value)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.value, b.value)}; }
+inline Vec square_root(Vec a) { return {_mm256_sqrt_ps(a.value)}; }
+// `a` if it is a NaN, as torch's clamp keeps it.
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(b.value, a.value)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(b.value, a.value)}; }
+inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.value)}; }
+inline Vec round_even(Vec a) {
+  return {_mm256_round_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline __m256 power_of_two(__m256i n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+
+// a * 2^n of whole numbers n in [-150, 128]; a result below the normal range may be flushed to 0.
+inline Vec times_power_of_two(Vec a, Vec n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.value);
+  const __m256i half = _mm256_srai_epi32(whole, 1);
+  const __m256 once = _mm256_mul_ps(a.value, power_of_two(half));
+  return {_mm256_mul_ps(once, power_of_two(_mm256_sub_epi32(whole, half)))};
+}

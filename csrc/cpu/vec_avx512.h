@@ -43,3 +43,15 @@ inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Vec multiply_add(Vec a, Vec b, Vec c) {
   return {_mm512_fmadd_ps(a.value, b.value, c.value)};
 }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.value, b.value)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.value, b.value)}; }
+inline Vec square_root(Vec a) { return {_mm512_sqrt_ps(a.value)}; }
+// `a` if it is a NaN, as torch's clamp keeps it.
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(b.value, a.value)}; }
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(b.value, a.value)}; }
+inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.value)}; }
+inline Vec round_even(Vec a) {
+  return {_mm512_roundscale_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n of whole numbers n in [-150, 128]; a result below the normal range may be flushed to 0.
+inline Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.value, n.value)}; }

@@ -42,3 +42,52 @@ inline Vec operator+(Vec a, Vec b) {
 
 // a * b + c; whether the product is rounded is left to the compiler.
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec operator-(Vec a, Vec b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] -= b.lane[i];
+  return a;
+}
+
+inline Vec operator/(Vec a, Vec b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] /= b.lane[i];
+  return a;
+}
+
+inline Vec square_root(Vec a) {
+  for (float& lane : a.lane) lane = __builtin_sqrtf(lane);
+  return a;
+}
+
+// `a` if it is a NaN, as torch's clamp keeps it.
+inline Vec max(Vec a, Vec b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
+  return a;
+}
+
+inline Vec min(Vec a, Vec b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] = b.lane[i] < a.lane[i] ? b.lane[i] : a.lane[i];
+  return a;
+}
+
+inline Vec absolute(Vec a) {
+  for (float& lane : a.lane) lane = __builtin_fabsf(lane);
+  return a;
+}
+
+inline Vec round_even(Vec a) {
+  for (float& lane : a.lane) lane = __builtin_rintf(lane);
+  return a;
+}
+
+inline float power_of_two(int n) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(n + 127) << 23);
+}
+
+// a * 2^n of whole numbers n in [-150, 128]; a result below the normal range may be flushed to 0.
+inline Vec times_power_of_two(Vec a, Vec n) {
+  for (int i = 0; i < Vec::lanes; ++i) {
+    const int whole = static_cast<int>(n.lane[i]);
+    a.lane[i] *= power_of_two(whole / 2);
+    a.lane[i] *= power_of_two(whole - whole / 2);
+  }
+  return a;
+}

@@ -1,0 +1,45 @@
+// What every vector type can do beyond its own file: the ends of rows, and exponentials.
+// Included by foreach_isa.h after a `Vec`, inside its namespace, so it includes nothing and has no
+// guard.
+
+// The first `count` elements of a row, at most a vector; the lanes beyond are 0.
+template <class T>
+Vec load_first(const T* from, int64_t count) {
+  if (count >= Vec::lanes) {
+    return Vec::load(from);
+  }
+  T element[Vec::lanes] = {};
+  __builtin_memcpy(element, from, static_cast<size_t>(count) * sizeof(T));
+  return Vec::load(element);
+}
+
+// Writes the first `count` lanes, at most a vector.
+template <class T>
+void store_first(Vec value, T* to, int64_t count) {
+  if (count >= Vec::lanes) {
+    return value.store(to);
+  }
+  T element[Vec::lanes];
+  value.store(element);
+  __builtin_memcpy(to, element, static_cast<size_t>(count) * sizeof(T));
+}
+
+// e^x within 2 units of the last place; 0 below -87.3, infinity above 88.7, NaN of NaN.
+inline Vec exp(Vec x) {
+  const Vec bounded = min(max(x, Vec::broadcast(-104.0f)), Vec::broadcast(89.0f));
+  const Vec n = round_even(bounded * Vec::broadcast(1.44269504f));
+  // ln 2 in two parts: the first has few bits, so that n times it is exact.
+  Vec r = multiply_add(n, Vec::broadcast(-0.693359375f), bounded);
+  r = multiply_add(n, Vec::broadcast(2.12194440e-4f), r);
+  // e^r of |r| <= ln 2 / 2: the Taylor series to r^7, the rest is below 2^-27.
+  Vec p = Vec::broadcast(1.0f / 5040);
+  for (const float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    p = multiply_add(p, r, Vec::broadcast(coefficient));
+  }
+  return times_power_of_two(p, n);
+}
+
+inline Vec sigmoid(Vec x) {
+  const Vec one = Vec::broadcast(1.0f);
+  return one / (one + exp(Vec::broadcast(0.0f) - x));
+}
