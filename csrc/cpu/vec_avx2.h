@@ -70,3 +70,6 @@ inline Vec times_power_of_two(Vec a, Vec n) {
   const __m256 once = _mm256_mul_ps(a.value, power_of_two(half));
   return {_mm256_mul_ps(once, power_of_two(_mm256_sub_epi32(whole, half)))};
 }
+
+// a * b + c, rounded once.
+inline Vec fused_multiply_add(Vec a, Vec b, Vec c) { return multiply_add(a, b, c); }

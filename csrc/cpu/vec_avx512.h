@@ -55,3 +55,6 @@ inline Vec round_even(Vec a) {
 }
 // a * 2^n of whole numbers n in [-150, 128]; a result below the normal range may be flushed to 0.
 inline Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.value, n.value)}; }
+
+// a * b + c, rounded once.
+inline Vec fused_multiply_add(Vec a, Vec b, Vec c) { return multiply_add(a, b, c); }

@@ -91,3 +91,9 @@ inline Vec times_power_of_two(Vec a, Vec n) {
   }
   return a;
 }
+
+// a * b + c, rounded once.
+inline Vec fused_multiply_add(Vec a, Vec b, Vec c) {
+  for (int i = 0; i < Vec::lanes; ++i) c.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+  return c;
+}

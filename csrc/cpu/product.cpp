@@ -1,0 +1,89 @@
+#include "product.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "common/flush.h"
+#include "common/threads.h"
+
+#define DSV4_ROWS "cpu/product_rows.h"
+#include "cpu/foreach_isa.h"
+
+namespace dsv4::cpu {
+namespace {
+
+constexpr int64_t kPanel = 16;
+constexpr int64_t kBlock = 32;
+// Below, waking a second thread costs more than it saves: weights widened or multiplied.
+constexpr int64_t kWorkPerThread = 1 << 17;
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// Grows only, so that a step of decoding allocates nothing.
+float* scratch(std::vector<float>& buffer, int64_t size) {
+  if (static_cast<int64_t>(buffer.size()) < size) {
+    buffer.resize(static_cast<size_t>(size));
+  }
+  return buffer.data();
+}
+
+thread_local std::vector<float> sums_of_thread;
+thread_local std::vector<float> rows_of_thread;
+thread_local std::vector<int64_t> experts_of_thread;
+
+struct WideRows {
+  const float* values;
+  int64_t stride;
+};
+
+// The rows as fp32 with zeros up to a multiple of 32 channels: themselves where they are that.
+WideRows wide_rows(const Product& call, int64_t count, Isa isa) {
+  const Activations& x = call.x;
+  if (x.format == Stored::f32 && call.k % kBlock == 0) {
+    return {static_cast<const float*>(x.values), x.row_stride};
+  }
+  const int64_t stride = round_up(call.k, kBlock);
+  float* rows = scratch(rows_of_thread, count * stride);
+  const auto widen = DSV4_FOR_ISA(isa, widen_activations);
+  parallel_for(count, std::max<int64_t>(1, kWorkPerThread / stride),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t row = begin; row < end; ++row) {
+                   widen(x, row, call.k, stride, rows + row * stride);
+                 }
+               });
+  return {rows, stride};
+}
+
+}  // namespace
+
+void product(const Product& call, Isa isa) {
+  const int64_t count = call.offsets[call.experts];
+  if (count == 0 || call.n == 0) {
+    return;
+  }
+  const WideRows x = wide_rows(call, count, isa);
+  experts_of_thread.clear();
+  int64_t most = 0;
+  for (int64_t e = 0; e < call.experts; ++e) {
+    if (const int64_t rows = call.offsets[e + 1] - call.offsets[e]; rows > 0) {
+      experts_of_thread.push_back(e);
+      most = std::max(most, rows);
+    }
+  }
+  const int64_t* experts = experts_of_thread.data();
+  const int64_t panels = round_up(call.n, kPanel) / kPanel;
+  const int64_t active = static_cast<int64_t>(experts_of_thread.size());
+  const int64_t work = kPanel * call.k * (1 + count / (4 * active));
+  const auto run = DSV4_FOR_ISA(isa, product_panel);
+  parallel_for(active * panels, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(work, 1)),
+               [&](int64_t begin, int64_t end) {
+                 float* sums = scratch(sums_of_thread, most * kPanel);
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t e = experts[item / panels];
+                   run(call, x.values, x.stride, e, call.offsets[e], call.offsets[e + 1],
+                       item % panels * kPanel, sums);
+                 }
+               });
+}
+
+}  // namespace dsv4::cpu

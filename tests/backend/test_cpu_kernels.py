@@ -1,0 +1,39 @@
+"""Every native CPU kernel in every instruction set that this machine runs, against its contract."""
+
+import pytest
+
+from dsv4_ascend.parity.runner import samples
+from dsv4_backend import _C, OPERATORS, dispatch
+
+KERNELS = sorted(name for name, device in dispatch.native_kernels() if device == "cpu")
+# Why a kernel may leave a case to the reference.
+REASONS = ("float64", "not contiguous", "not adjacent", "is rounded to o's dtype first")
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request):
+    before = _C.isa()
+    _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(before)
+
+
+def refusal(operator, isa, arguments):
+    """Why the kernel of that instruction set does not take the arguments, or None."""
+    answers = dispatch.candidates(operator, *arguments)
+    return next(a.reason for a in answers if a.name == f"{operator}/{isa}")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_contract_cases(isa, name):
+    operator, ran = OPERATORS[name], 0
+    for sample in samples(operator):
+        reason = refusal(name, isa, sample.case.arguments)
+        if reason is not None:
+            assert any(known in reason for known in REASONS), f"{sample.name}: {reason}"
+            continue
+        with dispatch.use("strict"):
+            result = sample.run(operator)
+        assert result.ok, f"{sample.name}: {result.detail}"
+        ran += 1
+    assert ran > 0
