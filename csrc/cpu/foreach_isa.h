@@ -39,6 +39,8 @@ namespace {
 #include "cpu/vec_avx512.h"
 // Each after what it uses.
 #include "cpu/vec_math.h"
+// Both over these.
+#include "cpu/vec_dot.h"
 #include "cpu/vec_quant.h"
 // The rows after their vector type.
 #include DSV4_ROWS
@@ -57,6 +59,8 @@ namespace {
 #include "cpu/vec_avx2.h"
 // Each after what it uses.
 #include "cpu/vec_math.h"
+// Both over these.
+#include "cpu/vec_dot.h"
 #include "cpu/vec_quant.h"
 // The rows after their vector type.
 #include DSV4_ROWS
@@ -75,6 +79,8 @@ namespace {
 #include "cpu/vec_portable.h"
 // Each after what it uses.
 #include "cpu/vec_math.h"
+// Both over these.
+#include "cpu/vec_dot.h"
 #include "cpu/vec_quant.h"
 // The rows after their vector type.
 #include DSV4_ROWS

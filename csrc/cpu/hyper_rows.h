@@ -6,38 +6,6 @@ constexpr int kMixes = kStreams * (kStreams + 2);
 constexpr int kTile = 4;             // tokens that share what is read of fn
 constexpr int64_t kChannels = 2048;  // of a tile in fp32 that stay in the first cache
 
-// sums[r * tokens + t] += x[t] . weight[r] of `width` adjacent channels. One chain of sums for
-// every pair, whatever the tile: the bits of a token do not depend on its neighbours.
-template <int tokens, int rows>
-void add_products(const float* x, const float* weight, int64_t stride, int64_t width, Vec* sums) {
-  Vec total[rows * tokens];
-  DSV4_UNROLL
-  for (int k = 0; k < rows * tokens; ++k) {
-    total[k] = sums[k];
-  }
-  int64_t i = 0;
-  for (; i + Vec::lanes <= width; i += Vec::lanes) {
-    DSV4_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const Vec w = Vec::load(weight + r * stride + i);
-      DSV4_UNROLL
-      for (int t = 0; t < tokens; ++t) {
-        total[r * tokens + t] =
-            multiply_add(Vec::load(x + t * kChannels + i), w, total[r * tokens + t]);
-      }
-    }
-  }
-  for (int k = 0; k < rows * tokens && i < width; ++k) {
-    const Vec w = load_first(weight + k / tokens * stride + i, width - i);
-    const Vec value = load_first(x + k % tokens * kChannels + i, width - i);
-    total[k] = multiply_add(value, w, total[k]);
-  }
-  DSV4_UNROLL
-  for (int k = 0; k < rows * tokens; ++k) {
-    sums[k] = total[k];
-  }
-}
-
 inline void add_squares(const float* x, int64_t width, Vec* sums) {
   int64_t i = 0;
   for (; i + 4 * Vec::lanes <= width; i += 4 * Vec::lanes) {
@@ -63,9 +31,7 @@ void widen(const dsv4::cpu::HyperMix& call, int64_t token, int64_t first, int64_
     const int64_t count = d - channel < width ? d - channel : width;
     const X* x =
         static_cast<const X*>(call.x) + call.x_rows.offset(token * call.streams + stream) + channel;
-    for (int64_t i = 0; i < count; i += Vec::lanes) {
-      store_first(load_first(x + i, count - i), to + i, count - i);
-    }
+    widen_row(x, count, to);
     first += count, to += count, width -= count;
   }
 }
@@ -89,16 +55,7 @@ void mix_tile(const dsv4::cpu::HyperMix& call, int64_t token, int rows, float* m
       widen<X>(call, token + t, first, width, x + t * kChannels);
       add_squares(x + t * kChannels, width, squares + 4 * t);
     }
-    constexpr int step = 8 / tokens;
-    int r = 0;
-    for (; r + step <= rows; r += step) {
-      add_products<tokens, step>(x, call.fn + r * call.fn_stride + first, call.fn_stride, width,
-                                 sums + r * tokens);
-    }
-    for (; r < rows; ++r) {
-      add_products<tokens, 1>(x, call.fn + r * call.fn_stride + first, call.fn_stride, width,
-                              sums + r * tokens);
-    }
+    add_all_products<tokens>(x, kChannels, call.fn + first, call.fn_stride, rows, width, sums);
   }
   for (int t = 0; t < tokens; ++t) {
     const Vec* square = squares + 4 * t;
