@@ -56,4 +56,18 @@ WhyNot not_float_rows(const char* name, const at::Tensor& tensor) {
   return std::nullopt;
 }
 
+WhyNot not_adjacent_rows(const char* name, const at::Tensor& tensor) {
+  if (tensor.layout() != at::kStrided) {
+    return std::string(name) + " is not a strided tensor";
+  }
+  int64_t elements = 1;
+  for (int64_t dim = tensor.dim(); dim-- > 1;) {
+    if (tensor.size(dim) > 1 && tensor.stride(dim) != elements) {
+      return std::string(name) + "'s rows are not contiguous";
+    }
+    elements *= tensor.size(dim);
+  }
+  return std::nullopt;
+}
+
 }  // namespace dsv4::bind

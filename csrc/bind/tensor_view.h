@@ -30,6 +30,10 @@ Indices indices_of(const at::Tensor& tensor);
 // Why a float kernel over rows of adjacent elements does not run a tensor.
 WhyNot not_float_rows(const char* name, const at::Tensor& tensor);
 
+// Why a kernel that copies what lies at each index of the first dimension as bytes does not run a
+// tensor.
+WhyNot not_adjacent_rows(const char* name, const at::Tensor& tensor);
+
 // The first reason there is.
 template <class... Reasons>
 WhyNot first_of(WhyNot reason, Reasons&&... others) {
