@@ -3,7 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <utility>
+
 #include "common/dtype.h"
+#include "common/indices.h"
 #include "common/row_layout.h"
 #include "registry.h"
 
@@ -15,9 +18,30 @@ DType dtype_of(const at::Tensor& tensor);
 // A new CPU tensor of the same shape and dtype; what at::empty makes, without its dispatch.
 at::Tensor like(const at::Tensor& tensor);
 
+// The same of any shape and dtype; and of a tensor's leading dimensions with another last one.
+at::Tensor new_tensor(at::IntArrayRef sizes, at::ScalarType dtype);
+at::Tensor with_last(const at::Tensor& tensor, int64_t size, at::ScalarType dtype);
+
 RowLayout rows_of(const at::Tensor& tensor);
+
+// Of an int32 or int64 tensor.
+Indices indices_of(const at::Tensor& tensor);
 
 // Why a float kernel over rows of adjacent elements does not run a tensor.
 WhyNot not_float_rows(const char* name, const at::Tensor& tensor);
+
+// Why a kernel that copies what lies at each index of the first dimension as bytes does not run a
+// tensor.
+WhyNot not_adjacent_rows(const char* name, const at::Tensor& tensor);
+
+// The first reason there is.
+template <class... Reasons>
+WhyNot first_of(WhyNot reason, Reasons&&... others) {
+  if constexpr (sizeof...(Reasons) == 0) {
+    return reason;
+  } else {
+    return reason ? reason : first_of(std::forward<Reasons>(others)...);
+  }
+}
 
 }  // namespace dsv4::bind

@@ -70,3 +70,14 @@ inline Half from_float<Half>(float value) {
 }
 
 }  // namespace dsv4
+
+// Returns function<X>(arguments) of the element type X that `dtype` names.
+#define DSV4_FOR_DTYPE(dtype, function, ...)          \
+  switch (dtype) {                                    \
+    case ::dsv4::DType::f32:                          \
+      return function<float>(__VA_ARGS__);            \
+    case ::dsv4::DType::bf16:                         \
+      return function<::dsv4::BFloat16>(__VA_ARGS__); \
+    case ::dsv4::DType::f16:                          \
+      return function<::dsv4::Half>(__VA_ARGS__);     \
+  }

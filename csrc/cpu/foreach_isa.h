@@ -12,6 +12,13 @@
 #include "common/dtype.h"
 #include "common/isa.h"
 
+// Before a loop of a small constant number of rounds whose vectors must stay in registers.
+#if defined(__clang__)
+#define DSV4_UNROLL _Pragma("unroll")
+#else
+#define DSV4_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -32,6 +39,9 @@ namespace {
 #include "cpu/vec_avx512.h"
 // Each after what it uses.
 #include "cpu/vec_math.h"
+// Both over these.
+#include "cpu/vec_dot.h"
+#include "cpu/vec_quant.h"
 // The rows after their vector type.
 #include DSV4_ROWS
 }  // namespace
@@ -49,6 +59,9 @@ namespace {
 #include "cpu/vec_avx2.h"
 // Each after what it uses.
 #include "cpu/vec_math.h"
+// Both over these.
+#include "cpu/vec_dot.h"
+#include "cpu/vec_quant.h"
 // The rows after their vector type.
 #include DSV4_ROWS
 }  // namespace
@@ -66,6 +79,9 @@ namespace {
 #include "cpu/vec_portable.h"
 // Each after what it uses.
 #include "cpu/vec_math.h"
+// Both over these.
+#include "cpu/vec_dot.h"
+#include "cpu/vec_quant.h"
 // The rows after their vector type.
 #include DSV4_ROWS
 }  // namespace

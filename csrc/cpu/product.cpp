@@ -20,7 +20,7 @@ constexpr int64_t kWorkPerThread = 1 << 17;
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 // Grows only, so that a step of decoding allocates nothing.
-float* scratch(std::vector<float>& buffer, int64_t size) {
+float* grown(std::vector<float>& buffer, int64_t size) {
   if (static_cast<int64_t>(buffer.size()) < size) {
     buffer.resize(static_cast<size_t>(size));
   }
@@ -43,7 +43,7 @@ WideRows wide_rows(const Product& call, int64_t count, Isa isa) {
     return {static_cast<const float*>(x.values), x.row_stride};
   }
   const int64_t stride = round_up(call.k, kBlock);
-  float* rows = scratch(rows_of_thread, count * stride);
+  float* rows = grown(rows_of_thread, count * stride);
   const auto widen = DSV4_FOR_ISA(isa, widen_activations);
   parallel_for(count, std::max<int64_t>(1, kWorkPerThread / stride),
                [&](int64_t begin, int64_t end) {
@@ -77,7 +77,7 @@ void product(const Product& call, Isa isa) {
   const auto run = DSV4_FOR_ISA(isa, product_panel);
   parallel_for(active * panels, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(work, 1)),
                [&](int64_t begin, int64_t end) {
-                 float* sums = scratch(sums_of_thread, most * kPanel);
+                 float* sums = grown(sums_of_thread, most * kPanel);
                  for (int64_t item = begin; item < end; ++item) {
                    const int64_t e = experts[item / panels];
                    run(call, x.values, x.stride, e, call.offsets[e], call.offsets[e + 1],

@@ -61,8 +61,7 @@ inline void widen(dsv4::cpu::Stored format, const PanelRows& rows, int64_t at,
 // Adds to sums [count, 16] the products of `blocks` blocks of 32 channels.
 // x: fp32, rows x_stride apart; panel: [32 * blocks, 16].
 template <int count>
-void add_products(const float* x, int64_t x_stride, const float* panel, int64_t blocks,
-                  float* sums) {
+void add_panel(const float* x, int64_t x_stride, const float* panel, int64_t blocks, float* sums) {
   for (int64_t block = 0; block < blocks; ++block) {
     Vec total[count][kPanelVectors];
     for (int parity = 0; parity < 2; ++parity) {
@@ -112,7 +111,7 @@ template <int count>
 void add_rows(const float* x, int64_t x_stride, const float* panel, int64_t blocks, float* sums,
               int64_t rows) {
   for (; rows >= count; rows -= count) {
-    add_products<count>(x, x_stride, panel, blocks, sums);
+    add_panel<count>(x, x_stride, panel, blocks, sums);
     x += count * x_stride;
     sums += count * kPanelRows;
   }
@@ -183,14 +182,6 @@ void product_panel(const dsv4::cpu::Product& call, const float* x, int64_t x_str
   store_panel(call, sums, begin, end - begin, first);
 }
 
-template <class T>
-void widen_row(const void* values, int64_t k, float* to) {
-  const auto* from = static_cast<const T*>(values);
-  for (int64_t i = 0; i < k; i += Vec::lanes) {
-    store_first(load_first(from + i, k - i), to + i, k - i);
-  }
-}
-
 inline void widen_codes(const uint8_t* codes, const uint8_t* scale, int64_t scale_stride, int64_t k,
                         float* to) {
   for (int64_t from = 0; from < k; from += 16) {
@@ -217,13 +208,13 @@ void widen_activations(const dsv4::cpu::Activations& x, int64_t row, int64_t k, 
   const int64_t at = row * x.row_stride;
   switch (x.format) {
     case dsv4::cpu::Stored::f32:
-      widen_row<float>(values + at * 4, k, to);
+      widen_row(reinterpret_cast<const float*>(values + at * 4), k, to);
       break;
     case dsv4::cpu::Stored::bf16:
-      widen_row<dsv4::BFloat16>(values + at * 2, k, to);
+      widen_row(reinterpret_cast<const dsv4::BFloat16*>(values + at * 2), k, to);
       break;
     case dsv4::cpu::Stored::f16:
-      widen_row<dsv4::Half>(values + at * 2, k, to);
+      widen_row(reinterpret_cast<const dsv4::Half*>(values + at * 2), k, to);
       break;
     default:
       widen_codes(values + at, x.scale + row * x.scale_row_stride, x.scale_block_stride, k, to);

@@ -73,3 +73,45 @@ inline Vec times_power_of_two(Vec a, Vec n) {
 
 // a * b + c, rounded once.
 inline Vec fused_multiply_add(Vec a, Vec b, Vec c) { return multiply_add(a, b, c); }
+
+struct VecInt {
+  __m256i value;
+
+  static VecInt broadcast(int32_t x) { return {_mm256_set1_epi32(x)}; }
+
+  // Lanes of 0 to 255.
+  void store(uint8_t* to) const {
+    const __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+  }
+
+  int32_t largest() const {
+    const __m128i four =
+        _mm_max_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
+};
+
+inline VecInt bits_of(Vec a) { return {_mm256_castps_si256(a.value)}; }
+inline Vec float_of(VecInt a) { return {_mm256_castsi256_ps(a.value)}; }
+inline VecInt operator+(VecInt a, VecInt b) { return {_mm256_add_epi32(a.value, b.value)}; }
+inline VecInt operator-(VecInt a, VecInt b) { return {_mm256_sub_epi32(a.value, b.value)}; }
+inline VecInt operator&(VecInt a, VecInt b) { return {_mm256_and_si256(a.value, b.value)}; }
+inline VecInt operator|(VecInt a, VecInt b) { return {_mm256_or_si256(a.value, b.value)}; }
+inline VecInt max(VecInt a, VecInt b) { return {_mm256_max_epi32(a.value, b.value)}; }
+template <int places>
+VecInt shift_right(VecInt a) {
+  return {_mm256_srli_epi32(a.value, places)};
+}
+
+// Lane i of the result is lane i ^ distance: 1, 2 or 4.
+template <int distance>
+Vec exchange(Vec a) {
+  if constexpr (distance == 4) {
+    return {_mm256_permute2f128_ps(a.value, a.value, 1)};
+  } else {
+    return {_mm256_permute_ps(a.value, distance == 1 ? 0xb1 : 0x4e)};
+  }
+}

@@ -58,3 +58,40 @@ inline Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.value, 
 
 // a * b + c, rounded once.
 inline Vec fused_multiply_add(Vec a, Vec b, Vec c) { return multiply_add(a, b, c); }
+
+struct VecInt {
+  __m512i value;
+
+  static VecInt broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
+
+  // Lanes of 0 to 255.
+  void store(uint8_t* to) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(value));
+  }
+
+  int32_t largest() const { return _mm512_reduce_max_epi32(value); }
+};
+
+inline VecInt bits_of(Vec a) { return {_mm512_castps_si512(a.value)}; }
+inline Vec float_of(VecInt a) { return {_mm512_castsi512_ps(a.value)}; }
+inline VecInt operator+(VecInt a, VecInt b) { return {_mm512_add_epi32(a.value, b.value)}; }
+inline VecInt operator-(VecInt a, VecInt b) { return {_mm512_sub_epi32(a.value, b.value)}; }
+inline VecInt operator&(VecInt a, VecInt b) { return {_mm512_and_si512(a.value, b.value)}; }
+inline VecInt operator|(VecInt a, VecInt b) { return {_mm512_or_si512(a.value, b.value)}; }
+inline VecInt max(VecInt a, VecInt b) { return {_mm512_max_epi32(a.value, b.value)}; }
+template <int places>
+VecInt shift_right(VecInt a) {
+  return {_mm512_srli_epi32(a.value, places)};
+}
+
+// Lane i of the result is lane i ^ distance: 1, 2, 4 or 8.
+template <int distance>
+Vec exchange(Vec a) {
+  if constexpr (distance == 8) {
+    return {_mm512_shuffle_f32x4(a.value, a.value, 0x4e)};
+  } else if constexpr (distance == 4) {
+    return {_mm512_shuffle_f32x4(a.value, a.value, 0xb1)};
+  } else {
+    return {_mm512_permute_ps(a.value, distance == 1 ? 0xb1 : 0x4e)};
+  }
+}

@@ -24,6 +24,24 @@ void store_first(Vec value, T* to, int64_t count) {
   __builtin_memcpy(to, element, static_cast<size_t>(count) * sizeof(T));
 }
 
+// Writes the first `count` lanes as bytes, at most a vector.
+inline void store_first(VecInt value, uint8_t* to, int64_t count) {
+  if (count >= Vec::lanes) {
+    return value.store(to);
+  }
+  uint8_t element[Vec::lanes];
+  value.store(element);
+  __builtin_memcpy(to, element, static_cast<size_t>(count));
+}
+
+// Rounded to T and back.
+template <class T>
+Vec rounded(Vec value) {
+  T element[Vec::lanes];
+  value.store(element);
+  return Vec::load(element);
+}
+
 // e^x within 2 units of the last place; 0 below -87.3, infinity above 88.7, NaN of NaN.
 inline Vec exp(Vec x) {
   const Vec bounded = min(max(x, Vec::broadcast(-104.0f)), Vec::broadcast(89.0f));

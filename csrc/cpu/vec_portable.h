@@ -97,3 +97,66 @@ inline Vec fused_multiply_add(Vec a, Vec b, Vec c) {
   for (int i = 0; i < Vec::lanes; ++i) c.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
   return c;
 }
+
+struct VecInt {
+  int32_t lane[Vec::lanes];
+
+  static VecInt broadcast(int32_t value) {
+    VecInt result;
+    for (int32_t& lane : result.lane) lane = value;
+    return result;
+  }
+
+  // Lanes of 0 to 255.
+  void store(uint8_t* to) const {
+    for (int i = 0; i < Vec::lanes; ++i) to[i] = static_cast<uint8_t>(lane[i]);
+  }
+
+  int32_t largest() const {
+    int32_t result = lane[0];
+    for (const int32_t value : lane) result = value > result ? value : result;
+    return result;
+  }
+};
+
+inline VecInt bits_of(Vec a) { return __builtin_bit_cast(VecInt, a); }
+inline Vec float_of(VecInt a) { return __builtin_bit_cast(Vec, a); }
+
+inline VecInt operator+(VecInt a, VecInt b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+
+inline VecInt operator-(VecInt a, VecInt b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] -= b.lane[i];
+  return a;
+}
+
+inline VecInt operator&(VecInt a, VecInt b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] &= b.lane[i];
+  return a;
+}
+
+inline VecInt operator|(VecInt a, VecInt b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] |= b.lane[i];
+  return a;
+}
+
+inline VecInt max(VecInt a, VecInt b) {
+  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
+  return a;
+}
+
+template <int places>
+VecInt shift_right(VecInt a) {
+  for (int32_t& lane : a.lane) lane = static_cast<int32_t>(static_cast<uint32_t>(lane) >> places);
+  return a;
+}
+
+// Lane i of the result is lane i ^ distance: 1, 2 or 4.
+template <int distance>
+Vec exchange(Vec a) {
+  Vec result;
+  for (int i = 0; i < Vec::lanes; ++i) result.lane[i] = a.lane[i ^ distance];
+  return result;
+}
