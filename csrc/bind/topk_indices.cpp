@@ -1,0 +1,30 @@
+#include <ATen/EmptyTensor.h>
+
+#include "candidate.h"
+#include "cpu/topk.h"
+#include "tensor_view.h"
+
+namespace dsv4::bind {
+namespace {
+
+struct TopKKernel {
+  static WhyNot why_not(const Context&, const at::Tensor& scores, const at::Tensor&, int64_t) {
+    return not_float_rows("scores", scores);
+  }
+
+  template <Isa isa>
+  static at::Tensor run(const at::Tensor& scores, const at::Tensor& visible, int64_t k) {
+    const int64_t rows = scores.size(0), n = scores.size(1), chosen = std::min(k, n);
+    at::Tensor best(at::detail::empty_cpu({rows, chosen}, scores.options().dtype(at::kInt)));
+    cpu::topk({dtype_of(scores), rows, n, scores.const_data_ptr(), scores.stride(0),
+               visible.scalar_type() == at::kLong, visible.const_data_ptr(), visible.stride(0),
+               chosen, best.mutable_data_ptr<int32_t>()},
+              isa);
+    return best;
+  }
+};
+
+const IsaRegistration<TopKKernel> registration("topk_indices");
+
+}  // namespace
+}  // namespace dsv4::bind

@@ -1,0 +1,53 @@
+// Scores of keys for a few queries at a time, over a `Vec`: keys are widened once for all of them.
+// Included by rows headers inside a namespace, so it includes nothing and has no guard but the
+// header of its products.
+
+#include "cpu/key_products.h"
+
+constexpr int64_t kKeysAtOnce = 64;
+constexpr int64_t kQueriesAtOnce = 8;
+
+// Where the intermediate values of up to kQueriesAtOnce queries are.
+struct IndexerScratch {
+  int64_t heads;       // padded
+  int64_t key_stride;  // in elements: no power of two
+  float* keys;         // [kKeysAtOnce, key_stride]
+  float* dots;         // [kKeysAtOnce, heads]
+  float* panels;       // [kQueriesAtOnce, heads * channels]
+  float* weights;      // [kQueriesAtOnce, heads], 0 for the padding
+
+  IndexerScratch(const dsv4::cpu::IndexerQuery& query, float* memory)
+      : heads(padded_heads(query.heads)),
+        key_stride((query.channels + Vec::lanes - 1) / Vec::lanes * Vec::lanes + 16),
+        keys(memory),
+        dots(keys + kKeysAtOnce * key_stride),
+        panels(dots + kKeysAtOnce * heads),
+        weights(panels + kQueriesAtOnce * heads * query.channels) {}
+};
+
+template <class X, class W>
+void pack_query(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s, int64_t token,
+                int64_t place) {
+  const char* q = query.q + token * query.q_token_stride;
+  pack_heads(reinterpret_cast<const X*>(q), query.q_head_stride / static_cast<int64_t>(sizeof(X)),
+             query.heads, query.channels, s.panels + place * s.heads * query.channels);
+  const char* weights = query.weights + token * query.weights_token_stride;
+  for (int64_t h = 0; h < s.heads; ++h) {
+    const auto* weight = reinterpret_cast<const W*>(weights + h * query.weights_head_stride);
+    s.weights[place * s.heads + h] = h < query.heads ? dsv4::to_float(*weight) : 0.0f;
+  }
+}
+
+// Keys of the entries first .. first + count - 1 of a sequence as fp32.
+template <class X>
+void widen_keys(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s, int64_t sequence,
+                int64_t first, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    float* to = s.keys + i * s.key_stride;
+    if (const char* row = query.keys.row(sequence, first + i)) {
+      widen_row(reinterpret_cast<const X*>(row), query.channels, to, s.key_stride - 16);
+    } else {
+      __builtin_memset(to, 0, static_cast<size_t>(query.channels) * sizeof(float));
+    }
+  }
+}

@@ -1,0 +1,21 @@
+// Scores and selection of the lightning indexer in one step (spec/v4.md 4.5, spec/deployments.md
+// 6).
+#pragma once
+
+#include "cpu/indexer_scores.h"
+
+namespace dsv4::cpu {
+
+// chosen[t] = indices of the k visible entries with the largest sum_h relu(q[t][h] . key) *
+// weights[t][h] in fp32, in any order, then -1; of equal scores the smaller index. Memory does not
+// grow with the number of entries: scores are offered to the best ones as they are made.
+struct LightningIndexer {
+  IndexerQuery query;  // weights in fp32
+  int64_t entries;
+  int64_t k;
+  int32_t* chosen;  // [tokens, k]
+};
+
+void lightning_indexer(const LightningIndexer& call, Isa isa);
+
+}  // namespace dsv4::cpu
