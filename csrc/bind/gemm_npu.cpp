@@ -22,6 +22,18 @@ struct Head {
   }
 };
 
+struct Linear {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight) {
+    return not_alike("x", x, "weight", weight);
+  }
+
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& weight) {
+    const at::Tensor out = rows_out(x, weight, x.scalar_type());
+    product_into(NpuCall("linear", x), x, weight, out);
+    return out;
+  }
+};
+
 struct Grouped {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight,
                         const at::Tensor&) {
@@ -113,6 +125,7 @@ struct OfGroups {
 };
 
 const NpuRegistration<Head, npu::Matmul> lm_head("lm_head");
+const NpuRegistration<Linear, npu::Matmul> linear("linear");
 const NpuRegistration<Grouped, npu::GroupedMatmul> grouped_gemm("grouped_gemm");
 const NpuRegistration<Pair, npu::GroupedMatmul> linear_pair("linear_pair");
 const NpuRegistration<Int8Sum, npu::GroupedMatmul> int8_grouped_sum("int8_grouped_sum");

@@ -155,6 +155,17 @@ struct LinearPair {
   }
 };
 
+struct Linear {
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight) {
+    return not_rows(x, weight);
+  }
+
+  template <Isa isa>
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& weight) {
+    return multiply<isa>(x, std::nullopt, weight, std::nullopt);
+  }
+};
+
 struct GroupedOutputProjection {
   static WhyNot why_not(const Context&, const at::Tensor& o, const at::Tensor& wo_a) {
     if (o.scalar_type() != at::kFloat && wo_a.scalar_type() != o.scalar_type()) {
@@ -209,6 +220,7 @@ const IsaRegistration<Fp8Gemm> fp8_gemm("fp8_gemm");
 const IsaRegistration<QuantisedGroupedGemm> fp8_grouped_gemm("fp8_grouped_gemm");
 const IsaRegistration<QuantisedGroupedGemm> fp4_grouped_gemm("fp4_grouped_gemm");
 const IsaRegistration<GroupedGemm> grouped_gemm("grouped_gemm");
+const IsaRegistration<Linear> linear("linear");
 const IsaRegistration<LinearPair> linear_pair("linear_pair");
 const IsaRegistration<GroupedOutputProjection> grouped_output_projection(
     "grouped_output_projection");

@@ -16,7 +16,6 @@ from dsv4_backend.ops.gemm import (
     fp8_gemm,
     fp8_grouped_gemm,
     grouped_gemm,
-    linear_pair,
 )
 from dsv4_backend.ops.quant import (
     act_quant,
@@ -88,7 +87,7 @@ _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 Quantise = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def _weight(draw: Draw, n: int, k: int) -> torch.Tensor:
+def spread_weight(draw: Draw, n: int, k: int) -> torch.Tensor:
     """Rows of norm 1 or so, with a different scale in every 32 channels and 64 rows."""
     spread = torch.exp2(draw.integers(-(-n // 64), -(-k // 32), low=-3, high=2))
     spread = spread.repeat_interleave(64, 0)[:n].repeat_interleave(32, 1)[:, :k]
@@ -108,7 +107,7 @@ def _activations(
 
 def _experts(draw: Draw, quantise: Quantise, sizes: tuple[int, int, int]) -> list[torch.Tensor]:
     """[codes, scales] of E experts [N, K]."""
-    pairs = [quantise(_weight(draw, *sizes[1:])) for _ in range(sizes[0])]
+    pairs = [quantise(spread_weight(draw, *sizes[1:])) for _ in range(sizes[0])]
     return [torch.stack(parts) for parts in zip(*pairs, strict=True)]
 
 
@@ -142,10 +141,12 @@ def _(draw: Draw) -> Iterator[Case]:
         ):
             x, x_scale = _activations(draw, profile, t, k)
             yield Case(
-                f"{t}x{n}x{k}", profile, (x, x_scale, *quantize_weight_fp8(_weight(draw, n, k)))
+                f"{t}x{n}x{k}",
+                profile,
+                (x, x_scale, *quantize_weight_fp8(spread_weight(draw, n, k))),
             )
         x, x_scale = _activations(draw, profile, 6, 256)
-        weight, scale = quantize_weight_fp8(_weight(draw, 256, 256))
+        weight, scale = quantize_weight_fp8(spread_weight(draw, 256, 256))
         strided = (
             x[::2],
             None if x_scale is None else x_scale[::2],
@@ -156,7 +157,7 @@ def _(draw: Draw) -> Iterator[Case]:
         weight, scale = weight.clone(), scale.clone()
         weight[3, 4], scale[1, 0] = torch.nan, torch.nan
         yield Case("NaN weight, NaN scale", profile, (x, x_scale, weight, scale))
-    weight, scale = quantize_weight_fp8(_weight(draw, 9, 200))
+    weight, scale = quantize_weight_fp8(spread_weight(draw, 9, 200))
     yield Case("fp64 rows", "ideal", (draw.normal(3, 200).double(), None, weight, scale))
 
 
@@ -197,69 +198,28 @@ def _grouped_cases(draw: Draw, quantise: Quantise) -> Iterator[Case]:
 def _(draw: Draw) -> Iterator[Case]:
     for profile, dtype in _DTYPES.items():
         for rows, n, k in (*_GROUPS, ((2, 0, 3), 5, 7)):
-            weight = torch.stack([_weight(draw, n, k) for _ in rows]).to(dtype)
+            weight = torch.stack([spread_weight(draw, n, k) for _ in rows]).to(dtype)
             yield Case(
                 f"{rows} {n}x{k}",
                 profile,
                 (draw.normal(sum(rows), k, dtype=dtype), weight, offsets_of(*rows)),
             )
         x = draw.normal(24, 8, dtype=dtype).T[::2]
-        weight = torch.stack([_weight(draw, 24, 10) for _ in range(3)]).to(dtype).transpose(1, 2)
+        weight = (
+            torch.stack([spread_weight(draw, 24, 10) for _ in range(3)]).to(dtype).transpose(1, 2)
+        )
         yield Case("strided", profile, (x, weight, offsets_of(1, 2, 1)))
         yield Case("experts apart", profile, (x, _apart(weight), offsets_of(2, 0, 2)))
         x = x.clone()
         x[1, 3] = torch.nan
         broken = torch.cat([weight[:2], torch.full_like(weight[2:], torch.nan)])
         yield Case("NaN row, NaN expert", profile, (x, broken, offsets_of(2, 1, 1)))
-    weight = torch.stack([_weight(draw, 9, 130) for _ in range(2)])
+    weight = torch.stack([spread_weight(draw, 9, 130) for _ in range(2)])
     x = draw.normal(3, 130)
     yield Case("bf16 rows, fp32 weights", "official", (x.bfloat16(), weight, offsets_of(1, 2)))
     yield Case("fp64 rows", "ideal", (x.double(), weight, offsets_of(1, 2)))
 
 
-@linear_pair.oracle
-def _(x: Array, first: Array, second: Array) -> tuple[Array, Array]:
-    """Channel after channel of K."""
-    sums = [np.zeros((x.shape[0], w.shape[0])) for w in (first, second)]
-    for k in range(x.shape[1]):
-        for total, w in zip(sums, (first, second), strict=True):
-            total += wide(x[:, k, None]) * wide(w[None, :, k])
-    return cast(x.dtype, sums[0]), cast(x.dtype, sums[1])
-
-
-@linear_pair.cases
-def _(draw: Draw) -> Iterator[Case]:
-    for profile, dtype in _DTYPES.items():
-        for t, n, p, k in (
-            (0, 8, 4, 16),
-            (1, 1, 1, 1),
-            (1, 96, 32, 256),
-            (3, 5, 7, 9),
-            (6, 32, 32, 130),
-        ):
-            x, weights = draw.normal(t, k, dtype=dtype), [_weight(draw, m, k) for m in (n, p)]
-            yield Case(f"{t}x{k} to {n}, {p}", profile, (x, *(w.to(dtype) for w in weights)))
-        x = draw.normal(12, 40, dtype=dtype)[::2, ::2]
-        first, second = (_weight(draw, 20, m).to(dtype).T for m in (24, 8))
-        yield Case("strided", profile, (x, first, second))
-        x = x.clone()
-        x[1, 3], x[2, 0] = torch.nan, torch.inf
-        yield Case("NaN and infinity", profile, (x, first, second))
-
-
-linear_pair.wrong_arguments(
-    {
-        "weights swapped": lambda a: a._replace(first=a.second, second=a.first),
-        "last channel left out": {
-            "x": lambda x: torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], 1)
-        },
-        "rows of the next token": {"x": lambda x: x.roll(1, 0)},
-        "last rows of the second repeated": {"second": lambda w: torch.cat([w[:-1], w[:1]])},
-        "first weight's first row for all": {"first": lambda w: w[:1].expand_as(w)},
-        "activations rounded to fp8": {"x": lambda x: x.to(torch.float8_e4m3fn).to(x.dtype)},
-        "first weight rounded to fp8": {"first": lambda w: w.to(torch.float8_e4m3fn).to(w.dtype)},
-    }
-)
 _SCALE_EDITS = {
     "moved by one block": on_bytes(lambda b: b.roll(1, -1)),
     "of the first block for all": on_bytes(lambda b: b[..., :1].expand_as(b).contiguous()),
@@ -325,13 +285,3 @@ for _contract in (fp8_grouped_gemm, fp4_grouped_gemm, grouped_gemm):
     explain_experts(_contract)
 for _quantised_contract in (fp8_gemm, fp8_grouped_gemm, fp4_grouped_gemm):
     _quantised_contract.equivalent(*NO_257TH_CODE)
-linear_pair.explain(
-    dict.fromkeys(
-        (
-            "compute: x.float() -> x",
-            "linear_pair: compute(x) -> x",
-            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
-        ),
-        "torch's product of bf16 sums in fp32 and rounds once too",
-    )
-)

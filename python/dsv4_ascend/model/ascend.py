@@ -16,7 +16,6 @@ from dsv4_backend.contract import Operator
 from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.attention_fp8 import sparse_attention_fp8
 from dsv4_backend.ops.attention_p512 import sparse_attention_p512
-from dsv4_backend.ops.gemm import linear_pair
 from dsv4_backend.ops.indexer_prolog import indexer_prolog_fp8, indexer_prolog_int8
 from dsv4_backend.ops.indexer_prolog_bf16 import indexer_prolog
 from dsv4_backend.ops.lightning_indexer import (
@@ -24,6 +23,7 @@ from dsv4_backend.ops.lightning_indexer import (
     lightning_indexer_fp8,
     lightning_indexer_int8,
 )
+from dsv4_backend.ops.linear import linear_pair
 from dsv4_backend.ops.qkv_norm_rope import qkv_norm_rope
 
 

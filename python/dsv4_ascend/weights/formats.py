@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.nn.functional import linear
 
 from dsv4_ascend.checkpoint.layout import FP4_BLOCK, FP8_TILE
 from dsv4_ascend.weights.activations import UNQUANTISED, ActivationFormat, Rows
+from dsv4_backend.contract import compute
 from dsv4_backend.errors import ArgumentError
 from dsv4_backend.experts import by_expert
 from dsv4_backend.ops.formats import e4m3_values, scale_values, unpack_e2m1
@@ -28,6 +28,7 @@ from dsv4_backend.ops.gemm import (
     fp8_grouped_gemm,
     grouped_gemm,
 )
+from dsv4_backend.ops.linear import linear
 from dsv4_backend.ops.moe import moe_combine, moe_dispatch
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.output_projection import grouped_output_projection
@@ -163,7 +164,7 @@ class Float(Weight):
 
     def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
-        return linear(x, self.weight.to(x.dtype))
+        return linear(x, narrower(self.weight, x.dtype))
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """See `Weight`."""
@@ -172,6 +173,17 @@ class Float(Weight):
 
 class Fp8(Weight):
     """e4m3 [N, K] with an e8m0 scale per tile of 128x128."""
+
+    def project(self, o: torch.Tensor, groups: int) -> torch.Tensor:
+        """See `Weight`; on a CPU the codes are read as they are, where groups end with tiles."""
+        rank, (t, heads, width) = self.weight.shape[0] // groups, o.shape
+        if o.device.type != "cpu" or rank % FP8_TILE:
+            return super().project(o, groups)
+        rows = o.reshape(t, groups, heads // groups * width).transpose(0, 1).flatten(0, 1)
+        codes, scale = (w.unflatten(0, (groups, -1)) for w in (self.weight, self.scale))
+        ends = torch.arange(groups + 1, dtype=torch.int32) * t
+        each: torch.Tensor = fp8_grouped_gemm(compute(rows), None, codes, scale, ends)
+        return each.unflatten(0, (groups, t)).transpose(0, 1).flatten(1).to(o.dtype)
 
     def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
@@ -187,7 +199,8 @@ class FloatScaled(Weight):
 
     def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
-        wide = linear(dequantize_rows(x, scale), self.values(torch.float32))
+        rows = dequantize_rows(x, scale)
+        wide = linear(rows, self.values(rows.dtype))
         return wide.to(x.dtype if scale is None else torch.bfloat16)
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
@@ -207,9 +220,7 @@ class FloatExperts(ExpertWeights):
     ) -> torch.Tensor:
         """See `ExpertWeights`."""
         x = rows[0]
-        # Narrower weights are widened by the operator, for the experts that have rows only.
-        weight = self.weight if self.weight.itemsize <= x.itemsize else self.weight.to(x.dtype)
-        return grouped_gemm(x, weight, expert_offsets)
+        return grouped_gemm(x, narrower(self.weight, x.dtype), expert_offsets)
 
 
 class Fp8Experts(ExpertWeights):
@@ -276,6 +287,11 @@ def as_stored(
             f"weight: found {found[0]} with {found[1]} scales, expected one of: {known}"
         )
     return classes[found](weight, scale)
+
+
+def narrower(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A float weight rounded to `dtype`; one that is no wider as it is, for operators to widen."""
+    return weight if weight.dtype.itemsize <= dtype.itemsize else weight.to(dtype)
 
 
 def widened(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
