@@ -1,6 +1,7 @@
 #include "sampling.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "parallel_rows.h"
@@ -32,28 +33,33 @@ int64_t best_in_nucleus(const float* probabilities, const float* noise, int64_t 
       candidates.push_back({probabilities[id], id});
     }
   }
+  if (candidates.empty()) {
+    return 0;
+  }
+  // The candidate of rank `first` is in the nucleus, that of rank `last` is not; no need to rank
+  // the others.
+  auto first = candidates.begin(), last = candidates.end();
+  double better = 0;  // what those before `first` hold
+  while (last - first > 1) {
+    const auto middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last);
+    const double held = std::accumulate(
+        first, middle, better, [](double sum, const Candidate& c) { return sum + c.probability; });
+    if (held < top_p) {
+      better = held;
+      first = middle;
+    } else {
+      last = middle;
+    }
+  }
   int64_t best = 0;
   float largest = 0;
-  double better = 0;  // probability of those ranked before
-  // Ranks as many as are needed: a nucleus is a small part of a vocabulary.
-  size_t ranked = 0;
-  for (size_t i = 0; i < candidates.size() && better < top_p; ++i) {
-    if (i == ranked) {
-      ranked = std::min(candidates.size(), std::max<size_t>(64, 4 * ranked));
-      const auto from = candidates.begin() + static_cast<int64_t>(i);
-      const auto to = candidates.begin() + static_cast<int64_t>(ranked);
-      if (to != candidates.end()) {
-        std::nth_element(from, to, candidates.end());
-      }
-      std::sort(from, to);
-    }
-    const auto [probability, id] = candidates[i];
-    const float ratio = probability / noise[id];
-    if (ratio > largest || (ratio == largest && id < best)) {
+  for (auto candidate = candidates.begin(); candidate != last; ++candidate) {
+    const float ratio = candidate->probability / noise[candidate->id];
+    if (ratio > largest || (ratio == largest && candidate->id < best)) {
       largest = ratio;
-      best = id;
+      best = candidate->id;
     }
-    better += static_cast<double>(probability);
   }
   return best;
 }
