@@ -135,8 +135,7 @@ def use(
     overlaps of memory are checked all the same. A wrong value then has no promised result: a
     reference indexes with torch, which raises IndexError outside a tensor but counts some negative
     indices from its end, and an absent block (-1) reads as rows that are not there. A native kernel
-    has to stay inside its tensors by itself, as on a device, where no value is checked either; the
-    one there is, rms_norm, takes no indices.
+    has to stay inside its tensors by itself, as on a device, where no value is checked either.
     """
     if policy is not None and policy not in POLICIES:
         raise ValueError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")

@@ -88,9 +88,8 @@ inline void normalise(Vec* comb, int n, int step, int other, Vec eps) {
   }
 }
 
-template <int fixed>
-void sinkhorn(Vec* comb, int streams, int64_t rounds, float hc_eps) {
-  const int n = fixed > 0 ? fixed : streams;
+// Of any number of streams: comb[j * n + k], tokens in the lanes.
+inline void sinkhorn(Vec* comb, int n, int64_t rounds, float hc_eps) {
   const Vec eps = Vec::broadcast(hc_eps);
   for (int j = 0; j < n; ++j) {
     Vec* row = comb + j * n;
@@ -111,6 +110,49 @@ void sinkhorn(Vec* comb, int streams, int64_t rounds, float hc_eps) {
   for (int64_t round = 1; round < rounds; ++round) {
     normalise(comb, n, 1, n, eps);
     normalise(comb, n, n, 1, eps);
+  }
+}
+
+constexpr int kFours = 16 / Vec::lanes;  // vectors of a 4 x 4 matrix
+
+inline Vec row_sums(Vec rows) {
+  const Vec pairs = rows + exchange<1>(rows);
+  return pairs + exchange<2>(pairs);
+}
+
+inline void divide_columns(Vec* comb, Vec eps) {
+  Vec sum = comb[0];
+  for (int i = 1; i < kFours; ++i) {
+    sum = sum + comb[i];
+  }
+  sum = sum + exchange<4>(sum);
+  if constexpr (Vec::lanes > 8) {
+    sum = sum + exchange<8>(sum);
+  }
+  for (int i = 0; i < kFours; ++i) {
+    comb[i] = comb[i] / (sum + eps);
+  }
+}
+
+// Of 4 streams and one token, in place: the matrix in the lanes.
+inline void sinkhorn_of_four(float* matrix, int64_t rounds, float hc_eps) {
+  const Vec eps = Vec::broadcast(hc_eps);
+  Vec comb[kFours];
+  for (int i = 0; i < kFours; ++i) {
+    const Vec logits = Vec::load(matrix + i * Vec::lanes);
+    const Vec pairs = max(logits, exchange<1>(logits));
+    const Vec powers = exp(logits - max(pairs, exchange<2>(pairs)));
+    comb[i] = powers / row_sums(powers) + eps;
+  }
+  divide_columns(comb, eps);
+  for (int64_t round = 1; round < rounds; ++round) {
+    for (int i = 0; i < kFours; ++i) {
+      comb[i] = comb[i] / (row_sums(comb[i]) + eps);
+    }
+    divide_columns(comb, eps);
+  }
+  for (int i = 0; i < kFours; ++i) {
+    comb[i].store(matrix + i * Vec::lanes);
   }
 }
 
@@ -176,12 +218,14 @@ void mix_typed(const dsv4::cpu::HyperMix& call, int64_t begin, int64_t end) {
     for (int j = 0; j < n * n; ++j) {
       weights[j] = logit(call, mix, 2 * n + j, 2);
     }
-    if (n == 4) {
-      sinkhorn<4>(weights, n, call.rounds, call.hc_eps);
-    } else {
-      sinkhorn<0>(weights, n, call.rounds, call.hc_eps);
+    float* comb = call.comb + first * n * n;
+    if (n != 4) {
+      sinkhorn(weights, n, call.rounds, call.hc_eps);
     }
-    scatter(weights, n * n, tokens, call.comb + first * n * n);
+    scatter(weights, n * n, tokens, comb);
+    for (t = 0; t < tokens && n == 4; ++t) {
+      sinkhorn_of_four(comb + t * 16, call.rounds, call.hc_eps);
+    }
   }
 }
 

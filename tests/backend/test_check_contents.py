@@ -68,7 +68,7 @@ def test_unchecked_values_are_taken_as_they_are(name):
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_references_do_not_read_outside_a_tensor_unchecked(name):
     with (
-        dispatch.use(check_contents=False),
+        dispatch.use("reference", check_contents=False),
         pytest.raises((IndexError, RuntimeError), match="out of"),
     ):
         REFUSED[name]()
