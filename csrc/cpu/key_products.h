@@ -90,7 +90,9 @@ void widen_row(const X* from, int64_t channels, float* to, int64_t padded) {
 // Into the second-level cache, while others are multiplied.
 inline void prefetch_rows(const char* const* rows, int64_t count, int64_t bytes) {
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows[i] + at, 0, 2);
+    for (int64_t at = 0; rows[i] != nullptr && at < bytes; at += 64) {
+      __builtin_prefetch(rows[i] + at, 0, 2);
+    }
   }
 }
 
