@@ -38,16 +38,58 @@ void pack_query(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s, i
   }
 }
 
-// Keys of the entries first .. first + count - 1 of a sequence as fp32.
+// Rows of the entries first .. first + count - 1 of a sequence, null where there is none.
+inline void find_keys(const dsv4::cpu::IndexerQuery& query, int64_t sequence, int64_t first,
+                      int64_t count, const char** rows) {
+  for (int64_t i = 0; i < count; ++i) rows[i] = query.keys.row(sequence, first + i);
+}
+
+// Keys as fp32, 0 for none.
 template <class X>
-void widen_keys(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s, int64_t sequence,
-                int64_t first, int64_t count) {
+void widen_keys(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s,
+                const char* const* rows, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     float* to = s.keys + i * s.key_stride;
-    if (const char* row = query.keys.row(sequence, first + i)) {
-      widen_row(reinterpret_cast<const X*>(row), query.channels, to, s.key_stride - 16);
+    if (rows[i] != nullptr) {
+      widen_row(reinterpret_cast<const X*>(rows[i]), query.channels, to, s.key_stride - 16);
     } else {
       __builtin_memset(to, 0, static_cast<size_t>(query.channels) * sizeof(float));
     }
   }
 }
+
+// Tiles of the entries begin .. end - 1 of a sequence, one after the other, as fp32 keys.
+class KeyTiles {
+ public:
+  KeyTiles(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& scratch, int64_t sequence,
+           int64_t begin, int64_t end)
+      : query_(query), scratch_(scratch), sequence_(sequence), end_(end) {
+    find(begin);
+  }
+
+  // Widens the next tile, and fetches the one behind it meanwhile: its number of keys.
+  template <class X>
+  int64_t next() {
+    const int64_t count = count_;
+    widen_keys<X>(query_, scratch_, rows_, count);
+    find(first_ + count);
+    prefetch_rows(rows_, count_, query_.channels * static_cast<int64_t>(sizeof(X)));
+    return count;
+  }
+
+ private:
+  void find(int64_t first) {
+    first_ = first;
+    count_ = end_ - first < kKeysAtOnce ? end_ - first : kKeysAtOnce;
+    if (count_ < 0) count_ = 0;
+    find_keys(query_, sequence_, first_, count_, rows_);
+  }
+
+  const dsv4::cpu::IndexerQuery& query_;
+  const IndexerScratch& scratch_;
+  int64_t sequence_;
+  int64_t end_;
+  int64_t first_ = 0;
+  int64_t count_ = 0;
+  const char* rows_[kKeysAtOnce];
+};

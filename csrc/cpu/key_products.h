@@ -24,17 +24,52 @@ inline int64_t padded_heads(int64_t heads) {
 // Heads of a panel that starts `rest` heads before the end.
 inline int64_t panel_width(int64_t rest) { return rest > Vec::lanes ? 2 * Vec::lanes : Vec::lanes; }
 
+// Four values of four heads become four heads of four channels.
+inline void transpose_four(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  typedef float Four __attribute__((vector_size(16)));
+  Four row[4];
+  DSV4_UNROLL
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(&row[i], from + i * from_stride, sizeof(Four));
+  const Four low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+  const Four high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+  const Four low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+  const Four high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+  const Four column[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                          __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                          __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                          __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  DSV4_UNROLL
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_stride, &column[i], sizeof(Four));
+}
+
 // q: [heads, channels], rows `stride` elements apart. panels: [padded heads * channels].
 template <class X>
 void pack_heads(const X* q, int64_t stride, int64_t heads, int64_t channels, float* panels) {
+  constexpr int64_t some = 16;  // channels at a time
+  float wide[2 * Vec::lanes][some] = {};
   for (int64_t first = 0; first < heads; first += 2 * Vec::lanes) {
     const int64_t width = panel_width(heads - first);
+    const int64_t present = heads - first < width ? heads - first : width;
+    for (int64_t lane = present; lane < width; ++lane) {
+      for (float& value : wide[lane]) value = 0.0f;
+    }
     float* panel = panels + first * channels;
-    for (int64_t lane = 0; lane < width; ++lane) {
-      const bool present = first + lane < heads;
-      const X* from = q + (present ? first + lane : first) * stride;
-      for (int64_t c = 0; c < channels; ++c) {
-        panel[c * width + lane] = present ? dsv4::to_float(from[c]) : 0.0f;
+    for (int64_t c = 0; c < channels; c += some) {
+      const int64_t count = channels - c < some ? channels - c : some;
+      for (int64_t lane = 0; lane < present; ++lane) {
+        const X* from = q + (first + lane) * stride + c;
+        for (int64_t i = 0; i < some; i += Vec::lanes) {
+          load_first(from + i, count > i ? count - i : 0).store(wide[lane] + i);
+        }
+      }
+      int64_t i = 0;
+      for (; i + 4 <= count; i += 4) {
+        for (int64_t lane = 0; lane < width; lane += 4) {
+          transpose_four(wide[lane] + i, some, panel + (c + i) * width + lane, width);
+        }
+      }
+      for (; i < count; ++i) {
+        for (int64_t lane = 0; lane < width; ++lane) panel[(c + i) * width + lane] = wide[lane][i];
       }
     }
   }
@@ -50,6 +85,15 @@ void widen_row(const X* from, int64_t channels, float* to, int64_t padded) {
     c += Vec::lanes;
   }
   for (; c < padded; c += Vec::lanes) Vec::broadcast(0.0f).store(to + c);
+}
+
+// Into the second-level cache, while others are multiplied.
+inline void prefetch_rows(const char* const* rows, int64_t count, int64_t bytes) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t at = 0; rows[i] != nullptr && at < bytes; at += 64) {
+      __builtin_prefetch(rows[i] + at, 0, 2);
+    }
+  }
 }
 
 // sums[row][head of the panel] (+)= keys[row] . head, over `channels` channels.

@@ -36,9 +36,9 @@ void select_sequence(const dsv4::cpu::IndexerQuery& query, int64_t sequence, int
     if (visible[t] > begin) pack_query<X, float>(query, s, first + t, t);
   }
   const int64_t last = most < end ? most : end;
+  KeyTiles tiles(query, s, sequence, begin, last);
   for (int64_t key = begin; key < last; key += kKeysAtOnce) {
-    const int64_t keys = last - key < kKeysAtOnce ? last - key : kKeysAtOnce;
-    widen_keys<X>(query, s, sequence, key, keys);
+    const int64_t keys = tiles.next<X>();
     for (int64_t t = 0; t < count; ++t) {
       const int64_t seen = visible[t] - key < keys ? visible[t] - key : keys;
       if (seen <= 0) {

@@ -138,15 +138,19 @@ void attend(const dsv4::cpu::SparseAttention& call, int64_t token, int64_t first
   __builtin_memset(s.values, 0, static_cast<size_t>(s.heads * s.row_stride) * sizeof(float));
   const float scale = 1 / __builtin_sqrtf(static_cast<float>(call.channels));
   dsv4::cpu::KeyList list(call, token);
-  const char* rows[dsv4::cpu::kKeyTile];
-  while (const int64_t count = list.next(rows)) {
+  const char* rows[2][dsv4::cpu::kKeyTile];
+  int64_t count = list.next(rows[0]);
+  for (int tile = 0; count > 0; tile ^= 1) {
     for (int64_t k = 0; k < count; ++k) {
-      widen_row(reinterpret_cast<const X*>(rows[k]), call.channels, s.keys + k * s.row_stride,
+      widen_row(reinterpret_cast<const X*>(rows[tile][k]), call.channels, s.keys + k * s.row_stride,
                 padded);
     }
+    const int64_t next = list.next(rows[tile ^ 1]);
+    prefetch_rows(rows[tile ^ 1], next, call.channels * static_cast<int64_t>(sizeof(X)));
     multiply_keys(s.keys, count, s.row_stride, s.panels, s.heads, call.channels, s.scores, s.heads);
     soften<X>(s, count, scale);
     add_all_values(s, count, heads, call.channels);
+    count = next;
   }
   finish_heads<X>(call, s, token, first, heads);
 }
