@@ -16,6 +16,7 @@ import pytest
 from dsv4_ascend.cli.main import COMMANDS
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend import OPERATORS
+from dsv4_backend.dispatch import native_kernels
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -44,6 +45,7 @@ def counts():
     as the README writes it.
     """
     perplexity = json.loads((Path(SHIPPED) / "perplexity.json").read_text())
+    on_cpu = [name for name, device in native_kernels() if device == "cpu"]
     rows = {row for op in OPERATORS.values() for row in op.rows}
     cases = sum(len(list(op.iterate_cases())) for op in OPERATORS.values())
     return {
@@ -52,6 +54,7 @@ def counts():
         if rows == set(range(1, len(rows) + 1))
         else "a gap",
         "# parity cases": f"{cases:,}",
+        "# operators have CPU kernels": f"{len(on_cpu):,}",
         "# named faults, every one caught": f"{sum(len(op.faults) for op in OPERATORS.values()):,}",
         "per token over # tokens": f"{perplexity['tokens']:,}",
         "# trained in fp32": f"{perplexity['trained_fp32']:.2f}",

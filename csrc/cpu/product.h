@@ -1,7 +1,7 @@
 // Matrix products of activations with stored weights (spec/v4.md 6.3): y = x W^T, dense or by
 // expert.
 //
-// The order of sums is fixed and is AMX's (spec/performance.md 7): from 32 channels to 32, two
+// The order of sums is fixed and is that of AMX (docs/cpu-kernels.md): from 32 channels to 32, two
 // chains of 16 fused multiply-adds from zero over the even and the odd channels, their sum, then
 // the running sum; subnormals of operands and results are 0. So a row's bits depend on that row and
 // the weight alone, whatever else is in the batch, on any number of threads and in every

@@ -39,7 +39,7 @@ def chain(x, w):
 
 
 def amx_product(x, weight):
-    """[T, N] of fp32 x [T, K] and W [N, K], K % 32 == 0, in AMX's order (spec/performance.md 7)."""
+    """[T, N] of fp32 x [T, K] and W [N, K], K % 32 == 0, in AMX's order (docs/cpu-kernels.md)."""
     x, weight = x.numpy()[:, None], weight.numpy()[None]
     total = np.zeros((x.shape[0], weight.shape[1]), np.float32)
     for k in range(0, x.shape[-1], 32):
