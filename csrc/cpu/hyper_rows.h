@@ -253,12 +253,14 @@ void post_token(const dsv4::cpu::HyperPost& call, int64_t token) {
   for (int64_t i = 0; i < d; i += Vec::lanes) {
     const int64_t count = d - i;
     const Vec output = load_first(z + i, count);
-    Vec stream[kStreams];
+    Vec stream[fixed > 0 ? fixed : kStreams] = {};
+    DSV4_UNROLL
     for (int j = 0; j < n; ++j) {
       stream[j] = load_first(x[j] + i, count);
     }
     for (int k = 0; k < n; ++k) {
       Vec sum = Vec::broadcast(post[k]) * output;
+      DSV4_UNROLL
       for (int j = 0; j < n; ++j) {
         sum = multiply_add(Vec::broadcast(comb[j * n + k]), stream[j], sum);
       }

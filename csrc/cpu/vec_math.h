@@ -2,36 +2,36 @@
 // Included by foreach_isa.h after a `Vec`, inside its namespace, so it includes nothing and has no
 // guard.
 
-// The first `count` elements of a row, at most a vector; the lanes beyond are 0.
+// The ends of rows are apart, so that whole vectors need no call.
 template <class T>
-Vec load_first(const T* from, int64_t count) {
-  if (count >= Vec::lanes) {
-    return Vec::load(from);
-  }
+__attribute__((noinline)) Vec load_end(const T* from, int64_t count) {
   T element[Vec::lanes] = {};
   __builtin_memcpy(element, from, static_cast<size_t>(count) * sizeof(T));
   return Vec::load(element);
 }
 
-// Writes the first `count` lanes, at most a vector.
-template <class T>
-void store_first(Vec value, T* to, int64_t count) {
-  if (count >= Vec::lanes) {
-    return value.store(to);
-  }
+template <class V, class T>
+__attribute__((noinline)) void store_end(V value, T* to, int64_t count) {
   T element[Vec::lanes];
   value.store(element);
   __builtin_memcpy(to, element, static_cast<size_t>(count) * sizeof(T));
 }
 
-// Writes the first `count` lanes as bytes, at most a vector.
+// The first `count` elements of a row, at most a vector; the lanes beyond are 0.
+template <class T>
+inline Vec load_first(const T* from, int64_t count) {
+  return count >= Vec::lanes ? Vec::load(from) : load_end(from, count);
+}
+
+// Writes the first `count` lanes, at most a vector.
+template <class T>
+inline void store_first(Vec value, T* to, int64_t count) {
+  count >= Vec::lanes ? value.store(to) : store_end(value, to, count);
+}
+
+// The same as bytes.
 inline void store_first(VecInt value, uint8_t* to, int64_t count) {
-  if (count >= Vec::lanes) {
-    return value.store(to);
-  }
-  uint8_t element[Vec::lanes];
-  value.store(element);
-  __builtin_memcpy(to, element, static_cast<size_t>(count));
+  count >= Vec::lanes ? value.store(to) : store_end(value, to, count);
 }
 
 // Rounded to T and back.

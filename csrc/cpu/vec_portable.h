@@ -1,95 +1,116 @@
-// Eight fp32 lanes in plain C++: what runs where no other vector type does (Arm hosts: the compiler
-// makes NEON of it). Included by foreach_isa.h inside a namespace, so it includes nothing and has
-// no guard.
+// Eight fp32 lanes without instructions of any one machine: two of the compiler's own vectors of 16
+// bytes, which every 64-bit host has (NEON on Arm). What runs where no other vector type does.
+// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
+
+using Float4 = float __attribute__((vector_size(16)));
+using Int4 = int32_t __attribute__((vector_size(16)));
+using Unsigned4 = uint32_t __attribute__((vector_size(16)));
+using Short4 = uint16_t __attribute__((vector_size(8)));
+
+inline Int4 bits_of(Float4 a) { return __builtin_bit_cast(Int4, a); }
+inline Float4 float_of(Int4 a) { return __builtin_bit_cast(Float4, a); }
+
+template <class T>
+inline Float4 load_four(const T* from) {
+  return Float4{dsv4::to_float(from[0]), dsv4::to_float(from[1]), dsv4::to_float(from[2]),
+                dsv4::to_float(from[3])};
+}
+template <>
+inline Float4 load_four(const float* from) {
+  Float4 result;
+  __builtin_memcpy(&result, from, sizeof(result));
+  return result;
+}
+template <>
+inline Float4 load_four(const dsv4::BFloat16* from) {
+  Short4 bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return __builtin_bit_cast(Float4, __builtin_convertvector(bits, Unsigned4) << 16);
+}
+
+template <class T>
+inline void store_four(Float4 value, T* to) {
+  for (int i = 0; i < 4; ++i) to[i] = dsv4::from_float<T>(value[i]);
+}
+template <>
+inline void store_four(Float4 value, float* to) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+template <>
+inline void store_four(Float4 value, dsv4::BFloat16* to) {
+  const auto bits = __builtin_bit_cast(Unsigned4, value);
+  const Unsigned4 rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+  const Unsigned4 kept = value != value ? bits | 0x400000u : rounded;
+  const Short4 high = __builtin_convertvector(kept >> 16, Short4);
+  __builtin_memcpy(to, &high, sizeof(high));
+}
 
 struct Vec {
   static constexpr int lanes = 8;
-  float lane[lanes];
+  Float4 low, high;
 
   static Vec broadcast(float value) {
-    Vec result;
-    for (float& lane : result.lane) lane = value;
-    return result;
+    const Float4 four = {value, value, value, value};
+    return {four, four};
   }
 
   template <class T>
   static Vec load(const T* from) {
-    Vec result;
-    for (int i = 0; i < lanes; ++i) result.lane[i] = dsv4::to_float(from[i]);
-    return result;
+    return {load_four(from), load_four(from + 4)};
   }
 
   template <class T>
   void store(T* to) const {
-    for (int i = 0; i < lanes; ++i) to[i] = dsv4::from_float<T>(lane[i]);
+    store_four(low, to);
+    store_four(high, to + 4);
   }
 
   float sum() const {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
-           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    const Float4 four = low + high;
+    return (four[0] + four[2]) + (four[1] + four[3]);
   }
 };
 
-inline Vec operator*(Vec a, Vec b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] *= b.lane[i];
-  return a;
-}
-
-inline Vec operator+(Vec a, Vec b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] += b.lane[i];
-  return a;
-}
-
+inline Vec operator*(Vec a, Vec b) { return {a.low * b.low, a.high * b.high}; }
+inline Vec operator+(Vec a, Vec b) { return {a.low + b.low, a.high + b.high}; }
 // a * b + c; whether the product is rounded is left to the compiler.
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
-inline Vec operator-(Vec a, Vec b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] -= b.lane[i];
-  return a;
-}
+inline Vec operator-(Vec a, Vec b) { return {a.low - b.low, a.high - b.high}; }
+inline Vec operator/(Vec a, Vec b) { return {a.low / b.low, a.high / b.high}; }
 
-inline Vec operator/(Vec a, Vec b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] /= b.lane[i];
+inline Float4 square_root(Float4 a) {
+  for (int i = 0; i < 4; ++i) a[i] = __builtin_sqrtf(a[i]);
   return a;
 }
-
-inline Vec square_root(Vec a) {
-  for (float& lane : a.lane) lane = __builtin_sqrtf(lane);
-  return a;
-}
+inline Vec square_root(Vec a) { return {square_root(a.low), square_root(a.high)}; }
 
 // `a` if it is a NaN, as torch's clamp keeps it.
 inline Vec max(Vec a, Vec b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
-  return a;
+  return {b.low > a.low ? b.low : a.low, b.high > a.high ? b.high : a.high};
 }
-
 inline Vec min(Vec a, Vec b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] = b.lane[i] < a.lane[i] ? b.lane[i] : a.lane[i];
-  return a;
+  return {b.low < a.low ? b.low : a.low, b.high < a.high ? b.high : a.high};
 }
 
-inline Vec absolute(Vec a) {
-  for (float& lane : a.lane) lane = __builtin_fabsf(lane);
-  return a;
-}
+inline Float4 absolute(Float4 a) { return float_of(bits_of(a) & INT32_MAX); }
+inline Vec absolute(Vec a) { return {absolute(a.low), absolute(a.high)}; }
 
-inline Vec round_even(Vec a) {
-  for (float& lane : a.lane) lane = __builtin_rintf(lane);
-  return a;
+inline Float4 round_even(Float4 a) {
+  const Float4 magnitude = absolute(a);
+  const Float4 whole = (magnitude + 0x1p23f) - 0x1p23f;  // above, every number is whole
+  return magnitude < 0x1p23f ? float_of(bits_of(whole) | (bits_of(a) & INT32_MIN)) : a;
 }
-
-inline float power_of_two(int n) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(n + 127) << 23);
-}
+inline Vec round_even(Vec a) { return {round_even(a.low), round_even(a.high)}; }
 
 // a * 2^n of whole numbers n in [-150, 128]; a result below the normal range may be flushed to 0.
+inline Float4 times_power_of_two(Float4 a, Float4 n) {
+  const Int4 whole = __builtin_convertvector(n, Int4);
+  const Int4 half = whole >> 1;
+  const Int4 rest = whole - half;
+  return a * float_of((half + 127) << 23) * float_of((rest + 127) << 23);
+}
 inline Vec times_power_of_two(Vec a, Vec n) {
-  for (int i = 0; i < Vec::lanes; ++i) {
-    const int whole = static_cast<int>(n.lane[i]);
-    a.lane[i] *= power_of_two(whole / 2);
-    a.lane[i] *= power_of_two(whole - whole / 2);
-  }
-  return a;
+  return {times_power_of_two(a.low, n.low), times_power_of_two(a.high, n.high)};
 }
 
 // a * b + c, rounded once.
@@ -99,64 +120,54 @@ inline Vec fused_multiply_add(Vec a, Vec b, Vec c) {
 }
 
 struct VecInt {
-  int32_t lane[Vec::lanes];
+  Int4 low, high;
 
   static VecInt broadcast(int32_t value) {
-    VecInt result;
-    for (int32_t& lane : result.lane) lane = value;
-    return result;
+    const Int4 four = {value, value, value, value};
+    return {four, four};
   }
 
   // Lanes of 0 to 255.
   void store(uint8_t* to) const {
-    for (int i = 0; i < Vec::lanes; ++i) to[i] = static_cast<uint8_t>(lane[i]);
+    for (int i = 0; i < 4; ++i) {
+      to[i] = static_cast<uint8_t>(low[i]);
+      to[i + 4] = static_cast<uint8_t>(high[i]);
+    }
   }
 
   int32_t largest() const {
-    int32_t result = lane[0];
-    for (const int32_t value : lane) result = value > result ? value : result;
+    const Int4 four = low > high ? low : high;
+    int32_t result = four[0];
+    for (int i = 1; i < 4; ++i) result = four[i] > result ? four[i] : result;
     return result;
   }
 };
 
-inline VecInt bits_of(Vec a) { return __builtin_bit_cast(VecInt, a); }
-inline Vec float_of(VecInt a) { return __builtin_bit_cast(Vec, a); }
-
-inline VecInt operator+(VecInt a, VecInt b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] += b.lane[i];
-  return a;
-}
-
-inline VecInt operator-(VecInt a, VecInt b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] -= b.lane[i];
-  return a;
-}
-
-inline VecInt operator&(VecInt a, VecInt b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] &= b.lane[i];
-  return a;
-}
-
-inline VecInt operator|(VecInt a, VecInt b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] |= b.lane[i];
-  return a;
-}
-
+inline VecInt bits_of(Vec a) { return {bits_of(a.low), bits_of(a.high)}; }
+inline Vec float_of(VecInt a) { return {float_of(a.low), float_of(a.high)}; }
+inline VecInt operator+(VecInt a, VecInt b) { return {a.low + b.low, a.high + b.high}; }
+inline VecInt operator-(VecInt a, VecInt b) { return {a.low - b.low, a.high - b.high}; }
+inline VecInt operator&(VecInt a, VecInt b) { return {a.low & b.low, a.high & b.high}; }
+inline VecInt operator|(VecInt a, VecInt b) { return {a.low | b.low, a.high | b.high}; }
 inline VecInt max(VecInt a, VecInt b) {
-  for (int i = 0; i < Vec::lanes; ++i) a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
-  return a;
+  return {b.low > a.low ? b.low : a.low, b.high > a.high ? b.high : a.high};
 }
 
 template <int places>
 VecInt shift_right(VecInt a) {
-  for (int32_t& lane : a.lane) lane = static_cast<int32_t>(static_cast<uint32_t>(lane) >> places);
-  return a;
+  const auto low = __builtin_bit_cast(Unsigned4, a.low) >> places;
+  const auto high = __builtin_bit_cast(Unsigned4, a.high) >> places;
+  return {__builtin_bit_cast(Int4, low), __builtin_bit_cast(Int4, high)};
 }
 
 // Lane i of the result is lane i ^ distance: 1, 2 or 4.
 template <int distance>
 Vec exchange(Vec a) {
-  Vec result;
-  for (int i = 0; i < Vec::lanes; ++i) result.lane[i] = a.lane[i ^ distance];
-  return result;
+  if constexpr (distance == 4) {
+    return {a.high, a.low};
+  } else {
+    constexpr int d = distance;
+    return {Float4{a.low[d], a.low[1 ^ d], a.low[2 ^ d], a.low[3 ^ d]},
+            Float4{a.high[d], a.high[1 ^ d], a.high[2 ^ d], a.high[3 ^ d]}};
+  }
 }
