@@ -2,6 +2,8 @@
 say. Bits of a token alone, on any number of threads; values that no checker has seen.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -88,6 +90,16 @@ def selection(dtype):
     return call | {"max_seq_len": 303, "k": 5}
 
 
+def coded_selection(codes, scale, dtype):
+    """Any codes; the dtype only decides how many bits of them count."""
+    call = selection(dtype)
+    q, keys = ((torch.randn_like(call[n].float()) * 9).to(codes) for n in ("q", "k_cache"))
+    scales = torch.rand(TOKENS, 21).to(scale), torch.rand(keys.shape[:2]).to(scale)
+    rest = {n: v for n, v in call.items() if n not in ("q", "k_cache")}
+    first = {"q": q, "q_scale": scales[0], "k_cache": keys, "k_scale": scales[1]}
+    return first | rest | {"weights": call["weights"].to(scale)}
+
+
 def compressor(dtype, overlap=2):
     width = overlap * 20
     return {
@@ -109,7 +121,7 @@ def alone(call, token, tables):
     sequence = int(torch.searchsorted(call["query_start_loc"][1:], token, right=True))
     end = int(call["query_start_loc"][sequence + 1])
     position = int(call["seq_lens"][sequence]) - end + token
-    tokens = [n for n in ("q", "weights", "cmp_indices", "x") if call.get(n) is not None]
+    tokens = [n for n in ("q", "q_scale", "weights", "cmp_indices", "x") if call.get(n) is not None]
     return (
         call
         | {name: call[name][token : token + 1] for name in tokens}
@@ -122,6 +134,14 @@ CALLS = {
     "sparse_attention": (attention, ("window_block_table", "cmp_block_table")),
     "indexer_scores": (indexer, ("block_table",)),
     "lightning_indexer": (selection, ("block_table",)),
+    "lightning_indexer_int8": (
+        partial(coded_selection, torch.int8, torch.float16),
+        ("block_table",),
+    ),
+    "lightning_indexer_fp8": (
+        partial(coded_selection, torch.float8_e4m3fn, torch.float32),
+        ("block_table",),
+    ),
 }
 
 
@@ -173,8 +193,8 @@ def test_tokens_of_a_chunk_leave_the_state_of_single_steps(isa, dtype):
 @pytest.mark.parametrize("value", NONSENSE)
 def test_nonsense_in_tables_is_never_an_address(isa, value):
     with dispatch.use("strict", check_contents=False):
-        for make, op in ((attention, ATTEND), (indexer, SCORES), (selection, SELECT)):
-            call = make(torch.bfloat16)
+        for operator, (make, _) in CALLS.items():
+            call, op = make(torch.bfloat16), OPERATORS[operator]
             for name in ("window_block_table", "cmp_block_table", "cmp_indices", "block_table"):
                 if name in call:
                     op(**call | {name: torch.full_like(call[name], value)})
@@ -228,6 +248,43 @@ def test_selection_over_spans_of_entries_is_exact(isa, entries):
     for row, scores in zip(got, dots.sum(1), strict=True):
         assert len(set(row.tolist())) == 300
         assert scores[row.long()].min() >= scores.topk(300).values[-1] - 1e-5
+
+
+def test_every_code_of_a_key_counts(isa):
+    """The keys' order is that of their values: one channel, and a query of 1."""
+    for codes, name in ((torch.int8, "int8"), (torch.float8_e4m3fn, "fp8")):
+        keys = torch.arange(256, dtype=torch.uint8).view(codes).float()
+        keys = keys[keys > 0].view(-1, 1, 1)
+        scale = torch.float16 if name == "int8" else torch.float32
+        ones = torch.ones(len(keys), 1, dtype=scale)
+        rest = torch.arange(len(keys))[None].int(), ints(0, 1), ints(len(keys)), len(keys), 1
+        q = torch.ones(1, 1, 1).to(codes)
+        for k in range(1, len(keys)):
+            got = OPERATORS[f"lightning_indexer_{name}"](
+                q, ones[:1], keys.to(codes), ones, ones[:1], *rest, k
+            )
+            assert set(got[0].tolist()) == set(keys.flatten().topk(k).indices.tolist())
+
+
+@pytest.mark.parametrize("form", ["kv_epilog", "indexer_int8", "indexer_token_fp8"])
+def test_bytes_outside_of_the_slots_stay(isa, form):
+    channels, rope = (96, (16,)) if form == "kv_epilog" else (24, ())
+    write, read = OPERATORS[f"write_cache_{form}"], OPERATORS[f"read_cache_{form}"]
+    entry = {"kv_epilog": 128, "indexer_int8": 26, "indexer_token_fp8": 28}[form]
+    memory = torch.randint(0, 256, (3, 4 * entry + 5), dtype=torch.uint8)
+    before, pages = memory.clone(), memory[:, 2:-3]
+    with dispatch.use("strict", check_contents=False):
+        write(pages, torch.randn(4, channels), torch.tensor([-1, 12, -(2**62), 2**62]), 4, *rope)
+        assert torch.equal(memory, before)
+        none = read(pages, torch.tensor([-1, 12, 2**62]), 4, channels, *rope)
+    assert not none.any()
+    rows = torch.randn(2, channels)
+    write(pages, rows, torch.tensor([5, 2]), 4, *rope)
+    assert torch.equal(memory[2], before[2])
+    assert torch.equal(memory[:, :2], before[:, :2])
+    assert torch.equal(memory[:, -3:], before[:, -3:])
+    near = read(pages, torch.tensor([5, 2]), 4, channels, *rope)
+    torch.testing.assert_close(near, rows, rtol=0.07, atol=0.03)
 
 
 def test_a_cache_is_written_whatever_the_dtype_and_the_strides(isa):
