@@ -23,10 +23,10 @@ struct IndexerScoresKernel {
                         const at::Tensor& seq_lens, int64_t ratio) {
     const int64_t entries = block_table.size(1) * k_cache.size(1);
     at::Tensor scores(at::detail::empty_cpu({q.size(0), entries}, q.options()));
-    cpu::indexer_scores(
-        {indexer_query(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio), entries,
-         static_cast<char*>(scores.mutable_data_ptr())},
-        isa);
+    cpu::indexer_scores({indexer_query(dtype_of(q), q, k_cache, weights, block_table,
+                                       query_start_loc, seq_lens, ratio),
+                         entries, static_cast<char*>(scores.mutable_data_ptr())},
+                        isa);
     return scores;
   }
 };

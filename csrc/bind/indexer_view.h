@@ -9,14 +9,15 @@
 
 namespace dsv4::bind {
 
-inline cpu::IndexerQuery indexer_query(const at::Tensor& q, const at::Tensor& k_cache,
+// dtype: of q and of the keys, if they are values.
+inline cpu::IndexerQuery indexer_query(DType dtype, const at::Tensor& q, const at::Tensor& k_cache,
                                        const at::Tensor& weights, const at::Tensor& block_table,
                                        const at::Tensor& query_start_loc,
                                        const at::Tensor& seq_lens, int64_t ratio) {
   const auto bytes = static_cast<int64_t>(q.element_size());
   const auto weight_bytes = static_cast<int64_t>(weights.element_size());
   return {
-      dtype_of(q),
+      dtype,
       q.size(0),
       q.size(1),
       q.size(2),

@@ -9,6 +9,40 @@
 namespace dsv4::bind {
 namespace {
 
+at::Tensor no_entries(const at::Tensor& q, int64_t k) {
+  return at::Tensor(at::detail::empty_cpu({q.size(0), k}, q.options().dtype(at::kInt)));
+}
+
+// Rows of codes with a scale each.
+template <cpu::RowFormat format>
+struct CodedIndexerKernel {
+  static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor&,
+                        const at::Tensor& k_cache, const at::Tensor&, const at::Tensor&,
+                        const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
+                        int64_t) {
+    const WhyNot reason = not_float_rows("q", q);
+    return reason ? reason : not_float_rows("k_cache", k_cache);
+  }
+
+  template <Isa isa>
+  static at::Tensor run(const at::Tensor& q, const at::Tensor& q_scale, const at::Tensor& k_cache,
+                        const at::Tensor& k_scale, const at::Tensor& weights,
+                        const at::Tensor& block_table, const at::Tensor& query_start_loc,
+                        const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
+    const at::Tensor chosen = no_entries(q, k);
+    const auto bytes = static_cast<int64_t>(q_scale.element_size());
+    cpu::lightning_indexer(
+        {format,
+         indexer_query(DType::f32, q, k_cache, weights, block_table, query_start_loc, seq_lens,
+                       ratio),
+         static_cast<const char*>(q_scale.const_data_ptr()), q_scale.stride(0) * bytes,
+         q_scale.stride(1) * bytes, rows_of_pages(k_scale, block_table),
+         block_table.size(1) * k_cache.size(1), k, chosen.mutable_data_ptr<int32_t>()},
+        isa);
+    return chosen;
+  }
+};
+
 struct LightningIndexerKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
@@ -21,16 +55,20 @@ struct LightningIndexerKernel {
   static at::Tensor run(const at::Tensor& q, const at::Tensor& k_cache, const at::Tensor& weights,
                         const at::Tensor& block_table, const at::Tensor& query_start_loc,
                         const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
-    at::Tensor chosen(at::detail::empty_cpu({q.size(0), k}, q.options().dtype(at::kInt)));
-    cpu::lightning_indexer(
-        {indexer_query(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio),
-         block_table.size(1) * k_cache.size(1), k, chosen.mutable_data_ptr<int32_t>()},
-        isa);
+    const at::Tensor chosen = no_entries(q, k);
+    cpu::lightning_indexer({cpu::RowFormat::values,
+                            indexer_query(dtype_of(q), q, k_cache, weights, block_table,
+                                          query_start_loc, seq_lens, ratio),
+                            nullptr, 0, 0, cpu::PagedRows{}, block_table.size(1) * k_cache.size(1),
+                            k, chosen.mutable_data_ptr<int32_t>()},
+                           isa);
     return chosen;
   }
 };
 
 const IsaRegistration<LightningIndexerKernel> registration("lightning_indexer");
+const IsaRegistration<CodedIndexerKernel<cpu::RowFormat::int8>> of_int8("lightning_indexer_int8");
+const IsaRegistration<CodedIndexerKernel<cpu::RowFormat::e4m3>> of_e4m3("lightning_indexer_fp8");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -15,7 +15,7 @@ constexpr int64_t kProductsPerThread = 1 << 18;  // below, a second thread costs
 // Floats of the scratch of a group for any vector type.
 inline int64_t indexer_scratch(const IndexerQuery& query) {
   const int64_t heads = query.heads + 16;
-  return 64 * (query.channels + 32) + 64 * heads + kTokensOfGroup * heads * (query.channels + 1);
+  return 64 * (query.channels + 32) + 64 * heads + kTokensOfGroup * heads * (query.channels + 2);
 }
 
 // Visits (sequence, first token, tokens) of every run of one sequence in a group.

@@ -15,6 +15,7 @@ struct IndexerScratch {
   float* dots;         // [kKeysAtOnce, heads]
   float* panels;       // [kQueriesAtOnce, heads * channels]
   float* weights;      // [kQueriesAtOnce, heads], 0 for the padding
+  float* scales;       // [kQueriesAtOnce, heads] of rows of codes, 0 for the padding
 
   IndexerScratch(const dsv4::cpu::IndexerQuery& query, float* memory)
       : heads(padded_heads(query.heads)),
@@ -22,20 +23,37 @@ struct IndexerScratch {
         keys(memory),
         dots(keys + kKeysAtOnce * key_stride),
         panels(dots + kKeysAtOnce * heads),
-        weights(panels + kQueriesAtOnce * heads * query.channels) {}
+        weights(panels + kQueriesAtOnce * heads * query.channels),
+        scales(weights + kQueriesAtOnce * heads) {}
 };
 
+// One number of each head, 0 for the padding.
+template <class W>
+void widen_heads(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s, const char* from,
+                 int64_t stride, float* to) {
+  for (int64_t h = 0; h < s.heads; ++h) {
+    const auto* value = reinterpret_cast<const W*>(from + h * stride);
+    to[h] = h < query.heads ? dsv4::to_float(*value) : 0.0f;
+  }
+}
+
+// A token's heads, by way of the keys' memory, and its weights.
 template <class X, class W>
 void pack_query(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s, int64_t token,
                 int64_t place) {
   const char* q = query.q + token * query.q_token_stride;
-  pack_heads(reinterpret_cast<const X*>(q), query.q_head_stride / static_cast<int64_t>(sizeof(X)),
-             query.heads, query.channels, s.panels + place * s.heads * query.channels);
-  const char* weights = query.weights + token * query.weights_token_stride;
-  for (int64_t h = 0; h < s.heads; ++h) {
-    const auto* weight = reinterpret_cast<const W*>(weights + h * query.weights_head_stride);
-    s.weights[place * s.heads + h] = h < query.heads ? dsv4::to_float(*weight) : 0.0f;
+  float* panels = s.panels + place * s.heads * query.channels;
+  for (int64_t first = 0; first < query.heads; first += 2 * Vec::lanes) {
+    const int64_t rest = query.heads - first;
+    const int64_t count = rest < 2 * Vec::lanes ? rest : 2 * Vec::lanes;
+    for (int64_t h = 0; h < count; ++h) {
+      widen_row(reinterpret_cast<const X*>(q + (first + h) * query.q_head_stride), query.channels,
+                s.keys + h * s.key_stride, s.key_stride - 16);
+    }
+    pack_heads(s.keys, s.key_stride, count, query.channels, panels + first * query.channels);
   }
+  widen_heads<W>(query, s, query.weights + token * query.weights_token_stride,
+                 query.weights_head_stride, s.weights + place * s.heads);
 }
 
 // Rows of the entries first .. first + count - 1 of a sequence, null where there is none.

@@ -10,7 +10,7 @@ namespace dsv4::cpu {
 // Query heads of tokens, and the keys of their sequences; all of one dtype but the weights. Strides
 // in bytes.
 struct IndexerQuery {
-  DType dtype;
+  DType dtype;  // of values; codes have none
   int64_t tokens;
   int64_t heads;
   int64_t channels;

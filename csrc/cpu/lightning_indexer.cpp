@@ -40,7 +40,7 @@ void select_group(const LightningIndexer& call, int64_t group, Span& span, int64
     span.best[t] = {entries + t * capacity, capacity, best};
   }
   each_run(call.query, group, [&](int64_t s, int64_t token, int64_t count) {
-    select(call.query, s, token, count, span.begin, span.end,
+    select(call, s, token, count, span.begin, span.end,
            span.best + (token - group * kTokensOfGroup), memory);
   });
 }

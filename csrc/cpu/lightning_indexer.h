@@ -6,11 +6,21 @@
 
 namespace dsv4::cpu {
 
+enum class RowFormat : uint8_t { values, int8, e4m3 };
+
 // chosen[t] = indices of the k visible entries with the largest sum_h relu(q[t][h] . key) *
 // weights[t][h] in fp32, in any order, then -1; of equal scores the smaller index. Memory does not
 // grow with the number of entries: scores are offered to the best ones as they are made.
+//
+// Of rows of codes the dot product is multiplied by the scales of both rows, and of e4m3 the sum is
+// rounded to bf16.
 struct LightningIndexer {
-  IndexerQuery query;  // weights in fp32
+  RowFormat format;
+  IndexerQuery query;   // weights in fp32, of int8 in fp16; scales alike
+  const char* q_scale;  // [tokens, heads], strides in bytes
+  int64_t q_scale_token_stride;
+  int64_t q_scale_head_stride;
+  PagedRows key_scales;
   int64_t entries;
   int64_t k;
   int32_t* chosen;  // [tokens, k]

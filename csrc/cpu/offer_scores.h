@@ -55,6 +55,11 @@ void offer(dsv4::cpu::BestEntries& best, const X* scores, int64_t count, int64_t
     }
     // One more is written than counted.
     if (best.count + some >= best.capacity) best.keep();
-    append_above(best, scores + i, some, first + i);
+    for (int64_t at = i; at < i + some; at += Vec::lanes) {
+      const int64_t part = i + some - at < Vec::lanes ? i + some - at : Vec::lanes;
+      if (part < Vec::lanes || any_above(Vec::load(scores + at), Vec::broadcast(best.threshold))) {
+        append_above(best, scores + at, part, first + at);
+      }
+    }
   }
 }

@@ -1,0 +1,112 @@
+#include "cpu/cache_bytes.h"
+
+#include <ATen/EmptyTensor.h>
+
+#include "candidate.h"
+#include "tensor_view.h"
+
+namespace dsv4::bind {
+namespace {
+
+using cpu::PageLayout;
+using cpu::RowCodec;
+
+cpu::EntrySlots entries_of(const PageLayout& layout, const at::Tensor& cache,
+                           const at::Tensor& slots) {
+  return {layout,
+          static_cast<uint8_t*>(const_cast<void*>(cache.const_data_ptr())),
+          cache.size(0),
+          cache.stride(0),
+          slots.const_data_ptr<int64_t>(),
+          slots.stride(0),
+          slots.size(0)};
+}
+
+void write(const PageLayout& layout, const at::Tensor& cache, const at::Tensor& rows,
+           const at::Tensor& slots) {
+  cpu::write_entries(entries_of(layout, cache, slots), dtype_of(rows),
+                     static_cast<const char*>(rows.const_data_ptr()),
+                     rows.stride(0) * static_cast<int64_t>(rows.element_size()));
+}
+
+at::Tensor read(const PageLayout& layout, const at::Tensor& cache, const at::Tensor& slots) {
+  at::Tensor rows(
+      at::detail::empty_cpu({slots.size(0), layout.channels}, cache.options().dtype(at::kFloat)));
+  cpu::read_entries(entries_of(layout, cache, slots), rows.mutable_data_ptr<float>());
+  return rows;
+}
+
+WhyNot not_pages(const at::Tensor& cache) { return not_float_rows("cache", cache); }
+
+// Rows with RoPE channels.
+template <auto layout>
+struct Latents {
+  static WhyNot cannot_write(const Context&, const at::Tensor& cache, const at::Tensor& rows,
+                             const at::Tensor&, int64_t, int64_t) {
+    const WhyNot reason = not_pages(cache);
+    return reason ? reason : not_float_rows("rows", rows);
+  }
+
+  static void write_rows(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots,
+                         int64_t block_size, int64_t rope) {
+    write(layout(rows.size(1), rope, block_size), cache, rows, slots);
+  }
+
+  static WhyNot cannot_read(const Context&, const at::Tensor& cache, const at::Tensor&, int64_t,
+                            int64_t, int64_t) {
+    return not_pages(cache);
+  }
+
+  static at::Tensor read_rows(const at::Tensor& cache, const at::Tensor& slots, int64_t block_size,
+                              int64_t channels, int64_t rope) {
+    return read(layout(channels, rope, block_size), cache, slots);
+  }
+};
+
+template <RowCodec codec>
+struct Keys {
+  static WhyNot cannot_write(const Context&, const at::Tensor& cache, const at::Tensor& rows,
+                             const at::Tensor&, int64_t) {
+    const WhyNot reason = not_pages(cache);
+    return reason ? reason : not_float_rows("rows", rows);
+  }
+
+  static void write_rows(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots,
+                         int64_t block_size) {
+    write(cpu::layout_keys(codec, rows.size(1), block_size), cache, rows, slots);
+  }
+
+  static WhyNot cannot_read(const Context&, const at::Tensor& cache, const at::Tensor&, int64_t,
+                            int64_t) {
+    return not_pages(cache);
+  }
+
+  static at::Tensor read_rows(const at::Tensor& cache, const at::Tensor& slots, int64_t block_size,
+                              int64_t channels) {
+    return read(cpu::layout_keys(codec, channels, block_size), cache, slots);
+  }
+};
+
+// Codes are made one by one: one kernel for every instruction set.
+template <class Rows>
+struct Registration {
+  explicit Registration(const std::string& format) {
+    const std::string writes = "write_cache_" + format, reads = "read_cache_" + format;
+    add_candidate(writes, c10::DeviceType::CPU, writes + "/portable",
+                  &TypedPredicate<&Rows::cannot_write>::why_not,
+                  &TypedFunction<&Rows::write_rows>::run);
+    add_candidate(reads, c10::DeviceType::CPU, reads + "/portable",
+                  &TypedPredicate<&Rows::cannot_read>::why_not,
+                  &TypedFunction<&Rows::read_rows>::run);
+  }
+};
+
+const Registration<Latents<&cpu::layout_fp8_ds_mla>> fp8_ds_mla("fp8_ds_mla");
+const Registration<Latents<&cpu::layout_a5>> a5("a5");
+const Registration<Latents<&cpu::layout_kv_epilog>> kv_epilog("kv_epilog");
+const Registration<Keys<RowCodec::row_fp8>> indexer_fp8("indexer_fp8");
+const Registration<Keys<RowCodec::token_fp8>> indexer_token_fp8("indexer_token_fp8");
+const Registration<Keys<RowCodec::token_int8>> indexer_int8("indexer_int8");
+
+}  // namespace
+}  // namespace dsv4::bind
