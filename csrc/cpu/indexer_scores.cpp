@@ -13,7 +13,12 @@ namespace dsv4::cpu {
 
 void indexer_scores(const IndexerScores& call, Isa isa) {
   const IndexerQuery& query = call.query;
-  if (query.tokens == 0 || call.entries == 0 || query.batch.sequences() == 0) {
+  if (query.tokens == 0 || call.entries == 0) {
+    return;
+  }
+  if (query.batch.sequences() == 0) {  // tokens of no sequence, which only unchecked calls have
+    const int64_t bytes = query.dtype == DType::f32 ? 4 : 2;
+    std::memset(call.scores, 0, static_cast<size_t>(query.tokens * call.entries * bytes));
     return;
   }
   // Groups of tokens times spans of entries.

@@ -1,5 +1,6 @@
 #include "cpu/lightning_indexer.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/threads.h"
@@ -69,7 +70,8 @@ void merge_spans(const LightningIndexer& call, int64_t group, Span* spans, int64
 
 void lightning_indexer(const LightningIndexer& call, Isa isa) {
   const IndexerQuery& query = call.query;
-  if (query.tokens == 0 || query.batch.sequences() == 0) {
+  if (query.tokens == 0 || query.batch.sequences() == 0) {  // tokens of no sequence see nothing
+    std::fill(call.chosen, call.chosen + query.tokens * call.k, -1);
     return;
   }
   const int64_t seen = std::min(call.entries, most_visible(query));
