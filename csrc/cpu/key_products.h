@@ -6,11 +6,6 @@
 // the values of a panel's heads. A dot product is one chain over the channels, the same in a block
 // of any size.
 
-#if defined(__clang__)
-#define DSV4_UNROLL _Pragma("unroll")
-#else
-#define DSV4_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 // Channels at a time, so that a panel's part stays in the first-level cache.
 constexpr int64_t kChannelsAtOnce = 256;

@@ -58,48 +58,46 @@ inline void widen(dsv4::cpu::Stored format, const PanelRows& rows, int64_t at,
   }
 }
 
+// 16 fused multiply-adds from zero over every second channel of a block.
+template <int count>
+[[gnu::always_inline]] inline void chain_of(const float* x, int64_t x_stride, const float* panel,
+                                            Vec (&sum)[count][kPanelVectors]) {
+  DSV4_UNROLL
+  for (int r = 0; r < count; ++r) {
+    DSV4_UNROLL
+    for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = Vec::broadcast(0.0f);
+  }
+  for (int k = 0; k < kBlock; k += 2) {
+    Vec w[kPanelVectors];
+    DSV4_UNROLL
+    for (int v = 0; v < kPanelVectors; ++v) {
+      w[v] = Vec::load(panel + k * kPanelRows + v * Vec::lanes);
+    }
+    DSV4_UNROLL
+    for (int r = 0; r < count; ++r) {
+      const Vec value = Vec::broadcast(x[r * x_stride + k]);
+      DSV4_UNROLL
+      for (int v = 0; v < kPanelVectors; ++v) {
+        sum[r][v] = fused_multiply_add(value, w[v], sum[r][v]);
+      }
+    }
+  }
+}
+
 // Adds to sums [count, 16] the products of `blocks` blocks of 32 channels.
 // x: fp32, rows x_stride apart; panel: [32 * blocks, 16].
 template <int count>
 void add_panel(const float* x, int64_t x_stride, const float* panel, int64_t blocks, float* sums) {
   for (int64_t block = 0; block < blocks; ++block) {
-    Vec total[count][kPanelVectors];
-    for (int parity = 0; parity < 2; ++parity) {
-      Vec chain[count][kPanelVectors];
-#pragma GCC unroll 12
-      for (int r = 0; r < count; ++r) {
-#pragma GCC unroll 12
-        for (int v = 0; v < kPanelVectors; ++v) chain[r][v] = Vec::broadcast(0.0f);
-      }
-      for (int k = parity; k < kBlock; k += 2) {
-        Vec w[kPanelVectors];
-#pragma GCC unroll 12
-        for (int v = 0; v < kPanelVectors; ++v) {
-          w[v] = Vec::load(panel + k * kPanelRows + v * Vec::lanes);
-        }
-#pragma GCC unroll 12
-        for (int r = 0; r < count; ++r) {
-          const Vec value = Vec::broadcast(x[r * x_stride + k]);
-#pragma GCC unroll 12
-          for (int v = 0; v < kPanelVectors; ++v) {
-            chain[r][v] = fused_multiply_add(value, w[v], chain[r][v]);
-          }
-        }
-      }
-#pragma GCC unroll 12
-      for (int r = 0; r < count; ++r) {
-#pragma GCC unroll 12
-        for (int v = 0; v < kPanelVectors; ++v) {
-          total[r][v] = parity == 0 ? chain[r][v] : total[r][v] + chain[r][v];
-        }
-      }
-    }
-#pragma GCC unroll 12
+    Vec even[count][kPanelVectors], odd[count][kPanelVectors];
+    chain_of(x, x_stride, panel, even);
+    chain_of(x + 1, x_stride, panel + kPanelRows, odd);
+    DSV4_UNROLL
     for (int r = 0; r < count; ++r) {
-#pragma GCC unroll 12
+      DSV4_UNROLL
       for (int v = 0; v < kPanelVectors; ++v) {
         float* sum = sums + r * kPanelRows + v * Vec::lanes;
-        (Vec::load(sum) + total[r][v]).store(sum);
+        (Vec::load(sum) + (even[r][v] + odd[r][v])).store(sum);
       }
     }
     x += kBlock;

@@ -39,13 +39,13 @@ using Vector16 = typename Lanes16<T>::Type;
 template <class T, int rows>
 [[gnu::always_inline]] inline void transpose(Vector16<T> (&block)[rows]) {
   Vector16<T> shuffled[rows];
-#pragma GCC unroll 16
+  DSV4_UNROLL
   for (int step = 1; step < rows; step *= 2) {
-#pragma GCC unroll 16
+    DSV4_UNROLL
     for (int i = 0; i < rows / 2; ++i) {
       interleave(block[i], block[i + rows / 2], &shuffled[2 * i], &shuffled[2 * i + 1]);
     }
-#pragma GCC unroll 16
+    DSV4_UNROLL
     for (int i = 0; i < rows; ++i) block[i] = shuffled[i];
   }
 }

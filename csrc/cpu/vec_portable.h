@@ -115,7 +115,10 @@ inline Vec times_power_of_two(Vec a, Vec n) {
 
 // a * b + c, rounded once.
 inline Vec fused_multiply_add(Vec a, Vec b, Vec c) {
-  for (int i = 0; i < Vec::lanes; ++i) c.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+  for (int i = 0; i < 4; ++i) {
+    c.low[i] = __builtin_fmaf(a.low[i], b.low[i], c.low[i]);
+    c.high[i] = __builtin_fmaf(a.high[i], b.high[i], c.high[i]);
+  }
   return c;
 }
 

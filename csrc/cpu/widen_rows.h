@@ -59,7 +59,7 @@ constexpr int kGroup =
 template <class T, int rows>
 [[gnu::always_inline]] inline void load_columns(const PanelRows& panel, int first, int64_t at,
                                                 Vector16<T> (&block)[rows]) {
-#pragma GCC unroll 8
+  DSV4_UNROLL
   for (int i = 0; i < rows; ++i) __builtin_memcpy(&block[i], panel.row[first + i] + at, 16);
   transpose<T, rows>(block);
 }
@@ -72,7 +72,7 @@ void load_bits(const PanelRows& rows, int64_t at, PanelBits<T>& bits) {
     for (int from = 0; from < kBlock; from += count) {
       Vector16<T> block[count];
       load_columns<T, count>(rows, first, at + from * static_cast<int64_t>(sizeof(T)), block);
-#pragma GCC unroll 8
+      DSV4_UNROLL
       for (int i = 0; i < count; ++i) {
         __builtin_memcpy(&bits.channel[from + i][first], &block[i], 16);
       }
@@ -96,7 +96,7 @@ inline void load_e4m3(const PanelRows& rows, int64_t at, PanelBits<uint16_t>& bi
     for (int from = 0; from < kBlock; from += 16) {
       Vector16<uint8_t> block[kGroup];
       load_columns<uint8_t, kGroup>(rows, first, at + from, block);
-#pragma GCC unroll 8
+      DSV4_UNROLL
       for (int i = 0; i < kGroup; ++i) {  // a byte, and a zero above it
         Vector16<uint8_t> low, high;
         interleave(block[i], Vector16<uint8_t>{}, &low, &high);
@@ -117,10 +117,10 @@ inline void load_e2m1(const PanelRows& rows, int64_t at, PanelBits<uint16_t>& bi
   for (int first = 0; first < kPanelRows; first += kGroup) {
     Vector16<uint8_t> block[kGroup];
     load_columns<uint8_t, kGroup>(rows, first, at, block);
-#pragma GCC unroll 8
+    DSV4_UNROLL
     for (int i = 0; i < kGroup; ++i) {
       const Vector16<uint8_t> nibbles[2] = {block[i] & 0x0f, block[i] >> 4};
-#pragma GCC unroll 2
+      DSV4_UNROLL
       for (int odd = 0; odd < 2; ++odd) {
         Vector16<uint8_t> low, high;
         interleave(Vector16<uint8_t>{}, __builtin_shuffle(kE2m1, nibbles[odd]), &low, &high);
@@ -137,7 +137,7 @@ inline void store_scaled(const PanelBits<uint16_t>& bits, float bias,
   for (int i = 0; i < kBlock; ++i) {
     dsv4::Half halves[kPanelRows];
     __builtin_memcpy(halves, bits.channel[i], sizeof(halves));
-#pragma GCC unroll 2
+    DSV4_UNROLL
     for (int v = 0; v < kPanelVectors; ++v) {
       // Two products: the scale may be 2^127.
       const Vec value = Vec::load(halves + v * Vec::lanes) * Vec::broadcast(bias);
@@ -171,7 +171,7 @@ void widen_floats(const PanelRows& rows, int64_t at, float* panel) {
   for (int i = 0; i < kBlock; ++i) {
     T values[kPanelRows];
     __builtin_memcpy(values, bits.channel[i], sizeof(values));
-#pragma GCC unroll 2
+    DSV4_UNROLL
     for (int v = 0; v < kPanelVectors; ++v) {
       Vec::load(values + v * Vec::lanes).store(panel + i * kPanelRows + v * Vec::lanes);
     }
