@@ -5,6 +5,7 @@
 
 #include "common/flush.h"
 #include "common/threads.h"
+#include "cpu/thread_buffer.h"
 
 #define DSV4_ROWS "cpu/product_rows.h"
 #include "cpu/foreach_isa.h"
@@ -19,16 +20,8 @@ constexpr int64_t kWorkPerThread = 1 << 17;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
-// Grows only, so that a step of decoding allocates nothing.
-float* grown(std::vector<float>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) {
-    buffer.resize(static_cast<size_t>(size));
-  }
-  return buffer.data();
-}
-
-thread_local std::vector<float> sums_of_thread;
-thread_local std::vector<float> rows_of_thread;
+thread_local ThreadBuffer sums_of_thread;
+thread_local ThreadBuffer rows_of_thread;
 thread_local std::vector<int64_t> experts_of_thread;
 
 struct WideRows {
@@ -43,7 +36,7 @@ WideRows wide_rows(const Product& call, int64_t count, Isa isa) {
     return {static_cast<const float*>(x.values), x.row_stride};
   }
   const int64_t stride = round_up(call.k, kBlock);
-  float* rows = grown(rows_of_thread, count * stride);
+  float* rows = rows_of_thread.of<float>(count * stride);
   const auto widen = DSV4_FOR_ISA(isa, widen_activations);
   parallel_for(count, std::max<int64_t>(1, kWorkPerThread / stride),
                [&](int64_t begin, int64_t end) {
@@ -77,7 +70,7 @@ void product(const Product& call, Isa isa) {
   const auto run = DSV4_FOR_ISA(isa, product_panel);
   parallel_for(active * panels, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(work, 1)),
                [&](int64_t begin, int64_t end) {
-                 float* sums = grown(sums_of_thread, most * kPanel);
+                 float* sums = sums_of_thread.of<float>(most * kPanel);
                  for (int64_t item = begin; item < end; ++item) {
                    const int64_t e = experts[item / panels];
                    run(call, x.values, x.stride, e, call.offsets[e], call.offsets[e + 1],

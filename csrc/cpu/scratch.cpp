@@ -1,13 +1,8 @@
 #include "scratch.h"
 
-#include <memory>
+#include "cpu/thread_buffer.h"
 
 void* dsv4::cpu::scratch(std::size_t bytes) {
-  thread_local std::unique_ptr<std::byte[]> memory;
-  thread_local std::size_t size = 0;
-  if (size < bytes) {
-    memory = std::make_unique_for_overwrite<std::byte[]>(bytes);
-    size = bytes;
-  }
-  return memory.get();
+  thread_local ThreadBuffer buffer;
+  return buffer.of<std::byte>(static_cast<int64_t>(bytes));
 }

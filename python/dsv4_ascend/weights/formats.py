@@ -253,7 +253,7 @@ class FloatScaledExperts(ExpertWeights):
         x = like.values(*rows)
 
         def product(e: int, part: slice) -> torch.Tensor:
-            return x[part] @ widened(self.weight[e], self.scale[e]).T
+            return linear(x[part], widened(self.weight[e], self.scale[e]))
 
         return by_expert(expert_offsets, x, product).to(
             rows[0].dtype if rows[1] is None else torch.bfloat16

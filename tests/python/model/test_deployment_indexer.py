@@ -6,7 +6,7 @@ Source: spec/deployments.md 6.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dsv4_ascend.model.paged import Paged
 from dsv4_ascend.model.profile import Prepare
 from dsv4_ascend.model.rows import Codes, IndexerParts
 from dsv4_ascend.weights.linear import Linear
+from dsv4_backend import dispatch
 from dsv4_backend.ops.indexer_prolog import rotate
 from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
 from dsv4_backend.proofs.numerics import BF16, E4M3
@@ -32,6 +33,15 @@ IDS = torch.randint(
     0, QUANTISED.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(seed_of(__name__))
 ).tolist()
 both = pytest.mark.parametrize("name", ["a2a3-int8", "a5-mx"])
+
+
+@pytest.fixture(autouse=True)
+def references() -> Iterator[None]:
+    """One operator and its steps have the same bits where both are references; a kernel of a step
+    may round a rotation to the other neighbour.
+    """
+    with dispatch.use("reference"):
+        yield
 
 
 @pytest.fixture(scope="module")
