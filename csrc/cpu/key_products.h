@@ -6,7 +6,6 @@
 // the values of a panel's heads. A dot product is one chain over the channels, the same in a block
 // of any size.
 
-
 // Channels at a time, so that a panel's part stays in the first-level cache.
 constexpr int64_t kChannelsAtOnce = 256;
 // Rows of a block of sums: two vectors each in 12 or 24 registers.

@@ -182,39 +182,32 @@ def test_what_the_kernel_leaves_to_the_reference(x, weight, reason):
     assert reason in answer.reason
 
 
-def compile_kernels(compiler, folder, sources, *flags):
-    options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", *flags, f"-I{CSRC}"]
-    done = subprocess.run(
-        [compiler, *options, "-c", *sources], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(
     ("compiler", "flags"),
     [("g++", ("-march=x86-64",)), ("clang++", ("-march=x86-64",)), ("aarch64-linux-gnu-g++", ())],
     ids=["gcc", "clang", "aarch64"],
 )
-def test_kernels_compile_without_torch(tmp_path, compiler, flags):
+def test_kernels_compile_without_torch(compiler, flags):
     path = shutil.which(compiler)
     if path is None:
         pytest.skip(f"{compiler} is not installed")
     machine = subprocess.run([path, "-dumpmachine"], capture_output=True, text=True).stdout
     if flags and not machine.startswith("x86_64"):
         pytest.skip(f"{compiler} builds for {machine.strip()}")
-    compile_kernels(
-        path, tmp_path, [CSRC / "common" / "isa.cpp", *(CSRC / "cpu").glob("*.cpp")], *flags
-    )
+    options = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *flags, f"-I{CSRC}"]
+    sources = [CSRC / "common" / "isa.cpp", *(CSRC / "cpu").glob("*.cpp")]
+    done = subprocess.run([path, *options, *sources], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
-def test_special_instructions_stay_in_their_functions(tmp_path):
+def test_special_instructions_stay_in_their_functions():
     """What the linker may share between files must run on every machine."""
     if "avx2" not in _C.available_isas() or shutil.which("nm") is None:
         pytest.skip("needs an x86-64 machine and nm")
+    built = {path.stem: path for path in CSRC.parent.glob("build/*/csrc/cpu/*.o")}
     sources = [path for path in (CSRC / "cpu").glob("*.cpp") if "foreach_isa.h" in path.read_text()]
-    compile_kernels("g++", tmp_path, sources)
     for source in sources:
-        command = ["nm", "-C", tmp_path / f"{source.stem}.o"]
+        command = ["nm", "-C", built[source.stem]]
         symbols = subprocess.run(
             command, capture_output=True, text=True, check=True
         ).stdout.splitlines()

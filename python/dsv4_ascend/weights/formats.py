@@ -182,8 +182,9 @@ class Fp8(Weight):
         rows = o.reshape(t, groups, heads // groups * width).transpose(0, 1).flatten(0, 1)
         codes, scale = (w.unflatten(0, (groups, -1)) for w in (self.weight, self.scale))
         ends = torch.arange(groups + 1, dtype=torch.int32) * t
-        each: torch.Tensor = fp8_grouped_gemm(compute(rows), None, codes, scale, ends)
-        return each.unflatten(0, (groups, t)).transpose(0, 1).flatten(1).to(o.dtype)
+        each = fp8_grouped_gemm(compute(rows), None, codes, scale, ends)
+        joined: torch.Tensor = each.unflatten(0, (groups, t)).transpose(0, 1).flatten(1)
+        return joined.to(o.dtype)
 
     def product(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         """See `Weight`."""
