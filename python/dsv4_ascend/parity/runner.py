@@ -58,7 +58,7 @@ class Sample:
     @cached_property
     def golden(self) -> tuple[object, ...]:
         """Compared tensors of the oracle, which knows nothing of the reference."""
-        return self._measured(self._of_oracle)
+        return self.measured(self._of_oracle)
 
     @cached_property
     def _of_oracle(self) -> tuple[object, ...]:
@@ -90,12 +90,12 @@ class Sample:
             different = next(filter(None, (unlike(g, w) for g, w in pairs)), None)
             if different is not None:
                 return different
-        got = self._measured(compared)
+        got = self.measured(compared)
         limits = self.operator.tolerance.limits(self.case.profile)
         parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=True)]
         return max(parts, key=lambda part: part.limit_use)
 
-    def _measured(self, compared: tuple[object, ...]) -> tuple[object, ...]:
+    def measured(self, compared: tuple[object, ...]) -> tuple[object, ...]:
         """What a measure of the operator makes of its outputs, where it has one."""
         measure = self.operator.measure
         if measure is None:
