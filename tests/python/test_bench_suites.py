@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_rows_say_what_ran_and_what_was_moved(name):
 
 
 def test_bytes_and_operations_of_a_product():
-    (one, _) = list(ops.BUILDERS["fp8_gemm"](TINY))
+    one, *_ = ops.BUILDERS["fp8_gemm"](TINY)
     codes, scales = 256 * 256, 2 * 2
     assert one.traffic == codes + scales + 256 + 2 + 2 * 256
     assert one.flops == 2 * 256 * 256
@@ -123,12 +124,16 @@ def test_ratios_follow_from_times(monkeypatch):
     monkeypatch.setattr(
         work, "interleaved", lambda calls, _: {k: Timing(*[times[k[1]]] * 3) for k in calls}
     )
-    peers = {"slow": int, "fast": int}
+    trials = {"": 0.0, "slow": 8.0, "fast": 3.0, "hopeless": 10.0}
+    monkeypatch.setattr(work, "seconds_of", lambda call, _: trials[call()])
+    peers = {name: partial(str, name) for name in trials if name}
     made = work.Work("rms_norm", "what", 1, 4 << 12, 16**3, "kernel", int, peers)
     limits, (row,) = work.measure([made], 2)
     assert limits == Limits((1 << 12) / 0.5, 2 * 16**3 / 0.25)
     assert (row.peer, row.ratio) == ("fast", 1.5)
     assert (row.bytes_per_second, row.flops_per_second) == (2 << 12, 16**3 / 2)
+    assert set(row.peers) == {"slow", "fast"}
+    assert row.left_out == {"hopeless": 10.0}
     assert row.of_limit == 1.0  # 4 reads of 0.5 s in 2 s
     found = ops.Ops(limits, [row, replace(row, ratio=1.05), replace(row, ratio=0.5)])
     verdicts = ops.verdicts(found)
@@ -141,7 +146,7 @@ def test_suite_ops_in_one_run():
     found = ops.ops("rms_norm", 2, TINY)
     assert [(row.operator, row.tokens) for row in found.rows] == [("rms_norm", 1), ("rms_norm", 5)]
     for row in found.rows:
-        assert set(row.peers) == {work.REFERENCE, "torch rms_norm"}
+        assert {*row.peers, *row.left_out} == {work.REFERENCE, "torch rms_norm"}
         assert (
             row.peer_timing
             == row.peers[row.peer]
@@ -257,7 +262,7 @@ def test_page_and_json_of_several_suites(tiny_suites, tmp_path):
         "Long context",
     ):
         assert f"## {title}" in text
-    assert text.count("\n| FP8 linear ") == len(TINY.many)
+    assert text.count("\n| FP8 linear ") == 2 * len(TINY.many)
 
 
 def test_table_on_the_terminal(tiny_suites):

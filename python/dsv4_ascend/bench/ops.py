@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv4_ascend.bench import contexts, products, row_operators
+from dsv4_ascend.bench import contexts, products, row_operators, work
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.machine import LimitProbe, Limits
 from dsv4_ascend.bench.sections import Section, quartiles, rate, seconds
@@ -51,7 +51,7 @@ def ops(pattern: str, rounds: int, of: Dimensions, probe: LimitProbe | None = No
     """Time what `named` lists, all in one interleaved run."""
     torch.manual_seed(0)
     with torch.inference_mode():
-        works = [work for name in named(pattern) for work in BUILDERS[name](of)]
+        works = [made for name in named(pattern) for made in BUILDERS[name](of)]
         return Ops(*measure(works, rounds, probe))
 
 
@@ -82,7 +82,8 @@ def section(found: Ops) -> Section:
             "of limit: the larger of bytes / read rate and operations / fp32 rate, over the time;"
             " bytes and operations are counted, weights and caches once, as they are stored",
             "torch / ours: the time of torch's fastest formulation over ours, above 1 where ours"
-            " is faster",
+            f" is faster; formulations that take {work.HOPELESS:g} times the fastest one's time in"
+            " a trial are left out (JSON has them)",
             "weights, caches and chosen rows are cold: sets larger than the last-level cache take"
             " turns; activations and windows are warm",
         ),

@@ -115,21 +115,30 @@ def fp8_linear(of: Dimensions) -> Iterator[Work]:
     for tokens in of.many:
         x = bf16(tokens, n)
         arguments = tuple(act_quant(x, 128))
-        yield Work(
-            "fp8_gemm",
-            f"FP8 linear {n} x {n}",
-            tokens,
-            size_of(*stored[0], *arguments) + 2 * tokens * n,
-            2 * tokens * n * n,
-            ran("fp8_gemm", *arguments, *stored[0]),
-            rotating(lambda w, a=arguments: op(*a, *w), stored),
-            {
-                "dequantised each call, torch bf16 matmul": rotating(
-                    lambda w, x=x: x @ dequantize_fp8(*w).bfloat16().T, stored
-                ),
-                **_linears(x, widened, _BEFORE),
-            },
-        )
+        each_call = {
+            f"dequantised each call, torch {name} linear": rotating(
+                partial(_widen_and_multiply, x.to(dtype)), stored
+            )
+            for name, dtype in _FLOATS.items()
+        }
+        for note, peers in (
+            ("", _linears(x, widened, _BEFORE)),
+            (", no copy of the weight", each_call),
+        ):
+            yield Work(
+                "fp8_gemm",
+                f"FP8 linear {n} x {n}{note}",
+                tokens,
+                size_of(*stored[0], *arguments) + 2 * tokens * n,
+                2 * tokens * n * n,
+                ran("fp8_gemm", *arguments, *stored[0]),
+                rotating(lambda w, a=arguments: op(*a, *w), stored),
+                peers,
+            )
+
+
+def _widen_and_multiply(x: torch.Tensor, weight: Weights) -> torch.Tensor:
+    return F.linear(x, dequantize_fp8(*weight).to(x.dtype))
 
 
 def _linears(x: torch.Tensor, weights: dict[str, list[torch.Tensor]], name: str) -> dict[str, Call]:

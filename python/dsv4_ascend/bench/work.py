@@ -10,12 +10,18 @@ from typing import Any, TypeVar
 import torch
 
 from dsv4_ascend.bench.machine import LimitProbe, Limits, last_level_cache
-from dsv4_ascend.bench.timing import Timing, interleaved
+from dsv4_ascend.bench.timing import Timing, interleaved, seconds_of
 from dsv4_backend import OPERATORS, dispatch
 
 Call = Callable[[], Any]
 _T = TypeVar("_T")
 REFERENCE = "reference"
+HOPELESS = 3.0
+"""A formulation that takes so many times the fastest one's time is tried once, not repeated: bf16
+products of torch take minutes where the processor has none.
+"""
+_SHORT = 0.1
+"""Seconds of a first call from which on it is believed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Work:
 @dataclass(frozen=True)
 class Row:
     """Work that was timed. peer: the fastest of torch's formulations; ratio: its median over ours,
-    above 1 where ours is faster; of_limit: the least time by `Limits` over ours.
+    above 1 where ours is faster; of_limit: the least time by `Limits` over ours; left_out: seconds
+    of the one call of `HOPELESS` formulations.
     """
 
     operator: str
@@ -52,6 +59,7 @@ class Row:
     peer: str
     peer_timing: Timing
     peers: dict[str, Timing]
+    left_out: dict[str, float]
     ratio: float
     bytes_per_second: float
     flops_per_second: float
@@ -93,18 +101,36 @@ def size_of(*tensors: torch.Tensor) -> int:
 def measure(
     works: Sequence[Work], rounds: int, probe: LimitProbe | None = None
 ) -> tuple[Limits, list[Row]]:
-    """Time all work, all formulations and the machine's limits in one interleaved run."""
+    """Time all work, torch's formulations and the machine's limits in one interleaved run."""
     probe = probe or LimitProbe()
+    trials = [{peer: _trial(call) for peer, call in work.peers.items()} for work in works]
     calls: dict[tuple[int, str], Call] = {(-1, name): call for name, call in probe.calls.items()}
     for i, work in enumerate(works):
-        calls |= {(i, ""): work.ours, **{(i, peer): call for peer, call in work.peers.items()}}
+        calls[i, ""] = work.ours
+        calls |= {(i, peer): work.peers[peer] for peer in contenders(trials[i])}
     timings = interleaved(calls, rounds)
     limits = probe.limits({name: timings[-1, name] for name in probe.calls})
-    return limits, [_row(work, i, timings, limits) for i, work in enumerate(works)]
+    rows = []
+    for i, work in enumerate(works):
+        own = {name: timing for (j, name), timing in timings.items() if i == j}
+        rows.append(_row(work, own, trials[i], limits))
+    return limits, rows
 
 
-def _row(work: Work, i: int, timings: Mapping[tuple[int, str], Timing], limits: Limits) -> Row:
-    ours, peers = timings[i, ""], {peer: timings[i, peer] for peer in work.peers}
+def _trial(call: Call) -> float:
+    """Seconds of one call: of the second, if the first is so short that beginnings count."""
+    first = seconds_of(call, 1)
+    return first if first >= _SHORT else seconds_of(call, 1)
+
+
+def contenders(trials: Mapping[str, float]) -> list[str]:
+    """Formulations that may be the fastest, by one call of each."""
+    least = min(trials.values())
+    return [name for name, seconds in trials.items() if seconds <= HOPELESS * least]
+
+
+def _row(work: Work, own: Mapping[str, Timing], trials: Mapping[str, float], limits: Limits) -> Row:
+    ours, peers = own[""], {name: timing for name, timing in own.items() if name}
     best = min(peers, key=lambda peer: peers[peer].median)
     return Row(
         work.operator,
@@ -117,6 +143,7 @@ def _row(work: Work, i: int, timings: Mapping[tuple[int, str], Timing], limits: 
         best,
         peers[best],
         peers,
+        {name: seconds for name, seconds in trials.items() if name not in peers},
         peers[best].median / ours.median,
         work.traffic / ours.median,
         work.flops / ours.median,
