@@ -162,8 +162,8 @@ def section(rows: list[Speed]) -> Section:
             for row in rows
         ],
         (
-            "a step ends with the next token of every sequence (greedy); decode: 16 steps a sample"
-            " behind 128 tokens",
+            "a step ends with the next token of every sequence (greedy);"
+            f" decode: {Lengths.steps} steps a sample behind {Lengths.context} tokens",
             "outside operators: share of a step that is spent neither in an operator nor in its"
             " checks and dispatch, measured in a run of its own by a clock around every call",
         ),

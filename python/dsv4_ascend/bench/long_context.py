@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -108,6 +109,7 @@ def _peaks(layers: _Layers, contexts: tuple[int, ...]) -> dict[int, tuple[int | 
     """Of CSA and HCA, the shortest context first: what kernels keep counts for longer ones too."""
     tokens = layers.of.chunk
     layers.attend(1, contexts[0], layers.indexer(1, contexts[0])())  # code and threads are there
+    _give_back()
     before = _resident("VmRSS")
 
     def csa(context: int) -> None:
@@ -124,9 +126,7 @@ def _peaks(layers: _Layers, contexts: tuple[int, ...]) -> dict[int, tuple[int | 
 
 def _peak(run: Callable[[], object], before: int | None) -> int | None:
     """Bytes of memory that a call had at once beyond `before`."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _give_back()
     try:
         _REFERENCES.write_text(_FORGET_PEAK)
     except OSError:
@@ -134,6 +134,14 @@ def _peak(run: Callable[[], object], before: int | None) -> int | None:
     run()
     most = _resident("VmHWM")
     return None if before is None or most is None else max(0, most - before)
+
+
+def _give_back() -> None:
+    """Return memory that nobody holds to the system: calls would be given it unseen."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident(field: str) -> int | None:
@@ -175,8 +183,8 @@ def section(rows: list[Growth]) -> Section:
         (
             "times of one token, medians; growth: to the shortest context in the same run;"
             " caches are warm where they fit",
-            "peak: resident memory of a chunk of 512 tokens beyond weights, caches and queries"
-            " (scores, results and scratch), - where the system does not tell",
+            f"peak: resident memory of a chunk of {Dimensions.chunk} tokens beyond weights, caches"
+            " and queries (scores, results and scratch), - where the system does not tell",
         ),
     )
 

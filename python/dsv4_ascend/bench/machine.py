@@ -19,7 +19,7 @@ from dsv4_backend import _C
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNKNOWN_CACHE = 32 << 20
-_SIDE = 1024
+SIDE = 1024
 """Rows and columns of the product that measures multiply-adds."""
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -46,7 +46,7 @@ class LimitProbe:
     256 MiB.
     """
 
-    def __init__(self, side: int = _SIDE, read: int | None = None) -> None:
+    def __init__(self, side: int = SIDE, read: int | None = None) -> None:
         read = max(2 * last_level_cache(), 256 << 20) if read is None else read
         long, square = torch.ones(read // 4), torch.ones(side, side)
         self.calls: dict[str, Callable[[], torch.Tensor]] = {

@@ -9,7 +9,7 @@ import torch
 
 from dsv4_ascend.bench import contexts, products, row_operators, work
 from dsv4_ascend.bench.dimensions import Dimensions
-from dsv4_ascend.bench.machine import LimitProbe, Limits
+from dsv4_ascend.bench.machine import SIDE, LimitProbe, Limits
 from dsv4_ascend.bench.sections import Section, quartiles, rate, seconds
 from dsv4_ascend.bench.work import Row, Work, measure
 
@@ -77,8 +77,8 @@ def section(found: Ops) -> Section:
         (
             "limits as torch reaches them in the same run:"
             f" it reads {rate(limits.bytes_per_second)} GB/s (sum of more than the caches hold)"
-            f" and computes {rate(limits.flops_per_second)} GFLOP/s (fp32 matmul of 1024 x 1024);"
-            " kernels that do better pass 100 %",
+            f" and computes {rate(limits.flops_per_second)} GFLOP/s"
+            f" (fp32 matmul of {SIDE} x {SIDE}); kernels that do better pass 100 %",
             "of limit: the larger of bytes / read rate and operations / fp32 rate, over the time;"
             " bytes and operations are counted, weights and caches once, as they are stored",
             "torch / ours: the time of torch's fastest formulation over ours, above 1 where ours"

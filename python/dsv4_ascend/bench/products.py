@@ -48,12 +48,7 @@ def experts(of: Dimensions) -> Iterator[Work]:
     shape = of.intermediate, of.hidden
     form = of.experts, *shape
     stored = cold(lambda: fp4_weight(*form), of.experts * math.prod(shape) // 2)
-    widened = {
-        name: [
-            torch.stack([dequantize_fp4(w, s).to(dtype) for w, s in zip(*stored[0], strict=True)])
-        ]
-        for name, dtype in _FLOATS.items()
-    }
+    widened = {name: [_widened(*stored[0], dtype)] for name, dtype in _FLOATS.items()}
     one = size_of(*stored[0]) // of.experts
     for tokens in of.many:
         x = bf16(tokens * of.chosen, of.hidden)
@@ -79,6 +74,14 @@ def experts(of: Dimensions) -> Iterator[Work]:
                 for name, weights in widened.items()
             },
         )
+
+
+def _widened(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """All experts [E, N, K], with temporaries of one."""
+    values = torch.empty(*codes.shape[:2], 2 * codes.shape[2], dtype=dtype)
+    for own, *expert in zip(values, codes, scale, strict=True):
+        own.copy_(dequantize_fp4(*expert))
+    return values
 
 
 def _routes(of: Dimensions, tokens: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,9 +52,9 @@ def bench(
     and the ratio to torch's own in the same run.
 
     host: what a call costs on the smallest arguments, checks and dispatch and all.
-    ops: operators at the sizes of Flash, weights cold, beside the best that torch alone does, with
-    bytes, operations and the machine's limits. decode: tokens per second of the shipped small
-    model. long-context: attention of a layer from 1k to 1M tokens, and its memory.
+    ops: operators at Flash's sizes, weights cold, beside the best of torch alone.
+    decode: tokens per second of the shipped small model.
+    long-context: attention of a layer from 1k to 1M tokens, and its memory.
     OMP_NUM_THREADS decides the threads.
     """
     chosen = suite or ["host"]
@@ -133,11 +133,11 @@ def _dimensions(experts: int | None, suites: Sequence[str]) -> Dimensions:
         return _FLASH
     if "ops" not in suites:
         raise typer.BadParameter("only suite ops has experts", param_hint="--experts")
-    dimensions, free = Dimensions(experts=experts), machine.memory("MemAvailable")
-    if free and dimensions.expert_bytes > free:
+    dimensions, free = replace(_FLASH, experts=experts), machine.memory("MemAvailable")
+    if free and dimensions.suite_bytes > free:
         raise typer.BadParameter(
-            f"{experts} experts take {dimensions.expert_bytes / 1e9:.1f} GB with torch's widened"
-            f" ones beside them, and {free / 1e9:.1f} GB are free",
+            f"with {experts} experts, and torch's widened ones beside them, the suite takes"
+            f" {dimensions.suite_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
             param_hint="--experts",
         )
     return dimensions
