@@ -161,9 +161,9 @@ def section(rows: list[Growth]) -> Section:
             "context",
             "indexer",
             "CSA attention",
-            "both, growth",
+            "CSA growth",
             "HCA attention",
-            "growth",
+            "HCA growth",
             "CSA peak",
             "HCA peak",
         ),
@@ -181,8 +181,8 @@ def section(rows: list[Growth]) -> Section:
             for row in rows
         ],
         (
-            "times of one token, medians; growth: to the shortest context in the same run;"
-            " caches are warm where they fit",
+            "times of one token, medians; growth: to the shortest context in the same run, of CSA"
+            " that of indexer and attention together; caches are warm where they fit",
             f"peak: resident memory of a chunk of {Dimensions.chunk} tokens beyond weights, caches"
             " and queries (scores, results and scratch), - where the system does not tell",
         ),

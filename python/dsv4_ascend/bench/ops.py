@@ -99,7 +99,7 @@ def _cells(row: Row) -> list[str]:
         seconds(row.ours.median),
         quartiles(row.ours),
         rate(row.bytes_per_second),
-        rate(row.flops_per_second),
+        rate(row.flops_per_second) if row.flops else "-",
         f"{100 * row.of_limit:.0f} %",
         row.peer,
         seconds(row.peer_timing.median),

@@ -31,7 +31,7 @@ def _beside_reference(
     formulations = {REFERENCE: plain(name), **(peers or {})}
     return Work(
         name,
-        what,
+        f"{name}, {what}",
         given[0].shape[0],
         size_of(*given, *parts),
         flops,
