@@ -79,7 +79,7 @@ def run(*arguments):
 def test_json_and_table_name_the_machine():
     found = json.loads(run("-k", "rms_norm", "--rounds", "2", "--json").stdout)
     assert found["torch"] == torch.__version__
-    assert {call["name"] for call in found["calls"]} == {
+    assert {call["name"] for call in found["suites"]["host"]["calls"]} == {
         BASELINE,
         *(name for name in OPERATORS if "rms_norm" in name),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dsv4_ascend.bench.sections import Section
 from dsv4_ascend.bench.small_moe import beside_operators, small_moe
 from dsv4_ascend.bench.timing import Timing, interleaved
 from dsv4_ascend.parity.runner import map_tensors, samples
@@ -33,6 +34,11 @@ class Call:
     ran: str
     timing: Timing
     ratio: float
+
+
+def named(pattern: str) -> list[str]:
+    """What is timed whose name contains `pattern`."""
+    return [name for name in (LAYER, *OPERATORS) if pattern in name]
 
 
 def host(pattern: str, rounds: int) -> list[Call]:
@@ -80,3 +86,26 @@ def _bound(operator: Operator, arguments: tuple[Any, ...]) -> Callable[[], objec
 def _implementation(operator: Operator, arguments: tuple[Any, ...]) -> str:
     chosen = dispatch.support(operator.name, *arguments)
     return chosen.reason if chosen else "reference"
+
+
+def section(rows: list[Call]) -> Section:
+    """The table."""
+    return Section(
+        "What a call costs before its kernel works",
+        ("call", "arguments", "ran", "us", "quartiles", f"times {BASELINE}"),
+        [_cells(row) for row in rows],
+        (f"the smallest arguments; times {BASELINE}: in the same run",),
+        text=(0, 2),
+    )
+
+
+def _cells(row: Call) -> list[str]:
+    median, low, high = (1e6 * s for s in (row.timing.median, row.timing.low, row.timing.high))
+    return [
+        row.name,
+        str(row.arguments),
+        row.ran,
+        f"{median:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{row.ratio:.1f}",
+    ]

@@ -38,18 +38,19 @@ def interleaved(
         for name, call in calls.items():
             if between is not None:
                 between()
-            samples[name].append(_seconds(call, lengths[name]) / lengths[name])
+            samples[name].append(seconds_of(call, lengths[name]) / lengths[name])
     return {name: _timing(seconds) for name, seconds in samples.items()}
 
 
 def _calls_per_block(call: Callable[[], object]) -> int:
     count = 1
-    while (seconds := _seconds(call, count)) < BLOCK_SECONDS:
+    while (seconds := seconds_of(call, count)) < BLOCK_SECONDS:
         count = max(2 * count, int(count * BLOCK_SECONDS / max(seconds, 1e-9)))
     return count
 
 
-def _seconds(call: Callable[[], object], count: int) -> float:
+def seconds_of(call: Callable[[], object], count: int) -> float:
+    """Seconds of `count` calls."""
     start = time.perf_counter()
     for _ in range(count):
         call()

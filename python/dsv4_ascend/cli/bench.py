@@ -2,61 +2,164 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Annotated
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
 
-import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from dsv4_ascend.bench.host import BASELINE, Call, host
+from dsv4_ascend.bench import machine
+from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.launches import launches, queue_mode
+from dsv4_ascend.bench.page import page
+from dsv4_ascend.bench.sections import Section
+from dsv4_ascend.bench.suites import NAMED, SUITES, Found, Options
 from dsv4_ascend.cli import console, print_json
-from dsv4_backend import _C
 
-SUITES = ("host",)
 DEVICES = ("cpu", "npu")
+_FLASH = Dimensions()
+_MOST_EXPERTS = 256
+_SUITE = f"One of {', '.join(SUITES)}; several if given again."
+_WRITE = "Write a page with machine, versions and all results: docs/performance.md is one."
+_EXPERTS = "Suite ops: experts of the FP4 product, as memory allows; 256 in Flash."
 
 
 def bench(
-    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "host",
+    suite: Annotated[list[str] | None, typer.Option(help=_SUITE, show_default="host")] = None,
     pattern: Annotated[str, typer.Option("-k", help="Part of an operator's name.")] = "",
     rounds: Annotated[int, typer.Option(help="Samples of every call, interleaved.", min=2)] = 15,
+    experts: Annotated[
+        int | None,
+        typer.Option(
+            help=_EXPERTS,
+            min=_FLASH.chosen,
+            max=_MOST_EXPERTS,
+            show_default=str(_FLASH.experts),
+        ),
+    ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, or npu: launches beside torch_npu's own.")
+        str, typer.Option(help="cpu, or npu: launches beside torch_npu's own (suite host).")
     ] = "cpu",
+    write: Annotated[Path | None, typer.Option(help=_WRITE, dir_okay=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time operators on this machine: medians with quartiles,
     and the ratio to torch's own in the same run.
 
     host: what a call costs on the smallest arguments, checks and dispatch and all.
+    ops: operators at Flash's sizes, weights cold, beside the best of torch alone.
+    decode: tokens per second of the shipped small model.
+    long-context: attention of a layer from 1k to 1M tokens, and its memory.
+    OMP_NUM_THREADS decides the threads.
     """
-    _check_choice(suite, SUITES, "--suite")
+    chosen = suite or ["host"]
+    for name in chosen:
+        _check_choice(name, tuple(SUITES), "--suite")
     _check_choice(device, DEVICES, "--device")
     if device == "npu":
+        _only_host(chosen, experts, write)
         _bench_launches(pattern, rounds, json)
         return
-    threads = torch.get_num_threads()
-    rows = host(pattern, rounds)
-    if len(rows) == 1:
-        raise typer.BadParameter(f"{pattern!r} is part of no operator's name", param_hint="-k")
-    machine = {"machine": platform.machine(), "isa": _C.isa(), "threads": threads}
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    _check_pattern(pattern, chosen)
+    dimensions = _dimensions(experts, chosen)
+    _check_page(write)
+    facts = machine.facts() | machine.versions()
+    run: dict[str, Any] = {"suites": ", ".join(dict.fromkeys(chosen)), "rounds": rounds, **_now()}
+    run |= {"pattern": pattern} if pattern else {}
+    options = Options(pattern, rounds, dimensions)
+    found = {name: _run(name, options, json) for name in dict.fromkeys(chosen)}
+    run["load after"] = round(machine.load(), 1)
     if json:
-        calls = [asdict(row) for row in rows]
-        print_json({"suite": suite, "rounds": rounds, **machine, **versions, "calls": calls})
-        return
-    console().print(_table(rows))
-    facts = ", ".join(f"{name} {value}" for name, value in (machine | versions).items())
-    console().print(f"{facts}; {rounds} interleaved samples; times {BASELINE}: in the same run")
+        print_json({**run, **facts, "suites": {name: one.data for name, one in found.items()}})
+    else:
+        every = ", ".join(f"{name} {value}" for name, value in (facts | run).items())
+        console().print(escape(every), soft_wrap=True)
+    if write is not None:
+        sections = [section for one in found.values() for section in one.sections]
+        write.write_text(page(sections, run, facts), encoding="utf-8")
+
+
+def _now() -> dict[str, object]:
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return {"date": date, "load before": round(machine.load(), 1)}
+
+
+def _run(name: str, options: Options, quiet: bool) -> Found:
+    found = SUITES[name](options)
+    if not quiet:
+        for section in found.sections:
+            _show(section)
+    return found
+
+
+def _show(section: Section) -> None:
+    out = console()
+    if section.rows:
+        table = Table(*section.columns, title=section.title, title_justify="left")
+        for i, column in enumerate(table.columns):
+            column.justify = "left" if i in section.text else "right"
+        for row in section.rows:
+            table.add_row(*map(escape, row))
+        out.print(table)
+    for note in section.notes:
+        out.print(escape(f"- {note}"), soft_wrap=True)
 
 
 def _check_choice(found: str, choices: Sequence[str], option: str) -> None:
     if found not in choices:
         raise typer.BadParameter(f"{found!r} is not one of {', '.join(choices)}", param_hint=option)
+
+
+def _check_pattern(pattern: str, suites: Iterable[str]) -> None:
+    if not pattern:
+        return
+    for name in suites:
+        if name not in NAMED:
+            raise typer.BadParameter(f"suite {name} runs no single operators", param_hint="-k")
+        if not NAMED[name](pattern):
+            raise typer.BadParameter(
+                f"{pattern!r} is part of no name of suite {name}: {', '.join(NAMED[name](''))}",
+                param_hint="-k",
+            )
+
+
+def _dimensions(experts: int | None, suites: Sequence[str]) -> Dimensions:
+    if experts is None:
+        return _FLASH
+    if "ops" not in suites:
+        raise typer.BadParameter("only suite ops has experts", param_hint="--experts")
+    dimensions, free = replace(_FLASH, experts=experts), machine.memory("MemAvailable")
+    if free and dimensions.suite_bytes > free:
+        raise typer.BadParameter(
+            f"with {experts} experts, and torch's widened ones beside them, the suite takes"
+            f" {dimensions.suite_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            param_hint="--experts",
+        )
+    return dimensions
+
+
+def _check_page(write: Path | None) -> None:
+    """Before minutes of work, whether the page can be written."""
+    if write is None:
+        return
+    if not write.parent.is_dir():
+        raise typer.BadParameter(f"{write.parent} is no folder", param_hint="--write")
+    if not os.access(write if write.exists() else write.parent, os.W_OK):
+        raise typer.BadParameter(f"{write} cannot be written", param_hint="--write")
+
+
+def _only_host(suites: Sequence[str], experts: int | None, write: Path | None) -> None:
+    if set(suites) != {"host"}:
+        raise typer.BadParameter("on npu there is only suite host", param_hint="--suite")
+    if experts is not None:
+        raise typer.BadParameter("only suite ops, on cpu, has experts", param_hint="--experts")
+    if write is not None:
+        raise typer.BadParameter("the page is about cpu", param_hint="--write")
 
 
 def _bench_launches(pattern: str, rounds: int, json: bool) -> None:
@@ -80,24 +183,3 @@ def _bench_launches(pattern: str, rounds: int, json: bool) -> None:
     console().print(
         f"what the caller waits for; TASK_QUEUE_ENABLE {queue_mode()}; {rounds} interleaved samples"
     )
-
-
-def _table(rows: list[Call]) -> Table:
-    table = Table("call", "arguments", "ran", "us", "quartiles", f"times {BASELINE}")
-    for column in (1, 3, 4, 5):
-        table.columns[column].justify = "right"
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
-
-
-def _cells(row: Call) -> list[str]:
-    median, low, high = (1e6 * s for s in (row.timing.median, row.timing.low, row.timing.high))
-    return [
-        row.name,
-        str(row.arguments),
-        row.ran,
-        f"{median:.2f}",
-        f"{low:.2f} to {high:.2f}",
-        f"{row.ratio:.1f}",
-    ]
