@@ -232,21 +232,26 @@ def as_passed(operator, arguments):
     ]
 
 
+def all_of(result):
+    """The results of a call that may have none, one or several."""
+    return () if result is None else (result,) if isinstance(result, torch.Tensor) else result
+
+
 def check_answer(operator, before, arguments, result, limits):
     """What was accepted must give what the reference gives on plain copies of the arguments."""
     if any(isinstance(a, torch.Tensor) and a.numel() > HUGE for a in arguments):
         return
+    given = tuple(map_tensors(plain_copy, a) for a in before)
     want = operator.reference(*as_passed(operator, before))
-    outputs = [
-        () if r is None else (r,) if isinstance(r, torch.Tensor) else r for r in (result, want)
+    mutated = mutated_arguments(operator)
+    answers = [
+        (*all_of(result), *(arguments[i] for i in mutated)),
+        (*all_of(want), *(before[i] for i in mutated)),
     ]
     if operator.measure is not None:  # several answers are right: what they have in common
-        sample = Sample(operator, Case("fuzzed", "ideal", tuple(before)))
-        outputs = [sample.measured(tuple(output)) for output in outputs]
-    pairs = [
-        *zip(*outputs, strict=True),
-        *((arguments[i], before[i]) for i in mutated_arguments(operator)),
-    ]
+        sample = Sample(operator, Case("fuzzed", "ideal", given))
+        answers = [sample.measured(answer) for answer in answers]
+    pairs = zip(*answers, strict=True)
     for got, wanted in pairs:
         if got.device.type == "cpu":
             comparison = compare(got, wanted, limits)

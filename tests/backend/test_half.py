@@ -71,6 +71,6 @@ def test_half_is_computed_as_half(operator):
         for policy in ("auto", "reference"):
             with dispatch.use(policy):
                 got = found.call(operator)
-            for g, w in zip(found._measured(got), found.golden, strict=True):
+            for g, w in zip(found.measured(got), found.golden, strict=True):
                 result = compare(g, w, limits(operator, found, w))
                 assert result.ok, f"{found.name}: {result.detail}"
