@@ -11,8 +11,10 @@ from softnpu import SOCS
 A2, A3, A5 = SOCS
 CHIPS = {A2: "A2", A3: "A3", A5: "A5"}
 LAUNCHES = HERE.parents[1] / "docs" / "launches.md"
-FLIPPED_CODES = 0.1
-"""A last bit of fp32 decides some int8 codes: by so much, of the logits' size, runs may differ."""
+FLIPPED_CODES = 2
+"""A last bit of fp32 decides some int8 codes: so many times what two implementations on the CPU
+differ by, a chip may differ by.
+"""
 NEAR_THE_CPU = {("least", "a2a3-int8")}
 """Release and profile. Codes and choices that tip add up over random layers: elsewhere the logits
 say little, and the operators alone prove the step.
@@ -121,7 +123,8 @@ def check_step(output, code, near_the_cpu=False):
     (operator,) = re.findall(r"worst operator beside its reference: (\S+)", output)
     assert float(operator) < LAST_BITS, output
     (difference,) = re.findall(r"beside the CPU: (\S+)", output)
-    assert float(difference) < FLIPPED_CODES or not near_the_cpu, output
+    (noise,) = re.findall(r"the CPU's kernels beside its references: (\S+)", output)
+    assert float(difference) < FLIPPED_CODES * float(noise) or not near_the_cpu, output
 
 
 def counts(text):
