@@ -1,7 +1,5 @@
 #include "cpu/cache_bytes.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include "candidate.h"
 #include "tensor_view.h"
 
@@ -30,8 +28,7 @@ void write(const PageLayout& layout, const at::Tensor& cache, const at::Tensor& 
 }
 
 at::Tensor read(const PageLayout& layout, const at::Tensor& cache, const at::Tensor& slots) {
-  at::Tensor rows(
-      at::detail::empty_cpu({slots.size(0), layout.channels}, cache.options().dtype(at::kFloat)));
+  at::Tensor rows = new_tensor({slots.size(0), layout.channels}, at::kFloat);
   cpu::read_entries(entries_of(layout, cache, slots), rows.mutable_data_ptr<float>());
   return rows;
 }
@@ -43,8 +40,7 @@ template <auto layout>
 struct Latents {
   static WhyNot cannot_write(const Context&, const at::Tensor& cache, const at::Tensor& rows,
                              const at::Tensor&, int64_t, int64_t) {
-    const WhyNot reason = not_pages(cache);
-    return reason ? reason : not_float_rows("rows", rows);
+    return first(not_pages(cache), not_float_rows("rows", rows));
   }
 
   static void write_rows(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots,
@@ -67,8 +63,7 @@ template <RowCodec codec>
 struct Keys {
   static WhyNot cannot_write(const Context&, const at::Tensor& cache, const at::Tensor& rows,
                              const at::Tensor&, int64_t) {
-    const WhyNot reason = not_pages(cache);
-    return reason ? reason : not_float_rows("rows", rows);
+    return first(not_pages(cache), not_float_rows("rows", rows));
   }
 
   static void write_rows(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots,
@@ -87,18 +82,13 @@ struct Keys {
   }
 };
 
-// Codes are made one by one: one kernel for every instruction set.
 template <class Rows>
 struct Registration {
-  explicit Registration(const std::string& format) {
-    const std::string writes = "write_cache_" + format, reads = "read_cache_" + format;
-    add_candidate(writes, c10::DeviceType::CPU, writes + "/portable",
-                  &TypedPredicate<&Rows::cannot_write>::why_not,
-                  &TypedFunction<&Rows::write_rows>::run);
-    add_candidate(reads, c10::DeviceType::CPU, reads + "/portable",
-                  &TypedPredicate<&Rows::cannot_read>::why_not,
-                  &TypedFunction<&Rows::read_rows>::run);
-  }
+  PortableRegistration<&Rows::cannot_write, &Rows::write_rows> write;
+  PortableRegistration<&Rows::cannot_read, &Rows::read_rows> read;
+
+  explicit Registration(const std::string& format)
+      : write("write_cache_" + format), read("read_cache_" + format) {}
 };
 
 const Registration<Latents<&cpu::layout_fp8_ds_mla>> fp8_ds_mla("fp8_ds_mla");

@@ -11,6 +11,16 @@
 
 namespace dsv4::bind {
 
+// The first reason there is.
+template <class... More>
+WhyNot first(WhyNot reason, More... more) {
+  if constexpr (sizeof...(more) == 0) {
+    return reason;
+  } else {
+    return reason ? reason : first(more...);
+  }
+}
+
 template <class T>
 decltype(auto) unpack(const c10::IValue& value) {
   if constexpr (std::is_same_v<T, at::Tensor>) {
@@ -69,6 +79,15 @@ struct TypedPredicate<predicate> {
   template <size_t... i>
   static WhyNot ask(const Context& context, Arguments arguments, std::index_sequence<i...>) {
     return predicate(context, unpack<std::decay_t<Parameters>>(arguments[i])...);
+  }
+};
+
+// One CPU candidate for every instruction set: its kernel copies bytes, or makes codes one by one.
+template <auto predicate, auto function>
+struct PortableRegistration {
+  explicit PortableRegistration(const std::string& op) {
+    add_candidate(op, c10::DeviceType::CPU, op + "/" + isa_name(Isa::portable),
+                  &TypedPredicate<predicate>::why_not, &TypedFunction<function>::run);
   }
 };
 

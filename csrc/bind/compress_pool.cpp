@@ -1,7 +1,5 @@
 #include "cpu/compress_pool.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include "candidate.h"
 #include "paged_view.h"
 #include "tensor_view.h"
@@ -20,12 +18,8 @@ struct CompressPoolKernel {
                         const at::Tensor& wgate, const at::Tensor& ape,
                         const at::Tensor& state_cache, const at::Tensor&, const at::Tensor&,
                         const at::Tensor&, int64_t, int64_t) {
-    WhyNot reason = not_float_rows("x", x);
-    if (!reason) reason = not_float_rows("wkv", wkv);
-    if (!reason) reason = not_float_rows("wgate", wgate);
-    if (!reason) reason = not_float_rows("ape", ape);
-    if (!reason) reason = not_float_rows("state_cache", state_cache);
-    return reason;
+    return first(not_float_rows("x", x), not_float_rows("wkv", wkv), not_float_rows("wgate", wgate),
+                 not_float_rows("ape", ape), not_float_rows("state_cache", state_cache));
   }
 
   template <Isa isa>
@@ -35,7 +29,7 @@ struct CompressPoolKernel {
                         const at::Tensor& seq_lens, int64_t, int64_t head_dim) {
     const int64_t tokens = x.size(0), ratio = ape.size(0);
     const int64_t rows = std::min(tokens, tokens / ratio + seq_lens.size(0));
-    const at::Tensor entries(at::detail::empty_cpu({rows, head_dim}, x.options()));
+    const at::Tensor entries = new_tensor({rows, head_dim}, x.scalar_type());
     cpu::compress_pool(
         {
             dtype_of(x),

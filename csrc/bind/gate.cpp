@@ -12,7 +12,7 @@ using Routed = std::tuple<at::Tensor, at::Tensor>;
 constexpr float kLogitUnit = 4096, kScoreUnit = 64;
 
 WhyNot not_router(const at::Tensor& x, const at::Tensor& weight) {
-  return first_of(not_float_rows("x", x), not_float_rows("weight", weight));
+  return first(not_float_rows("x", x), not_float_rows("weight", weight));
 }
 
 cpu::Gate gate_of(const at::Tensor& x, const at::Tensor& weight, int64_t k, double route_scale,

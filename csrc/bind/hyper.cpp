@@ -37,7 +37,7 @@ cpu::HyperMix mix_of(const at::Tensor& x, const at::Tensor& fn, const at::Tensor
 struct HcPre {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& fn,
                         const at::Tensor&, const at::Tensor&, int64_t, double, double) {
-    return first_of(not_streams(x), not_float_rows("fn", fn));
+    return first(not_streams(x), not_float_rows("fn", fn));
   }
 
   template <Isa isa>
@@ -62,7 +62,7 @@ struct HcPre {
 struct HcHead {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& fn,
                         const at::Tensor&, const at::Tensor&, double, double) {
-    return first_of(not_streams(x), not_float_rows("fn", fn));
+    return first(not_streams(x), not_float_rows("fn", fn));
   }
 
   template <Isa isa>
@@ -77,7 +77,7 @@ struct HcHead {
 struct HcPost {
   static WhyNot why_not(const Context&, const at::Tensor& z, const at::Tensor& x, const at::Tensor&,
                         const at::Tensor&) {
-    return first_of(not_streams(x), not_float_rows("z", z));
+    return first(not_streams(x), not_float_rows("z", z));
   }
 
   template <Isa isa>

@@ -1,7 +1,5 @@
 #include "cpu/indexer_scores.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include "candidate.h"
 #include "indexer_view.h"
 #include "tensor_view.h"
@@ -13,8 +11,7 @@ struct IndexerScoresKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         int64_t) {
-    const WhyNot reason = not_float_rows("q", q);
-    return reason ? reason : not_float_rows("k_cache", k_cache);
+    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache));
   }
 
   template <Isa isa>
@@ -22,7 +19,7 @@ struct IndexerScoresKernel {
                         const at::Tensor& block_table, const at::Tensor& query_start_loc,
                         const at::Tensor& seq_lens, int64_t ratio) {
     const int64_t entries = block_table.size(1) * k_cache.size(1);
-    at::Tensor scores(at::detail::empty_cpu({q.size(0), entries}, q.options()));
+    at::Tensor scores = new_tensor({q.size(0), entries}, q.scalar_type());
     cpu::indexer_scores({indexer_query(dtype_of(q), q, k_cache, weights, block_table,
                                        query_start_loc, seq_lens, ratio),
                          entries, static_cast<char*>(scores.mutable_data_ptr())},

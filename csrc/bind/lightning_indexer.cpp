@@ -1,17 +1,11 @@
 #include "cpu/lightning_indexer.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include "candidate.h"
 #include "indexer_view.h"
 #include "tensor_view.h"
 
 namespace dsv4::bind {
 namespace {
-
-at::Tensor no_entries(const at::Tensor& q, int64_t k) {
-  return at::Tensor(at::detail::empty_cpu({q.size(0), k}, q.options().dtype(at::kInt)));
-}
 
 // Rows of codes with a scale each.
 template <cpu::RowFormat format>
@@ -20,8 +14,7 @@ struct CodedIndexerKernel {
                         const at::Tensor& k_cache, const at::Tensor&, const at::Tensor&,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
                         int64_t) {
-    const WhyNot reason = not_float_rows("q", q);
-    return reason ? reason : not_float_rows("k_cache", k_cache);
+    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache));
   }
 
   template <Isa isa>
@@ -29,7 +22,7 @@ struct CodedIndexerKernel {
                         const at::Tensor& k_scale, const at::Tensor& weights,
                         const at::Tensor& block_table, const at::Tensor& query_start_loc,
                         const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
-    const at::Tensor chosen = no_entries(q, k);
+    const at::Tensor chosen = new_tensor({q.size(0), k}, at::kInt);
     const auto bytes = static_cast<int64_t>(q_scale.element_size());
     cpu::lightning_indexer(
         {format,
@@ -47,15 +40,14 @@ struct LightningIndexerKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         int64_t, int64_t, int64_t) {
-    const WhyNot reason = not_float_rows("q", q);
-    return reason ? reason : not_float_rows("k_cache", k_cache);
+    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache));
   }
 
   template <Isa isa>
   static at::Tensor run(const at::Tensor& q, const at::Tensor& k_cache, const at::Tensor& weights,
                         const at::Tensor& block_table, const at::Tensor& query_start_loc,
                         const at::Tensor& seq_lens, int64_t, int64_t ratio, int64_t k) {
-    const at::Tensor chosen = no_entries(q, k);
+    const at::Tensor chosen = new_tensor({q.size(0), k}, at::kInt);
     cpu::lightning_indexer({cpu::RowFormat::values,
                             indexer_query(dtype_of(q), q, k_cache, weights, block_table,
                                           query_start_loc, seq_lens, ratio),

@@ -72,16 +72,6 @@ WhyNot not_available(const Context& context) {
   return here;
 }
 
-// The first reason there is.
-template <class... More>
-WhyNot first(WhyNot reason, More... more) {
-  if constexpr (sizeof...(more) == 0) {
-    return reason;
-  } else {
-    return reason ? reason : first(more...);
-  }
-}
-
 constexpr std::initializer_list<at::ScalarType> kHalves = {at::kBFloat16, at::kHalf};
 constexpr std::initializer_list<at::ScalarType> kFloats = {at::kBFloat16, at::kHalf, at::kFloat};
 

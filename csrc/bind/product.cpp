@@ -1,9 +1,6 @@
 #include "cpu/product.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include <array>
-#include <numeric>
 #include <tuple>
 
 #include "candidate.h"
@@ -59,10 +56,6 @@ cpu::StoredWeight weights(const at::Tensor& weight, const OptionalTensor& scale 
   return result;
 }
 
-at::Tensor empty_rows(int64_t rows, int64_t width, const at::Tensor& x, at::ScalarType dtype) {
-  return at::Tensor(at::detail::empty_cpu({rows, width}, x.options().dtype(dtype)));
-}
-
 at::ScalarType result_dtype(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat8_e4m3fn ? at::kBFloat16 : x.scalar_type();
 }
@@ -70,7 +63,7 @@ at::ScalarType result_dtype(const at::Tensor& x) {
 template <Isa isa>
 at::Tensor multiply(const at::Tensor& x, const OptionalTensor& x_scale, const at::Tensor& weight,
                     const OptionalTensor& scale, const int32_t* offsets, int64_t experts) {
-  const at::Tensor y = empty_rows(x.size(0), weight.size(-2), x, result_dtype(x));
+  const at::Tensor y = new_tensor({x.size(0), weight.size(-2)}, result_dtype(x));
   cpu::product({weight.size(-2), x.size(1), activations(x, x_scale), weights(weight, scale),
                 offsets, experts, dtype_of(y), y.mutable_data_ptr(), y.stride(0)},
                isa);
@@ -84,14 +77,8 @@ at::Tensor multiply(const at::Tensor& x, const OptionalTensor& x_scale, const at
   return multiply<isa>(x, x_scale, weight, scale, offsets.data(), 1);
 }
 
-WhyNot not_rows(const char* x_name, const at::Tensor& x, const char* weight_name,
-                const at::Tensor& weight) {
-  const WhyNot reason = not_float_rows(x_name, x);
-  return reason ? reason : not_float_rows(weight_name, weight);
-}
-
 WhyNot not_rows(const at::Tensor& x, const at::Tensor& weight) {
-  return not_rows("x", x, "weight", weight);
+  return first(not_float_rows("x", x), not_float_rows("weight", weight));
 }
 
 WhyNot not_grouped_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& offsets) {
@@ -143,8 +130,8 @@ struct GroupedGemm {
 struct LinearPair {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& first,
                         const at::Tensor& second) {
-    const WhyNot reason = not_rows("x", x, "first", first);
-    return reason ? reason : not_float_rows("second", second);
+    return bind::first(not_float_rows("x", x), not_float_rows("first", first),
+                       not_float_rows("second", second));
   }
 
   template <Isa isa>
@@ -172,13 +159,13 @@ struct GroupedOutputProjection {
       return "wo_a is rounded to o's dtype first, which only the reference does";
     }
     if (o.size(1) > 1 && o.stride(1) != o.size(2)) return "o's heads are not adjacent";
-    return not_rows("o", o, "wo_a", wo_a);
+    return first(not_float_rows("o", o), not_float_rows("wo_a", wo_a));
   }
 
   template <Isa isa>
   static at::Tensor run(const at::Tensor& o, const at::Tensor& wo_a) {
     const int64_t groups = wo_a.size(0), rank = wo_a.size(1), k = wo_a.size(2);
-    const at::Tensor y = empty_rows(o.size(0), groups * rank, o, o.scalar_type());
+    const at::Tensor y = new_tensor({o.size(0), groups * rank}, o.scalar_type());
     const std::array<int32_t, 2> offsets{0, static_cast<int32_t>(o.size(0))};
     auto* results = static_cast<uint8_t*>(y.mutable_data_ptr());
     const int64_t width = static_cast<int64_t>(o.element_size());
@@ -207,7 +194,7 @@ struct LmHead {
 
   template <Isa isa>
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight) {
-    const at::Tensor y = empty_rows(x.size(0), weight.size(0), x, at::kFloat);
+    const at::Tensor y = new_tensor({x.size(0), weight.size(0)}, at::kFloat);
     const std::array<int32_t, 2> offsets{0, static_cast<int32_t>(x.size(0))};
     cpu::product({weight.size(0), x.size(1), activations(x, std::nullopt), weights(weight),
                   offsets.data(), 1, DType::f32, y.mutable_data_ptr(), y.stride(0)},

@@ -9,7 +9,7 @@ namespace {
 struct ApplyRopeKernel {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& cos,
                         const at::Tensor& sin) {
-    return first_of(not_float_rows("x", x), not_float_rows("cos", cos), not_float_rows("sin", sin));
+    return first(not_float_rows("x", x), not_float_rows("cos", cos), not_float_rows("sin", sin));
   }
 
   template <Isa isa>

@@ -14,7 +14,7 @@ constexpr double kMinTopP = 0x1p-126;  // the smallest normal number: the best o
 struct SampleKernel {
   static WhyNot why_not(const Context&, const at::Tensor& logits, const at::Tensor& noise, double,
                         double) {
-    return first_of(not_float_rows("logits", logits), not_float_rows("noise", noise));
+    return first(not_float_rows("logits", logits), not_float_rows("noise", noise));
   }
 
   template <Isa isa>

@@ -16,10 +16,8 @@ struct SparseAttentionKernel {
                         const at::Tensor& window_cache, const at::Tensor&,
                         const Optional& cmp_cache, const Optional&, const Optional&,
                         const at::Tensor&, const at::Tensor&, int64_t, int64_t) {
-    WhyNot reason = not_float_rows("q", q);
-    if (!reason) reason = not_float_rows("window_cache", window_cache);
-    if (!reason && cmp_cache) reason = not_float_rows("cmp_cache", *cmp_cache);
-    return reason;
+    return first(not_float_rows("q", q), not_float_rows("window_cache", window_cache),
+                 cmp_cache ? not_float_rows("cmp_cache", *cmp_cache) : std::nullopt);
   }
 
   template <Isa isa>

@@ -25,7 +25,7 @@ cpu::Swiglu product_of(const at::Tensor& gate, const at::Tensor& up, const Weigh
 struct SwigluKernel {
   static WhyNot why_not(const Context&, const at::Tensor& gate, const at::Tensor& up,
                         const Weights&, double) {
-    return first_of(not_float_rows("gate", gate), not_float_rows("up", up));
+    return first(not_float_rows("gate", gate), not_float_rows("up", up));
   }
 
   template <Isa isa>

@@ -50,6 +50,10 @@ WhyNot not_float_rows(const char* name, const at::Tensor& tensor) {
   if (tensor.layout() != at::kStrided) {
     return std::string(name) + " is not a strided tensor";
   }
+  return not_adjacent_elements(name, tensor);
+}
+
+WhyNot not_adjacent_elements(const char* name, const at::Tensor& tensor) {
   if (tensor.dim() > 0 && tensor.size(-1) > 1 && tensor.stride(-1) != 1) {
     return std::string(name) + "'s last dimension is not contiguous";
   }

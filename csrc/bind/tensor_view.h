@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <utility>
-
 #include "common/dtype.h"
 #include "common/indices.h"
 #include "common/row_layout.h"
@@ -30,18 +28,11 @@ Indices indices_of(const at::Tensor& tensor);
 // Why a float kernel over rows of adjacent elements does not run a tensor.
 WhyNot not_float_rows(const char* name, const at::Tensor& tensor);
 
+// Why a kernel over rows of adjacent elements of any dtype does not run a tensor.
+WhyNot not_adjacent_elements(const char* name, const at::Tensor& tensor);
+
 // Why a kernel that copies what lies at each index of the first dimension as bytes does not run a
 // tensor.
 WhyNot not_adjacent_rows(const char* name, const at::Tensor& tensor);
-
-// The first reason there is.
-template <class... Reasons>
-WhyNot first_of(WhyNot reason, Reasons&&... others) {
-  if constexpr (sizeof...(Reasons) == 0) {
-    return reason;
-  } else {
-    return reason ? reason : first_of(std::forward<Reasons>(others)...);
-  }
-}
 
 }  // namespace dsv4::bind

@@ -1,5 +1,3 @@
-#include <ATen/EmptyTensor.h>
-
 #include "candidate.h"
 #include "cpu/topk.h"
 #include "tensor_view.h"
@@ -15,10 +13,9 @@ struct TopKKernel {
   template <Isa isa>
   static at::Tensor run(const at::Tensor& scores, const at::Tensor& visible, int64_t k) {
     const int64_t rows = scores.size(0), n = scores.size(1), chosen = std::min(k, n);
-    at::Tensor best(at::detail::empty_cpu({rows, chosen}, scores.options().dtype(at::kInt)));
+    at::Tensor best = new_tensor({rows, chosen}, at::kInt);
     cpu::topk({dtype_of(scores), rows, n, scores.const_data_ptr(), scores.stride(0),
-               visible.scalar_type() == at::kLong, visible.const_data_ptr(), visible.stride(0),
-               chosen, best.mutable_data_ptr<int32_t>()},
+               indices_of(visible), visible.stride(0), chosen, best.mutable_data_ptr<int32_t>()},
               isa);
     return best;
   }

@@ -1,22 +1,15 @@
 #include "candidate.h"
 #include "cpu/write_rows.h"
+#include "tensor_view.h"
 
 namespace dsv4::bind {
 namespace {
-
-WhyNot not_adjacent(const char* name, const at::Tensor& tensor) {
-  if (tensor.size(-1) > 1 && tensor.stride(-1) != 1) {
-    return std::string(name) + "'s last dimension is not contiguous";
-  }
-  return std::nullopt;
-}
 
 // Bytes are copied: one kernel for every dtype and every instruction set.
 struct WriteCacheKernel {
   static WhyNot why_not(const Context&, const at::Tensor& cache, const at::Tensor& rows,
                         const at::Tensor&) {
-    const WhyNot reason = not_adjacent("cache", cache);
-    return reason ? reason : not_adjacent("rows", rows);
+    return first(not_adjacent_elements("cache", cache), not_adjacent_elements("rows", rows));
   }
 
   static void run(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots) {
@@ -29,15 +22,8 @@ struct WriteCacheKernel {
   }
 };
 
-struct Registration {
-  Registration() {
-    add_candidate("write_cache", c10::DeviceType::CPU, "write_cache/portable",
-                  &TypedPredicate<&WriteCacheKernel::why_not>::why_not,
-                  &TypedFunction<&WriteCacheKernel::run>::run);
-  }
-};
-
-const Registration registration;
+const PortableRegistration<&WriteCacheKernel::why_not, &WriteCacheKernel::run> registration(
+    "write_cache");
 
 }  // namespace
 }  // namespace dsv4::bind

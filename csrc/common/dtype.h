@@ -69,6 +69,20 @@ inline Half from_float<Half>(float value) {
   return {static_cast<uint16_t>(sign | half)};
 }
 
+// 2^(byte - 127), and NaN of 255: the value of an E8M0 scale.
+inline float e8m0_value(uint8_t byte) {
+  const uint32_t subnormal_or_nan = byte == 0 || byte == 255 ? 0x00400000u : 0u;
+  return std::bit_cast<float>(uint32_t{byte} << 23 | subnormal_or_nan);
+}
+
+// The E8M0 byte of the smallest power of two that is at least `value`, positive and normal; 255 of
+// infinity and NaN.
+inline uint8_t e8m0_above(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t up = (bits >> 23 & 255u) + ((bits & 0x7fffffu) != 0 ? 1 : 0);
+  return static_cast<uint8_t>(up > 255u ? 255u : up);
+}
+
 }  // namespace dsv4
 
 // Returns function<X>(arguments) of the element type X that `dtype` names.

@@ -49,18 +49,6 @@ float from_e4m3(uint8_t code) {
   return to_float(Half{half}) * 0x1p8f;  // of another exponent bias
 }
 
-float from_e8m0(uint8_t byte) {
-  const uint32_t bits = byte == 0 ? 0x00400000u : byte == 255 ? 0x7fc00000u : uint32_t{byte} << 23;
-  return std::bit_cast<float>(bits);
-}
-
-// Byte of the smallest power of two s with amax / s <= 448, NaN where amax is not finite.
-uint8_t e8m0_of(float amax) {
-  const auto bits = std::bit_cast<uint32_t>(amax * (1 / kE4m3Max));
-  const uint32_t up = (bits >> 23 & 255u) + ((bits & 0x7fffffu) != 0 ? 1 : 0);
-  return static_cast<uint8_t>(std::min(up, 255u));
-}
-
 // NaN if there is one.
 float largest_magnitude(const float* x, int64_t count) {
   float largest = 0;
@@ -91,8 +79,8 @@ BFloat16 one_nan(float value) {
 // The power of two of some channels, whose codes are written.
 uint8_t encode_block(const float* x, int64_t count, uint8_t* codes) {
   const float amax = largest_magnitude(x, count);
-  const uint8_t byte = e8m0_of(amax < 1e-4f ? 1e-4f : amax);
-  const float scale = from_e8m0(byte);
+  const uint8_t byte = e8m0_above((amax < 1e-4f ? 1e-4f : amax) * (1 / kE4m3Max));
+  const float scale = e8m0_value(byte);
   for (int64_t i = 0; i < count; ++i) codes[i] = to_e4m3(x[i] / scale);
   return byte;
 }
@@ -105,7 +93,7 @@ void encode_tiles(const PageLayout& layout, const float* x, uint8_t* values, uin
     if (layout.codec == RowCodec::tiles_e8m0) {
       scales[tile] = byte;
     } else {
-      put(scales + 2 * tile, one_nan(from_e8m0(byte)));
+      put(scales + 2 * tile, one_nan(e8m0_value(byte)));
     }
   }
 }
@@ -143,7 +131,7 @@ void encode(const PageLayout& layout, const float* x, uint8_t* page, int64_t ent
       encode_tiles(layout, x, values, scales);
       break;
     case RowCodec::row_fp8: {
-      const float scale = from_e8m0(encode_block(x, layout.channels, values));
+      const float scale = e8m0_value(encode_block(x, layout.channels, values));
       put(scales, std::isnan(scale) ? kNan : scale);
       break;
     }
@@ -165,7 +153,7 @@ void encode(const PageLayout& layout, const float* x, uint8_t* page, int64_t ent
 float scale_at(const PageLayout& layout, const uint8_t* scales, int64_t tile) {
   switch (layout.codec) {
     case RowCodec::tiles_e8m0:
-      return from_e8m0(scales[tile]);
+      return e8m0_value(scales[tile]);
     case RowCodec::tiles_bf16:
       return to_float(get<BFloat16>(scales + 2 * tile));
     case RowCodec::token_int8:
@@ -196,20 +184,14 @@ void decode(const PageLayout& layout, const uint8_t* page, int64_t entry, float*
   }
 }
 
+template <class X>
+void widen_as(const char* from, int64_t count, float* to) {
+  std::transform(reinterpret_cast<const X*>(from), reinterpret_cast<const X*>(from) + count, to,
+                 [](X value) { return to_float(value); });
+}
+
 void widen(DType dtype, const char* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) {
-    switch (dtype) {
-      case DType::f32:
-        to[i] = reinterpret_cast<const float*>(from)[i];
-        break;
-      case DType::bf16:
-        to[i] = to_float(reinterpret_cast<const BFloat16*>(from)[i]);
-        break;
-      case DType::f16:
-        to[i] = to_float(reinterpret_cast<const Half*>(from)[i]);
-        break;
-    }
-  }
+  DSV4_FOR_DTYPE(dtype, widen_as, from, count, to);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "common/threads.h"
+#include "cpu/parallel_rows.h"
 #include "cpu/thread_buffer.h"
 
 #define DSV4_ROWS "cpu/compress_pool_rows.h"
@@ -11,8 +11,7 @@
 namespace dsv4::cpu {
 namespace {
 
-constexpr int64_t kTokensWidened = 64;           // fp32 tokens that are kept at a time
-constexpr int64_t kProductsPerThread = 1 << 18;  // below, a second thread costs more than it saves
+constexpr int64_t kTokensWidened = 64;  // fp32 tokens that are kept at a time
 
 int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
@@ -38,7 +37,8 @@ void store_states(const CompressPool& call, Isa isa) {
     const int64_t tokens = std::min(some, call.tokens - first);
     find_rows(call, first, tokens, rows);
     widen(call, first, tokens, x);
-    const int64_t grain = std::max<int64_t>(6, kProductsPerThread / (tokens * call.channels + 1));
+    const int64_t grain =
+        std::max<int64_t>(6, grain_of(kProductsPerThread, tokens * call.channels));
     parallel_for(2 * call.width, grain,
                  [&](int64_t begin, int64_t end) { project(call, x, rows, tokens, begin, end); });
   }
@@ -91,21 +91,19 @@ void pool_entries(const CompressPool& call, Isa isa) {
               static_cast<size_t>((call.entry_rows - entries) * entry_bytes));
   const int64_t products = call.ratio * call.width * 8;
   const auto pool = DSV4_FOR_ISA(isa, pool_entry);
-  parallel_for(
-      entries, std::max<int64_t>(1, kProductsPerThread / products),
-      [&](int64_t begin, int64_t end) {
-        thread_local ThreadBuffer buffer;
-        const auto** slots = buffer.of<const float*>(call.width / call.head_dim * call.ratio);
-        for (int64_t entry = begin; entry < end; ++entry) {
-          const auto [s, block] = blocks[entry];
-          const int64_t count = find_slots(call, s, block, slots);
-          if (count > 0) {
-            pool(call, slots, count, entry);
-          } else {
-            std::memset(call.entries + entry * entry_bytes, 0, static_cast<size_t>(entry_bytes));
-          }
-        }
-      });
+  parallel_for(entries, grain_of(kProductsPerThread, products), [&](int64_t begin, int64_t end) {
+    thread_local ThreadBuffer buffer;
+    const auto** slots = buffer.of<const float*>(call.width / call.head_dim * call.ratio);
+    for (int64_t entry = begin; entry < end; ++entry) {
+      const auto [s, block] = blocks[entry];
+      const int64_t count = find_slots(call, s, block, slots);
+      if (count > 0) {
+        pool(call, slots, count, entry);
+      } else {
+        std::memset(call.entries + entry * entry_bytes, 0, static_cast<size_t>(entry_bytes));
+      }
+    }
+  });
 }
 
 }  // namespace

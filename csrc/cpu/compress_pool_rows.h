@@ -1,67 +1,28 @@
 // Projections and pooling of the compressor over the vector type `Vec` of the including file.
-// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard but the
-// header of its products.
-
-#include "cpu/key_products.h"
+// Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
 // Tokens whose fp32 channels stay in the second-level cache.
 constexpr int64_t kTokensAtOnce = 16;
-
-// dots[t][r] = x[t] . w[r]: one vector of partial sums each, whatever the block.
-template <int tokens, int rows, class W>
-void dot_block(const float* x, int64_t x_stride, const W* const* w, int64_t channels,
-               float (&dots)[tokens][rows]) {
-  constexpr int lanes = Vec::lanes;
-  Vec sum[tokens][rows];
-  DSV4_UNROLL
-  for (int t = 0; t < tokens; ++t) {
-    DSV4_UNROLL
-    for (int r = 0; r < rows; ++r) sum[t][r] = Vec::broadcast(0.0f);
-  }
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) {
-    Vec weight[rows];
-    DSV4_UNROLL
-    for (int r = 0; r < rows; ++r) weight[r] = Vec::load(w[r] + c);
-    DSV4_UNROLL
-    for (int t = 0; t < tokens; ++t) {
-      const Vec value = Vec::load(x + t * x_stride + c);
-      DSV4_UNROLL
-      for (int r = 0; r < rows; ++r) sum[t][r] = multiply_add(value, weight[r], sum[t][r]);
-    }
-  }
-  if (c < channels) {
-    for (int r = 0; r < rows; ++r) {
-      const Vec weight = load_first(w[r] + c, channels - c);
-      for (int t = 0; t < tokens; ++t) {
-        sum[t][r] = multiply_add(load_first(x + t * x_stride + c, channels - c), weight, sum[t][r]);
-      }
-    }
-  }
-  DSV4_UNROLL
-  for (int t = 0; t < tokens; ++t) {
-    DSV4_UNROLL
-    for (int r = 0; r < rows; ++r) dots[t][r] = sum[t][r].sum();
-  }
-}
 
 // Rows `first` .. first + rows - 1 of a weight for some tokens, into their state rows.
 template <int tokens, int rows, class W>
 void project_block(const dsv4::cpu::CompressPool& call, const float* x,
                    const dsv4::cpu::StateRow* to, bool gates, int64_t first) {
   const dsv4::cpu::ProjectionWeight& weight = gates ? call.gate : call.value;
-  const W* w[rows];
-  for (int r = 0; r < rows; ++r) {
-    w[r] = reinterpret_cast<const W*>(weight.data + (first + r) * weight.row_stride);
-  }
-  float dots[tokens][rows];
-  dot_block<tokens, rows, W>(x, call.channels, w, call.channels, dots);
+  const int64_t stride = weight.row_stride / static_cast<int64_t>(sizeof(W));
+  const W* w = reinterpret_cast<const W*>(weight.data) + first * stride;
+  Vec sums[rows * tokens];
+  for (Vec& sum : sums) sum = Vec::broadcast(0.0f);
+  add_products<tokens, rows>(x, call.channels, w, stride, call.channels, sums);
   for (int t = 0; t < tokens; ++t) {
     if (to[t].row == nullptr) {
       continue;
     }
     float* row = to[t].row + (gates ? call.width : 0) + first;
-    for (int r = 0; r < rows; ++r) row[r] = gates ? dots[t][r] + to[t].ape[first + r] : dots[t][r];
+    for (int r = 0; r < rows; ++r) {
+      const float dot = sums[r * tokens + t].sum();
+      row[r] = gates ? dot + to[t].ape[first + r] : dot;
+    }
   }
 }
 
@@ -94,6 +55,13 @@ void project_tokens(const dsv4::cpu::CompressPool& call, const float* x,
   }
 }
 
+void project_part(const dsv4::cpu::CompressPool& call, const float* x,
+                  const dsv4::cpu::StateRow* to, int64_t tokens, bool gates, int64_t begin,
+                  int64_t end) {
+  DSV4_FOR_DTYPE((gates ? call.gate : call.value).dtype, project_tokens, call, x, to, tokens, gates,
+                 begin, end);
+}
+
 // Rows begin .. end - 1 of both weights, the values' first, for `tokens` tokens.
 // x: fp32 [tokens, channels].
 void project_weight_rows(const dsv4::cpu::CompressPool& call, const float* x,
@@ -103,17 +71,7 @@ void project_weight_rows(const dsv4::cpu::CompressPool& call, const float* x,
     const int64_t offset = gates ? call.width : 0;
     const int64_t low = begin > offset ? begin - offset : 0;
     const int64_t high = end - offset < call.width ? end - offset : call.width;
-    switch ((gates ? call.gate : call.value).dtype) {
-      case dsv4::DType::f32:
-        project_tokens<float>(call, x, to, tokens, gates, low, high);
-        break;
-      case dsv4::DType::bf16:
-        project_tokens<dsv4::BFloat16>(call, x, to, tokens, gates, low, high);
-        break;
-      case dsv4::DType::f16:
-        project_tokens<dsv4::Half>(call, x, to, tokens, gates, low, high);
-        break;
-    }
+    project_part(call, x, to, tokens, gates, low, high);
   }
 }
 
@@ -121,30 +79,22 @@ template <class X>
 void widen_rows(const dsv4::cpu::CompressPool& call, int64_t first, int64_t tokens, float* to) {
   for (int64_t t = 0; t < tokens; ++t) {
     const auto* from = reinterpret_cast<const X*>(call.x + (first + t) * call.x_stride);
-    for (int64_t c = 0; c < call.channels; c += Vec::lanes) {
-      store_first(load_first(from + c, call.channels - c), to + t * call.channels + c,
-                  call.channels - c);
-    }
+    widen_row(from, call.channels, to + t * call.channels);
   }
 }
 
 // Tokens of x from `first` on as fp32 [tokens, channels].
 void widen_tokens(const dsv4::cpu::CompressPool& call, int64_t first, int64_t tokens, float* to) {
-  switch (call.dtype) {
-    case dsv4::DType::f32:
-      return widen_rows<float>(call, first, tokens, to);
-    case dsv4::DType::bf16:
-      return widen_rows<dsv4::BFloat16>(call, first, tokens, to);
-    case dsv4::DType::f16:
-      return widen_rows<dsv4::Half>(call, first, tokens, to);
-  }
+  DSV4_FOR_DTYPE(call.dtype, widen_rows, call, first, tokens, to);
 }
 
 template <class X>
-void pool(const dsv4::cpu::CompressPool& call, const float* const* slots, int64_t count, X* out) {
+void pool(const dsv4::cpu::CompressPool& call, const float* const* slots, int64_t count,
+          int64_t entry) {
+  X* out = reinterpret_cast<X*>(call.entries) + entry * call.head_dim;
   for (int64_t c = 0; c < call.head_dim; c += Vec::lanes) {
     const int64_t rest = call.head_dim - c;
-    Vec peak = Vec::broadcast(-3.40282347e38f);
+    Vec peak = Vec::broadcast(kLowest);
     for (int64_t i = 0; i < count; ++i) {
       peak = max(load_first(slots[i] + call.width + c, rest), peak);
     }
@@ -162,13 +112,5 @@ void pool(const dsv4::cpu::CompressPool& call, const float* const* slots, int64_
 // at least one slot.
 void pool_entry(const dsv4::cpu::CompressPool& call, const float* const* slots, int64_t count,
                 int64_t entry) {
-  const int64_t at = entry * call.head_dim;
-  switch (call.dtype) {
-    case dsv4::DType::f32:
-      return pool(call, slots, count, reinterpret_cast<float*>(call.entries) + at);
-    case dsv4::DType::bf16:
-      return pool(call, slots, count, reinterpret_cast<dsv4::BFloat16*>(call.entries) + at);
-    case dsv4::DType::f16:
-      return pool(call, slots, count, reinterpret_cast<dsv4::Half*>(call.entries) + at);
-  }
+  DSV4_FOR_DTYPE(call.dtype, pool, call, slots, count, entry);
 }

@@ -21,41 +21,37 @@ void gate_logits(const dsv4::cpu::Gate& call, const float* x, float* logits) {
   }
 }
 
-template <class X, class W>
-void gate_typed(const dsv4::cpu::Gate& call, int64_t begin, int64_t end) {
-  constexpr int tile = 4;  // tokens that share what is read of the weight
-  const int64_t width = call.x_rows.width();
-  const auto floats = static_cast<size_t>(tile * (width + call.experts));
-  auto* x = static_cast<float*>(dsv4::cpu::scratch(floats * sizeof(float)));
-  float* logits = x + tile * width;
-  for (int64_t token = begin; token < end;) {
-    const int count = end - token < tile ? 1 : tile;
-    for (int t = 0; t < count; ++t) {
-      widen_row(static_cast<const X*>(call.x) + call.x_rows.offset(token + t), width,
-                x + t * width);
+template <class X>
+struct TokensOf {
+  template <class W>
+  static void gate(const dsv4::cpu::Gate& call, int64_t begin, int64_t end) {
+    constexpr int tile = 4;  // tokens that share what is read of the weight
+    const int64_t width = call.x_rows.width();
+    const auto floats = static_cast<size_t>(tile * (width + call.experts));
+    auto* x = static_cast<float*>(dsv4::cpu::scratch(floats * sizeof(float)));
+    float* logits = x + tile * width;
+    for (int64_t token = begin; token < end;) {
+      const int count = end - token < tile ? 1 : tile;
+      for (int t = 0; t < count; ++t) {
+        widen_row(static_cast<const X*>(call.x) + call.x_rows.offset(token + t), width,
+                  x + t * width);
+      }
+      if (count == tile) {
+        gate_logits<tile, W>(call, x, logits);
+      } else {
+        gate_logits<1, W>(call, x, logits);
+      }
+      for (int t = 0; t < count; ++t) {
+        dsv4::cpu::route(call, token + t, logits + t * call.experts);
+      }
+      token += count;
     }
-    if (count == tile) {
-      gate_logits<tile, W>(call, x, logits);
-    } else {
-      gate_logits<1, W>(call, x, logits);
-    }
-    for (int t = 0; t < count; ++t) {
-      dsv4::cpu::route(call, token + t, logits + t * call.experts);
-    }
-    token += count;
   }
-}
+};
 
 template <class X>
 void gate_of(const dsv4::cpu::Gate& call, int64_t begin, int64_t end) {
-  switch (call.weight_dtype) {
-    case dsv4::DType::f32:
-      return gate_typed<X, float>(call, begin, end);
-    case dsv4::DType::bf16:
-      return gate_typed<X, dsv4::BFloat16>(call, begin, end);
-    case dsv4::DType::f16:
-      return gate_typed<X, dsv4::Half>(call, begin, end);
-  }
+  DSV4_FOR_DTYPE(call.weight_dtype, TokensOf<X>::template gate, call, begin, end);
 }
 
 void gate_rows(const dsv4::cpu::Gate& call, int64_t begin, int64_t end) {

@@ -6,21 +6,6 @@ constexpr int kMixes = kStreams * (kStreams + 2);
 constexpr int kTile = 4;             // tokens that share what is read of fn
 constexpr int64_t kChannels = 2048;  // of a tile in fp32 that stay in the first cache
 
-inline void add_squares(const float* x, int64_t width, Vec* sums) {
-  int64_t i = 0;
-  for (; i + 4 * Vec::lanes <= width; i += 4 * Vec::lanes) {
-    DSV4_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      const Vec value = Vec::load(x + i + k * Vec::lanes);
-      sums[k] = multiply_add(value, value, sums[k]);
-    }
-  }
-  for (; i < width; i += Vec::lanes) {
-    const Vec value = load_first(x + i, width - i);
-    sums[0] = multiply_add(value, value, sums[0]);
-  }
-}
-
 // Channels [first, first + width) of a token's streams end to end, in fp32.
 template <class X>
 void widen(const dsv4::cpu::HyperMix& call, int64_t token, int64_t first, int64_t width,
@@ -58,8 +43,7 @@ void mix_tile(const dsv4::cpu::HyperMix& call, int64_t token, int rows, float* m
     add_all_products<tokens>(x, kChannels, call.fn + first, call.fn_stride, rows, width, sums);
   }
   for (int t = 0; t < tokens; ++t) {
-    const Vec* square = squares + 4 * t;
-    const float sum = ((square[0] + square[1]) + (square[2] + square[3])).sum();
+    const float sum = sum_of_four(squares + 4 * t);
     const float scale = 1.0f / __builtin_sqrtf(sum / static_cast<float>(all) + call.norm_eps);
     for (int r = 0; r < rows; ++r) {
       mix[r * Vec::lanes + t] = sums[r * tokens + t].sum() * scale;

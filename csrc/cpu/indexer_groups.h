@@ -5,12 +5,12 @@
 #include <cstdint>
 
 #include "cpu/indexer_scores.h"
+#include "cpu/parallel_rows.h"
 
 namespace dsv4::cpu {
 
 constexpr int64_t kTokensOfGroup = 8;
 constexpr int64_t kEntriesOfSpan = 2048;
-constexpr int64_t kProductsPerThread = 1 << 18;  // below, a second thread costs more than it saves
 
 // Floats of the scratch of a group for any vector type.
 inline int64_t indexer_scratch(const IndexerQuery& query) {

@@ -111,3 +111,38 @@ class KeyTiles {
   int64_t count_ = 0;
   const char* rows_[kKeysAtOnce];
 };
+
+// Dot products of the entries begin .. end - 1 for tokens first .. first + count - 1, which are of
+// one sequence, a tile of keys after the other. W: type of weights.
+//
+// `pass` says what they are for: pass.starts(scratch, place, visible) of every token before its
+// first tile, and pass.takes(scratch, place, key, count) where scratch.dots has the products of
+// `count` entries from `key` on.
+template <class X, class W, class Pass>
+void multiply_tiles(const dsv4::cpu::IndexerQuery& query, int64_t sequence, int64_t first,
+                    int64_t count, int64_t begin, int64_t end, float* memory, Pass& pass) {
+  const IndexerScratch s(query, memory);
+  int64_t visible[kQueriesAtOnce];
+  int64_t most = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t position = query.batch.position_of(first + t, sequence);
+    visible[t] = dsv4::cpu::visible_entries(position, query.ratio);
+    most = visible[t] > most ? visible[t] : most;
+    if (visible[t] > begin) pack_query<X, W>(query, s, first + t, t);
+    pass.starts(s, t, visible[t]);
+  }
+  const int64_t last = most < end ? most : end;
+  KeyTiles tiles(query, s, sequence, begin, last);
+  for (int64_t key = begin; key < last; key += kKeysAtOnce) {
+    const int64_t keys = tiles.next<X>();
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t seen = visible[t] - key < keys ? visible[t] - key : keys;
+      if (seen <= 0) {
+        continue;
+      }
+      multiply_keys(s.keys, seen, s.key_stride, s.panels + t * s.heads * query.channels, s.heads,
+                    query.channels, s.dots, s.heads);
+      pass.takes(s, t, key, seen);
+    }
+  }
+}

@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "common/threads.h"
 #include "cpu/indexer_groups.h"
 #include "cpu/thread_buffer.h"
 
@@ -27,7 +26,7 @@ void indexer_scores(const IndexerScores& call, Isa isa) {
   const int64_t products = std::min(call.entries, kEntriesOfSpan) * query.heads * query.channels *
                            std::min(query.tokens, kTokensOfGroup);
   const auto score = DSV4_FOR_ISA(isa, score_tokens);
-  parallel_for(groups * spans, std::max<int64_t>(1, kProductsPerThread / (products + 1)),
+  parallel_for(groups * spans, grain_of(kProductsPerThread, products),
                [&](int64_t begin, int64_t end) {
                  thread_local ThreadBuffer buffer;
                  float* memory = buffer.of<float>(indexer_scratch(query));

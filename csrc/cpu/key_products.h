@@ -1,10 +1,12 @@
 // Dot products of keys with many query heads: lanes are heads, so nothing is summed across lanes.
-// Included by rows headers inside a namespace after a `Vec`, so it includes nothing and has no
-// guard.
+// Included by rows headers inside a namespace after a `Vec`, so it has no guard and includes
+// nothing but the transposition.
 //
 // Heads are packed in panels of two vectors, the last of one if that is enough: channel by channel
 // the values of a panel's heads. A dot product is one chain over the channels, the same in a block
 // of any size.
+
+#include "cpu/transpose.h"
 
 // Channels at a time, so that a panel's part stays in the first-level cache.
 constexpr int64_t kChannelsAtOnce = 256;
@@ -20,20 +22,12 @@ inline int64_t panel_width(int64_t rest) { return rest > Vec::lanes ? 2 * Vec::l
 
 // Four values of four heads become four heads of four channels.
 inline void transpose_four(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-  typedef float Four __attribute__((vector_size(16)));
-  Four row[4];
+  Vector16<uint32_t> block[4];
   DSV4_UNROLL
-  for (int i = 0; i < 4; ++i) __builtin_memcpy(&row[i], from + i * from_stride, sizeof(Four));
-  const Four low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
-  const Four high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
-  const Four low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-  const Four high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-  const Four column[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
-                          __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-                          __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
-                          __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(&block[i], from + i * from_stride, 16);
+  transpose<uint32_t, 4>(block);
   DSV4_UNROLL
-  for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_stride, &column[i], sizeof(Four));
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_stride, &block[i], 16);
 }
 
 // q: [heads, channels], rows `stride` elements apart. panels: [padded heads * channels].
@@ -67,18 +61,6 @@ void pack_heads(const X* q, int64_t stride, int64_t heads, int64_t channels, flo
       }
     }
   }
-}
-
-// A row as fp32, and zeros up to `padded` elements, a multiple of a vector.
-template <class X>
-void widen_row(const X* from, int64_t channels, float* to, int64_t padded) {
-  int64_t c = 0;
-  for (; c + Vec::lanes <= channels; c += Vec::lanes) Vec::load(from + c).store(to + c);
-  if (c < channels) {
-    load_first(from + c, channels - c).store(to + c);
-    c += Vec::lanes;
-  }
-  for (; c < padded; c += Vec::lanes) Vec::broadcast(0.0f).store(to + c);
 }
 
 // Into the second-level cache, while others are multiplied.

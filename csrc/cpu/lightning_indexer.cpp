@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/threads.h"
 #include "cpu/best_entries.h"
 #include "cpu/indexer_groups.h"
 #include "cpu/thread_buffer.h"
@@ -85,7 +84,7 @@ void lightning_indexer(const LightningIndexer& call, Isa isa) {
   const int64_t capacity = std::max(best_entries_capacity(best, seen), spans > 1 ? 2 * best : 0);
   const int64_t products =
       std::min(query.tokens, kTokensOfGroup) * width * query.heads * query.channels;
-  const int64_t grain = std::max<int64_t>(1, kProductsPerThread / (products + 1));
+  const int64_t grain = grain_of(kProductsPerThread, products);
   const int64_t of_group = kTokensOfGroup * capacity;
   if (spans == 1) {
     parallel_for(groups, grain, [&](int64_t begin, int64_t end) {

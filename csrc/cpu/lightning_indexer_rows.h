@@ -48,45 +48,39 @@ void score_keys(const dsv4::cpu::LightningIndexer& call, const IndexerScratch& s
   }
 }
 
+// What the products are for: scores that are offered to the best of every token.
+template <class X, class W>
+struct OfferedScores {
+  const dsv4::cpu::LightningIndexer& call;
+  int64_t sequence;
+  int64_t first;
+  int64_t begin;
+  dsv4::cpu::BestEntries* best;
+
+  void starts(const IndexerScratch& s, int64_t place, int64_t visible) {
+    if constexpr (CodeType<X>::value) {
+      if (visible > begin) {
+        widen_heads<W>(call.query, s, call.q_scale + (first + place) * call.q_scale_token_stride,
+                       call.q_scale_head_stride, s.scales + place * s.heads);
+      }
+    }
+  }
+
+  void takes(const IndexerScratch& s, int64_t place, int64_t key, int64_t count) {
+    float scores[kKeysAtOnce];
+    score_keys<X, W>(call, s, sequence, key, count, place, scores);
+    offer(best[place], scores, count, key);
+  }
+};
+
 // Offers the entries begin .. end - 1 to the best of tokens first .. first + count - 1, which are
 // of one sequence.
-template <class X, class W>
+template <class X, class W = float>
 void select_sequence(const dsv4::cpu::LightningIndexer& call, int64_t sequence, int64_t first,
                      int64_t count, int64_t begin, int64_t end, dsv4::cpu::BestEntries* best,
                      float* memory) {
-  const dsv4::cpu::IndexerQuery& query = call.query;
-  const IndexerScratch s(query, memory);
-  int64_t visible[kQueriesAtOnce];
-  int64_t most = 0;
-  for (int64_t t = 0; t < count; ++t) {
-    const int64_t position = query.batch.position_of(first + t, sequence);
-    visible[t] = dsv4::cpu::visible_entries(position, query.ratio);
-    most = visible[t] > most ? visible[t] : most;
-    if (visible[t] <= begin) {
-      continue;
-    }
-    pack_query<X, W>(query, s, first + t, t);
-    if constexpr (CodeType<X>::value) {
-      widen_heads<W>(query, s, call.q_scale + (first + t) * call.q_scale_token_stride,
-                     call.q_scale_head_stride, s.scales + t * s.heads);
-    }
-  }
-  const int64_t last = most < end ? most : end;
-  KeyTiles tiles(query, s, sequence, begin, last);
-  for (int64_t key = begin; key < last; key += kKeysAtOnce) {
-    const int64_t keys = tiles.next<X>();
-    for (int64_t t = 0; t < count; ++t) {
-      const int64_t seen = visible[t] - key < keys ? visible[t] - key : keys;
-      if (seen <= 0) {
-        continue;
-      }
-      multiply_keys(s.keys, seen, s.key_stride, s.panels + t * s.heads * query.channels, s.heads,
-                    query.channels, s.dots, s.heads);
-      float scores[kKeysAtOnce];
-      score_keys<X, W>(call, s, sequence, key, seen, t, scores);
-      offer(best[t], scores, seen, key);
-    }
-  }
+  OfferedScores<X, W> pass{call, sequence, first, begin, best};
+  multiply_tiles<X, W>(call.query, sequence, first, count, begin, end, memory, pass);
 }
 
 void select_tokens(const dsv4::cpu::LightningIndexer& call, int64_t sequence, int64_t first,
@@ -97,19 +91,10 @@ void select_tokens(const dsv4::cpu::LightningIndexer& call, int64_t sequence, in
       return select_sequence<Int8Code, dsv4::Half>(call, sequence, first, count, begin, end, best,
                                                    memory);
     case dsv4::cpu::RowFormat::e4m3:
-      return select_sequence<E4m3Code, float>(call, sequence, first, count, begin, end, best,
-                                              memory);
+      return select_sequence<E4m3Code>(call, sequence, first, count, begin, end, best, memory);
     case dsv4::cpu::RowFormat::values:
       break;
   }
-  switch (call.query.dtype) {
-    case dsv4::DType::f32:
-      return select_sequence<float, float>(call, sequence, first, count, begin, end, best, memory);
-    case dsv4::DType::bf16:
-      return select_sequence<dsv4::BFloat16, float>(call, sequence, first, count, begin, end, best,
-                                                    memory);
-    case dsv4::DType::f16:
-      return select_sequence<dsv4::Half, float>(call, sequence, first, count, begin, end, best,
-                                                memory);
-  }
+  DSV4_FOR_DTYPE(call.query.dtype, select_sequence, call, sequence, first, count, begin, end, best,
+                 memory);
 }

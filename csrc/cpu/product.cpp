@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "common/flush.h"
-#include "common/threads.h"
+#include "cpu/parallel_rows.h"
 #include "cpu/thread_buffer.h"
 
 #define DSV4_ROWS "cpu/product_rows.h"
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kPanel = 16;
 constexpr int64_t kBlock = 32;
-// Below, waking a second thread costs more than it saves: weights widened or multiplied.
+// Of weights that are widened or multiplied, where few rows share what is widened.
 constexpr int64_t kWorkPerThread = 1 << 17;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -38,12 +38,11 @@ WideRows wide_rows(const Product& call, int64_t count, Isa isa) {
   const int64_t stride = round_up(call.k, kBlock);
   float* rows = rows_of_thread.of<float>(count * stride);
   const auto widen = DSV4_FOR_ISA(isa, widen_activations);
-  parallel_for(count, std::max<int64_t>(1, kWorkPerThread / stride),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t row = begin; row < end; ++row) {
-                   widen(x, row, call.k, stride, rows + row * stride);
-                 }
-               });
+  parallel_for(count, grain_of(kWorkPerThread, stride), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      widen(x, row, call.k, stride, rows + row * stride);
+    }
+  });
   return {rows, stride};
 }
 
@@ -68,15 +67,14 @@ void product(const Product& call, Isa isa) {
   const int64_t active = static_cast<int64_t>(experts_of_thread.size());
   const int64_t work = kPanel * call.k * (1 + count / (4 * active));
   const auto run = DSV4_FOR_ISA(isa, product_panel);
-  parallel_for(active * panels, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(work, 1)),
-               [&](int64_t begin, int64_t end) {
-                 float* sums = sums_of_thread.of<float>(most * kPanel);
-                 for (int64_t item = begin; item < end; ++item) {
-                   const int64_t e = experts[item / panels];
-                   run(call, x.values, x.stride, e, call.offsets[e], call.offsets[e + 1],
-                       item % panels * kPanel, sums);
-                 }
-               });
+  parallel_for(active * panels, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
+    float* sums = sums_of_thread.of<float>(most * kPanel);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t e = experts[item / panels];
+      run(call, x.values, x.stride, e, call.offsets[e], call.offsets[e + 1], item % panels * kPanel,
+          sums);
+    }
+  });
 }
 
 }  // namespace dsv4::cpu

@@ -2,6 +2,7 @@
 // Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard but the
 // headers of its own.
 
+#include "cpu/code_rows.h"
 #include "cpu/transpose.h"
 // After the transposition that it uses.
 #include "cpu/widen_rows.h"
@@ -29,7 +30,7 @@ inline void load_scales(const dsv4::cpu::StoredWeight& weight, int64_t expert, i
   const uint8_t* from = weight.scale + expert * weight.scale_expert_stride;
   if (weight.format == dsv4::cpu::Stored::e4m3) {  // 16 rows lie in one tile of 128
     from += first / 128 * weight.scale_row_stride + k / 128 * weight.scale_block_stride;
-    for (float& value : scale) value = e8m0_value(*from);
+    for (float& value : scale) value = dsv4::e8m0_value(*from);
     return;
   }
   from += k / kBlock * weight.scale_block_stride;
@@ -38,7 +39,7 @@ inline void load_scales(const dsv4::cpu::StoredWeight& weight, int64_t expert, i
     const int64_t row = first + i < last ? first + i : last;
     bytes[i] = from[row * weight.scale_row_stride];
   }
-  for (int i = 0; i < kPanelRows; ++i) scale[i] = e8m0_value(bytes[i]);
+  for (int i = 0; i < kPanelRows; ++i) scale[i] = dsv4::e8m0_value(bytes[i]);
 }
 
 // 32 channels of 16 rows from byte `at` on.
@@ -121,28 +122,21 @@ void add_rows(const float* x, int64_t x_stride, const float* panel, int64_t bloc
 }
 
 template <class Y>
-void store_sums(const float* sums, int64_t rows, int64_t width, Y* y, int64_t y_stride) {
+void store_sums(const dsv4::cpu::Product& call, const float* sums, int64_t begin, int64_t rows,
+                int64_t first) {
+  const int64_t width = call.n - first < kPanelRows ? call.n - first : kPanelRows;
+  Y* y = static_cast<Y*>(call.y) + begin * call.y_row_stride + first;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < width; i += Vec::lanes) {
-      store_first(Vec::load(sums + r * kPanelRows + i), y + r * y_stride + i, width - i);
+      store_first(Vec::load(sums + r * kPanelRows + i), y + r * call.y_row_stride + i, width - i);
     }
   }
 }
 
+// sums [rows, 16] as rows of y from `begin` on, 16 columns from `first` on.
 inline void store_panel(const dsv4::cpu::Product& call, const float* sums, int64_t begin,
                         int64_t rows, int64_t first) {
-  const int64_t width = call.n - first < kPanelRows ? call.n - first : kPanelRows;
-  const int64_t at = begin * call.y_row_stride + first;
-  switch (call.dtype) {
-    case dsv4::DType::f32:
-      return store_sums(sums, rows, width, static_cast<float*>(call.y) + at, call.y_row_stride);
-    case dsv4::DType::bf16:
-      return store_sums(sums, rows, width, static_cast<dsv4::BFloat16*>(call.y) + at,
-                        call.y_row_stride);
-    case dsv4::DType::f16:
-      return store_sums(sums, rows, width, static_cast<dsv4::Half*>(call.y) + at,
-                        call.y_row_stride);
-  }
+  DSV4_FOR_DTYPE(call.dtype, store_sums, call, sums, begin, rows, first);
 }
 
 // Rows begin .. end-1 of y, 16 columns from `first` on, with the weight of `expert`.
@@ -180,21 +174,14 @@ void product_panel(const dsv4::cpu::Product& call, const float* x, int64_t x_str
   store_panel(call, sums, begin, end - begin, first);
 }
 
-inline void widen_codes(const uint8_t* codes, const uint8_t* scale, int64_t scale_stride, int64_t k,
-                        float* to) {
-  for (int64_t from = 0; from < k; from += 16) {
-    const int64_t count = k - from < 16 ? k - from : 16;
-    Vector16<uint8_t> some{};
-    __builtin_memcpy(&some, codes + from, static_cast<size_t>(count));
-    Vector16<uint8_t> low, high;
-    interleave(some, Vector16<uint8_t>{}, &low, &high);
-    const Bits16 bits[2] = {e4m3_halves(low), e4m3_halves(high)};
-    dsv4::Half halves[16];
-    __builtin_memcpy(halves, bits, sizeof(halves));
-    const Vec block_scale = Vec::broadcast(e8m0_value(scale[from / 128 * scale_stride]));
-    for (int64_t i = 0; i < count; i += Vec::lanes) {
-      const Vec value = Vec::load(halves + i) * Vec::broadcast(kE4m3Bias);
-      store_first(value * block_scale, to + from + i, count - i);
+// e4m3 codes times the scale of every 128 of them.
+inline void widen_scaled(const uint8_t* codes, const uint8_t* scale, int64_t scale_stride,
+                         int64_t k, float* to, int64_t width) {
+  widen_row(reinterpret_cast<const E4m3Code*>(codes), k, to, width);
+  for (int64_t first = 0; first < k; first += 128) {
+    const Vec factor = Vec::broadcast(dsv4::e8m0_value(scale[first / 128 * scale_stride]));
+    for (int64_t i = first; i < k && i < first + 128; i += Vec::lanes) {
+      (Vec::load(to + i) * factor).store(to + i);
     }
   }
 }
@@ -206,16 +193,13 @@ void widen_activations(const dsv4::cpu::Activations& x, int64_t row, int64_t k, 
   const int64_t at = row * x.row_stride;
   switch (x.format) {
     case dsv4::cpu::Stored::f32:
-      widen_row(reinterpret_cast<const float*>(values + at * 4), k, to);
-      break;
+      return widen_row(reinterpret_cast<const float*>(values) + at, k, to, width);
     case dsv4::cpu::Stored::bf16:
-      widen_row(reinterpret_cast<const dsv4::BFloat16*>(values + at * 2), k, to);
-      break;
+      return widen_row(reinterpret_cast<const dsv4::BFloat16*>(values) + at, k, to, width);
     case dsv4::cpu::Stored::f16:
-      widen_row(reinterpret_cast<const dsv4::Half*>(values + at * 2), k, to);
-      break;
+      return widen_row(reinterpret_cast<const dsv4::Half*>(values) + at, k, to, width);
     default:
-      widen_codes(values + at, x.scale + row * x.scale_row_stride, x.scale_block_stride, k, to);
+      return widen_scaled(values + at, x.scale + row * x.scale_row_stride, x.scale_block_stride, k,
+                          to, width);
   }
-  __builtin_memset(to + k, 0, static_cast<size_t>(width - k) * sizeof(float));
 }

@@ -1,25 +1,24 @@
 // Rows of blocks in e4m3 or e2m1, over the vector type `Vec` of the including file.
 // Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
+// Where a block of channels begins, and how many it has.
+struct Block {
+  int64_t first;
+  int64_t width;
+
+  Block(int64_t number, int64_t channels, int64_t size)
+      : first(number * size), width(channels - first < size ? channels - first : size) {}
+};
+
+// Codes of channels [first, first + width) into the row's bytes.
 template <class X>
-void quantise_e4m3(const dsv4::cpu::Quantise& call, int64_t begin, int64_t end) {
-  const int64_t width = call.x_rows.width();
-  const int64_t blocks = dsv4::cpu::block_count(width, call.block_size);
-  for (int64_t row = begin; row < end; ++row) {
-    const X* x = static_cast<const X*>(call.x) + call.x_rows.offset(row);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = b * call.block_size;
-      const int64_t rest = width - first;
-      call.scales[row * blocks + b] =
-          quantise_block<E4m3>(x + first, rest < call.block_size ? rest : call.block_size,
-                               call.codes + row * width + first);
-    }
-  }
+uint8_t encode_block(E4m3, const X* x, int64_t first, int64_t width, uint8_t* codes) {
+  return quantise_block<E4m3>(x + first, width, codes + first);
 }
 
-// Codes of channels [first, first + width) into the row's nibbles, in rising order of channels.
+// Into its nibbles, in rising order of channels.
 template <class X>
-uint8_t pack_block(const X* x, int64_t first, int64_t width, uint8_t* packed) {
+uint8_t encode_block(E2m1, const X* x, int64_t first, int64_t width, uint8_t* packed) {
   const int byte = block_scale<E2m1>(x + first, width);
   const Vec inverse = inverse_scale(byte == kNanScale ? 127 : byte);
   uint8_t code[Vec::lanes] = {};
@@ -37,27 +36,28 @@ uint8_t pack_block(const X* x, int64_t first, int64_t width, uint8_t* packed) {
   return static_cast<uint8_t>(byte);
 }
 
-template <class X>
-void quantise_e2m1(const dsv4::cpu::Quantise& call, int64_t begin, int64_t end) {
-  const int64_t width = call.x_rows.width();
-  const int64_t blocks = dsv4::cpu::block_count(width, call.block_size);
-  for (int64_t row = begin; row < end; ++row) {
-    const X* x = static_cast<const X*>(call.x) + call.x_rows.offset(row);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = b * call.block_size;
-      const int64_t rest = width - first;
-      call.scales[row * blocks + b] =
-          pack_block(x, first, rest < call.block_size ? rest : call.block_size,
-                     call.codes + row * (width / 2));
+template <class Format>
+struct Quantiser {
+  template <class X>
+  static void rows(const dsv4::cpu::Quantise& call, int64_t begin, int64_t end) {
+    const int64_t width = call.x_rows.width();
+    const int64_t blocks = dsv4::cpu::block_count(width, call.block_size);
+    for (int64_t row = begin; row < end; ++row) {
+      const X* x = static_cast<const X*>(call.x) + call.x_rows.offset(row);
+      uint8_t* codes = call.codes + row * (width / Format::codes_in_a_byte);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const Block block(b, width, call.block_size);
+        call.scales[row * blocks + b] = encode_block(Format(), x, block.first, block.width, codes);
+      }
     }
   }
-}
+};
 
 void quantise_rows(const dsv4::cpu::Quantise& call, int64_t begin, int64_t end) {
   if (call.format == dsv4::cpu::BlockFormat::e4m3) {
-    DSV4_FOR_DTYPE(call.dtype, quantise_e4m3, call, begin, end);
+    DSV4_FOR_DTYPE(call.dtype, Quantiser<E4m3>::template rows, call, begin, end);
   } else {
-    DSV4_FOR_DTYPE(call.dtype, quantise_e2m1, call, begin, end);
+    DSV4_FOR_DTYPE(call.dtype, Quantiser<E2m1>::template rows, call, begin, end);
   }
 }
 
@@ -83,9 +83,8 @@ void round_trip_row(const dsv4::cpu::RoundTrip& call, int64_t row) {
   X* y = static_cast<X*>(call.y) + row * width;
   const int64_t blocks = dsv4::cpu::block_count(call.channels, call.block_size);
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = b * call.block_size;
-    const int64_t rest = call.channels - first;
-    round_trip_block<Format>(x + first, rest < call.block_size ? rest : call.block_size, y + first);
+    const Block block(b, call.channels, call.block_size);
+    round_trip_block<Format>(x + block.first, block.width, y + block.first);
   }
   if (call.channels < width) {
     __builtin_memcpy(y + call.channels, x + call.channels,

@@ -3,22 +3,9 @@
 
 template <class X>
 float sum_of_squares(const X* x, int64_t width) {
-  constexpr int lanes = Vec::lanes;
   Vec sums[4] = {Vec::broadcast(0), Vec::broadcast(0), Vec::broadcast(0), Vec::broadcast(0)};
-  int64_t i = 0;
-  for (; i + 4 * lanes <= width; i += 4 * lanes) {
-    for (int k = 0; k < 4; ++k) {
-      const Vec value = Vec::load(x + i + k * lanes);
-      sums[k] = multiply_add(value, value, sums[k]);
-    }
-  }
-  for (; i + lanes <= width; i += lanes) {
-    const Vec value = Vec::load(x + i);
-    sums[0] = multiply_add(value, value, sums[0]);
-  }
-  const Vec rest = load_first(x + i, width - i);
-  sums[1] = multiply_add(rest, rest, sums[1]);
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum();
+  add_squares(x, width, sums);
+  return sum_of_four(sums);
 }
 
 template <class X, class W>
@@ -33,36 +20,25 @@ void normalize_row(const X* x, const W* weight, float eps, X* y, int64_t width) 
   store_first(load_first(x + i, rest) * scale * load_first(weight + i, rest), y + i, rest);
 }
 
-template <class X, class W>
-void normalize_rows(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
-  const auto* x = static_cast<const X*>(call.x);
-  const auto* weight = static_cast<const W*>(call.weight);
-  auto* y = static_cast<X*>(call.y);
-  for (int64_t row = begin; row < end; ++row) {
-    normalize_row(x + call.x_rows.offset(row), weight, call.eps, y + call.y_rows.offset(row),
-                  call.x_rows.width());
+template <class X>
+struct RowsOf {
+  template <class W>
+  static void normalize(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
+    const auto* x = static_cast<const X*>(call.x);
+    const auto* weight = static_cast<const W*>(call.weight);
+    auto* y = static_cast<X*>(call.y);
+    for (int64_t row = begin; row < end; ++row) {
+      normalize_row(x + call.x_rows.offset(row), weight, call.eps, y + call.y_rows.offset(row),
+                    call.x_rows.width());
+    }
   }
-}
+};
 
 template <class X>
 void with_weight_type(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
-  switch (call.weight_dtype) {
-    case dsv4::DType::f32:
-      return normalize_rows<X, float>(call, begin, end);
-    case dsv4::DType::bf16:
-      return normalize_rows<X, dsv4::BFloat16>(call, begin, end);
-    case dsv4::DType::f16:
-      return normalize_rows<X, dsv4::Half>(call, begin, end);
-  }
+  DSV4_FOR_DTYPE(call.weight_dtype, RowsOf<X>::template normalize, call, begin, end);
 }
 
 void rms_norm_rows(const dsv4::cpu::RmsNorm& call, int64_t begin, int64_t end) {
-  switch (call.dtype) {
-    case dsv4::DType::f32:
-      return with_weight_type<float>(call, begin, end);
-    case dsv4::DType::bf16:
-      return with_weight_type<dsv4::BFloat16>(call, begin, end);
-    case dsv4::DType::f16:
-      return with_weight_type<dsv4::Half>(call, begin, end);
-  }
+  DSV4_FOR_DTYPE(call.dtype, with_weight_type, call, begin, end);
 }

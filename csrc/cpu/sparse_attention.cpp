@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "common/threads.h"
+#include "cpu/parallel_rows.h"
 #include "cpu/thread_buffer.h"
 
 #define DSV4_ROWS "cpu/sparse_attention_rows.h"
@@ -11,8 +11,7 @@
 namespace dsv4::cpu {
 namespace {
 
-constexpr int64_t kHeadsAtOnce = 32;             // two panels of AVX2, one of AVX-512
-constexpr int64_t kProductsPerThread = 1 << 18;  // below, a second thread costs more than it saves
+constexpr int64_t kHeadsAtOnce = 32;  // two panels of AVX2, one of AVX-512
 
 // Floats of AttentionScratch for any vector type.
 int64_t scratch_of(int64_t heads, int64_t channels) {
@@ -80,7 +79,7 @@ void sparse_attention(const SparseAttention& call, Isa isa) {
                                                                  : 0);
   const int64_t products = std::min(call.heads, kHeadsAtOnce) * call.channels * 2 * (keys + 1);
   const auto attend = DSV4_FOR_ISA(isa, attend_heads);
-  const int64_t grain = std::max<int64_t>(1, kProductsPerThread / products);
+  const int64_t grain = grain_of(kProductsPerThread, products);
   parallel_for(call.tokens * groups, grain, [&](int64_t begin, int64_t end) {
     thread_local ThreadBuffer buffer;
     while (begin < end) {  // as many groups of a token as there are, so that keys are widened once

@@ -3,8 +3,6 @@
 // headers of its own.
 
 #include "cpu/key_products.h"
-// Beside it.
-#include "cpu/round_to.h"
 
 // Where the intermediate values of some heads of a token are.
 struct AttentionScratch {
@@ -30,8 +28,6 @@ struct AttentionScratch {
         rescale(totals + heads) {}
 };
 
-constexpr float kLowest = -3.40282347e38f;  // below every score, and finite: minus itself it is 0
-
 // Scores [count, heads] become probabilities; peaks, totals and rescale follow.
 template <class X>
 void soften(const AttentionScratch& s, int64_t count, float scale) {
@@ -51,7 +47,7 @@ void soften(const AttentionScratch& s, int64_t count, float scale) {
       float* at = column + k * s.heads;
       const Vec p = exp(Vec::load(at) - peak);
       sum = sum + p;
-      rounded(p, static_cast<const X*>(nullptr)).store(at);
+      rounded<X>(p).store(at);
     }
     const Vec rescale = exp(before - peak);
     peak.store(s.peaks + h);
@@ -157,12 +153,5 @@ void attend(const dsv4::cpu::SparseAttention& call, int64_t token, int64_t first
 
 void attend_heads(const dsv4::cpu::SparseAttention& call, int64_t token, int64_t first,
                   int64_t heads, float* memory) {
-  switch (call.dtype) {
-    case dsv4::DType::f32:
-      return attend<float>(call, token, first, heads, memory);
-    case dsv4::DType::bf16:
-      return attend<dsv4::BFloat16>(call, token, first, heads, memory);
-    case dsv4::DType::f16:
-      return attend<dsv4::Half>(call, token, first, heads, memory);
-  }
+  DSV4_FOR_DTYPE(call.dtype, attend, call, token, first, heads, memory);
 }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "common/threads.h"
+#include "cpu/parallel_rows.h"
 #include "cpu/thread_buffer.h"
 
 #define DSV4_ROWS "cpu/topk_rows.h"
@@ -11,13 +11,8 @@
 namespace dsv4::cpu {
 namespace {
 
-constexpr int64_t kScoresPerThread = 32768;  // below, a second thread costs more than it saves
-
 int64_t visible_of(const TopK& call, int64_t row) {
-  const int64_t at = row * call.visible_stride;
-  const int64_t visible = call.wide_visible ? static_cast<const int64_t*>(call.visible)[at]
-                                            : static_cast<const int32_t*>(call.visible)[at];
-  return std::clamp(visible, int64_t{0}, call.n);
+  return std::clamp(call.visible.at(row * call.visible_stride), int64_t{0}, call.n);
 }
 
 }  // namespace
@@ -28,15 +23,14 @@ void topk(const TopK& call, Isa isa) {
   }
   const auto offer = DSV4_FOR_ISA(isa, offer_row);
   const int64_t capacity = best_entries_capacity(call.chosen, call.n);
-  parallel_for(call.rows, std::max<int64_t>(1, kScoresPerThread / call.n),
-               [&](int64_t begin, int64_t end) {
-                 thread_local ThreadBuffer buffer;
-                 for (int64_t row = begin; row < end; ++row) {
-                   BestEntries best{buffer.of<uint64_t>(capacity), capacity, call.chosen};
-                   offer(call, row, visible_of(call, row), best);
-                   best.indices(call.best + row * call.chosen, true);
-                 }
-               });
+  parallel_for(call.rows, grain_of(kElementsPerThread, call.n), [&](int64_t begin, int64_t end) {
+    thread_local ThreadBuffer buffer;
+    for (int64_t row = begin; row < end; ++row) {
+      BestEntries best{buffer.of<uint64_t>(capacity), capacity, call.chosen};
+      offer(call, row, visible_of(call, row), best);
+      best.indices(call.best + row * call.chosen, true);
+    }
+  });
 }
 
 }  // namespace dsv4::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/indices.h"
 #include "common/isa.h"
 #include "cpu/best_entries.h"
 
@@ -15,8 +16,7 @@ struct TopK {
   int64_t n;
   const void* scores;
   int64_t row_stride;
-  bool wide_visible;  // int64 rather than int32
-  const void* visible;
+  Indices visible;
   int64_t visible_stride;
   int64_t chosen;
   int32_t* best;  // [rows, chosen]

@@ -4,15 +4,13 @@
 
 #include "cpu/offer_scores.h"
 
+template <class X>
+void offer_typed(const dsv4::cpu::TopK& call, int64_t row, int64_t visible,
+                 dsv4::cpu::BestEntries& best) {
+  offer(best, static_cast<const X*>(call.scores) + row * call.row_stride, visible, 0);
+}
+
 void offer_row(const dsv4::cpu::TopK& call, int64_t row, int64_t visible,
                dsv4::cpu::BestEntries& best) {
-  const int64_t at = row * call.row_stride;
-  switch (call.dtype) {
-    case dsv4::DType::f32:
-      return offer(best, static_cast<const float*>(call.scores) + at, visible, 0);
-    case dsv4::DType::bf16:
-      return offer(best, static_cast<const dsv4::BFloat16*>(call.scores) + at, visible, 0);
-    case dsv4::DType::f16:
-      return offer(best, static_cast<const dsv4::Half*>(call.scores) + at, visible, 0);
-  }
+  DSV4_FOR_DTYPE(call.dtype, offer_typed, call, row, visible, best);
 }

@@ -1,4 +1,4 @@
-// Products of rows with the rows of a matrix.
+// Products of rows with the rows of a matrix and with themselves, and rows as fp32.
 // Included by foreach_isa.h after vec_math.h, so it includes nothing and has no guard.
 
 // sums[r * tokens + t] += x[t] . weight[r] of `width` adjacent channels. One chain of sums for
@@ -13,13 +13,15 @@ void add_products(const float* x, int64_t x_stride, const W* weight, int64_t wei
   }
   int64_t i = 0;
   for (; i + Vec::lanes <= width; i += Vec::lanes) {
+    Vec w[rows];
     DSV4_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const Vec w = Vec::load(weight + r * weight_stride + i);
+    for (int r = 0; r < rows; ++r) w[r] = Vec::load(weight + r * weight_stride + i);
+    DSV4_UNROLL
+    for (int t = 0; t < tokens; ++t) {
+      const Vec value = Vec::load(x + t * x_stride + i);
       DSV4_UNROLL
-      for (int t = 0; t < tokens; ++t) {
-        total[r * tokens + t] =
-            multiply_add(Vec::load(x + t * x_stride + i), w, total[r * tokens + t]);
+      for (int r = 0; r < rows; ++r) {
+        total[r * tokens + t] = multiply_add(value, w[r], total[r * tokens + t]);
       }
     }
   }
@@ -50,6 +52,29 @@ void add_all_products(const float* x, int64_t x_stride, const W* weight, int64_t
   }
 }
 
+// Adds the squares of a row to four sums.
+template <class X>
+void add_squares(const X* x, int64_t width, Vec* sums) {
+  int64_t i = 0;
+  for (; i + 4 * Vec::lanes <= width; i += 4 * Vec::lanes) {
+    DSV4_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const Vec value = Vec::load(x + i + k * Vec::lanes);
+      sums[k] = multiply_add(value, value, sums[k]);
+    }
+  }
+  for (; i + Vec::lanes <= width; i += Vec::lanes) {
+    const Vec value = Vec::load(x + i);
+    sums[0] = multiply_add(value, value, sums[0]);
+  }
+  const Vec rest = load_first(x + i, width - i);
+  sums[1] = multiply_add(rest, rest, sums[1]);
+}
+
+inline float sum_of_four(const Vec* sums) {
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum();
+}
+
 // Widens a row to fp32.
 template <class X>
 void widen_row(const X* x, int64_t width, float* to) {
@@ -58,4 +83,11 @@ void widen_row(const X* x, int64_t width, float* to) {
     Vec::load(x + i).store(to + i);
   }
   store_first(load_first(x + i, width - i), to + i, width - i);
+}
+
+// The same with zeros behind it, up to `padded` elements.
+template <class X>
+void widen_row(const X* x, int64_t width, float* to, int64_t padded) {
+  widen_row(x, width, to);
+  __builtin_memset(to + width, 0, static_cast<size_t>(padded - width) * sizeof(float));
 }

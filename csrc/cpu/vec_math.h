@@ -34,13 +34,29 @@ inline void store_first(VecInt value, uint8_t* to, int64_t count) {
   count >= Vec::lanes ? value.store(to) : store_end(value, to, count);
 }
 
-// Rounded to T and back.
+// Rounded to T and back; every NaN stays one.
 template <class T>
-Vec rounded(Vec value) {
+inline Vec rounded(Vec value) {
   T element[Vec::lanes];
   value.store(element);
   return Vec::load(element);
 }
+template <>
+inline Vec rounded<float>(Vec value) {
+  return value;
+}
+// Without leaving the registers.
+template <>
+inline Vec rounded<dsv4::BFloat16>(Vec value) {
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(Vec))));
+  typedef float Floats __attribute__((vector_size(sizeof(Vec))));
+  const Bits bits = __builtin_bit_cast(Bits, value);
+  const Floats floats = __builtin_bit_cast(Floats, value);
+  const Bits near = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return __builtin_bit_cast(Vec, near | __builtin_bit_cast(Bits, floats != floats));
+}
+
+constexpr float kLowest = -3.40282347e38f;  // below every score, and finite: minus itself it is 0
 
 // e^x within 2 units of the last place; 0 below -87.3, infinity above 88.7, NaN of NaN.
 inline Vec exp(Vec x) {

@@ -2,6 +2,7 @@
 // 6.2). Included by foreach_isa.h after vec_math.h, so it includes nothing and has no guard.
 
 struct E4m3 {
+  static constexpr int codes_in_a_byte = 1;
   static constexpr int mantissa = 3;  // bits
   static constexpr float smallest_normal = 0x1p-6f;
   static constexpr float largest = 448.0f;
@@ -11,6 +12,7 @@ struct E4m3 {
 };
 
 struct E2m1 {
+  static constexpr int codes_in_a_byte = 2;
   static constexpr int mantissa = 1;
   static constexpr float smallest_normal = 1.0f;
   static constexpr float largest = 6.0f;
@@ -71,8 +73,7 @@ int block_scale(const X* x, int64_t width) {
   const auto amax = __builtin_bit_cast(float, bits);
   const float floored = amax < Format::floor ? Format::floor : amax;
   constexpr auto inverse = static_cast<float>(1.0 / Format::largest);
-  const auto scale = __builtin_bit_cast(int32_t, floored* inverse);
-  return (scale >> 23) + ((scale & 0x7fffff) != 0 ? 1 : 0);
+  return dsv4::e8m0_above(floored * inverse);
 }
 
 // Both are powers of two within the normal range: no finite block needs one of the two that are

@@ -39,12 +39,6 @@ struct Staged {
   }
 };
 
-// 2^(byte - 127), and NaN of 255.
-inline float e8m0_value(uint8_t byte) {
-  const uint32_t subnormal_or_nan = byte == 0 || byte == 255 ? 0x00400000u : 0u;
-  return __builtin_bit_cast(float, uint32_t{byte} << 23 | subnormal_or_nan);
-}
-
 // Bits of 32 channels of 16 rows, one channel's after the other's. They are read when all are
 // written, because a load that spans two recent stores waits for both.
 template <class Bits>

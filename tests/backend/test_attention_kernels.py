@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from dsv4_backend import _C, OPERATORS, dispatch
+from dsv4_backend import OPERATORS, dispatch
 from dsv4_backend.errors import ArgumentError
 
 ATTEND = OPERATORS["sparse_attention"]
@@ -19,15 +19,6 @@ WRITE = OPERATORS["write_cache"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 8
 NONSENSE = (-(2**31), -7, 5000, 2**31 - 1)
-
-
-@pytest.fixture(params=_C.available_isas())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    with dispatch.use("strict"):
-        yield request.param
-    _C.set_isa(before)
 
 
 def ints(*values):

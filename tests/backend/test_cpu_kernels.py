@@ -3,19 +3,11 @@
 import pytest
 
 from dsv4_ascend.parity.runner import samples
-from dsv4_backend import _C, OPERATORS, dispatch
+from dsv4_backend import OPERATORS, dispatch
 
 KERNELS = sorted(name for name, device in dispatch.native_kernels() if device == "cpu")
 # Why a kernel may leave a case to the reference.
 REASONS = ("float64", "not contiguous", "not adjacent", "is rounded to o's dtype first")
-
-
-@pytest.fixture(params=_C.available_isas())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
 
 
 def refusal(operator, isa, arguments):
@@ -27,13 +19,14 @@ def refusal(operator, isa, arguments):
 @pytest.mark.parametrize("name", KERNELS)
 def test_contract_cases(isa, name):
     operator, ran = OPERATORS[name], 0
-    for sample in samples(operator):
+    with dispatch.use("auto"):  # what makes a case may have no kernel
+        of_contract = list(samples(operator))
+    for sample in of_contract:
         reason = refusal(name, isa, sample.case.arguments)
         if reason is not None:
             assert any(known in reason for known in REASONS), f"{sample.name}: {reason}"
             continue
-        with dispatch.use("strict"):
-            result = sample.run(operator)
+        result = sample.run(operator)
         assert result.ok, f"{sample.name}: {result.detail}"
         ran += 1
     assert ran > 0

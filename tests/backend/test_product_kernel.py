@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from dsv4_backend import _C, dispatch
 from dsv4_backend.ops.gemm import fp4_grouped_gemm, fp8_gemm
 from dsv4_backend.ops.linear import linear
 from dsv4_backend.ops.quant import (
@@ -17,14 +16,7 @@ from dsv4_backend.ops.quant import (
     quantize_weight_fp8,
 )
 
-
-@pytest.fixture(params=_C.available_isas(), autouse=True)
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    with dispatch.use("strict"):
-        yield request.param
-    _C.set_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def chain(x, w):

@@ -22,15 +22,6 @@ ARGUMENTS = (torch.ones(3, 64), torch.ones(64), 1e-6)
 WIDTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 130)
 
 
-@pytest.fixture(params=_C.available_isas())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    with dispatch.use("strict"):
-        yield request.param
-    _C.set_isa(before)
-
-
 def reference(x, weight, eps=1e-6):
     with dispatch.use("reference"):
         return RMS_NORM(x, weight, eps)

@@ -5,21 +5,12 @@ rows alone and in a batch, hostile indices, every boundary of the number formats
 import pytest
 import torch
 
-from dsv4_backend import _C, OPERATORS, dispatch
+from dsv4_backend import OPERATORS, dispatch
 
 E4M3_MAX, E2M1_MAX = 448.0, 6.0
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BATCH = 13
 """Rows: more than one tile of tokens and than one vector of them, and no multiple of either."""
-
-
-@pytest.fixture(params=_C.available_isas())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    with dispatch.use("strict"):
-        yield request.param
-    _C.set_isa(before)
 
 
 def reference(name, *arguments):

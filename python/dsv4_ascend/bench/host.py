@@ -13,8 +13,9 @@ import torch
 from dsv4_ascend.bench.sections import Section
 from dsv4_ascend.bench.small_moe import beside_operators, small_moe
 from dsv4_ascend.bench.timing import Timing, interleaved
+from dsv4_ascend.bench.work import REFERENCE, ran
 from dsv4_ascend.parity.runner import map_tensors, samples
-from dsv4_backend import OPERATORS, dispatch
+from dsv4_backend import OPERATORS
 from dsv4_backend.contract import Operator
 
 BASELINE = "aten.add"
@@ -57,11 +58,11 @@ def host(pattern: str, rounds: int) -> list[Call]:
                 arguments = _smallest(operator)
                 calls[operator.name] = _bound(operator, arguments)
                 counts[operator.name] = len(arguments)
-                who[operator.name] = _implementation(operator, arguments)
+                who[operator.name] = ran(operator.name, *arguments)
         timings = interleaved(calls, rounds)
     base = timings[BASELINE].median
     rows = [Call(n, counts[n], who[n], t, t.median / base) for n, t in timings.items()]
-    return sorted(rows, key=lambda row: (row.name != BASELINE, row.ran == "reference", row.name))
+    return sorted(rows, key=lambda row: (row.name != BASELINE, row.ran == REFERENCE, row.name))
 
 
 def _smallest(operator: Operator) -> tuple[Any, ...]:
@@ -81,11 +82,6 @@ def _elements(arguments: tuple[Any, ...]) -> int:
 def _bound(operator: Operator, arguments: tuple[Any, ...]) -> Callable[[], object]:
     function = getattr(torch.ops.dsv4, operator.name)
     return lambda: function(*arguments)
-
-
-def _implementation(operator: Operator, arguments: tuple[Any, ...]) -> str:
-    chosen = dispatch.support(operator.name, *arguments)
-    return chosen.reason if chosen else "reference"
 
 
 def section(rows: list[Call]) -> Section:

@@ -23,12 +23,13 @@ from dsv4_ascend.bench.contexts import (
     window_pages,
 )
 from dsv4_ascend.bench.dimensions import Dimensions
+from dsv4_ascend.bench.machine import memory
 from dsv4_ascend.bench.sections import Section, seconds
 from dsv4_ascend.bench.timing import Timing, interleaved
 
 CONTEXTS = tuple(n << 10 for n in (1, 16, 64, 256, 1024))
 _PARTS = "indexer", "csa", "hca"
-_STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _REFERENCES = "/proc/self/status", Path("/proc/self/clear_refs")
 _FORGET_PEAK = "5"
 """What resets VmHWM, by proc(5)."""
 
@@ -110,7 +111,7 @@ def _peaks(layers: _Layers, contexts: tuple[int, ...]) -> dict[int, tuple[int | 
     tokens = layers.of.chunk
     layers.attend(1, contexts[0], layers.indexer(1, contexts[0])())  # code and threads are there
     _give_back()
-    before = _resident("VmRSS")
+    before = memory("VmRSS", _STATUS)
 
     def csa(context: int) -> None:
         layers.attend(tokens, context, layers.indexer(tokens, context)())
@@ -124,16 +125,16 @@ def _peaks(layers: _Layers, contexts: tuple[int, ...]) -> dict[int, tuple[int | 
     }
 
 
-def _peak(run: Callable[[], object], before: int | None) -> int | None:
+def _peak(run: Callable[[], object], before: int) -> int | None:
     """Bytes of memory that a call had at once beyond `before`."""
     _give_back()
     try:
         _REFERENCES.write_text(_FORGET_PEAK)
     except OSError:
-        before = None
+        before = 0
     run()
-    most = _resident("VmHWM")
-    return None if before is None or most is None else max(0, most - before)
+    most = memory("VmHWM", _STATUS)
+    return max(0, most - before) if before and most else None
 
 
 def _give_back() -> None:
@@ -142,15 +143,6 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _resident(field: str) -> int | None:
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return int(found[0]) << 10 if found else None
 
 
 def section(rows: list[Growth]) -> Section:

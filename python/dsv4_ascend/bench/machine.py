@@ -94,10 +94,10 @@ def last_level_cache() -> int:
     return max([0, *_cache_sizes().values()]) or _UNKNOWN_CACHE
 
 
-def memory(field: str) -> int:
-    """Bytes of a field of /proc/meminfo, 0 where the system has none."""
+def memory(field: str, path: str = "/proc/meminfo") -> int:
+    """Bytes of a field of a file of the system's, 0 where it has none."""
     try:
-        text = Path("/proc/meminfo").read_text()
+        text = Path(path).read_text()
     except OSError:
         return 0
     found = re.search(rf"^{field}:\s*(\d+) kB", text, re.MULTILINE)
