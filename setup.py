@@ -21,11 +21,12 @@ from torch.utils.cpp_extension import (
 
 CSRC = Path("csrc")
 PRECOMPILED = CSRC / "bind" / "precompiled.h"
-SOURCES = sorted(
+SOURCES = [
     str(path)
-    for folder in ("bind", "common", "cpu", "npu")
-    for path in (CSRC / folder).glob("*.cpp")
-)
+    for folder in ("common", "cpu", "npu", "bind")
+    for path in sorted((CSRC / folder).glob("*.cpp"))
+]
+FILES_AT_ONCE = 5
 FLAGS = [
     "-std=c++20",
     "-O2",
@@ -45,6 +46,10 @@ FLAGS += [f"-isystem{path}" for path in include_paths()]
 class BuildExt(BuildExtension):
     """Keeps its objects between editable installs too,
     so that only what changed is compiled again.
+
+    Files of `bind` are compiled several at once, those of a CPU apart from those of an NPU, because
+    every compilation that includes torch spends seconds on torch's own templates. So names in
+    their anonymous namespaces must differ.
     """
 
     def finalize_options(self) -> None:
@@ -53,24 +58,44 @@ class BuildExt(BuildExtension):
         self.build_temp = f"build/{platform}-{python}-torch{torch.__version__}"
 
     def build_extensions(self) -> None:
-        header = self.precompile()
-        for extension in self.extensions:
-            extension.extra_compile_args += ["-include", str(header)]
+        (extension,) = self.extensions
+        bound = [path for path in extension.sources if Path(path).parent == PRECOMPILED.parent]
+        npu = [path for path in bound if path.endswith("_npu.cpp")]
+        cpu = [path for path in bound if path not in npu]
+        self.precompile()
+        extension.sources = [path for path in extension.sources if path not in bound]
+        extension.sources += [*self.together("cpu", cpu), *self.together("npu", npu)]
         super().build_extensions()
 
-    def precompile(self) -> Path:
-        """Parse what every source includes once for all of them: half of the time of a build."""
+    def together(self, name: str, sources: list[str]) -> list[str]:
+        """Files that include FILES_AT_ONCE sources each, behind the precompiled header."""
+        files = []
+        for first in range(0, len(sources), FILES_AT_ONCE):
+            some = [Path(path).resolve() for path in sources[first : first + FILES_AT_ONCE]]
+            lines = [f'#include "{path}"\n' for path in (PRECOMPILED.name, *some)]
+            files.append(f"{self.build_temp}/bind_{name}_{first // FILES_AT_ONCE}.cpp")
+            write_changed(Path(files[-1]), "".join(lines))
+        return files
+
+    def precompile(self) -> None:
+        """Parse what most sources of `bind` include once for all of them."""
         header = Path(self.build_temp).resolve() / PRECOMPILED.name
+        compiled = header.with_suffix(".h.gch")
         compiler = [*shlex.split(get_cxx_compiler()), *self.compiler.compiler_so[1:], *FLAGS]
-        command = [*compiler, "-x", "c++-header", str(header), "-o", f"{header}.gch"]
-        text = f"// {shlex.join(command)}\n{PRECOMPILED.read_text()}"
-        if not (header.is_file() and header.read_text() == text):
-            header.parent.mkdir(parents=True, exist_ok=True)
-            header.with_suffix(".h.gch").unlink(missing_ok=True)
-            header.write_text(text)
-        if not header.with_suffix(".h.gch").is_file():
+        command = [*compiler, "-x", "c++-header", str(header), "-o", str(compiled)]
+        if write_changed(header, f"// {shlex.join(command)}\n{PRECOMPILED.read_text()}"):
+            compiled.unlink(missing_ok=True)
+        if not compiled.is_file():
             subprocess.run(command, check=True)
-        return header
+
+
+def write_changed(path: Path, text: str) -> bool:
+    """Write a file unless it holds that text already, which its time would tell otherwise."""
+    if path.is_file() and path.read_text() == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return True
 
 
 setup(

@@ -8,7 +8,6 @@
 namespace dsv4::bind {
 namespace {
 
-using Optional = std::optional<at::Tensor>;
 constexpr int64_t kOnly = 1;  // key head
 constexpr int64_t kNone = 0;
 
@@ -163,7 +162,7 @@ struct Call {
   }
 };
 
-struct Plain {
+struct SparseMla {
   static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor&,
                         const at::Tensor& window_cache, const at::Tensor&, Optional cmp_cache,
                         Optional, Optional cmp_indices, const at::Tensor&, const at::Tensor&,
@@ -189,7 +188,7 @@ struct Plain {
   }
 };
 
-struct Fp8 {
+struct SparseMlaFp8 {
   using Mla = npu::MixedQuantSparseFlashMla;
 
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor&,
@@ -217,10 +216,11 @@ struct Fp8 {
   }
 };
 
-const NpuRegistration<Plain, npu::SparseFlashMla, npu::SparseFlashMlaMetadata> plain(
-    "sparse_attention_p512");
-const NpuRegistration<Fp8, npu::MixedQuantSparseFlashMla, npu::MixedQuantSparseFlashMlaMetadata>
-    fp8("sparse_attention_fp8");
+const NpuRegistration<SparseMla, npu::SparseFlashMla, npu::SparseFlashMlaMetadata>
+    sparse_attention_p512("sparse_attention_p512");
+const NpuRegistration<SparseMlaFp8, npu::MixedQuantSparseFlashMla,
+                      npu::MixedQuantSparseFlashMlaMetadata>
+    sparse_attention_fp8("sparse_attention_fp8");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -4,12 +4,15 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <tuple>
 #include <type_traits>
 
 #include "registry.h"
 
 namespace dsv4::bind {
+
+using Optional = std::optional<at::Tensor>;
 
 // The first reason there is.
 template <class... More>

@@ -54,7 +54,7 @@ struct CompressPoolKernel {
   }
 };
 
-const IsaRegistration<CompressPoolKernel> registration("compress_pool");
+const IsaRegistration<CompressPoolKernel> compress_pool("compress_pool");
 
 }  // namespace
 }  // namespace dsv4::bind

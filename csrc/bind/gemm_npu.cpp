@@ -12,7 +12,7 @@ WhyNot not_alike(const char* x_name, const at::Tensor& x, const char* weight_nam
                empty(x_name, x), empty(weight_name, weight));
 }
 
-struct Head {
+struct LmHead {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight) {
     return not_alike("x", x, "weight", weight);
   }
@@ -124,7 +124,7 @@ struct OfGroups {
   }
 };
 
-const NpuRegistration<Head, npu::Matmul> lm_head("lm_head");
+const NpuRegistration<LmHead, npu::Matmul> lm_head("lm_head");
 const NpuRegistration<Linear, npu::Matmul> linear("linear");
 const NpuRegistration<Grouped, npu::GroupedMatmul> grouped_gemm("grouped_gemm");
 const NpuRegistration<Pair, npu::GroupedMatmul> linear_pair("linear_pair");

@@ -37,7 +37,7 @@ struct Selection {
   at::Tensor chosen() const { return indices.squeeze(1); }
 };
 
-struct Plain {
+struct Lightning {
   static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         int64_t, int64_t ratio, int64_t k) {
@@ -77,7 +77,7 @@ struct Plain {
 
 // Both formats differ in the chips that have them and in the mode.
 template <bool e4m3>
-struct Quantised {
+struct QuantLightning {
   static constexpr const char* op = e4m3 ? "lightning_indexer_fp8" : "lightning_indexer_int8";
 
   static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor&,
@@ -125,12 +125,12 @@ struct Quantised {
   }
 };
 
-const NpuRegistration<Plain, npu::LightningIndexer> lightning_indexer("lightning_indexer",
-                                                                      Kind::composite);
-const NpuRegistration<Quantised<false>, npu::QuantLightningIndexer> lightning_indexer_int8(
-    Quantised<false>::op, Kind::composite);
-const NpuRegistration<Quantised<true>, npu::QuantLightningIndexer> lightning_indexer_fp8(
-    Quantised<true>::op, Kind::composite);
+const NpuRegistration<Lightning, npu::LightningIndexer> lightning_indexer("lightning_indexer",
+                                                                          Kind::composite);
+const NpuRegistration<QuantLightning<false>, npu::QuantLightningIndexer> lightning_indexer_int8(
+    QuantLightning<false>::op, Kind::composite);
+const NpuRegistration<QuantLightning<true>, npu::QuantLightningIndexer> lightning_indexer_fp8(
+    QuantLightning<true>::op, Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

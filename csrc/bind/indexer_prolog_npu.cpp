@@ -74,7 +74,7 @@ struct Rows {
 };
 
 // Weights and scales of int8 lie in one fp32 buffer, so that one call casts them.
-struct Int8 {
+struct Int8Codes {
   static constexpr const char* op = "indexer_prolog_int8";
   static constexpr int64_t kGroups = npu::QuantMatmul::kNoGroups;
 
@@ -116,7 +116,7 @@ struct Int8 {
   }
 };
 
-struct Fp8 {
+struct Fp8Codes {
   static constexpr const char* op = "indexer_prolog_fp8";
   static constexpr int64_t kGroups = npu::QuantMatmul::kMxGroups;
 
@@ -173,7 +173,7 @@ struct Prolog {
   }
 };
 
-struct Plain {
+struct WideProlog {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
                         const at::Tensor& wq_b, const at::Tensor& weights_proj,
                         const at::Tensor& pooled, const at::Tensor& norm, double eps,
@@ -198,14 +198,14 @@ struct Plain {
   }
 };
 
-const NpuRegistration<Plain, npu::Matmul, npu::RmsNorm, npu::InplacePartialRotaryMul>
+const NpuRegistration<WideProlog, npu::Matmul, npu::RmsNorm, npu::InplacePartialRotaryMul>
     indexer_prolog("indexer_prolog");
-const NpuRegistration<Prolog<Int8>, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
+const NpuRegistration<Prolog<Int8Codes>, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
                       npu::InplacePartialRotaryMul, npu::Matmul, npu::Cast, npu::ScatterPaKvCache>
-    indexer_prolog_int8(Int8::op);
-const NpuRegistration<Prolog<Fp8>, npu::IndexerQuantCache, npu::QuantMatmul, npu::RmsNorm,
+    indexer_prolog_int8(Int8Codes::op);
+const NpuRegistration<Prolog<Fp8Codes>, npu::IndexerQuantCache, npu::QuantMatmul, npu::RmsNorm,
                       npu::InplacePartialRotaryMul, npu::Matmul, npu::DynamicQuant>
-    indexer_prolog_fp8(Fp8::op);
+    indexer_prolog_fp8(Fp8Codes::op);
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -28,7 +28,7 @@ struct IndexerScoresKernel {
   }
 };
 
-const IsaRegistration<IndexerScoresKernel> registration("indexer_scores");
+const IsaRegistration<IndexerScoresKernel> indexer_scores("indexer_scores");
 
 }  // namespace
 }  // namespace dsv4::bind

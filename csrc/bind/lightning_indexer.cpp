@@ -58,7 +58,7 @@ struct LightningIndexerKernel {
   }
 };
 
-const IsaRegistration<LightningIndexerKernel> registration("lightning_indexer");
+const IsaRegistration<LightningIndexerKernel> lightning_indexer("lightning_indexer");
 const IsaRegistration<CodedIndexerKernel<cpu::RowFormat::int8>> of_int8("lightning_indexer_int8");
 const IsaRegistration<CodedIndexerKernel<cpu::RowFormat::e4m3>> of_e4m3("lightning_indexer_fp8");
 

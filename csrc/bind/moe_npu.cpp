@@ -56,7 +56,7 @@ struct Dispatch {
   }
 };
 
-struct Combine {
+struct MoeCombine {
   static WhyNot why_not(const Context&, const at::Tensor& y, const at::Tensor& order, int64_t) {
     return first(not_of("y", y, kFloats), not_of("order", order, {at::kInt}), empty("y", y));
   }
@@ -84,7 +84,8 @@ struct Combine {
 };
 
 const NpuRegistration<Dispatch, npu::MoeInitRouting> moe_dispatch("moe_dispatch", Kind::composite);
-const NpuRegistration<Combine, npu::MoeFinalizeRouting> moe_combine("moe_combine", Kind::composite);
+const NpuRegistration<MoeCombine, npu::MoeFinalizeRouting> moe_combine("moe_combine",
+                                                                       Kind::composite);
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -8,7 +8,7 @@
 namespace dsv4::bind {
 namespace {
 
-struct Combine {
+struct MtpCombine {
   static WhyNot why_not(const Context&, const at::Tensor& e, const at::Tensor& x) {
     return first(not_of("x", x, kFloats), not_of("e", e, {x.scalar_type()}), empty("x", x));
   }
@@ -39,7 +39,7 @@ struct MarkovBias {
   }
 };
 
-const NpuRegistration<Combine, npu::Add> mtp_combine("mtp_combine");
+const NpuRegistration<MtpCombine, npu::Add> mtp_combine("mtp_combine");
 const NpuRegistration<MarkovBias, npu::Embedding, npu::Matmul> markov_bias("markov_bias");
 
 }  // namespace

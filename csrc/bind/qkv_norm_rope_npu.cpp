@@ -8,8 +8,6 @@
 namespace dsv4::bind {
 namespace {
 
-using Optional = std::optional<at::Tensor>;
-
 // Rows of queries, of keys and of entries that close behind each other in one buffer [M, D]: what
 // is done to all of them is done in one call.
 struct JoinedRows {

@@ -19,7 +19,7 @@ struct PerToken {
   }
 };
 
-struct Blocks {
+struct ActQuant {
   static WhyNot why_not(const Context&, const at::Tensor& x, int64_t block) {
     return first(not_of("x", x, kFloats), empty("x", x),
                  unless(block == kMxBlock, "the chip has one scale per 32 channels"),
@@ -34,7 +34,7 @@ struct Blocks {
 const NpuRegistration<PerToken<at::kChar>, npu::DynamicQuant> int8_token_quant("int8_token_quant");
 const NpuRegistration<PerToken<at::kFloat8_e4m3fn>, npu::DynamicQuant> fp8_token_quant(
     "fp8_token_quant");
-const NpuRegistration<Blocks, npu::DynamicMxQuant> act_quant("act_quant");
+const NpuRegistration<ActQuant, npu::DynamicMxQuant> act_quant("act_quant");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -23,7 +23,7 @@ struct RmsNormKernel {
   }
 };
 
-const IsaRegistration<RmsNormKernel> registration("rms_norm");
+const IsaRegistration<RmsNormKernel> rms_norm("rms_norm");
 
 }  // namespace
 }  // namespace dsv4::bind

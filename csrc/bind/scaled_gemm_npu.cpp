@@ -27,7 +27,7 @@ WhyNot nothing(const at::Tensor& x, const at::Tensor& weight) {
 }
 
 // Exact integer sums, then both scales in fp32 and one cast.
-struct Int8 {
+struct Int8Gemm {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
                         const at::Tensor& weight, const at::Tensor&) {
     return nothing(x, weight);
@@ -89,8 +89,6 @@ struct MxGrouped {
   }
 };
 
-using Optional = std::optional<at::Tensor>;
-
 WhyNot not_tiles(const Context& context, const at::Tensor& x, const Optional& x_scale,
                  const at::Tensor& weight) {
   return first(unless(on_a5(context), "FP8 products exist on A5 only"),
@@ -139,7 +137,7 @@ struct TilesGrouped {
   }
 };
 
-const NpuRegistration<Int8, npu::QuantMatmul> int8_gemm("int8_gemm");
+const NpuRegistration<Int8Gemm, npu::QuantMatmul> int8_gemm("int8_gemm");
 const NpuRegistration<Int8Grouped, npu::GroupedMatmul> int8_grouped_gemm("int8_grouped_gemm");
 const NpuRegistration<Mx, npu::QuantMatmul> mxfp8_gemm("mxfp8_gemm");
 const NpuRegistration<MxGrouped, npu::GroupedMatmul> mxfp8_grouped_gemm("mxfp8_grouped_gemm");

@@ -9,8 +9,6 @@
 namespace dsv4::bind {
 namespace {
 
-using Optional = std::optional<at::Tensor>;
-
 struct SparseAttentionKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor&,
                         const at::Tensor& window_cache, const at::Tensor&,
@@ -54,7 +52,7 @@ struct SparseAttentionKernel {
   }
 };
 
-const IsaRegistration<SparseAttentionKernel> registration("sparse_attention");
+const IsaRegistration<SparseAttentionKernel> sparse_attention("sparse_attention");
 
 }  // namespace
 }  // namespace dsv4::bind

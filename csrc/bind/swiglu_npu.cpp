@@ -13,7 +13,7 @@ WhyNot not_limited(double limit) {
   return unless(std::isfinite(limit), "the chip has no form without a limit");
 }
 
-struct Plain {
+struct Swiglu {
   // The weight goes in before the one rounding, which the chip does behind the product.
   static WhyNot why_not(const Context&, const at::Tensor& gate, const at::Tensor&,
                         const std::optional<at::Tensor>& weights, double limit) {
@@ -60,7 +60,7 @@ struct ToMx {
   }
 };
 
-const NpuRegistration<Plain, npu::ClippedSwiglu> swiglu("swiglu", Kind::composite);
+const NpuRegistration<Swiglu, npu::ClippedSwiglu> swiglu("swiglu", Kind::composite);
 const NpuRegistration<FromSums, npu::DequantSwigluQuant> int8_swiglu_quant("int8_swiglu_quant",
                                                                            Kind::composite);
 const NpuRegistration<ToMx, npu::SwigluGroupQuant> mx_swiglu_quant("mx_swiglu_quant");

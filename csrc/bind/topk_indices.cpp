@@ -21,7 +21,7 @@ struct TopKKernel {
   }
 };
 
-const IsaRegistration<TopKKernel> registration("topk_indices");
+const IsaRegistration<TopKKernel> topk_indices("topk_indices");
 
 }  // namespace
 }  // namespace dsv4::bind

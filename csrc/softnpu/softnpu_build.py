@@ -21,6 +21,7 @@ WORK = SOURCE / "build" / "objects"
 PARTS = ("acl", "hccl", "opapi")
 PUBLIC = ("acl", "opapi")
 """Whose headers operators of others include: they go into `include` beside the libraries."""
+FILES_AT_ONCE = 5
 # Names that torch_npu links or opens; what they are asked for is in libascendcl, which they need.
 SHIMS = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "nnopbase")
 FLAGS = "-std=c++20 -O2 -g0 -fPIC -Wall -Wextra -fvisibility=hidden -fstack-protector-strong"
@@ -52,7 +53,25 @@ def _torch_flags() -> tuple[str, str]:
     return includes, f"{libraries} -ltorch_cpu -lc10"
 
 
+def _together(work: Path, sources: list[Path]) -> list[Path]:
+    """Files that include FILES_AT_ONCE sources each.
+
+    Every compilation that includes torch spends seconds on torch's own templates. So names in
+    anonymous namespaces must differ within a folder.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    files = []
+    for first in range(0, len(sources), FILES_AT_ONCE):
+        some = sources[first : first + FILES_AT_ONCE]
+        text = "".join(f'#include "{source}"\n' for source in some)
+        files.append(work / f"together_{first // FILES_AT_ONCE}.cpp")
+        if not files[-1].is_file() or files[-1].read_text() != text:
+            files[-1].write_text(text)
+    return files
+
+
 def _library(
+    work: Path,
     target: Path,
     name: str,
     folder: str | None,
@@ -63,24 +82,18 @@ def _library(
 ) -> list[str]:
     """Lines that build target/place/lib<name>.so of a folder's sources; needs: what it links."""
     lines: list[str] = []
-    precompiled, include_it = "", ""
+    precompiled = ""
+    sources = sorted((SOURCE / folder).glob("*.cpp")) if folder else []
     if folder and (header := SOURCE / folder / "precompiled.h").is_file():
-        precompiled, include_it = (
-            f"{folder}/precompiled.h.gch",
-            f"-include {folder}/precompiled.h",
-        )
-        lines.extend(
-            [f"build {precompiled}: precompile {_escaped(header)}", f"  extra = {extra_cxx}"]
-        )
-    objects = []
-    for source in sorted((SOURCE / folder).glob("*.cpp")) if folder else []:
-        objects.append(f"{folder}/{source.stem}.o")
-        lines.extend(
-            [
-                f"build {objects[-1]}: cxx {_escaped(source)} | {precompiled}",
-                f"  extra = {extra_cxx} {include_it}",
-            ]
-        )
+        precompiled = f"{folder}/precompiled.h.gch"
+        lines.append(f"build {precompiled}: precompile {_escaped(header)}")
+        lines.append(f"  extra = {extra_cxx}")
+        extra_cxx += f" -include {folder}/precompiled.h"
+        sources = _together(work / folder, sources)
+    objects = [f"{folder}/{source.stem}.o" for source in sources]
+    for source, made in zip(sources, objects, strict=True):
+        lines.append(f"build {made}: cxx {_escaped(source)} | {precompiled}")
+        lines.append(f"  extra = {extra_cxx}")
     out = _escaped(target / place / f"lib{name}.so")
     lines.extend(
         [
@@ -92,7 +105,7 @@ def _library(
     return lines
 
 
-def _rules(target: Path, include: Path) -> str:
+def _rules(work: Path, target: Path, include: Path) -> str:
     includes, torch = _torch_flags()
     cxx = _given("CXX", "g++")
     lines = [
@@ -113,7 +126,7 @@ def _rules(target: Path, include: Path) -> str:
     ]
 
     def library(*arguments: Any) -> None:
-        lines.extend(_library(target, *arguments))
+        lines.extend(_library(work, target, *arguments))
 
     runtime = _escaped(target / "libascendcl.so")
     on_runtime = f"{_flag('-L', target)} -Wl,--no-as-needed -lascendcl"
@@ -167,7 +180,7 @@ def build(target: Path = TARGET, work: Path = WORK) -> None:
     _refuse_a_missing_compiler()
     target.mkdir(parents=True, exist_ok=True)
     include = _include_folder(work)
-    (work / "build.ninja").write_text(_rules(target.resolve(), include.absolute()))
+    (work / "build.ninja").write_text(_rules(work.absolute(), target.resolve(), include.absolute()))
     ninja = [found] if (found := shutil.which("ninja")) else [sys.executable, "-m", "ninja"]
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
     subprocess.run([*ninja, *jobs, "-C", str(work)], check=True)
