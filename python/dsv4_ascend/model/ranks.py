@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dsv4_ascend.model.parallel import ALONE, Parallel, parallel_of
 from dsv4_ascend.model.sharding import DeviceLayout
-from dsv4_ascend.model.watch import watching
+from dsv4_ascend.model.watch import MEETING, watching
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 _NUMBERS = "RANK", "WORLD_SIZE", "LOCAL_RANK"
@@ -67,7 +70,18 @@ def layout_of(
 
 def local_device(device: str, environ: Mapping[str, str] = os.environ) -> str:
     """The device of this process: of NPUs without a number, the one of its rank on this host."""
-    return f"npu:{int(environ['LOCAL_RANK'])}" if device == "npu" else device
+    several = device == "npu" and ranks_started(environ) > 1
+    return f"npu:{int(environ['LOCAL_RANK'])}" if several else device
+
+
+def _meet(backend: str) -> None:
+    """Make the default group. Ranks that do not come are waited for as long as `MEETING` says, not
+    as long as exchanges may take: loading a release, for one.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=MEETING)))
+    distributed.init_process_group(
+        backend, store=PrefixStore("dsv4", store), rank=rank, world_size=world
+    )
 
 
 @contextmanager
@@ -94,7 +108,7 @@ def connected(
     if npu:
         torch.npu.set_device(device)  # type: ignore[attr-defined]
     try:
-        distributed.init_process_group("hccl" if npu else "gloo")
+        _meet("hccl" if npu else "gloo")
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise EnvironmentFault(

@@ -28,8 +28,8 @@ _KEY = "dsv4/watch"
 _GOODBYE = b"."
 _GREETING = 64
 """Bytes of the first message: the store's token, the rank."""
-_MEETING = 120.0
-"""Seconds for all ranks to come."""
+MEETING = 120.0
+"""Seconds for all ranks to come (also to the store: ranks.py)."""
 _PATIENCE = 4.0
 """Seconds after which a fault of an exchange may be told without knowing who has ended."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4}
@@ -60,7 +60,7 @@ class _Watch:
         with socket.create_server(
             ("", 0), family=family, backlog=self._world, dualstack_ipv6=both
         ) as server:
-            server.settimeout(_MEETING)
+            server.settimeout(MEETING)
             port = server.getsockname()[1]
             store.set(_KEY, f"{os.environ['MASTER_ADDR']} {port} {token.hex()}")
             while len(peers) < self._world - 1:
@@ -74,7 +74,7 @@ class _Watch:
 
     def _connect(self, store: Store) -> socket.socket:
         host, port, token = store.get(_KEY).decode().split()
-        connection = socket.create_connection((host, int(port)), timeout=_MEETING)
+        connection = socket.create_connection((host, int(port)), timeout=MEETING)
         connection.sendall(f"{token} {self._rank}".encode().ljust(_GREETING))
         return _kept_alive(connection)
 
@@ -114,10 +114,12 @@ class _Watch:
         os._exit(ENDED)
 
     def leave(self, failed: bool) -> None:
-        """Say goodbye, unless this rank fails: then its end says that."""
+        """Say nothing of other ranks any more; and goodbye, unless this rank fails: then its end
+        says that.
+        """
+        self._left = True
         if failed:
             return
-        self._left = True
         for connection in self._peers.values():
             with suppress(OSError):
                 connection.sendall(_GOODBYE)
