@@ -16,6 +16,16 @@ from dsv4_ascend.weights.linear import SharedExpert
 from dsv4_backend.ops.moe import moe_combine, moe_dispatch
 
 
+def sorted_rows(
+    x: torch.Tensor, ids: torch.Tensor, experts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`moe_dispatch`, which launchers do not take without tokens."""
+    if len(x):
+        return moe_dispatch(x, ids, experts)
+    none = torch.zeros(experts + 1, dtype=torch.int32, device=x.device)
+    return x, none, none[:0]
+
+
 class WholeExperts:
     """All experts are here."""
 
@@ -29,6 +39,9 @@ class WholeExperts:
     ) -> torch.Tensor:
         """Routed experts and the shared one of x [T, d] -> [T, d]; ids are numbers of experts."""
         return experts.layer(x, *chosen, shared, limit)
+
+    def stand_by(self, experts: Experts, x: torch.Tensor, limit: float) -> None:
+        """Take part in a layer that other ranks have tokens for, without any: x [0, d]."""
 
     def begin(self, kind: int, device: torch.device) -> int:
         """The kind of the next run, when this rank wants one of `kind`: if it is another one, other
@@ -54,12 +67,12 @@ class SharedTokens(WholeExperts):
         """See `WholeExperts`; rows of other ranks' experts are sorted behind all, and cut off."""
         weights, ids = chosen
         slots = experts.own_slots(ids - self._group.rank * experts.count)
-        rows, offsets, order = moe_dispatch(x, slots, experts.count + 1)
+        rows, offsets, order = sorted_rows(x, slots, experts.count + 1)
         own = int(offsets[experts.count])
         y = experts(rows[:own], weights.flatten()[order[:own]], offsets[:-1], limit)
         all_rows = torch.cat([y, y.new_zeros(len(rows) - own, y.shape[1])])
-        routed = self._group.all_reduce(moe_combine(all_rows, order, ids.shape[1]))
-        total: torch.Tensor = routed + shared(x, limit)
+        sums = moe_combine(all_rows, order, ids.shape[1]) if len(x) else x.float()
+        total: torch.Tensor = self._group.all_reduce(sums) + shared(x, limit)
         return total.to(x.dtype)
 
 
@@ -90,13 +103,18 @@ class MovedTokens(WholeExperts):
         total: torch.Tensor = routed + shared(x, limit)
         return total.to(x.dtype)
 
+    def stand_by(self, experts: Experts, x: torch.Tensor, limit: float) -> None:
+        """See `WholeExperts`."""
+        none = x.new_zeros(0, 1, dtype=torch.int32)
+        self._routed(experts, x, Chosen(none.float(), none), limit)
+
     def _routed(
         self, experts: Experts, x: torch.Tensor, chosen: Chosen, limit: float
     ) -> torch.Tensor:
         """Sums fp32 [T, d] of what the experts of all ranks give these tokens."""
         weights, ids = chosen
         ranks, count = self._group.size, experts.count
-        rows, offsets, order = moe_dispatch(x, ids, ranks * count)
+        rows, offsets, order = sorted_rows(x, ids, ranks * count)
         counts = offsets.diff()
         theirs = self._group.all_to_all(counts, [count] * ranks, [count] * ranks)
         sent, received = (c.view(ranks, count).sum(1).tolist() for c in (counts, theirs))
@@ -104,13 +122,13 @@ class MovedTokens(WholeExperts):
         arrived = self._group.all_to_all(rows, sent, received)
         own = weights.flatten()[order].unsqueeze(1)
         own = self._group.all_to_all(own, sent, received).squeeze(1)
-        numbers = torch.arange(count, device=x.device).repeat(ranks)
+        numbers = torch.arange(count, dtype=torch.int32, device=x.device).repeat(ranks)
         slots = experts.own_slots(numbers.repeat_interleave(theirs).unsqueeze(1))
-        rows, offsets, places = moe_dispatch(arrived, slots, count)
+        rows, offsets, places = sorted_rows(arrived, slots, count)
         y = experts(rows, own[places], offsets, limit)
 
         back = self._group.all_to_all(y[places.argsort()], received, sent)
-        return moe_combine(back, order, ids.shape[1])
+        return moe_combine(back, order, ids.shape[1]) if len(x) else x.float()
 
     def begin(self, kind: int, device: torch.device) -> int:
         """See `WholeExperts`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +21,8 @@ from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 _NUMBERS = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 _VARIABLES = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+_MEETINGS = itertools.count()
+"""Numbers of the default groups that this process was in: each has its own part of the store."""
 
 
 def ranks_started(environ: Mapping[str, str] = os.environ) -> int:
@@ -26,7 +30,7 @@ def ranks_started(environ: Mapping[str, str] = os.environ) -> int:
 
     EnvironmentFault for variables that are missing or no numbers.
     """
-    if not any(name in environ for name in ("RANK", "WORLD_SIZE")):
+    if environ.get("WORLD_SIZE") == "1" or not environ.keys() & {"RANK", "WORLD_SIZE"}:
         return 1
     missing = [name for name in _VARIABLES if not environ.get(name)]
     if missing:
@@ -34,11 +38,9 @@ def ranks_started(environ: Mapping[str, str] = os.environ) -> int:
             f"{', '.join(missing)}: not set while RANK or WORLD_SIZE is; start with "
             "torchrun --nproc-per-node N -m dsv4_ascend ..., or set all of " + ", ".join(_VARIABLES)
         )
-    wrong = [
-        name for name in _NUMBERS if not environ[name].isascii() or not environ[name].isdigit()
-    ]
-    if wrong:
-        raise EnvironmentFault(f"{wrong[0]}: found {environ[wrong[0]]!r:.40}, expected a number")
+    for name in _NUMBERS:
+        if re.fullmatch(r"\d{1,6}", environ[name], re.ASCII) is None:
+            raise EnvironmentFault(f"{name}: found {environ[name]!r:.40}, expected a number")
     world, rank = int(environ["WORLD_SIZE"]), int(environ["RANK"])
     if rank >= world:
         raise EnvironmentFault(f"RANK: found {rank}, expected less than WORLD_SIZE {world}")
@@ -80,7 +82,7 @@ def _meet(backend: str) -> None:
     """
     store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=MEETING)))
     distributed.init_process_group(
-        backend, store=PrefixStore("dsv4", store), rank=rank, world_size=world
+        backend, store=PrefixStore(f"dsv4/{next(_MEETINGS)}", store), rank=rank, world_size=world
     )
 
 

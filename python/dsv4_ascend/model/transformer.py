@@ -111,6 +111,10 @@ class MoE(nn.Module):
         chosen = Chosen(*self.gate(x, input_ids))
         return self.across.layer(self.experts, self.shared_experts, x, chosen, self.limit)
 
+    def stand_by(self, x: torch.Tensor) -> None:
+        """Take part in the layer without tokens: x [0, d]."""
+        self.across.stand_by(self.experts, x, self.limit)
+
 
 class HeadOwner(nn.Module):
     """What collapses streams before the LM head,
@@ -286,8 +290,7 @@ class Transformer(HeadOwner):
 
     def _join(self, wanted: int) -> None:
         while (kind := self.across.begin(wanted, self.embed.weight.device)) != wanted:
-            blocks = self.layers if kind == _LAYERS else [self.mtp[kind - _DRAFT]]
-            none = self.embed.weight.new_zeros(0, self.config.hidden_size).to(self.profile.dtype)
-            for block in blocks:
+            none = self.embed.weight.new_zeros(0, self.config.hidden_size, dtype=self.profile.dtype)
+            for block in self.layers if kind == _LAYERS else [self.mtp[kind - _DRAFT]]:
                 assert isinstance(block, Block)
-                block.ffn(none, none.new_zeros(0, dtype=torch.int64))
+                block.ffn.stand_by(none)

@@ -110,7 +110,7 @@ class _Watch:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         with suppress(OSError):
-            os.write(2, f"dsv4-ascend: {line}; see what it said\n".encode())
+            os.write(2, f"dsv4-ascend: {line}\n".encode())
         os._exit(ENDED)
 
     def leave(self, failed: bool) -> None:

@@ -56,6 +56,8 @@ class Experts(nn.Module):
         expert_offsets int32 [count + 1] -> [M, d].
         """
         w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
+        if not len(rows):
+            return w1.of_no_rows(rows)
         return w1.mlp(w3, w2, rows, weights, expert_offsets, limit, self.activations)
 
     def layer(

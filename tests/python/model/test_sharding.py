@@ -30,6 +30,7 @@ from dsv4_ascend.model.sharding import DeviceLayout, Sharding, layouts, misfits,
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.errors import ArgumentError
 
+LONG = pytest.mark.long
 DIVIDED = re.compile(
     r"(embed|head)\.weight|(layers|mtp)\.\d+\.attn\.(wq_b\..*|wo_a\..*|wo_b\..*|attn_sink)"
 )
@@ -236,11 +237,11 @@ VOCABULARY = 2 * 129_280 * 7168 * 2 / 1e9 * 7 / 8
     ("config", "shape", "gigabytes"),
     [
         (V4Config.flash(), DeviceLayout(8, 1, 8, 8), 28),
-        (V4Config.flash(), DeviceLayout(16, 1, 16, 16), 18),
-        (V4Config.flash(), DeviceLayout(64, 1, 64, 64), 11),
-        (V4Config.pro(), DeviceLayout(16, 8, 16, 2), 66 - VOCABULARY),
+        pytest.param(V4Config.flash(), DeviceLayout(16, 1, 16, 16), 18, marks=LONG),
+        pytest.param(V4Config.flash(), DeviceLayout(64, 1, 64, 64), 11, marks=LONG),
+        pytest.param(V4Config.pro(), DeviceLayout(16, 8, 16, 2), 66 - VOCABULARY, marks=LONG),
         (V4Config.pro(), DeviceLayout(32, 8, 32, 4), 40 - VOCABULARY),
-        (V4Config.pro(), DeviceLayout(384, 1, 384, 384), 31),
+        pytest.param(V4Config.pro(), DeviceLayout(384, 1, 384, 384), 31, marks=LONG),
     ],
 )
 def test_sizes_of_releases_by_layout(config, shape, gigabytes):
