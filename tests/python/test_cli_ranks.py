@@ -98,6 +98,7 @@ def torchrun(*arguments, **options):
     )
 
 
+@pytest.mark.long  # the default tier has the README's line
 def test_torchrun_starts_ranks():
     process = torchrun(*GENERATE)
     out, err = process.communicate(timeout=200)

@@ -28,7 +28,7 @@ _ROWS = re.compile(
 )
 _COLUMNS = re.compile(rf"{_BLOCK}\.wo_b\.(weight|scale)", re.ASCII)
 A5_HEADS = 64, 128
-"""Local query heads that A5's attention over FP8 caches takes (spec/planner.md, rule 6 of 5)."""
+"""Local query heads that A5's attention over FP8 caches takes (spec/ascend-operators.md 4.11)."""
 _SHOWN = 6
 
 

@@ -34,7 +34,7 @@ LONG = pytest.mark.long
 DIVIDED = re.compile(
     r"(embed|head)\.weight|(layers|mtp)\.\d+\.attn\.(wq_b\..*|wo_a\..*|wo_b\..*|attn_sink)"
 )
-"""What tensor parallel divides (spec/engines.md 6.1), written down a second time."""
+"""What tensor parallel divides, written down a second time."""
 FOUR_GROUPS = dataclasses.replace(QUANTISED, o_groups=4, vocab_size=96)
 
 
@@ -230,7 +230,7 @@ def rank_bytes(config: V4Config, shape: DeviceLayout) -> int:
 
 
 VOCABULARY = 2 * 129_280 * 7168 * 2 / 1e9 * 7 / 8
-"""What eight ranks save by dividing embed and head of Pro, which that table does not count."""
+"""What eight ranks save by dividing embed and head of Pro, which those sums do not count."""
 
 
 @pytest.mark.parametrize(
@@ -245,5 +245,5 @@ VOCABULARY = 2 * 129_280 * 7168 * 2 / 1e9 * 7 / 8
     ],
 )
 def test_sizes_of_releases_by_layout(config, shape, gigabytes):
-    """The table of spec/engines.md 6.2, whose sums are whole gigabytes."""
+    """Sums computed before there was this code, in whole gigabytes."""
     assert rank_bytes(config, shape) / 1e9 == pytest.approx(gigabytes, abs=0.6)
