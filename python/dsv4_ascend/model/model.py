@@ -32,7 +32,7 @@ from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
 from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import PROFILES, Profile, profile_named
-from dsv4_ascend.model.prompts import all_results, own_number, own_prompts
+from dsv4_ascend.model.prompts import all_results, check_agreement, own_number, own_prompts
 from dsv4_ascend.model.sharding import Sharding
 from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.transformer import Transformer
@@ -147,6 +147,7 @@ class Model:
         chunk = None if chunk is None else integer("chunk", chunk, 1)
         decode_from = None if decode_from is None else integer("decode_from", decode_from, 0)
         self._check_length(max((len(p) for p in given), default=0))
+        check_agreement((given, chunk, decode_from), self.network.parallel, self.device)
         step = max(1, min(chunk or PREFILL_CHUNK, longest))
         cache = self.new_cache(
             max_sequences=len(prompts),
@@ -228,6 +229,8 @@ class Model:
         self.draft_acceptance = None
         self._check_length(max((len(p) for p in ids), default=0) + max_new_tokens)
         parallel = self.network.parallel
+        options = sampling, max_new_tokens, draft_tokens, sorted(stops)
+        check_agreement((ids, options), parallel, self.device)
         ids = own_prompts(ids, parallel.data)
         longest = max((len(p) for p in ids), default=0)
         drafts = useful_drafts(draft_tokens, max_new_tokens)

@@ -1,13 +1,15 @@
-"""Prompts of data groups: each runs some of them, and all get all results."""
+"""Prompts of data groups: each runs some of them, all get all results, and all know all of them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 
-from dsv4_ascend.model.parallel import Group
+from dsv4_ascend.model.parallel import Group, Parallel
+from dsv4_backend.errors import ArgumentError
 
 _T = TypeVar("_T")
 
@@ -44,3 +46,19 @@ def all_results(
         gathered[i % data.size, i // data.size, : of_all[i % data.size][i // data.size]]
         for i in range(prompts)
     ]
+
+
+def check_agreement(arguments: object, parallel: Parallel, device: torch.device) -> None:
+    """ArgumentError on every rank if one of them was called with other arguments: they would take
+    other steps, and wait for each other.
+    """
+    if parallel.layout.world == 1:
+        return
+    digest = hashlib.sha256(repr(arguments).encode()).digest()
+    own = torch.tensor([int.from_bytes(digest[:7], "little")], device=device)
+    in_column = parallel.data.all_gather(own)
+    if bool((parallel.same_tokens.all_gather(in_column) != own).any()):
+        raise ArgumentError(
+            f"rank {parallel.rank}: found prompts or options that differ between ranks, "
+            "expected the same on every rank"
+        )

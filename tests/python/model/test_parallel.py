@@ -14,6 +14,7 @@ from rank_processes import on_ranks
 from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.model.ranks import connected
 from dsv4_ascend.tiny.release import SHIPPED
+from dsv4_backend.errors import ArgumentError
 
 TEXTS = ("def spread(values):\n    total = sum(values)\n    return", "class Cache:", "import")
 CHUNK, DECODE_FROM, NEW = 8, 16, 5
@@ -138,6 +139,18 @@ def test_divided_experts_give_the_bits_of_one_rank_in_deployments(profile, name)
 def test_a_rank_without_prompts_takes_part():
     model = alone("ideal")
     check(2, TWO["dp2, ep2"], "ideal", prompts(model)[:1], exact=True)
+
+
+@pytest.mark.parametrize("other", [{"max_new_tokens": 3}, {"prompts": [[0, 5]]}])
+def test_ranks_that_are_called_differently_all_learn_it(other):
+    def work(rank):
+        with connected(dp=2) as parallel:
+            model = load(SHIPPED, profile="ideal", parallel=parallel)
+            call = {"prompts": [[0, 4]], "max_new_tokens": 2} | (other if rank else {})
+            with pytest.raises(ArgumentError, match=f"rank {rank}: found prompts or options that"):
+                model.generate(call.pop("prompts"), **call)
+
+    on_ranks(2, work)
 
 
 def to_one_rank(model: Model) -> None:

@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from rank_processes import fork_ranks, on_ranks
 
-from dsv4_ascend.model.parallel import ALONE
+from dsv4_ascend.model import watch
+from dsv4_ascend.model.parallel import ALONE, PeerFault
 from dsv4_ascend.model.ranks import connected, layout_of, local_device, ranks_started
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
@@ -100,6 +102,18 @@ def test_groups_of_ranks():
         assert groups == [pair, pair, [0, 1, 2, 3], [rank % 2, rank % 2 + 2]]
         assert total == [sum(pair) + 1]
         assert moved == ([0, 0, 1, 0, 1, 2, 0, 1, 2, 3] if rank == 3 else [])
+
+
+def test_an_exchange_with_a_rank_that_has_left_names_it(monkeypatch):
+    monkeypatch.setattr(watch, "_PATIENCE", 0.1)
+
+    def work(rank):
+        said = "all_reduce with ranks 0: "
+        with pytest.raises(PeerFault, match=said) if rank else nullcontext(), connected() as p:
+            while rank:
+                p.tensor.all_reduce(torch.zeros(1))
+
+    on_ranks(2, work)
 
 
 @pytest.mark.parametrize("killed", [0, 1])
