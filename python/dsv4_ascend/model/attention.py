@@ -120,7 +120,11 @@ class Indexer(nn.Module):
 
 class Attention(nn.Module):
     """One layer's attention of a kind ("swa", "csa", "hca")
-    and a compression ratio (0 for window only): all heads, or those of a rank, summed over ranks.
+    and a compression ratio (0 for window only).
+
+    All heads, or those of a rank: then wo_b's product is one of a part of its inputs, rounded on
+    each rank and added over ranks in fp32, in another order and with other roundings than one
+    rank's (v4.md 10). All else that a rank computes has the bits of one rank.
     """
 
     inv_freq: torch.Tensor

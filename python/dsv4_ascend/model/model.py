@@ -198,8 +198,8 @@ class Model:
         with the shapes of a batch, by roundings, and a text with them. stop_ids default to the
         config's eos tokens. On an NPU a decode step whose operators all have launchers is captured
         as a graph, one per number of sequences, and replayed, unless there are drafts, other ranks
-        or `eager`. A rank yields the tokens of its data group's prompts. ArgumentError at once
-        names a value that is none of these.
+        or `eager`. A rank yields the tokens of its data group's prompts, and reads them all: other
+        ranks wait for it. ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
         sampling = Sampling(
