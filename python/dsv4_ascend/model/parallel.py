@@ -31,8 +31,9 @@ class Group(Protocol):
     size: int
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of every rank's float x, added in fp32, rounded once to x's dtype: the same bits on
-        every rank, or ranks would choose other experts for a token.
+        """The sum of every rank's float x, added in fp32, rounded once to x's dtype.
+
+        The same bits on every rank, or ranks would choose other experts for a token.
         """
 
     def all_gather(self, x: torch.Tensor, dim: int = 0) -> torch.Tensor:
