@@ -70,6 +70,11 @@ LONG = (
     "dsv4-ascend parity --faults",  # the same faults: tests/backend/test_mutation_score.py
     "dsv4-ascend ops --docs docs/operators",  # the same pages: tests/python/test_operator_docs.py
     "dsv4-ascend bench --suite host",
+    # The same on forks: tests/python/test_cli_ranks.py, tests/softnpu/test_several_ranks.py.
+    "torchrun --standalone --nproc-per-node 2 -m dsv4_ascend logits --input-ids ids.json "
+    "--output logits.safetensors --dp 2",
+    "dsv4-ascend softnpu --devices 2 -- torchrun --standalone --nproc-per-node 2 -m dsv4_ascend "
+    "generate --device npu --max-new-tokens 4",
 )
 """Lines that work for many seconds: in the long tier."""
 
@@ -162,7 +167,10 @@ ON_HARDWARE = [
     for line in DOCUMENTED
     if line.startswith("dsv4-ascend") and HARDWARE in line and "softnpu" not in line
 ]
-HERE = sorted(set(DOCUMENTED) - set(ELSEWHERE) - set(ON_HARDWARE))
+RANKS_ON_HARDWARE = [
+    line for line in DOCUMENTED if line.startswith("torchrun") and HARDWARE in line
+]
+HERE = sorted(set(DOCUMENTED) - {*ELSEWHERE, *ON_HARDWARE, *RANKS_ON_HARDWARE})
 MODEL_LINES = [
     line
     for line in DOCUMENTED
@@ -207,10 +215,11 @@ def test_a_documented_line_works(line: str, folder: Path) -> None:
     assert printed or "--output" in line, line
 
 
-@pytest.mark.parametrize("line", ON_HARDWARE)
+@pytest.mark.parametrize("line", [*ON_HARDWARE, *RANKS_ON_HARDWARE])
 def test_a_line_for_hardware_is_understood(line: str) -> None:
     """Its options are those of the command, and its pattern finds a case."""
-    name, *options = shlex.split(line)[1:]
+    typed = re.sub(r"^(dsv4-ascend|torchrun .*-m dsv4_ascend) ", "", line)
+    name, *options = shlex.split(typed)
     app = typer.Typer()
     app.command()(command._load(command.COMMANDS[name][0]))
     chosen = typer.main.get_command(app).make_context(name, options).params

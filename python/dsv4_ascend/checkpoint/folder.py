@@ -27,6 +27,8 @@ from dsv4_backend.errors import CheckpointError, ConfigError
 
 Progress = Callable[[int, int], None]
 """Called with (bytes handed out, bytes in all)."""
+Owner = Callable[[V4Config], Callable[[str], bool]]
+"""A configuration -> which official names of its checkpoint are wanted."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Checkpoint:
         if source.expert >= 0:
             tensor = tensor[source.expert, source.first_row : source.first_row + source.shape[0]]
         return tensor
+
+    def release(self, name: str) -> None:
+        """Let the kernel take back the pages of a tensor of which a copy has been made."""
+        source = self._sources[name]
+        source.file.release(source.stored)
 
     def scale(self, name: str) -> torch.Tensor | None:
         """The scale of a weight as `tensor` gives it, None if the weight is stored as floats."""
@@ -146,21 +153,25 @@ class Checkpoint:
         return list(value_problems(self._sources, self._as_stored, self.config.n_routed_experts))
 
 
-def open_checkpoint(path: str | Path, *, allow_unknown: Collection[str] = ()) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, allow_unknown: Collection[str] = (), owner: Owner | None = None
+) -> Checkpoint:
     """Open a folder with config.json and `model.safetensors`,
     or shards and `model.safetensors.index.json`.
 
     Names: official, transformers' module names, or what `save_pretrained` writes. Drafts and
     formats are what the tensors say (stored.py), whatever the configuration promises; image parts
     are set aside. allow_unknown: fields of the configuration to ignore (`config_from_dict`). Values
-    are checked as far as `values.value_problems` says. Raises ConfigError for the configuration,
+    are checked as far as `values.value_problems` says. owner: asked before any value is read; the
+    checkpoint has only the tensors that it wants, while all of them are checked for their form and
+    place. Raises ConfigError for the configuration,
     and one CheckpointError that lists every missing, surplus, mis-shaped, mis-typed, truncated,
     overlapping or doubly stored tensor and every bad value; one line first if the folder is in a
     format of another quantiser.
     """
     folder = Path(path)
     try:
-        return _open(folder, allow_unknown)
+        return _open(folder, allow_unknown, owner)
     except (ConfigError, CheckpointError) as error:
         foreign = foreign_format(folder)
         if foreign is None:
@@ -172,7 +183,7 @@ def open_checkpoint(path: str | Path, *, allow_unknown: Collection[str] = ()) ->
         raise told from None
 
 
-def _open(folder: Path, allow_unknown: Collection[str]) -> Checkpoint:
+def _open(folder: Path, allow_unknown: Collection[str], owner: Owner | None) -> Checkpoint:
     config, notes = read_noted_config(folder, allow_unknown)
     files, problems, more_notes = open_shards(folder)
     sources, naming, more = collect(files)
@@ -186,7 +197,11 @@ def _open(folder: Path, allow_unknown: Collection[str]) -> Checkpoint:
     if problems:
         raise checkpoint_error(folder, [*more_notes, *dict.fromkeys(problems)])
     all_notes = (*notes, *more_notes, *aside, *corrected)
-    checkpoint = Checkpoint(folder, config, naming, entries, all_notes, _ordered(sources, entries))
+    sources = _ordered(sources, entries)
+    if owner is not None:
+        wanted = owner(config)
+        sources = {name: source for name, source in sources.items() if wanted(name)}
+    checkpoint = Checkpoint(folder, config, naming, entries, all_notes, sources)
     bad = checkpoint.value_problems()
     if bad:
         raise checkpoint_error(folder, bad)

@@ -19,6 +19,7 @@ from dsv4_ascend.chat.messages import Message
 from dsv4_ascend.chat.release_texts import ReleaseTexts
 from dsv4_ascend.cli.inputs import STDIN, check_ids, read_ids, read_messages, read_text
 from dsv4_ascend.cli.loading import AllowUnknown, CheckpointFolder, ProfileName, load_model
+from dsv4_ascend.cli.ranks import DataRanks, ExpertRanks, TensorRanks, on_ranks
 from dsv4_ascend.model.generation import Sampling
 from dsv4_ascend.model.model import Model
 from dsv4_backend.errors import ArgumentError
@@ -116,6 +117,9 @@ def generate(
     draft_tokens: _DraftTokens = 0,
     eager: Annotated[bool, typer.Option("--eager", help="On npu: no captured graphs.")] = False,
     allow_unknown: AllowUnknown = None,
+    tp: TensorRanks = None,
+    ep: ExpertRanks = None,
+    dp: DataRanks = None,
 ) -> None:
     """Generate text from a prompt and stream it.
 
@@ -146,16 +150,11 @@ def generate(
     found = _read(prompt, prompt_file, input_ids, messages)
     if chat and found.messages is None:
         found = replace(found, messages=[{"role": "user", "content": found.text}])
-    model = load_model(checkpoint, device, profile, allow_unknown)
+    found = replace(found, mode=mode, control=control_tokens)
     options = Sampling(temperature, top_p, seed)
-    _run(
-        model,
-        replace(found, mode=mode, control=control_tokens),
-        options,
-        max_new_tokens,
-        draft_tokens,
-        eager,
-    )
+    with on_ranks(device, tp, ep, dp) as (parallel, own):
+        model = load_model(checkpoint, own, profile, allow_unknown, parallel)
+        _run(model, found, options, max_new_tokens, draft_tokens, eager)
 
 
 def _read(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from dsv4_ascend.chat.messages import Message
 from dsv4_ascend.checkpoint.strict_json import FileProblem, parse
+from dsv4_ascend.cli.voice import rank_prefix
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
 
 STDIN = "-"
@@ -116,6 +117,10 @@ def _read(source: Path, option: str) -> bytes:
 
 
 def _read_standard_input(option: str) -> bytes:
+    if rank_prefix():
+        raise ArgumentError(
+            f"{option}: found standard input, expected a file, which all ranks read"
+        )
     if sys.stdin is None:
         raise EnvironmentFault(
             f"{option}: standard input is closed; give a file, or send something into it"

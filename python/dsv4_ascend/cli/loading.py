@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from dsv4_ascend.checkpoint.foreign import foreign_format
 from dsv4_ascend.cli import console
 from dsv4_ascend.model.model import Model, load, usable_device
+from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import PROFILES, profile_named
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.errors import CheckpointError
@@ -34,7 +35,11 @@ ProfileName = Annotated[
 
 
 def load_model(
-    checkpoint: Path | None, device: str, profile: str, allow_unknown: list[str] | None = None
+    checkpoint: Path | None,
+    device: str,
+    profile: str,
+    allow_unknown: list[str] | None = None,
+    parallel: Parallel = ALONE,
 ) -> Model:
     """The checkpoint (the shipped small one if None) on `device`,
     with a progress bar on a terminal.
@@ -61,6 +66,7 @@ def load_model(
             profile=profile,
             progress=report,
             allow_unknown=allow_unknown or (),
+            parallel=parallel,
         )
     for note in model.notes:
         print(f"dsv4-ascend: note: {note}", file=sys.stderr)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from dsv4_ascend.cli.inputs import check_ids, read_ids
 from dsv4_ascend.cli.loading import AllowUnknown, CheckpointFolder, ProfileName, load_model
 from dsv4_ascend.cli.outputs import check_output
+from dsv4_ascend.cli.ranks import DataRanks, ExpertRanks, TensorRanks, on_ranks
 from dsv4_backend.errors import EnvironmentFault
 
 
@@ -33,14 +34,19 @@ def logits(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
     allow_unknown: AllowUnknown = None,
+    tp: TensorRanks = None,
+    ep: ExpertRanks = None,
+    dp: DataRanks = None,
 ) -> None:
     """Compute the logits of every position of one sequence."""
     check_output(output, "--output")
     ids = read_ids(input_ids)
-    model = load_model(checkpoint, device, profile, allow_unknown)
-    check_ids(ids, model.config.vocab_size)
-    result = model.forward(ids, chunk=chunk, decode_from=decode_from)
-    _write(output, result.cpu().contiguous())
+    with on_ranks(device, tp, ep, dp) as (parallel, own):
+        model = load_model(checkpoint, own, profile, allow_unknown, parallel)
+        check_ids(ids, model.config.vocab_size)
+        result = model.forward(ids, chunk=chunk, decode_from=decode_from)
+        if parallel.leads:
+            _write(output, result.cpu().contiguous())
 
 
 def _write(output: Path, result: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dsv4_ascend.cli import ENVIRONMENT, FINDINGS, INTERRUPTED, USAGE, streams
+from dsv4_ascend.cli.voice import one_voice, rank_prefix
 
 COMMANDS = {
     "generate": (
@@ -51,9 +52,14 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
     streams.prepare()
+    with one_voice():
+        _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: Sequence[str]) -> None:
     try:
         try:
-            code = _run(sys.argv[1:] if arguments is None else arguments)
+            code = _run(arguments)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -135,5 +141,5 @@ def _load(target: str) -> Any:
 
 
 def _complain(message: str, code: int) -> int:
-    streams.complain(message)
+    streams.complain(f"{rank_prefix()}{message}")
     return code

@@ -12,9 +12,11 @@ from torch import nn
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import Profile
 from dsv4_ascend.model.rotary import Rotation, layer_frequencies
 from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
+from dsv4_ascend.model.sharding import attention_share
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, NormedRows, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import AttentionCall
@@ -119,14 +121,26 @@ class Indexer(nn.Module):
 class Attention(nn.Module):
     """One layer's attention of a kind ("swa", "csa", "hca")
     and a compression ratio (0 for window only).
+
+    All heads, or those of a rank: then wo_b's product is one of a part of its inputs, rounded on
+    each rank and added over ranks in fp32, in another order and with other roundings than one
+    rank's (v4.md 10). All else that a rank computes has the bits of one rank.
     """
 
     inv_freq: torch.Tensor
 
-    def __init__(self, config: V4Config, kind: str, ratio: int, profile: Profile) -> None:
+    def __init__(
+        self,
+        config: V4Config,
+        kind: str,
+        ratio: int,
+        profile: Profile,
+        parallel: Parallel = ALONE,
+    ) -> None:
         super().__init__()
+        config = attention_share(config, parallel.layout)
         self.profile, activations = profile, profile.activations
-        self.kind, self.ratio = kind, ratio
+        self.kind, self.ratio, self.ranks = kind, ratio, parallel.tensor
         self.heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.window = config.sliding_window
         self.nope_dim = config.head_dim - config.qk_rope_head_dim
@@ -208,4 +222,4 @@ class Attention(nn.Module):
         turns = self._turns(batch)
         apply_rope(o, turns.cos, turns.back)
         joined: torch.Tensor = self.wo_b(self.wo_a.stored().project(o, self.groups))
-        return joined
+        return self.ranks.all_reduce(joined)

@@ -30,7 +30,10 @@ from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
+from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import PROFILES, Profile, profile_named
+from dsv4_ascend.model.prompts import all_results, check_agreement, own_number, own_prompts
+from dsv4_ascend.model.sharding import Sharding
 from dsv4_ascend.model.step import make_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
@@ -102,7 +105,7 @@ class Model:
     ) -> PagedCache:
         """Paged caches for this model's layers, dtype and device."""
         return PagedCache(
-            self.config,
+            self.network.share,
             max_sequences=max_sequences,
             max_tokens=max_tokens,
             max_step_tokens=max_step_tokens,
@@ -137,11 +140,14 @@ class Model:
         these beyond rounding. ArgumentError for what is no id in [0, vocab_size), and for options
         out of range.
         """
-        prompts = sequences_of("input_ids", input_ids, self.config.vocab_size)
+        given = sequences_of("input_ids", input_ids, self.config.vocab_size)
+        data = self.network.parallel.data
+        prompts = own_prompts(given, data)
         longest = max((len(p) for p in prompts), default=0)
         chunk = None if chunk is None else integer("chunk", chunk, 1)
         decode_from = None if decode_from is None else integer("decode_from", decode_from, 0)
-        self._check_length(longest)
+        self._check_length(max((len(p) for p in given), default=0))
+        check_agreement((given, chunk, decode_from), self.network.parallel, self.device)
         step = max(1, min(chunk or PREFILL_CHUNK, longest))
         cache = self.new_cache(
             max_sequences=len(prompts),
@@ -162,7 +168,11 @@ class Model:
             for kept, part in zip(pieces, logits.split([len(p) for p in parts]), strict=True):
                 kept.append(part)
             start += size
+        self.network.finish()
         empty = torch.zeros(0, self.config.vocab_size, device=self.device)
+        if data.size > 1:
+            results = [torch.cat([empty, *kept]) for kept in pieces]
+            pieces = [[r] for r in all_results(results, len(given), data, empty)]
         return torch.cat([empty, *(part for kept in pieces for part in kept)])
 
     def stream(
@@ -187,8 +197,9 @@ class Model:
         of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still move
         with the shapes of a batch, by roundings, and a text with them. stop_ids default to the
         config's eos tokens. On an NPU a decode step whose operators all have launchers is captured
-        as a graph, one per number of sequences, and replayed, unless there are drafts or `eager`.
-        ArgumentError at once names a value that is none of these.
+        as a graph, one per number of sequences, and replayed, unless there are drafts, other ranks
+        or `eager`. A rank yields the tokens of its data group's prompts, and reads them all: other
+        ranks wait for it. ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
         sampling = Sampling(
@@ -216,8 +227,12 @@ class Model:
         eager: bool,
     ) -> Iterator[tuple[int, int]]:
         self.draft_acceptance = None
+        self._check_length(max((len(p) for p in ids), default=0) + max_new_tokens)
+        parallel = self.network.parallel
+        options = sampling, max_new_tokens, draft_tokens, sorted(stops)
+        check_agreement((ids, options), parallel, self.device)
+        ids = own_prompts(ids, parallel.data)
         longest = max((len(p) for p in ids), default=0)
-        self._check_length(longest + max_new_tokens)
         drafts = useful_drafts(draft_tokens, max_new_tokens)
         cache = self.new_cache(
             max_sequences=len(ids),
@@ -225,7 +240,8 @@ class Model:
             max_tokens=longest + max_new_tokens + 2 * drafts,
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
-        captured = self.device.type == "npu" and not drafts and not eager
+        alone = parallel.layout.world == 1
+        captured = self.device.type == "npu" and alone and not drafts and not eager
         generator = Generator(
             self.network,
             cache,
@@ -235,12 +251,14 @@ class Model:
             draft_tokens=draft_tokens,
             graphs=DecodeGraphs(self.network, cache) if captured else None,
         )
-        yield from generator.run(ids)
+        for position, token in generator.run(ids):
+            yield own_number(position, parallel.data), token
+        self.network.finish()
         if generator.drafted:
             self.draft_acceptance = generator.accepted / generator.drafted
 
     def generate(self, prompts: TokenIds | Sequence[str] | str, **options: Any) -> list[list[int]]:
-        """New token ids per prompt; options as in `stream`.
+        """New token ids per prompt, on every rank all of them; options as in `stream`.
 
         Texts are tokenised with a leading bos, and what they spell is text: give `encode_messages`'
         result, or ids from `tokenizer.encode(text, control=True)`, where control tokens are wanted.
@@ -254,7 +272,13 @@ class Model:
         results: list[list[int]] = [[] for _ in ids]
         for i, token in self.stream(ids, **options):
             results[i].append(token)
-        return results
+        data = self.network.parallel.data
+        own = [
+            torch.tensor(r, dtype=torch.int64, device=self.device)
+            for r in own_prompts(results, data)
+        ]
+        none = torch.zeros(0, dtype=torch.int64, device=self.device)
+        return [r.tolist() for r in all_results(own, len(ids), data, none)]
 
 
 def _chosen_profile(profile: object, dtype: object) -> Profile:
@@ -301,6 +325,11 @@ def usable_device(device: str | torch.device, argument: str = "device") -> torch
     return where
 
 
+def _chip(device: torch.device) -> str:
+    """The name of an NPU, "" for a CPU."""
+    return torch.npu.get_device_name(device) if device.type == "npu" else ""  # type: ignore[attr-defined]
+
+
 def load(
     path: str | Path,
     *,
@@ -309,6 +338,7 @@ def load(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     allow_unknown: Collection[str] = (),
+    parallel: Parallel = ALONE,
 ) -> Model:
     """Open a checkpoint folder (official or transformers layout) without copying its weights.
 
@@ -317,18 +347,20 @@ def load(
     `a5-mx` emulate Ascend deployments: their weights are quantised again while loading, one after
     the other; `bf16` widens them instead. progress(bytes done, bytes in all) is called per tensor.
     allow_unknown: fields of the configuration to ignore though they may change what the model
-    computes. The model's `notes` say what was ignored. CheckpointError and ConfigError list
-    everything that does not fit; ArgumentError for another profile or dtype, EnvironmentFault for a
-    device that this process does not have.
+    computes. parallel: the rank's share (`ranks.connected`), of which alone it reads. The model's
+    `notes` say what was ignored. CheckpointError and ConfigError list everything that does not fit;
+    ArgumentError for another profile or dtype, or a layout in which the model does not run,
+    EnvironmentFault for a device that this process does not have.
     """
     chosen = _chosen_profile(profile, dtype)
     folder = folder_of("path", path)
     if not (progress is None or callable(progress)):
         raise ArgumentError(f"progress: found {progress!r:.40}, expected a function or None")
     where = usable_device(device)
-    checkpoint = open_checkpoint(folder, allow_unknown=allow_unknown)
-    tensors = checkpoint.network_tensors(progress, drafts=checkpoint.config.dspark is None)
-    network = assign_all(Transformer(checkpoint.config, chosen), tensors, where)
+    sharding = Sharding(parallel.layout, parallel.rank, chosen, _chip(where))
+    checkpoint = open_checkpoint(folder, allow_unknown=allow_unknown, owner=sharding.owner)
+    tensors = sharding.tensors(checkpoint, progress)
+    network = assign_all(Transformer(checkpoint.config, chosen, parallel), tensors, where)
     model = Model(network, device=where, folder=folder)
     model.notes = checkpoint.notes
     return model

@@ -14,13 +14,17 @@ from torch import nn
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.attention import Attention
 from dsv4_ascend.model.batch import Batch
+from dsv4_ascend.model.expert_parallel import experts_of
 from dsv4_ascend.model.paged import LayerCache
+from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import Profile
+from dsv4_ascend.model.sharding import attention_share
+from dsv4_ascend.model.vocabulary import vocabulary_of
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.experts import Experts
+from dsv4_ascend.weights.formats import Chosen
 from dsv4_ascend.weights.linear import Linear, RMSNormWeight, SharedExpert, empty_parameter
 from dsv4_backend import dispatch
-from dsv4_backend.ops.embedding import embed_streams, lm_head
 from dsv4_backend.ops.gate import (
     fold_gate,
     gate_hash,
@@ -31,6 +35,9 @@ from dsv4_backend.ops.gate import (
 from dsv4_backend.ops.hyper import hc_post
 from dsv4_backend.ops.mtp import mtp_combine
 from dsv4_backend.ops.norm import rms_norm
+
+_DONE, _LAYERS, _DRAFT = 0, 1, 2
+"""What ranks that exchange rows agree on before each run; drafts count on by depth."""
 
 
 class Gate(nn.Module):
@@ -87,18 +94,26 @@ class Gate(nn.Module):
 class MoE(nn.Module):
     """Routed experts plus the shared expert (5)."""
 
-    def __init__(self, config: V4Config, hashed: bool, profile: Profile) -> None:
+    def __init__(
+        self, config: V4Config, hashed: bool, profile: Profile, parallel: Parallel = ALONE
+    ) -> None:
         super().__init__()
         d, m = config.hidden_size, config.moe_intermediate_size
+        here = config.n_routed_experts // parallel.layout.ep
         self.gate = Gate(config, hashed)
-        self.experts = Experts(config.n_routed_experts, d, m, profile.activations)
+        self.across = experts_of(parallel)
+        self.experts = Experts(here, d, m, profile.activations)
         self.shared_experts = SharedExpert(d, m, profile.activations)
         self.limit = config.swiglu_limit
 
     def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]."""
-        weights, ids = self.gate(x, input_ids)
-        return self.experts.layer(x, weights, ids, self.shared_experts, self.limit)
+        chosen = Chosen(*self.gate(x, input_ids))
+        return self.across.layer(self.experts, self.shared_experts, x, chosen, self.limit)
+
+    def stand_by(self, x: torch.Tensor) -> None:
+        """Take part in the layer without tokens: x [0, d]."""
+        self.across.stand_by(self.experts, x, self.limit)
 
 
 class HeadOwner(nn.Module):
@@ -130,12 +145,18 @@ class Block(nn.Module):
     """Attention then MoE, each wrapped by hyper-connections (2.1)."""
 
     def __init__(
-        self, config: V4Config, kind: str, ratio: int, hashed: bool, profile: Profile
+        self,
+        config: V4Config,
+        kind: str,
+        ratio: int,
+        hashed: bool,
+        profile: Profile,
+        parallel: Parallel,
     ) -> None:
         super().__init__()
         n, d = config.hc_mult, config.hidden_size
-        self.attn = Attention(config, kind, ratio, profile)
-        self.ffn = MoE(config, hashed, profile)
+        self.attn = Attention(config, kind, ratio, profile, parallel)
+        self.ffn = MoE(config, hashed, profile, parallel)
         self.attn_norm, self.ffn_norm = RMSNormWeight(d), RMSNormWeight(d)
         mixes = n * (n + 2)
         for site in ("attn", "ffn"):
@@ -167,8 +188,10 @@ class MTPBlock(Block, HeadOwner):
     and the main model's streams (8.1).
     """
 
-    def __init__(self, config: V4Config, kind: str, ratio: int, profile: Profile) -> None:
-        super().__init__(config, kind, ratio, hashed=False, profile=profile)
+    def __init__(
+        self, config: V4Config, kind: str, ratio: int, profile: Profile, parallel: Parallel
+    ) -> None:
+        super().__init__(config, kind, ratio, hashed=False, profile=profile, parallel=parallel)
         d = config.hidden_size
         self.e_proj, self.h_proj = (Linear(d, d, profile.activations) for _ in range(2))
         self.enorm, self.hnorm = RMSNormWeight(d), RMSNormWeight(d)
@@ -187,29 +210,39 @@ class MTPBlock(Block, HeadOwner):
 class Transformer(HeadOwner):
     """The network of `config` in `profile`, built on the meta device;
     weights are assigned by name (weights.py).
+
+    parallel: this rank's share of it (sharding.py). share: `config` as attention and caches of this
+    rank have it.
     """
 
-    def __init__(self, config: V4Config, profile: Profile) -> None:
+    def __init__(self, config: V4Config, profile: Profile, parallel: Parallel = ALONE) -> None:
         super().__init__()
-        self.config, self.profile = config, profile
+        self.config, self.profile, self.parallel = config, profile, parallel
+        self.share = attention_share(config, parallel.layout)
+        self.vocabulary = vocabulary_of(parallel)
+        self.across = experts_of(parallel)
         self.add_head(config, profile)
         v, d, n_layers = config.vocab_size, config.hidden_size, config.num_hidden_layers
-        self.embed, self.head = (Linear(v, d, UNQUANTISED) for _ in range(2))
+        rows = v // parallel.layout.tp
+        self.embed, self.head = (Linear(rows, d, UNQUANTISED) for _ in range(2))
         shapes = list(zip(config.layer_kinds, config.compress_ratios, strict=True))
         self.layers = nn.ModuleList(
-            Block(config, kind, ratio, i < config.num_hash_layers, profile)
+            Block(config, kind, ratio, i < config.num_hash_layers, profile, parallel)
             for i, (kind, ratio) in enumerate(shapes[:n_layers])
         )
         # DSpark's stages are not run yet.
         blocks = shapes[n_layers:] if config.dspark is None else []
-        self.mtp = nn.ModuleList(MTPBlock(config, kind, ratio, profile) for kind, ratio in blocks)
+        self.mtp = nn.ModuleList(
+            MTPBlock(config, kind, ratio, profile, parallel) for kind, ratio in blocks
+        )
 
     def run_layers(self, batch: Batch, layers: Sequence[LayerCache]) -> torch.Tensor:
         """Tokens of `batch` -> streams [rows, n, d] after the last layer, zeros behind the tokens.
 
         layers: the caches of the layers in order, updated in place; those of MTP blocks may follow.
         """
-        x = embed_streams(batch.input_ids, self.embed.weight, self.config.hc_mult)
+        self._join(_LAYERS)
+        x = self.vocabulary.embed(batch.input_ids, self.embed.weight, self.config.hc_mult)
         x = x.to(self.profile.dtype)
         with batch.running():
             for block, layer_cache in zip(self.layers, layers[: len(self.layers)], strict=True):
@@ -230,10 +263,11 @@ class Transformer(HeadOwner):
         layers: the caches of all blocks, MTP blocks last, or of these alone.
         Zeros behind the tokens, as in `run_layers`.
         """
+        self._join(_DRAFT + depth)
         block = self.mtp[depth]
         assert isinstance(block, MTPBlock)
         next_ids, x = batch.own_rows(next_ids), batch.own_rows(x)
-        embedded = embed_streams(next_ids, self.embed.weight, 1).squeeze(1).to(x.dtype)
+        embedded = self.vocabulary.embed(next_ids, self.embed.weight, 1).squeeze(1).to(x.dtype)
         layer_cache = layers[depth - len(self.mtp)]
         with batch.running():
             x = block.run(block.combine(embedded, x), next_ids, layer_cache, batch)
@@ -245,4 +279,18 @@ class Transformer(HeadOwner):
         """
         owner = self if depth is None else self.mtp[depth]
         assert isinstance(owner, HeadOwner)
-        return lm_head(owner.collapse(x), self.head.weight)
+        return self.vocabulary.logits(owner.collapse(x), self.head.weight)
+
+    def finish(self) -> None:
+        """Take part in what ranks with other tokens still run, until none of them has any left.
+
+        Without it, a rank that has run its steps would be waited for in the next exchange.
+        """
+        self._join(_DONE)
+
+    def _join(self, wanted: int) -> None:
+        while (kind := self.across.begin(wanted, self.embed.weight.device)) != wanted:
+            none = self.embed.weight.new_zeros(0, self.config.hidden_size, dtype=self.profile.dtype)
+            for block in self.layers if kind == _LAYERS else [self.mtp[kind - _DRAFT]]:
+                assert isinstance(block, Block)
+                block.ffn.stand_by(none)

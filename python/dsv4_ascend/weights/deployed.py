@@ -89,6 +89,10 @@ class DeployedExperts(ExpertWeights):
         assert isinstance(down, DeployedExperts)
         return self.run(up, down, rows, expert_offsets, limit).float() * weights.unsqueeze(-1)
 
+    def of_no_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `ExpertWeights`."""
+        return rows.float()
+
 
 class DeployedWeight(Weight):
     """A matrix that makes a shared expert as `experts` makes one of many."""
@@ -205,6 +209,24 @@ class Int8(DeployedWeight):
 
 class Bf16Experts(FloatExperts):
     """bf16 [E, N, K], rows in bf16 too; the routing weight multiplies after w2."""
+
+    def mlp(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        rows: torch.Tensor,
+        weights: torch.Tensor,
+        expert_offsets: torch.Tensor,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """See `ExpertWeights`, but fp32 [M, d] with the weight multiplied last."""
+        y = self._mlp(up, down, rows, None, expert_offsets, limit, activations)
+        return y.float() * weights.unsqueeze(-1)
+
+    def of_no_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `ExpertWeights`."""
+        return rows.float()
 
     def layer(
         self,

@@ -33,7 +33,7 @@ class ExpertStack(StoredModule[ExpertWeights]):
 
 
 class Experts(nn.Module):
-    """w1 (gate), w3 (up) and w2 (down) of `count` routed experts.
+    """w1 (gate), w3 (up) and w2 (down) of `count` routed experts, all of a model or a rank's.
 
     slots: int64 [count], at which place of the stacks an expert's matrices are; None where matrix e
     is expert e's. A file may have experts in another order (names sort 10 before 2): then they are
@@ -56,6 +56,8 @@ class Experts(nn.Module):
         expert_offsets int32 [count + 1] -> [M, d].
         """
         w1, w3, w2 = self.w1.stored(), self.w3.stored(), self.w2.stored()
+        if not len(rows):
+            return w1.of_no_rows(rows)
         return w1.mlp(w3, w2, rows, weights, expert_offsets, limit, self.activations)
 
     def layer(
@@ -74,6 +76,11 @@ class Experts(nn.Module):
     def slots_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Where the experts `ids` are in the stacks, of any shape."""
         return ids if self.slots is None else self.slots[ids]
+
+    def own_slots(self, ids: torch.Tensor) -> torch.Tensor:
+        """`slots_of` experts numbered from the first one here on; `count` for those of others."""
+        foreign = (ids < 0) | (ids >= self.count)
+        return self.slots_of(ids.masked_fill(foreign, 0)).masked_fill(foreign, self.count)
 
     def put(self, expert: int, projection: str, leaf: str, tensor: torch.Tensor) -> None:
         """Give one expert the "weight" or "scale" of its "w1", "w2" or "w3"."""

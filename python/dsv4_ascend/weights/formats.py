@@ -115,6 +115,23 @@ class ExpertWeights(Stored, ABC):
         weights: fp32 [M]. The routing weight multiplies before w2 and before its input
         is quantised.
         """
+        return self._mlp(up, down, rows, weights, expert_offsets, limit, activations)
+
+    def of_no_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """What `mlp` gives for rows [0, d]."""
+        return rows
+
+    def _mlp(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        rows: torch.Tensor,
+        weights: torch.Tensor | None,
+        expert_offsets: torch.Tensor,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """`mlp`; no weights are all ones."""
         like = self.accepts(activations)
         x = like.quantise(rows)
         gate, right = self.matmul(x, expert_offsets, like), up.matmul(x, expert_offsets, like)

@@ -14,6 +14,8 @@ import dsv4_ascend
 from dsv4_ascend.checkpoint.config_file import config_to_dict
 from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.checkpoint.names import to_transformers
+from dsv4_ascend.model.profile import OFFICIAL
+from dsv4_ascend.model.sharding import DeviceLayout, Sharding
 from dsv4_ascend.model.weights import official_tensors
 from dsv4_backend.errors import ArgumentError
 
@@ -179,6 +181,21 @@ def test_stacked_names_are_views(tmp_path):
     assert holds_everything(stacks)
     assert stacks["w3.weight"].stride(0) == 2 * stacks["w3.weight"][0].numel()
     assert all(is_view(tensor, checkpoint) for tensor in stacks.values())
+
+
+@pytest.mark.parametrize("store", [lambda t: t, stacked_by_transformers], ids=["apart", "stacked"])
+def test_a_ranks_experts_are_found_in_any_order(tmp_path, store):
+    folder = write(tmp_path, store(TENSORS))
+    for rank in range(3):
+        sharding = Sharding(DeviceLayout(3, 1, 3, 3), rank, OFFICIAL)
+        checkpoint = open_checkpoint(folder, owner=sharding.owner)
+        stacks = dict(sharding.tensors(checkpoint, None))
+        start = "layers.1.ffn.experts."
+        slots = stacks.get(f"{start}slots", torch.arange(4))
+        for e in range(4):
+            for leaf in ("w1.weight", "w2.weight", "w3.scale"):
+                own = stacks[start + leaf][slots[e]]
+                assert bits(own) == bits(TENSORS[f"{start}{4 * rank + e}.{leaf}"])
 
 
 @pytest.mark.parametrize(
