@@ -14,6 +14,7 @@ from dsv4_ascend.plan.as_json import as_json
 from dsv4_ascend.plan.explain import sources
 from dsv4_ascend.plan.formats import CACHES, PRECISIONS
 from dsv4_ascend.plan.page import page
+from dsv4_ascend.plan.planner import Plan
 from dsv4_ascend.plan.planner import plan as answer
 from dsv4_ascend.plan.question import MOST_DRAFTS, Options, ask
 from dsv4_ascend.plan.tables import DEVICES
@@ -77,11 +78,15 @@ def plan(
     found = answer(ask(options))
     if html is not None:
         html.write_text(page(found), encoding="utf-8")
+    _tell(found, json, explain)
+    if not found.fits:
+        raise typer.Exit(FINDINGS)
+
+
+def _tell(found: Plan, json: bool, explain: bool) -> None:
     if json:
         print_json(as_json(found) | ({"explain": sources(found)} if explain else {}))
     elif explain:
         show_explained(found)
     else:
         show(found)
-    if not found.fits:
-        raise typer.Exit(FINDINGS)

@@ -10,6 +10,8 @@ from html import escape
 WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 46
 _PLOT_WIDTH, _PLOT_HEIGHT = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
+_LIMIT_NAMES = 78
+"""Width right of bars for the names of limits."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Scale:
         return self.first + (value - low) / (high - low) * (self.last - self.first)
 
     def ticks(self) -> list[float]:
-        """Round values between the ends: powers of ten, or five to eight steps."""
+        """Round values between the ends: powers of ten, or four to seven steps."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             return [10.0**power for power in range(first, last + 1)]
@@ -39,9 +41,9 @@ class Scale:
 
 
 def _round_step(high: float) -> float:
-    raw = high / 6
+    raw = high / 7
     power = 10.0 ** math.floor(math.log10(raw))
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
+    return next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw)
 
 
 def _steps(high: float) -> int:
@@ -131,14 +133,14 @@ def stacked(
     titles: tuple[str, str, str],
     limits: Mapping[str, float],
 ) -> str:
-    """Stacked bars, with horizontal lines at `limits`; titles: of x, of y, and the unit of a part
-    in its tooltip.
+    """Stacked bars, with horizontal lines at `limits`, the lowest first; titles: of x, of y, and
+    the unit of a part in its tooltip.
     """
     x_title, y_title, unit = titles
     chart = Chart(label)
     scale = vertical(0.0, 1.08 * max([bar.total for bar in bars] + list(limits.values())))
     chart.y_axis(scale, y_title)
-    slot = _PLOT_WIDTH / len(bars)
+    slot = (_PLOT_WIDTH - (_LIMIT_NAMES if limits else 0)) / len(bars)
     width = 0.7 * slot
     for i, bar in enumerate(bars):
         x, below = _LEFT + i * slot + (slot - width) / 2, 0.0
@@ -156,10 +158,11 @@ def stacked(
         chart.parts.append("</g>")
         chart.text(x + width / 2, HEIGHT - _BOTTOM + 18, bar.label)
         chart.text(x + width / 2, scale(bar.total) - 5, short(bar.total), kind="value")
-    for name, value in limits.items():
+    for i, (name, value) in enumerate(limits.items()):
         y = scale(value)
         chart.line([(_LEFT, y), (WIDTH - _RIGHT, y)], "stroke: var(--limit); stroke-dasharray: 6 4")
-        chart.text(WIDTH - _RIGHT - 2, y - 5, f"{name} {short(value)}", "end", "limit")
+        below = y + 15 if i == 0 else y - 5
+        chart.text(WIDTH - _RIGHT, below, f"{name} {short(value)}", "end", "limit")
     chart.x_title(x_title)
     return chart.svg()
 

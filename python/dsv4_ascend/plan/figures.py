@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from dsv4_ascend.plan.charts import Bar, Chart, horizontal, legend, short, stacked, vertical
+from dsv4_ascend.plan.charts import WIDTH, Bar, Chart, horizontal, legend, short, stacked, vertical
 from dsv4_ascend.plan.memory import NO
 from dsv4_ascend.plan.planner import Plan
 from dsv4_ascend.plan.search import Judge
@@ -73,7 +73,7 @@ def by_batch(plan: Plan) -> str:
     chosen, groups = plan.chosen, plan.chosen.layout.dp
     held = chosen.memory.requests_per_group
     bars = [
-        Bar(short(per_group * groups), _parts(chosen.decode_at(per_group)), per_group > held)
+        Bar(f"{per_group * groups:,}", _parts(chosen.decode_at(per_group)), per_group > held)
         for per_group in batches(plan)
     ]
     label = f"decode step by class against requests, {chosen.layout}"
@@ -138,7 +138,7 @@ def roofline(plan: Plan) -> str:
     points = list(_points(plan))
     most = rate(question.precision.rate, peak) / 1e12
     least = min([0.5, *(y for _, _, y, _ in points)])
-    x = horizontal(0.5, max([2e4, *(2 * x for _, x, _, _ in points)]), log=True)
+    x = horizontal(0.5, max([2e4, *(30 * x for _, x, _, _ in points)]), log=True)
     y = vertical(least / 1.5, 3 * most, log=True)
     chart.y_axis(y, "TFLOP/s")
     chart.x_axis(x, "FLOP per byte of memory")
@@ -181,8 +181,8 @@ def _busy(step: Step, work: Work) -> float:
 
 
 def _draw_points(chart: Chart, points: list[tuple[str, float, float, bool]]) -> None:
-    """Circles with their names, each name where no earlier one is."""
-    taken: list[tuple[float, float]] = []
+    """Circles, then their names where neither a circle nor another name is."""
+    taken = [(x - 7, y - 7, x + 7, y + 7) for _, x, y, _ in points]
     for name, x, y, hollow in points:
         colour = CLASS_COLOURS[name]
         fill = "var(--page)" if hollow else colour
@@ -190,18 +190,33 @@ def _draw_points(chart: Chart, points: list[tuple[str, float, float, bool]]) -> 
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colour}" '
             f'stroke-width="2"><title>{"prefill" if hollow else "decode"}: {name}</title></circle>'
         )
-        at = next(
-            (place for place in _places(x, y) if all(_apart(place, other) for other in taken)),
-            (x, y - 9),
-        )
-        taken += [at, (x, y)]
-        chart.text(*at, name)
+    for name, x, y, _ in points:
+        boxes = [_name_box(name, x + right, y + down) for right, down in _PLACES]
+        free = (box for box in boxes if not any(_overlap(box, other) for other in taken))
+        box = next(free, boxes[0])
+        taken.append(box)
+        left, top, right, bottom = box
+        if left - x > _NEAR or top - y > _NEAR:
+            end = (left - 2, (top + bottom) / 2) if left > x else ((left + right) / 2, top)
+            chart.line([(x + 4, y + 4), end], "stroke: var(--soft); stroke-width: 0.7")
+        chart.text(left, bottom - 3, name, "start")
 
 
-def _places(x: float, y: float) -> Iterable[tuple[float, float]]:
-    for distance in (11, 24, 37, 50):
-        yield from ((x, y + distance + 6), (x, y - distance), (x + 38, y + distance))
+_PLACES = tuple(
+    place
+    for far in (0, 14, 28, 42, 56, 70, 84, 98)
+    for place in ((9 + far, 8 + far / 2), (-14, 14 + far), (9 + far, 14 + far))
+)
+"""Where a name may begin, from its point: right and below, where no roof is."""
+_NEAR = 16
+_GLYPH, _LINE = 7.4, 14
+Box = tuple[float, float, float, float]
 
 
-def _apart(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return abs(one[0] - other[0]) > 48 or abs(one[1] - other[1]) > 12
+def _name_box(name: str, x: float, y: float) -> Box:
+    left = min(x, WIDTH - 18 - _GLYPH * len(name))
+    return left, y - _LINE / 2, left + _GLYPH * len(name) + 5, y + _LINE / 2
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -99,8 +99,8 @@ def precision_named(name: str, device: str, numbers: Mapping[str, float]) -> Pre
     if precision.rate not in numbers:
         usable = [one for one in PRECISIONS if FORMATS["precisions"][one]["rate"] in numbers]
         raise ArgumentError(
-            f"--precision: {name} needs {precision.rate}, which no source gives for {device}; "
-            f"expected {', '.join(usable)}, or the rate with --set {precision.rate}=VALUE"
+            f"--precision: {name} needs the rate {precision.rate}, which {device} lacks in "
+            f"devices.toml; expected {', '.join(usable)}, or --set {precision.rate}=VALUE"
         )
     return precision
 
@@ -117,6 +117,15 @@ def cache_named(name: str, device: str) -> CacheFormat:
             f"not by {device}; expected {' or '.join(usable)}"
         )
     return cache
+
+
+def caches_that_take(heads: int, chip: str) -> list[str]:
+    """Cache formats of a chip whose attention takes so many query heads."""
+    return [
+        name
+        for name in CACHES
+        if chip in (cache := _cache(name)).chips and heads in (cache.heads or (heads,))
+    ]
 
 
 def _cache(name: str) -> CacheFormat:

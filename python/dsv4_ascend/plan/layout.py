@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dsv4_ascend.plan.formats import CacheFormat
+from dsv4_ascend.plan.formats import CacheFormat, caches_that_take
 from dsv4_ascend.plan.shapes import Shapes
 from dsv4_ascend.plan.tables import FORMATS
 from dsv4_backend.errors import ArgumentError
@@ -82,7 +82,9 @@ def refusal(layout: Layout, shapes: Shapes, cache: CacheFormat, chip: str) -> st
     local = heads // layout.tp
     if cache.heads and local not in cache.heads:
         taken = _range(cache.heads)
-        return f"{cache.operator} takes {taken} query heads, tp={layout.tp} leaves {local}"
+        others = caches_that_take(local, chip)
+        way = f" (--cache {others[0]} takes them)" if others else ""
+        return f"{cache.operator} takes {taken} query heads, tp={layout.tp} leaves {local}{way}"
     if config.n_routed_experts % layout.ep:
         return f"ep={layout.ep} does not divide the {config.n_routed_experts} experts"
     return _exchange_refusal(layout.ep, config.hidden_size, chip)

@@ -195,6 +195,5 @@ def _value(key: str, text: str, before: float) -> float:
 
 def _suggest(key: str) -> str:
     near = difflib.get_close_matches(key, KEYS, n=3, cutoff=0.5)
-    return (
-        f"is it {' or '.join(near)}?" if near else f"expected one of {', '.join(KEYS)}"
-    ) + " `dsv4-ascend plan --explain` lists them with their values"
+    known = f"is it {' or '.join(near)}?" if near else f"expected one of {', '.join(KEYS)};"
+    return f"{known} --explain lists them with their values"

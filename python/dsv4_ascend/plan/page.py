@@ -23,13 +23,17 @@ h1 { font-size: 1.35rem; margin: 0 0 .25rem; } h2 { font-size: 1.05rem; margin: 
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(34rem, 100%), 1fr));
   gap: 1rem 2rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } svg .title { fill: var(--soft); }
+svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
+svg text { paint-order: stroke; stroke: var(--page); stroke-width: 3px; }
+svg .title { fill: var(--soft); }
 svg .value { fill: var(--soft); font-size: 11px; } svg .limit { fill: var(--limit); }
 svg .grid { stroke: var(--line); } svg .faded { opacity: .35; }
 .legend span { display: inline-block; margin-right: .9rem; }
 .legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px;
   margin-right: .3rem; vertical-align: -.05rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+.tables { display: flex; flex-wrap: wrap; column-gap: 4rem; } .tables > div { max-width: 100%; }
+.tables .soft { max-width: 56rem; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
 table.words th, table.words td { text-align: left; } ul { margin: .4rem 0; padding-left: 1.2rem; }
@@ -53,7 +57,7 @@ def page(plan: Plan) -> str:
         f"<title>{escape(asked.text)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(asked.text)}</h1>\n"
         f'<p class="verdict {kind}"><b>{escape(verdict.text)}</b></p>\n'
-        f'{lines}\n<div class="charts">\n{charts}\n</div>\n{body}\n'
+        f'{lines}\n<div class="charts">\n{charts}\n</div>\n<div class="tables">\n{body}\n</div>\n'
         f"<h2>Notes</h2>\n<ul>{below}</ul>\n{_table(numbers_table(plan.question), 'words')}\n"
         "</body>\n</html>\n"
     )
@@ -68,6 +72,6 @@ def _table(table: Table, kind: str = "") -> str:
     )
     lines = "".join(f'<p class="soft">{escape(note.text)}</p>' for note in table.notes)
     return (
-        f'<h2>{escape(table.title)}</h2>\n<div class="scroll"><table{named}>'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n{lines}"
+        f'<div><h2>{escape(table.title)}</h2>\n<div class="scroll"><table{named}>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n{lines}</div>"
     )

@@ -98,8 +98,9 @@ def _order(one: Candidate) -> tuple[bool, bool, float]:
 
 
 def _instead(candidates: list[Candidate]) -> str:
-    usable = [str(one.layout) for one in candidates if not one.refused]
-    return f"expected {' or '.join(usable[:3])}" if usable else "no layout of these devices runs"
+    usable = sorted((-one.layout.ep, one.layout) for one in candidates if not one.refused)
+    names = " or ".join(str(layout) for _, layout in usable[:3])
+    return f"expected {names}" if names else "no layout of these devices runs"
 
 
 def ratios(candidate: Candidate) -> list[Ratio]:

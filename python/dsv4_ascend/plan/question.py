@@ -110,7 +110,9 @@ def ask(options: Options) -> Question:
             f"--device: found {options.device[:40]!r}, "
             f"expected one of {', '.join(DEVICES['devices'])}"
         )
-    count = integer("--count", options.count, 1, MOST_DEVICES)
+    count = integer(
+        "--count (devices; 8192 in the largest SuperPoD)", options.count, 1, MOST_DEVICES
+    )
     config, notes = _model(options.model)
     model = shapes(config)
     longest = config.max_position_embeddings
@@ -204,6 +206,6 @@ def _variant(device: str, size: float | None) -> dict[str, Any]:
             return row
     known = " or ".join(f"{row['size_gb']:g}" for row in rows)
     raise ArgumentError(
-        f"--memory: found {size:g} GB, sources give {device} {known}; "
+        f"--memory: found {size:g} GB, expected {known}, which sources give {device}; "
         "for another size --set visible_gb=VALUE"
     )

@@ -1,0 +1,153 @@
+"""`dsv4-ascend plan`: tables, JSON, explanations, exit codes."""
+
+import json
+import re
+
+import pytest
+from planned import DEFAULTS, planned
+
+from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.config_file import config_to_dict
+from dsv4_ascend.cli import main as command
+from dsv4_ascend.plan.as_json import as_json
+from dsv4_ascend.plan.explain import explained
+from dsv4_ascend.plan.numbers import KEYS
+from dsv4_ascend.plan.report import headline, tables
+from dsv4_ascend.plan.rules import RULES
+from dsv4_ascend.tiny.release import SHIPPED
+
+FLASH = "--model flash --device 910C --count 16 --context 8192"
+SMALL = "--model flash --device 910B4 --count 8 --context 131072 --precision w8a8"
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(line, *more):
+        with pytest.raises(SystemExit) as left:
+            command.main(["plan", *line.split(), *more])
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return call
+
+
+def test_the_answer_comes_first(run):
+    code, out, err = run(FLASH)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[1].startswith("FITS")
+    assert "decode step" in lines[2]
+    assert lines[3].startswith("bottleneck: ")
+    assert len(lines) < 90  # two screens
+    for words in ("[fastest]", "[most requests]", "operator time", "prefix", "compute / comm"):
+        assert words in out
+
+
+def test_no_says_what_breaks_and_what_would_fit(run):
+    code, out, _ = run(SMALL)
+    assert code == 1
+    lines = out.splitlines()
+    assert re.match(r"NO: the weights \([\d.]+ GB\) exceed the budget by [\d.]+ GB", lines[1])
+    assert lines[2].startswith("it fits with --")
+
+
+def test_json_is_what_the_plan_says(run):
+    code, out, _ = run(FLASH, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found == json.loads(json.dumps(as_json(planned())))
+    classes = found["decode"]["preset"]["classes"]
+    assert sum(one["seconds"] for one in classes.values()) == pytest.approx(
+        found["decode"]["preset"]["seconds"]
+    )
+    assert found["decode"]["time"] == found["prefill"]["time"] == "operator time"
+    explained_too = json.loads(run(FLASH, "--json", "--explain")[1])["explain"]
+    assert {one["key"] for one in explained_too["numbers"]} <= set(KEYS)
+    assert all(one["source"] and one["confidence"] for one in explained_too["numbers"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"device": "950DT", "batch": 64}, {"device": "910B4", "count": 8, "precision": "w8a8"},
+     {"model": "pro", "count": 64, "precision": "w4a8", "context": 131072}],
+)  # fmt: skip
+def test_every_printed_number_has_a_rule_with_a_source(options):
+    found = planned(**options)
+    printed, rules, numbers = explained(found)[:3]
+    told = "\n".join(" ".join(row.cells) for row in printed.rows)
+    for row in printed.rows:
+        assert row.cells[1], row
+        assert set(row.cells[1].split(", ")) <= set(RULES), row
+    for table in tables(found):
+        for row in table.rows:
+            for cell in row.cells[1:]:
+                assert all(number in told for number in NUMBER.findall(cell)), (row, cell)
+        assert all(note.text in told for note in table.notes)
+    assert all(note.text in told for note in headline(found))
+    assert {row.cells[0] for row in rules.rows} == set(RULES)
+    assert all(row.cells[2] for row in rules.rows)
+    named = {key for rule in RULES.values() for key in rule.keys}
+    assert named <= set(KEYS)
+    assert {row.cells[0] for row in numbers.rows} == set(found.question.numbers)
+    assert all(row.cells[3] and row.cells[4] for row in numbers.rows)
+
+
+def test_explain_prints_it(run):
+    code, out, _ = run(FLASH, "--explain", "--set", "hbm_gbps=2x")
+    assert code == 0
+    assert "--set; was 1600 (SIM, CM384)" in " ".join(out.split())
+    assert "docs/spec/deployments.md" in out
+
+
+def test_a_folder_is_planned_by_its_own_config(run, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(V4Config.pro())))
+    options = ("--device", "910C", "--count", "64", "--context", "8192", "--json")
+    ours = json.loads(run(f"--model {tmp_path}", *options)[1])
+    theirs = json.loads(run("--model pro", *options)[1])
+    assert {**ours, "question": 0} == {**theirs, "question": 0}
+
+
+def test_the_shipped_small_model_fits_one_device(run):
+    line = f"--model {SHIPPED} --device 910B3 --count 1 --context 4096"
+    assert run(line)[0] == 0
+
+
+def test_a_folder_without_a_model(run, tmp_path):
+    line = f"--model {tmp_path} --device 910B3 --count 1 --context 4096"
+    code, out, err = run(line)
+    assert (code, out) == (1, "")
+    assert "config.json" in err
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["--count 0", "--count 999999", "--context 0", "--context 9999999", "--batch 0",
+     "--device abacus", "--model llama", "--set speed=3", "--layout tp=3", "--precision mx",
+     "--html /nowhere/page.html", "--memory 1", "--block-size 7", "--draft-tokens 9"],
+)  # fmt: skip
+def test_wrong_arguments_are_one_line(run, changed):
+    name, value = changed.split()
+    options = {f"--{key}": str(asked) for key, asked in DEFAULTS.items()} | {name: value}
+    code, out, err = run(" ".join(f"{key} {asked}" for key, asked in options.items()))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert name in err
+    assert "expected" in err or "--count says" in err or "--explain" in err
+
+
+@pytest.mark.parametrize("changed", ["--count many", "--context 1e5", "--memory big", "--nonsense"])
+def test_words_that_are_no_numbers(run, changed):
+    code, out, err = run(f"{FLASH} {changed}")
+    assert (code, out) == (2, "")
+    assert "Error" in err
+
+
+def test_a_narrow_terminal_has_every_table(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = planned()
+    out = run(FLASH)[1]
+    assert all(table.title.split(",")[0] in out for table in tables(found))
