@@ -156,13 +156,15 @@ def stacked(
                     f'data-value="{value:.6g}"><title>{tip}</title></rect>'
                 )
         chart.parts.append("</g>")
-        chart.text(x + width / 2, HEIGHT - _BOTTOM + 18, bar.label)
-        chart.text(x + width / 2, scale(bar.total) - 5, short(bar.total), kind="value")
     for i, (name, value) in enumerate(limits.items()):
         y = scale(value)
         chart.line([(_LEFT, y), (WIDTH - _RIGHT, y)], "stroke: var(--limit); stroke-dasharray: 6 4")
         below = y + 15 if i == 0 else y - 5
         chart.text(WIDTH - _RIGHT, below, f"{name} {short(value)}", "end", "limit")
+    for i, bar in enumerate(bars):
+        middle = _LEFT + (i + 0.5) * slot
+        chart.text(middle, HEIGHT - _BOTTOM + 18, bar.label)
+        chart.text(middle, scale(bar.total) - 5, short(bar.total), kind="value")
     chart.x_title(x_title)
     return chart.svg()
 

@@ -10,13 +10,17 @@ from dsv4_ascend.plan.planner import Plan
 from dsv4_ascend.plan.question import Question
 from dsv4_ascend.plan.report import Note, Row, Table, gb, headline, tables
 from dsv4_ascend.plan.rules import RULES
+from dsv4_ascend.plan.work import works
 
 
 def explained(plan: Plan) -> list[Table]:
-    """Tables for --explain: printed numbers, rules, numbers, formats, parameters."""
+    """Tables for --explain: printed numbers, rules, work, numbers, formats,
+    parameters.
+    """
     return [
         _printed(plan),
         _rules(),
+        _work(plan),
         numbers_table(plan.question),
         _formats(plan.question),
         _parameters(plan.question),
@@ -68,6 +72,23 @@ def numbers_table(question: Question) -> Table:
             )  # fmt: skip
     columns = ("number", "value", "meaning", "confidence", "source")
     return Table("numbers (--set KEY=VALUE changes one)", columns, ("",) * 5, tuple(rows))
+
+
+def _work(plan: Plan) -> Table:
+    """What the rules of the classes come to, before it is divided by rates."""
+    question, chosen = plan.question, plan.chosen
+    rows = []
+    for name, load in chosen.loads():
+        for one in works(chosen.site(), load, question.numbers):
+            flops = ", ".join(f"{key} {count:.4g}" for key, count in one.flops.items() if count)
+            waits = ", ".join(f"{count:g} {key}" for key, count in one.waits.items() if count)
+            moved = (one.traffic, one.link, one.far)
+            if flops or waits or any(moved):
+                cells = (f"{size / 1e9:.4g}" if size else "" for size in moved)
+                rows.append(Row((f"{name}: {one.name}", flops, *cells, waits)))
+    columns = ("class", "FLOP by rate", "GB of memory", "GB of fabric", "GB behind it", "waits")
+    title = f"work of one device, {chosen.layout}"
+    return Table(title, columns, ("",) * 6, tuple(rows))
 
 
 def _formats(question: Question) -> Table:

@@ -10,7 +10,7 @@ from dsv4_ascend.plan.memory import NO
 from dsv4_ascend.plan.planner import Plan
 from dsv4_ascend.plan.search import Judge
 from dsv4_ascend.plan.times import Step, rate
-from dsv4_ascend.plan.work import Work, decode_load, prefill_load, works
+from dsv4_ascend.plan.work import Work, works
 
 CLASS_COLOURS = {
     "dense": "#4269d0", "index": "#97bbf5", "core": "#3ca951", "mHC": "#a463f2",
@@ -139,7 +139,7 @@ def roofline(plan: Plan) -> str:
     most = rate(question.precision.rate, peak) / 1e12
     least = min([0.5, *(y for _, _, y, _ in points)])
     x = horizontal(0.5, max([2e4, *(30 * x for _, x, _, _ in points)]), log=True)
-    y = vertical(least / 1.5, 3 * most, log=True)
+    y = vertical(least / 3, 3 * most, log=True)
     chart.y_axis(y, "TFLOP/s")
     chart.x_axis(x, "FLOP per byte of memory")
     keys = dict.fromkeys((question.precision.rate, "bf16_tflops"))
@@ -160,16 +160,11 @@ def roofline(plan: Plan) -> str:
 
 def _points(plan: Plan) -> Iterable[tuple[str, float, float, bool]]:
     """(class, FLOP per byte, TFLOP/s under the preset, whether of prefill)."""
-    question, chosen = plan.question, plan.chosen
-    rows = 1 + question.drafts
-    chunk = int(question.numbers["prefill_chunk"])
-    loads = (
-        (decode_load(question.shapes, question.context, chosen.memory.per_group, rows),
-         chosen.decode, False),
-        (prefill_load(question.shapes, question.context, chunk), plan.prefill, True),
-    )  # fmt: skip
-    for load, step, hollow in loads:
-        for work in works(chosen.site(), load, question.numbers):
+    chosen = plan.chosen
+    steps = {"decode": chosen.decode, "prefill": plan.prefill}
+    for name, load in chosen.loads():
+        step, hollow = steps[name], name == "prefill"
+        for work in works(chosen.site(), load, plan.question.numbers):
             flops, seconds = sum(work.flops.values()), _busy(step, work)
             if flops and work.traffic and seconds:
                 yield work.name, flops / work.traffic, flops / seconds / 1e12, hollow

@@ -78,15 +78,14 @@ def refusal(layout: Layout, shapes: Shapes, cache: CacheFormat, chip: str) -> st
     config = shapes.config
     heads, groups = config.num_attention_heads, config.o_groups
     if groups % layout.tp:
-        return f"tp={layout.tp} does not divide the {groups} groups of the output projection"
+        return f"tp does not divide the {groups} groups of the output projection"
     local = heads // layout.tp
     if cache.heads and local not in cache.heads:
-        taken = _range(cache.heads)
         others = caches_that_take(local, chip)
-        way = f" (--cache {others[0]} takes them)" if others else ""
-        return f"{cache.operator} takes {taken} query heads, tp={layout.tp} leaves {local}{way}"
+        way = f" (--cache {others[0]} takes fewer)" if others else ""
+        return f"{cache.operator} needs {_range(cache.heads)} query heads on each device{way}"
     if config.n_routed_experts % layout.ep:
-        return f"ep={layout.ep} does not divide the {config.n_routed_experts} experts"
+        return f"ep does not divide the {config.n_routed_experts} experts"
     return _exchange_refusal(layout.ep, config.hidden_size, chip)
 
 

@@ -67,7 +67,9 @@ def plan(question: Question) -> Plan:
         candidates.append(judge.candidate(question.layout))
     asked = [one for one in candidates if one.layout == question.layout]
     if asked and asked[0].refused:
-        raise ArgumentError(f"--layout: {asked[0].refused}; {_instead(candidates)}")
+        raise ArgumentError(
+            f"--layout: {question.layout}: {asked[0].refused}; {_instead(candidates)}"
+        )
     if all(one.refused for one in candidates):
         reasons = "; ".join(dict.fromkeys(one.refused for one in candidates))
         raise ArgumentError(f"--count: no layout of {question.count} devices runs: {reasons}")
@@ -134,6 +136,7 @@ def exchange_window(question: Question, tokens: float) -> float:
 def _notes(judge: Judge, chosen: Candidate) -> list[tuple[str, str]]:
     makers = {
         _variant_note: "head-room, requests",
+        _far_note: "exchange, all-reduce",
         _window_note: "window",
         _hit_note: "hit",
         _engine_note: "requests",
@@ -160,9 +163,24 @@ def _variant_note(judge: Judge, chosen: Candidate) -> list[str]:
             found.append(
                 f"memory: sources disagree; planned with {question.size_gb:g} GB, "
                 f"with {row['size_gb']:g} GB (--memory {row['size_gb']:g}) "
-                f"it is {other.memory.verdict} with room for {other.memory.requests} requests"
+                f"it is {other.memory.verdict} with room for {other.memory.requests:,} requests"
             )
     return found
+
+
+def _far_note(judge: Judge, chosen: Candidate) -> list[str]:
+    """What crosses the network behind the fabric; its latency stands in no source."""
+    fabric = judge.question.numbers["fabric_devices"]
+    layout = chosen.layout
+    crossing = [
+        name for name, size in (("ep", layout.ep), ("tp", layout.tp)) if size > fabric
+    ]  # fmt: skip
+    if not crossing:
+        return []
+    return [
+        f"{' and '.join(crossing)} of {layout} crosses the fabric of {fabric:,.0f} devices: its "
+        "rate there is far_gbps, its latency is in no source; measure before you decide"
+    ]
 
 
 def _window_note(judge: Judge, chosen: Candidate) -> list[str]:

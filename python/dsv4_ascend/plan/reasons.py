@@ -34,8 +34,9 @@ def _difference(best: Candidate, other: Candidate) -> str:
     ours, theirs = best.decode, other.decode
     changes = {one.name: theirs.of(one.name).seconds - one.seconds for one in ours.classes}
     told = sorted(changes, key=lambda name: -abs(changes[name]))[:_TOLD]
-    words = ", ".join(f"{name} {1e3 * changes[name]:+.1f}" for name in told)
-    return f"{1e3 * (theirs.seconds - ours.seconds):.1f} ms more ({words} ms)"
+    shown = [f"{name} {1e3 * changes[name]:+.1f}" for name in told if abs(changes[name]) >= 5e-5]
+    words = f" ({', '.join(shown)} ms)" if shown else ""
+    return f"{1e3 * (theirs.seconds - ours.seconds):.1f} ms more{words}"
 
 
 def why_largest(plan: Plan) -> Iterator[str]:

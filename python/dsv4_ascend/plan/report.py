@@ -68,7 +68,7 @@ def headline(plan: Plan) -> list[Note]:
         "asked",
     )
     if not plan.fits:
-        verdict = Note(f"NO: {memory.breaks} ({chosen.layout})", "head-room, budget")
+        verdict = Note(f"NO: {memory.breaks} with {chosen.layout}", "head-room, budget")
         ways = [Note(f"it fits with {words}", "head-room") for words in plan.ways]
         return [asked, verdict, *ways]
     decode = chosen.decode
@@ -129,11 +129,12 @@ def layout_table(plan: Plan) -> Table:
         marked = one.layout in _marked(plan)
         if marked or (not one.refused and one.layout.tp not in {s.layout.tp for s in shown}):
             shown.append(one)
-    refused = {
-        f"tp={one.layout.tp}": one.refused
-        for one in plan.candidates
-        if one.refused and one.layout.tp not in {s.layout.tp for s in shown}
-    }
+    refused: dict[str, list[str]] = {}
+    for one in plan.candidates:
+        degree = str(one.layout.tp)
+        if one.refused and one.layout.tp not in {s.layout.tp for s in shown}:
+            degrees = refused.setdefault(one.refused, [])
+            degrees += [degree] * (degree not in degrees)
     return Table(
         "layouts (operator time)",
         (
@@ -146,8 +147,8 @@ def layout_table(plan: Plan) -> Table:
             *(Note(words, "step") for words in why_fastest(plan)),
             *(Note(words, "requests, step, tpot, tokens") for words in why_largest(plan)),
             *(
-                Note(f"not possible: {reason}", "limits")
-                for reason in dict.fromkeys(refused.values())
+                Note(f"no tp {', '.join(sorted(degrees, key=int))}: {reason}", "limits")
+                for reason, degrees in refused.items()
             ),
         ),
     )  # fmt: skip
@@ -260,10 +261,11 @@ def step_table(plan: Plan) -> Table:
         )
     )  # fmt: skip
     return Table(
-        f"operator time, {plan.chosen.layout}",
+        f"operator time: decode step, and prefill of {counted(plan.question.context, 'token')}; "
+        f"{plan.chosen.layout}",
         (
-            "class", "decode roofline ms", "preset ms", "share", "bound",
-            f"prefill {plan.question.context:,} roofline ms", "preset ms", "bound",
+            "class", "decode roofline ms", "decode preset ms", "share", "bound",
+            "prefill roofline ms", "prefill preset ms", "bound",
         ),
         ("asked", "", "", "share", "asked", "prefill", "prefill", "asked"),
         tuple(rows),
@@ -306,7 +308,7 @@ def change_table(plan: Plan) -> Table:
     """What would change the decode step."""
     before = plan.chosen.decode.seconds
     rows = tuple(
-        Row((one.name, one.option, ms(one.step.seconds), f"{one.step.seconds / before - 1:+.0%}"))
+        Row((one.name, one.option, ms(one.step.seconds), change(one.step.seconds / before)))
         for one in sorted(plan.what_ifs, key=lambda one: one.step.seconds)
     )
     return Table(
@@ -315,6 +317,11 @@ def change_table(plan: Plan) -> Table:
         ("asked", "asked", "what-if", "what-if"),
         rows,
     )
+
+
+def change(ratio: float) -> str:
+    """A ratio as what it adds, in percent."""
+    return f"{ratio - 1:+.0%}" if abs(ratio - 1) >= 0.005 else "0%"
 
 
 def gb(size: float) -> str:

@@ -12,7 +12,7 @@ from dsv4_ascend.plan.layout import Layout, layouts, refusal
 from dsv4_ascend.plan.memory import NO, Memory, memory_of
 from dsv4_ascend.plan.question import MOST_REQUESTS, Question
 from dsv4_ascend.plan.times import Step, step
-from dsv4_ascend.plan.work import Site, decode_load, prefill_load
+from dsv4_ascend.plan.work import Load, Site, decode_load, prefill_load
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,15 @@ class Candidate:
         chunk = int(used["prefill_chunk"])
         load = prefill_load(self.question.shapes, self.question.context, chunk)
         return step(self.site(), load, used)
+
+    def loads(self) -> tuple[tuple[str, Load], tuple[str, Load]]:
+        """What a group does in a decode step and in a prefill."""
+        question = self.question
+        rows = 1 + question.drafts
+        decode = decode_load(question.shapes, question.context, self.memory.per_group, rows)
+        chunk = int(question.numbers["prefill_chunk"])
+        prefill = prefill_load(question.shapes, question.context, chunk)
+        return ("decode", decode), ("prefill", prefill)
 
     def site(self) -> Site:
         """Where its operators run."""

@@ -77,7 +77,7 @@ def test_json_is_what_the_plan_says(run):
 )  # fmt: skip
 def test_every_printed_number_has_a_rule_with_a_source(options):
     found = planned(**options)
-    printed, rules, numbers = explained(found)[:3]
+    printed, rules, _, numbers = explained(found)[:4]
     told = "\n".join(" ".join(row.cells) for row in printed.rows)
     for row in printed.rows:
         assert row.cells[1], row
@@ -94,6 +94,30 @@ def test_every_printed_number_has_a_rule_with_a_source(options):
     assert named <= set(KEYS)
     assert {row.cells[0] for row in numbers.rows} == set(found.question.numbers)
     assert all(row.cells[3] and row.cells[4] for row in numbers.rows)
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "910B3", "count": 32, "layout": "tp=2"}])
+def test_explained_work_gives_the_printed_times(options):
+    """A reader with --explain alone recomputes each class of the step."""
+    found = planned(**options)
+    numbers = dict(found.question.numbers)
+    rates = {key: numbers[key] for key in numbers if "tflops" in key or "tops" in key}
+    rates["hf32"] = numbers["bf16_tflops"] * numbers["hf32_share"]
+    work = explained(found)[2]
+    assert work.title.startswith("work")
+    for label, flops, memory, fabric, behind, waits in (row.cells for row in work.rows):
+        phase, name = label.split(": ")
+        each = [part.split() for part in flops.split(", ") if part]
+        compute = sum(float(n) / (rates[key] * 1e12 * numbers["eta_compute"]) for key, n in each)
+        sizes = [float(cell or 0) for cell in (memory, fabric, behind)]
+        speeds = [numbers["hbm_gbps"] * numbers["eta_hbm"]]
+        speeds += [numbers[key] * numbers["eta_link"] for key in ("link_gbps", "far_gbps")]
+        read, near, far = (size / speed for size, speed in zip(sizes, speeds, strict=True))
+        wait = [part.split() for part in waits.split(", ") if part]
+        waited = sum(float(count) * 1e-6 * numbers[key] for count, key in wait)
+        step = found.chosen.decode if phase == "decode" else found.prefill
+        expected = max(compute, read) + max(near, far) + waited
+        assert step.of(name).seconds == pytest.approx(expected, rel=1e-3), label
 
 
 def test_explain_prints_it(run):

@@ -248,6 +248,9 @@ def test_an_exchange_that_leaves_the_fabric_is_slower():
     inside, outside = (candidate(Layout(1, 32, ep), **options).decode for ep in (8, 32))
     assert outside.of("exchange").parts["link"] > 5 * inside.of("exchange").parts["link"]
     assert outside.of("experts").memory < inside.of("experts").memory
+    for ep, told in ((8, False), (32, True)):
+        notes = planned(**options, layout=f"tp=1,ep={ep}").notes
+        assert any("crosses the fabric" in text for _, text in notes) == told
 
 
 def test_device_numbers_make_the_same_step_by_hand():
