@@ -72,14 +72,17 @@ def headline(plan: Plan) -> list[Note]:
         ways = [Note(f"it fits with {words}", "head-room") for words in plan.ways]
         return [asked, verdict, *ways]
     decode = chosen.decode
+    rate = chosen.tokens_per_second(decode, memory.per_group)
+    whole = numbers["package_devices"]
+    package = f" ({whole * rate:,.0f} a package)" if whole > 1 else ""
     return [
         asked,
         Note(verdict_line(plan), "head-room"),
         Note(
             f"{chosen.layout}: decode step {ms(decode.seconds)} ms (roofline "
             f"{ms(plan.decode_roofline.seconds)}), {ms(chosen.tpot(decode))} ms per token, "
-            f"{chosen.tokens_per_second(decode, memory.per_group):,.0f} tokens/s a device; "
-            f"prefill {ms(plan.prefill.seconds)} ms; at most {memory.requests:,} requests at once",
+            f"{rate:,.0f} tokens/s a device{package}; a prompt of {question.context:,} tokens "
+            f"in {ms(plan.prefill.seconds)} ms; at most {memory.requests:,} requests at once",
             "step, tpot, tokens, prefill, requests",
         ),
         Note(bottleneck(decode), "share"),

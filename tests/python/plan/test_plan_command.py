@@ -6,7 +6,7 @@ import re
 import pytest
 from planned import DEFAULTS, planned
 
-from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.checkpoint.config import DSpark, V4Config
 from dsv4_ascend.checkpoint.config_file import config_to_dict
 from dsv4_ascend.cli import main as command
 from dsv4_ascend.plan.as_json import as_json
@@ -133,6 +133,29 @@ def test_a_folder_is_planned_by_its_own_config(run, tmp_path):
     ours = json.loads(run(f"--model {tmp_path}", *options)[1])
     theirs = json.loads(run("--model pro", *options)[1])
     assert {**ours, "question": 0} == {**theirs, "question": 0}
+
+
+def test_a_folder_that_drafts_with_dspark(run, tmp_path):
+    """Its drafter's weights count; the time of its drafts is not modelled, and is not invented."""
+    dspark = DSpark(256, 3, target_layer_ids=(1, 20, 41), block_size=5, noise_token_id=3)
+    config = V4Config.flash().with_drafts(3, dspark)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(config)))
+    options = ("--device", "910C", "--count", "16", "--context", "8192", "--json")
+    code, out, _ = run(f"--model {tmp_path}", *options)
+    found = json.loads(out)
+    assert (code, found["question"]["draft_tokens"]) == (0, 0)
+    assert found["memory"]["draft"] > planned().chosen.memory.draft
+    code, _, err = run(f"--model {tmp_path} --draft-tokens 1", *options)
+    assert code == 2
+    assert "DSpark" in err
+
+
+def test_a_folder_with_nonsense(run, tmp_path):
+    raw = config_to_dict(V4Config.flash()) | {"hidden_size": -1}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    code, out, err = run(f"--model {tmp_path} --device 910C --count 16 --context 8192")
+    assert (code, out) == (1, "")
+    assert "hidden_size: found -1, expected a positive integer" in err
 
 
 def test_the_shipped_small_model_fits_one_device(run):

@@ -72,6 +72,15 @@ def test_steps_grow_on_a3_as_published():
     assert (second - first) / rows == pytest.approx(0.14, abs=0.01)
 
 
+@pytest.mark.parametrize(("model", "share"), [("flash", 0.60), ("pro", 0.36)])
+def test_what_no_better_chip_removes(model, share):
+    """Launches and latency of one request a device on 950DT (section 4.1: about 60 and 36 %)."""
+    options = {"model": model, "device": "950DT", "draft_tokens": 3}
+    one = candidate(Layout(1, 16, 16), **options).decode
+    fixed = one.of("launch").seconds + one.of("exchange").parts["latency"]
+    assert fixed / one.seconds == pytest.approx(share, abs=0.015)
+
+
 @pytest.mark.parametrize(
     ("bandwidth", "batch", "stated"),
     [(1600, 8, 19.9), (1400, 8, 21.3), (1600, 64, 31.0), (1400, 64, 34.0)],
