@@ -190,6 +190,13 @@ def test_presets_change_the_ratio_and_roce_exposes_it():
     assert far.found / far.most == pytest.approx(7, abs=0.1)
 
 
+def test_experts_that_prompts_share_are_read_less():
+    layout = Layout(1, 16, 16)
+    one, fewer = (candidate(layout, changes=c).decode for c in ([], ["touched_share=0.25"]))
+    assert fewer.of("experts").memory == pytest.approx(one.of("experts").memory / 4)
+    assert fewer.of("experts").compute == one.of("experts").compute
+
+
 @pytest.mark.parametrize(("ratio", "most"), [(4, 512), (128, 10**9), (1, 128), (4, 1), (7, 3)])
 def test_sums_over_positions(ratio, most):
     for tokens in (1, 2, 5, 127, 128, 3000, 9001):
