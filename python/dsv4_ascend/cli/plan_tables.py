@@ -16,6 +16,10 @@ from dsv4_ascend.plan.report import Note, Table, headline, tables
 _COLOURS = {FITS: "green", TIGHT: "yellow", NO: "red"}
 _SIDE_BY_SIDE = 100
 """Columns of a terminal from which on two narrow tables share the lines."""
+_FEW = 5
+"""Columns of a table up to which the first, which may be words, is wrapped."""
+_LONG_WORD = 20
+"""Characters from which on a word may be broken."""
 
 
 def show(plan: Plan) -> None:
@@ -67,8 +71,15 @@ def _grid(table: Table) -> Grid:
         title_style="bold", header_style="dim",
     )  # fmt: skip
     for i, name in enumerate(table.columns):
+        words = [
+            word for cell in (name, *(r.cells[i] for r in table.rows)) for word in cell.split()
+        ]
         numeric = i > 0 and all(_is_numeric(row.cells[i]) for row in table.rows)
-        grid.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(
+            escape(name), justify="right" if numeric else "left", overflow="fold",
+            no_wrap=i == 0 and len(table.columns) > _FEW,
+            min_width=min(max(map(len, words), default=0), _LONG_WORD),
+        )  # fmt: skip
     for row in table.rows:
         grid.add_row(*map(_coloured, row.cells))
     return grid

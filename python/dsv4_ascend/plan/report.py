@@ -120,9 +120,8 @@ def bottleneck(decode: Step) -> str:
         if part / decode.seconds >= 0.005
     )
     share = worst.seconds / decode.seconds
-    return (
-        f"bottleneck: {worst.name} ({worst.bound}, {share:.0%} of the step); waiting for {shares}"
-    )
+    why = "" if worst.bound == worst.name else f"{worst.bound}, "
+    return f"bottleneck: {worst.name} ({why}{share:.0%} of the step); waiting for {shares}"
 
 
 def layout_table(plan: Plan) -> Table:
@@ -139,12 +138,15 @@ def layout_table(plan: Plan) -> Table:
             degrees = refused.setdefault(one.refused, [])
             degrees += [degree] * (degree not in degrees)
     return Table(
-        "layouts (operator time)",
+        "layouts: taken by weights, left for caches, requests at once, operator time",
         (
-            "layout", "", "weights GB", "for caches GB", "requests at once",
-            "step ms", "ms/token", "tokens/s/device",
+            "layout", "", "taken GB", "left GB", "requests",
+            "step ms", "ms a token", "tok/s a device", "best",
         ),
-        ("asked", "head-room", "weights, draft", "free", "requests", "step", "tpot", "tokens"),
+        (
+            "asked", "head-room", "weights, draft", "free", "requests", "step", "tpot", "tokens",
+            "asked",
+        ),
         tuple(_layout_row(plan, one) for one in shown),
         (
             *(Note(words, "step") for words in why_fastest(plan)),
@@ -165,10 +167,9 @@ def _layout_row(plan: Plan, one: Candidate) -> Row:
     memory, decode = one.memory, one.decode
     marks = [
         words
-        for words, best in (("fastest", plan.fastest), ("most requests", plan.largest))
+        for words, best in (("time", plan.fastest), ("room", plan.largest))
         if best is not None and best.layout == one.layout
     ]
-    label = " ".join([str(one.layout), *(f"[{mark}]" for mark in marks)])
     if not one.feasible:
         times = ("-", "-", "-")
     else:
@@ -176,7 +177,8 @@ def _layout_row(plan: Plan, one: Candidate) -> Row:
         times = (ms(decode.seconds), ms(one.tpot(decode)), f"{rate:,.0f}")
     taken = memory.weights + memory.draft
     return Row((
-        label, memory.verdict, gb(taken), gb(memory.free), f"{memory.requests:,}", *times,
+        str(one.layout), memory.verdict, gb(taken), gb(memory.free), f"{memory.requests:,}", *times,
+        ", ".join(marks),
     ))  # fmt: skip
 
 

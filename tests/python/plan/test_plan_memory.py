@@ -77,6 +77,7 @@ def test_bytes_of_a_page(device, block, pages):
     per_state = -(-8 // asked.pages.csa_state) + 1
     assert found.paged["csa state"] == 21 * per_state * sum(pages)
     assert found.paged["hca state"] % pages[1] == 0
+    assert found.paged["window"] == 43 * (128 // block + 1) * pages[1]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,15 @@ def test_requests_stop_at_captured_graphs():
     assert without.memory.requests_per_group == without.memory.held_per_group
 
 
+def test_more_requests_than_captured_graphs_take():
+    full, more = (candidate(Layout(1, 16, 16), context=1024, batch=n) for n in (4096, 4097))
+    assert full.memory.verdict != NO
+    assert more.memory.verdict == NO
+    assert "captured graphs take 256" in more.memory.breaks
+    eager = candidate(Layout(1, 16, 16), context=1024, batch=4097, graph=False)
+    assert eager.memory.verdict != NO
+
+
 @pytest.mark.parametrize("batch", [1, 16, 17, 500])
 def test_head_room_is_what_is_left(batch):
     memory = candidate(Layout(1, 16, 16), batch=batch, context=131072).memory
@@ -238,6 +248,20 @@ def test_head_room_is_what_is_left(batch):
     assert memory.per_group == -(-batch // 16)
     assert memory.head_room == pytest.approx(memory.budget - used - memory.per_group * memory.cache)
     assert (memory.verdict == NO) == (memory.head_room < 0)
+
+
+def test_the_batch_that_keeps_the_head_room():
+    memory = candidate(Layout(1, 16, 16), context=131072, batch=400).memory
+    assert memory.verdict == TIGHT
+    kept = memory.least_requests
+    for batch, verdict in ((kept, FITS), (kept + 1, TIGHT)):
+        options = {"context": 131072, "batch": batch}
+        assert candidate(Layout(1, 16, 16), **options).memory.verdict == verdict
+
+
+def test_one_device_needs_no_communication_buffers():
+    assert candidate(Layout(1, 1, 1), count=1).memory.comm == 0
+    assert candidate(Layout(1, 16, 16)).memory.comm > 0
 
 
 def test_weights_are_those_of_the_precision():

@@ -119,6 +119,14 @@ def test_another_cache_format_lifts_the_limit_of_heads():
     assert not candidate(Layout(2, 4, 8), **options, cache="c8-584").refused
 
 
+@pytest.mark.parametrize("layout", [Layout(1, 16, 16), Layout(8, 2, 16), Layout(4, 4, 4)])
+def test_tokens_of_all_devices(layout):
+    """Every request yields 1 + accepted tokens a step, whatever the layout."""
+    one = candidate(layout, batch=64, draft_tokens=3)
+    rate = one.tokens_per_second(one.decode, one.memory.per_group) * 16
+    assert rate == pytest.approx(64 * 2.44 / one.decode.seconds)
+
+
 @pytest.mark.parametrize("count", [1, 7, 12, 16, 96, 8192])
 def test_layouts_use_every_device(count):
     found = layouts(count)
@@ -150,7 +158,8 @@ def test_no_layouts(text):
 def test_ways_to_fit_do_fit():
     found = planned(device="910B4", count=8, context=131072, precision="w8a8")
     assert found.chosen.memory.verdict == NO
-    assert found.ways
+    assert any(way.startswith("--precision w4a8") for way in found.ways)
+    assert any(way.startswith("--count") for way in found.ways)
     for way in found.ways:
         words = dict(itertools.pairwise(way.split()))
         changes = {
