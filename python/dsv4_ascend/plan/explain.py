@@ -10,6 +10,7 @@ from dsv4_ascend.plan.planner import Plan
 from dsv4_ascend.plan.question import Question
 from dsv4_ascend.plan.report import Note, Row, Table, gb, headline, tables
 from dsv4_ascend.plan.rules import RULES
+from dsv4_ascend.plan.tables import DEVICES
 from dsv4_ascend.plan.work import works
 
 
@@ -96,7 +97,9 @@ def _formats(question: Question) -> Table:
     config = question.shapes.config
     width = f"{cache.entry_bytes(config):,} bytes a row, {cache.index_bytes(config)} of index keys"
     states = f"states {pages.csa_state} and {pages.hca_state} tokens a page"
+    device = DEVICES["devices"][question.device]["title"]
     rows = (
+        Row((question.device, f"{device}; preset {question.preset}", "", "devices.toml")),
         Row((precision.name, precision.title, precision.confidence, precision.source)),
         Row((cache.name, f"{cache.title}: {width}", cache.confidence, cache.source)),
         Row((f"block {pages.block}", states, pages.confidence, pages.source)),

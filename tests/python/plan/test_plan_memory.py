@@ -9,6 +9,7 @@ from dsv4_ascend.plan.cache import COMPRESSED, cache_of, geometry
 from dsv4_ascend.plan.formats import weight_bytes
 from dsv4_ascend.plan.layout import Layout
 from dsv4_ascend.plan.memory import FITS, NO, TIGHT, memory_of
+from dsv4_ascend.plan.planner import exchange_window
 from dsv4_ascend.plan.search import Judge
 
 GIB = 2**30
@@ -257,6 +258,14 @@ def test_the_batch_that_keeps_the_head_room():
     for batch, verdict in ((kept, FITS), (kept + 1, TIGHT)):
         options = {"context": 131072, "batch": batch}
         assert candidate(Layout(1, 16, 16), **options).memory.verdict == verdict
+
+
+def test_what_the_exchange_needs_of_the_buffers():
+    """512 tokens of Flash: 75 MB (docs/spec/planner.md 3.3); a device sends its share of a pass."""
+    assert exchange_window(question(), 512) / 1e6 == pytest.approx(75, abs=0.6)
+    for layout, told in (("tp=1", True), ("tp=2", False)):
+        notes = planned(context=131072, layout=layout).notes
+        assert any("HCCL_BUFFSIZE" in text for _, text in notes) == told
 
 
 def test_one_device_needs_no_communication_buffers():
