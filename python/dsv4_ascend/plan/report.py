@@ -74,13 +74,15 @@ def headline(plan: Plan) -> list[Note]:
     decode = chosen.decode
     rate = chosen.tokens_per_second(decode, memory.per_group)
     whole = numbers["package_devices"]
+    step = f"{ms(decode.seconds)} ms (roofline {ms(plan.decode_roofline.seconds)})"
+    if question.preset == "roofline":
+        step = f"{ms(decode.seconds)} ms at best (no preset for {question.device}: a lower bound)"
     package = f" ({whole * rate:,.0f} a package)" if whole > 1 else ""
     return [
         asked,
         Note(verdict_line(plan), "head-room"),
         Note(
-            f"{chosen.layout}: decode step {ms(decode.seconds)} ms (roofline "
-            f"{ms(plan.decode_roofline.seconds)}), {ms(chosen.tpot(decode))} ms per token, "
+            f"{chosen.layout}: decode step {step}, {ms(chosen.tpot(decode))} ms per token, "
             f"{rate:,.0f} tokens/s a device{package}; a prompt of {question.context:,} tokens "
             f"in {ms(plan.prefill.seconds)} ms; at most {memory.requests:,} requests at once",
             "step, tpot, tokens, prefill, requests",

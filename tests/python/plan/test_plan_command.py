@@ -51,6 +51,12 @@ def test_the_answer_comes_first(run):
         assert words in out
 
 
+def test_a_device_without_a_preset_has_a_lower_bound(run):
+    code, out, _ = run("--model flash --device H20 --count 8 --context 8192")
+    assert code == 0
+    assert "at best (no preset for H20: a lower bound)" in out.splitlines()[2]
+
+
 def test_no_says_what_breaks_and_what_would_fit(run):
     code, out, _ = run(SMALL)
     assert code == 1
