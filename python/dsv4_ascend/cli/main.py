@@ -33,6 +33,10 @@ COMMANDS = {
         "Compare every implementation with the oracle; hunt named faults.",
     ),
     "bench": ("dsv4_ascend.cli.bench:bench", "Time operators on this machine, beside torch's own."),
+    "plan": (
+        "dsv4_ascend.cli.plan:plan",
+        "Does it fit on these devices, which layout, where does the time go.",
+    ),
     "doctor": (
         "dsv4_ascend.cli.doctor:doctor",
         "Versions, devices, torch_npu and CANN: what is missing, what to do.",
