@@ -31,7 +31,8 @@ inline constexpr auto kE2M1 = at::kFloat4_e2m1fn_x2;
 inline constexpr auto kI32 = at::kInt;
 inline constexpr auto kI8 = at::kChar;
 inline constexpr auto kI4 = at::kBits4x2;
-inline const Types kHalves = {kF16, kBF16}, kFloats = {kF16, kBF16, kF32};
+inline const Types kHalves = {kF16, kBF16}, kFloats = {kF16, kBF16, kF32}, kSingle = {kF32},
+                   kInts = {kI32};
 
 struct Rule {
   const char* argument;

@@ -13,8 +13,6 @@
 namespace softnpu {
 namespace {
 
-const Types kSingle = {kF32};
-
 bool is_streams(int64_t n) { return n == 4 || n == 6 || n == 8; }
 
 // mirror-cann/ops-transformer mhc/mhc_sinkhorn/docs/aclnnMhcSinkhorn.md

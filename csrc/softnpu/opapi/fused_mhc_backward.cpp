@@ -10,8 +10,6 @@
 namespace softnpu {
 namespace {
 
-const Types kSingle = {kF32};
-
 void require_streams(In x) {
   const int64_t n = x.size(-2);
   require(n == 4 || (on_a5() && (n == 6 || n == 8)), "x", show(x),

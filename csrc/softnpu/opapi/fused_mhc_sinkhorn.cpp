@@ -12,8 +12,6 @@
 namespace softnpu {
 namespace {
 
-const Types kSingle = {kF32};
-
 struct PreSinkhorn {
   at::Tensor x, phi, alpha, bias;
   int64_t hc_mult, num_iters;

@@ -9,7 +9,6 @@ namespace softnpu::mla {
 namespace {
 
 using paged::given;
-const Types kInt32 = {kI32}, kSingle = {kF32};
 
 struct Metadata {
   at::Tensor cu_seqlens_q, cu_seqlens_ori_kv, cu_seqlens_cmp_kv, seqused_q, seqused_ori_kv,
@@ -72,7 +71,7 @@ void Metadata::check_common(const Plan& plan) const {
                {"seqused_ori_kv", seqused_ori_kv, false, ints, 1, 1, kDocument},
                {"seqused_cmp_kv", seqused_cmp_kv, false, ints, 1, 1, kDocument},
                {"cmp_residual_kv", cmp_residual_kv, false, ints, 1, 1, kDocument},
-               {"metadata", *metadata, true, kInt32, 1, 1, kDocument}});
+               {"metadata", *metadata, true, kInts, 1, 1, kDocument}});
   for (const auto& [x, name] : {std::pair(seqused_q, "seqused_q"),
                                 {ori_topk_length, "ori_topk_length"},
                                 {cmp_topk_length, "cmp_topk_length"}})
@@ -212,9 +211,9 @@ void Attention::check_common(const Types& of_queries, const Types& of_keys, int6
   check_table({{"q", q, true, of_queries, 3, 4, kDocument},
                {"ori_kv", ori_kv, true, of_keys, 3, 4, kDocument},
                {"cmp_kv", cmp_kv, false, of_keys, 3, 4, kDocument},
-               {"cmp_sparse_indices", cmp_sparse_indices, false, kInt32, 3, 4, kDocument},
-               {"ori_block_table", ori_block_table, false, kInt32, 2, 2, kDocument},
-               {"cmp_block_table", cmp_block_table, false, kInt32, 2, 2, kDocument},
+               {"cmp_sparse_indices", cmp_sparse_indices, false, kInts, 3, 4, kDocument},
+               {"ori_block_table", ori_block_table, false, kInts, 2, 2, kDocument},
+               {"cmp_block_table", cmp_block_table, false, kInts, 2, 2, kDocument},
                {"cu_seqlens_q", cu_seqlens_q, false, ints, 1, 1, kDocument},
                {"cu_seqlens_ori_kv", cu_seqlens_ori_kv, false, ints, 1, 1, kDocument},
                {"cu_seqlens_cmp_kv", cu_seqlens_cmp_kv, false, ints, 1, 1, kDocument},
@@ -222,7 +221,7 @@ void Attention::check_common(const Types& of_queries, const Types& of_keys, int6
                {"seqused_cmp_kv", seqused_cmp_kv, false, ints, 1, 1, kDocument},
                {"cmp_residual_kv", cmp_residual_kv, false, ints, 1, 1, kDocument},
                {"sinks", sinks, true, kSingle, 1, 1, kDocument},
-               {"metadata", metadata, true, kInt32, 1, 1, kDocument},
+               {"metadata", metadata, true, kInts, 1, 1, kDocument},
                {"attention_out", *attention_out, true, of_queries, 3, 4, kDocument}});
   for (const auto& [x, name] : {std::pair(ori_sparse_indices, "ori_sparse_indices"),
                                 {ori_topk_length, "ori_topk_length"},

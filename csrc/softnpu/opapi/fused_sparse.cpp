@@ -13,7 +13,6 @@
 namespace softnpu::sparse {
 namespace {
 
-const Types kInt32 = {at::kInt};
 constexpr int64_t kWidth = 512, kRope = 64,
                   kTile = 128;  // of a head, of its rotated part, of one dequantisation scale
 
@@ -99,10 +98,10 @@ void Attention::check() const {
   check_table({{"query", query, true, kHalves, 3, 4, kDocument},
                {"key", key, true, kHalves, 3, 4, kDocument},
                {"value", value, true, kHalves, 3, 4, kDocument},
-               {"sparse_indices", sparse_indices, true, kInt32, 3, 4, kDocument},
-               {"block_table", block_table, false, kInt32, 2, 2, kDocument},
-               {"actual_seq_lengths_query", query_lengths, false, kInt32, 1, 1, kDocument},
-               {"actual_seq_lengths_kv", key_lengths, false, kInt32, 1, 1, kDocument},
+               {"sparse_indices", sparse_indices, true, kInts, 3, 4, kDocument},
+               {"block_table", block_table, false, kInts, 2, 2, kDocument},
+               {"actual_seq_lengths_query", query_lengths, false, kInts, 1, 1, kDocument},
+               {"actual_seq_lengths_kv", key_lengths, false, kInts, 1, 1, kDocument},
                {"query_rope", query_rope, true, kHalves, 3, 4, rope},
                {"key_rope", key_rope, true, kHalves, 3, 4, rope},
                {"sinks", sinks, false, {kF32}, 1, 1, kDocument}});
@@ -131,10 +130,10 @@ void Attention::check_quantised() const {
   check_table({{"query", query, true, kHalves, 3, 4, kDocument},
                {"key", key, true, types, 3, 4, kDocument},
                {"value", value, true, types, 3, 4, kDocument},
-               {"sparse_indices", sparse_indices, true, kInt32, 3, 4, kDocument},
-               {"block_table", block_table, false, kInt32, 2, 2, kDocument},
-               {"actual_seq_lengths_query", query_lengths, false, kInt32, 1, 1, kDocument},
-               {"actual_seq_lengths_kv", key_lengths, false, kInt32, 1, 1, kDocument}});
+               {"sparse_indices", sparse_indices, true, kInts, 3, 4, kDocument},
+               {"block_table", block_table, false, kInts, 2, 2, kDocument},
+               {"actual_seq_lengths_query", query_lengths, false, kInts, 1, 1, kDocument},
+               {"actual_seq_lengths_kv", key_lengths, false, kInts, 1, 1, kDocument}});
   require(!key_dequant_scale.defined(), "key_dequant_scale", show(key_dequant_scale),
           "nothing (reserved)");
   require(!value_dequant_scale.defined(), "value_dequant_scale", show(value_dequant_scale),

@@ -9,8 +9,6 @@
 namespace softnpu::sparse {
 namespace {
 
-const Types kInt32 = {at::kInt};
-
 struct Indexer {  // LightningIndexer, and the one with quantised keys
   at::Tensor query, key, weights, query_scale, key_scale, query_lengths, key_lengths, block_table;
   int64_t query_quant_mode, key_quant_mode;
@@ -64,9 +62,9 @@ void Indexer::check() const {
       {{"query", query, true, kHalves, 3, 4, kDocument},
        {"key", key, true, kHalves, 3, 4, kDocument},
        {"weights", weights, true, on_a5() ? kHalves : Types{kF16, kBF16, kF32}, 2, 3, kDocument},
-       {"actual_seq_lengths_query", query_lengths, false, kInt32, 1, 1, kDocument},
-       {"actual_seq_lengths_key", key_lengths, false, kInt32, 1, 1, kDocument},
-       {"block_table", block_table, false, kInt32, 2, 2, kDocument}});
+       {"actual_seq_lengths_query", query_lengths, false, kInts, 1, 1, kDocument},
+       {"actual_seq_lengths_key", key_lengths, false, kInts, 1, 1, kDocument},
+       {"block_table", block_table, false, kInts, 2, 2, kDocument}});
   check_common();
   require(weights.scalar_type() == kF32 || weights.scalar_type() == query.scalar_type(), "weights",
           show(weights), "the dtype of query (or, on A2 and A3, fp32)");
@@ -88,9 +86,9 @@ void Indexer::check_quantised() const {
                {"weights", weights, true, on_a5() ? kHalves : Types{kF16}, 2, 3, source},
                {"query_dequant_scale", query_scale, true, scales, 2, 3, source},
                {"key_dequant_scale", key_scale, true, scales, 2, 3, source},
-               {"actual_seq_lengths_query", query_lengths, false, kInt32, 1, 1, kDocument},
-               {"actual_seq_lengths_key", key_lengths, false, kInt32, 1, 1, kDocument},
-               {"block_table", block_table, false, kInt32, 2, 2, kDocument}});
+               {"actual_seq_lengths_query", query_lengths, false, kInts, 1, 1, kDocument},
+               {"actual_seq_lengths_key", key_lengths, false, kInts, 1, 1, kDocument},
+               {"block_table", block_table, false, kInts, 2, 2, kDocument}});
   check_common();
   // weights, scales: fp16 with fp16; with FP8 also bf16 with fp32
   const auto expected = weights.scalar_type() == kF16 ? kF16 : kF32;

@@ -14,7 +14,6 @@
 namespace softnpu::paged {
 namespace {
 
-const Types kInt32 = {kI32};
 constexpr int64_t kHeadWidth = 128;
 enum Quantised : int64_t { kNotQuantised, kFp8, kInt8 };  // the page's quant_mode; 4 is HiFloat8
 
@@ -114,7 +113,7 @@ void Metadata::check() const {
                {"seqused_q", seqused_q, false, kLengths, 1, 1, kDocument},
                {"seqused_k", seqused_k, false, kLengths, 1, 1, kDocument},
                {"cmp_residual_k", cmp_residual_k, false, kLengths, 1, 1, kDocument},
-               {"metadata", *metadata, true, kInt32, 1, 1, kDocument}});
+               {"metadata", *metadata, true, kInts, 1, 1, kDocument}});
   require(num_heads_k == 1, "num_heads_k", text(num_heads_k), "1");
   require(head_dim == kHeadWidth, "head_dim", text(head_dim), "128");
   require(batch_size >= 0, "batch_size", text(batch_size), "0 or more");
@@ -193,9 +192,9 @@ void Indexer::check_common(const Types& types, const Types& of_weights) const {
                {"seqused_q", seqused_q, false, kLengths, 1, 1, kDocument},
                {"seqused_k", seqused_k, false, kLengths, 1, 1, kDocument},
                {"cmp_residual_k", cmp_residual_k, false, kLengths, 1, 1, kDocument},
-               {"block_table", block_table, false, kInt32, 2, 2, kDocument},
-               {"metadata", metadata, false, kInt32, 1, 1, kDocument},
-               {"sparse_indices", *sparse_indices, true, kInt32, 3, 4, kDocument},
+               {"block_table", block_table, false, kInts, 2, 2, kDocument},
+               {"metadata", metadata, false, kInts, 1, 1, kDocument},
+               {"sparse_indices", *sparse_indices, true, kInts, 3, 4, kDocument},
                {"sparse_values", *sparse_values, true, values, 1, 4, kDocument}});
   require(!given(output_idx_offset), "output_idx_offset", show(output_idx_offset),
           "nothing (an offset is not emulated)");

@@ -22,6 +22,9 @@ struct GraphArguments {
   bool flag(const char* name) const { return attribute<int64_t>(name) != 0; }
 };
 
+// Sums are fp32.
+inline at::Tensor wide(In x) { return x.defined() && x.is_floating_point() ? x.to(at::kFloat) : x; }
+
 std::vector<int64_t> integers(In values);  // sizes, axes and the like that came as a tensor
 
 int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArguments&));

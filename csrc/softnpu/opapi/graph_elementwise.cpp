@@ -51,8 +51,6 @@ at::Tensor fast_gelu_slope(In x) {
   return s.add(x.mul(1.702).mul(s).mul(s.neg().add(1)));
 }
 
-at::Tensor wide(In x) { return x.is_floating_point() ? x.to(at::kFloat) : x; }
-
 }  // namespace
 
 #define UNARY(NAME, FUNCTION) \

@@ -12,10 +12,6 @@
 namespace softnpu {
 namespace {
 
-at::Tensor wide(In x) {
-  return x.defined() && x.is_floating_point() ? x.to(at::kFloat) : x;  // sums are fp32
-}
-
 void product(const GraphArguments& a, const char* first, const char* second) {
   const auto operand = [&a](size_t i, const char* turned) {
     return a.flag(turned) ? wide(a.in(i)).transpose(-1, -2) : wide(a.in(i));

@@ -61,8 +61,12 @@ at::Tensor reduced(In gradient, In x, int64_t reduction) {
 }
 
 // The statistics of half-precision values are fp32, which ATen's kernels do not mix with them.
-at::Tensor wide(In x) { return at::isReducedFloatingType(x.scalar_type()) ? x.to(at::kFloat) : x; }
-std::optional<at::Tensor> wide(OptionalIn x) { return x ? std::optional(wide(*x)) : std::nullopt; }
+at::Tensor in_fp32(In x) {
+  return at::isReducedFloatingType(x.scalar_type()) ? x.to(at::kFloat) : x;
+}
+std::optional<at::Tensor> in_fp32(OptionalIn x) {
+  return x ? std::optional(in_fp32(*x)) : std::nullopt;
+}
 
 }  // namespace
 OP(aclnnSoftmax, [](In x, int64_t dim, Out o) { o = at::softmax(x, dim, o->scalar_type()); })
@@ -79,7 +83,8 @@ OP(aclnnGluBackward,
 
 OP(aclnnLayerNorm, [](In x, Ints shape, OptionalIn weight, OptionalIn bias, double eps, Out o,
                       OptionalOut mean, OptionalOut rstd) {
-  const auto [y, m, r] = at::native_layer_norm(wide(x), shape, wide(weight), wide(bias), eps);
+  const auto [y, m, r] =
+      at::native_layer_norm(in_fp32(x), shape, in_fp32(weight), in_fp32(bias), eps);
   o = y;
   if (mean && m.numel()) mean = m;
   if (rstd && r.numel()) rstd = r;
@@ -87,9 +92,9 @@ OP(aclnnLayerNorm, [](In x, Ints shape, OptionalIn weight, OptionalIn bias, doub
 OP(aclnnLayerNormBackward,
    [](In gradient, In x, Ints shape, In mean, In rstd, OptionalIn weight, OptionalIn bias,
       Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
-     const auto [gx, gw, gb] =
-         at::native_layer_norm_backward(wide(gradient), wide(x), shape, wide(mean), wide(rstd),
-                                        wide(weight), wide(bias), {mask[0], mask[1], mask[2]});
+     const auto [gx, gw, gb] = at::native_layer_norm_backward(
+         in_fp32(gradient), in_fp32(x), shape, in_fp32(mean), in_fp32(rstd), in_fp32(weight),
+         in_fp32(bias), {mask[0], mask[1], mask[2]});
      if (mask[0]) dx = gx;
      if (mask[1] && weight) dweight = gw;
      if (mask[2] && bias) dbias = gb;
@@ -97,7 +102,7 @@ OP(aclnnLayerNormBackward,
 OP(aclnnGroupNorm, [](In x, OptionalIn weight, OptionalIn bias, int64_t n, int64_t c,
                       int64_t spatial, int64_t groups, double eps, Out o, Out mean, Out rstd) {
   const auto [y, m, r] =
-      at::native_group_norm(wide(x), wide(weight), wide(bias), n, c, spatial, groups, eps);
+      at::native_group_norm(in_fp32(x), in_fp32(weight), in_fp32(bias), n, c, spatial, groups, eps);
   o = y;
   mean = m;
   rstd = r;
@@ -111,27 +116,27 @@ OP(aclnnBatchNorm, [](In x, OptionalIn weight, OptionalIn bias, OptionalOut runn
   if (training) mean = m, rstd = r;
 })
 
-OP(aclnnGroupNormBackward, [](In gradient, In x, In mean, In rstd, OptionalIn weight, int64_t n,
-                              int64_t c, int64_t spatial, int64_t groups, Bools mask,
-                              OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
-  const auto [gx, gw, gb] =
-      at::native_group_norm_backward(wide(gradient), wide(x), wide(mean), wide(rstd), wide(weight),
-                                     n, c, spatial, groups, {mask[0], mask[1], mask[2]});
-  if (mask[0]) dx = gx;
-  if (mask[1] && weight) dweight = gw;
-  if (mask[2] && dbias) dbias = gb;
-})
-OP(aclnnBatchNormBackward,
-   [](In gradient, In x, OptionalIn weight, OptionalIn running_mean, OptionalIn running_var,
-      OptionalIn mean, OptionalIn rstd, bool training, double eps, Bools mask, OptionalOut dx,
-      OptionalOut dweight, OptionalOut dbias) {
-     const auto [gx, gw, gb] = at::native_batch_norm_backward(
-         wide(gradient), wide(x), wide(weight), wide(running_mean), wide(running_var), wide(mean),
-         wide(rstd), training, eps, {mask[0], mask[1], mask[2]});
+OP(aclnnGroupNormBackward,
+   [](In gradient, In x, In mean, In rstd, OptionalIn weight, int64_t n, int64_t c, int64_t spatial,
+      int64_t groups, Bools mask, OptionalOut dx, OptionalOut dweight, OptionalOut dbias) {
+     const auto [gx, gw, gb] = at::native_group_norm_backward(
+         in_fp32(gradient), in_fp32(x), in_fp32(mean), in_fp32(rstd), in_fp32(weight), n, c,
+         spatial, groups, {mask[0], mask[1], mask[2]});
      if (mask[0]) dx = gx;
-     if (mask[1]) dweight = gw;
-     if (mask[2]) dbias = gb;
+     if (mask[1] && weight) dweight = gw;
+     if (mask[2] && dbias) dbias = gb;
    })
+OP(aclnnBatchNormBackward, [](In gradient, In x, OptionalIn weight, OptionalIn running_mean,
+                              OptionalIn running_var, OptionalIn mean, OptionalIn rstd,
+                              bool training, double eps, Bools mask, OptionalOut dx,
+                              OptionalOut dweight, OptionalOut dbias) {
+  const auto [gx, gw, gb] = at::native_batch_norm_backward(
+      in_fp32(gradient), in_fp32(x), in_fp32(weight), in_fp32(running_mean), in_fp32(running_var),
+      in_fp32(mean), in_fp32(rstd), training, eps, {mask[0], mask[1], mask[2]});
+  if (mask[0]) dx = gx;
+  if (mask[1]) dweight = gw;
+  if (mask[2]) dbias = gb;
+})
 
 OP(aclnnMseLoss,
    [](In x, In target, int64_t reduction, Out o) { o = at::mse_loss(x, target, reduction); })

@@ -10,8 +10,6 @@
 namespace softnpu {
 namespace {
 
-const Types kSingle = {kF32};
-
 struct Mixes {
   at::Tensor x, hc_fn, hc_scale, hc_base;
   int64_t hc_mult, hc_sinkhorn_iters;
