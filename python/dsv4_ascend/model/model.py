@@ -187,7 +187,7 @@ class Model:
         of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still move
         with the shapes of a batch, by roundings, and a text with them. stop_ids default to the
         config's eos tokens. On an NPU a decode step whose operators all have launchers is captured
-        as a graph, one per number of sequences, and replayed, unless there are drafts or `eager`.
+        as a graph, with its drafts, one per number of sequences, and replayed, unless `eager`.
         ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
@@ -225,7 +225,7 @@ class Model:
             max_tokens=longest + max_new_tokens + 2 * drafts,
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
-        captured = self.device.type == "npu" and not drafts and not eager
+        captured = self.device.type == "npu" and not eager
         generator = Generator(
             self.network,
             cache,
@@ -233,7 +233,7 @@ class Model:
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
             draft_tokens=draft_tokens,
-            graphs=DecodeGraphs(self.network, cache) if captured else None,
+            decoder=DecodeGraphs(self.network, cache) if captured else None,
         )
         yield from generator.run(ids)
         if generator.drafted:
