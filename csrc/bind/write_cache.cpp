@@ -29,8 +29,30 @@ struct WriteCacheKernel {
   }
 };
 
+struct WriteCachesKernel {
+  static WhyNot why_not(const Context& context, const at::Tensor& cache, const at::Tensor& other,
+                        const at::Tensor& rows, const at::Tensor& other_rows,
+                        const at::Tensor& slots) {
+    const WhyNot reason = WriteCacheKernel::why_not(context, cache, rows, slots);
+    if (reason) {
+      return reason;
+    }
+    const WhyNot gap = not_adjacent("other", other);
+    return gap ? gap : not_adjacent("other_rows", other_rows);
+  }
+
+  static void run(const at::Tensor& cache, const at::Tensor& other, const at::Tensor& rows,
+                  const at::Tensor& other_rows, const at::Tensor& slots) {
+    WriteCacheKernel::run(cache, rows, slots);
+    WriteCacheKernel::run(other, other_rows, slots);
+  }
+};
+
 struct Registration {
   Registration() {
+    add_candidate("write_caches", c10::DeviceType::CPU, "write_caches/portable",
+                  &TypedPredicate<&WriteCachesKernel::why_not>::why_not,
+                  &TypedFunction<&WriteCachesKernel::run>::run);
     add_candidate("write_cache", c10::DeviceType::CPU, "write_cache/portable",
                   &TypedPredicate<&WriteCacheKernel::why_not>::why_not,
                   &TypedFunction<&WriteCacheKernel::run>::run);
