@@ -1,6 +1,7 @@
 #include "cpu/gate.h"
 
 #include "candidate.h"
+#include "single_precision.h"
 #include "tensor_view.h"
 
 namespace dsv4::bind {
@@ -45,8 +46,8 @@ cpu::Gate gate_of(const at::Tensor& x, const at::Tensor& weight, int64_t k, doub
 template <bool folded>
 struct GateTopk {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight,
-                        const at::Tensor&, int64_t, double) {
-    return not_router(x, weight);
+                        const at::Tensor& bias, int64_t, double) {
+    return first_of(not_router(x, weight), not_single("bias", bias));
   }
 
   template <Isa isa>

@@ -1,6 +1,7 @@
 #include "cpu/rope.h"
 
 #include "candidate.h"
+#include "single_precision.h"
 #include "tensor_view.h"
 
 namespace dsv4::bind {
@@ -22,9 +23,9 @@ struct ApplyRopeKernel {
 };
 
 struct RopeKernel {
-  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
-                        bool) {
-    return not_float_rows("x", x);
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor& inv_freq, bool) {
+    return first_of(not_float_rows("x", x), not_single("inv_freq", inv_freq));
   }
 
   template <Isa isa>

@@ -4,6 +4,7 @@
 
 #include "candidate.h"
 #include "paged_view.h"
+#include "single_precision.h"
 #include "tensor_view.h"
 
 namespace dsv4::bind {
@@ -12,11 +13,12 @@ namespace {
 using Optional = std::optional<at::Tensor>;
 
 struct SparseAttentionKernel {
-  static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor&,
+  static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& sink,
                         const at::Tensor& window_cache, const at::Tensor&,
                         const Optional& cmp_cache, const Optional&, const Optional&,
                         const at::Tensor&, const at::Tensor&, int64_t, int64_t) {
     WhyNot reason = not_float_rows("q", q);
+    if (!reason) reason = not_single("sink", sink);
     if (!reason) reason = not_float_rows("window_cache", window_cache);
     if (!reason && cmp_cache) reason = not_float_rows("cmp_cache", *cmp_cache);
     return reason;

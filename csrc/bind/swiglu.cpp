@@ -1,6 +1,7 @@
 #include "cpu/swiglu.h"
 
 #include "candidate.h"
+#include "single_precision.h"
 #include "tensor_view.h"
 
 namespace dsv4::bind {
@@ -24,8 +25,10 @@ cpu::Swiglu product_of(const at::Tensor& gate, const at::Tensor& up, const Weigh
 
 struct SwigluKernel {
   static WhyNot why_not(const Context&, const at::Tensor& gate, const at::Tensor& up,
-                        const Weights&, double) {
-    return first_of(not_float_rows("gate", gate), not_float_rows("up", up));
+                        const Weights& weights, double) {
+    WhyNot reason = first_of(not_float_rows("gate", gate), not_float_rows("up", up));
+    if (!reason && weights) reason = not_single("weights", *weights);
+    return reason;
   }
 
   template <Isa isa>

@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "single_precision.h"
+
 namespace dsv4::bind {
 
 DType dtype_of(const at::Tensor& tensor) {
@@ -40,6 +42,13 @@ RowLayout rows_of(const at::Tensor& tensor) {
 
 Indices indices_of(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.scalar_type() == at::kLong};
+}
+
+WhyNot not_single(const char* name, const at::Tensor& tensor) {
+  if (tensor.scalar_type() == at::kFloat) {
+    return std::nullopt;
+  }
+  return std::string(name) + " is float64, which only the reference computes";
 }
 
 WhyNot not_float_rows(const char* name, const at::Tensor& tensor) {
