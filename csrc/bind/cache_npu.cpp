@@ -13,15 +13,30 @@ WhyNot not_cache(const at::Tensor& cache, const at::Tensor& rows) {
 }
 
 struct Write {
-  static WhyNot why_not(const Context&, const at::Tensor& cache, const at::Tensor& rows,
+  static WhyNot why_not(const Context& context, const at::Tensor& cache, const at::Tensor& rows,
                         const at::Tensor&) {
-    return first(not_of("cache", cache, kHalves), not_cache(cache, rows));
+    return first(unless(!on_a5(context), "A5 takes two caches"), not_of("cache", cache, kHalves),
+                 not_cache(cache, rows));
   }
 
   static void run(const at::Tensor& cache, const at::Tensor& rows, const at::Tensor& slots) {
     const at::Tensor nothing = at::empty({}, rows.options());
     scatter(NpuCall("write_cache", cache), slots, one_head(rows), one_head(cache), nothing,
             nothing);
+  }
+};
+
+struct WriteTwo {
+  static WhyNot why_not(const Context&, const at::Tensor& cache, const at::Tensor& other,
+                        const at::Tensor& rows, const at::Tensor& other_rows, const at::Tensor&) {
+    return first(not_of("cache", cache, kHalves), not_cache(cache, rows),
+                 not_cache(other, other_rows));
+  }
+
+  static void run(const at::Tensor& cache, const at::Tensor& other, const at::Tensor& rows,
+                  const at::Tensor& other_rows, const at::Tensor& slots) {
+    scatter(NpuCall("write_caches", cache), slots, one_head(rows), one_head(cache),
+            one_head(other_rows), one_head(other));
   }
 };
 
@@ -95,6 +110,7 @@ struct WriteTokenFp8 {
 
 const NpuRegistration<WriteOne, npu::ScatterPaCache> write_cache_one("write_cache");
 const NpuRegistration<Write, npu::ScatterPaKvCache> write_cache_both("write_cache");
+const NpuRegistration<WriteTwo, npu::ScatterPaKvCache> write_caches("write_caches");
 const NpuRegistration<WriteInt8, npu::ScatterPaKvCache, npu::DynamicQuant> write_int8(
     "write_cache_indexer_int8");
 const NpuRegistration<WriteLatents, npu::KvCompressEpilog> write_latents("write_cache_kv_epilog");

@@ -45,8 +45,8 @@ cpu::Gate gate_of(const at::Tensor& x, const at::Tensor& weight, int64_t k, doub
 template <bool folded>
 struct GateTopk {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& weight,
-                        const at::Tensor&, int64_t, double) {
-    return not_router(x, weight);
+                        const at::Tensor& bias, int64_t, double) {
+    return first(not_router(x, weight), not_single("bias", bias));
   }
 
   template <Isa isa>

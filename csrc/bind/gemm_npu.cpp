@@ -57,31 +57,10 @@ struct Pair {
 
   static std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& x, const at::Tensor& first_weight,
                                                 const at::Tensor& second_weight) {
-    const at::Tensor rows = x.contiguous();
-    const at::Tensor one = columns(first_weight), other = columns(second_weight);
     at::Tensor first_out = rows_out(x, first_weight, x.scalar_type());
     at::Tensor second_out = rows_out(x, second_weight, x.scalar_type());
-    const NpuCall call("linear_pair", x);
-    call.launch(npu::GroupedMatmul{call.list(rows, rows),
-                                   call.list(one, other),
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   npu::GroupedMatmul::kOutputEach,
-                                   npu::GroupedMatmul::kApart,
-                                   npu::GroupedMatmul::kPrefixSums,
-                                   npu::GroupedMatmul::kNoActivation,
-                                   {},
-                                   call.out_list(first_out, second_out),
-                                   {},
-                                   {}});
+    paired_product(NpuCall("linear_pair", x), x, first_weight, second_weight, first_out,
+                   second_out);
     return {first_out, second_out};
   }
 };
@@ -187,6 +166,33 @@ void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor&
                                  npu::GroupedMatmul::kNoActivation,
                                  {},
                                  call.out_list(out),
+                                 {},
+                                 {}});
+}
+
+void paired_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& first_weight,
+                    const at::Tensor& second_weight, const at::Tensor& first_out,
+                    const at::Tensor& second_out) {
+  const at::Tensor rows = x.contiguous();
+  const at::Tensor one = columns(first_weight), other = columns(second_weight);
+  call.launch(npu::GroupedMatmul{call.list(rows, rows),
+                                 call.list(one, other),
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 npu::GroupedMatmul::kOutputEach,
+                                 npu::GroupedMatmul::kApart,
+                                 npu::GroupedMatmul::kPrefixSums,
+                                 npu::GroupedMatmul::kNoActivation,
+                                 {},
+                                 call.out_list(first_out, second_out),
                                  {},
                                  {}});
 }

@@ -36,8 +36,9 @@ cpu::HyperMix mix_of(const at::Tensor& x, const at::Tensor& fn, const at::Tensor
 
 struct HcPre {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& fn,
-                        const at::Tensor&, const at::Tensor&, int64_t, double, double) {
-    return first(not_streams(x), not_float_rows("fn", fn));
+                        const at::Tensor& base, const at::Tensor& scale, int64_t, double, double) {
+    return first(not_streams(x), not_float_rows("fn", fn), not_single("base", base),
+                 not_single("scale", scale));
   }
 
   template <Isa isa>
@@ -61,8 +62,9 @@ struct HcPre {
 
 struct HcHead {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& fn,
-                        const at::Tensor&, const at::Tensor&, double, double) {
-    return first(not_streams(x), not_float_rows("fn", fn));
+                        const at::Tensor& base, const at::Tensor& scale, double, double) {
+    return first(not_streams(x), not_float_rows("fn", fn), not_single("base", base),
+                 not_single("scale", scale));
   }
 
   template <Isa isa>
@@ -75,9 +77,10 @@ struct HcHead {
 };
 
 struct HcPost {
-  static WhyNot why_not(const Context&, const at::Tensor& z, const at::Tensor& x, const at::Tensor&,
-                        const at::Tensor&) {
-    return first(not_streams(x), not_float_rows("z", z));
+  static WhyNot why_not(const Context&, const at::Tensor& z, const at::Tensor& x,
+                        const at::Tensor& post, const at::Tensor& comb) {
+    return first(not_streams(x), not_float_rows("z", z), not_single("post", post),
+                 not_single("comb", comb));
   }
 
   template <Isa isa>

@@ -173,32 +173,38 @@ struct Prolog {
   }
 };
 
+// In bf16, with the product of another weight that takes the same rows.
 struct WideProlog {
+  using Four = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
-                        const at::Tensor& wq_b, const at::Tensor& weights_proj,
-                        const at::Tensor& pooled, const at::Tensor& norm, double eps,
-                        const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& entry_cos,
+                        const at::Tensor& wq_b, const at::Tensor& beside,
+                        const at::Tensor& weights_proj, const at::Tensor& pooled,
+                        const at::Tensor& norm, double eps, const at::Tensor& cos,
+                        const at::Tensor& sin, const at::Tensor& entry_cos,
                         const at::Tensor& entry_sin) {
     const Given given{x, weights_proj, pooled, norm, eps, cos, sin, entry_cos, entry_sin};
-    return first(empty("wq_b", wq_b), given.why_not());
+    return first(empty("wq_b", wq_b), empty("beside", beside), given.why_not());
   }
 
-  static Results run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& wq_b,
-                     const at::Tensor& weights_proj, const at::Tensor& pooled,
-                     const at::Tensor& norm, double eps, const at::Tensor& cos,
-                     const at::Tensor& sin, const at::Tensor& entry_cos,
-                     const at::Tensor& entry_sin) {
+  static Four run(const at::Tensor& x, const at::Tensor& qr, const at::Tensor& wq_b,
+                  const at::Tensor& beside, const at::Tensor& weights_proj,
+                  const at::Tensor& pooled, const at::Tensor& norm, double eps,
+                  const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& entry_cos,
+                  const at::Tensor& entry_sin) {
     const Given given{x, weights_proj, pooled, norm, eps, cos, sin, entry_cos, entry_sin};
     const NpuCall call("indexer_prolog", x);
     const Rows rows(given);
-    product_into(call, qr.contiguous(), wq_b, rows.of_tokens());
+    const at::Tensor product = rows_out(qr, beside, qr.scalar_type());
+    paired_product(call, qr, wq_b, beside, rows.of_tokens(), product);
     rows.norm_and_turn(call);
     return {rows.by_head(rows.queries_of(rows.all)), rows.keys_of(rows.all),
-            single_product(call, x.contiguous(), weights_proj)};
+            single_product(call, x.contiguous(), weights_proj), product};
   }
 };
 
-const NpuRegistration<WideProlog, npu::Matmul, npu::RmsNorm, npu::InplacePartialRotaryMul>
+const NpuRegistration<WideProlog, npu::GroupedMatmul, npu::RmsNorm, npu::InplacePartialRotaryMul,
+                      npu::Matmul>
     indexer_prolog("indexer_prolog");
 const NpuRegistration<Prolog<Int8Codes>, npu::RotateQuant, npu::QuantMatmul, npu::RmsNorm,
                       npu::InplacePartialRotaryMul, npu::Matmul, npu::Cast, npu::ScatterPaKvCache>

@@ -30,6 +30,11 @@ struct Scales {
 void grouped_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
                      const Groups& groups, const at::Tensor& out, const Scales& scales = {});
 
+// The products of rows x [T, K] with two weights [N, K] of the same dtype, into a result of each.
+void paired_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& first_weight,
+                    const at::Tensor& second_weight, const at::Tensor& first_out,
+                    const at::Tensor& second_out);
+
 // out [T, N] of int8 or MX rows x [T, K] and the weight [N, K], with the scales of both.
 void quant_product(const NpuCall& call, const at::Tensor& x, const at::Tensor& weight,
                    const Scales& scales, int64_t group_size, const at::Tensor& out);

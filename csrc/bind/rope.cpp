@@ -22,9 +22,9 @@ struct ApplyRopeKernel {
 };
 
 struct RopeKernel {
-  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&, const at::Tensor&,
-                        bool) {
-    return not_float_rows("x", x);
+  static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor&,
+                        const at::Tensor& inv_freq, bool) {
+    return first(not_float_rows("x", x), not_single("inv_freq", inv_freq));
   }
 
   template <Isa isa>

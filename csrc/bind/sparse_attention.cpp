@@ -10,11 +10,12 @@ namespace dsv4::bind {
 namespace {
 
 struct SparseAttentionKernel {
-  static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor&,
+  static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& sink,
                         const at::Tensor& window_cache, const at::Tensor&,
                         const Optional& cmp_cache, const Optional&, const Optional&,
                         const at::Tensor&, const at::Tensor&, int64_t, int64_t) {
-    return first(not_float_rows("q", q), not_float_rows("window_cache", window_cache),
+    return first(not_float_rows("q", q), not_single("sink", sink),
+                 not_float_rows("window_cache", window_cache),
                  cmp_cache ? not_float_rows("cmp_cache", *cmp_cache) : std::nullopt);
   }
 

@@ -24,8 +24,9 @@ cpu::Swiglu product_of(const at::Tensor& gate, const at::Tensor& up, const Weigh
 
 struct SwigluKernel {
   static WhyNot why_not(const Context&, const at::Tensor& gate, const at::Tensor& up,
-                        const Weights&, double) {
-    return first(not_float_rows("gate", gate), not_float_rows("up", up));
+                        const Weights& weights, double) {
+    return first(not_float_rows("gate", gate), not_float_rows("up", up),
+                 weights ? not_single("weights", *weights) : std::nullopt);
   }
 
   template <Isa isa>

@@ -42,6 +42,13 @@ Indices indices_of(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.scalar_type() == at::kLong};
 }
 
+WhyNot not_single(const char* name, const at::Tensor& tensor) {
+  if (tensor.scalar_type() == at::kFloat) {
+    return std::nullopt;
+  }
+  return std::string(name) + " is float64, which only the reference computes";
+}
+
 WhyNot not_float_rows(const char* name, const at::Tensor& tensor) {
   const auto type = tensor.scalar_type();
   if (type == at::kDouble) {

@@ -28,6 +28,10 @@ Indices indices_of(const at::Tensor& tensor);
 // Why a float kernel over rows of adjacent elements does not run a tensor.
 WhyNot not_float_rows(const char* name, const at::Tensor& tensor);
 
+// Why a kernel does not read values of fp32, in whose place contracts take fp64 so that gradients
+// can be checked; strides are any.
+WhyNot not_single(const char* name, const at::Tensor& tensor);
+
 // Why a kernel over rows of adjacent elements of any dtype does not run a tensor.
 WhyNot not_adjacent_elements(const char* name, const at::Tensor& tensor);
 

@@ -22,8 +22,25 @@ struct WriteCacheKernel {
   }
 };
 
-const PortableRegistration<&WriteCacheKernel::why_not, &WriteCacheKernel::run> registration(
+struct WriteCachesKernel {
+  static WhyNot why_not(const Context& context, const at::Tensor& cache, const at::Tensor& other,
+                        const at::Tensor& rows, const at::Tensor& other_rows,
+                        const at::Tensor& slots) {
+    return first(WriteCacheKernel::why_not(context, cache, rows, slots),
+                 WriteCacheKernel::why_not(context, other, other_rows, slots));
+  }
+
+  static void run(const at::Tensor& cache, const at::Tensor& other, const at::Tensor& rows,
+                  const at::Tensor& other_rows, const at::Tensor& slots) {
+    WriteCacheKernel::run(cache, rows, slots);
+    WriteCacheKernel::run(other, other_rows, slots);
+  }
+};
+
+const PortableRegistration<&WriteCacheKernel::why_not, &WriteCacheKernel::run> write_cache(
     "write_cache");
+const PortableRegistration<&WriteCachesKernel::why_not, &WriteCachesKernel::run> write_caches(
+    "write_caches");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -5,9 +5,11 @@
 
 namespace dsv4::npu {
 
-struct ScatterPaKvCache {  // rows to flat slots of one or two caches; negative slots are skipped
+// Rows to flat slots of two caches, on A2 and A3 of one; negative slots are skipped.
+struct ScatterPaKvCache {
   static constexpr const char* symbol = "aclnnScatterPaKvCache";
-  static constexpr std::array versions = {Version{Package::builtin, kA2 | kA3, {8, 3}}};
+  static constexpr std::array versions = {Version{Package::builtin, kA2 | kA3, {8, 3}},
+                                          Version{Package::builtin, kA5, {9, 0}}};
   In key;
   Out key_cache;
   In slot_mapping;

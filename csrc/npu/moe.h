@@ -55,11 +55,12 @@ struct MoeGatingTopK : Gating {  // kSqrtSoftplus on A5 only
   static constexpr std::array versions = {Version{Package::builtin, kAllChips, {9, 1}}};
 };
 
-// vllm-ascend's, with the same arguments: kSqrtSoftplus on every chip. Its installation page wants
-// CANN 9.1.0.
+// Of vllm-ascend and of cann-recipes-infer, with the same arguments in both: kSqrtSoftplus on every
+// chip. The installation page of the first wants CANN 9.1.0; no page states one for the second.
 struct MoeGatingTopKHash : Gating {
   static constexpr const char* symbol = "aclnnMoeGatingTopKHash";
-  static constexpr std::array versions = {Version{Package::vllm_ascend, kAllChips, {9, 1}}};
+  static constexpr std::array versions = {Version{Package::vllm_ascend, kAllChips, {9, 1}},
+                                          Version{Package::recipes, kAllChips, {9, 1}}};
 };
 
 }  // namespace dsv4::npu

@@ -19,16 +19,18 @@ namespace fs = std::filesystem;
 
 constexpr std::array kNames = {"builtin", "vllm-ascend", "recipes"};
 
-// Functions by which a vendor's library is known (spec/ascend-operators.md 1.1).
+// Functions by which a vendor's library is known, asked in this order: each of the first stands in
+// one package's sources alone, aclnnHcPre in those of both (spec/ascend-operators.md 1.1, 12.15).
 struct Marker {
   Package package;
   const char* symbol;
 };
 constexpr std::array kMarkers = {
     Marker{Package::vllm_ascend, "aclnnVllmQuantLightningIndexerGetWorkspaceSize"},
-    Marker{Package::vllm_ascend, "aclnnHcPreGetWorkspaceSize"},
     Marker{Package::recipes, "aclnnQuantCompressorGetWorkspaceSize"},
-    Marker{Package::recipes, "aclnnHcPreInvRmsGetWorkspaceSize"},
+    Marker{Package::recipes, "aclnnScatterNdUpdateAscGetWorkspaceSize"},
+    Marker{Package::recipes, "aclnnMoeInitRoutingGroupQuantGetWorkspaceSize"},
+    Marker{Package::vllm_ascend, "aclnnHcPreGetWorkspaceSize"},
 };
 
 std::string variable(const char* name) {

@@ -342,6 +342,29 @@ def test_empty_rows_with_strides_are_written():
 
 
 @pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("rope", "inv_freq"),
+        ("gate_topk", "bias"),
+        ("hc_pre", "base"),
+        ("hc_head", "scale"),
+        ("hc_post", "comb"),
+        ("sparse_attention", "sink"),
+    ],
+)
+def test_a_kernel_leaves_fp64_in_place_of_fp32_to_the_reference(name, of):
+    operator = OPERATORS[name]
+    case = next(c for c in small_cases(name) if c.arguments[0].dtype == torch.float32)
+    at = [a.name for a in getattr(torch.ops.dsv4, name).default._schema.arguments].index(of)
+    arguments = list(case.arguments)
+    arguments[at] = arguments[at].double()
+    want = all_of(operator.reference(*arguments))
+    got = all_of(operator(*arguments))
+    assert len(want) == len(got)
+    assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.parametrize(
     "families", [list(FAMILIES)[i::PROGRAMS] for i in range(PROGRAMS)], ids=str
 )
 def test_no_argument_crashes(families, tmp_path, request):

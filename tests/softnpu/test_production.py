@@ -19,6 +19,10 @@ NEAR_THE_CPU = {("least", "a2a3-int8")}
 """Release and profile. Codes and choices that tip add up over random layers: elsewhere the logits
 say little, and the operators alone prove the step.
 """
+OF_MOST_ROWS = 2e-2
+"""Logits of most rows beside the CPU's: a code that tips moves a row by so much, a wrong cache by
+its size.
+"""
 LAST_BITS = 2e-3
 """An operator beside its reference: so much of the size of a result are bf16 neighbours."""
 
@@ -68,6 +72,31 @@ def test_the_gate_of_vllm_ascend_saves_three_launches_of_a_layer(profile, queue)
 def test_where_the_chip_has_no_compressor_its_steps_are_captured_too():
     code, output = run("production.py", "least", "a2a3-int8", "csa", soc=A2, cann="9.1.0")
     check_step(output, code)
+
+
+@pytest.mark.parametrize(
+    ("profile", "soc", "queue", "kinds"),
+    [
+        ("a2a3-int8", A3, "1", ()),
+        pytest.param("a2a3-int8", A3, "0", (), marks=long),
+        pytest.param("a2a3-int8", A3, "2", (), marks=long),
+        pytest.param("bf16", A3, "1", (), marks=long),
+        pytest.param("a2a3-int8", A2, "1", ("csa",), marks=long),
+        pytest.param("a5-mx", A5, "1", ("csa",), marks=long),
+    ],
+)
+def test_steps_with_drafts_are_captured_and_their_texts_are_the_cpu_s(profile, soc, queue, kinds):
+    """With 1 and 3 drafts of which some are rejected; a replayed step is two graphs."""
+    options = {"soc": soc, "cann": "9.1.0", "variables": {"TASK_QUEUE_ENABLE": queue}}
+    code, output = run("drafts.py", profile, *kinds, timeout=580, **options)
+    assert code == 0 and "ran a reference" not in output, output
+    assert output.count(": as the CPU's True") == 6, output
+    shares = re.findall(r"^[13] drafts, \w+: .* right (\S+) of", output, re.MULTILINE)
+    assert len(shares) == 4 and all(0 < float(share) < 1 for share in shares), output
+    assert output.count("captured equals eager True") == 2, output
+    assert output.count("a replayed step has 0 launches and 0 allocations") == 2, output
+    differences = re.findall(r"beside the CPU (\S+)", output)
+    assert len(differences) == 2 and all(float(d) < OF_MOST_ROWS for d in differences), output
 
 
 @long

@@ -63,22 +63,51 @@ def test_the_shipped_model_says_the_same_with_either_gate(vendor, gate):
     assert {name.partition("/")[2] for name in ran.split(", ")} == {f"aclnnMoeGatingTopK{gate}"}
 
 
+def built(folder, *sources):
+    """The folder, with a library of these sources in it, built as softnpu's page says."""
+    library = folder / LIBRARY
+    library.parent.mkdir(parents=True)
+    flags = subprocess.check_output([sys.executable, "-m", "softnpu.flags"], text=True)
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    command = [*compiler, "-o", str(library), *map(str, sources), "-Wall", "-Wextra"]
+    subprocess.run([*command, *shlex.split(flags)], check=True, cwd=folder, timeout=280)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
     """The folder of a library of the operators that softnpu's page on them shows, and of one more,
     built as the page says.
     """
     folder = tmp_path_factory.mktemp("outside")
-    library = folder / LIBRARY
-    library.parent.mkdir(parents=True)
-    flags = subprocess.check_output([sys.executable, "-m", "softnpu.flags"], text=True)
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
     (example,) = re.findall(r"```cpp\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (folder / "example.cpp").write_text(example)
-    sources = [str(folder / "example.cpp"), str(HERE / "outside" / "operators.cpp")]
-    command = [*compiler, "-o", str(library), *sources, "-Wall", "-Wextra", *shlex.split(flags)]
-    subprocess.run(command, check=True, cwd=folder, timeout=280)
-    return folder
+    return built(folder, folder / "example.cpp", HERE / "outside" / "operators.cpp")
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    """The folder of a library that stands for cann-recipes-infer's: its gate is vllm-ascend's, by
+    the definitions in both sources, and it has aclnnHcPre too.
+    """
+    gate = HERE.parents[1] / "csrc" / "softnpu" / "vendors" / VLLM / "gating.cpp"
+    return str(built(tmp_path_factory.mktemp("recipes"), gate, HERE / "outside" / "recipes.cpp"))
+
+
+@pytest.mark.parametrize("soc", [A3, pytest.param(A2, marks=long)])
+def test_the_library_of_cann_recipes_is_known_and_its_gate_is_called(recipes, soc):
+    output = packages("chosen", soc=soc, vendor=recipes)
+    assert "aclnnRmsNormDynamicQuant: builtin; aclnnMoeGatingTopKHash: recipes" in output
+    assert "gate_topk: gate_topk/aclnnMoeGatingTopKHash\n" in output, output
+    assert "gate_hash: gate_hash/aclnnMoeGatingTopKHash\n" in output, output
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_three_packages_are_told_from_each_other_in_any_order(recipes, first):
+    output = packages("chosen", vendor=[VLLM, recipes] if first == 0 else [recipes, VLLM])
+    assert "aclnnRmsNormDynamicQuant: builtin; aclnnMoeGatingTopKHash: vllm-ascend" in output
+    _, found = product(vendor=[recipes, VLLM])
+    assert found == f"['builtin', '{VLLM}', 'recipes']"
 
 
 def test_an_operator_library_from_outside_is_called(outside):

@@ -54,3 +54,40 @@ def write_cache(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) ->
     # a repeated write must not carry its row's gradient twice
     values = torch.where((source == own).unsqueeze(-1), values, values.detach())
     cache.index_put_((target // cache.shape[1], target % cache.shape[1]), values)
+
+
+@operator(
+    "write_caches(Tensor(a!) cache, Tensor(b!) other, Tensor rows, Tensor other_rows, "
+    "Tensor slots) -> ()",
+    rows=(21,),
+    arguments={
+        "cache": "float [num_blocks, block_size, D]",
+        "other": "float like cache [num_blocks, block_size, P]",
+        "rows": "float like cache [M, D]",
+        "other_rows": "float like cache [M, P]",
+        "slots": "i64 [M]",
+    },
+    relations=(
+        require(
+            "cache", "num_blocks * block_size >= 1", "shape {sizes(cache)}", "at least one row"
+        ),
+        *slots_in("num_blocks * block_size", once=True),
+    ),
+    tolerance=Tolerance(reason="rows are copied, nothing is computed: bit equality"),
+)
+def write_caches(
+    cache: torch.Tensor,
+    other: torch.Tensor,
+    rows: torch.Tensor,
+    other_rows: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    """`write_cache` of two caches with the same slots: compressed entries and their index keys.
+
+    cache: [num_blocks, block_size, D] and other: [num_blocks, block_size, P], float of one dtype
+    and any strides, at least one row, both mutated; rows: [M, D] and other_rows: [M, P] in that
+    dtype; slots: int64 [M], of both, -1 skips a row. ArgumentError (nothing written) for a slot
+    outside the caches or given twice. Source: spec/v4.md 4.4, 4.5; aclnnScatterPaKvCache.
+    """
+    write_cache.reference(cache, rows, slots)
+    write_cache.reference(other, other_rows, slots)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from dsv4_backend.contract import Case, Draw
-from dsv4_backend.ops.cache import write_cache
+from dsv4_backend.ops.cache import write_cache, write_caches
 from dsv4_backend.proofs.numerics import Array
 
 
 @write_cache.oracle
-def _(cache: Array, rows: Array, slots: Array) -> None:
+def _write(cache: Array, rows: Array, slots: Array) -> None:
     for row, slot in zip(rows, slots.tolist(), strict=True):
         if slot != -1:
             cache[divmod(slot, cache.shape[1])] = row
@@ -106,13 +106,47 @@ write_cache.wrong_arguments(
         "nothing written": {"slots": lambda slots: slots.clamp(max=-1)},
     }
 )
+SAME_WRITES = {
+    "write_targets: True -> False": "a pivot without its dimension broadcasts the same",
+    "write_cache: 1 -> 2": "a row behind those that slots choose from is never chosen",
+    "write_cache: source == own -> source != own": "decides gradients only, which tests check",
+}
+write_cache.explain(SAME_WRITES)
 write_cache.equivalent("write_targets: 1 -> 2 (2)", "every negative slot is a skipped one")
-write_cache.equivalent(
-    "write_targets: True -> False", "a pivot without its dimension broadcasts the same"
+
+
+@write_caches.oracle
+def _(cache: Array, other: Array, rows: Array, other_rows: Array, slots: Array) -> None:
+    _write(cache, rows, slots)
+    _write(other, other_rows, slots)
+
+
+@write_caches.cases
+def _(draw: Draw) -> Iterator[Case]:
+    for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
+        for blocks, size, rows, skipped in PAGES:
+            caches = [draw.normal(blocks, size, width, dtype=dtype) for width in (24, 8)]
+            new = [draw.normal(rows, width, dtype=dtype) for width in (24, 8)]
+            slots = draw_slots(draw, rows, blocks * size, skipped)
+            name = f"{rows} rows to {blocks}x{size}, {skipped} skipped"
+            yield Case(name, profile, (*caches, *new, slots))
+        caches = [draw.normal(4, 64, width, dtype=dtype) for width in (512, 128)]
+        new = [draw.spread(130, width, dtype=dtype) for width in (512, 128)]
+        slots = draw_slots(draw, 130, 256, 9)
+        yield Case("512 and 128 channels, block 64", profile, (*caches, *new, slots))
+        strided = [draw.normal(3, 8, 40, dtype=dtype)[:, ::2, 4:20] for _ in range(2)]
+        new = [draw.normal(10, 16, dtype=dtype)[::2] for _ in range(2)]
+        slots = torch.tensor([11, 0, 5, -1, 4])
+        yield Case("strided", profile, (*strided, *new, slots))
+
+
+write_caches.wrong_arguments(
+    {
+        **slot_faults(lambda a: a.cache.shape[0] * a.cache.shape[1]),
+        "rest of the first cleared": {"cache": lambda cache: cache.zero_()},
+        "rest of the second cleared": {"other": lambda cache: cache.zero_()},
+        "rows of the second by one token": {"other_rows": lambda rows: rows.roll(1, 0)},
+        "nothing written to the first": {"rows": lambda rows: rows * 0},
+    }
 )
-write_cache.equivalent(
-    "write_cache: 1 -> 2", "a row behind those that slots choose from is never chosen"
-)
-write_cache.equivalent(
-    "write_cache: source == own -> source != own", "decides gradients only, which tests check"
-)
+write_caches.explain(SAME_WRITES)

@@ -36,6 +36,7 @@ class Floats(NamedTuple):
     x: torch.Tensor
     qr: torch.Tensor
     wq_b: torch.Tensor
+    beside: torch.Tensor
     weights_proj: torch.Tensor
     pooled: torch.Tensor
     k_norm: torch.Tensor
@@ -47,7 +48,7 @@ class Floats(NamedTuple):
 
 
 @indexer_prolog.oracle
-def _(*given: Any) -> tuple[Array, Array, Array]:
+def _(*given: Any) -> tuple[Array, Array, Array, Array]:
     """In float64, rounded to bf16 before and after RoPE."""
     a: Any = Floats(*given)
     heads, width = len(a.weights_proj), a.pooled.shape[1]
@@ -55,7 +56,8 @@ def _(*given: Any) -> tuple[Array, Array, Array]:
     lengths = round_to(BF16, rms_normed(a.pooled, a.k_norm, a.eps))
     queries = cast(BF16, turned(round_to(BF16, products), a.cos, a.sin))
     keys = cast(BF16, turned(lengths, a.entry_cos, a.entry_sin))
-    return queries, keys, wide(a.x) @ wide(a.weights_proj).T
+    product = cast(BF16, wide(a.qr) @ wide(a.beside).T)
+    return queries, keys, wide(a.x) @ wide(a.weights_proj).T, product
 
 
 def _are_decided(rows: Array, turns: tuple[torch.Tensor, ...], at: int) -> bool:
@@ -68,12 +70,15 @@ def _floats(draw: Draw, s: Sizes, eps: float = 1e-6) -> Floats:
     """Latent queries and pooled keys are drawn row by row until all of their values are decided."""
     turns, entry_turns = drawn_turns(draw, s.tokens, s.rope), drawn_turns(draw, s.entries, s.rope)
     k_norm = (1 + 0.3 * draw.normal(s.width)).bfloat16()
-    wq_b = draw.normal(s.heads * s.width, s.inner, scale=s.inner**-0.5, dtype=torch.bfloat16)
+    wq_b, beside = (
+        draw.normal(rows, s.inner, scale=s.inner**-0.5, dtype=torch.bfloat16)
+        for rows in (s.heads * s.width, 2 * s.width + 1)
+    )
 
     def queries_are_decided(row: torch.Tensor, at: int) -> bool:
-        latent, weight = (wide(t.float().numpy()) for t in (row[None], wq_b))
+        latent, weight, other = (wide(t.float().numpy()) for t in (row[None], wq_b, beside))
         heads = (latent @ weight.T).reshape(1, s.heads, s.width)
-        decided = bool(decided_products(latent, weight).all())
+        decided = all(decided_products(latent, w).all() for w in (weight, other))
         return decided and _are_decided(heads, turns, at)
 
     def key_is_decided(row: torch.Tensor, at: int) -> bool:
@@ -96,6 +101,7 @@ def _floats(draw: Draw, s: Sizes, eps: float = 1e-6) -> Floats:
         draw.normal(s.tokens, s.hidden, dtype=torch.bfloat16),
         qr,
         wq_b,
+        beside,
         draw.normal(s.heads, s.hidden, scale=s.hidden**-0.5, dtype=torch.bfloat16),
         pooled,
         k_norm,
@@ -124,6 +130,7 @@ def _(draw: Draw) -> Iterator[Case]:
     strided = a._replace(
         x=torch.stack([a.x, a.x], 2)[..., 0],
         wq_b=a.wq_b.T.contiguous().T,
+        beside=a.beside.T.contiguous().T,
         pooled=torch.stack([a.pooled, a.pooled], 2)[..., 0],
     )
     yield Case("strided", "bf16", tuple(strided))
@@ -134,6 +141,10 @@ indexer_prolog.wrong_arguments(
     {
         **WRONG_ROWS,
         "channels of the next": {"wq_b": lambda w: w.roll(1, 0)},
+        "channels of the next beside": {"beside": lambda w: w.roll(1, 0)},
+        "product with the indexer's own weight": lambda a: a._replace(
+            beside=torch.cat([a.wq_b, a.beside])[: len(a.beside)]
+        ),
         "latents of the next token": {"qr": lambda q: q.roll(1, 0)},
     }
 )

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 from dsv4_ascend.model.paged import BytePaged, Lengths, Paged
-from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
+from dsv4_ascend.model.rows import Ahead, Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend.contract import Operator
 from dsv4_backend.ops.attention import AttentionCall
@@ -84,15 +84,14 @@ def prolog(parts: IndexerParts, slots: torch.Tensor, keys: Paged) -> tuple[Codes
     return (codes, scale), weights
 
 
-def float_prolog(
-    parts: IndexerParts, slots: torch.Tensor, keys: Paged
-) -> tuple[Codes, torch.Tensor]:
-    """`prolog` of keys that are floats."""
+def float_prolog(parts: IndexerParts, wq_b: Linear) -> Ahead:
+    """Of keys that are floats, with the product of attention's wq_b, all in one step."""
     dtype = parts.x.dtype
-    q, rows, weights = indexer_prolog(
+    q, keys, weights, product = indexer_prolog(
         parts.x,
         parts.qr.of(parts.wq_b)[0],
         parts.wq_b.stored().values(dtype),
+        wq_b.stored().values(dtype),
         parts.weights_proj.stored().values(dtype),
         parts.pooled,
         parts.norm.to(dtype),
@@ -102,8 +101,7 @@ def float_prolog(
         parts.entry_turns.cos,
         parts.entry_turns.sin,
     )
-    keys.write(rows, slots)
-    return (q, None), weights
+    return Ahead(product, (q, None), weights, keys)
 
 
 @cache

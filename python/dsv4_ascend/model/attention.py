@@ -11,11 +11,11 @@ from torch import nn
 
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.model.batch import Batch
-from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.paged import LayerCache, Paged, write_both
 from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import Profile
 from dsv4_ascend.model.rotary import Rotation, layer_frequencies
-from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
+from dsv4_ascend.model.rows import Ahead, Codes, IndexerParts, Qkv
 from dsv4_ascend.model.sharding import attention_share
 from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, NormedRows, RMSNormWeight, empty_parameter
@@ -87,22 +87,27 @@ class Indexer(nn.Module):
         starts, ends = given.batch.query_start_loc, given.batch.seq_lens
         return indexer_scores(q, pages, weights, table, starts, ends, self.ratio)
 
-    def choose(self, given: IndexerInput) -> torch.Tensor:
+    def choose(self, given: IndexerInput, ahead: Ahead | None = None) -> torch.Tensor:
         """The entries that each token attends to: int32 [T, at most topk], then -1;
-        writes the new keys.
+        writes the new keys, but those made `ahead`.
         """
         if self.form.select is None:
             visible = given.batch.compressed(self.ratio).visible
             return topk_indices(self(given), visible, self.topk)
-        q, weights, keys = self._prepare(given)
+        if ahead is None:
+            q, weights, keys = self._prepare(given)
+        else:
+            q, weights, keys = ahead.q, ahead.weights, self._keys(given)
         return self.form.select(q, weights, keys, given.batch.lengths, self.ratio, self.topk)
 
-    def _prepare(self, given: IndexerInput) -> tuple[Codes, torch.Tensor, Paged]:
-        """Queries, weights [T, HI] and all keys, the new ones written."""
+    def ahead(self, given: IndexerInput, wq_b: Linear) -> Ahead | None:
+        """What is made in one step with attention's queries of weight `wq_b`, if anything is."""
+        return None if self.form.ahead is None else self.form.ahead(self._parts(given), wq_b)
+
+    def _parts(self, given: IndexerInput) -> IndexerParts:
         x, qr, inv_freq, cache, batch = given
         assert cache.index_state is not None
-        assert cache.index_keys is not None
-        parts = IndexerParts(
+        return IndexerParts(
             x,
             qr,
             self.compressor(x, cache.index_state, batch),
@@ -113,9 +118,20 @@ class Indexer(nn.Module):
             batch.rotation(self.ratio, inv_freq),
             batch.entry_rotation(self.ratio, inv_freq),
         )
+
+    def _prepare(self, given: IndexerInput) -> tuple[Codes, torch.Tensor, Paged]:
+        """Queries, weights [T, HI] and all keys, the new ones written."""
+        cache, batch = given.cache, given.batch
+        assert self.form.prepare is not None
+        assert cache.index_keys is not None
         slots = batch.entry_slots(cache.index_keys, self.ratio)
-        q, weights = self.form.prepare(parts, slots, cache.index_keys)
-        return q, weights, batch.reachable(cache.index_keys, self.ratio)
+        q, weights = self.form.prepare(self._parts(given), slots, cache.index_keys)
+        return q, weights, self._keys(given)
+
+    def _keys(self, given: IndexerInput) -> Paged:
+        """All keys, as far as there can be any."""
+        assert given.cache.index_keys is not None
+        return given.batch.reachable(given.cache.index_keys, self.ratio)
 
 
 class Attention(nn.Module):
@@ -160,50 +176,58 @@ class Attention(nn.Module):
             self.indexer = Indexer(config, ratio, profile)
         self.register_buffer("inv_freq", layer_frequencies(config, ratio), persistent=False)
 
-    def _write(
-        self, x: torch.Tensor, qr: NormedRows, kv: torch.Tensor, cache: LayerCache, batch: Batch
-    ) -> torch.Tensor:
+    def _write(self, given: IndexerInput, kv: torch.Tensor, ahead: Ahead | None) -> torch.Tensor:
         """Write this step's keys kv [T, D] and entries; the queries [T, H, D]."""
-        q = qr.times(self.wq_b).unflatten(-1, (self.heads, self.head_dim))
+        x, qr, inv_freq, cache, batch = given
+        product = qr.times(self.wq_b) if ahead is None else ahead.product
+        q = product.unflatten(-1, (self.heads, self.head_dim))
         rows = Qkv(q, kv, None, self.kv_norm.weight, None, self.eps, self._turns(batch), None)
         if cache.state is not None:
             rows = rows._replace(
                 entries=self.compressor(x, cache.state, batch),
                 entry_norm=self.compressor.norm.weight,
-                entry_turns=batch.entry_rotation(self.ratio, self.inv_freq),
+                entry_turns=batch.entry_rotation(self.ratio, inv_freq),
             )
         q, kv, entries = self.profile.latents.norm_rope(rows)
         kv = self.profile.latent(kv, self.nope_dim)
         cache.window.write(kv, batch.token_slots(cache.window))
         if entries is not None and cache.entries is not None:
             slots = batch.entry_slots(cache.entries, self.ratio)
-            cache.entries.write(self.profile.latent(entries, self.nope_dim), slots)
+            entries = self.profile.latent(entries, self.nope_dim)
+            if ahead is None or cache.index_keys is None:
+                cache.entries.write(entries, slots)
+            else:
+                of_keys = batch.entry_slots(cache.index_keys, self.ratio)
+                keys = cache.index_keys, ahead.keys, of_keys
+                write_both((cache.entries, entries, slots), keys)
         return q
 
     def _turns(self, batch: Batch) -> Rotation:
         return batch.rotation(self.ratio, self.inv_freq)
 
     def _entries(
-        self, x: torch.Tensor, qr: NormedRows, cache: LayerCache, batch: Batch
+        self, given: IndexerInput, ahead: Ahead | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """(pages, table, which of them) of entries, each None where there is none.
 
         Without the indexer's choice all visible ones are attended.
         """
+        cache = given.cache
         if cache.entries is None:
             return None, None, None
-        pages, table = batch.reachable(cache.entries, self.ratio).read()
+        pages, table = given.batch.reachable(cache.entries, self.ratio).read()
         if self.kind != "csa":
             return pages, table, None
-        given = IndexerInput(x, qr, self.inv_freq, cache, batch)
-        return pages, table, self.indexer.choose(given)
+        return pages, table, self.indexer.choose(given, ahead)
 
     def forward(self, x: torch.Tensor, cache: LayerCache, batch: Batch) -> torch.Tensor:
         """X [T, d] (normed) -> [T, d]; writes this step's rows into `cache` first (4.9)."""
         latent, kv = self.profile.latents.project(x, self.wq_a, self.wkv)
         qr = NormedRows(latent, self.q_norm.weight, self.eps)
-        q = self._write(x, qr, kv, cache, batch)
-        entries, entry_table, chosen = self._entries(x, qr, cache, batch)
+        given = IndexerInput(x, qr, self.inv_freq, cache, batch)
+        ahead = self.indexer.ahead(given, self.wq_b) if self.kind == "csa" else None
+        q = self._write(given, kv, ahead)
+        entries, entry_table, chosen = self._entries(given, ahead)
         window, window_table = batch.window(cache.window, self.window)
         call = AttentionCall(
             q,

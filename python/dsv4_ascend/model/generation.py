@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
-from dsv4_ascend.model.captured import DecodeGraphs
+from dsv4_ascend.model.decoding import Decoder, EagerDecoder, drafts_after
 from dsv4_ascend.model.step import Step, make_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend.errors import ArgumentError, UnsupportedError
@@ -58,8 +58,8 @@ class Generator:
 
     draft_tokens > 0 drafts that many tokens per step with the MTP block and verifies them in one
     call; greedy only, the output equals plain decoding. Drafts beyond max_new_tokens are not made.
-    `accepted` and `drafted` count how well that went. graphs: what runs decode steps, without
-    drafts; None runs them operator by operator.
+    `accepted` and `drafted` count how well that went. decoder: what runs decode steps over the
+    cache; None runs them operator by operator.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Generator:
         max_new_tokens: int,
         stop_ids: frozenset[int],
         draft_tokens: int = 0,
-        graphs: DecodeGraphs | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         if draft_tokens and network.config.dspark is not None:
             raise UnsupportedError(
@@ -85,7 +85,7 @@ class Generator:
         self.max_new_tokens, self.stop_ids = max_new_tokens, stop_ids
         self.draft_tokens = useful_drafts(draft_tokens, max_new_tokens)
         self.drafted = self.accepted = 0
-        self._graphs = graphs
+        self._decoder = decoder or EagerDecoder(network, cache)
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
         """Yield (prompt number, token) as tokens are decided; the prefill runs before the first."""
@@ -154,13 +154,12 @@ class Generator:
 
     def _decode(self, requests: list[_Request]) -> list[list[int]]:
         """One step: feed pending tokens with their drafts, keep what the main model agrees with."""
-        if self._graphs is not None:
-            return self._replay(self._graphs, requests)
+        cached = [r.cached for r in requests]
         fed = [[r.pending, *r.drafts] for r in requests]
-        step, streams = self._step(requests, fed)
+        logits = self._decoder.logits(cached, fed)
         rows = [r for r, tokens in zip(requests, fed, strict=True) for _ in tokens]
-        decided = self._sample(rows, self.network.logits(streams))
-        results, follow, kept_rows = [], [], []
+        decided = self._sample(rows, logits)
+        results, kept_rows = [], []
         start = 0
         for request, tokens in zip(requests, fed, strict=True):
             true = decided[start : start + len(tokens)]
@@ -171,17 +170,12 @@ class Generator:
             self.accepted += agreed
             self.cache.rollback(request.cached, len(request.drafts) - agreed)
             results.append(true[: agreed + 1])
-            follow.append(true)
             kept_rows.append(start + agreed)
             start += len(tokens)
-        self._draft(requests, step, streams, follow, kept_rows)
+        if self.draft_tokens:
+            drafts = self._decoder.drafts(cached, decided, kept_rows, self.draft_tokens)
+            keep_drafts(requests, drafts)
         return results
-
-    def _replay(self, graphs: DecodeGraphs, requests: list[_Request]) -> list[list[int]]:
-        """One step without drafts, on a device that has graphs."""
-        pending = [torch.tensor([r.pending]) for r in requests]
-        logits = graphs.logits([r.cached for r in requests], pending)
-        return [[token] for token in self._sample(requests, logits)]
 
     def _draft(
         self,
@@ -191,22 +185,17 @@ class Generator:
         follow: list[list[int]],
         rows: list[int],
     ) -> None:
-        """Run the MTP block over a step whose rows are followed by `follow`,
+        """Run the MTP block over a step of a prefill whose rows are followed by `follow`,
         and draft after each row in `rows`.
         """
         if not self.draft_tokens:
             return
-        next_ids = torch.tensor([t for tokens in follow for t in tokens], device=streams.device)
-        streams = self.network.run_mtp(0, next_ids, streams, *step)[rows]
-        guesses = self.network.logits(streams, depth=0).argmax(-1)
-        for request, token in zip(requests, guesses.tolist(), strict=True):
-            request.drafts = [token]
-        for _ in range(self.draft_tokens - 1):
-            cached = [r.cached for r in requests]
-            chained = make_step(self.cache, cached, [[r.drafts[-1]] for r in requests])
-            streams = self.network.run_mtp(0, guesses, streams, *chained)
-            guesses = self.network.logits(streams, depth=0).argmax(-1)
-            for request, token in zip(requests, guesses.tolist(), strict=True):
-                request.drafts.append(token)
-        for request in requests:
-            self.cache.rollback(request.cached, self.draft_tokens - 1)
+        cached, next_ids = [r.cached for r in requests], [t for tokens in follow for t in tokens]
+        given = cached, step, streams, next_ids, rows, self.draft_tokens
+        keep_drafts(requests, drafts_after(self.network, self.cache, *given))
+
+
+def keep_drafts(requests: list[_Request], drafts: list[list[int]]) -> None:
+    """Give each request its drafts, for the next step to verify."""
+    for request, guesses in zip(requests, drafts, strict=True):
+        request.drafts = guesses

@@ -197,9 +197,9 @@ class Model:
         of 64 bits, fixes the noise of each prompt, whatever its mates; in bf16 logits still move
         with the shapes of a batch, by roundings, and a text with them. stop_ids default to the
         config's eos tokens. On an NPU a decode step whose operators all have launchers is captured
-        as a graph, one per number of sequences, and replayed, unless there are drafts, other ranks
-        or `eager`. A rank yields the tokens of its data group's prompts, and reads them all: other
-        ranks wait for it. ArgumentError at once names a value that is none of these.
+        as a graph, with its drafts, one per number of sequences, and replayed, unless there are
+        other ranks or `eager`. A rank yields the tokens of its data group's prompts, and reads them
+        all: other ranks wait for it. ArgumentError at once names a value that is none of these.
         """
         ids = sequences_of("input_ids", prompts, self.config.vocab_size)
         sampling = Sampling(
@@ -241,7 +241,7 @@ class Model:
             max_step_tokens=max(1, min(PREFILL_CHUNK, longest), drafts + 1),
         )
         alone = parallel.layout.world == 1
-        captured = self.device.type == "npu" and alone and not drafts and not eager
+        captured = self.device.type == "npu" and alone and not eager
         generator = Generator(
             self.network,
             cache,
@@ -249,7 +249,7 @@ class Model:
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
             draft_tokens=draft_tokens,
-            graphs=DecodeGraphs(self.network, cache) if captured else None,
+            decoder=DecodeGraphs(self.network, cache) if captured else None,
         )
         for position, token in generator.run(ids):
             yield own_number(position, parallel.data), token

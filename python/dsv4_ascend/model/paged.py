@@ -36,7 +36,7 @@ from typing import NamedTuple
 import torch
 
 from dsv4_backend.ops.attention_fp8 import FORMAT
-from dsv4_backend.ops.cache import write_cache
+from dsv4_backend.ops.cache import write_cache, write_caches
 from dsv4_backend.ops.cache_bytes import READS, WRITES
 from dsv4_backend.ops.cache_formats import FORMATS, Format, sized
 
@@ -74,6 +74,18 @@ class Paged:
         without them, all that lie in the table's columns.
         """
         return self.tensor, self.table
+
+
+def write_both(
+    one: tuple[Paged, torch.Tensor, torch.Tensor], other: tuple[Paged, torch.Tensor, torch.Tensor]
+) -> None:
+    """Write rows of float parts, (part, rows, slots) each: at once if slots and pages are alike."""
+    (part, rows, slots), (second, second_rows, second_slots) = one, other
+    if slots is second_slots and part.tensor.shape[:2] == second.tensor.shape[:2]:
+        write_caches(part.tensor, second.tensor, rows, second_rows, slots)
+        return
+    part.write(rows, slots)
+    second.write(second_rows, second_slots)
 
 
 class Lengths(NamedTuple):

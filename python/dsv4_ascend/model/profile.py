@@ -9,7 +9,7 @@ import torch
 
 from dsv4_ascend.model import ascend, rows
 from dsv4_ascend.model.paged import FLOATS, CacheFormats, Lengths, Paged
-from dsv4_ascend.model.rows import Codes, IndexerParts, Qkv
+from dsv4_ascend.model.rows import Ahead, Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
 from dsv4_ascend.weights.linear import Linear
 from dsv4_ascend.weights.storage import BF16_STORAGE, INT8_STORAGE, MX_STORAGE, Storage
@@ -34,11 +34,13 @@ Select = Callable[[Codes, torch.Tensor, Paged, Lengths, int, int], torch.Tensor]
 @dataclass(frozen=True)
 class IndexFormat:
     """What the indexer's tensors are (4.5), and how entries are scored and chosen in one step,
-    None where scores are made first.
+    None where scores are made first. ahead(parts, attention's wq_b) stands for `prepare` where one
+    step makes both products of the latent queries; who calls it writes the keys.
     """
 
-    prepare: Prepare
+    prepare: Prepare | None
     select: Select | None = None
+    ahead: Callable[[IndexerParts, Linear], Ahead] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _attend(call: AttentionCall, max_seq_len: int | None, rope: int) -> torch.Te
 _UNROUNDED = IndexFormat(_prepare(_unrounded_index))
 _FP4 = IndexFormat(_prepare(_fp4_index))
 _CODES = IndexFormat(ascend.prolog, ascend.select)
-_BF16_KEYS = IndexFormat(ascend.float_prolog, ascend.select)
+_BF16_KEYS = IndexFormat(None, ascend.select, ascend.float_prolog)
 
 _APART = Latents(rows.project, rows.norm_rope)
 _FUSED = Latents(ascend.project, ascend.norm_rope, joined=True)

@@ -83,3 +83,14 @@ class IndexerParts(NamedTuple):
         heads, width = weights.shape[1], self.pooled.shape[1]
         factor: float = width**-0.5 * heads**-0.5
         return weights * factor
+
+
+class Ahead(NamedTuple):
+    """What an indexer's prolog makes before attention's queries are there: their product [T, H*D],
+    its own queries and weights [T, HI], and the new keys [M, DI], which it does not write.
+    """
+
+    product: torch.Tensor
+    q: Codes
+    weights: torch.Tensor
+    keys: torch.Tensor

@@ -12,8 +12,8 @@ import torch
 from seeds import generator, seed_of
 from tiny_networks import random_model
 
+from dsv4_ascend.model import generation
 from dsv4_ascend.model.cache import PagedCache
-from dsv4_ascend.model.generation import Generator
 from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.model.step import make_step
 from dsv4_backend.errors import ArgumentError, EnvironmentFault
@@ -50,12 +50,12 @@ def test_drafts_of_a_perfect_drafter_are_accepted(
     want = model.generate([prompt], max_new_tokens=24, stop_ids=NEVER_STOP)[0]
     sequence = prompt + want
 
-    def oracle(self, requests, batch, streams, follow, rows) -> None:
-        for request in requests:
-            at = request.cached.length + 1
-            request.drafts = sequence[at : at + 2]
+    def oracle(network, cache, sequences, *step) -> list[list[int]]:
+        at = sequences[0].length + 1
+        return [sequence[at : at + 2]]
 
-    monkeypatch.setattr("dsv4_ascend.model.generation.Generator._draft", oracle)
+    for module in ("generation", "decoding"):
+        monkeypatch.setattr(f"dsv4_ascend.model.{module}.drafts_after", oracle)
     got = model.generate([prompt], max_new_tokens=24, draft_tokens=2, stop_ids=NEVER_STOP)[0]
     assert got == want
     assert model.draft_acceptance == 1.0
@@ -86,13 +86,13 @@ def test_drafts_do_not_depend_on_chunks_or_on_rejected_drafts(
     of the same tokens.
     """
     seen: dict[int, list[int]] = {}
-    draft = Generator._draft
+    keep = generation.keep_drafts
 
-    def record(self, requests, *step) -> None:
-        draft(self, requests, *step)
+    def record(requests, drafts) -> None:
+        keep(requests, drafts)
         seen.update({r.cached.length: list(r.drafts) for r in requests})
 
-    monkeypatch.setattr(Generator, "_draft", record)
+    monkeypatch.setattr(generation, "keep_drafts", record)
     prompt = _ids(21, 4)
     options = {"draft_tokens": 3, "stop_ids": NEVER_STOP}
     monkeypatch.setattr("dsv4_ascend.model.model.PREFILL_CHUNK", 5)
