@@ -38,6 +38,7 @@ def test_what_ran_on_the_device_is_judged_without_it(tmp_path):
     assert ran == {
         "reference",
         "write_cache/aclnnScatterPaKvCache",
+        "write_caches/aclnnScatterPaKvCache",
         "write_cache_indexer_int8/aclnnScatterPaKvCache",
     }
     assert (totals["failed"], totals["unjudged"], totals["other_inputs"]) == (0, 0, 0)

@@ -91,7 +91,7 @@ def test_doctor_on_the_device():
     )
     assert "8 software device(s) of softnpu, no hardware: Ascend910B3, CANN 9.1.0" in output
     assert (
-        "on npu 63 with native kernels" in output
+        "on npu 64 with native kernels" in output
         and "ready for CPU and 8 software NPU(s)" in output
     ), output
 

@@ -26,7 +26,7 @@ EVERYWHERE = {
     *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
     *("hadamard", "hc_head", "head_rms_norm", "markov_bias", "mtp_combine", "sample"),
     *("int8_grouped_gemm", "int8_token_quant", "lightning_indexer", "sparse_attention_p512"),
-    "linear",
+    *("linear", "write_caches"),
 }
 ON_A3_AND_A5 = {"compress"}
 ON_A5 = {
