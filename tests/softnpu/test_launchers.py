@@ -26,7 +26,7 @@ EVERYWHERE = {
     *("grouped_gemm", "grouped_output_projection", "int8_gemm", "int8_grouped_sum"),
     *("hadamard", "hc_head", "head_rms_norm", "markov_bias", "mtp_combine", "sample"),
     *("int8_grouped_gemm", "int8_token_quant", "lightning_indexer", "sparse_attention_p512"),
-    *("linear", "write_caches"),
+    *("linear", "write_cache_indexer_int8", "write_caches"),
 }
 ON_A3_AND_A5 = {"compress"}
 ON_A5 = {
@@ -37,7 +37,7 @@ ON_A5 = {
     *("indexer_prolog_fp8", "mx_moe", "mx_output_projection", "rms_norm_mx"),
 }
 ON_A2_AND_A3 = {
-    *("int8_moe", "int8_swiglu_quant", "lightning_indexer_int8", "write_cache_indexer_int8"),
+    *("int8_moe", "int8_swiglu_quant", "lightning_indexer_int8"),
     *("gate_hash_folded", "gate_topk_folded", "indexer_prolog_int8", "rms_norm_int8"),
 }
 
