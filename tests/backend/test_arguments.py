@@ -25,7 +25,7 @@ from dsv4_backend import OPERATORS
 from dsv4_backend.contract import Case
 from dsv4_backend.errors import ArgumentError, Dsv4Error
 
-EXAMPLES, MORE_EXAMPLES = 20, 500
+EXAMPLES, MORE_EXAMPLES = 12, 500
 PROGRAMS = 8
 """That share the families: most of a program's time is its start."""
 SECONDS_PER_CALL = 60

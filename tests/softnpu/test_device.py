@@ -90,7 +90,6 @@ def test_training_equals_the_cpu(soc):
     ("soc", "dtype", "share", "shares"),
     [
         (A2, "float32", 0, 8),
-        (A5, "float32", 3, 8),
         *(
             pytest.param(soc, dtype, 0, 1, marks=long)
             for soc in SOCS

@@ -102,7 +102,7 @@ def test_the_library_of_cann_recipes_is_known_and_its_gate_is_called(recipes, so
     assert "gate_hash: gate_hash/aclnnMoeGatingTopKHash\n" in output, output
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, pytest.param(1, marks=long)])
 def test_three_packages_are_told_from_each_other_in_any_order(recipes, first):
     output = packages("chosen", vendor=[VLLM, recipes] if first == 0 else [recipes, VLLM])
     assert "aclnnRmsNormDynamicQuant: builtin; aclnnMoeGatingTopKHash: vllm-ascend" in output
