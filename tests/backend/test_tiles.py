@@ -134,19 +134,20 @@ def megabytes(call):
     return int(done.stdout)
 
 
-long = pytest.mark.long
-
-
 @pytest.mark.skipif(
     not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc (Linux)"
 )
 @pytest.mark.parametrize(
     ("call", "limit"),
     [
-        pytest.param("index_scores(1 << 16)", 200, marks=long),  # 64 tokens: 0.6 GB at once
+        pytest.param(
+            "index_scores(1 << 16)", 200, marks=pytest.mark.long
+        ),  # 64 tokens: 0.6 GB at once
         ("index_scores(1 << 19, 16)", 250),  # 16 tokens: 1.2 GB
         ("selection(1 << 19)", 200),  # 64 rows of 131072
-        pytest.param("attention(1 << 16)", 200, marks=long),  # window and 512 shared entries
+        pytest.param(
+            "attention(1 << 16)", 200, marks=pytest.mark.long
+        ),  # window and 512 shared entries
         ("attention(1 << 12, 512, 512, 4)", 200),  # CSA: 2.7 GB of rows
         ("prompt(4000)", 500),  # the shipped model, whole: 435 seen at 6000 tokens
     ],

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 
 from dsv4_ascend.model.cache import CachedSequence, PagedCache
-from dsv4_ascend.model.decoding import guess
+from dsv4_ascend.model.decoding import chained_steps, guess
 from dsv4_ascend.model.step import FixedStep, Step, grow, host_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend import dispatch
@@ -116,9 +117,8 @@ class DecodeGraphs:
     ) -> torch.Tensor:
         """See `decoding.Decoder`; the next step overwrites them."""
         ids = [torch.as_tensor(t, dtype=torch.int64, device="cpu") for t in tokens]
-        grow(self._cache, sequences, ids)
         self._shape = tuple(map(len, ids))
-        host = host_step(self._cache, sequences, ids, self._bound(sequences))
+        host = self._grown(sequences, ids)
         known = self._captured.get(self._shape)
         if known is not None:
             known.put(host)
@@ -139,15 +139,15 @@ class DecodeGraphs:
         count: int,
     ) -> list[list[int]]:
         """See `decoding.Decoder`."""
-        one, chained = [torch.zeros(1, dtype=torch.int64)] * len(sequences), []
-        for _ in range(count - 1):
-            grow(self._cache, sequences, one)
-            chained.append(host_step(self._cache, sequences, one, self._bound(sequences)))
-        for sequence in sequences:
-            self._cache.rollback(sequence, count - 1)
+        chained = chained_steps(self._cache, sequences, count, partial(self._grown, sequences))
         with self._watched():
             drafts: list[list[int]] = self._step.drafts(next_ids, rows, chained).tolist()
             return drafts
+
+    def _grown(self, sequences: Sequence[CachedSequence], ids: Sequence[torch.Tensor]) -> Step:
+        """The step of new tokens of every sequence, on the host."""
+        grow(self._cache, sequences, ids)
+        return host_step(self._cache, sequences, ids, self._bound(sequences))
 
     def _bound(self, sequences: Sequence[CachedSequence]) -> int:
         """What lengths are at most: of every step that may be captured, else of this one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -77,21 +78,27 @@ def drafts_after(
 ) -> list[list[int]]:
     """`Decoder.drafts` after a step that gave `streams`, operator by operator."""
     ids, kept = (torch.tensor(given, device=streams.device) for given in (next_ids, rows))
-    chained = chained_steps(cache, sequences, count)
+    chained = chained_steps(cache, sequences, count, partial(make_step, cache, sequences))
     guesses: list[list[int]] = guess(network, step, streams, ids, kept, chained).tolist()
     return guesses
 
 
 def chained_steps(
-    cache: PagedCache, sequences: Sequence[CachedSequence], count: int
-) -> Iterator[Step]:
+    cache: PagedCache,
+    sequences: Sequence[CachedSequence],
+    count: int,
+    make: Callable[[list[torch.Tensor]], Step],
+) -> list[Step]:
     """The steps of one token each in which the drafts after the first are made; sequences are as
-    long as before when all are taken. Their ids are those of drafts, which nobody knows yet: 0.
+    long afterwards as before. Their ids are those of drafts, which nobody knows yet: 0.
+
+    make: the step of new tokens of every sequence, which grows by them.
     """
-    for _ in range(count - 1):
-        yield make_step(cache, sequences, [[0]] * len(sequences))
+    unknown = [torch.zeros(1, dtype=torch.int64)] * len(sequences)
+    steps = [make(unknown) for _ in range(count - 1)]
     for sequence in sequences:
         cache.rollback(sequence, count - 1)
+    return steps
 
 
 def guess(

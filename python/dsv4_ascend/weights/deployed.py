@@ -54,6 +54,8 @@ _W = TypeVar("_W", bound=Stored)
 class DeployedExperts(ExpertWeights):
     """Experts whose routing weight multiplies after w2, in fp32 (spec/deployments.md 4)."""
 
+    weighs_last = True
+
     @abstractmethod
     def run(
         self,
@@ -74,24 +76,20 @@ class DeployedExperts(ExpertWeights):
 
     product: Callable[..., torch.Tensor]
 
-    def mlp(
+    def _mlp(
         self,
         up: ExpertWeights,
         down: ExpertWeights,
         rows: torch.Tensor,
-        weights: torch.Tensor,
+        weights: torch.Tensor | None,
         expert_offsets: torch.Tensor,
         limit: float,
         activations: ActivationFormat,
     ) -> torch.Tensor:
-        """See `ExpertWeights`, but fp32 [M, d] with the weight multiplied last."""
+        """See `ExpertWeights`."""
         assert isinstance(up, DeployedExperts)
         assert isinstance(down, DeployedExperts)
-        return self.run(up, down, rows, expert_offsets, limit).float() * weights.unsqueeze(-1)
-
-    def of_no_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """See `ExpertWeights`."""
-        return rows.float()
+        return self.run(up, down, rows, expert_offsets, limit)
 
 
 class DeployedWeight(Weight):
@@ -210,23 +208,7 @@ class Int8(DeployedWeight):
 class Bf16Experts(FloatExperts):
     """bf16 [E, N, K], rows in bf16 too; the routing weight multiplies after w2."""
 
-    def mlp(
-        self,
-        up: ExpertWeights,
-        down: ExpertWeights,
-        rows: torch.Tensor,
-        weights: torch.Tensor,
-        expert_offsets: torch.Tensor,
-        limit: float,
-        activations: ActivationFormat,
-    ) -> torch.Tensor:
-        """See `ExpertWeights`, but fp32 [M, d] with the weight multiplied last."""
-        y = self._mlp(up, down, rows, None, expert_offsets, limit, activations)
-        return y.float() * weights.unsqueeze(-1)
-
-    def of_no_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """See `ExpertWeights`."""
-        return rows.float()
+    weighs_last = True
 
     def layer(
         self,

@@ -90,6 +90,9 @@ class Weight(Stored, ABC):
 class ExpertWeights(Stored, ABC):
     """The matrices [E, N, K] of one projection of all experts; they may lie apart in memory."""
 
+    weighs_last = False
+    """Whether the routing weight multiplies what w2 gives, in fp32, not its input."""
+
     def accepts(self, activations: ActivationFormat) -> ActivationFormat:
         """The format that rows must have: a profile's `activations`, but for float weights."""
         return activations
@@ -113,13 +116,15 @@ class ExpertWeights(Stored, ABC):
         """`down(weight * SwiGLU(W x, up x))` of rows [M, d] sorted by expert: [M, d] (5.2).
 
         weights: fp32 [M]. The routing weight multiplies before w2 and before its input
-        is quantised.
+        is quantised; where `weighs_last`, it multiplies the rows of w2, which are fp32 then.
         """
-        return self._mlp(up, down, rows, weights, expert_offsets, limit, activations)
+        before = None if self.weighs_last else weights
+        y = self._mlp(up, down, rows, before, expert_offsets, limit, activations)
+        return y.float() * weights.unsqueeze(-1) if self.weighs_last else y
 
     def of_no_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """What `mlp` gives for rows [0, d]."""
-        return rows
+        return rows.float() if self.weighs_last else rows
 
     def _mlp(
         self,
