@@ -1,4 +1,5 @@
 #include <ATen/ops/amax.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/bitwise_and.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/exp2.h>
@@ -11,6 +12,7 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 
+#include <array>
 #include <limits>
 
 #include "fused_quant.h"
@@ -109,23 +111,31 @@ at::Tensor along_packed(In x, Decode decode) {
                            : decode(x.transpose(-1, -2).contiguous()).transpose(-1, -2);
 }
 
+// What the two codes of each byte stand for: [256, 2], the low nibble's first.
+at::Tensor of_all_bytes(const std::array<double, 16>& values) {
+  const at::Tensor codes = at::tensor(at::ArrayRef<double>(values), at::kDouble);
+  return codes.index_select(0, unpack(at::arange(256, at::kInt)).view(-1)).view({256, 2});
+}
+
+at::Tensor looked_up(In pairs, In packed) {
+  const at::Tensor bytes = packed.view(at::kByte);
+  return pairs.index_select(0, bytes.flatten().to(at::kInt))
+      .unflatten(0, bytes.sizes())
+      .flatten(-2);
+}
+
 }  // namespace
 
 at::Tensor int4_values(In x) {
-  return along_packed(x, [](In packed) {
-    const at::Tensor nibbles = unpack(packed.view(at::kByte));
-    return at::where(nibbles.gt(7), nibbles.sub(16), nibbles).to(at::kDouble);
-  });
+  static const at::Tensor pairs =
+      of_all_bytes({0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1});
+  return along_packed(x, [](In packed) { return looked_up(pairs, packed); });
 }
 
 at::Tensor fp4_values(In x) {
-  return along_packed(x, [](In packed) {
-    const at::Tensor codes = unpack(packed.view(at::kByte)).to(at::kLong);
-    const at::Tensor magnitudes = at::tensor({0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0}, at::kDouble);
-    const at::Tensor value =
-        magnitudes.index_select(0, at::bitwise_and(codes, 7).flatten()).view(codes.sizes());
-    return at::where(codes.gt(7), value.neg(), value);
-  });
+  static const at::Tensor pairs = of_all_bytes({0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0,  //
+                                                -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0});
+  return along_packed(x, [](In packed) { return looked_up(pairs, packed); });
 }
 
 at::Tensor fp4_bytes(In values, const std::string& round_mode) {
