@@ -36,6 +36,12 @@ KNOWN = [
         "dtype torch.float32, expected torch.float64",
         "torch_npu: float64 becomes float32",
     ),
+    Known(
+        "logit",
+        "dtype torch.int64, expected torch.float32",
+        "torch_npu: the result has the type of x",
+        "int64",
+    ),
     Known("tensor_split", "to be on cpu", "torch wants these indices on the CPU"),
     Known(
         "matmul __rmatmul__",
