@@ -54,12 +54,15 @@ def windowed(
 ) -> torch.Tensor:
     """Attention of the last S of K tokens to the window before each, and to its chosen entries.
 
-    q: [B, S, H, D]; near: keys [B, K, D] with K = S, or so many more that every window is whole;
-    entries: [B, n, D] with chosen int32 [B, S, N] in [0, n), -1 for none. Returns [B, S, H, D].
+    q: [B, S, H, D]; near: keys [B, K, D], every token there is, or at least window - 1 before the
+    last S; entries: [B, n, D] with chosen int32 [B, S, N] in [0, n), -1 for none; where there are
+    fewer tokens before, the token of row i of K chooses none behind i. Returns [B, S, H, D].
     """
     (batch, new), held, device = q.shape[:2], near.shape[1], q.device
-    # Whole turns of a ring of K rows, so that no entry lies behind the first token.
-    total = held if entries is None else held * (1 + entries.shape[1] // held)
+    total = held
+    if entries is not None and held - new >= window - 1:
+        # Whole turns of a ring of K rows, so that no entry lies behind the first token.
+        total += -(-max(0, entries.shape[1] - 1 - (held - new)) // held) * held
     starts, ends = lengths(batch, new, total, device)
     far = None if entries is None else block_table(batch, entries.shape[1], total, device)
     out = sparse_attention(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 from dsv4_backend.errors import EnvironmentFault
 
@@ -47,13 +48,24 @@ def missing() -> list[str]:
     return absent
 
 
+def found() -> tuple[str | None, list[str]]:
+    """(version, modules that are missing), by the files alone: nothing is imported."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return None, []
+    root = Path(spec.submodule_search_locations[0]).parent
+    paths = {name: root.joinpath(*name.split(".")) for name in _NEEDED}
+    there = (path.is_dir() or path.with_suffix(".py").is_file() for path in paths.values())
+    return version(), [name for name, exists in zip(paths, there, strict=True) if not exists]
+
+
 def check() -> None:
     """EnvironmentFault where transformers is missing, or lacks what we use of it."""
-    found, advice = version(), f"pip install transformers=={TESTED}"
-    if found is None:
+    installed, advice = version(), f"pip install transformers=={TESTED}"
+    if installed is None:
         raise EnvironmentFault(f"transformers is not installed: {advice}")
     absent = missing()
     if absent:
         raise EnvironmentFault(
-            f"transformers {found} has no {', '.join(absent)}; tested with {TESTED}: {advice}"
+            f"transformers {installed} has no {', '.join(absent)}; tested with {TESTED}: {advice}"
         )

@@ -69,7 +69,11 @@ class SparseAttention(DeepseekV4Attention):
         positions = position_ids.expand(batch, -1)
         given = Given(hidden_states, latent, (cos, sin), positions, layer)
         entries, chosen = self._entries(given)
-        out = self._attend(q, kv[:, 0], band, entries, chosen)
+        near = kv[:, 0]
+        if self._is_plain(band, near.shape[1], positions):
+            out = windowed(q, self.sinks, near, self.sliding_window, entries, chosen)
+        else:
+            out = self._attend_listed(q, near, band, entries, chosen)
         out = apply_rotary_pos_emb(out, cos, -sin, unsqueeze_dim=2)
         grouped = self.o_a_proj(out.reshape(batch, new, self.config.o_groups, -1))
         return self.o_b_proj(grouped.flatten(2)), None
@@ -94,7 +98,14 @@ class SparseAttention(DeepseekV4Attention):
         visible = (given.positions + 1) // self.compressor.compress_rate
         return entries, torch.where(index < visible[..., None], index, -1)
 
-    def _attend(
+    def _is_plain(self, band: torch.Tensor, held: int, positions: torch.Tensor) -> bool:
+        """Whether all see their windows, and no entries but those before them (`windowed`)."""
+        before = held - positions.shape[1]
+        if band.shape[2] or before >= self.sliding_window - 1:
+            return not band.shape[2]
+        return bool((positions <= torch.arange(before, held, device=positions.device)).all())
+
+    def _attend_listed(
         self,
         q: torch.Tensor,
         near: torch.Tensor,
@@ -103,12 +114,12 @@ class SparseAttention(DeepseekV4Attention):
         chosen: torch.Tensor | None,
     ) -> torch.Tensor:
         """Of q [B, S, H, D] to the keys near [B, K, D] that the band shows, and to entries."""
-        if not band.shape[2]:
-            return windowed(q, self.sinks, near, self.sliding_window, entries, chosen)
         held, new = near.shape[1], q.shape[1]
         own = torch.arange(held - new, held, dtype=torch.int32, device=q.device)
-        before = torch.arange(1 - band.shape[2], 1, dtype=torch.int32, device=q.device)
-        lists = torch.where(band, own[:, None] + before, -1)
+        before = torch.arange(1 - self.sliding_window, 1, dtype=torch.int32, device=q.device)
+        lists = (own[:, None] + before).clamp(min=-1).expand(len(q), -1, -1)
+        if band.shape[2]:
+            lists = torch.where(band, lists, -1)
         if entries is not None and chosen is not None:
             lists = torch.cat([lists, torch.where(chosen < 0, -1, chosen + held)], 2)
             near = torch.cat([near, entries], 1)
