@@ -74,7 +74,8 @@ def test_the_suite_of_bench() -> None:
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys, found, said: tuple[str, str]) -> None:
     assert seams.found() == (seams.version(), []), "the environment of the tests has them all"
     monkeypatch.setattr(seams, "found", lambda: found)
-    command.main(["doctor", "--json"])
+    with pytest.raises(SystemExit):
+        command.main(["doctor", "--json"])
     findings = json.loads(capsys.readouterr().out)["findings"]
     (one,) = [f for f in findings if f["subject"] == "transformers"]
     assert one["state"] == said[0]
