@@ -120,6 +120,14 @@ ELSEWHERE = {
     "softnpu --vendor mine -- python your_script.py": Elsewhere(
         "it needs a library of yours", "tests/softnpu/test_vendors.py", "vendor=str(outside)"
     ),
+    "pip install transformers==5.23.0 accelerate==1.15.0": Elsewhere(
+        "it installs", "pyproject.toml", '"accelerate==1.15.0"'
+    ),
+    "dsv4-ascend bench --suite transformers --rounds 3": Elsewhere(
+        "minutes of eager attention",
+        "tests/python/integrations/test_transformers_folder.py",
+        "transformers_models(2, TINY",
+    ),
     "dsv4-ascend train-tiny": Elsewhere(
         "52 minutes", "tests/python/tiny/test_tiny.py", 'main(["train-tiny", *options])'
     ),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dsv4_ascend.bench import decode, host, long_context, ops
+from dsv4_ascend.bench import decode, host, long_context, ops, transformers_models
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.sections import Section
 
@@ -48,11 +48,17 @@ def _long_context(options: Options) -> Found:
     return Found({"contexts": [asdict(row) for row in rows]}, (long_context.section(rows),))
 
 
+def _transformers(options: Options) -> Found:
+    rows = transformers_models.transformers_models(options.rounds)
+    return Found({"runs": [asdict(row) for row in rows]}, (transformers_models.section(rows),))
+
+
 SUITES: Mapping[str, Callable[[Options], Found]] = {
     "host": _host,
     "ops": _ops,
     "decode": _decode,
     "long-context": _long_context,
+    "transformers": _transformers,
 }
 NAMED: Mapping[str, Callable[[str], list[str]]] = {"host": host.named, "ops": ops.named}
 """Suites of operators -> what of them a pattern names."""

@@ -55,6 +55,7 @@ def bench(
     ops: operators at Flash's sizes, weights cold, beside the best of torch alone.
     decode: tokens per second of the shipped small model.
     long-context: attention of a layer from 1k to 1M tokens, and its memory.
+    transformers: its eager attention beside `integrations.transformers.sparse()`, 1k to 16k tokens.
     OMP_NUM_THREADS decides the threads.
     """
     chosen = suite or ["host"]

@@ -4,6 +4,7 @@ no parameter trivial.
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
@@ -59,6 +60,45 @@ T2 = {
     "swiglu_limit": 10.0,
     "yarn_original": 65536,
 }
+
+
+def random_shape(seed: int) -> dict:
+    """A shape of other head counts, ratios, windows, top-k, expert and stream counts."""
+    pick = random.Random(seed)
+    groups = pick.choice([1, 2, 4])
+    experts = pick.choice([4, 8, 16])
+    kinds = ["swa", "csa", "hca", *pick.choices(["swa", "csa", "hca"], k=pick.randint(0, 3))]
+    pick.shuffle(kinds)
+    rope_dim = pick.choice([4, 8, 16])
+    return {
+        "vocab_size": pick.choice([61, 128]),
+        "hidden_size": pick.choice([32, 48, 64]),
+        "num_hidden_layers": len(kinds),
+        "num_attention_heads": groups * pick.choice([1, 2, 3]),
+        "head_dim": rope_dim + pick.choice([8, 16, 24]),
+        "qk_rope_head_dim": rope_dim,
+        "q_lora_rank": pick.choice([16, 24]),
+        "o_groups": groups,
+        "o_lora_rank": pick.choice([8, 16]),
+        "index_n_heads": 32,
+        "index_head_dim": rope_dim + pick.choice([0, 8, 16]),
+        "index_topk": pick.choice([1, 3, 8, 100]),
+        "n_routed_experts": experts,
+        "num_experts_per_tok": pick.randint(1, min(6, experts)),
+        "moe_intermediate_size": pick.choice([16, 40]),
+        "sliding_window": pick.choice([1, 5, 8, 16]),
+        "kinds": kinds,
+        "compress_rates": {
+            "compressed_sparse_attention": pick.choice([2, 3, 4]),
+            "heavily_compressed_attention": pick.choice([5, 8, 16]),
+        },
+        "hash_layers": pick.randint(0, len(kinds)),
+        "swiglu_limit": pick.choice([0.5, 2.0, 10.0]),
+        "routed_scaling_factor": pick.choice([1.0, 1.5, 2.5]),
+        "hc_mult": pick.choice([2, 3, 4]),
+        "yarn_original": pick.choice([32, 64, 4096]),
+    }
+
 
 _KINDS = {
     "swa": "sliding_attention",

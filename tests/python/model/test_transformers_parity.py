@@ -101,47 +101,10 @@ def test_edge_lengths(tmp_path: Path) -> None:
         _assert_close(ours.forward(ids, decode_from=length // 2), oracle.logits(theirs, ids))
 
 
-def _random_shape(seed: int) -> dict:
-    pick = random.Random(seed)
-    groups = pick.choice([1, 2, 4])
-    experts = pick.choice([4, 8, 16])
-    kinds = ["swa", "csa", "hca", *pick.choices(["swa", "csa", "hca"], k=pick.randint(0, 3))]
-    pick.shuffle(kinds)
-    rope_dim = pick.choice([4, 8, 16])
-    return {
-        "vocab_size": pick.choice([61, 128]),
-        "hidden_size": pick.choice([32, 48, 64]),
-        "num_hidden_layers": len(kinds),
-        "num_attention_heads": groups * pick.choice([1, 2, 3]),
-        "head_dim": rope_dim + pick.choice([8, 16, 24]),
-        "qk_rope_head_dim": rope_dim,
-        "q_lora_rank": pick.choice([16, 24]),
-        "o_groups": groups,
-        "o_lora_rank": pick.choice([8, 16]),
-        "index_n_heads": 32,
-        "index_head_dim": rope_dim + pick.choice([0, 8, 16]),
-        "index_topk": pick.choice([1, 3, 8, 100]),
-        "n_routed_experts": experts,
-        "num_experts_per_tok": pick.randint(1, min(6, experts)),
-        "moe_intermediate_size": pick.choice([16, 40]),
-        "sliding_window": pick.choice([1, 5, 8, 16]),
-        "kinds": kinds,
-        "compress_rates": {
-            "compressed_sparse_attention": pick.choice([2, 3, 4]),
-            "heavily_compressed_attention": pick.choice([5, 8, 16]),
-        },
-        "hash_layers": pick.randint(0, len(kinds)),
-        "swiglu_limit": pick.choice([0.5, 2.0, 10.0]),
-        "routed_scaling_factor": pick.choice([1.0, 1.5, 2.5]),
-        "hc_mult": pick.choice([2, 3, 4]),
-        "yarn_original": pick.choice([32, 64, 4096]),
-    }
-
-
 @pytest.mark.parametrize("seed", range(16))
 def test_random_architectures(seed: int, tmp_path: Path) -> None:
     """Other head counts, ratios, windows, top-k, expert counts, stream counts and odd lengths."""
-    shape = _random_shape(seed)
+    shape = oracle.random_shape(seed)
     theirs, ours = _pair(shape, tmp_path, seed)
     pick = random.Random(seed)
     ids = _ids(shape, pick.randint(20, 90), seed)
