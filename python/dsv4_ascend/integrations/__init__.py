@@ -1,0 +1,1 @@
+"""Engines that run the model: thin, each works alone, imported by nobody."""
