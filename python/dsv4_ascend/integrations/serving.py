@@ -2,9 +2,9 @@
 that they give back, and the weights of a share of the model. Needs no engine.
 
 An engine groups parts by its own rules and finds common prefixes at multiples of the least common
-multiple of all groups' blocks: 256 tokens with the blocks here. In packed layouts a block is as wide
-as its widest group; with the blocks here that is the entries' one, so that windows and states cost
-nothing per token (spec/engines.md 2.2).
+multiple of all groups' blocks: 256 tokens with the blocks here. In packed layouts a block is as
+wide as its widest group; with the blocks here that is the entries' one, so that windows and states
+cost nothing per token (spec/engines.md 2.2).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def cache_parts(config: V4Config, profile: Profile) -> list[CachePart]:
 
     config: as this rank's attention has it; caches are whole on every rank.
     """
-    parts = []
+    parts: list[CachePart] = []
     for layer, kind in enumerate(config.layer_kinds):
         parts += _parts_of(layer, kind, config.compress_ratios[layer], config, profile)
     return parts
@@ -118,9 +118,10 @@ def _rows(
     return CachePart(layer, name, width, torch.uint8, tokens, None, ENTRY_BLOCK, rows)
 
 
-def bytes_per_token(parts: Iterable[CachePart]) -> int:
-    """What parts that keep all tokens need for each: the least that any allocator can use."""
-    return sum(part.row_bytes // part.tokens for part in parts if part.window is None)
+def entry_block_bytes(parts: Iterable[CachePart]) -> int:
+    """Bytes that `ENTRY_BLOCK` tokens leave behind for good: the least that any allocator can use."""
+    lasting = (part for part in parts if part.window is None)
+    return sum(part.block // part.tokens * part.row_bytes for part in lasting)
 
 
 class StepTables(NamedTuple):

@@ -1,7 +1,7 @@
 """Cache parts as layers of vLLM, and the tables that it gives back.
 
-Each part is a layer without computation whose specification says what it keeps; vLLM's own scheduler
-owns the blocks, so that prefix caching, preemption and admission are its own.
+Each part is a layer without computation whose specification says what it keeps; vLLM's own
+scheduler owns the blocks, so that prefix caching, preemption and admission are its own.
 """
 
 from __future__ import annotations
@@ -11,27 +11,34 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from vllm.config import VllmConfig, get_current_vllm_config
-from vllm.forward_context import get_forward_context
-from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.v1.attention.backend import (
-    AttentionBackend,
-    AttentionImplBase,
-    AttentionMetadataBuilder,
-    CommonAttentionMetadata,
-    MultipleOf,
-)
-from vllm.v1.kv_cache_interface import (
-    KVCacheSpec,
-    MLAAttentionSpec,
-    SlidingWindowMLASpec,
-)
-from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from dsv4_ascend.integrations.serving import CachePart, StepTables, layer_caches, scratch_step
+from dsv4_ascend.integrations.vllm.versions import unfit
 from dsv4_ascend.model.step import Step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend.errors import UnsupportedError
+
+try:
+    from vllm.config import VllmConfig, get_current_vllm_config
+    from vllm.forward_context import get_forward_context
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+    from vllm.v1.attention.backend import (
+        AttentionBackend,
+        AttentionImplBase,
+        AttentionMetadataBuilder,
+        CommonAttentionMetadata,
+        MultipleOf,
+    )
+    from vllm.v1.kv_cache_interface import (
+        KVCacheSpec,
+        MLAAttentionSpec,
+        SlidingWindowMLASpec,
+    )
+    from vllm.v1.kv_cache_layout import KVCacheLayout
+except ImportError as error:
+    raise unfit(error) from error
+if "tokens_per_state" not in MLAAttentionSpec.__dataclass_fields__:
+    raise unfit("MLAAttentionSpec.tokens_per_state")
 
 
 def spec_of(part: CachePart) -> KVCacheSpec:

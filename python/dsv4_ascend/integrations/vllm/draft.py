@@ -11,8 +11,8 @@ from dsv4_backend.errors import ArgumentError, UnsupportedError
 
 
 class V4Draft(Served):
-    """MTP block 0, run again for every further draft. vLLM replaces embedding and head by those of
-    the target, in `model.embed_tokens` and `lm_head`.
+    """MTP block 0, run again for every further draft. vLLM puts the target's embedding and head in
+    place of its own.
     """
 
     drafts = True
@@ -24,9 +24,6 @@ class V4Draft(Served):
                 "--speculative-config: found method mtp, expected none: this checkpoint has no MTP "
                 "block that runs here"
             )
-        self.model = torch.nn.Module()
-        self.model.embed_tokens = self.network.embed
-        self.lm_head = self.network.head
 
     def forward(
         self,
@@ -41,7 +38,7 @@ class V4Draft(Served):
         if input_ids is None or inputs_embeds is not None:
             raise ArgumentError("forward: found embeddings, expected ids, which are embedded here")
         network = self.network
-        network.embed, network.head = self.model.embed_tokens, self.lm_head
+        network.embed, network.head = self.model.embed_tokens, self.lm_head  # the target's
         streams = hidden_states.unflatten(1, (self.streams, -1))
         with dispatch.use(check_contents=False):
             step = self.caches.step(network, input_ids)

