@@ -13,6 +13,7 @@ from rich.table import Table
 
 import dsv4_backend
 from dsv4_ascend.cli import FINDINGS, console, print_json
+from dsv4_ascend.cli.engines import vllm_findings
 from dsv4_ascend.cli.symbols import judge, show
 from dsv4_ascend.cli.symbols import symbols as list_symbols
 from dsv4_backend import dispatch
@@ -29,7 +30,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at versions, devices, CPU features, torch_npu and CANN;
-    say what is missing and what to do.
+    say what is missing and what to do. Where vLLM is installed: which class would serve V4 there.
 
     On an NPU every function that a launcher needs is looked up, and listed with what runs the
     operator where it is missing.
@@ -40,7 +41,7 @@ def doctor(
     on_npu = probes.npus > 0
     functions = list_symbols(on_npu)
     checked = _self_check(("cpu", "npu") if on_npu else ("cpu",))
-    findings = (*diagnose(probes), checked, judge(functions, on_npu))
+    findings = (*diagnose(probes), checked, judge(functions, on_npu), *vllm_findings())
     problems = any(f.state == "problem" for f in findings)
     if json:
         print_json(_report(probes, findings) | {"symbols": [asdict(one) for one in functions]})

@@ -4,7 +4,7 @@ that they give back, and the weights of a share of the model. Needs no engine.
 An engine groups parts by its own rules and finds common prefixes at multiples of the least common
 multiple of all groups' blocks: 256 tokens with the blocks here. In packed layouts a block is as
 wide as its widest group; with the blocks here that is the entries' one, so that windows and states
-cost nothing per token (spec/engines.md 2.2).
+cost nothing per token (docs/serving.md).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _rows(
 
 
 def entry_block_bytes(parts: Iterable[CachePart]) -> int:
-    """Bytes that `ENTRY_BLOCK` tokens leave behind for good: the least that any allocator can use."""
+    """Bytes that `ENTRY_BLOCK` tokens leave behind for good: the least that any engine can use."""
     lasting = (part for part in parts if part.window is None)
     return sum(part.block // part.tokens * part.row_bytes for part in lasting)
 
