@@ -42,8 +42,8 @@ def test_texts_are_our_own(prompts, dtype, drafts):
     want = own(prompts, dtype=getattr(torch, dtype))
     answer = served(prompts, dtype, drafts)
     assert answer["texts"] == [want, want]
-    # A prefix is proved a block of the draft's window further.
-    assert answer["hits"][1] == ([0, 0, 0, 256, 512] if drafts else [0, 256, 0, 256, 512])
+    # With drafts vLLM gives up the last block of what it found, then rounds down to 256.
+    assert answer["hits"][1] == ([0, 0, 0, 0, 256] if drafts else [0, 256, 0, 256, 512])
     assert (answer["accepted"] > 0) == (drafts > 0)
 
 
