@@ -8,6 +8,7 @@ from seeds import seed_of
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the long tier as well")
+    parser.addoption("--soak", type=float, default=20, help="seconds that a server is loaded")
 
 
 def pytest_configure(config):

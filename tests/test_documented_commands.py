@@ -81,6 +81,12 @@ LONG = (
 ELSEWHERE = {
     "./ci/demo": Elsewhere("it makes an environment", "ci/demo", ".venv/bin/dsv4-ascend generate"),
     "./ci/test": Elsewhere("it runs this test", ".ci/run", "/../ci/test"),
+    "./ci/serve": Elsewhere("it makes an environment", "ci/test", "ci/serve --install"),
+    "./ci/test --long": PYTEST_IN_CI,
+    "python -m vllm.entrypoints.openai.api_server --model FOLDER --enforce-eager "
+    "--tool-call-parser deepseek_v4 --enable-auto-tool-choice --reasoning-parser deepseek_v4": (
+        Elsewhere("it serves", "ci/serve", "-m vllm.entrypoints.openai.api_server --model")
+    ),
     "./ci/test -k rope": PYTEST_IN_CI,
     "./ci/test tests/softnpu": PYTEST_IN_CI,
     "python -m pytest tests/backend -k markov_bias": PYTEST_IN_CI,

@@ -24,7 +24,7 @@ def _is_command() -> bool:
     return os.path.basename(arguments[0]) == "dsv4-ascend"
 
 
-if not _is_command():
+if not _is_command() and "torch" not in sys.modules:
     import_module("dsv4_backend")  # first: it decides how torch is imported
 
 

@@ -13,9 +13,9 @@ from rich.table import Table
 
 import dsv4_backend
 from dsv4_ascend.cli import FINDINGS, console, print_json
+from dsv4_ascend.cli.engines import engine_findings
 from dsv4_ascend.cli.symbols import judge, show
 from dsv4_ascend.cli.symbols import symbols as list_symbols
-from dsv4_ascend.integrations.transformers import seams
 from dsv4_backend import dispatch
 from dsv4_backend.support import Finding, Probes, diagnose, probe, verdict
 
@@ -30,7 +30,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at versions, devices, CPU features, torch_npu and CANN;
-    say what is missing and what to do.
+    say what is missing and what to do. Where vLLM is installed: which class would serve V4 there.
 
     On an NPU every function that a launcher needs is looked up, and listed with what runs the
     operator where it is missing.
@@ -41,7 +41,7 @@ def doctor(
     on_npu = probes.npus > 0
     functions = list_symbols(on_npu)
     checked = _self_check(("cpu", "npu") if on_npu else ("cpu",))
-    findings = (*diagnose(probes), checked, judge(functions, on_npu), _transformers())
+    findings = (*diagnose(probes), checked, judge(functions, on_npu), *engine_findings())
     problems = any(f.state == "problem" for f in findings)
     if json:
         print_json(_report(probes, findings) | {"symbols": [asdict(one) for one in functions]})
@@ -69,20 +69,6 @@ def _self_check(devices: tuple[str, ...]) -> Finding:
         "`dsv4-ascend ops` lists them",
     ]
     return Finding("operators", "ok", "; ".join(parts))
-
-
-def _transformers() -> Finding:
-    """Whether integrations.transformers can work with what is installed."""
-    version, absent = seams.found()
-    advice = f"pip install transformers=={seams.TESTED}"
-    if version is None:
-        return Finding("transformers", "note", "not installed: docs/transformers.md", advice)
-    if absent:
-        return Finding(
-            "transformers", "note", f"{version}, without {', '.join(absent)}: no seams", advice
-        )
-    tested = "" if version == seams.TESTED else f", tested with {seams.TESTED}"
-    return Finding("transformers", "ok", f"{version}, with the seams of DeepSeek V4{tested}")
 
 
 def _norm_is_right(device: str) -> bool:

@@ -281,7 +281,7 @@ class Model:
         return [r.tolist() for r in all_results(own, len(ids), data, none)]
 
 
-def _chosen_profile(profile: object, dtype: object) -> Profile:
+def chosen_profile(profile: object, dtype: object) -> Profile:
     """The profile of that name, or the one that `dtype` names;
     ArgumentError if they disagree or are unknown.
     """
@@ -325,7 +325,7 @@ def usable_device(device: str | torch.device, argument: str = "device") -> torch
     return where
 
 
-def _chip(device: torch.device) -> str:
+def chip_of(device: torch.device) -> str:
     """The name of an NPU, "" for a CPU."""
     return torch.npu.get_device_name(device) if device.type == "npu" else ""  # type: ignore[attr-defined]
 
@@ -352,12 +352,12 @@ def load(
     ArgumentError for another profile or dtype, or a layout in which the model does not run,
     EnvironmentFault for a device that this process does not have.
     """
-    chosen = _chosen_profile(profile, dtype)
+    chosen = chosen_profile(profile, dtype)
     folder = folder_of("path", path)
     if not (progress is None or callable(progress)):
         raise ArgumentError(f"progress: found {progress!r:.40}, expected a function or None")
     where = usable_device(device)
-    sharding = Sharding(parallel.layout, parallel.rank, chosen, _chip(where))
+    sharding = Sharding(parallel.layout, parallel.rank, chosen, chip_of(where))
     checkpoint = open_checkpoint(folder, allow_unknown=allow_unknown, owner=sharding.owner)
     tensors = sharding.tensors(checkpoint, progress)
     network = assign_all(Transformer(checkpoint.config, chosen, parallel), tensors, where)

@@ -1,4 +1,4 @@
-"""A serving engine's side of paged caches, over nothing but `build_batch` and `LayerCache`.
+"""A serving engine's side of paged caches, over nothing but what adapters of engines use.
 
 It groups cache parts at random, gives each group blocks of its own size out of one pool, frees what
 a window has passed as early as it may, shares blocks of common prefixes, pads batches, and fills
@@ -15,46 +15,19 @@ from typing import NamedTuple
 
 import torch
 
-from dsv4_ascend.model.batch import build_batch
+from dsv4_ascend.integrations.serving import CachePart, StepTables, cache_parts, layer_caches
+from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.model import Model
-from dsv4_ascend.model.paged import LayerCache, Paged
+from dsv4_ascend.model.paged import LayerCache
 from dsv4_backend import dispatch
 
 NAN = 0x7FC07FC0  # as fp32, and as bf16 in both halves
-STATE = torch.float32
-
-
-class Part(NamedTuple):
-    """A cache part of one layer: tokens per row, and how many tokens it keeps (None: all)."""
-
-    layer: int
-    name: str
-    width: int
-    dtype: torch.dtype
-    tokens: int
-    window: int | None
-
-
-def parts_of(model: Model) -> list[Part]:
-    """What an adapter declares to an engine, layer by layer."""
-    config, dtype, found = model.config, model.dtype, []
-    shapes = zip(config.layer_kinds, config.compress_ratios, strict=True)
-    for i, (kind, ratio) in enumerate(shapes):
-        d, index, blocks = config.head_dim, config.index_head_dim, 2 if kind == "csa" else 1
-        found.append(Part(i, "window", d, dtype, 1, config.sliding_window))
-        if kind != "swa":
-            found.append(Part(i, "entries", d, dtype, ratio, None))
-            found.append(Part(i, "state", 2 * blocks * d, STATE, 1, blocks * ratio))
-        if kind == "csa":
-            found.append(Part(i, "index_keys", index, dtype, ratio, None))
-            found.append(Part(i, "index_state", 4 * index, STATE, 1, 2 * ratio))
-    return found
 
 
 class Group(NamedTuple):
     """Parts under one block table, in blocks of `block_tokens` tokens."""
 
-    parts: list[Part]
+    parts: list[CachePart]
     block_tokens: int
     window: int | None
 
@@ -62,9 +35,9 @@ class Group(NamedTuple):
 Sizes = dict[str, list[int]]
 
 
-def random_groups(parts: list[Part], sizes: Sizes, rng: random.Random) -> list[Group]:
+def random_groups(parts: list[CachePart], sizes: Sizes, rng: random.Random) -> list[Group]:
     """Parts that keep the same tokens in blocks of one size, split further by chance."""
-    found: dict[tuple[object, ...], list[Part]] = {}
+    found: dict[tuple[object, ...], list[CachePart]] = {}
     for part in parts:
         key = rng.choice(sizes[part.name]), part.window, rng.random() < 0.3
         found.setdefault(key, []).append(part)
@@ -75,7 +48,7 @@ class Pages:
     """Memory of all parts, apart or packed: a block holds a page of every part of its group."""
 
     def __init__(self, groups: list[Group], blocks: int, packed: bool, rng: random.Random) -> None:
-        self.tensors: dict[Part, torch.Tensor] = {}
+        self.tensors: dict[CachePart, torch.Tensor] = {}
         self._buffers: list[torch.Tensor] = []
         layouts = [[(g, part)] for g in groups for part in g.parts]
         if packed:
@@ -94,7 +67,7 @@ class Pages:
         self.forget(slice(None))
 
     @staticmethod
-    def _offsets(layout: list[tuple[Group, Part]], rng: random.Random) -> list[int]:
+    def _offsets(layout: list[tuple[Group, CachePart]], rng: random.Random) -> list[int]:
         offsets = [0]
         for group, part in layout:
             size = group.block_tokens // part.tokens * part.width * part.dtype.itemsize
@@ -108,7 +81,7 @@ class Pages:
             buffer[block] = NAN
 
 
-def _page_view(buffer: torch.Tensor, part: Part, rows: int, offset: int) -> torch.Tensor:
+def _page_view(buffer: torch.Tensor, part: CachePart, rows: int, offset: int) -> torch.Tensor:
     size = part.dtype.itemsize
     stride = (buffer.shape[1] * 4 // size, part.width, 1)
     shape = (buffer.shape[0], rows, part.width)
@@ -132,6 +105,15 @@ class Work:
     next_ids: list[int]
 
 
+class Ran(NamedTuple):
+    """A step that ran: its batch, caches, streams, and the empty sequences in it."""
+
+    batch: Batch
+    layers: list[LayerCache]
+    streams: torch.Tensor
+    empty: int
+
+
 @dataclass
 class FakeEngine:
     """Runs steps of continuous batches. Subclasses plant faults in its decisions."""
@@ -149,7 +131,8 @@ class FakeEngine:
     users: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.groups = random_groups(parts_of(self.model), self.sizes, self.rng)
+        self.parts = cache_parts(self.model.config, self.model.profile)
+        self.groups = random_groups(self.parts, self.sizes, self.rng)
         self.pages = Pages(self.groups, self.blocks, self.packed, self.rng)
         self.granularity = math.lcm(*(group.block_tokens for group in self.groups))
         self._free = self.rng.sample(range(1, self.blocks), self.blocks - 1)  # 0 belongs to nobody
@@ -164,7 +147,7 @@ class FakeEngine:
         """Whether the blocks of that many tokens can be shared."""
         return computed > 0 and computed % self.granularity == 0
 
-    def group_of(self, part: Part) -> int:
+    def group_of(self, part: CachePart) -> int:
         """Number of the group whose table a part gets."""
         return next(i for i, group in enumerate(self.groups) if part in group.parts)
 
@@ -218,31 +201,49 @@ class FakeEngine:
 
     def step(self, work: list[Work]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Streams of the layers and of the MTP block, and how many empty sequences it added."""
+        ran = self.run(work)
+        return ran.streams, self.draft(ran, [i for item in work for i in item.next_ids]), ran.empty
+
+    def run(self, work: list[Work], ahead: int = 0) -> Ran:
+        """Run the layers. ahead: tokens per request that get room, for drafts made in between."""
         for item in work:
             self._free_passed(item.request)
         for item in work:
-            self._allocate(item.request, item.request.computed + len(item.ids))
+            self._allocate(item.request, item.request.computed + len(item.ids) + ahead)
+        empty = self.rng.choice([0, 0, 2])
         lengths = [item.request.computed + len(item.ids) for item in work]
-        starts = [0]
-        for item in work:
-            starts.append(starts[-1] + len(item.ids))
-        tokens, empty, behind = starts[-1], self.rng.choice([0, 0, 2]), self.rng.choice([0, 3])
-        self.padding += behind
-        batch = build_batch(
-            self._padded([i for item in work for i in item.ids], behind),
-            torch.tensor(starts + [tokens] * empty, dtype=torch.int32),
-            torch.tensor(lengths + [self.rng.randrange(50)] * empty, dtype=torch.int32),
-            num_actual_tokens=self.rng.choice([tokens, None]),
-            max_query_len=max(len(item.ids) for item in work) if self.bound_lengths else None,
-            max_seq_len=max(lengths) if self.bound_lengths else None,
-        )
+        batch = self._batch([item.ids for item in work], lengths, empty)
         layers = self._layers([item.request for item in work], empty)
-        network = self.model.network
         with torch.inference_mode(), dispatch.use(check_contents=self.check_contents):
-            streams = network.run_layers(batch, layers)
-            next_ids = self._padded([i for item in work for i in item.next_ids], behind)
-            drafted = network.run_mtp(0, next_ids, streams, batch, layers)
-        return streams, drafted, empty
+            streams = self.model.network.run_layers(batch, layers)
+        return Ran(batch, layers, streams, empty)
+
+    def draft(self, ran: Ran, next_ids: list[int]) -> torch.Tensor:
+        """Streams of the MTP block over a step; next_ids follow its tokens."""
+        ids = self._padded(next_ids, len(ran.streams) - len(next_ids))
+        with torch.inference_mode(), dispatch.use(check_contents=self.check_contents):
+            return self.model.network.run_mtp(0, ids, ran.streams, ran.batch, ran.layers)
+
+    def chained(self, requests: list[Request], lengths: list[int], streams: torch.Tensor) -> Ran:
+        """A step for `draft` of one token each that makes the sequences so long."""
+        batch = self._batch([[0]] * len(requests), lengths, 0)
+        behind = batch.rows - len(streams)
+        streams = torch.cat([streams, streams.new_zeros(behind, *streams.shape[1:])])
+        return Ran(batch, self._layers(requests, 0), streams, 0)
+
+    def _batch(self, tokens: list[list[int]], lengths: list[int], empty: int) -> Batch:
+        starts = [0]
+        for ids in tokens:
+            starts.append(starts[-1] + len(ids))
+        count, behind = starts[-1], self.rng.choice([0, 3])
+        self.padding += behind
+        return StepTables(
+            torch.tensor(starts + [count] * empty, dtype=torch.int32),
+            torch.tensor(lengths + [self.rng.randrange(50)] * empty, dtype=torch.int32),
+            num_actual_tokens=self.rng.choice([count, None]),
+            max_query_len=max(map(len, tokens)) if self.bound_lengths else None,
+            max_seq_len=max(lengths) if self.bound_lengths else None,
+        ).batch(self._padded([i for ids in tokens for i in ids], behind))
 
     def _padded(self, ids: list[int], behind: int) -> torch.Tensor:
         garbage = [self.rng.choice([-1, 0, 10**6]) for _ in range(behind)]
@@ -250,12 +251,9 @@ class FakeEngine:
 
     def _layers(self, requests: list[Request], empty: int) -> list[LayerCache]:
         tables = [self._table(i, requests, empty) for i in range(len(self.groups))]
-        layers: dict[int, dict[str, Paged]] = {}
-        for part, pages in self.pages.tensors.items():
-            table = tables[self.group_of(part)]
-            view = self.rng.choice([table, table[:]])
-            layers.setdefault(part.layer, {})[part.name] = Paged(pages, view)
-        return [LayerCache(**layers[i]) for i in sorted(layers)]
+        of_parts = {part: tables[self.group_of(part)] for part in self.parts}
+        views = {part: self.rng.choice([t, t[:]]) for part, t in of_parts.items()}
+        return layer_caches(self.parts, self.pages.tensors, views)
 
     def _table(self, number: int, requests: list[Request], empty: int) -> torch.Tensor:
         columns = self.max_tokens // self.groups[number].block_tokens
