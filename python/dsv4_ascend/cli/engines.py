@@ -1,5 +1,5 @@
-"""What `dsv4-ascend doctor` says of engines: is vLLM here, does it see our plugin, which class would
-serve DeepSeek V4; has transformers the seams that we use.
+"""What `dsv4-ascend doctor` says of engines: is vLLM here, does it see our plugin, which class
+would serve DeepSeek V4; has transformers the seams that we use.
 """
 
 from __future__ import annotations
