@@ -1,0 +1,51 @@
+"""`dsv4-ascend convert`: a checkpoint in the formats of a chip."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dsv4_ascend.cli import console
+from dsv4_ascend.cli.loading import AllowUnknown, check_folder
+from dsv4_ascend.convert import job
+from dsv4_ascend.convert.targets import TARGETS, target_named
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Official folder, or a bf16 copy of one.")],
+    folder: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder, or one to finish.")],
+    target: Annotated[str, typer.Option(help=f"{', '.join(TARGETS)}.")],
+    allow_unknown: AllowUnknown = None,
+) -> None:
+    """Write a checkpoint in the formats of a chip, shard by shard.
+
+    Killed, it goes on where it was when the same command runs again; the folder has no config.json
+    until it is finished. The source is only read.
+    """
+    chosen = target_named(target)
+    check_folder("SOURCE", source)
+    start = time.monotonic()
+    columns = TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(
+        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("converting", total=None)
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        done = job.convert(
+            source, folder, chosen, progress=report, allow_unknown=allow_unknown or ()
+        )
+    for note in done.notes:
+        print(f"dsv4-ascend: note: {note}", file=sys.stderr)
+    resumed = f", {done.resumed} of them there already" if done.resumed else ""
+    print(
+        f"{done.folder}: {target}, {done.shards} shard(s){resumed}, {done.nbytes / 1e9:.3f} GB, "
+        f"{time.monotonic() - start:.1f} s"
+    )
