@@ -22,8 +22,6 @@ from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
 from dsv4_ascend.checkpoint.values import broken, rule_of
 from dsv4_ascend.convert.values import values_of
 
-_Hash = Any
-"""hashlib's objects have no public type."""
 RMS_RATIO = 16.0
 """How far the rms of a matrix may be from the median of its like, as a factor."""
 SATURATED, ZEROS = 0.25, 0.9
@@ -41,7 +39,7 @@ class _Seen:
     """What is compared when all tensors have been read."""
 
     rms: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
-    experts: dict[str, hashlib._Hash] = field(default_factory=dict)
+    experts: dict[str, Any] = field(default_factory=dict)
 
 
 def verify(
@@ -94,7 +92,8 @@ def _tensor(checkpoint: Checkpoint, name: str, kept: _Seen) -> Iterator[str]:
         yield from (f"{source.describe(name)}: {t}" for t in broken(stored, rule, source))
     expert = EXPERT.fullmatch(name)
     if expert:
-        digest = kept.experts.setdefault(f"{expert[1]}.{expert[2]}", hashlib.blake2b())
+        which = f"{expert[1]}.{expert[2]}"
+        digest = kept.experts[which] = kept.experts.get(which) or hashlib.blake2b()
         digest.update(name.rpartition(f".{expert[2]}.")[2].encode())
         _digest(digest, stored)
     if entry is not None and source.dtype not in INTEGER:
@@ -104,7 +103,7 @@ def _tensor(checkpoint: Checkpoint, name: str, kept: _Seen) -> Iterator[str]:
     checkpoint.release(name)
 
 
-def _digest(digest: hashlib._Hash, stored: torch.Tensor) -> None:
+def _digest(digest: Any, stored: torch.Tensor) -> None:
     flat = stored.reshape(-1).view(torch.uint8)
     for first in range(0, len(flat), _PIECE):
         digest.update(flat[first : first + _PIECE].numpy().data)
@@ -186,5 +185,6 @@ def _outliers(checkpoint: Checkpoint, kept: _Seen) -> Iterator[str]:
             if not middle / RMS_RATIO <= rms <= middle * RMS_RATIO:
                 yield (
                     f"{checkpoint.source(name).describe(name)}: found an rms of {rms:.3g}, "
-                    f"expected within a factor of {RMS_RATIO:g} of {middle:.3g}, the median of {like}"
+                    f"expected within a factor of {RMS_RATIO:g} of {middle:.3g}, "
+                    f"the median of {like}"
                 )
