@@ -206,11 +206,11 @@ def open_checkpoint(
 
 
 def _is_declared(folder: Path) -> bool:
-    """Whether its description tells of weights that are read."""
+    """Whether its description tells of weights: then what is wrong with them is to be told."""
     try:
         return bool(declared_kinds(folder))
     except CheckpointError:
-        return False
+        return True
 
 
 @dataclass(frozen=True)

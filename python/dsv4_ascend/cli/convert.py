@@ -18,10 +18,13 @@ from dsv4_ascend.convert.quality import FILE, TOKENS, Quality
 from dsv4_ascend.convert.quality import quality as measure
 from dsv4_ascend.convert.targets import TARGETS, target_named
 from dsv4_ascend.model.profile import PROFILES
+from dsv4_ascend.tiny.release import SHIPPED
+
+_SOURCE = "Official folder, or a bf16 copy of one; `tiny` is the shipped small model."
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Official folder, or a bf16 copy of one.")],
+    source: Annotated[Path, typer.Argument(help=_SOURCE)],
     folder: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder, or one to finish.")],
     target: Annotated[str, typer.Option(help=f"{', '.join(TARGETS)}.")],
     quality: Annotated[
@@ -41,6 +44,8 @@ def convert(
     until it is finished. The source is only read.
     """
     chosen = target_named(target)
+    if str(source) == "tiny" and not source.exists():
+        source = SHIPPED
     check_folder("SOURCE", source)
     start = time.monotonic()
     columns = TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
