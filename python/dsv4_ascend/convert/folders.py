@@ -67,7 +67,7 @@ def sync(folder: Path) -> None:
 
 def drop_parts(folder: Path) -> None:
     """Remove what a killed writer left."""
-    for path in folder.glob(f".*{_PART}"):
+    for path in folder.rglob(f".*{_PART}"):
         path.unlink(missing_ok=True)
 
 

@@ -97,7 +97,7 @@ def convert(
         return Done(folder, len(shards), len(shards), total, checkpoint.notes)
     _check_empty(folder)
     with writing(folder) as journal:
-        _begin(journal, record, _stamps(checkpoint))
+        _begin(journal, record)
         drop_parts(folder)
         left = [shard for shard in shards if not (folder / shard.file).exists()]
         _check_room(folder, sum(shard.nbytes for shard in left))
@@ -142,20 +142,20 @@ def _check_empty(folder: Path) -> None:
 
 
 def _record(checkpoint: Checkpoint, target: Target) -> dict[str, object]:
-    """What decides the bytes of the result, but for the values of the source."""
+    """What decides the bytes of the result: of the source, size and time of its files too."""
     digest = hashlib.sha256()
     for name in checkpoint.names():
         source = checkpoint.source(name)
         told = f"{name} {source.file.path.name} {source.stored} {source.dtype} {source.shape}\n"
         digest.update(told.encode())
-    return {"target": target.name, "rules": RULES, "source_layout_sha256": digest.hexdigest()}
-
-
-def _stamps(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """Size and time of every file of the source: a resumed conversion must meet the same."""
     paths = {checkpoint.source(name).file.path for name in checkpoint.names()}
-    found = {path.name: path.stat() for path in sorted(paths)}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+    stats = {path.name: path.stat() for path in sorted(paths)}
+    return {
+        "target": target.name,
+        "rules": RULES,
+        "source_layout_sha256": digest.hexdigest(),
+        "source_files": {name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()},
+    }
 
 
 def _check_record(folder: Path, record: dict[str, object]) -> None:
@@ -167,12 +167,11 @@ def _check_record(folder: Path, record: dict[str, object]) -> None:
         raise checkpoint_error(folder, [_other(found, record)])
 
 
-def _begin(journal: Path, record: dict[str, object], stamps: dict[str, list[int]]) -> None:
+def _begin(journal: Path, record: dict[str, object]) -> None:
     """Write the journal, or compare it with this conversion.
 
     It is complete before the first shard is begun: where it is not, there is none.
     """
-    wanted = {**record, "source_files": stamps}
     descriptor, _ = open_regular(journal)
     with os.fdopen(descriptor, "rb") as file:
         raw = file.read(_MAX_FILE)
@@ -181,15 +180,15 @@ def _begin(journal: Path, record: dict[str, object], stamps: dict[str, list[int]
         found = parse(raw)
     except FileProblem:
         found = None
-    if found == wanted:
+    if found == record:
         return
     if isinstance(found, dict) or shards:
         raise checkpoint_error(
-            journal.parent, [_other(found if isinstance(found, dict) else {}, wanted)]
+            journal.parent, [_other(found if isinstance(found, dict) else {}, record)]
         )
     with journal.open("r+b") as file:
         file.truncate(0)
-        file.write(as_json(wanted))
+        file.write(as_json(record))
         file.flush()
         os.fsync(file.fileno())
 

@@ -103,7 +103,7 @@ class Target:
 
     def convert(self, checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, int, torch.Tensor]]:
         """The values of `parts`, some rows at a time: (number of the part, first row, its rows)."""
-        entry = checkpoint.layout[name] if name in checkpoint.layout else Entry(())
+        entry = checkpoint.layout[name]
         if entry.scale_name is None:
             yield 0, 0, checkpoint.stored(name)
             return

@@ -15,6 +15,8 @@ def write_source(folder: Path, shard_bytes: int = 30_000, **dtypes) -> Path:
     """An official folder of random weights in several shards, with a file beside them."""
     write_tiny(folder, tiny_config(**SIZES), shard_bytes, **dtypes)
     (folder / "generation_config.json").write_text("{}\n")
+    (folder / "encoding").mkdir()
+    (folder / "encoding" / "encoding_dsv4.py").write_text("BOS = 'x'\n")
     return folder
 
 

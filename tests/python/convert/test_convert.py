@@ -21,12 +21,6 @@ from dsv4_backend.errors import ArgumentError
 from dsv4_backend.ops.int8 import pack_int4, unpack_int4
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    base = tmp_path_factory.mktemp("shipped")
-    return {target: converted(SHIPPED, base / target, target) for target in TARGETS}
-
-
 def weights(model):
     """Class, codes and scales of every weight, and every other parameter."""
     found = {

@@ -2,10 +2,10 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
-from conversions import converted
 from tiny_checkpoints import random_tensors, tiny_config
 
 from dsv4_ascend.checkpoint.save import save_checkpoint
@@ -23,8 +23,8 @@ def run(capsys, *arguments):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_converted_folders_are_known_and_look_right(tmp_path, target):
-    folder = converted(SHIPPED, tmp_path / "folder", target)
+def test_converted_folders_are_known_and_look_right(folders, target):
+    folder = folders[target]
     found = inspect(folder)
     assert found.format.startswith(f"{target} (")
     assert found.parameters == inspect(SHIPPED).parameters
@@ -161,8 +161,8 @@ def test_each_fault_of_codes_is_found(tmp_path, fault):
     assert re.search(CODES[fault], found[0]), found
 
 
-def test_an_offset_that_is_not_zero(tmp_path):
-    folder = converted(SHIPPED, tmp_path / "folder", "a2a3-int8")
+def test_an_offset_that_is_not_zero(folders, tmp_path):
+    folder = shutil.copytree(folders["a2a3-int8"], tmp_path / "folder")
     (path,) = folder.glob("*.safetensors")
     raw = bytearray(path.read_bytes())
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
@@ -174,7 +174,7 @@ def test_an_offset_that_is_not_zero(tmp_path):
     assert "found 2 at [0, 0], expected 0, as symmetric codes have it" in line
 
 
-def test_verify_on_the_command_line(tmp_path, capsys):
+def test_verify_on_the_command_line(folders, tmp_path, capsys):
     code, out, _ = run(capsys, "verify")
     assert (code, out.endswith("nothing looks wrong\n")) == (0, True)
     tensors = random_tensors(CONFIG, **GOOD)
@@ -184,7 +184,6 @@ def test_verify_on_the_command_line(tmp_path, capsys):
     assert (code, out.count("\n")) == (1, 2)
     code, out, _ = run(capsys, "verify", bad, "--json")
     assert len(json.loads(out)["findings"]) == 1
-    int8 = converted(SHIPPED, tmp_path / "int8", "a2a3-int8")
-    code, out, _ = run(capsys, "verify", int8, "--against", SHIPPED)
+    code, out, _ = run(capsys, "verify", folders["a2a3-int8"], "--against", SHIPPED)
     assert code == 1
     assert "other values: max 0.00" in out

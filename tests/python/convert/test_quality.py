@@ -1,12 +1,12 @@
 """Errors of weights against NumPy's, perplexities, and what is saved of them."""
 
 import json
+import shutil
 
 import ml_dtypes  # noqa: F401  (names of dtypes for NumPy)
 import numpy as np
 import pytest
 import torch
-from conversions import converted
 from safetensors.torch import load_file
 
 from dsv4_ascend.checkpoint.folder import open_checkpoint
@@ -17,8 +17,8 @@ from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.ops.quant import dequantize_fp4
 
 
-def test_errors_of_a_tensor_are_those_of_numpy(tmp_path):
-    folder = converted(SHIPPED, tmp_path / "folder", "a2a3-w4a8")
+def test_errors_of_a_tensor_are_those_of_numpy(folders):
+    folder = folders["a2a3-w4a8"]
     found = compare(SHIPPED, folder).other_values
     name = "layers.2.ffn.experts.5.w3"
     official = open_checkpoint(SHIPPED)
@@ -40,9 +40,10 @@ EXACT = ("q_a", "kv", "o_a", "embed", "head", "gate", "norms", "mhc", "compresso
 
 
 @pytest.mark.parametrize("target", LIMITS)
-def test_classes(tmp_path, target):
-    found = quality(SHIPPED, converted(SHIPPED, tmp_path / "folder", target), tokens=0)
-    told = json.loads((tmp_path / "folder" / FILE).read_text())
+def test_classes(folders, tmp_path, target):
+    folder = shutil.copytree(folders[target], tmp_path / target)
+    found = quality(SHIPPED, folder, tokens=0)
+    told = json.loads((folder / FILE).read_text())
     assert told["perplexity"] == "not wanted"
     assert {name for name, e in told["errors"].items() if e["max"] == 0} >= set(EXACT)
     assert 0.1 * LIMITS[target] < told["errors"]["experts"]["rms"] < LIMITS[target]
@@ -53,20 +54,20 @@ def test_classes(tmp_path, target):
 
 
 @pytest.mark.parametrize("target", ["a5-mx", "bf16"])
-def test_exact_targets(tmp_path, target):
-    assert not compare(SHIPPED, converted(SHIPPED, tmp_path / "folder", target)).other_values
+def test_exact_targets(folders, target):
+    assert not compare(SHIPPED, folders[target]).other_values
 
 
 def test_on_the_command_line(tmp_path, capsys):
     arguments = ["convert", str(SHIPPED), str(tmp_path / "f"), "--target", "a2a3-int8", "--quality"]
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--tokens", "1024"])
+        main([*arguments, "--tokens", "512"])
     out, told = capsys.readouterr().out, json.loads((tmp_path / "f" / FILE).read_text())
     assert caught.value.code == 0
     found = told["perplexity"]
-    assert found["tokens"] == 1024
+    assert found["tokens"] == 512
     assert (found["before_profile"], found["after_profile"]) == ("official", "a2a3-int8")
     assert found["after"] == pytest.approx(found["before"], rel=0.02)
     shown = f"{found['before']:.2f} (official) before, {found['after']:.2f} (a2a3-int8) after"
-    assert f"perplexity over 1,024 tokens: {shown}" in out
+    assert f"perplexity over 512 tokens: {shown}" in out
     assert "worst: layers." in out

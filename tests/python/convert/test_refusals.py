@@ -82,7 +82,7 @@ def test_sources(source, tmp_path):
 def test_what_lies_beside_the_weights(tmp_path):
     """Files are copied, folders of the release's own too; pipes, hidden files and weights not."""
     source = write_source(tmp_path / "source")
-    for name in ("encoding/encoding_dsv4.py", "inference/config.json", ".git/config", "x.bin"):
+    for name in ("inference/config.json", ".git/config", "x.bin"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
     os.mkfifo(source / "pipe")
