@@ -200,6 +200,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in FILES.items():
         (folder / name).write_text(text)
     type_in(f"dsv4-ascend parity -k rms_norm/ --record {BUNDLE}", folder)
+    type_in("dsv4-ascend convert tiny int8 --target a2a3-int8", folder)
     return folder
 
 

@@ -8,12 +8,16 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from dsv4_ascend.cli.main import COMMANDS
+from dsv4_ascend.convert.comparison import compare
+from dsv4_ascend.convert.job import convert
+from dsv4_ascend.convert.targets import TARGETS
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend import OPERATORS
 from dsv4_backend.dispatch import native_kernels
@@ -39,11 +43,23 @@ def test_named_commands_exist() -> None:
     assert named == set(COMMANDS)
 
 
+def conversions():
+    """How far converted folders of the small model are from it (docs/converting.md)."""
+    with tempfile.TemporaryDirectory() as base:
+        errors, back = {}, Path(base) / "official"
+        for name in ("a2a3-int8", "a2a3-w4a8", "bf16"):
+            convert(SHIPPED, Path(base) / name, TARGETS[name])
+            errors[name] = 100 * compare(SHIPPED, Path(base) / name).by_class["experts"].rms
+        convert(Path(base) / "bf16", back, TARGETS["official"])
+        return errors, compare(SHIPPED, back)
+
+
 @cache
 def counts():
     """Words of the README with `#` for their number -> the right number,
     as the README writes it.
     """
+    errors, back = conversions()
     perplexity = json.loads((Path(SHIPPED) / "perplexity.json").read_text())
     on_cpu = [name for name, device in native_kernels() if device == "cpu"]
     rows = {row for op in OPERATORS.values() for row in op.rows}
@@ -62,7 +78,11 @@ def counts():
         "# quantised (`official`)": f"{perplexity['quantised_official']:.2f}",
         "# in bf16 throughout (`bf16`)": f"{perplexity['deployed_bf16']:.2f}",
         "# as Ascend A2 and A3 (`a2a3-int8`)": f"{perplexity['deployed_a2a3_int8']:.2f}",
+        "# with experts of 4 bits (`a2a3-w4a8`)": f"{perplexity['deployed_a2a3_w4a8']:.2f}",
         "# as A5 (`a5-mx`)": f"{perplexity['deployed_a5_mx']:.2f}",
+        "rms error of experts # % in int8": f"{errors['a2a3-int8']:.2f}",
+        "# % in int4": f"{errors['a2a3-w4a8']:.1f}",
+        "# of 383 weights the same bytes": f"{back.same}",
         "unigram #": f"{perplexity['unigram']:.0f}",
         "bigram #": f"{perplexity['bigram']:.1f}",
     }

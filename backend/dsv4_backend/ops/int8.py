@@ -164,10 +164,36 @@ def quantize_weight_int8(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for a bf16 output; code: fp32(w / scale) rounded to nearest even. A row of zeros: 0 and 0.
     Source: spec/deployments.md 5.
     """
+    return _by_row(w, 127)
+
+
+def quantize_weight_int4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_weight_int8` with codes of 4 bits: int8 [..., N, K] within +-7, fp32 [..., N].
+
+    No document gives the rule of int4: max |w| / 7 and no clipping is our choice.
+    """
+    return _by_row(w, 7)
+
+
+def pack_int4(codes: torch.Tensor) -> torch.Tensor:
+    """int8 [..., N, K] of codes -8..7, N even -> int8 [..., N/2, K]: two rows in a byte, the even
+    one in the low half. Source: spec/ascend-operators.md 6 (files of msModelSlim).
+    """
+    both = codes.unflatten(-2, (-1, 2))
+    packed: torch.Tensor = (both.select(-2, 0) & 15) | (both.select(-2, 1) << 4)
+    return packed
+
+
+def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
+    """int8 [..., N/2, K] -> int8 [..., N, K]: `pack_int4` undone."""
+    return torch.stack([packed << 4 >> 4, packed >> 4], -2).flatten(-3, -2)
+
+
+def _by_row(w: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
     wide = w.detach().float()
-    scale = _bf16_at_least(wide.abs().amax(-1) / 127)
+    scale = _bf16_at_least(wide.abs().amax(-1) / largest)
     codes = torch.where(scale.unsqueeze(-1) > 0, wide / scale.unsqueeze(-1), 0.0)
-    return codes.round().clamp(-127, 127).to(torch.int8), scale
+    return codes.round().clamp(-largest, largest).to(torch.int8), scale
 
 
 def _bf16_at_least(x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsv4_ascend.checkpoint.layout import FP4, SCALE, Entry, Layout
+from dsv4_ascend.checkpoint.layout import FP4, Entry, Layout
 from dsv4_ascend.checkpoint.sources import Source, Sources
 
 
@@ -33,7 +33,7 @@ def _scale_misfit(
         return
     scale = sources.get(entry.scale_name)
     if scale is not None:
-        yield from _misfit(entry.scale_name, scale, SCALE, shape)
+        yield from _misfit(entry.scale_name, scale, entry.scale_dtypes, shape)
     elif complete:
         yield (
             f"{weight.describe(name)}: found {weight.dtype} "
@@ -47,8 +47,9 @@ def _mixed_experts(sources: Sources, entries: Layout) -> Iterator[str]:
     for name, entry in entries.items():
         if ".ffn.experts." in name and name in sources and sources[name].dtype in entry.dtypes:
             dtype = sources[name].dtype
+            stored = "FP4" if dtype in FP4 else dtype
             formats.setdefault(name.split(".experts.")[0], set()).add(
-                "FP4" if dtype in FP4 else dtype
+                entry.kind.name if entry.kind else stored
             )
     for layer, dtypes in formats.items():
         if len(dtypes) > 1:

@@ -5,7 +5,7 @@ memory-mapped under official names (spec/v4.md section 7).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from dsv4_ascend.checkpoint.config_file import read_noted_config
 from dsv4_ascend.checkpoint.experts import by_projection, stacks
 from dsv4_ascend.checkpoint.fit import misfits
 from dsv4_ascend.checkpoint.foreign import foreign_format
-from dsv4_ascend.checkpoint.layout import Layout, layout
+from dsv4_ascend.checkpoint.kinds import BIAS, OFFSET, Kinds, declared_kinds
+from dsv4_ascend.checkpoint.layout import Layout, declared, layout
 from dsv4_ascend.checkpoint.problems import counted
-from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
+from dsv4_ascend.checkpoint.safetensors_file import SafetensorsFile, checkpoint_error
 from dsv4_ascend.checkpoint.shards import open_shards
-from dsv4_ascend.checkpoint.sources import Format, Sources, collect, set_aside, unstack
+from dsv4_ascend.checkpoint.sources import Format, Source, Sources, collect, set_aside, unstack
 from dsv4_ascend.checkpoint.stored import as_stored
 from dsv4_ascend.checkpoint.values import value_problems
 from dsv4_backend.errors import CheckpointError, ConfigError
@@ -36,8 +37,10 @@ class Checkpoint:
     """An opened, complete checkpoint.
     Weights stay in the files: tensors are views of mapped pages, not to be written.
 
-    `format` is "transformers" when any stored name differs from the official one. `notes`: what was
-    ignored, set aside or corrected, one line each.
+    `format` is "transformers" when any stored name differs from the official one, "msModelSlim" in
+    a converted folder. `notes`: what was
+    ignored, set aside or corrected, one line each. `kinds`: the quantised weights of a converted
+    folder, empty for an official one. `aside`: where lies what was set aside.
     """
 
     path: Path
@@ -46,6 +49,12 @@ class Checkpoint:
     layout: Layout
     notes: tuple[str, ...]
     _sources: Sources
+    kinds: Kinds
+    aside: Sources
+
+    def source(self, name: str) -> Source:
+        """Where the tensor of an official name lies."""
+        return self._sources[name]
 
     def names(self) -> list[str]:
         """Official names of all weights and scales present,
@@ -62,16 +71,22 @@ class Checkpoint:
 
         Packed FP4 is int8 `[N, K/2]`, FP8 is float8_e4m3fn, floats are as stored. Scales are
         float8_e8m0fnu, also those stored as F32 if all of a tensor are powers of two (copied); else
-        they stay fp32.
+        they stay fp32. In a converted folder the scales of rows are fp32 [N], and int4 codes
+        are packed as they are stored.
         """
-        tensor = self._as_stored(name)
+        tensor = self.stored(name)
+        weight = self.layout.get(name.removesuffix("scale") + "weight")
+        if name.endswith(".scale") and weight is not None and weight.kind is not None:
+            by_block = weight.kind.block > 0
+            return tensor.view(torch.float8_e8m0fnu) if by_block else tensor.squeeze(-1).float()
         if tensor.dtype == torch.uint8:
             return tensor.view(torch.int8)
         if tensor.dtype == torch.float32 and name.endswith(".scale"):
             return _narrowed(tensor)
         return tensor
 
-    def _as_stored(self, name: str) -> torch.Tensor:
+    def stored(self, name: str) -> torch.Tensor:
+        """The tensor of an official name in the very dtype and shape of the file, a view."""
         source = self._sources[name]
         tensor = source.file.tensor(source.stored)
         if source.expert >= 0:
@@ -150,7 +165,14 @@ class Checkpoint:
 
     def value_problems(self) -> list[str]:
         """The bad values that `values.value_problems` finds, one line per tensor."""
-        return list(value_problems(self._sources, self._as_stored, self.config.n_routed_experts))
+        experts = self.config.n_routed_experts
+        sources = self._sources | {
+            name: source for name, source in self.aside.items() if name.endswith(OFFSET)
+        }
+        return list(value_problems(sources, self._any, experts, self.layout))
+
+    def _any(self, name: str) -> torch.Tensor:
+        return self.stored(name) if name in self._sources else aside_tensor(self.aside[name])
 
 
 def open_checkpoint(
@@ -173,7 +195,7 @@ def open_checkpoint(
     try:
         return _open(folder, allow_unknown, owner)
     except (ConfigError, CheckpointError) as error:
-        foreign = foreign_format(folder)
+        foreign = None if _is_declared(folder) else foreign_format(folder)
         if foreign is None:
             raise
         problems = getattr(error, "problems", ())
@@ -183,29 +205,105 @@ def open_checkpoint(
         raise told from None
 
 
-def _open(folder: Path, allow_unknown: Collection[str], owner: Owner | None) -> Checkpoint:
+def _is_declared(folder: Path) -> bool:
+    """Whether its description tells of weights: then what is wrong with them is to be told."""
+    try:
+        return bool(declared_kinds(folder))
+    except CheckpointError:
+        return True
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the headers of a folder tell, with every problem of form; no value is read.
+
+    sources: the tensors of the layout; aside: what was set aside, by official name; files: all
+    that could be opened.
+    """
+
+    config: V4Config
+    format: Format
+    layout: Layout
+    kinds: Kinds
+    sources: Sources
+    aside: Sources
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+    files: tuple[SafetensorsFile, ...]
+
+
+def survey(folder: Path, allow_unknown: Collection[str] = ()) -> Survey:
+    """Look at a folder's configuration, description and headers.
+
+    ConfigError for the configuration, CheckpointError where there is no checkpoint to look at.
+    """
     config, notes = read_noted_config(folder, allow_unknown)
+    kinds = declared_kinds(folder)
     files, problems, more_notes = open_shards(folder)
-    sources, naming, more = collect(files)
+    found, naming, more = collect(files)
     problems += more
-    sources, aside = set_aside(sources, config.num_hash_layers)
-    config, corrected = as_stored(config, sources)
-    entries = layout(config)
+    sources, aside = set_aside(found, config.num_hash_layers)
+    beside = {name for name in sources if _is_beside(name, kinds)}
+    sources = {name: source for name, source in sources.items() if name not in beside}
+    if kinds:
+        config = replace(config, quantized=True, expert_dtype=None)
+    config, corrected = as_stored(config, sources, formats=not kinds)
+    entries = declared(layout(config), kinds) if kinds else layout(config)
     complete = not problems
+    left = found.keys() - sources.keys()
     sources, more = unstack(sources, entries, config.n_routed_experts)
     problems += more + list(misfits(sources, entries, complete))
-    if problems:
-        raise checkpoint_error(folder, [*more_notes, *dict.fromkeys(problems)])
-    all_notes = (*notes, *more_notes, *aside, *corrected)
-    sources = _ordered(sources, entries)
-    if owner is not None:
-        wanted = owner(config)
-        sources = {name: source for name, source in sources.items() if wanted(name)}
-    checkpoint = Checkpoint(folder, config, naming, entries, all_notes, sources)
+    return Survey(
+        config,
+        "msModelSlim" if kinds else naming,
+        entries,
+        kinds,
+        sources,
+        {name: found[name] for name in found if name in left},
+        (*notes, *more_notes, *aside, *corrected),
+        tuple(dict.fromkeys([*more_notes, *problems] if problems else [])),
+        tuple(files),
+    )
+
+
+def _is_beside(name: str, kinds: Kinds) -> bool:
+    """Whether it is the offset or kernel bias of a declared weight."""
+    ending = OFFSET if name.endswith(OFFSET) else BIAS
+    return name.endswith(ending) and name.removesuffix(ending) + ".weight" in kinds
+
+
+def aside_tensor(source: Source) -> torch.Tensor:
+    """A tensor that was set aside, as it is stored."""
+    return source.file.tensor(source.stored)
+
+
+def _open(folder: Path, allow_unknown: Collection[str], owner: Owner | None) -> Checkpoint:
+    seen = survey(folder, allow_unknown)
+    if seen.problems:
+        raise checkpoint_error(folder, seen.problems)
+    checkpoint = checkpoint_of(folder, seen, owner)
     bad = checkpoint.value_problems()
     if bad:
         raise checkpoint_error(folder, bad)
     return checkpoint
+
+
+def checkpoint_of(folder: Path, seen: Survey, owner: Owner | None = None) -> Checkpoint:
+    """The checkpoint of a survey without problems; its values are not looked at."""
+    sources = _ordered(seen.sources, seen.layout)
+    if owner is not None:
+        wanted = owner(seen.config)
+        sources = {name: source for name, source in sources.items() if wanted(name)}
+    return Checkpoint(
+        folder,
+        seen.config,
+        seen.format,
+        seen.layout,
+        seen.notes,
+        sources,
+        seen.kinds,
+        seen.aside if owner is None else {},
+    )
 
 
 def _ordered(sources: Sources, entries: Layout) -> Sources:

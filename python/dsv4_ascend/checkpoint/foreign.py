@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from dsv4_ascend.checkpoint.strict_json import FileProblem, open_regular, parse, read_object
 
+JOURNAL = "conversion.unfinished.json"
+"""In a folder that a conversion has not finished: what it is made of."""
 _RELEASE = "the official release (FP8 and FP4 safetensors) or a BF16 copy of it"
 _OFFICIAL = f"use {_RELEASE}"
 _MAX_CONFIG, _MAX_INDEX, _MAX_HEADER, _MAX_FILES = 2**20, 16 * 2**20, 8 * 2**20, 4
@@ -58,6 +60,8 @@ def foreign_format(path: Path) -> str | None:
     """What a folder that does not open is, and what to do, in one line;
     None if it has no mark of another format.
     """
+    if (path / JOURNAL).exists():
+        return f"an unfinished conversion ({JOURNAL}): run `dsv4-ascend convert` again to finish it"
     if path.suffix.lower() == ".gguf":
         files, config = [path.name], {}
     else:

@@ -9,6 +9,7 @@ from math import prod
 from typing import NamedTuple
 
 from dsv4_ascend.checkpoint.config import DSpark, V4Config
+from dsv4_ascend.checkpoint.kinds import Kind, Kinds
 
 FLOAT = ("BF16", "F32")
 INTEGER = ("I64", "I32")
@@ -27,18 +28,26 @@ FP4_BLOCK = 32
 class Entry(NamedTuple):
     """One weight. `shape` is logical; `dtypes` are the safetensors dtypes allowed on disk.
 
-    `scale_name` names the E8M0 scale of a weight that may be quantised, else None. Float weights
-    have no scale.
+    `scale_name` names the scale of a weight that may be quantised, else None. Float weights
+    have no scale. `kind` is how a converted folder stores the weight, None for official forms.
     """
 
     shape: tuple[int, ...]
     dtypes: tuple[str, ...] = FLOAT
     scale_name: str | None = None
+    kind: Kind | None = None
+
+    @property
+    def scale_dtypes(self) -> tuple[str, ...]:
+        """The safetensors dtypes that its scale may have."""
+        return SCALE if self.kind is None else self.kind.scales
 
     def stored_shape(self, dtype: str) -> tuple[int, ...]:
         """The shape in the file for a stored dtype: packed FP4 halves the last dimension,
         `F4` does not.
         """
+        if self.kind is not None:
+            return self.kind.stored_shape(self.shape)
         return (
             (*self.shape[:-1], self.shape[-1] // 2)
             if self.scale_name and dtype in ("I8", "U8")
@@ -51,6 +60,8 @@ class Entry(NamedTuple):
         """
         if self.scale_name is None or dtype in FLOAT:
             return None
+        if self.kind is not None:
+            return self.kind.scale_shape(self.shape)
         rows, columns = self.shape
         if dtype == FP8:
             return (-(-rows // FP8_TILE), -(-columns // FP8_TILE))
@@ -65,6 +76,18 @@ def layout(config: V4Config) -> Layout:
     scales not (see `Entry.scale_name`).
     """
     return dict(_all(config))
+
+
+def declared(entries: Layout, kinds: Kinds) -> Layout:
+    """The layout of a folder that declares its quantised weights: all others are floats."""
+    return {
+        name: entry
+        if entry.scale_name is None
+        else entry._replace(dtypes=kinds[name].dtypes, kind=kinds[name])
+        if name in kinds
+        else entry._replace(dtypes=FLOAT)
+        for name, entry in entries.items()
+    }
 
 
 def parameter_count(entries: Layout) -> int:

@@ -2,7 +2,7 @@
 tensors are views of it.
 
 Stricter than the safetensors library: duplicate keys, names with path parts, NUL or nothing
-in them, and more than 200,000 tensors are refused. Nothing executes, nothing is written, no
+in them, and more than 400,000 tensors are refused. Nothing executes, nothing is written, no
 byte is copied.
 """
 
@@ -28,7 +28,7 @@ from dsv4_ascend.checkpoint.strict_json import (
 )
 from dsv4_backend.errors import CheckpointError
 
-MAX_TENSORS = 200_000
+MAX_TENSORS = 400_000
 MAX_HEADER = 32 * 2**20
 MAX_RANK = 8
 _MAX_COUNT = 2**63

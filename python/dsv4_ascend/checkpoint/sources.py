@@ -13,7 +13,7 @@ from dsv4_ascend.checkpoint.layout import FP8, FP8_TILE, Layout
 from dsv4_ascend.checkpoint.names import expert_parts, to_official
 from dsv4_ascend.checkpoint.safetensors_file import DTYPES, SafetensorsFile
 
-Format = Literal["official", "transformers"]
+Format = Literal["official", "transformers", "msModelSlim"]
 
 _VISION_START, _VISION_END = ("vision.", "aligner.", "image_"), ".ffn.gate.bias_vl"
 """What Vision-Exp adds to the language model (spec/v41.md 4)."""

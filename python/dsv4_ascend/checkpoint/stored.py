@@ -16,18 +16,21 @@ _MAIN = "mtp.0.main_proj.weight"
 _FORMATS = {FP8: "fp8"} | dict.fromkeys(FP4, "fp4")
 
 
-def as_stored(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:
+def as_stored(
+    config: V4Config, sources: Sources, formats: bool = True
+) -> tuple[V4Config, list[str]]:
     """The configuration corrected by the names, dtypes and shapes of the tensors,
     and notes on what was corrected.
 
     Draft layers are the `mtp.N` blocks that are there, whatever a field promises; they are DSpark's
     if one of its own parts is among them. Weights are quantised if one of them is stored so. The
     expert format of the configuration holds if all quantised experts are stored in it; it is None
-    if layers differ. ConfigError if the result is no V4 model.
+    if layers differ. formats: whether dtypes tell of formats, as they do in official folders.
+    ConfigError if the result is no V4 model.
     """
     config, drafts = _stored_drafts(config, sources)
-    config, formats = _stored_formats(config, sources)
-    return config, drafts + formats
+    config, corrected = _stored_formats(config, sources) if formats else (config, [])
+    return config, drafts + corrected
 
 
 def _stored_drafts(config: V4Config, sources: Sources) -> tuple[V4Config, list[str]]:

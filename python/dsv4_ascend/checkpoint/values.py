@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from dsv4_ascend.checkpoint.layout import FP32_NAMES
+from dsv4_ascend.checkpoint.kinds import OFFSET
+from dsv4_ascend.checkpoint.layout import FP32_NAMES, Layout
 from dsv4_ascend.checkpoint.sources import Source, Sources
 
 EXPERT_SCALE_BUDGET = 256 * 2**20
@@ -28,38 +29,47 @@ class Rule(NamedTuple):
 
 FINITE = Rule(torch.isfinite, "a finite number")
 FLOAT_SCALE = Rule(lambda scale: (scale > 0) & (scale < torch.inf), "a positive finite scale")
+ROW_SCALE = Rule(lambda scale: (scale >= 0) & (scale < torch.inf), "a finite scale, not negative")
+"""A row of zeros has scale 0."""
+NO_OFFSET = Rule(lambda offset: offset == 0, "0, as symmetric codes have it")
 E8M0 = Rule(lambda byte: byte != 0xFF, "a positive finite scale")
 
 
 def value_problems(
-    sources: Sources, as_stored: Callable[[str], torch.Tensor], experts: int
+    sources: Sources, as_stored: Callable[[str], torch.Tensor], experts: int, entries: Layout
 ) -> Iterator[str]:
     """One line per tensor with a bad value: where,
     how many more there are, what was found and expected.
 
     sources: every tensor by official name; as_stored: its values; experts: number of routed
-    experts. Checked are: every `tid2eid` (expert ids in range), scales (positive and finite; E8M0
-    byte 0xFF is NaN), and the finiteness of norms, attention sinks, `ape`, gate biases and
-    hyper-connection parameters. Not checked are weight matrices, and the routed experts' scales
-    where they hold more than EXPERT_SCALE_BUDGET bytes together: a release of 160 GB is opened by
-    reading 0.2 GB.
+    experts; entries: how weights are stored. Checked are: every `tid2eid` (expert ids in range),
+    scales (positive and finite; E8M0 byte 0xFF is NaN), and the finiteness of norms, attention
+    sinks, `ape`, gate biases and hyper-connection parameters. Not checked are weight matrices, and
+    the routed experts' scales where they hold more than EXPERT_SCALE_BUDGET bytes together: a
+    release of 160 GB is opened by reading 0.2 GB.
     """
-    scales = {name for name in sources if ".ffn.experts." in name and name.endswith(".scale")}
+    scales = {
+        name for name in sources if ".ffn.experts." in name and name.endswith((".scale", OFFSET))
+    }
     skipped = (
         scales if sum(sources[name].nbytes for name in scales) > EXPERT_SCALE_BUDGET else set()
     )
     for name, source in sources.items():
-        rule = _rule(name, source.dtype, experts)
+        rule = rule_of(name, source.dtype, experts, entries)
         if rule is not None and name not in skipped:
             yield from (
-                f"{source.describe(name)}: {told}"
-                for told in _broken(as_stored(name), rule, source)
+                f"{source.describe(name)}: {told}" for told in broken(as_stored(name), rule, source)
             )
 
 
-def _rule(name: str, dtype: str, experts: int) -> Rule | None:
+def rule_of(name: str, dtype: str, experts: int, entries: Layout) -> Rule | None:
+    """What every value of a tensor must be, None where this module has no rule."""
+    if name.endswith(OFFSET):
+        return NO_OFFSET
     if name.endswith(".scale"):
-        return E8M0 if dtype == "F8_E8M0" else FLOAT_SCALE
+        weight = entries.get(name.removesuffix("scale") + "weight")
+        by_row = weight is not None and weight.kind is not None and not weight.kind.block
+        return E8M0 if dtype in ("F8_E8M0", "U8") else ROW_SCALE if by_row else FLOAT_SCALE
     if name.endswith("tid2eid"):
         return Rule(
             lambda ids: (ids >= 0) & (ids < experts),
@@ -68,7 +78,8 @@ def _rule(name: str, dtype: str, experts: int) -> Rule | None:
     return FINITE if name.endswith(_FLOATS) else None
 
 
-def _broken(tensor: torch.Tensor, rule: Rule, source: Source) -> Iterator[str]:
+def broken(tensor: torch.Tensor, rule: Rule, source: Source) -> Iterator[str]:
+    """At most one line: the first value that breaks the rule, where, and how many more do."""
     wide = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e8m0fnu else tensor
     # Good values are an interval, and NaN comes out as both extremes: they decide without
     # a temporary.

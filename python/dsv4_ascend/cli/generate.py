@@ -108,7 +108,7 @@ def generate(
     top_p: _TopP = 1.0,
     seed: _Seed = 33377335,
     device: Annotated[str, typer.Option(help="cpu or npu.")] = "cpu",
-    profile: ProfileName = "official",
+    profile: ProfileName = None,
     chat: _Chat = False,
     thinking: _Thinking = False,
     effort: _Effort = None,

@@ -30,14 +30,19 @@ CheckpointFolder = Annotated[
 ]
 
 ProfileName = Annotated[
-    str, typer.Option("--profile", help=f"What is rounded: {', '.join(PROFILES)}.")
+    str | None,
+    typer.Option(
+        "--profile",
+        help=f"What is rounded: {', '.join(PROFILES)}.",
+        show_default="official, or what the folder was converted to",
+    ),
 ]
 
 
 def load_model(
     checkpoint: Path | None,
     device: str,
-    profile: str,
+    profile: str | None,
     allow_unknown: list[str] | None = None,
     parallel: Parallel = ALONE,
 ) -> Model:
@@ -46,11 +51,11 @@ def load_model(
 
     What was ignored or set aside in it is told on standard error.
     """
-    profile_named(profile, "--profile")
+    if profile is not None:
+        profile_named(profile, "--profile")
     where = usable_device(device, "--device")
     folder = checkpoint or SHIPPED
-    if not os.path.isdir(folder):
-        raise CheckpointError(f"--checkpoint: {_no_folder(folder)}")
+    check_folder("--checkpoint", folder)
     columns = TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(
         *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
@@ -71,6 +76,12 @@ def load_model(
     for note in model.notes:
         print(f"dsv4-ascend: note: {note}", file=sys.stderr)
     return model
+
+
+def check_folder(argument: str, folder: Path) -> None:
+    """CheckpointError that says what is in its place unless there is a folder."""
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{argument}: {_no_folder(folder)}")
 
 
 def _no_folder(path: Path) -> str:

@@ -25,7 +25,7 @@ def logits(
     ],
     output: Annotated[Path, typer.Option(help="Where to write the safetensors file.")],
     checkpoint: CheckpointFolder = None,
-    profile: ProfileName = "official",
+    profile: ProfileName = None,
     chunk: Annotated[
         int | None, typer.Option(min=1, help="Prefill in chunks of this many tokens (512).")
     ] = None,

@@ -37,6 +37,18 @@ COMMANDS = {
         "dsv4_ascend.cli.plan:plan",
         "Does it fit on these devices, which layout, where does the time go.",
     ),
+    "convert": (
+        "dsv4_ascend.cli.convert:convert",
+        "Write a checkpoint in the formats of a chip, streamed and resumable.",
+    ),
+    "inspect": (
+        "dsv4_ascend.cli.inspect:inspect",
+        "What a checkpoint folder holds: release, format, sizes, what is missing.",
+    ),
+    "verify": (
+        "dsv4_ascend.cli.inspect:verify",
+        "Read every value of a checkpoint folder and name what looks wrong.",
+    ),
     "doctor": (
         "dsv4_ascend.cli.doctor:doctor",
         "Versions, devices, torch_npu and CANN: what is missing, what to do.",

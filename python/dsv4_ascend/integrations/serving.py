@@ -205,7 +205,7 @@ class Share:
         if self._checkpoint is None:
             raise EnvironmentFault("weights: found them loaded already, expected one load a start")
         tensors = self._sharding.tensors(self._checkpoint, None)
-        assign_all(self.network, tensors, device)
+        assign_all(self.network, tensors, device, self._checkpoint.kinds)
         self._checkpoint = None
         return self.network
 

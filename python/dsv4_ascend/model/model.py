@@ -27,11 +27,12 @@ from dsv4_ascend.chat.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.chat.tokenizer import Tokenizer
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import open_checkpoint
+from dsv4_ascend.checkpoint.kinds import declared_kinds
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
 from dsv4_ascend.model.parallel import ALONE, Parallel
-from dsv4_ascend.model.profile import PROFILES, Profile, profile_named
+from dsv4_ascend.model.profile import PROFILES, Profile, profile_for, profile_named
 from dsv4_ascend.model.prompts import all_results, check_agreement, own_number, own_prompts
 from dsv4_ascend.model.sharding import Sharding
 from dsv4_ascend.model.step import make_step
@@ -281,12 +282,27 @@ class Model:
         return [r.tolist() for r in all_results(own, len(ids), data, none)]
 
 
-def chosen_profile(profile: object, dtype: object) -> Profile:
-    """The profile of that name, or the one that `dtype` names;
-    ArgumentError if they disagree or are unknown.
+def chosen_profile(folder: Path, profile: object, dtype: object) -> Profile:
+    """The profile of that name, or the one that `dtype` names, or the folder's own;
+    ArgumentError if they disagree or are unknown, or do not run what the folder stores.
     """
+    kinds = declared_kinds(folder)
+    stored = set(kinds.values())
+    if profile is None and dtype is None:
+        return profile_for(stored)
+    chosen = _named_profile(profile, dtype)
+    if stored and (chosen.storage is None or not chosen.storage.reads(stored)):
+        names = " and ".join(sorted(kind.name for kind in stored))
+        raise ArgumentError(
+            f"profile: found {chosen.name}, but {folder} was converted to {names}, expected "
+            f"{profile_for(stored).name} or none; other profiles need the official folder"
+        )
+    return chosen
+
+
+def _named_profile(profile: object, dtype: object) -> Profile:
     if dtype is None:
-        return profile_named("official" if profile is None else profile)
+        return profile_named(profile)
     by_dtype = {torch.bfloat16: PROFILES["official"], torch.float32: PROFILES["ideal"]}
     if dtype not in by_dtype:
         raise ArgumentError(
@@ -340,27 +356,29 @@ def load(
     allow_unknown: Collection[str] = (),
     parallel: Parallel = ALONE,
 ) -> Model:
-    """Open a checkpoint folder (official or transformers layout) without copying its weights.
+    """Open a checkpoint folder (official, transformers' or converted) without copying its weights.
 
-    device: where it runs. profile: what is rounded, `official` if neither it nor dtype is given;
-    dtype names it too: torch.bfloat16 is `official`, torch.float32 is `ideal`. `a2a3-int8` and
-    `a5-mx` emulate Ascend deployments: their weights are quantised again while loading, one after
-    the other; `bf16` widens them instead. progress(bytes done, bytes in all) is called per tensor.
+    device: where it runs. profile: what is rounded; if neither it nor dtype is given, the one that
+    a converted folder is for, `official` for others; dtype names it too: torch.bfloat16 is
+    `official`, torch.float32 is `ideal`. `a2a3-int8`, `a2a3-w4a8` and `a5-mx` emulate Ascend
+    deployments: official weights are quantised again while loading, one after the other; `bf16`
+    widens them instead. progress(bytes done, bytes in all) is called per tensor.
     allow_unknown: fields of the configuration to ignore though they may change what the model
     computes. parallel: the rank's share (`ranks.connected`), of which alone it reads. The model's
     `notes` say what was ignored. CheckpointError and ConfigError list everything that does not fit;
     ArgumentError for another profile or dtype, or a layout in which the model does not run,
     EnvironmentFault for a device that this process does not have.
     """
-    chosen = chosen_profile(profile, dtype)
     folder = folder_of("path", path)
+    chosen = chosen_profile(folder, profile, dtype)
     if not (progress is None or callable(progress)):
         raise ArgumentError(f"progress: found {progress!r:.40}, expected a function or None")
     where = usable_device(device)
     sharding = Sharding(parallel.layout, parallel.rank, chosen, chip_of(where))
     checkpoint = open_checkpoint(folder, allow_unknown=allow_unknown, owner=sharding.owner)
     tensors = sharding.tensors(checkpoint, progress)
-    network = assign_all(Transformer(checkpoint.config, chosen, parallel), tensors, where)
+    network = Transformer(checkpoint.config, chosen, parallel)
+    assign_all(network, tensors, where, checkpoint.kinds)
     model = Model(network, device=where, folder=folder)
     model.notes = checkpoint.notes
     return model

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import torch
 
+from dsv4_ascend.checkpoint.kinds import DESCRIPTION, Kind
 from dsv4_ascend.model import ascend, rows
 from dsv4_ascend.model.paged import FLOATS, CacheFormats, Lengths, Paged
 from dsv4_ascend.model.rows import Ahead, Codes, IndexerParts, Qkv
 from dsv4_ascend.weights.activations import FP8_BLOCKS, UNQUANTISED, ActivationFormat
 from dsv4_ascend.weights.linear import Linear
-from dsv4_ascend.weights.storage import BF16_STORAGE, INT8_STORAGE, MX_STORAGE, Storage
+from dsv4_ascend.weights.storage import (
+    BF16_STORAGE,
+    INT4_STORAGE,
+    INT8_STORAGE,
+    MX_STORAGE,
+    Storage,
+)
 from dsv4_backend.contract import Operator
-from dsv4_backend.errors import ArgumentError
+from dsv4_backend.errors import ArgumentError, CheckpointError
 from dsv4_backend.ops.attention import AttentionCall, sparse_attention
 from dsv4_backend.ops.hadamard import hadamard
 from dsv4_backend.ops.hyper import hc_head, hc_pre
@@ -175,6 +182,8 @@ A2A3_INT8 = Profile(
 """Ascend A2 and A3: W8A8, bf16 latent cache that rounds no further,
 int8 index keys (spec/deployments.md 8).
 """
+A2A3_W4A8 = replace(A2A3_INT8, name="a2a3-w4a8", storage=INT4_STORAGE)
+"""The same with experts of 4 bits, which are kept in int8: W4A8."""
 A5_MX = Profile(
     "a5-mx",
     torch.bfloat16,
@@ -188,7 +197,23 @@ A5_MX = Profile(
     MX_STORAGE,
 )
 """Ascend A5: MX-FP8, MX-FP4 experts, FP8 latent cache, e4m3 index keys (spec/deployments.md 8)."""
-PROFILES = {profile.name: profile for profile in (IDEAL, OFFICIAL, BF16, A2A3_INT8, A5_MX)}
+PROFILES = {
+    profile.name: profile for profile in (IDEAL, OFFICIAL, BF16, A2A3_INT8, A2A3_W4A8, A5_MX)
+}
+
+
+def profile_for(kinds: Collection[Kind]) -> Profile:
+    """The first profile whose weights can be of all these kinds; official for none.
+
+    CheckpointError where no profile runs their mixture.
+    """
+    if not kinds:
+        return OFFICIAL
+    for profile in PROFILES.values():
+        if profile.storage is not None and profile.storage.reads(kinds):
+            return profile
+    names = " and ".join(sorted({kind.name for kind in kinds}))
+    raise CheckpointError(f"{DESCRIPTION}: found {names} together, which no profile runs")
 
 
 def profile_named(name: object, argument: str = "profile") -> Profile:

@@ -182,7 +182,7 @@ class Sharding:
         """Which part of a tensor that it owns is this rank's; None for all of it."""
         tp = self._layout.tp
         dim = None if tp == 1 else 0 if _ROWS.fullmatch(name) else 1 if self.copies(name) else None
-        if dim is None:
+        if dim is None or dim >= len(shape):  # scales of rows do not know of columns
             return None
         length = shape[dim] // tp
         return Cut(dim, self._rank % tp * length, length)

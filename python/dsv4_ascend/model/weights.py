@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from dsv4_ascend.checkpoint.experts import EXPERT
+from dsv4_ascend.checkpoint.kinds import Kind, Kinds
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.transformer import Gate, Transformer
 from dsv4_ascend.weights.deployed import PREPARED, prepared
 from dsv4_ascend.weights.experts import Experts, ExpertStack
 from dsv4_ascend.weights.linear import Linear, SharedExpert, StoredModule
-from dsv4_ascend.weights.storage import Storage
+from dsv4_ascend.weights.storage import Storage, experts_kept, experts_to_bf16, kept, to_bf16
 from dsv4_backend.errors import ArgumentError
+
+NO_KINDS: Kinds = MappingProxyType({})
+"""Those of an official folder."""
 
 
 def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
@@ -40,12 +45,16 @@ def assign(network: Transformer, name: str, tensor: torch.Tensor) -> None:
 
 
 def assign_all(
-    network: Transformer, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device
+    network: Transformer,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    device: torch.device,
+    kinds: Kinds = NO_KINDS,
 ) -> Transformer:
     """Assign (name, tensor) pairs, moved to `device`, and put the network in eval mode.
 
-    Then the network's profile keeps its weights in other formats, if it does. ArgumentError if some
-    experts of a projection came without the others.
+    Then the network's profile keeps its weights in other formats, if it does; those of a converted
+    folder, which stores `kinds`, are in its formats already. ArgumentError if some experts of a
+    projection came without the others.
     """
     for name, tensor in tensors:
         assign(network, name, tensor.to(device))
@@ -59,7 +68,11 @@ def assign_all(
         for buffer_name, buffer in module.named_buffers(recurse=False):
             setattr(module, buffer_name, buffer.to(device))
     if network.profile.storage is not None:
-        keep_weights(network, network.profile.storage)
+        if kinds:
+            keep_converted(network, kinds)
+        else:
+            keep_weights(network, network.profile.storage)
+        prepare_weights(network, network.profile.storage)
     return network.eval()
 
 
@@ -72,7 +85,33 @@ def keep_weights(network: Transformer, storage: Storage) -> None:
             module.keep(storage.experts(module.stored()))
         elif isinstance(module, Linear):
             module.keep(storage.linear(path)(module.stored()))
-    prepare_weights(network, storage)
+
+
+def keep_converted(network: Transformer, kinds: Kinds) -> None:
+    """Have every weight in the class of its kind, what has none in bf16."""
+    by_path = _by_path(kinds)
+    for path, module in network.named_modules():
+        kind = by_path.get(path)
+        if kind is not None:
+            assert isinstance(module, ExpertStack | Linear)
+            assert module.scale is not None
+            if isinstance(module, ExpertStack):
+                module.keep(experts_kept(kind, module.weight, module.scale))
+            else:
+                module.keep(kept(kind, module.weight, module.scale))
+        elif isinstance(module, ExpertStack):
+            module.keep(experts_to_bf16(module.stored()))
+        elif isinstance(module, Linear):
+            module.keep(to_bf16(module.stored()))
+
+
+def _by_path(kinds: Kinds) -> Mapping[str, Kind]:
+    """Kinds by the path of their module, all experts of a projection under one."""
+    found = {}
+    for name, kind in kinds.items():
+        expert = EXPERT.fullmatch(name)
+        found[f"{expert[1]}.{expert[3]}" if expert else name.removesuffix(".weight")] = kind
+    return found
 
 
 def prepare_weights(network: Transformer, storage: Storage) -> None:

@@ -18,7 +18,7 @@ from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_ascend.model.model import Model
-from dsv4_ascend.model.profile import A2A3_INT8, A5_MX, BF16, IDEAL, OFFICIAL, Profile
+from dsv4_ascend.model.profile import A2A3_INT8, A2A3_W4A8, A5_MX, BF16, IDEAL, OFFICIAL, Profile
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_ascend.tiny.corpus import ngram_perplexities
@@ -46,6 +46,7 @@ class Perplexity:
     quantised_official: float
     deployed_bf16: float
     deployed_a2a3_int8: float
+    deployed_a2a3_w4a8: float
     deployed_a5_mx: float
     corpus_sha256: str
 
@@ -120,6 +121,7 @@ def measure(
         quantised_official=perplexity(as_model(released, OFFICIAL, config), stream),
         deployed_bf16=perplexity(as_model(released, BF16, config), stream),
         deployed_a2a3_int8=perplexity(as_model(released, A2A3_INT8, config), stream),
+        deployed_a2a3_w4a8=perplexity(as_model(released, A2A3_W4A8, config), stream),
         deployed_a5_mx=perplexity(as_model(released, A5_MX, config), stream),
         corpus_sha256=digest,
     )

@@ -133,4 +133,4 @@ def test_drafts_and_batches_run(models: dict[str, Model], name: str) -> None:
 
 def test_profiles_differ() -> None:
     assert A2A3_INT8.storage != A5_MX.storage
-    assert list(PROFILES) == ["ideal", "official", "bf16", "a2a3-int8", "a5-mx"]
+    assert list(PROFILES) == ["ideal", "official", "bf16", "a2a3-int8", "a2a3-w4a8", "a5-mx"]

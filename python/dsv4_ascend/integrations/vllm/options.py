@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from vllm.config import VllmConfig
 
+from dsv4_ascend.checkpoint.kinds import declared_kinds
 from dsv4_ascend.model.model import chosen_profile
 from dsv4_ascend.model.profile import Profile
 from dsv4_backend.errors import ArgumentError, UnsupportedError
@@ -21,7 +22,8 @@ _LOADS_FILES = {"auto", "hf", "safetensors"}
 
 
 def profile_of(config: VllmConfig) -> Profile:
-    """`--additional-config '{"dsv4": {"profile": NAME}}'`, or the one that --dtype names.
+    """`--additional-config '{"dsv4": {"profile": NAME}}'`, or the one that a converted folder is
+    for, or the one that --dtype names.
 
     ArgumentError for other keys and names, or a profile of another dtype.
     """
@@ -34,7 +36,9 @@ def profile_of(config: VllmConfig) -> Profile:
     dtype = config.model_config.dtype
     if name is None and dtype not in (torch.bfloat16, torch.float32):
         raise ArgumentError(f"--dtype: found {dtype}, expected bfloat16 or float32")
-    return chosen_profile(name, dtype)
+    folder = folder_of(config.model_config)
+    own = name is None and declared_kinds(folder)
+    return chosen_profile(folder, name, None if own else dtype)
 
 
 def folder_of(config: Any) -> Path:

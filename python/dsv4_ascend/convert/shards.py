@@ -1,0 +1,123 @@
+"""The shards of a converted folder: which tensors, at which bytes, and writing one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dsv4_ascend.checkpoint.folder import Checkpoint, aside_tensor
+from dsv4_ascend.checkpoint.kinds import BIAS, OFFSET
+from dsv4_ascend.checkpoint.safetensors_file import DTYPES, SafetensorsFile
+from dsv4_ascend.checkpoint.safetensors_stream import data_of
+from dsv4_ascend.checkpoint.sources import Source
+from dsv4_ascend.convert.folders import atomic, write_at
+from dsv4_ascend.convert.targets import Part, Target
+
+_ALIGNMENT = 64
+_PIECE = 1 << 28
+"""Bytes that are copied before their pages are given back."""
+
+
+class Item(NamedTuple):
+    """A tensor of the source, by official name, and what becomes of it."""
+
+    name: str
+    parts: list[Part]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the target; made of one of the source, in the order of that."""
+
+    file: str
+    items: list[Item]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(part.nbytes for part in self.parts())
+
+    def parts(self) -> Iterator[Part]:
+        """All its tensors."""
+        return (part for item in self.items for part in item.parts)
+
+    def layout(self) -> tuple[bytes, dict[str, int]]:
+        """The file's beginning, and where in it each tensor begins.
+
+        Wide elements come first, so that every tensor is aligned without holes, which the format
+        forbids.
+        """
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        position, begins = 0, {}
+        for part in sorted(self.parts(), key=lambda part: -DTYPES[part.dtype][0]):
+            begins[part.name] = position
+            position += part.nbytes
+            header[part.name] = {
+                "dtype": part.dtype,
+                "shape": list(part.shape),
+                "data_offsets": [begins[part.name], position],
+            }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+        start = len(text).to_bytes(8, "little") + text
+        return start, {name: len(start) + begin for name, begin in begins.items()}
+
+
+def shards_of(checkpoint: Checkpoint, target: Target) -> list[Shard]:
+    """A shard for every file of the source that has a weight."""
+    found: dict[SafetensorsFile, list[tuple[int, Item]]] = {}
+    for name in checkpoint.names():
+        entry = checkpoint.layout.get(name)
+        if entry is None:
+            continue  # a scale, which goes with its weight
+        source = checkpoint.source(name)
+        item = Item(name, target.parts(name, entry, _part(name, source)))
+        found.setdefault(source.file, []).append((source.begin, item))
+    for name, source in checkpoint.aside.items():
+        if not name.endswith((OFFSET, BIAS)):
+            item = Item(name, [_part(name, source)])
+            found.setdefault(source.file, []).append((source.begin, item))
+    files = sorted(found, key=lambda file: file.path.name)
+    return [
+        Shard(
+            f"model-{number:05d}-of-{len(files):05d}.safetensors",
+            [item for _, item in sorted(found[file], key=lambda pair: pair[0])],
+        )
+        for number, file in enumerate(files, 1)
+    ]
+
+
+def _part(name: str, source: Source) -> Part:
+    return Part(name, source.dtype, source.shape)
+
+
+def write_shard(folder: Path, shard: Shard, checkpoint: Checkpoint, target: Target) -> None:
+    """Write one shard in the memory of a tensor's rows."""
+    start, begins = shard.layout()
+    with atomic(folder / shard.file) as descriptor:
+        write_at(descriptor, 0, start)
+        for item in shard.items:
+            aside = checkpoint.aside.get(item.name)
+            if aside is not None:
+                write_at(descriptor, begins[item.name], data_of(aside_tensor(aside)))
+                aside.file.release(aside.stored)
+                continue
+            for number, first, rows in target.convert(checkpoint, item.name):
+                part = item.parts[number]
+                row = part.nbytes // part.shape[0] if part.shape else 0
+                data = data_of(rows)
+                for begin in range(0, len(data), _PIECE):
+                    place = begins[part.name] + first * row + begin
+                    write_at(descriptor, place, data[begin : begin + _PIECE])
+                    checkpoint.release(item.name)
+            _release(checkpoint, item.name)
+
+
+def _release(checkpoint: Checkpoint, name: str) -> None:
+    checkpoint.release(name)
+    scale = checkpoint.layout[name].scale_name
+    if scale is not None and scale in checkpoint:
+        checkpoint.release(scale)
