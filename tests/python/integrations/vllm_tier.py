@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def python() -> str:
 
 
 def run(program: str, question: Any, seconds: int = 300, **environ: str) -> Any:
-    """The JSON in the last line that a program of `programs` prints of a question in JSON."""
+    """The JSON behind ANSWER that a program of `programs` prints; workers print beside it."""
     command = [python(), str(PROGRAMS / f"{program}.py"), json.dumps(question)]
     done = subprocess.run(
         command,
@@ -48,4 +49,5 @@ def run(program: str, question: Any, seconds: int = 300, **environ: str) -> Any:
         timeout=seconds,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    (answer,) = re.findall(r"^ANSWER (.+)$", done.stdout, re.MULTILINE)
+    return json.loads(answer)

@@ -29,5 +29,4 @@ if __name__ == "__main__":
         "hits": [[one.num_cached_tokens for one in turn] for turn in turns],
         "accepted": sum(accepted),
     }
-    print()
-    print(json.dumps(answer))
+    print(f"\nANSWER {json.dumps(answer)}")

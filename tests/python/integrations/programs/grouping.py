@@ -41,5 +41,4 @@ if __name__ == "__main__":
     names = json.loads(sys.argv[1])
     models = {"flash": V4Config.flash(), "pro": V4Config.pro()}
     found = {m: {n: grouped(c, PROFILES[n]) for n in names} for m, c in models.items()}
-    print()
-    print(json.dumps(found))
+    print(f"\nANSWER {json.dumps(found)}")
