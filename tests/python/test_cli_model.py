@@ -168,7 +168,8 @@ def test_the_profile_reaches_the_model(generate, checkpoint: Path) -> None:
         (
             ["--profile", "fast"],
             2,
-            "--profile: found 'fast', expected ideal, official, bf16, a2a3-int8 or a5-mx",
+            "--profile: found 'fast', expected ideal, official, bf16, a2a3-int8, a2a3-w4a8 or "
+            "a5-mx",
         ),
         (["--device", "gpu"], 2, "--device: found 'gpu', expected cpu or npu"),
         (["--device", "meta"], 2, "--device: found 'meta', expected cpu or npu"),
