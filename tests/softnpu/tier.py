@@ -35,8 +35,10 @@ def missing() -> str | None:
     return None
 
 
-def lacking(what: str) -> NoReturn:
-    """Skip the running test because of what is missing; fail it where this tier is required."""
-    if os.environ.get(REQUIRED):
-        pytest.fail(f"{what} ({REQUIRED} is set, so this is no skip)", pytrace=False)
+def lacking(what: str, required: str = REQUIRED) -> NoReturn:
+    """Skip the running test because of what is missing; fail it where its tier is required, which
+    the variable of that name says.
+    """
+    if os.environ.get(required):
+        pytest.fail(f"{what} ({required} is set, so this is no skip)", pytrace=False)
     pytest.skip(what)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsv4_ascend.checkpoint.layout import FP4, Entry, Layout
+from dsv4_ascend.checkpoint.layout import Entry, Layout
 from dsv4_ascend.checkpoint.sources import Source, Sources
 
 
@@ -46,11 +46,8 @@ def _mixed_experts(sources: Sources, entries: Layout) -> Iterator[str]:
     formats: dict[str, set[str]] = {}
     for name, entry in entries.items():
         if ".ffn.experts." in name and name in sources and sources[name].dtype in entry.dtypes:
-            dtype = sources[name].dtype
-            stored = "FP4" if dtype in FP4 else dtype
-            formats.setdefault(name.split(".experts.")[0], set()).add(
-                entry.kind.name if entry.kind else stored
-            )
+            form = entry.form(sources[name].dtype)
+            formats.setdefault(name.split(".experts.")[0], set()).add(form)
     for layer, dtypes in formats.items():
         if len(dtypes) > 1:
             yield (

@@ -87,16 +87,11 @@ class Checkpoint:
 
     def stored(self, name: str) -> torch.Tensor:
         """The tensor of an official name in the very dtype and shape of the file, a view."""
-        source = self._sources[name]
-        tensor = source.file.tensor(source.stored)
-        if source.expert >= 0:
-            tensor = tensor[source.expert, source.first_row : source.first_row + source.shape[0]]
-        return tensor
+        return self._sources[name].tensor()
 
     def release(self, name: str) -> None:
         """Let the kernel take back the pages of a tensor of which a copy has been made."""
-        source = self._sources[name]
-        source.file.release(source.stored)
+        self._sources[name].release()
 
     def scale(self, name: str) -> torch.Tensor | None:
         """The scale of a weight as `tensor` gives it, None if the weight is stored as floats."""
@@ -169,10 +164,7 @@ class Checkpoint:
         sources = self._sources | {
             name: source for name, source in self.aside.items() if name.endswith(OFFSET)
         }
-        return list(value_problems(sources, self._any, experts, self.layout))
-
-    def _any(self, name: str) -> torch.Tensor:
-        return self.stored(name) if name in self._sources else aside_tensor(self.aside[name])
+        return list(value_problems(sources, experts, self.layout))
 
 
 def open_checkpoint(
@@ -270,11 +262,6 @@ def _is_beside(name: str, kinds: Kinds) -> bool:
     """Whether it is the offset or kernel bias of a declared weight."""
     ending = OFFSET if name.endswith(OFFSET) else BIAS
     return name.endswith(ending) and name.removesuffix(ending) + ".weight" in kinds
-
-
-def aside_tensor(source: Source) -> torch.Tensor:
-    """A tensor that was set aside, as it is stored."""
-    return source.file.tensor(source.stored)
 
 
 def _open(folder: Path, allow_unknown: Collection[str], owner: Owner | None) -> Checkpoint:

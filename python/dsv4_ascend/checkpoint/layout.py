@@ -37,6 +37,10 @@ class Entry(NamedTuple):
     scale_name: str | None = None
     kind: Kind | None = None
 
+    def form(self, dtype: str) -> str:
+        """What to call its form when it is stored as a safetensors dtype."""
+        return self.kind.name if self.kind else "FP4" if dtype in FP4 else dtype
+
     @property
     def scale_dtypes(self) -> tuple[str, ...]:
         """The safetensors dtypes that its scale may have."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,11 @@ DTYPES: dict[str, tuple[int, torch.dtype]] = {
 """safetensors dtype -> (bits, torch dtype of the view).
 F4 comes out packed: int8 with half the last dimension.
 """
+
+
+def stored_bytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes in a file of a tensor of a safetensors dtype."""
+    return prod(shape) * DTYPES[dtype][0] // 8
 
 
 class TensorInfo(NamedTuple):

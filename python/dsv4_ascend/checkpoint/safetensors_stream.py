@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,10 +14,10 @@ from typing import IO
 import torch
 
 from dsv4_ascend.checkpoint.safetensors_file import DTYPES
+from dsv4_ascend.checkpoint.writing import file_start
 
 STORED = {torch_dtype: name for name, (bits, torch_dtype) in DTYPES.items() if bits >= 8}
 """torch dtype -> what a file calls it."""
-_ALIGNMENT = 64
 _WIDTHS = (8, 4, 2, 1)
 
 
@@ -45,7 +44,7 @@ class SafetensorsStream:
         self._open = ExitStack()
         self._parts = {w: self._open.enter_context(_unnamed(target.parent)) for w in _WIDTHS}
         self._sizes = dict.fromkeys(_WIDTHS, 0)
-        self._entries: dict[int, dict[str, tuple[str, list[int], int, int]]]
+        self._entries: dict[int, dict[str, tuple[str, tuple[int, ...]]]]
         self._entries = {width: {} for width in _WIDTHS}
 
     def add(self, name: str, tensor: torch.Tensor) -> str:
@@ -54,9 +53,8 @@ class SafetensorsStream:
         begin, part = self._sizes[width], self._parts[width]
         part.seek(begin)  # where an interrupted call began, not where it ended
         part.write(data_of(tensor))
-        end = begin + tensor.nbytes
-        self._entries[width][name] = STORED[tensor.dtype], list(tensor.shape), begin, end
-        self._sizes[width] = end
+        self._entries[width][name] = STORED[tensor.dtype], tuple(tensor.shape)
+        self._sizes[width] = begin + tensor.nbytes
         return name
 
     def finish(self, metadata: Mapping[str, str]) -> None:
@@ -77,16 +75,12 @@ class SafetensorsStream:
                 unfinished.unlink()
 
     def _header(self, metadata: Mapping[str, str]) -> bytes:
-        header: dict[str, object] = {"__metadata__": dict(metadata)}
-        start = 0
-        for width, entries in self._entries.items():
-            for name, (dtype, shape, begin, end) in entries.items():
-                offsets = [start + begin, start + end]
-                header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-            start += self._sizes[width]
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-        return len(text).to_bytes(8, "little") + text
+        entries = (
+            (name, *entry)
+            for of_width in self._entries.values()
+            for name, entry in of_width.items()
+        )
+        return file_start(entries, metadata)[0]
 
     def __enter__(self) -> SafetensorsStream:
         return self

@@ -4,7 +4,6 @@ safetensors shards and their index, all or nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -20,8 +19,8 @@ from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
 from dsv4_ascend.checkpoint.safetensors_stream import STORED, data_of
 from dsv4_ascend.checkpoint.shards import INDEX
+from dsv4_ascend.checkpoint.writing import as_json, file_start, index_of, shard_file, sync
 
-_ALIGNMENT = 64
 SHARD_BYTES = 4 * 2**30
 
 
@@ -56,7 +55,7 @@ def save_checkpoint(
         _same_model(target, open_checkpoint(scratch).config, config)
         os.chmod(scratch, 0o755)
         os.rename(scratch, target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise checkpoint_error(target, [f"cannot be written ({error})"]) from None
     finally:
@@ -83,18 +82,18 @@ def _write_folder(
     weight_map: dict[str, str] = {}
     total = 0
     for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = shard_file(number, len(shards))
         total += _write_shard(folder / file, names, tensors)
         weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    texts = {CONFIG: _json(config_to_dict(config)), INDEX: _json(index)}
+    index = index_of(weight_map, total)
+    texts = {CONFIG: as_json(config_to_dict(config)), INDEX: as_json(index)}
     for name, content in {**files, **texts}.items():
         if Path(name).name != name:
             raise checkpoint_error(
                 folder, [f"found file name {name!r}, expected one without folders"]
             )
         _write(folder / name, [content])
-    _sync(folder)
+    sync(folder)
 
 
 def _plan(tensors: Mapping[str, torch.Tensor], shard_bytes: int) -> list[list[str]]:
@@ -111,33 +110,15 @@ def _plan(tensors: Mapping[str, torch.Tensor], shard_bytes: int) -> list[list[st
 
 
 def _write_shard(path: Path, names: list[str], tensors: Mapping[str, torch.Tensor]) -> int:
-    # Wide elements first: then every tensor is aligned to its element size without holes, which the
-    # format forbids.
-    ordered = sorted(names, key=lambda name: -tensors[name].element_size())
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name in ordered:
-        tensor = tensors[name]
-        if tensor.dtype not in STORED:
+    for name in names:
+        if tensors[name].dtype not in STORED:
+            found = tensors[name].dtype
             raise checkpoint_error(
-                path, [f"tensor '{name}': found {tensor.dtype}, expected one of {[*STORED]}"]
+                path, [f"tensor '{name}': found {found}, expected one of {[*STORED]}"]
             )
-        offsets = [position, position + tensor.nbytes]
-        header[name] = {
-            "dtype": STORED[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": offsets,
-        }
-        position = offsets[1]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    chunks = (data_of(tensors[name]) for name in ordered)
-    _write(path, chain([len(text).to_bytes(8, "little"), text], chunks))
-    return position
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+    start, begins = file_start((n, STORED[tensors[n].dtype], tensors[n].shape) for n in names)
+    _write(path, chain([start], (data_of(tensors[name]) for name in begins)))
+    return sum(tensors[name].nbytes for name in names)
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
@@ -146,11 +127,3 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

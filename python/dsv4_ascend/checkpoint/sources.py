@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
-from math import prod
 from typing import Literal, NamedTuple
+
+import torch
 
 from dsv4_ascend.checkpoint.layout import FP8, FP8_TILE, Layout
 from dsv4_ascend.checkpoint.names import expert_parts, to_official
-from dsv4_ascend.checkpoint.safetensors_file import DTYPES, SafetensorsFile
+from dsv4_ascend.checkpoint.safetensors_file import SafetensorsFile, stored_bytes
 
 Format = Literal["official", "transformers", "msModelSlim"]
 
@@ -34,7 +35,7 @@ class Source(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return prod(self.shape) * DTYPES[self.dtype][0] // 8
+        return stored_bytes(self.dtype, self.shape)
 
     @property
     def begin(self) -> int:
@@ -45,6 +46,17 @@ class Source(NamedTuple):
         return info.begin + (self.expert * info.shape[1] + self.first_row) * (
             self.nbytes // self.shape[0]
         )
+
+    def tensor(self) -> torch.Tensor:
+        """Its values in the very dtype and shape of the file, a view."""
+        tensor = self.file.tensor(self.stored)
+        if self.expert < 0:
+            return tensor
+        return tensor[self.expert, self.first_row : self.first_row + self.shape[0]]
+
+    def release(self) -> None:
+        """Let the kernel take back its pages, of which a copy has been made."""
+        self.file.release(self.stored)
 
     def describe(self, official: str) -> str:
         """How messages name it."""

@@ -35,18 +35,16 @@ NO_OFFSET = Rule(lambda offset: offset == 0, "0, as symmetric codes have it")
 E8M0 = Rule(lambda byte: byte != 0xFF, "a positive finite scale")
 
 
-def value_problems(
-    sources: Sources, as_stored: Callable[[str], torch.Tensor], experts: int, entries: Layout
-) -> Iterator[str]:
+def value_problems(sources: Sources, experts: int, entries: Layout) -> Iterator[str]:
     """One line per tensor with a bad value: where,
     how many more there are, what was found and expected.
 
-    sources: every tensor by official name; as_stored: its values; experts: number of routed
-    experts; entries: how weights are stored. Checked are: every `tid2eid` (expert ids in range),
-    scales (positive and finite; E8M0 byte 0xFF is NaN), and the finiteness of norms, attention
-    sinks, `ape`, gate biases and hyper-connection parameters. Not checked are weight matrices, and
-    the routed experts' scales where they hold more than EXPERT_SCALE_BUDGET bytes together: a
-    release of 160 GB is opened by reading 0.2 GB.
+    sources: every tensor by official name; experts: number of routed experts; entries: how weights
+    are stored. Checked are: every `tid2eid` (expert ids in range), scales (positive and finite;
+    E8M0 byte 0xFF is NaN), and the finiteness of norms, attention sinks, `ape`, gate biases and
+    hyper-connection parameters. Not checked are weight matrices, and the routed experts' scales
+    where they hold more than EXPERT_SCALE_BUDGET bytes together: a release of 160 GB is opened by
+    reading 0.2 GB.
     """
     scales = {
         name for name in sources if ".ffn.experts." in name and name.endswith((".scale", OFFSET))
@@ -58,7 +56,7 @@ def value_problems(
         rule = rule_of(name, source.dtype, experts, entries)
         if rule is not None and name not in skipped:
             yield from (
-                f"{source.describe(name)}: {told}" for told in broken(as_stored(name), rule, source)
+                f"{source.describe(name)}: {told}" for told in broken(source.tensor(), rule, source)
             )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dsv4_ascend.cli import console
 from dsv4_ascend.cli.loading import AllowUnknown, check_folder
+from dsv4_ascend.cli.progress import bytes_bar
 from dsv4_ascend.convert import job
 from dsv4_ascend.convert.quality import FILE, TOKENS, Quality
 from dsv4_ascend.convert.quality import quality as measure
@@ -48,15 +48,7 @@ def convert(
         source = SHIPPED
     check_folder("SOURCE", source)
     start = time.monotonic()
-    columns = TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(
-        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task("converting", total=None)
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with bytes_bar("converting") as report:
         done = job.convert(
             source, folder, chosen, progress=report, allow_unknown=allow_unknown or ()
         )

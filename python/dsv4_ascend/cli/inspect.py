@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dsv4_ascend.cli import FINDINGS, console, print_json
 from dsv4_ascend.cli.loading import AllowUnknown, check_folder
+from dsv4_ascend.cli.progress import bytes_bar
 from dsv4_ascend.convert.comparison import compare
 from dsv4_ascend.convert.inspection import Inspection
 from dsv4_ascend.convert.inspection import inspect as look
@@ -53,15 +52,7 @@ def verify(
     path = _checked(folder)
     if against is not None:
         check_folder("--against", against)
-    columns = TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(
-        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with bytes_bar("reading") as report:
         found = read(path, allow_unknown or (), report)
     compared = None if against is None or found else compare(against, path)
     if json:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dsv4_ascend.checkpoint.foreign import foreign_format
-from dsv4_ascend.cli import console
+from dsv4_ascend.cli.progress import bytes_bar
 from dsv4_ascend.model.model import Model, load, usable_device
 from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import PROFILES, profile_named
@@ -56,15 +55,7 @@ def load_model(
     where = usable_device(device, "--device")
     folder = checkpoint or SHIPPED
     check_folder("--checkpoint", folder)
-    columns = TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(
-        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with bytes_bar("loading") as report:
         model = load(
             folder,
             device=where,

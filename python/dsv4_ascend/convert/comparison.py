@@ -35,6 +35,10 @@ class Errors:
         """The rms of differences, relative to the rms of values."""
         return math.sqrt(self.error_energy / self.energy if self.energy else self.error_energy)
 
+    def as_json(self) -> dict[str, float]:
+        """Both, for programs."""
+        return {"max": self.max, "rms": self.rms}
+
     def add(self, values: torch.Tensor, others: torch.Tensor) -> None:
         """Count some values and what stands for them."""
         if values.numel():
@@ -73,7 +77,7 @@ class Comparison:
         return {
             "same_bytes": self.same,
             "other_scales": self.other_scales,
-            "other_values": {n: {"max": e.max, "rms": e.rms} for n, e in self.other_values.items()},
+            "other_values": {name: e.as_json() for name, e in self.other_values.items()},
         }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,16 +11,12 @@ from pathlib import Path
 
 from dsv4_ascend.checkpoint.foreign import JOURNAL
 from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
+from dsv4_ascend.checkpoint.writing import sync
 from dsv4_backend.errors import CheckpointError
 
 RECORD = "conversion.json"
 """In a finished folder: what it was made of, and how."""
 _PART = ".part"
-
-
-def as_json(value: object) -> bytes:
-    """The text of a file."""
-    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 @contextmanager
@@ -54,15 +49,6 @@ def write_at(descriptor: int, offset: int, content: bytes | memoryview) -> None:
     while rest:
         done = os.pwrite(descriptor, rest[: 1 << 28], offset)
         offset, rest = offset + done, rest[done:]
-
-
-def sync(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def drop_parts(folder: Path) -> None:

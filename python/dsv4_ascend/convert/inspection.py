@@ -11,7 +11,7 @@ from pathlib import Path
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import Survey, survey
 from dsv4_ascend.checkpoint.foreign import foreign_format
-from dsv4_ascend.checkpoint.layout import FLOAT, FP4
+from dsv4_ascend.checkpoint.layout import FLOAT
 from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
 from dsv4_ascend.model.profile import profile_for
 from dsv4_ascend.plan.shapes import CLASSES, class_of
@@ -121,12 +121,8 @@ def format_of(seen: Survey) -> str:
 
 
 def _form(seen: Survey, name: str) -> str:
-    source, kind = seen.sources.get(name), seen.layout[name].kind
-    if source is None:
-        return "missing"
-    if kind is not None:
-        return kind.name
-    return "FP4" if source.dtype in FP4 else source.dtype
+    source = seen.sources.get(name)
+    return "missing" if source is None else seen.layout[name].form(source.dtype)
 
 
 def _classes(seen: Survey) -> dict[str, ClassSize]:

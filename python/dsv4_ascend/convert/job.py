@@ -24,9 +24,9 @@ from dsv4_ascend.checkpoint.strict_json import (
     read_object,
     read_regular,
 )
+from dsv4_ascend.checkpoint.writing import as_json, index_of
 from dsv4_ascend.convert.folders import (
     RECORD,
-    as_json,
     drop_parts,
     refused,
     write_file,
@@ -226,10 +226,9 @@ def _finish(
         write_file(path, content)
     weight_map = {part.name: shard.file for shard in shards for part in shard.parts()}
     total = sum(shard.nbytes for shard in shards)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     if target.described is not None:
         write_file(folder / DESCRIPTION, as_json(_description(checkpoint, target, shards)))
-    write_file(folder / INDEX, as_json(index))
+    write_file(folder / INDEX, as_json(index_of(weight_map, total)))
     write_file(folder / CONFIG, as_json(_config(checkpoint, target, shards)))
     open_checkpoint(folder)  # names, shapes, dtypes and places, by the strict reader
     write_file(folder / RECORD, as_json(record))

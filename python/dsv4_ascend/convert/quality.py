@@ -10,8 +10,9 @@ import tokenizers
 
 from dsv4_ascend.chat.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.checkpoint.folder import open_checkpoint
+from dsv4_ascend.checkpoint.writing import as_json
 from dsv4_ascend.convert.comparison import Comparison, Errors, compare
-from dsv4_ascend.convert.folders import as_json, refused, write_file
+from dsv4_ascend.convert.folders import refused, write_file
 from dsv4_ascend.model.model import load
 from dsv4_ascend.tiny.corpus import encode_documents, read_corpus
 from dsv4_ascend.tiny.release import WINDOW, perplexity
@@ -47,8 +48,8 @@ class Quality:
     def as_json(self) -> dict[str, object]:
         """What is saved beside the result."""
         return {
-            "errors": {name: _told(e) for name, e in self.compared.by_class.items()},
-            "worst": {name: _told(e) for name, e in self.worst()},
+            "errors": {name: e.as_json() for name, e in self.compared.by_class.items()},
+            "worst": {name: e.as_json() for name, e in self.worst()},
             "perplexity": vars(self.perplexities) if self.perplexities else self.without,
         }
 
@@ -75,10 +76,6 @@ def quality(
     except OSError as error:
         raise refused(folder, error) from None
     return result
-
-
-def _told(errors: Errors) -> dict[str, float]:
-    return {"max": errors.max, "rms": errors.rms}
 
 
 def _cannot_run(source: Path, folder: Path) -> str:

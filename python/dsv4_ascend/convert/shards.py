@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dsv4_ascend.checkpoint.folder import Checkpoint, aside_tensor
+from dsv4_ascend.checkpoint.folder import Checkpoint
 from dsv4_ascend.checkpoint.kinds import BIAS, OFFSET
-from dsv4_ascend.checkpoint.safetensors_file import DTYPES, SafetensorsFile
+from dsv4_ascend.checkpoint.safetensors_file import SafetensorsFile
 from dsv4_ascend.checkpoint.safetensors_stream import data_of
 from dsv4_ascend.checkpoint.sources import Source
+from dsv4_ascend.checkpoint.writing import file_start, shard_file
 from dsv4_ascend.convert.folders import atomic, write_at
 from dsv4_ascend.convert.targets import Part, Target
 
-_ALIGNMENT = 64
 _PIECE = 1 << 28
 """Bytes that are copied before their pages are given back."""
 
@@ -44,27 +43,6 @@ class Shard:
         """All its tensors."""
         return (part for item in self.items for part in item.parts)
 
-    def layout(self) -> tuple[bytes, dict[str, int]]:
-        """The file's beginning, and where in it each tensor begins.
-
-        Wide elements come first, so that every tensor is aligned without holes, which the format
-        forbids.
-        """
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        position, begins = 0, {}
-        for part in sorted(self.parts(), key=lambda part: -DTYPES[part.dtype][0]):
-            begins[part.name] = position
-            position += part.nbytes
-            header[part.name] = {
-                "dtype": part.dtype,
-                "shape": list(part.shape),
-                "data_offsets": [begins[part.name], position],
-            }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-        start = len(text).to_bytes(8, "little") + text
-        return start, {name: len(start) + begin for name, begin in begins.items()}
-
 
 def shards_of(checkpoint: Checkpoint, target: Target) -> list[Shard]:
     """A shard for every file of the source that has a weight."""
@@ -83,7 +61,7 @@ def shards_of(checkpoint: Checkpoint, target: Target) -> list[Shard]:
     files = sorted(found, key=lambda file: file.path.name)
     return [
         Shard(
-            f"model-{number:05d}-of-{len(files):05d}.safetensors",
+            shard_file(number, len(files)),
             [item for _, item in sorted(found[file], key=lambda pair: pair[0])],
         )
         for number, file in enumerate(files, 1)
@@ -96,14 +74,14 @@ def _part(name: str, source: Source) -> Part:
 
 def write_shard(folder: Path, shard: Shard, checkpoint: Checkpoint, target: Target) -> None:
     """Write one shard in the memory of a tensor's rows."""
-    start, begins = shard.layout()
+    start, begins = file_start(shard.parts())
     with atomic(folder / shard.file) as descriptor:
         write_at(descriptor, 0, start)
         for item in shard.items:
             aside = checkpoint.aside.get(item.name)
             if aside is not None:
-                write_at(descriptor, begins[item.name], data_of(aside_tensor(aside)))
-                aside.file.release(aside.stored)
+                write_at(descriptor, begins[item.name], data_of(aside.tensor()))
+                aside.release()
                 continue
             for number, first, rows in target.convert(checkpoint, item.name):
                 part = item.parts[number]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from dsv4_ascend.checkpoint.folder import Checkpoint
 from dsv4_ascend.checkpoint.kinds import BIAS, MXFP4, MXFP8, OFFSET, W4A8, W8A8, Kind
 from dsv4_ascend.checkpoint.layout import FP4_BLOCK, FP8, FP8_TILE, SCALE, Entry
-from dsv4_ascend.checkpoint.safetensors_file import DTYPES
+from dsv4_ascend.checkpoint.safetensors_file import stored_bytes
 from dsv4_ascend.convert.values import row_steps, scale_rows
 from dsv4_ascend.weights.formats import EXPERTS, WEIGHTS, ExpertWeights, Stored, as_stored
 from dsv4_ascend.weights.storage import (
@@ -64,7 +63,7 @@ class Part(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return prod(self.shape) * DTYPES[self.dtype][0] // 8
+        return stored_bytes(self.dtype, self.shape)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dsv4_ascend.checkpoint.experts import EXPERT
-from dsv4_ascend.checkpoint.folder import Checkpoint, aside_tensor, checkpoint_of, survey
+from dsv4_ascend.checkpoint.folder import Checkpoint, checkpoint_of, survey
 from dsv4_ascend.checkpoint.foreign import foreign_format
 from dsv4_ascend.checkpoint.kinds import MXFP4, MXFP8, OFFSET, W4A8, W8A8
 from dsv4_ascend.checkpoint.layout import FLOAT, FP8, INTEGER
@@ -72,9 +72,9 @@ def verify(
         rule = rule_of(name, source.dtype, 0, checkpoint.layout) if name.endswith(OFFSET) else None
         if rule is not None:
             found += [
-                f"{source.describe(name)}: {t}" for t in broken(aside_tensor(source), rule, source)
+                f"{source.describe(name)}: {t}" for t in broken(source.tensor(), rule, source)
             ]
-            source.file.release(source.stored)
+            source.release()
     return [*found, *_twins(kept), *_outliers(checkpoint, kept)]
 
 

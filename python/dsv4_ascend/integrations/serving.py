@@ -19,6 +19,7 @@ from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import Checkpoint, open_checkpoint
 from dsv4_ascend.model.batch import Batch, build_batch
 from dsv4_ascend.model.cache import PagedCache
+from dsv4_ascend.model.cache_parts import layer_parts
 from dsv4_ascend.model.paged import BytePaged, ByteRows, LayerCache, Paged
 from dsv4_ascend.model.parallel import Parallel
 from dsv4_ascend.model.profile import Profile
@@ -75,47 +76,19 @@ def cache_parts(config: V4Config, profile: Profile) -> list[CachePart]:
 
     config: as this rank's attention has it; caches are whole on every rank.
     """
-    parts: list[CachePart] = []
-    for layer, kind in enumerate(config.layer_kinds):
-        parts += _parts_of(layer, kind, config.compress_ratios[layer], config, profile)
-    return parts
+    kinds = zip(config.layer_kinds, config.compress_ratios, strict=True)
+    return [
+        CachePart(layer, p.name, p.width, p.dtype, p.tokens, p.kept, _block(kind, p.name), p.rows)
+        for layer, (kind, ratio) in enumerate(kinds)
+        for p in layer_parts(kind, ratio, config, profile.caches, profile.dtype)
+    ]
 
 
-def _parts_of(
-    layer: int, kind: str, ratio: int, config: V4Config, profile: Profile
-) -> Iterable[CachePart]:
-    floats, formats = profile.dtype, profile.caches
-    latent = formats.latent, config.head_dim, config.qk_rope_head_dim, floats
-    yield _rows(layer, "window", latent, formats.latent_dtype(floats), 1)._replace(
-        window=config.sliding_window, block=WINDOW_BLOCK
-    )
-    if kind == "swa":
-        return
-    yield _rows(layer, "entries", latent, formats.latent_dtype(floats), ratio)
-    overlap, block = 2 if kind == "csa" else 1, STATE_BLOCKS[kind]
-    kept, width = overlap * ratio, 2 * overlap * config.head_dim
-    yield CachePart(layer, "state", width, torch.float32, 1, kept, block)
-    if kind == "csa":
-        keys = formats.index_keys, config.index_head_dim, 0, floats
-        yield _rows(layer, "index_keys", keys, torch.float32, ratio)
-        width = 4 * config.index_head_dim
-        yield CachePart(layer, "index_state", width, torch.float32, 1, kept, block)
-
-
-def _rows(
-    layer: int,
-    name: str,
-    stored: tuple[str | None, int, int, torch.dtype],
-    read_as: torch.dtype,
-    tokens: int,
-) -> CachePart:
-    """A part of rows of floats, or of bytes if it has a format."""
-    form, channels, rope, floats = stored
-    if form is None:
-        return CachePart(layer, name, channels, floats, tokens, None, ENTRY_BLOCK)
-    rows = ByteRows(form, 1, channels, rope, read_as)
-    width = rows.layout.page_bytes(1)
-    return CachePart(layer, name, width, torch.uint8, tokens, None, ENTRY_BLOCK, rows)
+def _block(kind: str, name: str) -> int:
+    """Tokens per block of a part."""
+    if name == "window":
+        return WINDOW_BLOCK
+    return STATE_BLOCKS[kind] if name.endswith("state") else ENTRY_BLOCK
 
 
 def entry_block_bytes(parts: Iterable[CachePart]) -> int:

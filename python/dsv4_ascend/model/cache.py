@@ -18,6 +18,7 @@ import torch
 
 from dsv4_ascend.arguments import MAX_SIZE, integer
 from dsv4_ascend.checkpoint.config import V4Config
+from dsv4_ascend.model.cache_parts import PartRows, layer_parts, state_tokens
 from dsv4_ascend.model.paged import FLOATS, BytePaged, ByteRows, CacheFormats, LayerCache, Paged
 from dsv4_ascend.model.rotary import frequencies_by_ratio
 from dsv4_backend.errors import ArgumentError
@@ -39,6 +40,16 @@ class Group:
         return -(-rows // block_size)
 
 
+_GROUPS = {
+    "window": "window",
+    "entries": "entries:{}",
+    "index_keys": "entries:{}",
+    "state": "state:{}",
+    "index_state": "state:{}",
+}
+"""Part -> the group whose table finds its rows, by compression ratio."""
+
+
 def cache_groups(config: V4Config, max_step_tokens: int) -> dict[str, Group]:
     """The groups that the layers of `config` need when no call brings more
     than `max_step_tokens` of a sequence.
@@ -46,7 +57,7 @@ def cache_groups(config: V4Config, max_step_tokens: int) -> dict[str, Group]:
     groups = {"window": Group("window", 1, config.sliding_window - 1 + max_step_tokens)}
     for kind, ratio in zip(config.layer_kinds, config.compress_ratios, strict=True):
         if ratio:
-            lookback = ratio * (2 if kind == "csa" else 1) - 1
+            lookback = state_tokens(kind, ratio) - 1
             state = Group(f"state:{ratio}", 1, lookback + max_step_tokens)
             groups[f"entries:{ratio}"] = Group(f"entries:{ratio}", ratio, None)
             groups[state.name] = max(
@@ -131,36 +142,19 @@ class PagedCache:
             counts[name] = 1 + blocks
             self._free[name] = _handed_out(blocks, free_order)
 
-        def pool(group: str, width: int, of: torch.dtype) -> Pool:
-            shape = counts[group], block_size, width
-            return Pool(group, torch.zeros(shape, dtype=of, device=self.device))
-
-        def formed(group: str, form: str | None, width: int, rope: int, of: torch.dtype) -> Pool:
-            if form is None:
-                return pool(group, width, dtype)
-            rows = ByteRows(form, block_size, width, rope, of)
+        def pool(part: PartRows, ratio: int) -> Pool:
+            group = _GROUPS[part.name].format(ratio)
+            if part.rows is None:
+                shape = counts[group], block_size, part.width
+                return Pool(group, torch.zeros(shape, dtype=part.dtype, device=self.device))
+            rows = part.rows._replace(block_size=block_size)
             return Pool(group, rows.empty(counts[group], self.device), rows)
 
-        def latents(group: str) -> Pool:
-            width, rope, of = config.head_dim, config.qk_rope_head_dim, formats.latent_dtype(dtype)
-            return formed(group, formats.latent, width, rope, of)
-
-        def layer(kind: str, ratio: int) -> dict[str, Pool]:
-            pools = {"window": latents("window")}
-            if kind == "swa":
-                return pools
-            overlap = 2 if kind == "csa" else 1
-            entries, state = f"entries:{ratio}", f"state:{ratio}"
-            pools["entries"] = latents(entries)
-            pools["state"] = pool(state, 2 * overlap * config.head_dim, torch.float32)
-            if kind == "csa":
-                index = config.index_head_dim
-                pools["index_keys"] = formed(entries, formats.index_keys, index, 0, torch.float32)
-                pools["index_state"] = pool(state, 4 * index, torch.float32)
-            return pools
-
         kinds = zip(config.layer_kinds, config.compress_ratios, strict=True)
-        self.pools = [layer(kind, ratio) for kind, ratio in kinds]
+        self.pools = [
+            {p.name: pool(p, ratio) for p in layer_parts(kind, ratio, config, formats, dtype)}
+            for kind, ratio in kinds
+        ]
 
     def new_sequence(self) -> CachedSequence:
         """An empty sequence; it takes blocks as it grows."""

@@ -27,7 +27,7 @@ from dsv4_ascend.chat.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.chat.tokenizer import Tokenizer
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.folder import open_checkpoint
-from dsv4_ascend.checkpoint.kinds import declared_kinds
+from dsv4_ascend.checkpoint.kinds import Kinds, declared_kinds
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.captured import DecodeGraphs
 from dsv4_ascend.model.generation import Generator, Sampling, useful_drafts
@@ -282,11 +282,10 @@ class Model:
         return [r.tolist() for r in all_results(own, len(ids), data, none)]
 
 
-def chosen_profile(folder: Path, profile: object, dtype: object) -> Profile:
-    """The profile of that name, or the one that `dtype` names, or the folder's own;
-    ArgumentError if they disagree or are unknown, or do not run what the folder stores.
+def chosen_profile(folder: Path, kinds: Kinds, profile: object, dtype: object) -> Profile:
+    """The profile of that name, or the one that `dtype` names, or the folder's own, which declares
+    `kinds`; ArgumentError if they disagree or are unknown, or do not run what the folder stores.
     """
-    kinds = declared_kinds(folder)
     stored = set(kinds.values())
     if profile is None and dtype is None:
         return profile_for(stored)
@@ -370,7 +369,7 @@ def load(
     EnvironmentFault for a device that this process does not have.
     """
     folder = folder_of("path", path)
-    chosen = chosen_profile(folder, profile, dtype)
+    chosen = chosen_profile(folder, declared_kinds(folder), profile, dtype)
     if not (progress is None or callable(progress)):
         raise ArgumentError(f"progress: found {progress!r:.40}, expected a function or None")
     where = usable_device(device)

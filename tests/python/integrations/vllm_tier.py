@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tier import lacking
 
 REQUIRED = "VLLM_REQUIRED"
 """ci/test --long sets it: what is skipped here was then not tested at all."""
@@ -32,10 +32,7 @@ def python() -> str:
     """vLLM's Python; without one the running test is skipped, or fails where it is required."""
     if PYTHON.is_file():
         return str(PYTHON)
-    what = f"{PYTHON} is not there: ci/serve --install makes it"
-    if os.environ.get(REQUIRED):
-        pytest.fail(f"{what} ({REQUIRED} is set, so this is no skip)", pytrace=False)
-    pytest.skip(what)
+    lacking(f"{PYTHON} is not there: ci/serve --install makes it", REQUIRED)
 
 
 def run(program: str, question: Any, seconds: int = 300, **environ: str) -> Any:

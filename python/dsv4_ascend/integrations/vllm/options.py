@@ -37,8 +37,8 @@ def profile_of(config: VllmConfig) -> Profile:
     if name is None and dtype not in (torch.bfloat16, torch.float32):
         raise ArgumentError(f"--dtype: found {dtype}, expected bfloat16 or float32")
     folder = folder_of(config.model_config)
-    own = name is None and declared_kinds(folder)
-    return chosen_profile(folder, name, None if own else dtype)
+    kinds = declared_kinds(folder)
+    return chosen_profile(folder, kinds, name, None if name is None and kinds else dtype)
 
 
 def folder_of(config: Any) -> Path:
