@@ -169,6 +169,41 @@ std::pair<uintptr_t, uintptr_t> span_of(const at::Tensor& tensor) {
   return {start, start + static_cast<uintptr_t>(last + 1) * tensor.element_size()};
 }
 
+// How many bytes from its first one a tensor reaches, but for its steps of `period` bytes.
+int64_t reach_of(const at::Tensor& tensor, int64_t period) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    const int64_t step = tensor.stride(i) * tensor.element_size();
+    last += step == period ? 0 : (tensor.size(i) - 1) * step;
+  }
+  return last + tensor.element_size();
+}
+
+int64_t largest_step(const at::Tensor& tensor) {
+  int64_t largest = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    largest = std::max(largest, tensor.size(i) > 1 ? tensor.stride(i) * tensor.element_size() : 0);
+  }
+  return largest;
+}
+
+// Whether two tensors may share bytes. Pages of several caches that alternate in one buffer, as in
+// an engine's packed blocks, do not: within their common step each keeps to its own place.
+bool may_share(const at::Tensor& one, const at::Tensor& other) {
+  const auto [start, end] = span_of(one);
+  const auto [other_start, other_end] = span_of(other);
+  if (std::max(start, other_start) >= std::min(end, other_end)) {
+    return false;
+  }
+  const int64_t period = std::max(largest_step(one), largest_step(other));
+  if (period == 0) {
+    return true;
+  }
+  const int64_t between = static_cast<int64_t>(other_start - start) % period;
+  const int64_t place = between < 0 ? between + period : between;
+  return place < reach_of(one, period) || place + reach_of(other, period) > period;
+}
+
 bool overlaps_itself(const at::Tensor& tensor) {
   std::vector<std::pair<int64_t, int64_t>> axes;
   for (int64_t i = 0; i < tensor.dim(); ++i) {
@@ -196,13 +231,11 @@ void check_written(const Specification& specification, Arguments arguments,
         c10::str("strides ", tuple_words(tensor.strides()), " of ", shape_words(tensor)),
         "elements that share no memory, because they are written");
   }
-  const auto [start, end] = span_of(tensor);
   for (const TensorRule& other : specification.tensors) {
     if (other.position == rule.position || !arguments[other.position].isTensor()) {
       continue;
     }
-    const auto [other_start, other_end] = span_of(arguments[other.position].toTensor());
-    if (std::max(start, other_start) < std::min(end, other_end)) {
+    if (may_share(tensor, arguments[other.position].toTensor())) {
       throw ArgumentError(specification.op, other.name, c10::str("memory of '", rule.name, "'"),
                           "its own, because the other is written");
     }
