@@ -61,7 +61,7 @@ def other_version():
 
 def counts_of_another():
     sent = list(dispatch())
-    sent[4] = dispatch(ids=[[1, 2]] * 4)[4]
+    sent[4] = dispatch(ids=[[0, 1]] * 4)[4]
     return combine(sent)
 
 
@@ -75,7 +75,7 @@ CASES = {
                                     global_bs=4 * ranks),
     "mask_order": lambda: dispatch(mask=[True, False, True, True] if rank else None),
     "id": lambda: dispatch(ids=[[0, 4 * rank]] * 4),
-    "twice": lambda: dispatch(ids=[[3, 3]] * 4, domain=(group, ranks, rank, 2)),
+    "twice": lambda: dispatch(ids=[[1, 1]] * 4, domain=(group, ranks, rank, 2)),
     "dispatch_fault": lambda: fault("DispatchV4"),
     "combine_fault": lambda: fault("CombineV4"),
     "version": other_version,
