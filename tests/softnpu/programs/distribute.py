@@ -10,6 +10,7 @@ import sys
 import aclnn
 import torch
 import torch.distributed as dist
+import torch_npu
 from distribute_calls import GROUP, combine, device, dispatch, npu, of_experts
 from distribute_formulas import A2, A5, CASES, EXPERTS, FAULTS, RANK, RANKS, STEPS, World
 from fused_check import distance, problems
@@ -84,12 +85,36 @@ def versions_agree():
             problems.append(f"V{version} differs from V4")
 
 
+def replayed():
+    """Both in a graph, replayed with other tokens for other experts: what eager calls give."""
+    x, ids, weights, *_ = (npu(t) for t in CASES[0].of(RANK))
+    domain = GROUP, RANKS, RANK, EXPERTS
+    alike = dict(shared_expert_num=0, global_bs=CASES[0].global_bs())
+
+    def there_and_back():
+        sent = torch_npu.npu_moe_distribute_dispatch_v2(x, ids, *domain, **alike)
+        return torch_npu.npu_moe_distribute_combine_v2(
+            sent[0], ids, sent[2], sent[4], weights, *domain, **alike
+        )
+
+    there_and_back()
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        found = there_and_back()
+    for _ in range(2):
+        x.mul_(-0.5), ids.add_(1).remainder_(EXPERTS)
+        graph.replay()
+        if not torch.equal(found.cpu(), there_and_back().cpu()):
+            problems.append("a replay differs from eager calls")
+
+
 check_all()
 called = current().launches().keys()
 if not {"aclnnMoeDistributeDispatchV4", "aclnnMoeDistributeCombineV4"} <= called:
     problems.append("torch_npu calls other functions than V4")
 if "all" in sys.argv:
     versions_agree()
+    replayed()
     from distribute_refused import refusals
 
     refusals()

@@ -2,6 +2,7 @@
 
 import os
 
+import aclnn
 import torch
 import torch_npu
 from distribute_calls import GROUP, combine, dispatch, of_experts
@@ -91,8 +92,39 @@ def combines():
     bad_combine("H", y=Y[:, :16])
 
 
+def outputs():
+    """torch_npu allocates them as it should, so that these calls go past it."""
+    names = ("expand_x", "dynamic_scales", "assist_info_for_combine", "expert_token_nums",
+             "ep_recv_counts")  # fmt: skip
+    good = dict(
+        dict(zip(names, SENT, strict=False)), x=X.npu(), expert_ids=IDS.npu(), group_ep=GROUP,
+        ep_world_size=RANKS, ep_rank_id=RANK, moe_expert_num=EXPERTS, group_tp="", tp_world_size=0,
+        tp_rank_id=0, expert_shard_type=0, shared_expert_num=0, shared_expert_rank_num=0,
+        quant_mode=0, global_bs=0, expert_token_nums_type=1, comm_alg="",
+    )  # fmt: skip
+
+    def bad(argument, code=561002, **wrong):
+        call = lambda: aclnn.call("aclnnMoeDistributeDispatchV2", **(good | wrong))
+        refused("dispatch", call, argument, code)
+
+    bad("expandX", expand_x=SENT[0][:-1])
+    bad("expandX", 161002, expand_x=SENT[0].float())
+    bad("expandX", 161001, expand_x=None)
+    bad("x", 161002, x=X.float().npu())
+    bad("expertIds", 161002, expert_ids=IDS.long().npu())
+    bad("x", x=X[0].npu())
+    bad("assistInfoForCombine", assist_info_for_combine=SENT[2][:-1])
+    bad("expertTokenNums", expert_token_nums=SENT[3][:-1])
+    bad("epRecvCounts", ep_recv_counts=SENT[4][:-1])
+    bad("dynamicScales", 161001, quant_mode=2, expand_x=SENT[0].char(), dynamic_scales=None)
+    bad("expertTokenNumsType", expert_token_nums_type=2)
+    bad("epRankId", ep_rank_id=1 - RANK)
+    if not A2:
+        bad("commAlg", comm_alg="fullmesh_v2")  # V2 has none there
+
+
 def refusals():
-    for part in (domains_and_sizes, attributes, tensors, buffer, combines):
+    for part in (domains_and_sizes, attributes, tensors, buffer, combines, outputs):
         part()
     if not torch.equal(combine(GOOD, Y, SENT), RESULT):
         problems.append("combine differs after refusals")
