@@ -132,7 +132,9 @@ def _rules(work: Path, target: Path, include: Path) -> str:
     on_runtime = f"{_flag('-L', target)} -Wl,--no-as-needed -lascendcl"
     library("ascendcl", "acl", "", "-lpthread")
     library("hccl", "hccl", "", f"{on_runtime} -lpthread -lrt", runtime)
-    library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} {torch}", runtime)
+    # Operators that exchange rows between ranks find their communicator there.
+    exchanges = f"{runtime} {_escaped(target / 'libhccl.so')}"
+    library("opapi", "opapi", f"-O1 {includes}", f"{on_runtime} -lhccl {torch}", exchanges)
     on_operators = f"{on_runtime} -lopapi {torch} -Wl,-rpath,'$$ORIGIN/../../../..'"
     for vendor in sorted(p.name for p in (SOURCE / "vendors").glob("*") if p.is_dir()):
         library(

@@ -167,7 +167,8 @@ int enqueue(const std::shared_ptr<Launch>& launch, Handle handle) try {
   const std::shared_ptr<Stream> stream = find_stream(handle, current_device());
   const uint64_t host_ns = now_ns() - launch->prepared_ns;
   count_launch(launch->name, host_ns);
-  stream->push({launch->name, [launch] { execute(*launch); }, false, launch->arguments, host_ns});
+  stream->push({launch->name, [launch] { execute(*launch); }, false, launch->arguments, host_ns,
+                launch->failed});
   if (!launch->resolve) return kOk;
   const int code = stream->synchronise(-1);
   if (code == kOk) launch->resolve();

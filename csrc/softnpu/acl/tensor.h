@@ -52,7 +52,8 @@ struct Access {
 struct Launch {
   std::string name, arguments;
   std::vector<Access> accesses;
-  std::function<void()> kernel;   // may run many times
+  std::function<void()> kernel;                    // may run many times
+  std::function<void(const std::string&)> failed;  // told why, when it failed or was skipped
   std::function<void()> resolve;  // set: the kernel's output shape depends on data, phase 2 waits
                                   // for it and then calls this
   uint64_t prepared_ns = 0;

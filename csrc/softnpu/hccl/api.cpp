@@ -70,6 +70,13 @@ std::shared_ptr<Comm> find(Handle handle) {
   return found->second;
 }
 
+std::shared_ptr<Comm> find_named(const std::string& name) {
+  std::lock_guard lock(comms().mutex);
+  for (const auto& [handle, comm] : comms().all)
+    if (comm->name == name) return comm;
+  return nullptr;
+}
+
 unsigned char* Buffer::get(const char* who) const {
   return bytes ? static_cast<unsigned char*>(resolve(pointer, bytes, current_device(), who).alias)
                : nullptr;

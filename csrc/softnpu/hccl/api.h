@@ -33,6 +33,8 @@ int guarded(Action action) try {
 }
 
 std::shared_ptr<Comm> find(Handle handle);
+// Of this process by its HcclGetCommName; null: there is none.
+SOFTNPU_CXX std::shared_ptr<Comm> find_named(const std::string& name);
 
 // A device buffer of a collective.
 struct Buffer {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "segment.h"
+#include "softnpu/acl/abi.h"
 
 namespace softnpu::hccl {
 
@@ -26,7 +27,7 @@ struct Piece {  // where a rank's part lies in a local buffer
   size_t bytes;
 };
 
-class Comm {
+class SOFTNPU_CXX Comm {
  public:
   Comm(const std::shared_ptr<Segment>& segment, int rank);  // waits for the others
   ~Comm();                                                  // leaves in good order

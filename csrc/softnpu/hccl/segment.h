@@ -15,7 +15,7 @@ inline constexpr size_t kBox = size_t{64}
 
 // What all ranks must say alike of one collective; -1: may differ.
 struct Agreement {
-  char call[24];
+  char call[32];
   int64_t count, dtype, operation, root;
 };
 

@@ -11,9 +11,9 @@ struct Refusing {
   static constexpr bool checked = false;
   static std::vector<const char*> names() { return {}; }
   template <class Values>
-  static std::function<void()> prepared(Values values) {
+  static Prepared prepared(Values values) {
     std::apply(Op::check, values);
-    return [values = std::move(values)] { std::apply(Op::kernel, values); };
+    return {[values = std::move(values)] { std::apply(Op::kernel, values); }};
   }
 };
 

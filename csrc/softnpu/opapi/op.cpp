@@ -231,10 +231,10 @@ void set_kernel(Builder& b, std::function<void()> kernel) {
                       kernel = std::move(kernel)] { run_kernel(name, has_output, kernel); };
 }
 
-int finish(Builder& b, std::function<void()> kernel, uint64_t* workspace,
-           aclOpExecutor** executor) {
+int finish(Builder& b, Prepared prepared, uint64_t* workspace, aclOpExecutor** executor) {
   const std::string name = b.launch->name;
-  set_kernel(b, std::move(kernel));
+  set_kernel(b, std::move(prepared.kernel));
+  b.launch->failed = std::move(prepared.failed);
   if (!b.growing.empty()) {
     b.launch->resolve = [growing = b.growing] {
       for (const auto& [tensor, sizes] : growing) {

@@ -17,8 +17,12 @@
 
 namespace softnpu {
 
+struct Prepared {
+  std::function<void()> kernel;
+  std::function<void(const std::string&)> failed = {};  // told why, when it failed or was skipped
+};
 SOFTNPU_CXX void set_kernel(Builder& builder, std::function<void()> kernel);
-SOFTNPU_CXX int finish(Builder& builder, std::function<void()> kernel, uint64_t* workspace,
+SOFTNPU_CXX int finish(Builder& builder, Prepared prepared, uint64_t* workspace,
                        aclOpExecutor** executor);
 SOFTNPU_CXX int report_exception(const char* name);  // inside a catch block
 SOFTNPU_CXX int phase2(Call& call, void* workspace, uint64_t size, aclOpExecutor* executor,
@@ -74,15 +78,15 @@ struct Positional {  // its kernel is a lambda of the arguments
   static constexpr bool checked = false;
   static std::vector<const char*> names() { return {}; }
   template <class Values>
-  static std::function<void()> prepared(Values values) {
-    return [values = std::move(values)] { std::apply(Op::kernel, values); };
+  static Prepared prepared(Values values) {
+    return {[values = std::move(values)] { std::apply(Op::kernel, values); }};
   }
 };
 template <class Op, class Lambda, class... Parameters>
 Phase1<Op, std::decay_t<Parameters>...> phase1(void (Lambda::*)(Parameters...) const);
 
 template <class Op, class Arguments>
-struct Structured {  // its check and its kernel are functions of a struct
+struct Structured {  // its check and its kernel are functions of a struct, maybe a `failed` too
   static constexpr bool checked = true;
   static std::vector<const char*> names() {
     Arguments arguments{};
@@ -90,14 +94,19 @@ struct Structured {  // its check and its kernel are functions of a struct
     return {names.begin(), names.end()};
   }
   template <class... Values>
-  static std::function<void()> prepared(std::tuple<Values...> values) {
+  static Prepared prepared(std::tuple<Values...> values) {
     Arguments arguments{};
     const auto fill = [&](Values&... field) {
       std::apply([&](Values&... v) { (renew(field, v), ...); }, values);
     };
     std::apply(fill, Op::list(arguments).values);
     std::invoke(Op::check, arguments);
-    return [arguments = std::move(arguments)] { std::invoke(Op::kernel, arguments); };
+    if constexpr (requires { arguments.failed(std::string()); }) {
+      return {[arguments] { std::invoke(Op::kernel, arguments); },
+              [arguments](const std::string& why) { arguments.failed(why); }};
+    } else {
+      return {[arguments = std::move(arguments)] { std::invoke(Op::kernel, arguments); }};
+    }
   }
 
  private:

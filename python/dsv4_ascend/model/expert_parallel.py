@@ -7,8 +7,11 @@ one rank. With the same tokens the sums of ranks are added in fp32: other roundi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from dsv4_ascend.model.mc2 import Mc2
 from dsv4_ascend.model.parallel import Group, Parallel
 from dsv4_ascend.weights.experts import Experts
 from dsv4_ascend.weights.formats import Chosen
@@ -26,6 +29,20 @@ def sorted_rows(
     return x, none, none[:0]
 
 
+def _computed(
+    experts: Experts,
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    numbers: torch.Tensor,
+    limit: float,
+) -> torch.Tensor:
+    """What the experts of these numbers, from the first one here on, give their rows [M, d]."""
+    slots = experts.own_slots(numbers.unsqueeze(1))
+    by_slot, offsets, places = sorted_rows(rows, slots, experts.count)
+    y: torch.Tensor = experts(by_slot, weights[places], offsets, limit)
+    return y[places.argsort()]
+
+
 class WholeExperts:
     """All experts are here."""
 
@@ -40,12 +57,12 @@ class WholeExperts:
         """Routed experts and the shared one of x [T, d] -> [T, d]; ids are numbers of experts."""
         return experts.layer(x, *chosen, shared, limit)
 
-    def stand_by(self, experts: Experts, x: torch.Tensor, limit: float) -> None:
+    def stand_by(self, experts: Experts, x: torch.Tensor, choices: int, limit: float) -> None:
         """Take part in a layer that other ranks have tokens for, without any: x [0, d]."""
 
-    def begin(self, kind: int, device: torch.device) -> int:
-        """The kind of the next run, when this rank wants one of `kind`: if it is another one, other
-        ranks have tokens for it, and this one takes part without any.
+    def begin(self, kind: int, tokens: int, device: torch.device) -> int:
+        """The kind of the next run, when this rank wants one of `kind` for so many tokens: if it is
+        another one, other ranks have tokens for it, and this one takes part without any.
         """
         return kind
 
@@ -80,11 +97,12 @@ class MovedTokens(WholeExperts):
     """Ranks with different tokens have experts each: rows travel to their experts and back.
 
     `same_tokens` ranks have the same ones and send a part of them each. Every rank takes part in
-    every layer, with no rows if need be, so ranks agree before each run on what it is.
+    every layer, with no rows if need be, so ranks agree before each run on what it is. They travel
+    by `mc2` where its limits and the weights' place for the routing weight allow.
     """
 
-    def __init__(self, group: Group, same_tokens: Group) -> None:
-        self._group, self._same = group, same_tokens
+    def __init__(self, group: Group, same_tokens: Group, mc2: Mc2 | None) -> None:
+        self._group, self._same, self._mc2 = group, same_tokens, mc2
 
     def layer(
         self,
@@ -97,16 +115,53 @@ class MovedTokens(WholeExperts):
         """See `WholeExperts`."""
         size = -(-len(x) // self._same.size)
         part = slice(self._same.rank * size, (self._same.rank + 1) * size)
-        sums = self._routed(experts, x[part], Chosen(*(t[part] for t in chosen)), limit)
-        missing = sums.new_zeros(size - len(sums), sums.shape[1])
-        routed = self._same.all_gather(torch.cat([sums, missing]))[: len(x)]
-        total: torch.Tensor = routed + shared(x, limit)
+        own = Chosen(*(t[part] for t in chosen))
+        if mc2 := self._fused(experts, x, chosen.ids.shape[1]):
+            moved = self._by_mc2(mc2, experts, x[part], own, lambda x: shared(x, limit), limit)
+            return self._whole(moved, size)[: len(x)]
+        sums = self._whole(self._routed(experts, x[part], own, limit), size)
+        total: torch.Tensor = sums[: len(x)] + shared(x, limit)
         return total.to(x.dtype)
 
-    def stand_by(self, experts: Experts, x: torch.Tensor, limit: float) -> None:
+    def stand_by(self, experts: Experts, x: torch.Tensor, choices: int, limit: float) -> None:
         """See `WholeExperts`."""
-        none = x.new_zeros(0, 1, dtype=torch.int32)
-        self._routed(experts, x, Chosen(none.float(), none), limit)
+        none = x.new_zeros(0, choices, dtype=torch.int32)
+        chosen = Chosen(none.float(), none)
+        if mc2 := self._fused(experts, x, choices):
+            self._by_mc2(mc2, experts, x, chosen, torch.zeros_like, limit)
+        else:
+            self._routed(experts, x, chosen, limit)
+
+    def _whole(self, part: torch.Tensor, size: int) -> torch.Tensor:
+        """The rows of all ranks with the same tokens, from the part [up to size, d] of each."""
+        missing = part.new_zeros(size - len(part), part.shape[1])
+        return self._same.all_gather(torch.cat([part, missing]))
+
+    def _fused(self, experts: Experts, x: torch.Tensor, choices: int) -> Mc2 | None:
+        """What moves the rows of a layer in two functions; None where it cannot."""
+        mc2, count = self._mc2, experts.count * self._group.size
+        if mc2 is None or not experts.w1.stored().weighs_last:
+            return None
+        return mc2 if mc2.takes(x, choices, count) else None
+
+    def _by_mc2(
+        self,
+        mc2: Mc2,
+        experts: Experts,
+        x: torch.Tensor,
+        chosen: Chosen,
+        shared: Callable[[torch.Tensor], torch.Tensor],
+        limit: float,
+    ) -> torch.Tensor:
+        """The layer of these tokens alone [T, d], the shared expert's part in it."""
+        numbers = torch.arange(experts.count, dtype=torch.int32, device=x.device)
+
+        def compute(rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+            ones = torch.ones(len(rows), device=rows.device)
+            y = _computed(experts, rows, ones, numbers.repeat_interleave(counts), limit)
+            return y.to(rows.dtype)
+
+        return mc2.layer(x, *chosen, experts.count, compute, shared)
 
     def _routed(
         self, experts: Experts, x: torch.Tensor, chosen: Chosen, limit: float
@@ -123,16 +178,19 @@ class MovedTokens(WholeExperts):
         own = weights.flatten()[order].unsqueeze(1)
         own = self._group.all_to_all(own, sent, received).squeeze(1)
         numbers = torch.arange(count, dtype=torch.int32, device=x.device).repeat(ranks)
-        slots = experts.own_slots(numbers.repeat_interleave(theirs).unsqueeze(1))
-        rows, offsets, places = sorted_rows(arrived, slots, count)
-        y = experts(rows, own[places], offsets, limit)
+        y = _computed(experts, arrived, own, numbers.repeat_interleave(theirs), limit)
 
-        back = self._group.all_to_all(y[places.argsort()], received, sent)
+        back = self._group.all_to_all(y, received, sent)
         return moe_combine(back, order, ids.shape[1]) if len(x) else x.float()
 
-    def begin(self, kind: int, device: torch.device) -> int:
+    def begin(self, kind: int, tokens: int, device: torch.device) -> int:
         """See `WholeExperts`."""
-        return int(self._group.all_gather(torch.tensor([kind], device=device)).max())
+        wanted = self._group.all_gather(torch.tensor([[kind, tokens]], device=device)).tolist()
+        next_kind = max(kind for kind, _ in wanted)
+        if self._mc2:
+            most = max(tokens for kind, tokens in wanted if kind == next_kind)
+            self._mc2.rows = -(-most // self._same.size)
+        return int(next_kind)
 
 
 def experts_of(parallel: Parallel) -> WholeExperts:
@@ -140,5 +198,5 @@ def experts_of(parallel: Parallel) -> WholeExperts:
     if parallel.layout.ep == 1:
         return WholeExperts()
     if parallel.layout.moves_tokens:
-        return MovedTokens(parallel.experts, parallel.same_tokens)
+        return MovedTokens(parallel.experts, parallel.same_tokens, parallel.mc2)
     return SharedTokens(parallel.experts)

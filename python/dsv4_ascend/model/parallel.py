@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import distributed
 
+from dsv4_ascend.model.mc2 import Mc2
 from dsv4_ascend.model.sharding import DeviceLayout
 from dsv4_backend.errors import EnvironmentFault
 
@@ -118,6 +119,7 @@ class Parallel:
 
     tensor: ranks that divide attention and vocabulary. same_tokens: those of its data group.
     experts: those that divide the experts. data: one rank of every data group, this one of its own.
+    mc2: how an NPU moves rows between `experts`; None: by all-to-all.
     """
 
     layout: DeviceLayout = field(default_factory=DeviceLayout)
@@ -126,6 +128,7 @@ class Parallel:
     same_tokens: Group = field(default_factory=OneRank)
     experts: Group = field(default_factory=OneRank)
     data: Group = field(default_factory=OneRank)
+    mc2: Mc2 | None = None
 
     @property
     def leads(self) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -14,6 +15,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from dsv4_ascend.model.mc2 import mc2_of
 from dsv4_ascend.model.parallel import ALONE, Parallel, parallel_of
 from dsv4_ascend.model.sharding import DeviceLayout
 from dsv4_ascend.model.watch import MEETING, watching
@@ -120,6 +122,7 @@ def connected(
     try:
         rank = distributed.get_rank()
         with watching(rank, world):
-            yield parallel_of(layout, rank)
+            parallel = parallel_of(layout, rank)
+            yield replace(parallel, mc2=mc2_of(layout, rank)) if npu else parallel
     finally:
         distributed.destroy_process_group()

@@ -113,7 +113,7 @@ class MoE(nn.Module):
 
     def stand_by(self, x: torch.Tensor) -> None:
         """Take part in the layer without tokens: x [0, d]."""
-        self.across.stand_by(self.experts, x, self.limit)
+        self.across.stand_by(self.experts, x, self.gate.k, self.limit)
 
 
 class HeadOwner(nn.Module):
@@ -241,7 +241,7 @@ class Transformer(HeadOwner):
 
         layers: the caches of the layers in order, updated in place; those of MTP blocks may follow.
         """
-        self._join(_LAYERS)
+        self._join(_LAYERS, len(batch.positions))
         x = self.vocabulary.embed(batch.input_ids, self.embed.weight, self.config.hc_mult)
         x = x.to(self.profile.dtype)
         with batch.running():
@@ -263,7 +263,7 @@ class Transformer(HeadOwner):
         layers: the caches of all blocks, MTP blocks last, or of these alone.
         Zeros behind the tokens, as in `run_layers`.
         """
-        self._join(_DRAFT + depth)
+        self._join(_DRAFT + depth, len(batch.positions))
         block = self.mtp[depth]
         assert isinstance(block, MTPBlock)
         next_ids, x = batch.own_rows(next_ids), batch.own_rows(x)
@@ -286,10 +286,10 @@ class Transformer(HeadOwner):
 
         Without it, a rank that has run its steps would be waited for in the next exchange.
         """
-        self._join(_DONE)
+        self._join(_DONE, 0)
 
-    def _join(self, wanted: int) -> None:
-        while (kind := self.across.begin(wanted, self.embed.weight.device)) != wanted:
+    def _join(self, wanted: int, tokens: int) -> None:
+        while (kind := self.across.begin(wanted, tokens, self.embed.weight.device)) != wanted:
             none = self.embed.weight.new_zeros(0, self.config.hidden_size, dtype=self.profile.dtype)
             for block in self.layers if kind == _LAYERS else [self.mtp[kind - _DRAFT]]:
                 assert isinstance(block, Block)
