@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from itertools import dropwhile
 from pathlib import Path
 
 # A broken device backend fails `import torch`, and no device is needed here.
@@ -62,6 +63,9 @@ class BuildExt(BuildExtension):
         bound = [path for path in extension.sources if Path(path).parent == PRECOMPILED.parent]
         npu = [path for path in bound if path.endswith("_npu.cpp")]
         cpu = [path for path in bound if path not in npu]
+        # Of CC="ccache gcc" torch replaces one word alone.
+        words = self.compiler.compiler_so
+        self.compiler.compiler_so = [words[0], *dropwhile(lambda w: not w.startswith("-"), words)]
         self.precompile()
         extension.sources = [path for path in extension.sources if path not in bound]
         extension.sources += [*self.together("cpu", cpu), *self.together("npu", npu)]

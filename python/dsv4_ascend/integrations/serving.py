@@ -2,9 +2,9 @@
 that they give back, and the weights of a share of the model. Needs no engine.
 
 An engine groups parts by its own rules and finds common prefixes at multiples of the least common
-multiple of all groups' blocks: 256 tokens with the blocks here. In packed layouts a block is as
-wide as its widest group; with the blocks here that is the entries' one, so that windows and states
-cost nothing per token (docs/serving.md).
+multiple of all groups' blocks: 256 tokens with `BLOCKS`. In packed layouts a block is as wide as
+its widest group; with `BLOCKS` that is the entries' one, so that windows and states cost nothing
+per token (docs/serving.md).
 """
 
 from __future__ import annotations
@@ -29,9 +29,31 @@ from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.model.weights import assign_all
 from dsv4_backend.errors import EnvironmentFault
 
-ENTRY_BLOCK, WINDOW_BLOCK = 256, 64
-STATE_BLOCKS = {"csa": 4, "hca": 8}
-"""Tokens per block of compressor and indexer states, by kind of layer."""
+
+class Blocks(NamedTuple):
+    """Tokens per block: of entries (and index keys) and of states by kind of layer, of windows."""
+
+    entries: Mapping[str, int]
+    states: Mapping[str, int]
+    window: int
+
+    def of(self, kind: str, name: str) -> int:
+        """Tokens per block of the part `name` of a layer of this kind."""
+        if name == "window":
+            return self.window
+        return (self.states if name.endswith("state") else self.entries)[kind]
+
+
+BLOCKS = Blocks({"csa": 256, "hca": 256}, {"csa": 4, "hca": 8}, 64)
+
+
+def ascend_blocks(rows: int) -> Blocks:
+    """Those that vllm-ascend's planning of memory takes: entries in pages of so many rows, the same
+    for both kinds of layers, states in pages that are no larger, on any chip.
+
+    Common prefixes are found every 128 * rows tokens, as with vllm-ascend's own class.
+    """
+    return Blocks({"csa": 4 * rows, "hca": 128 * rows}, {"csa": rows // 16, "hca": rows // 8}, rows)
 
 
 class CachePart(NamedTuple):
@@ -71,28 +93,23 @@ class CachePart(NamedTuple):
         return BytePaged(pages.flatten(1), table, self.rows._replace(block_size=pages.shape[1]))
 
 
-def cache_parts(config: V4Config, profile: Profile) -> list[CachePart]:
+def cache_parts(config: V4Config, profile: Profile, blocks: Blocks = BLOCKS) -> list[CachePart]:
     """Every part of every layer, layer by layer, those of MTP blocks last.
 
     config: as this rank's attention has it; caches are whole on every rank.
     """
     kinds = zip(config.layer_kinds, config.compress_ratios, strict=True)
     return [
-        CachePart(layer, p.name, p.width, p.dtype, p.tokens, p.kept, _block(kind, p.name), p.rows)
+        CachePart(
+            layer, p.name, p.width, p.dtype, p.tokens, p.kept, blocks.of(kind, p.name), p.rows
+        )
         for layer, (kind, ratio) in enumerate(kinds)
         for p in layer_parts(kind, ratio, config, profile.caches, profile.dtype)
     ]
 
 
-def _block(kind: str, name: str) -> int:
-    """Tokens per block of a part."""
-    if name == "window":
-        return WINDOW_BLOCK
-    return STATE_BLOCKS[kind] if name.endswith("state") else ENTRY_BLOCK
-
-
 def entry_block_bytes(parts: Iterable[CachePart]) -> int:
-    """Bytes that `ENTRY_BLOCK` tokens leave behind for good: the least that any engine can use."""
+    """Bytes that a block of entries leaves behind for good: the least that any engine can use."""
     lasting = (part for part in parts if part.window is None)
     return sum(part.block // part.tokens * part.row_bytes for part in lasting)
 

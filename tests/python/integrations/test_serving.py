@@ -7,7 +7,7 @@ import random
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from seeds import seed_of
 from tiny_networks import random_model
 
 from dsv4_ascend.checkpoint.config import V4Config
-from dsv4_ascend.integrations.serving import cache_parts, entry_block_bytes
+from dsv4_ascend.integrations.serving import ascend_blocks, cache_parts, entry_block_bytes
 from dsv4_ascend.model.profile import PROFILES
 
 SIZES = {
@@ -134,6 +134,28 @@ def test_declared_parts(profile, config):
     assert count["window"] == len(config.layer_kinds)
     assert count["entries"] == count["state"] == sum(kinds)
     assert count["index_keys"] == count["index_state"] == kinds[0]
+
+
+@pytest.mark.parametrize("rows", [32, 64, 128])
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("config", [V4Config.flash(), V4Config.pro()], ids=["flash", "pro"])
+def test_pages_that_vllm_ascend_can_plan(config, profile, rows):
+    """Read in its patch_kv_cache_utils: memory is planned in the pages of the entries' smaller
+    block; those of the larger one are among them, all others are padded to one, as many to each.
+    """
+    pages = defaultdict(list)
+    for part in cache_parts(config, PROFILES[profile], ascend_blocks(rows)):
+        assert part.block % part.tokens == 0
+        size = part.block // part.tokens * part.row_bytes
+        pages[part.window is None, part.block].append(size)
+    csa, hca = sorted(block for lasting, block in pages if lasting)
+    assert (csa, hca) == (4 * rows, 128 * rows)
+    planned = sorted(set(pages[True, csa]))
+    assert set(pages[True, hca]) == {max(planned)}
+    for (lasting, _), sizes in pages.items():
+        if not lasting:
+            padded = Counter(min(p for p in planned if p >= size) for size in sizes)
+            assert len(set(padded.values())) == 1
 
 
 @pytest.mark.parametrize("profile", ["a2a3-int8", "a5-mx"])

