@@ -11,6 +11,10 @@ from pathlib import Path
 # A broken device backend fails `import torch`, and no device is needed here.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
+# torch puts ccache before the compiler by itself, which fails where CXX says it too.
+if len(shlex.split(os.environ.get("CXX", ""))) > 1:
+    os.environ.setdefault("TORCH_NO_COMPILER_WRAPPER", "1")
+
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import (

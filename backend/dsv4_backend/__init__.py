@@ -8,9 +8,11 @@ from dsv4_backend import _torch  # noqa: F401  (first: decides how torch itself 
 try:
     from dsv4_backend import _C
 except ImportError as error:
+    from torch import __version__
+
     advice = (
-        "it is built for one Python and one torch: "
-        "pip install --force-reinstall --no-cache-dir dsv4-ascend"
+        f"it is built for one Python and one torch, found torch {__version__}: "
+        "pip install --force-reinstall --no-cache-dir --no-build-isolation --no-deps dsv4-ascend"
     )
     raise ImportError(f"dsv4_backend._C does not load: {error}; {advice}") from error
 

@@ -89,15 +89,16 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Case:
-    """One parity case: arguments in schema order.
-    Mutated arguments are cloned by whoever runs the case.
+    """One parity case: arguments in schema order, mutated ones cloned by whoever runs it.
 
-    ValueError for a name that is no profile.
+    decided: sums in any order round to the same bits, the oracle's, which are then compared on the
+    CPU, whatever the tolerance. ValueError for a name that is no profile.
     """
 
     name: str
     profile: str
     arguments: tuple[Any, ...]
+    decided: bool = False
 
     def __post_init__(self) -> None:
         _check_profile(self.profile)

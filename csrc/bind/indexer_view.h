@@ -9,6 +9,12 @@
 
 namespace dsv4::bind {
 
+inline WhyNot no_heads(const at::Tensor& q) {
+  return q.size(1) > 0 && q.size(2) > 0
+             ? WhyNot()
+             : "q has no heads or channels, which only the reference scores";
+}
+
 // dtype: of q and of the keys, if they are values.
 inline cpu::IndexerQuery indexer_query(DType dtype, const at::Tensor& q, const at::Tensor& k_cache,
                                        const at::Tensor& weights, const at::Tensor& block_table,

@@ -14,7 +14,7 @@ struct CodedIndexerKernel {
                         const at::Tensor& k_cache, const at::Tensor&, const at::Tensor&,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
                         int64_t) {
-    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache));
+    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache), no_heads(q));
   }
 
   template <Isa isa>
@@ -40,7 +40,7 @@ struct LightningIndexerKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         int64_t, int64_t, int64_t) {
-    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache));
+    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache), no_heads(q));
   }
 
   template <Isa isa>

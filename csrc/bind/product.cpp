@@ -64,9 +64,10 @@ template <Isa isa>
 at::Tensor multiply(const at::Tensor& x, const OptionalTensor& x_scale, const at::Tensor& weight,
                     const OptionalTensor& scale, const int32_t* offsets, int64_t experts) {
   const at::Tensor y = new_tensor({x.size(0), weight.size(-2)}, result_dtype(x));
-  cpu::product({weight.size(-2), x.size(1), activations(x, x_scale), weights(weight, scale),
-                offsets, experts, dtype_of(y), y.mutable_data_ptr(), y.stride(0)},
-               isa);
+  cpu::product(
+      {x.size(0), weight.size(-2), x.size(1), activations(x, x_scale), weights(weight, scale),
+       offsets, experts, dtype_of(y), y.mutable_data_ptr(), y.stride(0)},
+      isa);
   return y;
 }
 
@@ -172,7 +173,8 @@ struct GroupedOutputProjection {
     for (int64_t g = 0; g < groups; ++g) {
       cpu::StoredWeight weight = weights(wo_a);
       weight.codes = bytes(wo_a) + g * wo_a.stride(0) * static_cast<int64_t>(wo_a.element_size());
-      cpu::product({rank,
+      cpu::product({o.size(0),
+                    rank,
                     k,
                     {stored(o), bytes(o) + g * k * width, o.stride(0)},
                     weight,
@@ -196,9 +198,10 @@ struct LmHead {
   static at::Tensor run(const at::Tensor& x, const at::Tensor& weight) {
     const at::Tensor y = new_tensor({x.size(0), weight.size(0)}, at::kFloat);
     const std::array<int32_t, 2> offsets{0, static_cast<int32_t>(x.size(0))};
-    cpu::product({weight.size(0), x.size(1), activations(x, std::nullopt), weights(weight),
-                  offsets.data(), 1, DType::f32, y.mutable_data_ptr(), y.stride(0)},
-                 isa);
+    cpu::product(
+        {x.size(0), weight.size(0), x.size(1), activations(x, std::nullopt), weights(weight),
+         offsets.data(), 1, DType::f32, y.mutable_data_ptr(), y.stride(0)},
+        isa);
     return y;
   }
 };

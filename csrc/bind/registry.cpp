@@ -132,12 +132,13 @@ class Operator {
     return c10::DeviceType::CPU;
   }
 
+  // In reverse mode or, by a tangent, in forward mode.
   bool needs_gradient(Arguments arguments) const {
-    if (!c10::GradMode::is_enabled()) {
-      return false;
-    }
-    return std::any_of(arguments.begin(), arguments.end(), [](const c10::IValue& value) {
-      return value.isTensor() && value.toTensor().requires_grad();
+    const bool reverse = c10::GradMode::is_enabled();
+    const bool forward = c10::AutogradState::get_tls_state().get_fw_grad_mode();
+    return std::any_of(arguments.begin(), arguments.end(), [&](const c10::IValue& value) {
+      return value.isTensor() && ((reverse && value.toTensor().requires_grad()) ||
+                                  (forward && value.toTensor()._fw_grad(0).defined()));
     });
   }
 

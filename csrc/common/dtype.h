@@ -8,6 +8,8 @@ namespace dsv4 {
 
 enum class DType : uint8_t { f32, bf16, f16 };
 
+constexpr int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
 struct BFloat16 {
   uint16_t bits;
 };

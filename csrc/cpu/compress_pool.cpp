@@ -86,7 +86,7 @@ void pool_entries(const CompressPool& call, Isa isa) {
     blocks[entry] = {s, block};
     entries = entry + 1;
   });
-  const int64_t entry_bytes = call.head_dim * (call.dtype == DType::f32 ? 4 : 2);
+  const int64_t entry_bytes = call.head_dim * bytes_of(call.dtype);
   std::memset(call.entries + entries * entry_bytes, 0,
               static_cast<size_t>((call.entry_rows - entries) * entry_bytes));
   const int64_t products = call.ratio * call.width * 8;

@@ -16,7 +16,7 @@ void indexer_scores(const IndexerScores& call, Isa isa) {
     return;
   }
   if (query.batch.sequences() == 0) {  // tokens of no sequence, which only unchecked calls have
-    const int64_t bytes = query.dtype == DType::f32 ? 4 : 2;
+    const int64_t bytes = bytes_of(query.dtype);
     std::memset(call.scores, 0, static_cast<size_t>(query.tokens * call.entries * bytes));
     return;
   }

@@ -1,6 +1,7 @@
 #include "product.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "common/flush.h"
@@ -22,7 +23,11 @@ int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to;
 
 thread_local ThreadBuffer sums_of_thread;
 thread_local ThreadBuffer rows_of_thread;
-thread_local std::vector<int64_t> experts_of_thread;
+struct ExpertRows {
+  int64_t expert, begin, end;
+};
+
+thread_local std::vector<ExpertRows> experts_of_thread;
 
 struct WideRows {
   const float* values;
@@ -46,33 +51,57 @@ WideRows wide_rows(const Product& call, int64_t count, Isa isa) {
   return {rows, stride};
 }
 
+void clear(const Product& call, int64_t begin, int64_t end) {
+  const int64_t bytes = bytes_of(call.dtype);
+  for (int64_t row = begin; row < end; ++row) {
+    std::memset(static_cast<uint8_t*>(call.y) + row * call.y_row_stride * bytes, 0,
+                static_cast<size_t>(call.n * bytes));
+  }
+}
+
+// The experts that have rows; what rows no expert has are cleared.
+const std::vector<ExpertRows>& rows_by_expert(const Product& call) {
+  std::vector<ExpertRows>& found = experts_of_thread;
+  found.clear();
+  int64_t next = 0;
+  for (int64_t e = 0; e < call.experts; ++e) {
+    const int64_t begin = std::clamp<int64_t>(call.offsets[e], next, call.rows);
+    const int64_t end = std::clamp<int64_t>(call.offsets[e + 1], begin, call.rows);
+    if (end > begin) {
+      clear(call, next, begin);
+      found.push_back({e, begin, end});
+      next = end;
+    }
+  }
+  clear(call, next, call.rows);
+  return found;
+}
+
 }  // namespace
 
 void product(const Product& call, Isa isa) {
-  const int64_t count = call.offsets[call.experts];
-  if (count == 0 || call.n == 0) {
+  if (call.rows == 0 || call.n == 0) {
     return;
   }
-  const WideRows x = wide_rows(call, count, isa);
-  experts_of_thread.clear();
-  int64_t most = 0;
-  for (int64_t e = 0; e < call.experts; ++e) {
-    if (const int64_t rows = call.offsets[e + 1] - call.offsets[e]; rows > 0) {
-      experts_of_thread.push_back(e);
-      most = std::max(most, rows);
-    }
+  const std::vector<ExpertRows>& experts = rows_by_expert(call);
+  if (experts.empty()) {
+    return;
   }
-  const int64_t* experts = experts_of_thread.data();
+  const WideRows x = wide_rows(call, call.rows, isa);
+  int64_t most = 0;
+  for (const ExpertRows& expert : experts) {
+    most = std::max(most, expert.end - expert.begin);
+  }
+  const ExpertRows* active = experts.data();  // of this thread, which others cannot name
+  const auto count = static_cast<int64_t>(experts.size());
   const int64_t panels = round_up(call.n, kPanel) / kPanel;
-  const int64_t active = static_cast<int64_t>(experts_of_thread.size());
-  const int64_t work = kPanel * call.k * (1 + count / (4 * active));
+  const int64_t work = kPanel * call.k * (1 + call.rows / (4 * count));
   const auto run = DSV4_FOR_ISA(isa, product_panel);
-  parallel_for(active * panels, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
+  parallel_for(count * panels, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
     float* sums = sums_of_thread.of<float>(most * kPanel);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t e = experts[item / panels];
-      run(call, x.values, x.stride, e, call.offsets[e], call.offsets[e + 1], item % panels * kPanel,
-          sums);
+      const ExpertRows& of = active[item / panels];
+      run(call, x.values, x.stride, of.expert, of.begin, of.end, item % panels * kPanel, sums);
     }
   });
 }

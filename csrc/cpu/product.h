@@ -43,8 +43,10 @@ struct Activations {
 };
 
 // y[row] = x[row] W[e]^T with one rounding from fp32 to y's dtype; e is the expert of the row:
-// offsets[e] <= row < offsets[e + 1]. offsets rise from 0 to the number of rows.
+// offsets[e] <= row < offsets[e + 1]. Rows of no expert are 0; of offsets that do not rise from 0
+// to the number of rows, no row outside and none twice is read or written.
 struct Product {
+  int64_t rows;
   int64_t n;
   int64_t k;
   Activations x;

@@ -11,6 +11,7 @@ from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.cache import write_cache
 from dsv4_backend.ops.embedding import embed_streams
 from dsv4_backend.ops.gate import gate_hash
+from dsv4_backend.ops.gemm import grouped_gemm
 from dsv4_backend.ops.indexer import topk_indices
 from dsv4_backend.ops.norm import rms_norm
 
@@ -49,6 +50,14 @@ REFUSED = {
     "a slot outside": lambda: cached([4]),
     "a block outside": lambda: attention(ints(3).view(1, 1), ints(0, 2), ints(2)),
     "an expert outside": lambda: hashed(torch.tensor([[3]])),
+}
+GROUPED = {
+    "outside": ints(0, 400, 3),
+    "one too many": ints(0, 1, 4),
+    "falling": ints(0, -1, 3),
+    "ending early": ints(0, 2, 2),
+    "beginning late": ints(1, 2, 3),
+    "extreme": ints(-(2**31), 2**31 - 1, -(2**31)),
 }
 OUTSIDE = [name for name in REFUSED if "outside" in name or "early" in name]
 
@@ -147,3 +156,15 @@ def test_checking_on_a_device_what_is_unchecked_is_a_contradiction(inside):
         pass
     with dispatch.use(check_on_device=True), dispatch.use(check_contents=False):
         assert not is_checked()
+
+
+@pytest.mark.parametrize("offsets", GROUPED.values(), ids=GROUPED)
+def test_kernels_write_each_row_once_whatever_the_offsets(offsets):
+    """Rows of no expert are zero; the others are those of some expert."""
+    x, weight = torch.randn(3, 4), torch.randn(2, 5, 4)
+    with dispatch.use("strict", check_contents=False):
+        rows = grouped_gemm(x, weight, offsets)
+    by_expert = torch.einsum("tk,enk->etn", x, weight)
+    for row, mine in zip(rows, by_expert.unbind(1), strict=True):
+        candidates = [torch.zeros(5), *mine]
+        assert any(torch.allclose(row, one, atol=1e-5) for one in candidates)

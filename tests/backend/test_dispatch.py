@@ -164,6 +164,20 @@ def test_gradient_is_the_references(operator):
             )
 
 
+def test_tangents_are_the_references():
+    """Forward mode, out of place and in place."""
+    x, v, weight = torch.randn(3, 8), torch.randn(3, 8), torch.randn(8)
+    got, want = (
+        torch.func.jvp(lambda a, f=f: f(a, weight, 1e-6), (x,), (v,))
+        for f in (rms_norm, rms_norm.reference)
+    )
+    assert_same(got, want)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, v)
+        tangent = torch.autograd.forward_ad.unpack_dual(rms_norm(dual, weight, 1e-6)).tangent
+    assert_same((tangent,), want[1:])
+
+
 def test_operators_without_gradient():
     """Codes and what takes nothing else, bytes, choices and ids have none;
     every other operator has.

@@ -25,7 +25,7 @@ from dsv4_backend.ops.compressor import (
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope, rope_frequencies
 from dsv4_backend.proofs.compressor_oracle import normed, pooled, rotated
-from dsv4_backend.proofs.numerics import Array, cast, round_to, wide
+from dsv4_backend.proofs.numerics import BF16, Array, cast, far_from_bf16_ties, round_to, wide
 
 
 @compress.oracle
@@ -153,6 +153,28 @@ def _strided(draw: Draw, call: Call) -> Call:
     return call._replace(x=x, state_cache=cache, wkv=call.wkv.T.contiguous().T)
 
 
+def _decided(draw: Draw, g: _Geometry) -> Call:
+    """Equal tokens whose entries hold one product each: only norm and rotation round, at values
+    that no order of fp32 sums moves, and otherwise if norms were not rounded before the rotation.
+    """
+    while True:
+        call = _call(draw, g, [(0, 5 * g.ratio)], torch.bfloat16)
+        x, wkv = torch.zeros_like(call.x), call.wkv.clone()
+        x[:, 0] = 1
+        wkv[: g.hd] = wkv[-g.hd :]  # what the first block leaves out has the same values
+        pooled, weight = (wide(t.float().numpy()) for t in (wkv[-g.hd :, 0], call.norm_weight))
+        once = normed(pooled, weight, call.eps)
+
+        def turned(row: Array) -> Array:
+            turns = [rotated(row, g.ratio * i, call.inv_freq.numpy()) for i in range(5)]  # noqa: B023
+            return np.stack(turns)
+
+        twice = turned(round_to(BF16, once))
+        tells = (cast(BF16, twice) != cast(BF16, turned(once))).any()
+        if tells and far_from_bf16_ties(once) and far_from_bf16_ties(twice):
+            return call._replace(x=x, wkv=wkv)
+
+
 @compress.cases
 def _compressions(draw: Draw) -> Iterator[Case]:
     for profile, dtype in (("ideal", torch.float32), ("official", torch.bfloat16)):
@@ -205,6 +227,8 @@ def _compressions(draw: Draw) -> Iterator[Case]:
         sequences = [(0, g.ratio + 3), (g.ratio - 1, 1), (2 * g.ratio + 1, 1)]
         call = _call(draw, g, sequences, torch.bfloat16)
         yield Case(f"{kind}, as on a chip", "official", call)
+    for kind, g in (("overlap", _CSA), ("plain", _HCA)):
+        yield Case(f"{kind}, each rounding", "official", _decided(draw, g), decided=True)
 
 
 @compress_pool.measured

@@ -10,7 +10,14 @@ import torch
 
 from dsv4_backend.contract import Case, Draw, compute
 from dsv4_backend.ops.norm import head_rms_norm, rms_norm
-from dsv4_backend.proofs.numerics import Array, cast, round_to, wide
+from dsv4_backend.proofs.numerics import (
+    Array,
+    cast,
+    far_from_bf16_ties,
+    rms_normed,
+    round_to,
+    wide,
+)
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 _SHAPES = ((0, 64), (1, 1), (1, 512), (3, 7), (5, 4096), (17, 130))
@@ -53,6 +60,10 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case(
             "NaN, infinity, zero row", profile, (special, draw.normal(16, dtype=dtype), 1e-6)
         )
+    x, weight = draw.normal(40, 96, dtype=torch.bfloat16), draw.normal(96, dtype=torch.bfloat16)
+    values = rms_normed(x.float().numpy(), weight.float().numpy(), 1e-6)
+    x = x[torch.tensor(list(map(far_from_bf16_ties, values)))]
+    yield Case("one rounding", "official", (x, weight, 1e-6), decided=True)
 
 
 rms_norm.wrong_arguments(

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dsv4_ascend.checkpoint.kinds import DESCRIPTION
 from dsv4_ascend.checkpoint.strict_json import FileProblem, open_regular, parse, read_object
 
 JOURNAL = "conversion.unfinished.json"
@@ -60,7 +61,7 @@ def foreign_format(path: Path) -> str | None:
     """What a folder that does not open is, and what to do, in one line;
     None if it has no mark of another format.
     """
-    if (path / JOURNAL).exists():
+    if (path / JOURNAL).exists() and not (path / "config.json").exists():
         return f"an unfinished conversion ({JOURNAL}): run `dsv4-ascend convert` again to finish it"
     if path.suffix.lower() == ".gguf":
         files, config = [path.name], {}
@@ -73,6 +74,12 @@ def foreign_format(path: Path) -> str | None:
     names = _tensor_names(path, files)
     for mark in _MARKS:
         found = _found(mark, files, method, names)
+        described = any(re.fullmatch(mark.file, file) for file in files)
+        if found and mark.name == _ASCEND and not described:
+            return (
+                f"{mark.name} ({', '.join(found)}) without {DESCRIPTION}, which says what its "
+                f"weights are: restore it, or {_OFFICIAL}"
+            )
         if found:
             return f"{_title(mark, path, files)} ({', '.join(found)}): not read here; {mark.advice}"
     if method not in ("", "fp8"):

@@ -11,14 +11,14 @@ import typer
 from rich.table import Table
 
 from dsv4_ascend.cli import console
-from dsv4_ascend.cli.loading import AllowUnknown, check_folder
+from dsv4_ascend.cli.loading import AllowUnknown, chosen_folder
 from dsv4_ascend.cli.progress import bytes_bar
 from dsv4_ascend.convert import job
-from dsv4_ascend.convert.quality import FILE, TOKENS, Quality
+from dsv4_ascend.convert.folders import QUALITY
+from dsv4_ascend.convert.quality import TOKENS, Quality
 from dsv4_ascend.convert.quality import quality as measure
 from dsv4_ascend.convert.targets import TARGETS, target_named
 from dsv4_ascend.model.profile import PROFILES
-from dsv4_ascend.tiny.release import SHIPPED
 
 _SOURCE = "Official folder, or a bf16 copy of one; `tiny` is the shipped small model."
 
@@ -30,7 +30,7 @@ def convert(
     quality: Annotated[
         bool,
         typer.Option(
-            "--quality", help=f"Then errors of weights and perplexities, saved as {FILE}."
+            "--quality", help=f"Then errors of weights and perplexities, saved as {QUALITY}."
         ),
     ] = False,
     tokens: Annotated[
@@ -44,9 +44,7 @@ def convert(
     until it is finished. The source is only read.
     """
     chosen = target_named(target)
-    if str(source) == "tiny" and not source.exists():
-        source = SHIPPED
-    check_folder("SOURCE", source)
+    source = chosen_folder("SOURCE", source)
     start = time.monotonic()
     with bytes_bar("converting") as report:
         done = job.convert(

@@ -9,15 +9,16 @@ import typer
 from rich.table import Table
 
 from dsv4_ascend.cli import FINDINGS, console, print_json
-from dsv4_ascend.cli.loading import AllowUnknown, check_folder
+from dsv4_ascend.cli.loading import AllowUnknown, chosen_folder
 from dsv4_ascend.cli.progress import bytes_bar
 from dsv4_ascend.convert.comparison import compare
 from dsv4_ascend.convert.inspection import Inspection
 from dsv4_ascend.convert.inspection import inspect as look
 from dsv4_ascend.convert.verification import verify as read
-from dsv4_ascend.tiny.release import SHIPPED
 
-_Folder = Annotated[Path | None, typer.Argument(help="The shipped small model if absent.")]
+_Folder = Annotated[
+    Path | None, typer.Argument(help="The shipped small model if absent or `tiny`.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -28,7 +29,7 @@ def inspect(
 
     The exit code is 1 when something is missing, surplus or of another form.
     """
-    found = look(_checked(folder), allow_unknown or ())
+    found = look(chosen_folder("FOLDER", folder), allow_unknown or ())
     if json:
         print_json(_as_json(found))
     else:
@@ -49,9 +50,9 @@ def verify(
 
     The exit code is 1 when anything does, or when values differ from those of --against.
     """
-    path = _checked(folder)
+    path = chosen_folder("FOLDER", folder)
     if against is not None:
-        check_folder("--against", against)
+        against = chosen_folder("--against", against)
     with bytes_bar("reading") as report:
         found = read(path, allow_unknown or (), report)
     compared = None if against is None or found else compare(against, path)
@@ -64,12 +65,6 @@ def verify(
         print(f"{path}: {len(found)} finding(s)" if found else f"{path}: nothing looks wrong")
     if found or (compared and compared.other_values):
         raise typer.Exit(FINDINGS)
-
-
-def _checked(folder: Path | None) -> Path:
-    path = folder or SHIPPED
-    check_folder("FOLDER", path)
-    return path
 
 
 def _as_json(found: Inspection) -> dict[str, object]:

@@ -53,8 +53,7 @@ def load_model(
     if profile is not None:
         profile_named(profile, "--profile")
     where = usable_device(device, "--device")
-    folder = checkpoint or SHIPPED
-    check_folder("--checkpoint", folder)
+    folder = chosen_folder("--checkpoint", checkpoint)
     with bytes_bar("loading") as report:
         model = load(
             folder,
@@ -69,10 +68,16 @@ def load_model(
     return model
 
 
-def check_folder(argument: str, folder: Path) -> None:
-    """CheckpointError that says what is in its place unless there is a folder."""
+def chosen_folder(argument: str, folder: Path | None) -> Path:
+    """A folder that is there; the shipped small model if none is named, or `tiny` is and is none.
+
+    CheckpointError that says what is in its place otherwise.
+    """
+    if folder is None or (str(folder) == "tiny" and not folder.exists()):
+        return SHIPPED
     if not os.path.isdir(folder):
         raise CheckpointError(f"{argument}: {_no_folder(folder)}")
+    return folder
 
 
 def _no_folder(path: Path) -> str:

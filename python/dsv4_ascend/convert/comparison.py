@@ -16,8 +16,9 @@ from dsv4_ascend.plan.shapes import class_of
 
 @dataclass
 class Errors:
-    """Of values beside those they stand for: largest difference over the largest value, and rms
-    over rms. Sums are kept so that those of several tensors are one.
+    """Of values beside those they stand for: largest difference over the largest finite value, and
+    rms over rms; infinite where one of the two is not finite or another infinity. Sums are kept so
+    that those of several tensors are one.
     """
 
     largest_error: float = 0.0
@@ -35,18 +36,21 @@ class Errors:
         """The rms of differences, relative to the rms of values."""
         return math.sqrt(self.error_energy / self.energy if self.energy else self.error_energy)
 
-    def as_json(self) -> dict[str, float]:
-        """Both, for programs."""
-        return {"max": self.max, "rms": self.rms}
+    def as_json(self) -> dict[str, float | None]:
+        """Both, for programs; None if infinite."""
+        both = {"max": self.max, "rms": self.rms}
+        return {name: value if math.isfinite(value) else None for name, value in both.items()}
 
     def add(self, values: torch.Tensor, others: torch.Tensor) -> None:
         """Count some values and what stands for them."""
         if values.numel():
-            error = (others - values).double()
+            equal = (others == values) | (others.isnan() & values.isnan())
+            error = (others - values).double().masked_fill(equal, 0.0).nan_to_num(nan=math.inf)
+            finite = values.double().where(values.isfinite(), 0.0)
             self.largest_error = max(self.largest_error, float(error.abs().max()))
-            self.largest = max(self.largest, float(values.abs().max()))
+            self.largest = max(self.largest, float(finite.abs().max()))
             self.error_energy += float(error.square().sum())
-            self.energy += float(values.double().square().sum())
+            self.energy += float(finite.square().sum())
 
 
 @dataclass
@@ -66,7 +70,7 @@ class Comparison:
         told = [f"{self.same} weights have the same bytes"]
         for name, scales in self.other_scales.items():
             counted = scales and f"{scales[0]} of {scales[1]} scales differ"
-            how = counted or "another format"
+            how = counted or "another format, or zeros of another sign"
             told.append(f"{name}: the same values in other codes: {how}")
         for name, errors in sorted(self.other_values.items(), key=lambda pair: pair[1].rms):
             told.append(f"{name}: other values: max {errors.max:.3g}, rms {errors.rms:.3g}")
@@ -98,7 +102,7 @@ def compare(original: Path, folder: Path) -> Comparison:
             errors.add(values, others)
         of_class = found.by_class.setdefault(class_of(name), Errors())
         _merge(of_class, errors)
-        if errors.largest_error or errors.largest_error != errors.largest_error:
+        if errors.largest_error:
             found.other_values[name] = errors
         elif _same(first, second, name):
             found.same += 1

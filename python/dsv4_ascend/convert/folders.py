@@ -14,8 +14,8 @@ from dsv4_ascend.checkpoint.safetensors_file import checkpoint_error
 from dsv4_ascend.checkpoint.writing import sync
 from dsv4_backend.errors import CheckpointError
 
-RECORD = "conversion.json"
-"""In a finished folder: what it was made of, and how."""
+RECORD, QUALITY = "conversion.json", "conversion_quality.json"
+"""In a finished folder: what it was made of, and how; how far its values are from those."""
 _PART = ".part"
 
 

@@ -57,14 +57,7 @@ class Inspection:
 
 def inspect(folder: Path, allow_unknown: Collection[str] = ()) -> Inspection:
     """Look at a folder. CheckpointError or ConfigError where nothing can be told about it."""
-    try:
-        seen = survey(folder, allow_unknown)
-    except (ConfigError, CheckpointError):
-        foreign = foreign_format(folder)
-        if foreign is None:
-            raise
-        raise checkpoint_error(folder, [foreign]) from None
-    foreign = foreign_format(folder) if seen.problems and not seen.kinds else None
+    seen, foreign = surveyed(folder, allow_unknown)
     return Inspection(
         folder,
         release_of(seen),
@@ -77,6 +70,20 @@ def inspect(folder: Path, allow_unknown: Collection[str] = ()) -> Inspection:
     )
 
 
+def surveyed(folder: Path, allow_unknown: Collection[str] = ()) -> tuple[Survey, str | None]:
+    """The survey of a folder, and what it is if it has problems and is no V4 checkpoint as it
+    stands. Errors as `inspect`'s.
+    """
+    try:
+        seen = survey(folder, allow_unknown)
+    except (ConfigError, CheckpointError):
+        foreign = foreign_format(folder)
+        if foreign is None:
+            raise
+        raise checkpoint_error(folder, [foreign]) from None
+    return seen, foreign_format(folder) if seen.problems and not seen.kinds else None
+
+
 def release_of(seen: Survey) -> str:
     """The release that the sizes are of, and what differs from it."""
     config = seen.config
@@ -85,7 +92,7 @@ def release_of(seen: Survey) -> str:
         told.append(f"{config.num_nextn_predict_layers} DSpark stages")
     elif config.num_nextn_predict_layers:
         told.append(f"{config.num_nextn_predict_layers} MTP block(s)")
-    else:
+    elif not seen.problems:  # else they may be among what is missing
         told.append("no drafts")
     if any(name.startswith(_VISION) for name in seen.aside):
         told.append("parts for images (Vision-Exp)")
@@ -116,6 +123,8 @@ def format_of(seen: Survey) -> str:
         name = profile_for(set(seen.kinds.values())).name
     else:
         name = "official" if set(forms) - set(FLOAT) else "bf16"
+    if not forms:
+        return "unknown: no weight of a linear layer is there"
     told = ", ".join(f"{form} {count}" for form, count in sorted(forms.items()))
     return f"{name} ({told})"
 

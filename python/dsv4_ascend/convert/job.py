@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from dsv4_ascend.checkpoint.strict_json import (
 )
 from dsv4_ascend.checkpoint.writing import as_json, index_of
 from dsv4_ascend.convert.folders import (
+    QUALITY,
     RECORD,
     drop_parts,
     refused,
@@ -33,14 +33,16 @@ from dsv4_ascend.convert.folders import (
     writing,
 )
 from dsv4_ascend.convert.shards import Shard, shards_of, write_shard
-from dsv4_ascend.convert.targets import Target
+from dsv4_ascend.convert.targets import Target, target_named
+from dsv4_backend.errors import CheckpointError, ConfigError
 from dsv4_backend.ops.mx import MX_BLOCK
 
 RULES = 1
 """Raised when the same source gives other bytes: unfinished folders of other rules are refused."""
 _MAX_JSON, _MAX_FILE = 2**20, 64 * 2**20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf")
-_OWN = (CONFIG, INDEX, DESCRIPTION, JOURNAL, RECORD)
+_OWN = (CONFIG, INDEX, DESCRIPTION, JOURNAL, RECORD, QUALITY)
+_OF_DISKS = {"lost+found"}
 _OFFICIAL_ONLY = "inference"
 """A folder of releases that describes their own weights."""
 
@@ -67,7 +69,7 @@ class Done:
 def convert(
     source: Path,
     folder: Path,
-    target: Target,
+    target: Target | str,
     *,
     progress: Progress | None = None,
     allow_unknown: Collection[str] = (),
@@ -76,11 +78,14 @@ def convert(
     """Write `source`, an official or bf16 folder, as `target` into `folder`.
 
     A killed conversion goes on where it was when called again; the finished folder is the same to
-    the bit. Until it is finished it has no configuration, so nothing opens it. Memory: that of one
-    tensor's rows. after_shard: called with every shard that was written. CheckpointError for a
-    source that does not open or is converted already, for a target that is or holds the source, or
-    holds something else, is being written by another, or does not fit on the disk.
+    the bit, and what is missing of it later, or cut off, is made again. Until it is finished it has
+    no configuration, so nothing opens it. Memory: that of one tensor's rows. target: one of
+    `TARGETS` or its name. after_shard: called with every shard that was written. CheckpointError
+    for a source that does not open, is converted already or has values that are not finite, for a
+    target that is or holds the source, or holds something else, is being written by another, or
+    does not fit on the disk.
     """
+    target = target_named(target) if isinstance(target, str) else target
     source, folder = Path(os.path.realpath(source)), Path(os.path.realpath(folder))
     _check_places(source, folder)
     checkpoint = open_checkpoint(source, allow_unknown=allow_unknown)
@@ -92,14 +97,17 @@ def convert(
     shards = shards_of(checkpoint, target)
     record = _record(checkpoint, target)
     total = sum(shard.nbytes for shard in shards)
-    if (folder / RECORD).is_file() and not (folder / JOURNAL).exists():
+    finished = (folder / RECORD).is_file() and not (folder / JOURNAL).exists()
+    if finished:
         _check_record(folder, record)
-        return Done(folder, len(shards), len(shards), total, checkpoint.notes)
-    _check_empty(folder)
+        if _opens(folder):
+            return Done(folder, len(shards), len(shards), total, checkpoint.notes)
+    else:
+        _check_empty(folder)
     with writing(folder) as journal:
-        _begin(journal, record)
+        _begin(journal, record, finished)
         drop_parts(folder)
-        left = [shard for shard in shards if not (folder / shard.file).exists()]
+        left = [shard for shard in shards if not shard.is_whole(folder)]
         _check_room(folder, sum(shard.nbytes for shard in left))
         done = total - sum(shard.nbytes for shard in left)
         for shard in left:
@@ -109,9 +117,18 @@ def convert(
                 after_shard(folder / shard.file)
             if progress is not None:
                 progress(done, total)
-        _finish(folder, checkpoint, target, shards, record)
+        left_out = _finish(folder, checkpoint, target, shards, record)
         journal.unlink()
-    return Done(folder, len(shards), len(shards) - len(left), total, checkpoint.notes)
+    notes = *checkpoint.notes, *left_out
+    return Done(folder, len(shards), len(shards) - len(left), total, notes)
+
+
+def _opens(folder: Path) -> bool:
+    try:
+        open_checkpoint(folder)
+    except (CheckpointError, ConfigError):
+        return False
+    return True
 
 
 def _check_places(source: Path, folder: Path) -> None:
@@ -128,7 +145,7 @@ def _check_places(source: Path, folder: Path) -> None:
 
 def _check_empty(folder: Path) -> None:
     try:
-        present = sorted(os.listdir(folder)) if folder.exists() else []
+        present = sorted({*os.listdir(folder)} - _OF_DISKS) if folder.exists() else []
     except OSError as error:
         raise refused(folder, error) from None
     if present and JOURNAL not in present:
@@ -167,15 +184,16 @@ def _check_record(folder: Path, record: dict[str, object]) -> None:
         raise checkpoint_error(folder, [_other(found, record)])
 
 
-def _begin(journal: Path, record: dict[str, object]) -> None:
+def _begin(journal: Path, record: dict[str, object], finished: bool) -> None:
     """Write the journal, or compare it with this conversion.
 
-    It is complete before the first shard is begun: where it is not, there is none.
+    It is complete before the first shard is begun: where it is not, there is none, or the folder
+    was finished before.
     """
     descriptor, _ = open_regular(journal)
     with os.fdopen(descriptor, "rb") as file:
         raw = file.read(_MAX_FILE)
-    shards = any(journal.parent.glob("model-*.safetensors"))
+    shards = not finished and any(journal.parent.glob("model-*.safetensors"))
     try:
         found = parse(raw)
     except FileProblem:
@@ -202,11 +220,15 @@ def _other(found: dict[str, object], wanted: dict[str, object]) -> str:
     return f"found a conversion of {what}, expected this one's: remove the folder or give another"
 
 
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"
+
+
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         line = (
-            f"found {free / 1e9:.2f} GB of room on the disk, expected {needed / 1e9:.2f} GB "
+            f"found {_size(free)} of room on the disk, expected {_size(needed)} "
             "for what is to be written; what is finished stays"
         )
         raise checkpoint_error(folder, [line])
@@ -218,10 +240,17 @@ def _finish(
     target: Target,
     shards: list[Shard],
     record: dict[str, object],
-) -> None:
-    """Everything but the shards; the configuration last, without which nothing opens a folder."""
+) -> list[str]:
+    """Everything but the shards; the configuration last, without which nothing opens a folder.
+
+    Notes on files that were left out.
+    """
+    left_out = []
     for name, content in _side_files(checkpoint.path):
         path = folder / name
+        if content is None:
+            left_out.append(f"{name}: left out, no regular file of at most {_MAX_FILE >> 20} MiB")
+            continue
         path.parent.mkdir(exist_ok=True)
         write_file(path, content)
     weight_map = {part.name: shard.file for shard in shards for part in shard.parts()}
@@ -230,8 +259,13 @@ def _finish(
         write_file(folder / DESCRIPTION, as_json(_description(checkpoint, target, shards)))
     write_file(folder / INDEX, as_json(index_of(weight_map, total)))
     write_file(folder / CONFIG, as_json(_config(checkpoint, target, shards)))
-    open_checkpoint(folder)  # names, shapes, dtypes and places, by the strict reader
+    try:
+        open_checkpoint(folder)  # names, shapes, dtypes and places, by the strict reader
+    except CheckpointError:
+        (folder / CONFIG).unlink()
+        raise
     write_file(folder / RECORD, as_json(record))
+    return left_out
 
 
 def _description(checkpoint: Checkpoint, target: Target, shards: list[Shard]) -> dict[str, object]:
@@ -275,13 +309,18 @@ def _config(checkpoint: Checkpoint, target: Target, shards: list[Shard]) -> dict
     return kept | {name: written[name] for name in fields if name in written}
 
 
-def _side_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Tokenizer, chat encoding and whatever else lies beside the weights, two folders deep."""
+def _side_files(source: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Tokenizer, chat encoding and whatever else lies beside the weights, two folders deep; None
+    for what is no regular file, or a large one.
+    """
     for path in sorted([*source.iterdir(), *source.glob("*/*")]):
         name = path.relative_to(source)
         hidden = any(part.startswith(".") for part in name.parts)
         if hidden or name.parts[0] == _OFFICIAL_ONLY or str(name) in _OWN:
             continue
-        if path.is_file() and path.suffix not in _WEIGHTS:
-            with suppress(FileProblem):
-                yield str(name), read_regular(path, _MAX_FILE)
+        if path.is_dir() or path.suffix in _WEIGHTS:
+            continue
+        try:
+            yield str(name), read_regular(path, _MAX_FILE)
+        except FileProblem:
+            yield str(name), None

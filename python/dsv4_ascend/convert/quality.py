@@ -12,13 +12,12 @@ from dsv4_ascend.chat.tokenizer import FILE as TOKENIZER
 from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.checkpoint.writing import as_json
 from dsv4_ascend.convert.comparison import Comparison, Errors, compare
-from dsv4_ascend.convert.folders import refused, write_file
+from dsv4_ascend.convert.folders import QUALITY, refused, write_file
 from dsv4_ascend.model.model import load
 from dsv4_ascend.tiny.corpus import encode_documents, read_corpus
 from dsv4_ascend.tiny.release import WINDOW, perplexity
 from dsv4_backend.errors import ArgumentError
 
-FILE = "conversion_quality.json"
 TOKENS = 40960
 """Held-out tokens of the standard library's text, as in the README's table."""
 _WORST = 5
@@ -68,14 +67,21 @@ def quality(
     0 for none. CheckpointError if a folder does not open, or the disk refuses.
     """
     compared = compare(source, folder)
-    without = "not wanted" if tokens < WINDOW else _cannot_run(source, folder)
+    without = _not_wanted(tokens) or _cannot_run(source, folder)
     found = None if without else _perplexities(source, folder, profile, tokens)
     result = Quality(compared, found, without)
     try:
-        write_file(folder / FILE, as_json(result.as_json()))
+        write_file(folder / QUALITY, as_json(result.as_json()))
     except OSError as error:
         raise refused(folder, error) from None
     return result
+
+
+def _not_wanted(tokens: int) -> str:
+    if tokens == 0:
+        return "not wanted"
+    few = f"{tokens} tokens wanted, expected 0 or at least a window of {WINDOW}"
+    return few if tokens < WINDOW else ""
 
 
 def _cannot_run(source: Path, folder: Path) -> str:

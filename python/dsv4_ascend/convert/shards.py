@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from dsv4_ascend.checkpoint.folder import Checkpoint
 from dsv4_ascend.checkpoint.kinds import BIAS, OFFSET
-from dsv4_ascend.checkpoint.safetensors_file import SafetensorsFile
+from dsv4_ascend.checkpoint.safetensors_file import SafetensorsFile, checkpoint_error
 from dsv4_ascend.checkpoint.safetensors_stream import data_of
 from dsv4_ascend.checkpoint.sources import Source
 from dsv4_ascend.checkpoint.writing import file_start, shard_file
 from dsv4_ascend.convert.folders import atomic, write_at
 from dsv4_ascend.convert.targets import Part, Target
+from dsv4_ascend.convert.values import all_finite
 
 _PIECE = 1 << 28
 """Bytes that are copied before their pages are given back."""
@@ -38,6 +39,12 @@ class Shard:
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(part.nbytes for part in self.parts())
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether its file is there, of its full length."""
+        length = len(file_start(self.parts())[0]) + self.nbytes
+        path = folder / self.file
+        return path.is_file() and path.stat().st_size == length
 
     def parts(self) -> Iterator[Part]:
         """All its tensors."""
@@ -73,7 +80,10 @@ def _part(name: str, source: Source) -> Part:
 
 
 def write_shard(folder: Path, shard: Shard, checkpoint: Checkpoint, target: Target) -> None:
-    """Write one shard in the memory of a tensor's rows."""
+    """Write one shard in the memory of a tensor's rows.
+
+    CheckpointError that names the tensor of the source for values that are not finite.
+    """
     start, begins = file_start(shard.parts())
     with atomic(folder / shard.file) as descriptor:
         write_at(descriptor, 0, start)
@@ -85,6 +95,10 @@ def write_shard(folder: Path, shard: Shard, checkpoint: Checkpoint, target: Targ
                 continue
             for number, first, rows in target.convert(checkpoint, item.name):
                 part = item.parts[number]
+                if not all_finite(rows):
+                    what = f"found values that are not finite as {part.dtype}, expected none"
+                    where = checkpoint.source(item.name).describe(item.name)
+                    raise checkpoint_error(checkpoint.path, [f"{where}: {what}"])
                 row = part.nbytes // part.shape[0] if part.shape else 0
                 data = data_of(rows)
                 for begin in range(0, len(data), _PIECE):

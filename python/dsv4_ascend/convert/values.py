@@ -15,6 +15,18 @@ _CHUNK = 1 << 25
 """Values that are widened at once: whole rows, a multiple of an FP8 tile's."""
 
 
+_NOT_FINITE = {torch.float8_e4m3fn: (0x7F, 0x7F), torch.float8_e8m0fnu: (0xFF, 0xFF)}
+"""Of byte formats: mask and value of what is NaN."""
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; codes of integers and of FP4 are all finite."""
+    if values.dtype in _NOT_FINITE:
+        mask, nan = _NOT_FINITE[values.dtype]
+        return not bool((values.contiguous().view(torch.uint8) & mask == nan).any())
+    return not values.is_floating_point() or bool(values.isfinite().all())
+
+
 def row_steps(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """(first, last) of runs of rows that are widened together."""
     step = max(FP8_TILE, _CHUNK // max(1, columns) // FP8_TILE * FP8_TILE)

@@ -15,7 +15,7 @@ import random
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -43,9 +43,7 @@ _DROPPED_CALLS = frozenset((
     "float", "to", "clamp", "abs", "square", "sqrt", "relu", "type_as", "masked_fill", "flip",
     "roll", "bfloat16",
 ))  # fmt: skip
-"""Methods that give a tensor of the same shape: without the call,
-a rounding point or a step is missing.
-"""
+"""Methods that give a tensor of the same shape: without them a rounding or a step is missing."""
 _PRODUCTS = frozenset(("linear", "matmul"))
 """Functions of two operands that exchange them."""
 _ROUNDING = ("round", "quant", "qdq", "compute")
@@ -55,9 +53,7 @@ _EXTREMES = {"max": "min", "min": "max"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One edited reference. `name` is "FUNCTION: BEFORE -> AFTER",
-    with a number where the same edit comes again.
-    """
+    """One edited reference: "FUNCTION: BEFORE -> AFTER", numbered where an edit comes again."""
 
     name: str
     run: Function
@@ -211,16 +207,19 @@ def _closure(function: types.FunctionType) -> dict[str, Any]:
     }
 
 
-def _is_record(value: object) -> bool:
-    return is_dataclass(value) and not isinstance(value, Operator | type)
+def _fields(value: Any) -> tuple[str, ...]:
+    """Names of the fields of a dataclass or a named tuple, none of anything else."""
+    if isinstance(value, Operator | type):
+        return ()
+    if is_dataclass(value):
+        return tuple(item.name for item in fields(value))
+    return getattr(value, "_fields", ()) if isinstance(value, tuple) else ()
 
 
 def _held(values: Iterable[Any]) -> Iterator[tuple[str, object]]:
-    """(name of the field, what it holds) of the dataclasses among `values`,
-    and of those inside them.
-    """
-    for record in filter(_is_record, values):
-        inside = {item.name: getattr(record, item.name) for item in fields(record)}
+    """(name of a field, what it holds) of the records among `values`, and of those inside them."""
+    for record in values:
+        inside = {name: getattr(record, name) for name in _fields(record)}
         yield from inside.items()
         yield from _held(inside.values())
 
@@ -381,17 +380,20 @@ def _link(
         elif isinstance(value, types.ModuleType) and value.__name__.startswith(PACKAGE):
             ours = {f.__name__: g for f, g in made.items() if f.__module__ == value.__name__}
             space[name] = types.SimpleNamespace(**{**vars(value), **ours})
-        elif _is_record(value):
+        elif _fields(value):
             space[name] = _relinked(value, made)
 
 
 def _relinked(record: Any, made: dict[types.FunctionType, Function]) -> Any:
-    """A dataclass of re-made functions in the places of those that it holds."""
+    """A record with re-made functions in the places of those that it holds."""
     changed: dict[str, Any] = {}
-    for item in fields(record):
-        value = getattr(record, item.name)
-        if _is_record(value):
-            changed[item.name] = _relinked(value, made)
+    for name in _fields(record):
+        value = getattr(record, name)
+        if _fields(value):
+            changed[name] = _relinked(value, made)
         elif isinstance(value, types.FunctionType) and value in made:
-            changed[item.name] = made[value]
-    return replace(record, **changed) if changed else record
+            changed[name] = made[value]
+    if not changed:
+        return record
+    made_again: Any = getattr(record, "_replace", None) or partial(replace, record)
+    return made_again(**changed)

@@ -69,7 +69,7 @@ class Sample:
 
     def run(self, function: Function, device: str = "cpu") -> Comparison:
         """Call `function` on copies of the arguments and compare outputs and mutated arguments."""
-        return self.judge(self.call(function, device))
+        return self.judge(self.call(function, device), self.case.decided and device == "cpu")
 
     def call(self, function: Function, device: str = "cpu") -> tuple[object, ...]:
         """Outputs of `function` on copies of the arguments, then the mutated arguments,
@@ -81,8 +81,10 @@ class Sample:
         compared = self._compared(arguments, function(*arguments))
         return tuple(map_tensors(lambda t: t.detach().cpu(), c) for c in compared)
 
-    def judge(self, compared: tuple[object, ...]) -> Comparison:
-        """The worst of what `call` gave, here or elsewhere, beside the oracle's."""
+    def judge(self, compared: tuple[object, ...], bits: bool = False) -> Comparison:
+        """The worst of what `call` gave, here or elsewhere, beside the oracle's: within the
+        tolerance, or bit for bit.
+        """
         if len(compared) != len(self._of_oracle):
             return miscounted(len(compared), len(self._of_oracle))
         if self.operator.measure is not None:  # it trusts kinds, shapes and dtypes
@@ -91,7 +93,7 @@ class Sample:
             if different is not None:
                 return different
         got = self.measured(compared)
-        limits = self.operator.tolerance.limits(self.case.profile)
+        limits = (0.0, 0.0) if bits else self.operator.tolerance.limits(self.case.profile)
         parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=True)]
         return max(parts, key=lambda part: part.limit_use)
 

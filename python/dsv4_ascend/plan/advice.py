@@ -57,9 +57,13 @@ def ways_to_fit(question: Question) -> Iterator[str]:
     kinds = (_layout, _precision, _batch, _buffers, _count, _context)
     for kind in kinds:
         for words, changed in kind(question):
-            if any(one.feasible for one in _judged(changed)):
+            if _fits(changed):
                 yield words
                 break
+
+
+def _fits(question: Question) -> bool:
+    return any(one.feasible for one in _judged(question))
 
 
 def _judged(question: Question) -> list[Candidate]:
@@ -88,10 +92,17 @@ def _precision(question: Question) -> Changes:
                 yield f"--precision {name} {words}", fewer
 
 
+def _most(least: int, below: int, fits: Callable[[int], bool]) -> int:
+    """The largest number in [least, below) that fits, where smaller ones do too; else `least`."""
+    while below - least > 1:
+        middle = (least + below) // 2
+        least, below = (middle, below) if fits(middle) else (least, middle)
+    return least
+
+
 def _batch(question: Question) -> Changes:
-    batch = question.batch
-    while batch > 1:
-        batch //= 2
+    if question.batch > 1 and _fits(replace(question, batch=1)):
+        batch = _most(1, question.batch, lambda n: _fits(replace(question, batch=n)))
         yield f"--batch {batch}", replace(question, batch=batch)
 
 
@@ -105,8 +116,8 @@ def _buffers(question: Question) -> Changes:
 def _count(question: Question) -> Changes:
     """More devices; a layout that was asked for gets more groups."""
     unit = int(question.numbers["node_devices"])
-    for factor in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128):
-        count = unit * factor
+    of_a_node = [1 << i for i in range(unit.bit_length()) if 1 << i < unit]
+    for count in (*of_a_node, *(unit * n for n in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128))):
         if question.count < count <= MOST_DEVICES:
             yield f"--count {count}", replace(question, count=count, layout=None)
 

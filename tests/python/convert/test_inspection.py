@@ -67,6 +67,15 @@ CONFIG = tiny_config((0, 4, 16, 4, 0), quantized=False, expert_dtype=None, n_rou
 W2, W1 = "layers.1.ffn.experts.2.w2.weight", "layers.1.ffn.experts.2.w1.weight"
 
 
+def twin_elsewhere(tensors):
+    """One matrix, in another layer."""
+    tensors["layers.2.ffn.experts.3.w1.weight"].copy_(tensors["layers.1.ffn.experts.0.w1.weight"])
+
+
+def nearly_dead(tensors):
+    tensors[W2].view(-1)[: int(0.95 * tensors[W2].numel())] = 0
+
+
 def nan(tensors):
     tensors["layers.1.attn.wq_b.weight"][3, 2] = torch.nan
 
@@ -99,6 +108,8 @@ FAULTS = {
     infinite_norm: r"tensor 'layers.1.attn_norm.weight': found inf at \[3\], expected a finite",
     dead: rf"tensor '{W2}': found zeros alone, .*dead",
     twin: r"layers.2.ffn.experts.3: found the same bytes as layers.2.ffn.experts.1",
+    twin_elsewhere: r"layers.2.ffn.experts.3: found the same bytes as layers.1.ffn.experts.0 in w1",
+    nearly_dead: rf"tensor '{W2}': found 95% of its values zeros, expected at most 90%",
     token_table: r"tid2eid': found 4 at \[5, 1\], expected an expert id in \[0, 4\)",
     loud: rf"tensor '{W1}': found an rms of .*, expected within a factor of 16 of .*, the median",
 }
@@ -145,7 +156,7 @@ CODES = {
     scale_nan: r"experts.2.w2.scale': found nan at \[3, 0\], expected a positive finite scale",
     code_nan: r"wq_b.weight': found 1 of 1536 values not finite",
     saturated: rf"{W1}': found 4\d% of its codes the largest e2m1 codes, expected at most 25%",
-    vanished: rf"{W1}': found 9\d% of its codes zeros, expected at most 90%",
+    vanished: rf"{W1}': found 9\d% of its values zeros, expected at most 90%",
 }
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from dsv4_ascend.checkpoint.folder import open_checkpoint
 from dsv4_ascend.cli.main import main
 from dsv4_ascend.convert.comparison import compare
-from dsv4_ascend.convert.quality import FILE, quality
+from dsv4_ascend.convert.folders import QUALITY
+from dsv4_ascend.convert.quality import quality
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend.ops.quant import dequantize_fp4
 
@@ -43,7 +44,7 @@ EXACT = ("q_a", "kv", "o_a", "embed", "head", "gate", "norms", "mhc", "compresso
 def test_classes(folders, tmp_path, target):
     folder = shutil.copytree(folders[target], tmp_path / target)
     found = quality(SHIPPED, folder, tokens=0)
-    told = json.loads((folder / FILE).read_text())
+    told = json.loads((folder / QUALITY).read_text())
     assert told["perplexity"] == "not wanted"
     assert {name for name, e in told["errors"].items() if e["max"] == 0} >= set(EXACT)
     assert 0.1 * LIMITS[target] < told["errors"]["experts"]["rms"] < LIMITS[target]
@@ -62,7 +63,7 @@ def test_on_the_command_line(tmp_path, capsys):
     arguments = ["convert", str(SHIPPED), str(tmp_path / "f"), "--target", "a2a3-int8", "--quality"]
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--tokens", "512"])
-    out, told = capsys.readouterr().out, json.loads((tmp_path / "f" / FILE).read_text())
+    out, told = capsys.readouterr().out, json.loads((tmp_path / "f" / QUALITY).read_text())
     assert caught.value.code == 0
     found = told["perplexity"]
     assert found["tokens"] == 512

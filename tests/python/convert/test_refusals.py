@@ -6,11 +6,17 @@ import shutil
 import stat
 
 import pytest
-from conversions import contents, converted, write_source
+import torch
+from conversions import SIZES, contents, converted, write_source
+from tiny_checkpoints import random_tensors, tiny_config
 
+from dsv4_ascend.checkpoint.folder import open_checkpoint
+from dsv4_ascend.checkpoint.save import save_checkpoint
 from dsv4_ascend.cli.main import main
+from dsv4_ascend.convert.inspection import inspect
 from dsv4_ascend.convert.job import convert
 from dsv4_ascend.convert.targets import TARGETS
+from dsv4_ascend.convert.verification import verify
 from dsv4_backend.errors import CheckpointError, ConfigError
 
 INT8 = TARGETS["a2a3-int8"]
@@ -129,3 +135,38 @@ def test_on_the_command_line(source, tmp_path, capsys):
     assert (code, "bf16, " in out) == (0, True)
     code, out, _ = run("convert", source, folder, "--target", "bf16")
     assert "of them there already" in out
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["layers.1.attn.wq_a.weight", "layers.1.ffn.experts.2.w1.weight"])
+def test_values_that_are_not_finite_stop_it_at_the_tensor(tmp_path, name, target):
+    config = tiny_config(quantized=False, expert_dtype=None, **SIZES)
+    tensors = random_tensors(config, linear="BF16", expert="BF16")
+    tensors[name][1, 3] = torch.inf
+    save_checkpoint(tmp_path / "source", config, tensors)
+    folder = tmp_path / "folder"
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"{name}.*not finite") as caught:
+            convert(tmp_path / "source", folder, target)
+        assert len(str(caught.value).splitlines()) <= 2
+    assert not (folder / "config.json").exists()
+    with pytest.raises(CheckpointError, match="unfinished conversion"):
+        inspect(folder)
+    with pytest.raises(CheckpointError, match="unfinished conversion"):
+        verify(folder)
+
+
+def test_files_that_are_left_out_are_told(source, tmp_path):
+    shutil.copytree(source, tmp_path / "source")
+    os.mkfifo(tmp_path / "source" / "tokenizer.json")
+    (tmp_path / "source" / "conversion_quality.json").write_text("{}")
+    done = convert(tmp_path / "source", tmp_path / "folder", "bf16")
+    assert any(note.startswith("tokenizer.json: left out") for note in done.notes)
+    assert not (tmp_path / "folder" / "conversion_quality.json").exists()
+
+
+def test_a_folder_without_its_description_is_told_so(source, tmp_path):
+    converted(source, tmp_path / "folder", "a2a3-int8")
+    (tmp_path / "folder" / "quant_model_description.json").unlink()
+    with pytest.raises(CheckpointError, match=r"without quant_model_description\.json.*restore"):
+        open_checkpoint(tmp_path / "folder")
