@@ -59,7 +59,8 @@ def build(folder, planted=None):
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
     tree = next(ROOT.glob(f"build/*{sys.implementation.cache_tag}-torch{torch.__version__}"))
-    others = [path for path in tree.glob("csrc/*/*.o") if path.parent.name != "cpu"]
+    others = [path for path in tree.glob("csrc/*/*.o") if path.parent.name not in ("cpu", "bind")]
+    others += tree.rglob("bind_*.o")
     libraries = [f"-L{path}" for path in library_paths()]
     libraries += [f"-l{name}" for name in ("c10", "torch", "torch_cpu", "torch_python")]
     extension = backend / "dsv4_backend" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"

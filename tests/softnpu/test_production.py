@@ -79,7 +79,6 @@ def test_where_the_chip_has_no_compressor_its_steps_are_captured_too():
     [
         ("a2a3-int8", A3, "1", ()),
         pytest.param("a2a3-int8", A3, "0", (), marks=long),
-        pytest.param("a2a3-int8", A3, "2", (), marks=long),
         pytest.param("bf16", A3, "1", (), marks=long),
         pytest.param("a2a3-int8", A2, "1", ("csa",), marks=long),
         pytest.param("a5-mx", A5, "1", ("csa",), marks=long),

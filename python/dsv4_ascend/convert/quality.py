@@ -45,10 +45,11 @@ class Quality:
     without: str = ""
 
     def as_json(self) -> dict[str, object]:
-        """What is saved beside the result."""
+        """What is saved beside the result; tensors that are not named have the same values."""
         return {
             "errors": {name: e.as_json() for name, e in self.compared.by_class.items()},
             "worst": {name: e.as_json() for name, e in self.worst()},
+            "tensors": {name: e.as_json() for name, e in self.compared.other_values.items()},
             "perplexity": vars(self.perplexities) if self.perplexities else self.without,
         }
 

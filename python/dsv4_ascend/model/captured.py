@@ -4,6 +4,7 @@ then replayed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -101,7 +102,7 @@ class DecodeGraphs:
 
     The first step of such a shape runs operator by operator, and its drafts do. If launchers ran
     all of its operators, the second is captured; a reference may read values on the host, so such
-    steps are never captured.
+    steps are never captured, and none is where torch_npu refuses to: with TASK_QUEUE_ENABLE=2.
     """
 
     def __init__(self, network: Transformer, cache: PagedCache) -> None:
@@ -123,7 +124,7 @@ class DecodeGraphs:
         if known is not None:
             known.put(host)
             self._step = known
-        elif self._launched.get(self._shape):
+        elif self._launched.get(self._shape) and os.environ.get("TASK_QUEUE_ENABLE") != "2":
             self._step = FixedDecode(self._network, self._cache, host, captured)
             self._captured[self._shape] = self._step
         else:

@@ -39,6 +39,7 @@ print(json.dumps({"peaks": peaks, "bytes": sum(s.nbytes for s in shards), "shard
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize("target", ["a2a3-int8", "a2a3-w4a8", "a5-mx", "bf16"])
 def test_peak_memory_of_a_release(tmp_path, target):
     script = DATA / "make_sparse.py"

@@ -51,6 +51,8 @@ def test_classes(folders, tmp_path, target):
     assert told["errors"]["q_b"]["rms"] < 0.008
     worst = [e["rms"] for e in told["worst"].values()]
     assert worst == sorted(worst, reverse=True)
+    assert len(told["tensors"]) > 200
+    assert told["worst"].items() <= told["tensors"].items()
     assert worst[0] == max(e.rms for e in found.compared.other_values.values())
 
 

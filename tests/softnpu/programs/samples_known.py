@@ -38,9 +38,9 @@ KNOWN = [
     ),
     Known(
         "logit",
-        "dtype torch.int64, expected torch.float32",
+        "expected torch.float32",
         "torch_npu: the result has the type of x",
-        "int64",
+        "int64 bool",
     ),
     Known("tensor_split", "to be on cpu", "torch wants these indices on the CPU"),
     Known(
