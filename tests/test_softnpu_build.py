@@ -174,11 +174,12 @@ def test_a_source_that_does_not_compile_fails_the_build(tree, capfd):
     assert not (tree.root / "python" / "softnpu" / "lib" / "libhccl.so").exists()
 
 
-def test_both_distributions_are_for_one_torch():
-    """The libraries are linked against torch's."""
+def test_both_distributions_are_built_with_one_torch():
+    """The libraries are linked against torch's; ours run with older ones too, built for them."""
     pins = [
         re.findall(r'"(torch[=><][^"]+)"', (folder / "pyproject.toml").read_text())
         for folder in (ROOT, SOFTNPU)
     ]
-    assert pins[0] == pins[1]
-    assert len(pins[0]) == 2
+    builds, runs = zip(*pins, strict=True)
+    assert len(set(builds)) == 1
+    assert [run.partition(",")[2] for run in runs] == ["<2.14", "<2.14"]

@@ -309,7 +309,7 @@ def test_patterns_and_profiles_select(capsys, norm, options, count):
     code, rows, _ = replay(capsys, norm, *options)
     cases = {(r["profile"], r["case"]) for r in rows["rms_norm"]["results"]}
     assert code == 0
-    assert len(cases) == count if count else 0 < len(cases) <= 18
+    assert len(cases) == count if count else 0 < len(cases) <= 19
     assert "--profile" not in options or {profile for profile, _ in cases} == {"official"}
 
 
