@@ -123,6 +123,11 @@ def _torch_npu() -> Any:
     return getattr(torch, "npu", None)
 
 
+def queue_mode() -> str:
+    """How torch_npu enqueues launches in this process: 0, 1 or 2."""
+    return os.environ.get("TASK_QUEUE_ENABLE", "1")
+
+
 def npu_is_software() -> bool:
     """Whether the CANN runtime that the loader finds is softnpu's."""
     try:

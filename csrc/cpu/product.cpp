@@ -21,12 +21,12 @@ constexpr int64_t kWorkPerThread = 1 << 17;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
-thread_local ThreadBuffer sums_of_thread;
-thread_local ThreadBuffer rows_of_thread;
 struct ExpertRows {
   int64_t expert, begin, end;
 };
 
+thread_local ThreadBuffer sums_of_thread;
+thread_local ThreadBuffer rows_of_thread;
 thread_local std::vector<ExpertRows> experts_of_thread;
 
 struct WideRows {

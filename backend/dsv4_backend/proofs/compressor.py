@@ -24,8 +24,16 @@ from dsv4_backend.ops.compressor import (
 )
 from dsv4_backend.ops.norm import rms_norm
 from dsv4_backend.ops.rope import rope, rope_frequencies
-from dsv4_backend.proofs.compressor_oracle import normed, pooled, rotated
-from dsv4_backend.proofs.numerics import BF16, Array, cast, far_from_bf16_ties, round_to, wide
+from dsv4_backend.proofs.compressor_oracle import pooled, rotated
+from dsv4_backend.proofs.numerics import (
+    BF16,
+    Array,
+    cast,
+    far_from_bf16_ties,
+    rms_normed,
+    round_to,
+    wide,
+)
 
 
 @compress.oracle
@@ -47,7 +55,7 @@ def _(
     state = state_cache, state_block_table, query_start_loc, seq_lens
     entries, blocks = pooled(x, wkv, wgate, ape, *state, hd)
     for out, block in enumerate(blocks):
-        scaled = normed(wide(entries[out]), norm_weight, eps)
+        scaled = rms_normed(entries[out], norm_weight, eps)
         turned = rotated(round_to(x.dtype, scaled), block * ape.shape[0], inv_freq)
         entries[out] = cast(x.dtype, turned)
     return entries
@@ -162,16 +170,14 @@ def _decided(draw: Draw, g: _Geometry) -> Call:
         x, wkv = torch.zeros_like(call.x), call.wkv.clone()
         x[:, 0] = 1
         wkv[: g.hd] = wkv[-g.hd :]  # what the first block leaves out has the same values
-        pooled, weight = (wide(t.float().numpy()) for t in (wkv[-g.hd :, 0], call.norm_weight))
-        once = normed(pooled, weight, call.eps)
-
-        def turned(row: Array) -> Array:
-            turns = [rotated(row, g.ratio * i, call.inv_freq.numpy()) for i in range(5)]  # noqa: B023
-            return np.stack(turns)
-
-        twice = turned(round_to(BF16, once))
-        tells = (cast(BF16, twice) != cast(BF16, turned(once))).any()
-        if tells and far_from_bf16_ties(once) and far_from_bf16_ties(twice):
+        entry, weight = (wide(t.float().numpy()) for t in (wkv[-g.hd :, 0], call.norm_weight))
+        length = rms_normed(entry, weight, call.eps)
+        once, twice = (
+            np.stack([rotated(row, g.ratio * i, call.inv_freq.numpy()) for i in range(5)])
+            for row in (length, round_to(BF16, length))
+        )
+        tells = (cast(BF16, twice) != cast(BF16, once)).any()
+        if tells and far_from_bf16_ties(length) and far_from_bf16_ties(twice):
             return call._replace(x=x, wkv=wkv)
 
 

@@ -56,11 +56,6 @@ def _softmax_sum(u: Array, s: Array) -> Array:
     return np.asarray((p * u).sum(0) / p.sum(0))
 
 
-def normed(entry: Array, weight: Array, eps: float) -> Array:
-    """RMSNorm of one entry."""
-    return np.asarray(wide(weight) * entry / np.sqrt(np.mean(entry**2) + eps))
-
-
 def rotated(entry: Array, position: int, inv_freq: Array) -> Array:
     """Adjacent pairs of the last channels,
     turned as complex numbers by an angle that is one fp32 product (3.3).

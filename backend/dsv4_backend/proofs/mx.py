@@ -41,7 +41,6 @@ from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
 from dsv4_backend.proofs.swiglu import WRONG_HALVES
 
 PROFILE = "a5-mx"
-_E8M0 = torch.float8_e8m0fnu
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -141,11 +140,10 @@ def _(draw: Draw) -> Iterator[Case]:
     weight, scale = weight.clone(), scale.clone()
     weight[3, 4], scale[1, 0] = torch.nan, torch.nan
     yield Case("NaN weight, NaN scale", PROFILE, (x, x_scale, weight, scale))
-    rows, columns = (
-        (draw.integers(n, 96, low=-8, high=9).to(torch.float8_e4m3fn), torch.ones(n, 3).to(_E8M0))
-        for n in (5, 48)
-    )
-    yield Case("whole numbers, one rounding", PROFILE, (*rows, *columns), decided=True)
+    x, weight = (draw.integers(n, 96, low=-8, high=9).to(torch.float8_e4m3fn) for n in (5, 48))
+    x_scale, scale = (torch.ones(n, 3).to(torch.float8_e8m0fnu) for n in (5, 48))
+    whole = x, x_scale, weight, scale
+    yield Case("whole numbers, one rounding", PROFILE, whole, decided=True)
 
 
 # Rows of every expert, N, K.

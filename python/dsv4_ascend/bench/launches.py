@@ -4,7 +4,6 @@ launches the same function on the same tensors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,11 +34,6 @@ class _Pair(NamedTuple):
     arguments: int
     ours: Callable[[], object]
     theirs: Callable[[], object]
-
-
-def queue_mode() -> str:
-    """How torch_npu enqueues launches in this process."""
-    return os.environ.get("TASK_QUEUE_ENABLE", "1")
 
 
 def launches(pattern: str, rounds: int) -> list[Launch]:

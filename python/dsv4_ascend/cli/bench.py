@@ -15,11 +15,12 @@ from rich.table import Table
 
 from dsv4_ascend.bench import machine
 from dsv4_ascend.bench.dimensions import Dimensions
-from dsv4_ascend.bench.launches import launches, queue_mode
+from dsv4_ascend.bench.launches import launches
 from dsv4_ascend.bench.page import page
 from dsv4_ascend.bench.sections import Section
 from dsv4_ascend.bench.suites import NAMED, SUITES, Found, Options
 from dsv4_ascend.cli import console, print_json
+from dsv4_backend.support import queue_mode
 
 DEVICES = ("cpu", "npu")
 _FLASH = Dimensions()

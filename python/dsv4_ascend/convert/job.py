@@ -261,7 +261,7 @@ def _finish(
     write_file(folder / CONFIG, as_json(_config(checkpoint, target, shards)))
     try:
         open_checkpoint(folder)  # names, shapes, dtypes and places, by the strict reader
-    except CheckpointError:
+    except (CheckpointError, ConfigError):
         (folder / CONFIG).unlink()
         raise
     write_file(folder / RECORD, as_json(record))

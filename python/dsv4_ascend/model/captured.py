@@ -4,7 +4,6 @@ then replayed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from dsv4_ascend.model.decoding import chained_steps, guess
 from dsv4_ascend.model.step import FixedStep, Step, grow, host_step
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_backend import dispatch
+from dsv4_backend.support import queue_mode
 
 _T = TypeVar("_T")
 _Shape = tuple[int, ...]
@@ -124,7 +124,7 @@ class DecodeGraphs:
         if known is not None:
             known.put(host)
             self._step = known
-        elif self._launched.get(self._shape) and os.environ.get("TASK_QUEUE_ENABLE") != "2":
+        elif self._launched.get(self._shape) and queue_mode() != "2":
             self._step = FixedDecode(self._network, self._cache, host, captured)
             self._captured[self._shape] = self._step
         else:

@@ -39,6 +39,11 @@ class Declared(NamedTuple):
     whole: dict[str, Any]
 
 
+def on_ascend() -> bool:
+    """Whether this vLLM runs on vllm-ascend's platform."""
+    return str(current_platform.device_type) == "npu"
+
+
 def _declared() -> Declared:
     full, windowed = MLAAttentionSpec, SlidingWindowMLASpec
     if on_ascend():
@@ -57,24 +62,21 @@ def _declared() -> Declared:
     raise unfit("MLAAttentionSpec.tokens_per_state or compress_ratio")
 
 
-def on_ascend() -> bool:
-    """Whether this vLLM runs on vllm-ascend's platform."""
-    return str(current_platform.device_type) == "npu"
+_DECLARED = _declared()
 
 
 def spec_of(part: CachePart) -> KVCacheSpec:
     """What vLLM has to know of a part."""
-    declared = _declared()
     common: dict[str, Any] = {
         "block_size": part.block,
         "num_kv_heads": 1,
         "head_size": part.width,
         "dtype": part.dtype,
-        **declared.whole,
+        **_DECLARED.whole,
     }
     if part.window is None:
-        return declared.full(**common, **{declared.ratio: part.tokens})
-    return declared.windowed(**common, sliding_window=part.window)
+        return _DECLARED.full(**common, **{_DECLARED.ratio: part.tokens})
+    return _DECLARED.windowed(**common, sliding_window=part.window)
 
 
 def blocks_of(config: VllmConfig) -> Blocks:
