@@ -26,7 +26,8 @@ from dsv4_backend.ops.attention import (
 )
 from dsv4_backend.proofs import attention_oracle
 from dsv4_backend.proofs.bounds import PAIRS
-from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
+from dsv4_backend.proofs.paging import HIDDEN_ROWS, TILES
+from dsv4_backend.proofs.rounding_rows import whole
 
 sparse_attention.oracle(attention_oracle.sparse_attention)
 
@@ -213,6 +214,19 @@ def strided(draw: Draw, call: AttentionCall) -> AttentionCall:
     )
 
 
+def equal_scores(draw: Draw, call: AttentionCall) -> AttentionCall:
+    """Every key and the sink score 0 and rows are whole numbers: results are their sums, which are
+    exact, over the number of scores, which no fp32 division takes across the middle of two values.
+    """
+    near, far = call.window_cache, call.cmp_cache
+    return call._replace(
+        q=call.q * 0,
+        sink=call.sink * 0,
+        window_cache=whole(draw, *near.shape, dtype=near.dtype),
+        cmp_cache=None if far is None else whole(draw, *far.shape, dtype=far.dtype),
+    )
+
+
 _BATCHES: tuple[tuple[str, list[ragged_cases.Sequence], int], ...] = (
     ("no sequences", [], 0),
     ("zero tokens", [(0, 0), (9, 0)], 0),
@@ -261,6 +275,9 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("window 128, 512 channels", profile, real)
         few = random_call(draw, "all", [(0, 61)], dtype, dim=3)
         yield Case("fewer channels than rows of a block", profile, few)
+    for kind in _KINDS:
+        call = equal_scores(draw, random_call(draw, kind, _MIXED, torch.bfloat16))
+        yield Case(f"{kind}, equal scores", "official", call, decided=True)
 
 
 def separate_softmaxes(q: torch.Tensor, sink: torch.Tensor, parts: list[Keys]) -> torch.Tensor:
@@ -357,26 +374,6 @@ sparse_attention.wrong_arguments(
     }
 )
 
-
-HIDDEN_ROWS = dict.fromkeys(
-    (
-        *EDITS_OF_HIDDEN_ROWS,
-        "_chosen: 0 -> 1 (2)",
-        "compressed_keys: 1 -> 2 (3)",
-        "entries_to_read: 0 -> 1 (2)",
-        "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
-        "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
-        ".masked_fill(behind, -1) -> "
-        "slots(block_table, sequence[:, None], index, cache.shape[1])",
-        "near_positions: 1 -> 2 (2)",
-    ),
-    "rows that are no keys score -inf and weigh 0, whatever they hold",
-)
-"""Equivalent mutants of every attention: what only moves rows that are no keys."""
-TILES = dict.fromkeys(
-    ("spans: *", "by_tokens: *", "attend_by_tokens: 0 -> 1"), TILES_DECIDE_NO_VALUE
-)
-"""Equivalent mutants of every attention: how tokens are cut into tiles."""
 
 sparse_attention.explain(
     TILES,

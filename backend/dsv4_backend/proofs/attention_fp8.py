@@ -13,7 +13,7 @@ from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.attention_fp8 import FORMAT, sparse_attention_fp8, widened
 from dsv4_backend.ops.cache_formats import Format, Parts, from_bytes, sized, to_bytes
 from dsv4_backend.proofs import attention_oracle
-from dsv4_backend.proofs.attention import HIDDEN_ROWS, TILES, random_call, stale
+from dsv4_backend.proofs.attention import random_call, stale
 from dsv4_backend.proofs.attention_p512 import (
     EDGES,
     KINDS,
@@ -25,6 +25,7 @@ from dsv4_backend.proofs.attention_p512 import (
 from dsv4_backend.proofs.bounds import BOTH_OR_NEITHER, PAIRS
 from dsv4_backend.proofs.byte_entries import ENTRIES, read_entry
 from dsv4_backend.proofs.numerics import BF16, Array
+from dsv4_backend.proofs.paging import HIDDEN_ROWS, TILES
 from dsv4_backend.proofs.wrong_formats import wrong_readers
 
 _PROFILE = "a5-mx"

@@ -25,9 +25,8 @@ from dsv4_backend.ops.attention import (
 from dsv4_backend.ops.attention_p512 import attend_blocks, sparse_attention_p512
 from dsv4_backend.proofs import attention_oracle
 from dsv4_backend.proofs.attention import (
-    HIDDEN_ROWS,
-    TILES,
     aim_at_edges,
+    equal_scores,
     newest_nan,
     random_call,
     separate_softmaxes,
@@ -36,6 +35,7 @@ from dsv4_backend.proofs.attention import (
     strided,
 )
 from dsv4_backend.proofs.bounds import PAIRS
+from dsv4_backend.proofs.paging import HIDDEN_ROWS, TILES
 
 sparse_attention_p512.oracle(attention_oracle.sparse_attention_p512)
 
@@ -114,6 +114,8 @@ def _(draw: Draw) -> Iterator[Case]:
         for kind in KINDS:
             for name, call in cases_of(draw, kind, dtype):
                 yield Case(f"{kind}, {name}", profile, arguments_of(call))
+            call = equal_scores(draw, random_call(draw, kind, _MIXED, dtype))
+            yield Case(f"{kind}, equal scores", profile, arguments_of(call), decided=True)
         call = random_call(draw, "all", EDGES, dtype, window=0)
         yield Case("no window", profile, arguments_of(call))
         call = random_call(draw, "chosen", [(0, 13)], dtype)

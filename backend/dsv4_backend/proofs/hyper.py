@@ -20,6 +20,7 @@ from dsv4_backend.ops.hyper import (
     sinkhorn,
 )
 from dsv4_backend.proofs.numerics import Array, cast, wide
+from dsv4_backend.proofs.rounding_rows import WHOLE, whole
 
 _NORM_EPS, _HC_EPS = 1e-6, 1e-6
 
@@ -113,6 +114,19 @@ def _(draw: Draw) -> Iterator[Case]:
         yield from _extreme_pre_cases(draw, profile, dtype)
     x, mixers = draw.normal(3, 4, 24).double(), (*_mixers(draw, 4, 24, 24), draw.normal(3))
     yield Case("fp64 streams", "ideal", (x, *mixers, 4, _NORM_EPS, _HC_EPS))
+    arguments = (*halves(draw, 24, 3), 4, _NORM_EPS, 0.0)
+    yield Case(HALVES, "official", arguments, decided=True)
+
+
+HALVES = "halves of whole streams"
+
+
+def halves(draw: Draw, rows: int, scales: int) -> tuple[torch.Tensor, ...]:
+    """x, fn, base, scale of 4 streams that weigh 1/2 each, and 1/4 in comb, as nothing is mixed:
+    no order of fp32 sums moves a result.
+    """
+    x = draw.integers(5, 4, 24, low=-100, high=101, dtype=torch.bfloat16)
+    return x, draw.normal(rows, 96), torch.zeros(rows), torch.zeros(scales)
 
 
 def _extreme_pre_cases(draw: Draw, profile: str, dtype: torch.dtype) -> Iterator[Case]:
@@ -240,6 +254,9 @@ def _(draw: Draw) -> Iterator[Case]:
         )
     streams = draw.normal(3, 24).double(), draw.normal(3, 4, 24).double()
     yield Case("fp64 streams", "ideal", (*streams, draw.uniform(3, 4), draw.uniform(3, 4, 4)))
+    streams = whole(draw, 5, 24), whole(draw, 5, 4, 24)
+    mixes = (whole(draw, *shape, dtype=torch.float32) for shape in ((5, 4), (5, 4, 4)))
+    yield Case(WHOLE, "official", (*streams, *mixes), decided=True)
 
 
 hc_post.wrong_arguments(
@@ -290,6 +307,7 @@ def _(draw: Draw) -> Iterator[Case]:
         yield Case("NaN, infinity, zero row", profile, (special, *mixers, *settings))
     x, mixers = draw.normal(3, 4, 24).double(), (*_mixers(draw, 4, 24, 4), draw.normal(1))
     yield Case("fp64 streams", "ideal", (x, *mixers, _NORM_EPS, _HC_EPS))
+    yield Case(HALVES, "official", (*halves(draw, 4, 1), _NORM_EPS, 0.0), decided=True)
 
 
 def _normed_streams(x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from dsv4_backend.contract import DEPLOYMENTS, Case, Draw
 from dsv4_backend.ops.hyper import _mixes, hc_head, hc_pre
 from dsv4_backend.ops.hyper_hf32 import cut_to_hf32, hc_head_hf32, hc_pre_hf32
+from dsv4_backend.proofs.hyper import HALVES, halves
 from dsv4_backend.proofs.numerics import Array
 
 Mixers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -80,6 +81,8 @@ def _(draw: Draw) -> Iterator[Case]:
         for name, x, weights, *eps in _inputs(draw, lambda n: n * (n + 2), 3):
             rounds = 20 if name.startswith("2x") else 3
             yield Case(name, profile, (x, *weights, rounds, *eps))
+        arguments = (*halves(draw, 24, 3), 4, 1e-6, 0.0)
+        yield Case(HALVES, profile, arguments, decided=True)
 
 
 @hc_head_hf32.cases
@@ -87,6 +90,7 @@ def _(draw: Draw) -> Iterator[Case]:
     for profile in DEPLOYMENTS:
         for name, x, weights, *eps in _inputs(draw, lambda n: n, 1):
             yield Case(name, profile, (x, *weights, *eps))
+        yield Case(HALVES, profile, (*halves(draw, 4, 1), 1e-6, 0.0), decided=True)
 
 
 def _rounded_to_hf32(fn: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from dsv4_backend.ops.indexer import (
 )
 from dsv4_backend.proofs import indexer_oracle
 from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
+from dsv4_backend.proofs.rounding_rows import powers, whole
 
 indexer_scores.oracle(indexer_oracle.indexer_scores)
 topk_indices.oracle(indexer_oracle.topk_indices)
@@ -107,6 +108,11 @@ def _(draw: Draw) -> Iterator[Case]:
             profile,
             random_call(draw, sequences, dtype, heads=64, dim=128, block_size=16),
         )
+    call = random_call(draw, _BATCHES["mixed"], torch.bfloat16)
+    q, cache = whole(draw, *call.q.shape), whole(draw, *call.k_cache.shape)
+    weights = powers(draw, *call.weights.shape).bfloat16()
+    call = call._replace(q=q, k_cache=cache, weights=weights)
+    yield Case("whole numbers, each rounding", "official", call, decided=True)
 
 
 indexer_scores.wrong_step(

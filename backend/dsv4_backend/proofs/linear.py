@@ -11,6 +11,7 @@ from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops.linear import linear, linear_pair
 from dsv4_backend.proofs.gemm import spread_weight
 from dsv4_backend.proofs.numerics import Array, cast, wide
+from dsv4_backend.proofs.rounding_rows import WHOLE, whole
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 
@@ -43,6 +44,7 @@ def _(draw: Draw) -> Iterator[Case]:
     wider = spread_weight(draw, 9, 48)
     yield Case("bf16 rows, fp32 weight", "official", (draw.normal(4, 48).bfloat16(), wider))
     yield Case("fp64 rows", "ideal", (draw.normal(3, 48).double(), wider))
+    yield Case(WHOLE, "official", (whole(draw, 5, 96), whole(draw, 48, 96)), decided=True)
 
 
 linear.wrong_arguments(
@@ -82,6 +84,8 @@ def _(draw: Draw) -> Iterator[Case]:
         x = x.clone()
         x[1, 3], x[2, 0] = torch.nan, torch.inf
         yield Case("NaN and infinity", profile, (x, first, second))
+    rows = tuple(whole(draw, n, 96) for n in (5, 40, 24))
+    yield Case(WHOLE, "official", rows, decided=True)
 
 
 linear_pair.wrong_arguments(

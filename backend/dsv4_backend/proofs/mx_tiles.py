@@ -12,9 +12,17 @@ from dsv4_backend.faults import on_bytes
 from dsv4_backend.ops.mx_tiles import mxfp4_tiled_grouped_gemm, pack_mxfp4
 from dsv4_backend.ops.quant import quantize_weight_fp4
 from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
-from dsv4_backend.proofs.mx import PROFILE, SCALE_EDITS, expert_stack, rows_of, sum_of_blocks
+from dsv4_backend.proofs.mx import (
+    PROFILE,
+    SCALE_EDITS,
+    expert_stack,
+    rows_of,
+    sum_of_blocks,
+    whole_mx,
+    whole_mxfp4,
+)
 from dsv4_backend.proofs.numerics import Array, fp4_values
-from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE
+from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
@@ -81,6 +89,9 @@ def _(draw: Draw) -> Iterator[Case]:
     broken = scale.clone()
     broken[1] = torch.nan
     yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, offsets_of(5, 3)))
+    codes, scale = whole_mxfp4(draw, 3, 48, 64)
+    arguments = (*whole_mx(draw, 7, 64), pack_mxfp4.reference(codes), scale, offsets_of(4, 0, 3))
+    yield Case(WHOLE, PROFILE, arguments, decided=True)
 
 
 def _tiles_exchanged(tiles: torch.Tensor) -> torch.Tensor:

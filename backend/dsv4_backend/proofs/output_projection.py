@@ -15,7 +15,7 @@ from dsv4_backend.ops.output_projection import (
 )
 from dsv4_backend.ops.quant import act_qdq
 from dsv4_backend.proofs.numerics import Array, cast, round_to, wide
-from dsv4_backend.proofs.rounding_rows import alternating_rows, fp32_weight
+from dsv4_backend.proofs.rounding_rows import WHOLE, alternating_rows, fp32_weight, whole
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 
@@ -70,6 +70,7 @@ def _(draw: Draw) -> Iterator[Case]:
     yield Case("bf16 heads, fp32 wo_a", "official", (rows, fp32_weight(draw, 64, 64).unsqueeze(0)))
     o, wo_a = _call(draw, torch.float32, 3, 4, 12, 2, 5)
     yield Case("fp64 heads", "ideal", (o.double(), wo_a))
+    yield Case(WHOLE, "official", (whole(draw, 3, 4, 64), whole(draw, 2, 24, 128)), decided=True)
 
 
 def _heads_interleaved(o: torch.Tensor, wo_a: torch.Tensor) -> torch.Tensor:

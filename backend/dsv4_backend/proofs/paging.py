@@ -55,3 +55,23 @@ EDITS_OF_HIDDEN_ROWS = (
 TILES_DECIDE_NO_VALUE = (
     "how a call is cut into tiles decides no value: tests/backend/test_tiles.py cuts them small"
 )
+
+HIDDEN_ROWS = dict.fromkeys(
+    (
+        *EDITS_OF_HIDDEN_ROWS,
+        "_chosen: 0 -> 1 (2)",
+        "compressed_keys: 1 -> 2 (3)",
+        "entries_to_read: 0 -> 1 (2)",
+        "entry_rows: index >= lengths[sequence][:, None] -> index > lengths[sequence][:, None]",
+        "entry_rows: slots(block_table, sequence[:, None], index, cache.shape[1])"
+        ".masked_fill(behind, -1) -> "
+        "slots(block_table, sequence[:, None], index, cache.shape[1])",
+        "near_positions: 1 -> 2 (2)",
+    ),
+    "rows that are no keys score -inf and weigh 0, whatever they hold",
+)
+"""Equivalent mutants of every attention: what only moves rows that are no keys."""
+TILES = dict.fromkeys(
+    ("spans: *", "by_tokens: *", "attend_by_tokens: 0 -> 1"), TILES_DECIDE_NO_VALUE
+)
+"""Equivalent mutants of every attention: how tokens are cut into tiles."""

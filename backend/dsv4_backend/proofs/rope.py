@@ -18,7 +18,7 @@ from dsv4_backend.ops.rope import (
     rotation_rows,
     yarn_frequencies,
 )
-from dsv4_backend.proofs.numerics import Array, cast, wide
+from dsv4_backend.proofs.numerics import Array, cast, far_from_bf16_ties, wide
 
 _DTYPES = {"ideal": torch.float32, "official": torch.bfloat16}
 
@@ -68,6 +68,26 @@ def _(draw: Draw) -> Iterator[Case]:
             profile,
             (special, draw.integers(3, high=9), plain[:2], False),
         )
+    positions = draw.integers(6, high=4096)
+    for inverse in (False, True):
+        x = _decided_rows(draw, positions, plain[:6], inverse)
+        name = f"each rounding{' inverse' if inverse else ''}"
+        yield Case(name, "official", (x, positions, plain[:6], inverse), decided=True)
+
+
+def _decided_rows(
+    draw: Draw, positions: torch.Tensor, frequencies: torch.Tensor, inverse: bool
+) -> torch.Tensor:
+    """bf16 [T, 2, 16] whose turned values lie where no fp32 arithmetic rounds them otherwise."""
+    rows = []
+    for position in positions.split(1):
+        row = None
+        while row is None or not far_from_bf16_ties(
+            rope.golden(row.double().numpy(), position.numpy(), frequencies.numpy(), inverse)
+        ):
+            row = draw.normal(1, 2, 16, dtype=torch.bfloat16)
+        rows.append(row)
+    return torch.cat(rows)
 
 
 rope.wrong_arguments(
@@ -162,6 +182,10 @@ def _(draw: Draw) -> Iterator[Case]:
         special[0, 7], special[1, 0], special[2] = float("nan"), float("inf"), 0.0
         rows = rotation_rows(draw.integers(3, high=9), plain[:2])
         yield Case("NaN, infinity, zero row", profile, (special, *rows))
+    positions = draw.integers(6, high=4096)
+    x = _decided_rows(draw, positions, plain[:6], inverse=False)
+    arguments = (x, *rotation_rows(positions, plain[:6]))
+    yield Case("each rounding", "official", arguments, decided=True)
 
 
 def _both(edit: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, object]:

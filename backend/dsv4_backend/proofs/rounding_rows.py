@@ -18,4 +18,19 @@ def fp32_weight(draw: Draw, n: int, k: int) -> torch.Tensor:
     return draw.normal(n, k, scale=0.1) + 100
 
 
+def whole(draw: Draw, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Whole numbers up to 8, which every format of 4 significant bits holds; fp32 sums of their
+    products, also by scales of `powers`, are exact in any order.
+    """
+    return draw.integers(*shape, low=-8, high=9).to(dtype)
+
+
+def powers(draw: Draw, *shape: int) -> torch.Tensor:
+    """E8M0 scales 1/2 to 4."""
+    return torch.exp2(draw.integers(*shape, low=-1, high=3)).to(torch.float8_e8m0fnu)
+
+
+WHOLE = "whole numbers, one rounding"
+"""Name of decided cases of `whole` values: only the cast of a result rounds."""
+
 NO_257TH_CODE = "e4m3_values: 256 -> 257", "no byte looks the 257th value up"
