@@ -13,6 +13,7 @@ Vec butterfly(Vec a) {
 
 // The rotation inside a vector, of the first n lanes if there are fewer than lanes.
 inline Vec rotate_lanes(Vec a, int64_t n) {
+  a = a + Vec::broadcast(0.0f);  // sums that start at 0 give no -0
   if (n > 1) {
     a = butterfly<1>(a);
   }

@@ -242,7 +242,12 @@ def check_answer(operator, before, arguments, result, limits):
     if any(isinstance(a, torch.Tensor) and a.numel() > HUGE for a in arguments):
         return
     given = tuple(map_tensors(plain_copy, a) for a in before)
-    want = operator.reference(*as_passed(operator, before))
+    try:
+        want = operator.reference(*as_passed(operator, before))
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            return  # a formula of more memory than this program may have, as H of 2^14 channels
+        raise
     mutated = mutated_arguments(operator)
     answers = [
         (*all_of(result), *(arguments[i] for i in mutated)),

@@ -45,6 +45,8 @@ def _drawn_cases(draw: Draw) -> Iterator[Case]:
         yield Case("NaN, infinity, zero row", profile, (special,))
         large = draw.normal(3, 128, dtype=dtype, scale=2.0**-10) + 1
         yield Case("first coefficient alone", profile, (large,))
+        for n in (1, 4):
+            yield Case(f"-0 in {n} channels", profile, (torch.full((2, n), -0.0, dtype=dtype),))
 
 
 def _halves(a: Any, y: torch.Tensor) -> torch.Tensor:
