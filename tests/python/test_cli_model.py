@@ -195,7 +195,7 @@ def test_an_absent_checkpoint_is_one_line(run, tmp_path: Path, command: str) -> 
         else []
     )
     found = run(command, "--checkpoint", tmp_path / "none", *more)
-    assert_refused(found, 1, f"--checkpoint: no folder {tmp_path}/none")
+    assert_refused(found, 2, f"--checkpoint: no folder {tmp_path}/none")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ids.json"]
 
 

@@ -15,7 +15,7 @@ from dsv4_ascend.model.model import Model, load, usable_device
 from dsv4_ascend.model.parallel import ALONE, Parallel
 from dsv4_ascend.model.profile import PROFILES, profile_named
 from dsv4_ascend.tiny.release import SHIPPED
-from dsv4_backend.errors import CheckpointError
+from dsv4_backend.errors import ArgumentError
 
 AllowUnknown = Annotated[
     list[str] | None,
@@ -71,12 +71,12 @@ def load_model(
 def chosen_folder(argument: str, folder: Path | None) -> Path:
     """A folder that is there; the shipped small model if none is named, or `tiny` is and is none.
 
-    CheckpointError that says what is in its place otherwise.
+    ArgumentError that says what is in its place otherwise.
     """
     if folder is None or (str(folder) == "tiny" and not folder.exists()):
         return SHIPPED
     if not os.path.isdir(folder):
-        raise CheckpointError(f"{argument}: {_no_folder(folder)}")
+        raise ArgumentError(f"{argument}: {_no_folder(folder)}")
     return folder
 
 

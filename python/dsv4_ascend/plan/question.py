@@ -101,15 +101,21 @@ class Options:
     changes: Sequence[str] = ()
 
 
+def _device(name: str) -> str:
+    """The device of that name, in capitals or not."""
+    for known in DEVICES["devices"]:
+        if known.upper() == name.upper():
+            return str(known)
+    raise ArgumentError(
+        f"--device: found {name[:40]!r}, expected one of {', '.join(DEVICES['devices'])}"
+    )
+
+
 def ask(options: Options) -> Question:
     """The question behind a command line; ArgumentError names the option that is wrong,
     ConfigError what is wrong in a folder.
     """
-    if options.device not in DEVICES["devices"]:
-        raise ArgumentError(
-            f"--device: found {options.device[:40]!r}, "
-            f"expected one of {', '.join(DEVICES['devices'])}"
-        )
+    options = replace(options, device=_device(options.device))
     count = integer(
         "--count (devices; 8192 in the largest SuperPoD)", options.count, 1, MOST_DEVICES
     )

@@ -93,7 +93,7 @@ def headline(plan: Plan) -> list[Note]:
 
 def verdict_line(plan: Plan) -> str:
     """FITS, or TIGHT with how little is left and what would leave more."""
-    memory, least = plan.chosen.memory, plan.question.numbers["headroom_gib"]
+    memory = plan.chosen.memory
     if memory.verdict != TIGHT:
         return f"{memory.verdict}: {gb(memory.head_room)} GB of head-room a device"
     more = (
@@ -102,8 +102,8 @@ def verdict_line(plan: Plan) -> str:
         else "no batch keeps it in this layout"
     )
     return (
-        f"{TIGHT}: {gb(memory.head_room)} GB of head-room a device, under the {least:g} GiB below "
-        f"which prefill was seen to slow down; {more}"
+        f"{TIGHT}: {gb(memory.head_room)} GB of head-room a device, under the "
+        f"{gb(memory.least_free)} GB below which prefill was seen to slow down; {more}"
     )
 
 

@@ -247,7 +247,7 @@ def test_a_file_in_place_of_the_folder(capsys, tmp_path, name, words):
     if name:
         path.write_bytes(b"GGUF")
     code, _, err = run(capsys, "generate", "--checkpoint", path, "--max-new-tokens", "1")
-    assert code == 1
+    assert code == 2
     assert words in err
     assert str(path) in err
 

@@ -130,7 +130,7 @@ def test_on_the_command_line(source, tmp_path, capsys):
     assert (code, told.count("\n")) == (2, 1)
     assert "--target: found 'int8', expected a2a3-int8" in told
     code, _, told = run("convert", tmp_path / "none", folder, "--target", "bf16")
-    assert (code, told.count("\n")) == (1, 1)
+    assert (code, told.count("\n")) == (2, 1)
     code, out, _ = run("convert", source, folder, "--target", "bf16")
     assert (code, "bf16, " in out) == (0, True)
     code, out, _ = run("convert", source, folder, "--target", "bf16")
