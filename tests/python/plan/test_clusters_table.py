@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 
 import pytest
-
 from planned import planned
 
 PAGE = Path(__file__).parents[3] / "docs" / "clusters.md"
