@@ -4,6 +4,7 @@ figures follow from times, and the page says what was found. No test here judges
 
 import itertools
 import json
+import operator
 import re
 import time
 from dataclasses import replace
@@ -14,13 +15,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dsv4_ascend.bench import decode, long_context, machine, ops, suites, work
+from dsv4_ascend.bench import decode, layers, long_context, machine, ops, suites, work
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.machine import LimitProbe, Limits
 from dsv4_ascend.bench.page import PEERS, markdown, page
 from dsv4_ascend.bench.sections import Section, quartiles, rate, seconds
 from dsv4_ascend.bench.timing import Timing
+from dsv4_ascend.checkpoint.config_file import read_config
 from dsv4_ascend.cli.bench import bench
+from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend import OPERATORS, dispatch
 from dsv4_backend.ops.norm import rms_norm
 
@@ -182,6 +185,24 @@ def test_suite_long_context():
     both = [row.indexer.median + row.csa.median for row in rows]
     assert rows[1].csa_growth == pytest.approx(both[1] / both[0])
     assert len(long_context.section(rows).rows) == 2
+
+
+def test_suite_layer():
+    release = read_config(SHIPPED)
+    rows = layers.layers(2, 4, release, (64, 256), 16)
+    assert [(row.layer, row.context, row.tokens) for row in rows] == [
+        (kind, context, tokens)
+        for context, tokens in ((64, 1), (256, 1), (16, 16))
+        for kind in ("swa", "csa", "hca", "all layers")
+    ]
+    swa, csa, hca, all_ = rows[:4]
+    assert {row.growth for row in (swa, csa, hca)} == {1}
+    counts = [release.without_mtp().layer_kinds.count(kind) for kind in ("swa", "csa", "hca")]
+    each = [row.timing.median for row in (swa, csa, hca)]
+    assert all_.timing.median == pytest.approx(sum(map(operator.mul, counts, each)))
+    assert rows[5].growth == pytest.approx(rows[5].timing.median / csa.timing.median)
+    assert swa.weights < rows[8].weights  # one token chooses two of the four experts
+    assert len(layers.section(rows, 4).rows) == 12
 
 
 def test_peak_memory_is_that_of_the_call():

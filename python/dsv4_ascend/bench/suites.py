@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dsv4_ascend.bench import decode, host, long_context, ops, transformers_models
+from dsv4_ascend.bench import decode, host, layers, long_context, ops, transformers_models
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.sections import Section
 
@@ -48,6 +48,12 @@ def _long_context(options: Options) -> Found:
     return Found({"contexts": [asdict(row) for row in rows]}, (long_context.section(rows),))
 
 
+def _layer(options: Options) -> Found:
+    experts = options.dimensions.experts
+    rows = layers.layers(options.rounds, experts)
+    return Found({"layers": [asdict(row) for row in rows]}, (layers.section(rows, experts),))
+
+
 def _transformers(options: Options) -> Found:
     rows = transformers_models.transformers_models(options.rounds)
     return Found({"runs": [asdict(row) for row in rows]}, (transformers_models.section(rows),))
@@ -58,6 +64,7 @@ SUITES: Mapping[str, Callable[[Options], Found]] = {
     "ops": _ops,
     "decode": _decode,
     "long-context": _long_context,
+    "layer": _layer,
     "transformers": _transformers,
 }
 NAMED: Mapping[str, Callable[[str], list[str]]] = {"host": host.named, "ops": ops.named}

@@ -27,7 +27,7 @@ _FLASH = Dimensions()
 _MOST_EXPERTS = 256
 _SUITE = f"One of {', '.join(SUITES)}; several if given again."
 _WRITE = "Write a page with machine, versions and all results: docs/performance.md is one."
-_EXPERTS = "Suite ops: experts of the FP4 product, as memory allows; 256 in Flash."
+_EXPERTS = "Suites ops and layer: routed experts, as memory allows; 256 in Flash."
 
 
 def bench(
@@ -56,6 +56,7 @@ def bench(
     ops: operators at Flash's sizes, weights cold, beside the best of torch alone.
     decode: tokens per second of the shipped small model.
     long-context: attention of a layer from 1k to 1M tokens, and its memory.
+    layer: a layer of each kind at Flash's sizes: a token behind 1k to 1M, a prompt of 2,048.
     transformers: its eager attention beside `integrations.transformers.sparse()`, 1k to 16k tokens.
     OMP_NUM_THREADS decides the threads.
     """
@@ -133,8 +134,8 @@ def _check_pattern(pattern: str, suites: Iterable[str]) -> None:
 def _dimensions(experts: int | None, suites: Sequence[str]) -> Dimensions:
     if experts is None:
         return _FLASH
-    if "ops" not in suites:
-        raise typer.BadParameter("only suite ops has experts", param_hint="--experts")
+    if not {"ops", "layer"} & set(suites):
+        raise typer.BadParameter("only suites ops and layer have experts", param_hint="--experts")
     dimensions, free = replace(_FLASH, experts=experts), machine.memory("MemAvailable")
     if free and dimensions.suite_bytes > free:
         raise typer.BadParameter(
@@ -159,7 +160,7 @@ def _only_host(suites: Sequence[str], experts: int | None, write: Path | None) -
     if set(suites) != {"host"}:
         raise typer.BadParameter("on npu there is only suite host", param_hint="--suite")
     if experts is not None:
-        raise typer.BadParameter("only suite ops, on cpu, has experts", param_hint="--experts")
+        raise typer.BadParameter("only suites on cpu have experts", param_hint="--experts")
     if write is not None:
         raise typer.BadParameter("the page is about cpu", param_hint="--write")
 
