@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from dsv4_ascend.checkpoint.folder import Checkpoint
 from dsv4_ascend.checkpoint.kinds import BIAS, OFFSET
@@ -17,8 +19,8 @@ from dsv4_ascend.convert.folders import atomic, write_at
 from dsv4_ascend.convert.targets import Part, Target
 from dsv4_ascend.convert.values import all_finite
 
-_PIECE = 1 << 28
-"""Bytes that are copied before their pages are given back."""
+_PIECE = 1 << 27
+"""Bytes that are looked at and copied before their pages are given back."""
 
 
 class Item(NamedTuple):
@@ -95,17 +97,25 @@ def write_shard(folder: Path, shard: Shard, checkpoint: Checkpoint, target: Targ
                 continue
             for number, first, rows in target.convert(checkpoint, item.name):
                 part = item.parts[number]
-                if not all_finite(rows):
-                    what = f"found values that are not finite as {part.dtype}, expected none"
-                    where = checkpoint.source(item.name).describe(item.name)
-                    raise checkpoint_error(checkpoint.path, [f"{where}: {what}"])
                 row = part.nbytes // part.shape[0] if part.shape else 0
-                data = data_of(rows)
-                for begin in range(0, len(data), _PIECE):
-                    place = begins[part.name] + first * row + begin
-                    write_at(descriptor, place, data[begin : begin + _PIECE])
+                place = begins[part.name] + first * row
+                for piece in _pieces(rows):
+                    if not all_finite(piece):
+                        what = f"found values that are not finite as {part.dtype}, expected none"
+                        where = checkpoint.source(item.name).describe(item.name)
+                        raise checkpoint_error(checkpoint.path, [f"{where}: {what}"])
+                    data = data_of(piece)
+                    write_at(descriptor, place, data)
+                    place += len(data)
                     checkpoint.release(item.name)
             _release(checkpoint, item.name)
+
+
+def _pieces(rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The rows, so many at a time as are looked at and copied before their pages are given back."""
+    if not rows.numel():
+        return [rows]
+    return rows.split(max(1, _PIECE // rows[0].nbytes)) if rows.dim() else [rows]
 
 
 def _release(checkpoint: Checkpoint, name: str) -> None:
