@@ -154,7 +154,10 @@ void run_attention(const Attention& call) {
     part(sums).copy_(sum);
   }
   call.out = from_heads(result, sizes.layout->out);
-  if (call.wants_lse) call.lse = sizes.tokens ? sums.transpose(0, 1) : sums;
+  if (call.wants_lse)
+    call.lse = sizes.tokens ? sums.transpose(0, 1) : sums;
+  else if (call.lse)  // torch_npu's page: [1], and 0
+    call.lse = at::zeros(call.lse->sizes());
 }
 
 void check_rope(const Attention& call, const Sizes& sizes) {
@@ -300,6 +303,24 @@ void Arguments::check_a5() const {
 
 void Arguments::run() const { run_attention(Attention(*this)); }
 
+// Of IncreFlashAttention: one query in each sequence sees all its keys.
+Arguments Arguments::widened() const {
+  Arguments all = *this;
+  all.before = all.after = INT32_MAX;
+  all.wants_lse = false;
+  return all;
+}
+
+void Arguments::check_incremental() const {
+  require(layout == "BSH" || layout == "BSND" || layout == "BNSD", "inputLayout", layout,
+          "BSH, BSND or BNSD");
+  const Attention call(widened());
+  check_attention(call);
+  require(sizes_of(call).queries == 1, "query", show(query), "one query in each sequence");
+}
+
+void Arguments::run_incremental() const { run_attention(Attention(widened())); }
+
 #define ATTENTION(VERSION, CHECK)                                                   \
   NAMED(aclnnFusedInferAttentionScoreV##VERSION, Arguments, v##VERSION, CHECK, run) \
   SOFTNPU_C int aclnnFusedInferAttentionScoreV##VERSION##GetMaxWorkspaceSize()      \
@@ -309,5 +330,8 @@ ATTENTION(2, check_a23);
 ATTENTION(3, check_a23);
 ATTENTION(4, check_a23);
 ATTENTION(5, check_a5);
+
+// hicann/ops-transformer attention/incre_flash_attention/docs/aclnnIncreFlashAttentionV4.md
+NAMED(aclnnIncreFlashAttentionV4, Arguments, incremental, check_incremental, run_incremental)
 
 }  // namespace softnpu::attention

@@ -43,6 +43,9 @@ struct Arguments {  // of all versions
   FIELDS(quant_mode, query_quant_mode)
   FIELDS(shift_type, pse_type)
   FIELDS(results, out, lse)
+  FIELDS(incremental, query, keys, values, pse, mask, key_lengths, deq_scale1, quant_scale1,
+         deq_scale2, quant_scale2, quant_offset2, antiquant_scale, antiquant_offset, table,
+         kv_padding, heads, scale, layout, key_heads, block, precise, out)
   auto v2() { return tensors() + numbers() + results(); }
   auto v3() { return tensors() + rotary() + numbers() + results(); }
   auto v4() { return tensors() + rotary() + from_v4() + numbers() + quant_mode() + results(); }
@@ -52,7 +55,12 @@ struct Arguments {  // of all versions
   }
   void check_a23() const;
   void check_a5() const;
+  void check_incremental() const;
   void run() const;
+  void run_incremental() const;
+
+ private:
+  Arguments widened() const;
 };
 
 struct Attention : Arguments {

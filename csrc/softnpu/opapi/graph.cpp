@@ -9,6 +9,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "matrix.h"
 #include "recurrent.h"
 
 namespace softnpu {
@@ -19,6 +20,15 @@ aclTensor contiguous(const GraphTensor& tensor) {
   std::vector<int64_t> strides(d.dims.size(), 1);
   for (size_t i = strides.size(); i-- > 1;) strides[i - 1] = strides[i] * d.dims[i];
   return {d.dims, strides, d.dims, 0, d.dtype, d.format, tensor.buffer->data};
+}
+
+// Sizes and storage of a tensor in the NZ format.
+aclTensor tiles(const GraphTensor& tensor) {
+  aclTensor raw = contiguous(tensor);
+  raw.sizes = tensor.description->origin;
+  raw.strides.assign(raw.sizes.size(), 1);
+  for (size_t i = raw.sizes.size(); i-- > 1;) raw.strides[i - 1] = raw.strides[i] * raw.sizes[i];
+  return raw;
 }
 
 // Read at launch: the caller's memory may be gone when the kernel runs.
@@ -37,12 +47,19 @@ at::Tensor host_values(const GraphTensor& tensor) {
 int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArguments&)) try {
   Builder builder(call.type.c_str(), true);
   GraphArguments arguments{{}, {}, call.attributes};
+  std::vector<std::pair<size_t, Matrix>> tiled;  // inputs that the kernel reads as rows and columns
   for (const GraphTensor& input : call.inputs) {
     if (input.description->on_host) {
       arguments.inputs.push_back(host_values(input));
       continue;
     }
     const aclTensor raw = contiguous(input);
+    if (raw.data && tile_width(raw)) {
+      const aclTensor matrix = tiles(input);
+      tiled.emplace_back(arguments.inputs.size(), take_matrix(builder, &matrix));
+      arguments.inputs.emplace_back();
+      continue;
+    }
     const bool empty = !raw.data && !raw.sizes.empty() && c10::multiply_integers(raw.sizes) == 0;
     arguments.inputs.push_back(empty ? at::empty(raw.sizes, scalar_type(raw.dtype))
                                      : builder.tensor(raw.data ? &raw : nullptr));
@@ -51,7 +68,11 @@ int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArgum
     const aclTensor raw = contiguous(output);
     arguments.outputs.push_back(builder.out(&raw));
   }
-  set_kernel(builder, [kernel, arguments = std::move(arguments)] { kernel(arguments); });
+  set_kernel(builder, [kernel, arguments = std::move(arguments), tiled = std::move(tiled)] {
+    GraphArguments read = arguments;
+    for (const auto& [place, matrix] : tiled) read.inputs[place] = matrix.read();
+    kernel(read);
+  });
   return enqueue(builder.launch, call.stream);
 } catch (const c10::Error& error) {
   return fail(kNnParameter, "softnpu: %s: %s", call.type.c_str(), error.what_without_backtrace());

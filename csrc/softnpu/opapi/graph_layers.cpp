@@ -80,4 +80,18 @@ GRAPH_OP(SoftmaxCrossEntropyWithLogits, [](const GraphArguments& a) {
   a.out(1) = at::softmax(x, -1).sub(labels);
 })
 
+// BERT's Adam: moments without correction. Its formula is the common one: no page that we found has
+// it; clipped gradients and mode "mbart_adam" are refused.
+GRAPH_OP(ApplyAdamV2, [](const GraphArguments& a) {
+  const auto scalar = [&a](size_t i) { return a.in(i).item<double>(); };
+  if (scalar(8) > 0 || a.attribute<std::string>("adam_mode") != "adam")
+    throw Fault(kKernelFault, "max_grad_norm above 0 and adam_mode mbart_adam are not emulated");
+  const at::Tensor gradient = wide(a.in(7)), parameter = wide(a.in(0));
+  const at::Tensor m = wide(a.in(1)).mul(scalar(4)).add(gradient.mul(1 - scalar(4)));
+  const at::Tensor v = wide(a.in(2)).mul(scalar(5)).add(gradient.square().mul(1 - scalar(5)));
+  const at::Tensor step = m.div(v.sqrt().add(scalar(6))).add(parameter.mul(scalar(10)));
+  a.out(0) = parameter.sub(step.mul(scalar(3)));
+  a.out(1) = m, a.out(2) = v;
+})
+
 }  // namespace softnpu
