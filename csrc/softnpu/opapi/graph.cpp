@@ -31,6 +31,29 @@ aclTensor tiles(const GraphTensor& tensor) {
   return raw;
 }
 
+// A result that the kernel makes in rows and columns and the device keeps in the NZ format.
+struct TiledResult {
+  Tiles tiles;
+  char* data = nullptr;  // nullptr: an ordinary result
+  std::vector<int64_t> sizes;
+  at::ScalarType type;
+};
+
+TiledResult tiled_result(Builder& builder, const GraphTensor& tensor) {
+  const aclTensor raw = tiles(tensor);
+  const size_t rank = raw.sizes.size();
+  if (rank < 2) throw Fault(kNnParameter, "a vector in the NZ format is not emulated");
+  TiledResult result{{1, raw.sizes[rank - 2], raw.sizes[rank - 1], tile_width(raw),
+                      c10::elementSize(scalar_type(raw.dtype))},
+                     nullptr,
+                     raw.sizes,
+                     scalar_type(raw.dtype)};
+  for (size_t i = 0; i + 2 < rank; ++i) result.tiles.batch *= raw.sizes[i];
+  result.data = static_cast<char*>(builder.alias(raw.data, result.tiles.bytes(true)));
+  builder.has_output = true;
+  return result;
+}
+
 // Read at launch: the caller's memory may be gone when the kernel runs.
 at::Tensor host_values(const GraphTensor& tensor) {
   const Description& d = *tensor.description;
@@ -64,14 +87,25 @@ int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArgum
     arguments.inputs.push_back(empty ? at::empty(raw.sizes, scalar_type(raw.dtype))
                                      : builder.tensor(raw.data ? &raw : nullptr));
   }
+  std::vector<TiledResult> results;
   for (const GraphTensor& output : call.outputs) {
     const aclTensor raw = contiguous(output);
-    arguments.outputs.push_back(builder.out(&raw));
+    const bool nz = raw.data && tile_width(raw);
+    results.push_back(nz ? tiled_result(builder, output) : TiledResult{});
+    arguments.outputs.push_back(nz ? Out() : builder.out(&raw));
   }
-  set_kernel(builder, [kernel, arguments = std::move(arguments), tiled = std::move(tiled)] {
-    GraphArguments read = arguments;
-    for (const auto& [place, matrix] : tiled) read.inputs[place] = matrix.read();
-    kernel(read);
+  set_kernel(builder, [kernel, arguments = std::move(arguments), tiled = std::move(tiled),
+                       results = std::move(results)] {
+    GraphArguments plain{arguments.inputs, {}, arguments.attributes};
+    for (const auto& [place, matrix] : tiled) plain.inputs[place] = matrix.read();
+    for (size_t i = 0; i < results.size(); ++i)
+      plain.outputs.push_back(results[i].data ? Out(at::empty(results[i].sizes, results[i].type))
+                                              : arguments.outputs[i]);
+    kernel(plain);
+    for (size_t i = 0; i < results.size(); ++i)
+      if (results[i].data)
+        retile(results[i].tiles, results[i].data, static_cast<char*>(plain.outputs[i]->data_ptr()),
+               true);
   });
   return enqueue(builder.launch, call.stream);
 } catch (const c10::Error& error) {

@@ -4,8 +4,11 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/atan.h>
 #include <ATen/ops/floor.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/minimum.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <numbers>
@@ -63,22 +66,25 @@ at::Tensor giou(const Boxes& a, const Boxes& b, const std::string& mode) {
   return overlap(a, b, mode).sub(whole.sub(joined).div(whole));
 }
 
+// The overlap without the distance of the centres, over the diagonal of both boxes.
+at::Tensor diou(const Boxes& a, const Boxes& b, const std::string& mode) {
+  const Boxes whole = hull(a, b);
+  const at::Tensor diagonal = whole.width().square().add(whole.height().square()).add(kTiny);
+  const at::Tensor x = a.left.add(a.right).sub(b.left).sub(b.right),
+                   y = a.top.add(a.bottom).sub(b.top).sub(b.bottom);
+  return overlap(a, b, mode).sub(x.square().add(y.square()).mul(0.25).div(diagonal));
+}
+
 struct Ciou {
   at::Tensor overlap, atan_sub;
 };
 
 Ciou ciou(const Boxes& a, const Boxes& b, const std::string& mode) {
-  const Boxes whole = hull(a, b);
-  const at::Tensor diagonal = whole.width().square().add(whole.height().square()).add(kTiny);
-  const at::Tensor x = a.left.add(a.right).sub(b.left).sub(b.right),
-                   y = a.top.add(a.bottom).sub(b.top).sub(b.bottom);
-  const at::Tensor distance = x.square().add(y.square()).mul(0.25);
   const at::Tensor angle =
       at::atan(b.width().div(b.height())).sub(at::atan(a.width().div(a.height())));
-  const at::Tensor iou = overlap(a, b, mode);
   const at::Tensor v = angle.square().mul(4 / (std::numbers::pi * std::numbers::pi));
-  const at::Tensor alpha = v.div(v.sub(iou).add(1));
-  return {iou.sub(distance.div(diagonal)).sub(alpha.mul(v)), angle};
+  const at::Tensor alpha = v.div(v.sub(overlap(a, b, mode)).add(1));
+  return {diou(a, b, mode).sub(alpha.mul(v)), angle};
 }
 
 void require_boxes(In a, In b, bool cross) {
@@ -117,6 +123,15 @@ struct BoxCiou {
   }
 };
 
+void store_overlap(const GraphArguments& a,
+                   at::Tensor (*of)(const Boxes&, const Boxes&, const std::string&)) {
+  const bool trans = a.flag("trans"), cross = a.flag("is_cross");
+  require_boxes(a.in(0), a.in(1), cross);
+  const Boxes boxes = columns(a.in(0), trans), truth = columns(a.in(1), trans);
+  a.out(0) = of(boxes, cross ? down(truth) : truth, a.attribute<std::string>("mode"))
+                 .reshape(a.out(0)->sizes());
+}
+
 }  // namespace
 
 NAMED(aclnnCIoU, BoxCiou, all, check, run)
@@ -127,13 +142,8 @@ GRAPH_OP(CIoU, [](const GraphArguments& a) {
   BoxCiou::store(a.in(0), a.in(1), a.flag("trans"), cross, a.attribute<std::string>("mode"),
                  a.out(0), a.out(1));
 })
-GRAPH_OP(GIoU, [](const GraphArguments& a) {
-  const bool trans = a.flag("trans"), cross = a.flag("is_cross");
-  require_boxes(a.in(0), a.in(1), cross);
-  const Boxes boxes = columns(a.in(0), trans), truth = columns(a.in(1), trans);
-  a.out(0) = giou(boxes, cross ? down(truth) : truth, a.attribute<std::string>("mode"))
-                 .reshape(a.out(0)->sizes());
-})
+GRAPH_OP(DIoU, [](const GraphArguments& a) { store_overlap(a, diou); })
+GRAPH_OP(GIoU, [](const GraphArguments& a) { store_overlap(a, giou); })
 // Widths and heights that an area is made of grow by eps.
 GRAPH_OP(Iou, [](const GraphArguments& a) {
   Boxes boxes = columns(a.in(0).t(), false), truth = down(columns(a.in(1).t(), false));
@@ -160,6 +170,62 @@ GRAPH_OP(AnchorResponseFlags, [](const GraphArguments& a) {
   a.out(0) = at::zeros({size[0] * size[1]}, at::kByte)
                  .index_fill(0, index, 1)
                  .repeat_interleave(a.attribute<int64_t>("num_base_anchors"));
+})
+
+// Anchors that answer for a box (flags) take it where they overlap enough; then each box takes the
+// anchors, or the first anchor, of its own largest overlap. Our reading, after the assigner of
+// MMDetection that the operator is made for.
+GRAPH_OP(GridAssignPositive, [](const GraphArguments& a) {
+  const at::Tensor overlaps = wide(a.in(1)), best = wide(a.in(5));
+  const at::Tensor flags = a.in(2).ne(0), first = a.in(6).to(at::kLong);
+  at::Tensor assigned = wide(a.in(0)).clone();
+  const at::Tensor enough = wide(a.in(3)).gt(a.attribute<double>("pos_iou_thr"));
+  assigned = at::where(enough.logical_and(flags), wide(a.in(4).add(1)), assigned);
+  const int64_t boxes =
+      std::min(overlaps.size(0), static_cast<int64_t>(a.in(7).reshape({-1})[0].item<double>()));
+  for (int64_t box = 0; box < boxes; ++box) {
+    if (!(best[box].item<double>() > a.attribute<double>("min_pos_iou"))) continue;
+    const at::Tensor mine =
+        a.flag("gt_max_assign_all")
+            ? overlaps[box].eq(best[box])
+            : at::arange(overlaps.size(1), at::kLong).eq(first[box].item<int64_t>());
+    assigned.masked_fill_(mine.logical_and(flags), static_cast<double>(box + 1));
+  }
+  a.out(0) = assigned;
+})
+
+// hicann/ops-cv objdetect/roi_align: each place of a region is the mean of samples between four
+// values. Nothing lies more than one value outside of the map; a region is at least 1 wide.
+GRAPH_OP(ROIAlign, [](const GraphArguments& a) {
+  const at::Tensor map = wide(a.in(0)), regions = wide(a.in(1)).contiguous();
+  const int64_t height = a.attribute<int64_t>("pooled_height"),
+                width = a.attribute<int64_t>("pooled_width"),
+                samples = a.attribute<int64_t>("sample_num"),
+                end_mode = a.attribute<int64_t>("roi_end_mode");
+  if (samples < 1 || end_mode < 0 || end_mode > 1)
+    throw Fault(kKernelFault, "sample_num below 1 and roi_end_mode above 1 are not emulated");
+  const double scale = a.attribute<double>("spatial_scale");
+  std::vector<at::Tensor> pooled;
+  for (int64_t i = 0; i < regions.size(0); ++i) {
+    const float* const region = regions[i].const_data_ptr<float>();
+    // Positions of the samples along an axis, [places * samples], and their two weights.
+    const auto along = [&](double first, double last, int64_t places, int64_t size) {
+      const double length = std::max((last + static_cast<double>(end_mode) - first) * scale, 1.0);
+      const double step = length / static_cast<double>(places * samples);
+      const at::Tensor position =
+          at::arange(places * samples, kF32).add(0.5).mul(step).add(first * scale);
+      const at::Tensor inside = position.ge(-1).logical_and(position.le(size)).to(kF32);
+      const at::Tensor place = position.clamp(0, size - 1);
+      const at::Tensor columns = at::arange(size, kF32).unsqueeze(0);
+      const at::Tensor near = place.unsqueeze(1).sub(columns).abs().neg().add(1).clamp_min(0);
+      return near.mul(inside.unsqueeze(1)).view({places, samples, size}).mean(1);
+    };
+    const at::Tensor rows = along(region[2], region[4], height, map.size(2)),
+                     columns = along(region[1], region[3], width, map.size(3));
+    pooled.push_back(
+        at::matmul(at::matmul(rows, map[static_cast<int64_t>(region[0])]), columns.t()));
+  }
+  a.out(0) = at::stack(pooled);
 })
 
 }  // namespace softnpu

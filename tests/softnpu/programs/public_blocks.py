@@ -1,9 +1,12 @@
-"""Quantisation by blocks, and sums of sparse coordinates, against NumPy from their documents."""
+"""Quantisation by blocks, sums of sparse coordinates, and layers that torch_npu sends over the
+graph-operator path, against NumPy or torch from their documents.
+"""
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torch_npu
-from fused_check import A5, bf16, f32, problems, refused
+from fused_check import A5, bf16, f32, problems, refused, rng
 
 
 def expect(what, found, wanted):
@@ -114,6 +117,48 @@ def check_coalesced():
     np.testing.assert_allclose(sparse.values().cpu().numpy(), want, rtol=1e-6)
 
 
+def check_layers():
+    """BERT's Adam does not correct its moments; LayerNormV3 gives the inverse deviation."""
+    start, m, v, gradient = f32(40), f32(40), f32(40).abs(), f32(40)
+    found = [x.clone().npu() for x in (start, m, v)]
+    torch_npu.npu_bert_apply_adam(0.1, 0.9, 0.99, 1e-6, gradient.npu(), -1, 0, 0.01, out=found)
+    m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+    wanted = (start - 0.1 * (m / (v.sqrt() + 1e-6) + 0.01 * start), m, v)
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.cpu(), want)
+    x, weight, bias = f32(3, 4, 6), f32(6), f32(6)
+    got = torch_npu.npu_layer_norm_eval(x.npu(), [6], weight.npu(), bias.npu(), 1e-5)
+    torch.testing.assert_close(got.cpu(), F.layer_norm(x, [6], weight, bias, 1e-5))
+
+
+def check_swiglu():
+    """SwiGLU of groups: its gradient; de-quantised rows quantised to FLOAT8."""
+    x, gradient, weight = f32(6, 10), f32(6, 5), f32(6, 1)
+    leaf = x.clone().requires_grad_()
+    gate, up = leaf.chunk(2, -1)
+    y = F.silu(gate.clamp(max=0.5)) * up.clamp(-0.5, 0.5)
+    scaled = weight.clone().requires_grad_()
+    (y * scaled)[:4].backward(gradient[:4])
+    got = torch_npu.npu_swiglu_group_quant_backward(
+        gradient.npu(), x.npu(), weight=weight.npu(), y_origin=y.detach().npu(),
+        group_index=torch.tensor([1, 3]).npu(), clamp_limit=0.5,
+    )  # fmt: skip
+    torch.testing.assert_close(got[0].cpu(), leaf.grad)
+    torch.testing.assert_close(got[1].cpu(), scaled.grad)
+    x = torch.tensor(rng.integers(-50, 50, (5, 12)), dtype=torch.int32)
+    by = f32(12).abs()
+    got, scale = torch_npu.npu_dequant_swiglu_quant(
+        x.npu(), weight_scale=by.npu(), activate_left=True, quant_mode=1, dst_type=292
+    )
+    gate, up = (x * by).chunk(2, -1)
+    h = F.silu(gate) * up
+    want = h.abs().amax(-1) / 448
+    torch.testing.assert_close(scale.cpu(), want)
+    rounded = (h / want[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    close = torch.isclose(got.cpu().float(), rounded, rtol=0.13)  # a step, where fp32 differs
+    expect("dequant_swiglu_quant: values", (~close).sum().item(), 0)
+
+
 torch.npu.set_device(0)
 check_int8()
 check_coalesced()
@@ -121,3 +166,6 @@ if A5:
     check_groups()
     check_squares()
     check_mx_groups()
+    check_swiglu()
+else:
+    check_layers()

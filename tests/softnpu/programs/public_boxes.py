@@ -40,13 +40,22 @@ def giou(case, steps):
     return [(overlap(a, b, steps) - steps.penalty((w * h - union) / (w * h))).reshape(2, -1)]
 
 
-def ciou(case, steps):
+def parts(case, steps):
+    """Centres, widths and heights, the overlaps and the distance that is taken from them."""
     p, g = (array(x) for x in case[:2])
     a, b = (np.stack(steps.corners(x)) for x in (p, g))
     w, h = extent(hull(a, b))
-    distance = ((p[:2] - g[:2]) ** 2).sum(0) / (w**2 + h**2)
+    return p, g, overlap(a, b, steps), ((p[:2] - g[:2]) ** 2).sum(0) / (w**2 + h**2)
+
+
+def diou(case, steps):
+    *_, iou, distance = parts(case, steps)
+    return [(iou - steps.penalty(distance)).reshape(2, -1)]
+
+
+def ciou(case, steps):
+    p, g, iou, distance = parts(case, steps)
     v = steps.four / np.pi**2 * (np.arctan(g[2] / g[3]) - np.arctan(p[2] / p[3])) ** 2
-    iou = overlap(a, b, steps)
     return [(iou - steps.penalty(distance) - v * v / (1 - iou + v)).reshape(2, -1)]
 
 
@@ -74,16 +83,37 @@ def check_overlaps():
         more,
         1e-5,
     )
-    if not A5:  # torch_npu sends the others over the graph-operator path, which A5 has not
-        check(
-            "npu_giou",
-            lambda *a: [torch_npu.npu_giou(*a).reshape(2, -1)],
-            giou,
-            STEPS,
-            cases,
-            FAULTS,
-            1e-5,
-        )
+    for name, formula in (("npu_diou", diou), ("npu_giou", giou)):
+        if not A5:  # torch_npu sends these over the graph-operator path, which A5 has not
+            call = getattr(torch_npu, name)
+            check(
+                name,
+                lambda *a, call=call: [call(*a).reshape(2, -1)],
+                formula, STEPS, cases, FAULTS, 1e-5,
+            )  # fmt: skip
+
+
+def check_assigned():
+    """Anchors take the box that they overlap enough; then each box takes its best anchors."""
+    overlaps = rng.uniform(0, 1, (3, 8)).astype(np.float32)
+    overlaps[1, [2, 5]] = 0.99
+    flags = np.array([1, 1, 1, 0, 1, 1, 0, 1], np.uint8)
+    start = np.full(8, -1, np.float32)
+    for everywhere in (True, False):
+        want = start.copy()
+        enough = (overlaps.max(0) > 0.6) & (flags == 1)
+        want[enough] = overlaps.argmax(0)[enough] + 1
+        for box, row in enumerate(overlaps):
+            best = row == row.max() if everywhere else np.arange(8) == row.argmax()
+            want[best & (flags == 1)] = box + 1
+        found = torch_npu.npu_grid_assign_positive(
+            *(torch.tensor(x).npu() for x in (start, overlaps, flags, overlaps.max(0))),
+            torch.tensor(overlaps.argmax(0).astype(np.int32)).npu(),
+            torch.tensor(overlaps.max(1)).npu(),
+            torch.tensor(overlaps.argmax(1).astype(np.int32)).npu(),
+            3, 0.6, 0.0, everywhere,
+        )  # fmt: skip
+        assert np.array_equal(found.cpu().numpy(), want), (everywhere, found, want)
 
 
 def check_iou():
@@ -197,8 +227,10 @@ def check_one_query():
 
 torch.npu.set_device(0)
 check_overlaps()
-check_one_query()
+
 if not A5:
+    check_one_query()
     check_iou()
     check_anchors()
+    check_assigned()
     check_windows()
