@@ -4,7 +4,7 @@
 #include <ATen/ops/amax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/sqrt.h>
 
 #include "fused_family.h"
 #include "fused_quant.h"
@@ -38,8 +38,8 @@ at::Tensor product(In x, In weight, In x_scale, In weight_scale) {
 }
 
 at::Tensor normed(In x, In gamma, double epsilon, double scale) {
-  const at::Tensor by = at::rsqrt(x.square().mean(-1, true).add(epsilon));
-  return x.mul(by).mul(gamma.to(kF32)).mul(scale);
+  const at::Tensor by = at::sqrt(x.square().mean(-1, true).add(epsilon));
+  return x.div(by).mul(gamma.to(kF32)).mul(scale);
 }
 
 // Pairs of neighbours are turned; the results lie in halves.
@@ -141,8 +141,10 @@ struct MlaProlog {
 
   int64_t tokens() const { return x.numel() / x.size(-1); }
 
+  // NZ; where torch_npu has internal formats off, as on A2 and A3, it sends rows and columns
+  // instead: accepted, our reading.
   void check_weight(const char* name, Matrix_ w, int64_t rows, int64_t columns, bool int8) const {
-    require(w.defined() && w.nz && w.dim() == 2, name, show(w), "a matrix in the NZ format");
+    require(w.defined() && w.dim() == 2, name, show(w), "a matrix");
     require(w.dtype == (int8 ? kI8 : kBF16), name, show(w),
             int8 ? "INT8 in this mode" : "BFLOAT16 in this mode (other weights are not emulated)");
     require(w.size(0) == rows && w.size(1) == columns, name, show(w),
@@ -249,7 +251,7 @@ struct MlaProlog {
 NAMED(aclnnMlaPrologV2WeightNz, MlaProlog, v2, check_v2, run_v2)
 NAMED(aclnnMlaPrologV3WeightNz, MlaProlog, v3, check, run)
 
-// The caches come as inputs and, at the same addresses, as outputs.
+// The caches come as inputs; the results are whole caches, which may be the same memory.
 GRAPH_OP(MlaProlog, [](const GraphArguments& a) {
   if (a.attribute<std::string>("cache_mode") != "PA_BSND")
     refuse("cache_mode", a.attribute<std::string>("cache_mode"),
@@ -273,6 +275,8 @@ GRAPH_OP(MlaProlog, [](const GraphArguments& a) {
                       a.optional(18),
                       a.attribute<double>("rmsnorm_epsilon_cq"),
                       a.attribute<double>("rmsnorm_epsilon_ckv")};
+  for (const size_t i : {size_t{2}, size_t{3}})
+    if (a.out(i)->data_ptr() != a.in(i + 8).data_ptr()) a.out(i) = a.in(i + 8);
   store(prolog.run(), a.in(9), a.out(0), a.out(1), a.out(2), a.out(3));
 })
 

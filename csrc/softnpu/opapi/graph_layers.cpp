@@ -101,6 +101,11 @@ GRAPH_OP(OneHotD, [](const GraphArguments& a) {
   const at::Tensor all = at::where(hot, a.in(1).reshape({}), a.in(2).reshape({}));
   a.out(0) = axis < 0 ? all : all.movedim(-1, axis);
 })
+// The lowest bit comes first; 1 stands for 1 and 0 for -1.
+GRAPH_OP(SignBitsUnpack, [](const GraphArguments& a) {
+  const at::Tensor bits = a.in(0).to(at::kInt).unsqueeze(-1).bitwise_right_shift(at::arange(8));
+  a.out(0) = bits.bitwise_and(1).mul(2).sub(1).reshape(a.out(0)->sizes());
+})
 // BERT's Adam: moments without correction. Its formula is the common one: no page that we found has
 // it; clipped gradients and mode "mbart_adam" are refused.
 GRAPH_OP(ApplyAdamV2, [](const GraphArguments& a) {

@@ -13,6 +13,7 @@ MODULES = (
     "public_quant",
     "public_boxes",
     "public_blocks",
+    "public_mla",
     "public_runtime",
     "public_devices",
 )
