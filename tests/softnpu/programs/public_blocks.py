@@ -127,6 +127,10 @@ def check_layers():
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got.cpu(), want)
     x, weight, bias = f32(3, 4, 6), f32(6), f32(6)
+    codes = torch.tensor(rng.integers(0, 256, 12), dtype=torch.uint8)
+    bits = torch.tensor(np.unpackbits(codes.numpy(), bitorder="little")).float() * 2 - 1
+    got = torch_npu.npu_sign_bits_unpack(codes.npu(), 4, torch.float32)
+    expect("sign bits", got.cpu().numpy(), bits.view(4, -1).numpy())
     got = torch_npu.npu_layer_norm_eval(x.npu(), [6], weight.npu(), bias.npu(), 1e-5)
     torch.testing.assert_close(got.cpu(), F.layer_norm(x, [6], weight, bias, 1e-5))
 

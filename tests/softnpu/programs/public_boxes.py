@@ -4,6 +4,7 @@ query at a time, against formulas in NumPy from their documents.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torch_npu
 from fused_check import A5, Steps, array, check, f32, refused, rng, same, softmax
 
@@ -225,11 +226,23 @@ def check_one_query():
     )
 
 
+def check_prompt():
+    """Attention of whole prompts is torch's."""
+    q, k, v = (f32(1, 4, 16, 32).half() for _ in range(3))
+    got = torch_npu.npu_prompt_flash_attention(
+        q.npu(), k.npu(), v.npu(), num_heads=4, input_layout="BNSD", scale_value=0.2,
+        pre_tokens=65535, next_tokens=65535,
+    )  # fmt: skip
+    want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=0.2)
+    torch.testing.assert_close(got.cpu().float(), want, rtol=2e-3, atol=2e-3)
+
+
 torch.npu.set_device(0)
 check_overlaps()
 
 if not A5:
     check_one_query()
+    check_prompt()
     check_iou()
     check_anchors()
     check_assigned()
