@@ -5,11 +5,15 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <iterator>
+#include <string>
 
 #include "config.h"
 #include "device.h"
 #include "faults.h"
 #include "memory.h"
+#include "number.h"
 #include "report.h"
 #include "stream.h"
 
@@ -22,6 +26,7 @@ struct Context {
   std::atomic<bool> active{false};
   std::atomic<uint64_t> life{
       0};  // a thread that chose the device in an earlier life has no device now
+  std::atomic<uint32_t> peers{0};  // bits of the devices whose memory it may reach
 };
 
 std::array<Context, kMaxDevices> contexts;
@@ -30,6 +35,22 @@ std::atomic<bool> initialised{false};
 std::array<std::atomic<int64_t>, 64> options;  // aclrtSetSysParamOpt
 thread_local int thread_device = -1;
 thread_local uint64_t thread_life = 0;
+
+std::atomic<int> default_device{-1};  // set implicitly where a device is needed; -1: none
+
+// "defaultDevice": {"default_device": "0"} of aclInit's file; -1 where it says nothing.
+int default_of(const char* path) {
+  std::ifstream file(path ? path : "");
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const size_t key = text.find("\"default_device\"");
+  if (key == std::string::npos) return -1;
+  const size_t begin = text.find('"', text.find(':', key));
+  const size_t end = begin == std::string::npos ? begin : text.find('"', begin + 1);
+  int device = -1;
+  return end != std::string::npos && number(text.substr(begin + 1, end - begin - 1), &device)
+             ? device
+             : -1;
+}
 
 int known_device(int device) {
   if (device >= 0 && device < config().devices) return kOk;
@@ -55,7 +76,16 @@ void set_current_device(int device) {
   if (device >= 0) thread_life = context_of(device).life;
 }
 
+bool reaches(int device, int peer) {
+  return device >= 0 && peer >= 0 && (context_of(device).peers >> peer & 1);
+}
+
 int require_device() {
+  const int otherwise = default_device;
+  if (current_device() < 0 && otherwise >= 0) {
+    context_of(otherwise).active = true;
+    set_current_device(otherwise);
+  }
   if (current_device() < 0)
     throw Fault(
         kNoContext,
@@ -75,11 +105,14 @@ void end_life(Context& context) {
 
 using namespace softnpu;
 
-SOFTNPU_C int aclInit(const char*) {
+SOFTNPU_C int aclInit(const char* path) {
   SOFTNPU_ENTER();
   if (!config().problem.empty()) return refuse_settings();
+  const int device = default_of(path);
+  if (const int code = device < 0 ? kOk : known_device(device)) return code;
   if (initialised.exchange(true))
     return fail(kAlreadyInitialised, "softnpu: aclInit was called already");
+  default_device = device;
   install_dereference_trap();
   if (!config().trace.empty())
     if (const std::string obstacle = trace_obstacle(config().trace); !obstacle.empty())
@@ -98,6 +131,7 @@ SOFTNPU_C int aclFinalize() {
   report_unfired();
   if (!initialised.exchange(false))
     return fail(kFinalisedAlready, "softnpu: aclFinalize before aclInit, or twice");
+  default_device = -1;
   for (Context& context : contexts) end_life(context);
   return kOk;
 }
@@ -185,9 +219,13 @@ SOFTNPU_C int aclrtDeviceCanAccessPeer(int32_t* can, int32_t, int32_t) {
   return kOk;
 }
 
-SOFTNPU_C int aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t) {
+SOFTNPU_C int aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t) try {
   SOFTNPU_ENTER();
-  return known_device(peer);
+  if (const int code = known_device(peer)) return code;
+  context_of(require_device()).peers |= uint32_t{1} << peer;
+  return kOk;
+} catch (const Fault& fault) {
+  return fail(fault);
 }
 
 SOFTNPU_C int aclrtDeviceGetBareTgid(int32_t* pid) {

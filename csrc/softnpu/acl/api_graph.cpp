@@ -141,8 +141,9 @@ SOFTNPU_C int aclmdlRIDebugJsonPrint(Handle handle, const char* path, uint32_t) 
     size_t place = 0;
     for (const GraphNode& node : graph->nodes) {
       out << (place ? ", " : "") << "{\"name\": \"" << node.task.name
-          << "\", \"ph\": \"X\", \"dur\": 1, \"ts\": " << place++ << ", \"pid\": " << graph->id
+          << "\", \"ph\": \"X\", \"dur\": 1, \"ts\": " << place << ", \"pid\": " << graph->id
           << ", \"tid\": " << node.member << "}";
+      ++place;
     }
     out << "]\n";
     return out ? kOk : fail(kParameter, "softnpu: cannot write %s", path ? path : "nothing");

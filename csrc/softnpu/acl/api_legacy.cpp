@@ -1,5 +1,8 @@
 // The graph-operator path of older CANN, profiling and dump hooks. Operators of that path are
 // refused by name, never skipped.
+#include <dlfcn.h>
+
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -55,9 +58,20 @@ SOFTNPU_C int aclGetTensorDescDimV2(const Description* description, size_t index
 namespace softnpu {
 namespace {
 
-std::map<std::string, GraphOperator>& table() {
-  static std::map<std::string, GraphOperator> operators{{"Identity", format_cast}};
-  return operators;
+struct Operators {
+  std::mutex mutex;
+  std::map<std::string, GraphOperator> all{{"Identity", format_cast}};
+
+  GraphOperator find(const std::string& type) {  // nullptr: not here
+    std::lock_guard lock(mutex);
+    const auto found = all.find(type);
+    return found == all.end() ? nullptr : found->second;
+  }
+};
+
+Operators& operators() {
+  static auto* const instance = new Operators;
+  return *instance;
 }
 
 std::vector<GraphTensor> tensors(int count, Description* const descriptions[],
@@ -72,16 +86,28 @@ const Attributes& given(const Attributes* attributes) {  // null: the operator h
   return attributes ? *attributes : none;
 }
 
+// Operators register when their library is loaded, which torch_npu does with its first aclnn call.
+void load_operators() {
+  Dl_info here{};
+  if (!dladdr(reinterpret_cast<void*>(&load_operators), &here)) return;
+  const std::string path = here.dli_fname;
+  dlopen((path.substr(0, path.rfind('/') + 1) + "libopapi.so").c_str(), RTLD_NOW);
+}
+
 int execute_operator(const GraphCall& call) try {
-  const auto found = table().find(call.type);
-  return found == table().end() ? refuse_operator(call.type.c_str()) : found->second(call);
+  if (!operators().find(call.type)) load_operators();
+  const GraphOperator found = operators().find(call.type);
+  return found ? found(call) : refuse_operator(call.type.c_str());
 } catch (const Fault& fault) {
   return fail(fault);
 }
 
 }  // namespace
 
-void register_graph_operator(const std::string& type, GraphOperator run) { table()[type] = run; }
+void register_graph_operator(const std::string& type, GraphOperator run) {
+  std::lock_guard lock(operators().mutex);
+  operators().all[type] = run;
+}
 
 }  // namespace softnpu
 

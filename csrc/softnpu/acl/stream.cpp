@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "config.h"
+#include "device.h"
 #include "faults.h"
 #include "fork.h"
 #include "report.h"
@@ -306,8 +307,7 @@ Handle add_stream(int device, uint32_t flags) {
 }
 
 std::shared_ptr<Stream> find_stream(Handle handle, int device) {
-  if (device < 0)
-    throw Fault(kNoContext, "softnpu: no device was set on this thread, or it was reset since");
+  if (device < 0) device = require_device();
   if (!handle) refuse_default_stream(device);
   std::lock_guard lock(streams().mutex);
   if (!handle) {

@@ -8,6 +8,9 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "softnpu/acl/device.h"
 #include "softnpu/acl/memory.h"
@@ -124,6 +127,29 @@ SOFTNPU_C int HcclGetRootInfo(char* info) {
   std::memset(info, 0, kRootInfoBytes);
   std::snprintf(info, kRootInfoBytes, "softnpu-%d-%lx", getpid(),
                 static_cast<unsigned long>(now_ns()));
+  return kHcclOk;
+}
+
+// All ranks in this process, one for each device. They wait for each other, so each has a thread.
+SOFTNPU_C int HcclCommInitAll(uint32_t ranks, const int32_t* devices, Handle* handles) {
+  SOFTNPU_ENTER();
+  for (uint32_t i = 0; i < ranks; ++i)
+    for (uint32_t j = 0; j < i; ++j)
+      if (devices[i] == devices[j])
+        return fail(kHcclParameter, "softnpu: HcclCommInitAll: device %d twice", devices[i]);
+  std::vector<char> info(kRootInfoBytes);
+  if (const int code = HcclGetRootInfo(info.data())) return code;
+  std::vector<int> codes(ranks, kHcclOk);
+  std::vector<std::string> reasons(ranks);
+  std::vector<std::thread> threads;
+  for (uint32_t rank = 0; rank < ranks; ++rank)
+    threads.emplace_back([&, rank] {
+      codes[rank] = create(info.data(), ranks, rank, &handles[rank]);
+      if (codes[rank]) reasons[rank] = last_message();
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (uint32_t rank = 0; rank < ranks; ++rank)
+    if (codes[rank]) return fail(codes[rank], "%s", reasons[rank].c_str());
   return kHcclOk;
 }
 

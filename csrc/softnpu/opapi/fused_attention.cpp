@@ -154,7 +154,10 @@ void run_attention(const Attention& call) {
     part(sums).copy_(sum);
   }
   call.out = from_heads(result, sizes.layout->out);
-  if (call.wants_lse) call.lse = sizes.tokens ? sums.transpose(0, 1) : sums;
+  if (call.wants_lse)
+    call.lse = sizes.tokens ? sums.transpose(0, 1) : sums;
+  else if (call.lse)  // torch_npu's page: [1], and 0
+    call.lse = at::zeros(call.lse->sizes());
 }
 
 void check_rope(const Attention& call, const Sizes& sizes) {
@@ -300,6 +303,42 @@ void Arguments::check_a5() const {
 
 void Arguments::run() const { run_attention(Attention(*this)); }
 
+// Of IncreFlashAttention: one query in each sequence sees all its keys.
+Arguments Arguments::of_one_query() const {
+  Arguments all = *this;
+  all.before = all.after = INT32_MAX;
+  all.wants_lse = false;
+  return all;
+}
+
+void Arguments::check_incremental() const {
+  require(layout == "BSH" || layout == "BSND" || layout == "BNSD", "inputLayout", layout,
+          "BSH, BSND or BNSD");
+  const Attention call(of_one_query());
+  check_attention(call);
+  require(sizes_of(call).queries == 1, "query", show(query), "one query in each sequence");
+}
+
+// Of PromptFlashAttention: single tensors, and lengths that may be empty.
+Arguments Arguments::of_prompt() const {
+  Arguments all = *this;
+  all.keys = {one_key}, all.values = {one_value};
+  for (auto* lengths : {&all.query_lengths, &all.key_lengths})
+    if (*lengths && (*lengths)->empty()) lengths->reset();
+  all.wants_lse = false;
+  return all;
+}
+
+void Arguments::check_prompt() const {
+  require(layout == "BSH" || layout == "BSND" || layout == "BNSD" || layout == "BNSD_BSND",
+          "inputLayout", layout, "BSH, BSND, BNSD or BNSD_BSND");
+  check_attention(Attention(of_prompt()));
+}
+
+void Arguments::run_prompt() const { run_attention(Attention(of_prompt())); }
+
+void Arguments::run_incremental() const { run_attention(Attention(of_one_query())); }
+
 #define ATTENTION(VERSION, CHECK)                                                   \
   NAMED(aclnnFusedInferAttentionScoreV##VERSION, Arguments, v##VERSION, CHECK, run) \
   SOFTNPU_C int aclnnFusedInferAttentionScoreV##VERSION##GetMaxWorkspaceSize()      \
@@ -309,5 +348,10 @@ ATTENTION(2, check_a23);
 ATTENTION(3, check_a23);
 ATTENTION(4, check_a23);
 ATTENTION(5, check_a5);
+
+// hicann/ops-transformer attention/incre_flash_attention/docs/aclnnIncreFlashAttentionV4.md
+NAMED(aclnnIncreFlashAttentionV4, Arguments, incremental, check_incremental, run_incremental)
+// ... attention/prompt_flash_attention/docs/aclnnPromptFlashAttentionV3.md
+NAMED(aclnnPromptFlashAttentionV3, Arguments, prompt, check_prompt, run_prompt)
 
 }  // namespace softnpu::attention

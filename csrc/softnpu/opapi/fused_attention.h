@@ -21,6 +21,7 @@ struct Arguments {  // of all versions
       value_shared_prefix, query_rope, key_rope, key_rope_antiquant_scale, dequant_scale_query,
       sink;
   std::vector<at::Tensor> keys, values;
+  at::Tensor one_key, one_value;  // of PromptFlashAttention, which has no lists
   std::optional<std::vector<int64_t>> query_lengths, key_lengths, shared_prefix_length, query_start,
       key_start;
   int64_t heads, key_heads, before, after, sparse, precise, block, antiquant_mode,
@@ -43,6 +44,12 @@ struct Arguments {  // of all versions
   FIELDS(quant_mode, query_quant_mode)
   FIELDS(shift_type, pse_type)
   FIELDS(results, out, lse)
+  FIELDS(incremental, query, keys, values, pse, mask, key_lengths, deq_scale1, quant_scale1,
+         deq_scale2, quant_scale2, quant_offset2, antiquant_scale, antiquant_offset, table,
+         kv_padding, heads, scale, layout, key_heads, block, precise, out)
+  FIELDS(prompt, query, one_key, one_value, pse, mask, query_lengths, key_lengths, deq_scale1,
+         quant_scale1, deq_scale2, quant_scale2, quant_offset2, heads, scale, before, after, layout,
+         key_heads, sparse, precise, out)
   auto v2() { return tensors() + numbers() + results(); }
   auto v3() { return tensors() + rotary() + numbers() + results(); }
   auto v4() { return tensors() + rotary() + from_v4() + numbers() + quant_mode() + results(); }
@@ -52,7 +59,15 @@ struct Arguments {  // of all versions
   }
   void check_a23() const;
   void check_a5() const;
+  void check_incremental() const;
+  void check_prompt() const;
   void run() const;
+  void run_incremental() const;
+  void run_prompt() const;
+
+ private:
+  Arguments of_one_query() const;
+  Arguments of_prompt() const;
 };
 
 struct Attention : Arguments {

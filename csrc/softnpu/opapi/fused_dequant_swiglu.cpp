@@ -1,5 +1,6 @@
 // SwiGLU between dequantisation and quantisation to int8. Tables: argument, its tensor, required,
 // dtypes, ranks, source.
+#include <ATen/ops/amax.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/round.h>
@@ -11,6 +12,7 @@
 #include <limits>
 
 #include "fused_family.h"
+#include "fused_quant.h"
 
 namespace softnpu {
 namespace {
@@ -46,8 +48,10 @@ struct DequantSwiglu {
   void check_modes() const {
     require(quant_mode.empty() || dynamic() || quant_mode == "static", "quantMode", quant_mode,
             "dynamic or static");
-    require(dst_type == 2, "dstType", text(dst_type),
-            on_a5() ? "2 (INT8; others are not emulated)" : "2 (INT8)");
+    const int64_t wanted = y->scalar_type() == kI8 ? 2 : y->scalar_type() == kE5M2 ? 35 : 36;
+    require(dst_type == wanted, "dstType", text(dst_type), "the dtype of yOut");
+    require(wanted == 2 || dynamic(), "quantMode", quant_mode,
+            "dynamic with FLOAT8 (static is not emulated)");
     require(round_mode.empty() || round_mode == "rint", "roundMode", round_mode, "rint");
     require(activate_dim == -1 || (on_a5() && activate_dim == x.dim() - 1), "activateDim",
             text(activate_dim), on_a5() ? "the last dimension (others are not emulated)" : "-1");
@@ -124,7 +128,7 @@ struct DequantSwiglu {
                  {"quantScale", quant_scale, false, {kF32}, 1, 2, kDocument},
                  {"quantOffset", quant_offset, false, {kF32}, 1, 2, kDocument},
                  {"groupIndex", group_index, false, {at::kLong}, 1, 1, kDocument},
-                 {"yOut", *y, true, {kI8}, 2, 8, kDocument},
+                 {"yOut", *y, true, also_on_a5({kI8}, {kE4M3, kE5M2}), 2, 8, kDocument},
                  {"scaleOut", *scale, true, {kF32}, 1, 7, kDocument}});
     require(x.numel() > 0 && x.size(-1) % 2 == 0, "x", show(x),
             "an even last dimension, and no empty tensor");
@@ -184,8 +188,15 @@ struct DequantSwiglu {
           at::round(h.div(row_of(quant_scale)).add(row_of(quant_offset))).clamp(-128, 127));
       return;
     }
-    const Int8Rows quantised =
-        quantised_rows(quant_scale.defined() ? h.mul(row_of(quant_scale)) : h);
+    const at::Tensor smooth = quant_scale.defined() ? h.mul(row_of(quant_scale)) : h;
+    const auto type = y->scalar_type();
+    Int8Rows quantised;
+    if (type == kI8) {
+      quantised = quantised_rows(smooth);
+    } else {
+      quantised.scale = scale_of(at::amax(smooth.abs(), {-1}), largest(type));
+      quantised.y = saturated(over(smooth, quantised.scale.unsqueeze(-1)), type);
+    }
     target.copy_(quantised.y);
     scale.touch();
     scale->view({all}).slice(0, 0, rows).copy_(quantised.scale);

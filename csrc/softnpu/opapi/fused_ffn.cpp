@@ -92,18 +92,21 @@ struct Ffn {
     const Matrix& weight;
     const at::Tensor &bias, &scale, &offset;
   };
-  // Weights [K, N] of one expert in fp32, their scale taken in; groups divide K.
+  // Weights [K, N] of one expert in fp32, their scale taken in; groups divide K. With fp16 each
+  // step is rounded (as torch_npu's own test has it), with bfloat16 the result: our reading.
   static at::Tensor weights(const Layer& layer, int64_t expert, bool experts) {
     const Matrix w = experts ? layer.weight[expert] : layer.weight;
-    at::Tensor values = w.read().to(kF32);
-    if (!layer.scale.defined()) return values;
+    if (!layer.scale.defined()) return w.read().to(kF32);
+    const auto type = layer.scale.scalar_type();
+    const auto inside = type == kF16 ? kF16 : kF32;
+    at::Tensor values = w.read().to(inside);
     const auto spread = [&](In table) {
-      const at::Tensor one = (experts ? table[expert] : table).to(kF32);
+      const at::Tensor one = (experts ? table[expert] : table).to(inside);
       if (one.dim() < 2 || one.size(0) == 1) return one;
       return one.repeat_interleave(values.size(0) / one.size(0), 0);
     };
     if (layer.offset.defined()) values = values.add(spread(layer.offset));
-    return values.mul(spread(layer.scale));
+    return values.mul(spread(layer.scale)).to(type).to(kF32);
   }
   static at::Tensor product(In rows, const Layer& layer, int64_t expert, bool experts) {
     at::Tensor result = at::matmul(rows, weights(layer, expert, experts));

@@ -33,5 +33,10 @@ struct Mx {
   at::Tensor scale;  // bytes, [..., pairs along the axis, ..., 2]
 };
 Mx mx_quantise(In x, at::ScalarType type, const MxOptions& options);
+// Of blocks of any form by their largest magnitudes; NaN where a magnitude is not finite.
+at::Tensor shared_exponents(In largest_of_block, at::ScalarType type, const MxOptions& options);
+at::Tensor exponent_bytes(In exponents);  // E8M0
+// Values that were divided by their scales, as the type has them; bytes for kE2M1.
+at::Tensor mx_values(In scaled, at::ScalarType type, const std::string& round_mode);
 
 }  // namespace softnpu

@@ -1,8 +1,10 @@
 // SwiGLU of the rows of all groups, quantised to FLOAT8. Tables: argument, its tensor, required,
 // dtypes, ranks, source.
 #include <ATen/ops/amax.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/exp2.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
@@ -130,8 +132,62 @@ struct SwigluGroup {
   }
 };
 
+// Its gradient: no page that we found; shapes as torch_npu allocates them, values as its test has
+// them. Where the clamp holds there is none, and none in rows of no group.
+struct SwigluGroupGrad {
+  at::Tensor y_grad, x, weight, y_origin, group_index;
+  double clamp_limit;
+  Out x_grad, weight_grad;
+  FIELDS(all, y_grad, x, weight, y_origin, group_index, clamp_limit, x_grad, weight_grad)
+
+  void check() const {
+    require_generation(kOnA5);
+    const Types same = {x.defined() ? x.scalar_type() : kNone};
+    check_table({{"yGrad", y_grad, true, same, 2, 8, kReading},
+                 {"x", x, true, kFloats, 2, 8, kReading},
+                 {"weight", weight, false, kSingle, 2, 8, kReading},
+                 {"yOrigin", y_origin, weight.defined(), same, 2, 8, kReading},
+                 {"groupIndex", group_index, false, {at::kLong}, 1, 1, kReading},
+                 {"xGrad", *x_grad, true, same, 2, 8, kReading}});
+    require(x.size(-1) % 2 == 0, "x", show(x), "an even last dimension");
+    require_sizes("yGrad", y_grad, but_last(x, {x.size(-1) / 2}));
+    require_sizes("xGrad", *x_grad, x.sizes().vec());
+    if (!weight.defined()) return;
+    require_sizes("weight", weight, but_last(x, {1}));
+    require_sizes("yOrigin", y_origin, y_grad.sizes().vec());
+    require(weight_grad->sizes() == weight.sizes(), "weightGrad", show(*weight_grad),
+            "the shape of weight");
+  }
+
+  void run() const {
+    const int64_t width = x.size(-1), rows = x.numel() / width;
+    const auto flat = [rows](In t) { return t.to(kF32).reshape({rows, -1}); };
+    at::Tensor used = at::ones({rows, 1}, kF32);
+    if (group_index.defined()) {
+      expect_values(group_index, 0, std::numeric_limits<int64_t>::max(), "groupIndex");
+      used.slice(0, std::min(rows, at::sum(group_index).item<int64_t>())).zero_();
+    }
+    const auto halves = flat(x).chunk(2, -1);
+    at::Tensor gate = halves[0], up = halves[1], open = used, linear = used;
+    if (clamp_limit != 0) {
+      open = used.mul(gate.lt(clamp_limit)), linear = used.mul(up.abs().lt(clamp_limit));
+      gate = gate.clamp_max(clamp_limit), up = up.clamp(-clamp_limit, clamp_limit);
+    }
+    at::Tensor g = flat(y_grad);
+    if (weight.defined()) {
+      weight_grad = g.mul(flat(y_origin)).sum(-1, true).mul(used).reshape(weight.sizes());
+      g = g.mul(flat(weight));
+    }
+    const at::Tensor s = at::sigmoid(gate), silu = gate.mul(s);
+    const at::Tensor slope = s.mul(gate.mul(s.neg().add(1)).add(1));
+    x_grad =
+        at::cat({g.mul(up).mul(slope).mul(open), g.mul(silu).mul(linear)}, -1).reshape(x.sizes());
+  }
+};
+
 }  // namespace
 
 NAMED(aclnnSwigluGroupQuant, SwigluGroup, all, check, run)
+NAMED(aclnnSwigluGroupQuantGrad, SwigluGroupGrad, all, check, run)
 
 }  // namespace softnpu

@@ -9,6 +9,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "matrix.h"
 #include "recurrent.h"
 
 namespace softnpu {
@@ -19,6 +20,38 @@ aclTensor contiguous(const GraphTensor& tensor) {
   std::vector<int64_t> strides(d.dims.size(), 1);
   for (size_t i = strides.size(); i-- > 1;) strides[i - 1] = strides[i] * d.dims[i];
   return {d.dims, strides, d.dims, 0, d.dtype, d.format, tensor.buffer->data};
+}
+
+// Sizes and storage of a tensor in the NZ format.
+aclTensor tiles(const GraphTensor& tensor) {
+  aclTensor raw = contiguous(tensor);
+  raw.sizes = tensor.description->origin;
+  raw.strides.assign(raw.sizes.size(), 1);
+  for (size_t i = raw.sizes.size(); i-- > 1;) raw.strides[i - 1] = raw.strides[i] * raw.sizes[i];
+  return raw;
+}
+
+// A result that the kernel makes in rows and columns and the device keeps in the NZ format.
+struct TiledResult {
+  Tiles tiles;
+  char* data = nullptr;  // nullptr: an ordinary result
+  std::vector<int64_t> sizes;
+  at::ScalarType type;
+};
+
+TiledResult tiled_result(Builder& builder, const GraphTensor& tensor) {
+  const aclTensor raw = tiles(tensor);
+  const size_t rank = raw.sizes.size();
+  if (rank < 2) throw Fault(kNnParameter, "a vector in the NZ format is not emulated");
+  TiledResult result{{1, raw.sizes[rank - 2], raw.sizes[rank - 1], tile_width(raw),
+                      c10::elementSize(scalar_type(raw.dtype))},
+                     nullptr,
+                     raw.sizes,
+                     scalar_type(raw.dtype)};
+  for (size_t i = 0; i + 2 < rank; ++i) result.tiles.batch *= raw.sizes[i];
+  result.data = static_cast<char*>(builder.alias(raw.data, result.tiles.bytes(true)));
+  builder.has_output = true;
+  return result;
 }
 
 // Read at launch: the caller's memory may be gone when the kernel runs.
@@ -37,21 +70,43 @@ at::Tensor host_values(const GraphTensor& tensor) {
 int launch_graph_operator(const GraphCall& call, void (*kernel)(const GraphArguments&)) try {
   Builder builder(call.type.c_str(), true);
   GraphArguments arguments{{}, {}, call.attributes};
+  std::vector<std::pair<size_t, Matrix>> tiled;  // inputs that the kernel reads as rows and columns
   for (const GraphTensor& input : call.inputs) {
     if (input.description->on_host) {
       arguments.inputs.push_back(host_values(input));
       continue;
     }
     const aclTensor raw = contiguous(input);
+    if (raw.data && tile_width(raw)) {
+      const aclTensor matrix = tiles(input);
+      tiled.emplace_back(arguments.inputs.size(), take_matrix(builder, &matrix));
+      arguments.inputs.emplace_back();
+      continue;
+    }
     const bool empty = !raw.data && !raw.sizes.empty() && c10::multiply_integers(raw.sizes) == 0;
     arguments.inputs.push_back(empty ? at::empty(raw.sizes, scalar_type(raw.dtype))
                                      : builder.tensor(raw.data ? &raw : nullptr));
   }
+  std::vector<TiledResult> results;
   for (const GraphTensor& output : call.outputs) {
     const aclTensor raw = contiguous(output);
-    arguments.outputs.push_back(builder.out(&raw));
+    const bool nz = raw.data && tile_width(raw);
+    results.push_back(nz ? tiled_result(builder, output) : TiledResult{});
+    arguments.outputs.push_back(nz ? Out() : builder.out(&raw));
   }
-  set_kernel(builder, [kernel, arguments = std::move(arguments)] { kernel(arguments); });
+  set_kernel(builder, [kernel, arguments = std::move(arguments), tiled = std::move(tiled),
+                       results = std::move(results)] {
+    GraphArguments plain{arguments.inputs, {}, arguments.attributes};
+    for (const auto& [place, matrix] : tiled) plain.inputs[place] = matrix.read();
+    for (size_t i = 0; i < results.size(); ++i)
+      plain.outputs.push_back(results[i].data ? Out(at::empty(results[i].sizes, results[i].type))
+                                              : arguments.outputs[i]);
+    kernel(plain);
+    for (size_t i = 0; i < results.size(); ++i)
+      if (results[i].data)
+        retile(results[i].tiles, results[i].data, static_cast<char*>(plain.outputs[i]->data_ptr()),
+               true);
+  });
   return enqueue(builder.launch, call.stream);
 } catch (const c10::Error& error) {
   return fail(kNnParameter, "softnpu: %s: %s", call.type.c_str(), error.what_without_backtrace());

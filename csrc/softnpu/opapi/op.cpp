@@ -10,6 +10,7 @@
 
 #include <cstring>
 #include <memory>
+#include <set>
 #include <sstream>
 
 #include "softnpu/acl/config.h"
@@ -158,9 +159,22 @@ void Builder::note(const std::string& argument) {
   launch->arguments += argument;
 }
 
+namespace {
+
+// What torch_npu sends on A2 and A3 when such a copy is more than bytes.
+bool copies_between_devices(const std::string& name) {
+  static const std::set<std::string> names = {"AsStrided",    "BroadcastTo", "Slice",
+                                              "StridedSlice", "Transpose",   "ViewCopy"};
+  return names.count(name) != 0;
+}
+
+}  // namespace
+
 void* Builder::alias(const void* pointer, size_t bytes) {
   if (!bytes) return nullptr;
-  const Range range = resolve(pointer, bytes, current_device(), launch->name.c_str());
+  const int device = current_device();
+  const bool peer = copies_between_devices(launch->name) && reaches(device, device_of(pointer));
+  const Range range = resolve(pointer, bytes, peer ? -1 : device, launch->name.c_str());
   launch->accesses.push_back({pointer, bytes, range.allocation});
   return range.alias;
 }

@@ -36,6 +36,8 @@ at::Tensor exponents_by_division(In peak, double maximum, bool round_subnormals)
   return exponent.add(up.to(at::kLong)).sub(127).to(at::kDouble);
 }
 
+}  // namespace
+
 at::Tensor shared_exponents(In largest_of_block, at::ScalarType type, const MxOptions& options) {
   const at::Tensor peak = largest_of_block.clamp_min(options.low_bound);
   at::Tensor exponent;
@@ -56,7 +58,7 @@ at::Tensor shared_exponents(In largest_of_block, at::ScalarType type, const MxOp
   return at::where(at::isfinite(peak), exponent, kNan);
 }
 
-}  // namespace
+at::Tensor exponent_bytes(In exponents) { return exponents.add(127).nan_to_num(255).to(at::kByte); }
 
 Types also_on_a5(Types everywhere, const Types& a5) {
   if (on_a5()) everywhere.insert(everywhere.end(), a5.begin(), a5.end());
@@ -158,6 +160,10 @@ at::Tensor fp4_bytes(In values, const std::string& round_mode) {
   return pack(code.to(at::kInt).add(rounded.signbit().to(at::kInt), 8));
 }
 
+at::Tensor mx_values(In scaled, at::ScalarType type, const std::string& round_mode) {
+  return type == kE2M1 ? fp4_bytes(scaled, round_mode) : saturated(scaled, type);
+}
+
 Mx mx_quantise(In x, at::ScalarType type, const MxOptions& options) {
   const int64_t axis = options.axis < 0 ? options.axis + x.dim() : options.axis,
                 count = x.size(axis);
@@ -172,9 +178,8 @@ Mx mx_quantise(In x, at::ScalarType type, const MxOptions& options) {
                                 .flatten(-2)
                                 .slice(-1, 0, count)
                                 .movedim(-1, axis);
-  const at::Tensor scale = exponent.add(127).nan_to_num(255).to(at::kByte).unflatten(-1, {-1, 2});
-  return {type == kE2M1 ? fp4_bytes(scaled, options.round_mode) : saturated(scaled, type),
-          scale.movedim(-2, axis)};
+  const at::Tensor scale = exponent_bytes(exponent).unflatten(-1, {-1, 2});
+  return {mx_values(scaled, type, options.round_mode), scale.movedim(-2, axis)};
 }
 
 }  // namespace softnpu

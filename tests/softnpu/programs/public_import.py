@@ -1,6 +1,8 @@
 """Imports torch_npu and uses the device, with nothing of ours around it."""
 
 import torch
-import torch_npu  # noqa: F401  by itself, as a user's program does
+import torch_npu
 
-print(torch.ones(3, device="npu").sum().item())
+# No device was set: aclInit's file names the default one, which memory of the host needs too.
+swapped = torch_npu.empty_with_swapped_memory([3], dtype=torch.float32, device="npu:0")
+print((swapped.fill_(1) + torch.zeros(3, device="npu")).sum().item())

@@ -11,7 +11,11 @@ MODULES = (
     "public_layers",
     "public_graph",
     "public_quant",
+    "public_boxes",
+    "public_blocks",
+    "public_mla",
     "public_runtime",
+    "public_devices",
 )
 for module in sys.argv[1:] or MODULES:
     reseed(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -139,7 +140,8 @@ def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
     result = {**os.environ, **(variables or {})}
     # torch_npu leaves "0" behind when its import has failed.
     result.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
-    result.update({name: path for name, path in _home().items() if name not in result})
+    paths = _home() | _default_device(result)
+    result.update({name: path for name, path in paths.items() if name not in result})
     result.update(custom_path(result))
     _prepend(result, "LD_LIBRARY_PATH", str(library_folder()))
     _prepend(result, "PYTHONPATH", torch_npu_path())
@@ -150,6 +152,19 @@ def _home() -> dict[str, str]:
     """Where CANN would be: torch_npu looks for its folders and warns on stdout without them."""
     folder = str(Path(__file__).resolve().parent)
     return {"ASCEND_HOME_PATH": folder, "ASCEND_OPP_PATH": folder}
+
+
+def _default_device(variables: Mapping[str, str]) -> dict[str, str]:
+    """Where aclInit's file is that names the default device, for a torch_npu `beside` torch.
+
+    It looks for the file in the folder of torch; from CANN 8.3 on it sets no device by itself.
+    """
+    version = re.match(r"(\d+)\.(\d+)", variables.get("SOFTNPU_CANN", "9.1"))
+    folder = torch_npu_path()
+    if not folder or version is None or tuple(map(int, version.groups())) < (8, 3):
+        return {}
+    file = Path(folder) / "torch_npu" / "acl_default.json"
+    return {"TORCH_ACL_INIT_CONFIG_PATH": str(file)} if file.is_file() else {}
 
 
 def _prepend(variables: dict[str, str], name: str, folder: str | None) -> None:
