@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import HERE, execute, long, run
+from processes import HERE, execute, long, run, started
 
 from softnpu import SOCS, VENDORS, environment, library_folder
 from softnpu.errors import ArgumentError
@@ -147,6 +147,7 @@ def test_libraries_are_asked_in_the_order_of_the_documents(outside, tmp_path):
     def prefer(*vendors):
         lines = f"load_priority={','.join(vendors)}\n"
         (opp / "vendors" / "config.ini").write_text(lines)
+        started.cache_clear()  # those have read it
 
     assert product() == (4.0, "['builtin']")
     prefer("eleven", "seven")
