@@ -90,6 +90,9 @@ ELSEWHERE = {
     "./ci/test -k rope": PYTEST_IN_CI,
     "./ci/test tests/softnpu": PYTEST_IN_CI,
     "python -m pytest tests/backend -k markov_bias": PYTEST_IN_CI,
+    "python -m pytest tests/backend/test_cpu_kernels.py -k rms_norm": PYTEST_IN_CI,
+    "python -m pytest --long tests/backend/test_sanitized_kernels.py": PYTEST_IN_CI,
+    "python -m pytest tests/softnpu/test_launchers.py": PYTEST_IN_CI,
     "python -m pytest tests/test_readme.py tests/test_citations.py "
     "tests/python/test_operator_docs.py": PYTEST_IN_CI,
     "dsv4-ascend ops new NAME": Elsewhere(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -252,7 +251,7 @@ def _(*values: Any) -> tuple[Array, Array]:
 def _(draw: Draw) -> Iterator[Case]:
     for case in _compressions(draw):
         if "epsilon" not in case.name:
-            yield replace(case, arguments=tuple(Call(*case.arguments).pool))
+            yield Case(case.name, case.profile, tuple(Call(*case.arguments).pool))
 
 
 def _rotate(call: Call, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
