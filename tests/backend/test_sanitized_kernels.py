@@ -96,11 +96,14 @@ def build(folder, sanitizer, planted=None):
     return backend
 
 
-def run(backend, sanitizer, *operators):
+def run(folder, sanitizer, *operators, planted=None):
+    """The cases of all operators, or of these, on sanitized kernels."""
+    library = runtime(sanitizer)
+    backend = build(folder, sanitizer, planted)
     environment = os.environ | sanitizer.options
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(backend), str(ROOT / "python")]),
-        "LD_PRELOAD": str(runtime(sanitizer)),
+        "LD_PRELOAD": str(library),
     }
     return subprocess.run(
         [sys.executable, CASES, *operators],
@@ -110,8 +113,7 @@ def run(backend, sanitizer, *operators):
 
 @pytest.mark.parametrize("sanitizer", [MEMORY, THREADS], ids=lambda s: s.library)
 def test_no_case_is_reported(tmp_path, sanitizer):
-    runtime(sanitizer)
-    done = run(build(tmp_path, sanitizer), sanitizer)
+    done = run(tmp_path, sanitizer)
     assert done.returncode == 0, done.stderr[-6000:]
     assert "operators in" in done.stdout
 
@@ -125,7 +127,6 @@ def test_no_case_is_reported(tmp_path, sanitizer):
     ids=["memory", "threads"],
 )
 def test_a_planted_fault_is_seen(tmp_path, sanitizer, planted, report):
-    runtime(sanitizer)
-    done = run(build(tmp_path, sanitizer, planted), sanitizer, "linear")
+    done = run(tmp_path, sanitizer, "linear", planted=planted)
     assert done.returncode != 0
     assert report in done.stderr

@@ -25,7 +25,14 @@ from dsv4_backend.ops.quant import (
 )
 from dsv4_backend.proofs.by_expert import WRONG_OFFSETS, explain_experts, joined, offsets_of
 from dsv4_backend.proofs.numerics import BF16, Array, cast, fp4_values, wide
-from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE, powers, whole
+from dsv4_backend.proofs.rounding_rows import (
+    NO_257TH_CODE,
+    WHOLE,
+    powers,
+    whole,
+    whole_fp4,
+    whole_fp8,
+)
 
 
 def _sum_of_blocks(
@@ -160,26 +167,24 @@ def _(draw: Draw) -> Iterator[Case]:
     weight, scale = quantize_weight_fp8(spread_weight(draw, 9, 200))
     yield Case("fp64 rows", "ideal", (draw.normal(3, 200).double(), None, weight, scale))
     weight, scale = whole(draw, 150, 200, dtype=torch.float8_e4m3fn), powers(draw, 2, 2)
-    yield Case(WHOLE, "official", (*_whole_rows(draw, 5, 200), weight, scale), decided=True)
-
-
-def _whole_rows(draw: Draw, t: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return whole(draw, t, k, dtype=torch.float8_e4m3fn), powers(draw, t, -(-k // 128))
+    yield Case(
+        WHOLE, "official", (*whole_fp8(draw, 5, 200, block=128), weight, scale), decided=True
+    )
 
 
 @fp8_grouped_gemm.cases
 def _(draw: Draw) -> Iterator[Case]:
     yield from _grouped_cases(draw, quantize_weight_fp8)
     weight, scale = whole(draw, 3, 40, 192, dtype=torch.float8_e4m3fn), powers(draw, 3, 1, 2)
-    arguments = (*_whole_rows(draw, 7, 192), weight, scale, offsets_of(4, 0, 3))
+    arguments = (*whole_fp8(draw, 7, 192, block=128), weight, scale, offsets_of(4, 0, 3))
     yield Case(WHOLE, "official", arguments, decided=True)
 
 
 @fp4_grouped_gemm.cases
 def _(draw: Draw) -> Iterator[Case]:
     yield from _grouped_cases(draw, quantize_weight_fp4)
-    weight, scale = draw.bytes(3, 40, 96).view(torch.int8), powers(draw, 3, 40, 6)
-    arguments = (*_whole_rows(draw, 7, 192), weight, scale, offsets_of(4, 0, 3))
+    experts = whole_fp4(draw, 3, 40, 192)
+    arguments = (*whole_fp8(draw, 7, 192, block=128), *experts, offsets_of(4, 0, 3))
     yield Case(WHOLE, "official", arguments, decided=True)
 
 

@@ -37,7 +37,7 @@ from dsv4_backend.proofs.numerics import (
     wide,
 )
 from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
-from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE, powers, whole
+from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE, whole_fp4, whole_fp8
 from dsv4_backend.proofs.swiglu import WRONG_HALVES
 
 PROFILE = "a5-mx"
@@ -140,19 +140,7 @@ def _(draw: Draw) -> Iterator[Case]:
     weight, scale = weight.clone(), scale.clone()
     weight[3, 4], scale[1, 0] = torch.nan, torch.nan
     yield Case("NaN weight, NaN scale", PROFILE, (x, x_scale, weight, scale))
-    yield Case(WHOLE, PROFILE, (*whole_mx(draw, 5, 96), *whole_mx(draw, 48, 96)), decided=True)
-
-
-def whole_mx(draw: Draw, *shape: int) -> Pair:
-    """MX-FP8 values [..., K] and their scales, whose sums of products no order moves."""
-    scales = powers(draw, *shape[:-1], -(-shape[-1] // MX_BLOCK))
-    return whole(draw, *shape, dtype=torch.float8_e4m3fn), scales
-
-
-def whole_mxfp4(draw: Draw, *shape: int) -> Pair:
-    """The same with FP4 codes, all of which such sums hold."""
-    *rows, k = shape
-    return draw.bytes(*rows, k // 2).view(torch.int8), powers(draw, *rows, k // MX_BLOCK)
+    yield Case(WHOLE, PROFILE, (*whole_fp8(draw, 5, 96), *whole_fp8(draw, 48, 96)), decided=True)
 
 
 # Rows of every expert, N, K.
@@ -191,12 +179,12 @@ def _grouped_cases(
             "NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, offsets_of(5, 3))
         )
         experts = whole_experts(draw, 3, 40, 96)
-        arguments = (*whole_mx(draw, 7, 96), *experts, offsets_of(4, 0, 3))
+        arguments = (*whole_fp8(draw, 7, 96), *experts, offsets_of(4, 0, 3))
         yield Case(WHOLE, PROFILE, arguments, decided=True)
 
 
-_grouped_cases(mxfp8_grouped_gemm, quantize_weight_mxfp8, whole_mx, odd=True)
-_grouped_cases(mxfp4_grouped_gemm, quantize_weight_fp4, whole_mxfp4, odd=False)
+_grouped_cases(mxfp8_grouped_gemm, quantize_weight_mxfp8, whole_fp8, odd=True)
+_grouped_cases(mxfp4_grouped_gemm, quantize_weight_fp4, whole_fp4, odd=False)
 
 _TIE_MARGIN = 2.0**-18
 

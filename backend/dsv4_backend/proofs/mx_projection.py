@@ -14,13 +14,13 @@ from dsv4_backend.ops.mx_projection import mx_output_projection
 from dsv4_backend.ops.quant import act_quant
 from dsv4_backend.proofs.bounds import NO_ROWS_OF_NOTHING
 from dsv4_backend.proofs.by_expert import explain_experts
-from dsv4_backend.proofs.mx import PROFILE, SCALE_EDITS, sum_of_blocks, whole_mx
+from dsv4_backend.proofs.mx import PROFILE, SCALE_EDITS, sum_of_blocks
 from dsv4_backend.proofs.numerics import (
     Array,
     quantise_fp8,
 )
 from dsv4_backend.proofs.quant import ACT_QUANT_EQUIVALENTS
-from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE, whole
+from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE, whole, whole_fp8
 
 
 @mx_output_projection.oracle
@@ -83,7 +83,7 @@ def _(draw: Draw) -> Iterator[Case]:
     special = o.clone()
     special[1, 2, 3], special[2], special[3, 1, 5] = torch.nan, 0.0, torch.inf
     yield Case("NaN, infinity, a row of zeros", PROFILE, (special, codes, scales))
-    arguments = (whole(draw, 3, 4, 64), *whole_mx(draw, 2, 16, 128))
+    arguments = (whole(draw, 3, 4, 64), *whole_fp8(draw, 2, 16, 128))
     yield Case(WHOLE, PROFILE, arguments, decided=True)
 
 

@@ -18,11 +18,9 @@ from dsv4_backend.proofs.mx import (
     expert_stack,
     rows_of,
     sum_of_blocks,
-    whole_mx,
-    whole_mxfp4,
 )
 from dsv4_backend.proofs.numerics import Array, fp4_values
-from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE
+from dsv4_backend.proofs.rounding_rows import NO_257TH_CODE, WHOLE, whole_fp4, whole_fp8
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
@@ -89,8 +87,8 @@ def _(draw: Draw) -> Iterator[Case]:
     broken = scale.clone()
     broken[1] = torch.nan
     yield Case("NaN scales of one expert", PROFILE, (x, x_scale, weight, broken, offsets_of(5, 3)))
-    codes, scale = whole_mxfp4(draw, 3, 48, 64)
-    arguments = (*whole_mx(draw, 7, 64), pack_mxfp4.reference(codes), scale, offsets_of(4, 0, 3))
+    codes, scale = whole_fp4(draw, 3, 48, 64)
+    arguments = (*whole_fp8(draw, 7, 64), pack_mxfp4.reference(codes), scale, offsets_of(4, 0, 3))
     yield Case(WHOLE, PROFILE, arguments, decided=True)
 
 

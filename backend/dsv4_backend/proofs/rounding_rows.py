@@ -30,6 +30,18 @@ def powers(draw: Draw, *shape: int) -> torch.Tensor:
     return torch.exp2(draw.integers(*shape, low=-1, high=3)).to(torch.float8_e8m0fnu)
 
 
+def whole_fp8(draw: Draw, *shape: int, block: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """`whole` values [..., K] in e4m3, and a scale of `powers` for each `block` channels."""
+    scales = powers(draw, *shape[:-1], -(-shape[-1] // block))
+    return whole(draw, *shape, dtype=torch.float8_e4m3fn), scales
+
+
+def whole_fp4(draw: Draw, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in e2m1, whose values all are as good: int8 [..., K/2], scales [..., K/32]."""
+    *rows, k = shape
+    return draw.bytes(*rows, k // 2).view(torch.int8), powers(draw, *rows, k // 32)
+
+
 WHOLE = "whole numbers, one rounding"
 """Name of decided cases of `whole` values: only the cast of a result rounds."""
 

@@ -15,7 +15,7 @@ namespace softnpu {
 namespace {
 
 struct Prolog {
-  at::Tensor x, dq, uq_qr, uk, dkv_kr, gamma_cq, gamma_ckv, sin, cos, index;
+  at::Tensor x, dq, uq_qr, uk, dkv_kr, gamma_cq, gamma_ckv, sin, cos;
   at::Tensor scale_x, scale_dq, scale_uq_qr, scale_dkv_kr, quant_ckv, quant_ckr, smooth_cq;
   double epsilon_cq, epsilon_ckv, qc_scale = 1, kc_scale = 1;
   bool quantised_query = false;  // each head of a token has a scale
@@ -231,11 +231,27 @@ struct MlaProlog {
 
   void run() const {
     if (!tokens()) return;
-    const Prolog prolog{x,         dq.read(),      uq_qr.read(), uk,           dkv_kr.read(),
-                        gamma_cq,  gamma_ckv,      sin,          cos,          index,
-                        scale_x,   scale_dq,       scale_uq_qr,  scale_dkv_kr, quant_ckv,
-                        quant_ckr, smooth_cq,      epsilon_cq,   epsilon_ckv,  qc_scale,
-                        kc_scale,  query_mode == 1};
+    const Prolog prolog{x,
+                        dq.read(),
+                        uq_qr.read(),
+                        uk,
+                        dkv_kr.read(),
+                        gamma_cq,
+                        gamma_ckv,
+                        sin,
+                        cos,
+                        scale_x,
+                        scale_dq,
+                        scale_uq_qr,
+                        scale_dkv_kr,
+                        quant_ckv,
+                        quant_ckr,
+                        smooth_cq,
+                        epsilon_cq,
+                        epsilon_ckv,
+                        qc_scale,
+                        kc_scale,
+                        query_mode == 1};
     const Prolog::Result result = prolog.run();
     store(result, index, query, query_rope, kv_cache, kr_cache);
     if (query_scale && result.query_scale.defined())
@@ -265,7 +281,6 @@ GRAPH_OP(MlaProlog, [](const GraphArguments& a) {
                       a.in(6),
                       a.in(7),
                       a.in(8),
-                      a.in(9),
                       a.optional(12),
                       a.optional(13),
                       a.optional(14),

@@ -4,6 +4,7 @@ formats: one token behind contexts, and a chunk of a prompt.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from dsv4_ascend.bench.products import bf16, fp4_weight, fp8_weight
 from dsv4_ascend.bench.sections import Section, quartiles, rate, seconds
 from dsv4_ascend.bench.timing import Timing, interleaved
 from dsv4_ascend.bench.work import size_of
-from dsv4_ascend.checkpoint.config import V4Config, kinds_of_ratios
+from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.profile import PROFILES
@@ -52,17 +53,8 @@ class _Layers:
     """A network of one layer per kind, and one sequence in a cache of random rows."""
 
     def __init__(self, release: V4Config, experts: int, longest: int, prompt: int) -> None:
-        ratios = tuple(_RATIOS.values())
-        config = replace(
-            release,
-            vocab_size=_WORDS,
-            n_routed_experts=experts,
-            num_hidden_layers=len(ratios),
-            num_hash_layers=0,
-            num_nextn_predict_layers=0,
-            compress_ratios=ratios,
-            layer_kinds=kinds_of_ratios(ratios),
-        )
+        few = replace(release, vocab_size=_WORDS, n_routed_experts=experts, num_hash_layers=0)
+        config = few.with_layers(tuple(_RATIOS.values()))
         self.config, self.profile = config, PROFILES["official"]
         self.network = Transformer(config, self.profile)
         _fill(self.network)
@@ -176,10 +168,10 @@ def _row(
 
 def _sum(release: V4Config, kinds: list[Row]) -> Row:
     """All layers of the release, as many of each kind as it has."""
-    its = release.without_mtp().layer_kinds
+    counts = Counter[str](release.without_mtp().layer_kinds)
 
     def total(value: Callable[[Row], float]) -> float:
-        return sum(sum(kind == row.layer for kind in its) * value(row) for row in kinds)
+        return sum(counts[row.layer] * value(row) for row in kinds)
 
     timing = Timing(
         total(lambda r: r.timing.median), total(lambda r: r.timing.low),

@@ -152,6 +152,10 @@ class V4Config:
             dspark=dspark,
         )
 
+    def with_layers(self, ratios: Sequence[int]) -> V4Config:
+        """The same widths in layers of these compression ratios, without draft layers."""
+        return replace(self.without_mtp(), num_hidden_layers=len(ratios), **_schedule(ratios))
+
     def without_mtp(self) -> V4Config:
         """The same model without its draft layers."""
         return self.with_drafts(0)
@@ -164,7 +168,7 @@ def kinds_of_ratios(ratios: Sequence[int]) -> tuple[LayerKind, ...]:
     return tuple("swa" if ratio == 0 else "csa" if ratio == 4 else "hca" for ratio in ratios)
 
 
-def _schedule(ratios: list[int]) -> dict[str, Any]:
+def _schedule(ratios: Sequence[int]) -> dict[str, Any]:
     return {"compress_ratios": tuple(ratios), "layer_kinds": kinds_of_ratios(ratios)}
 
 

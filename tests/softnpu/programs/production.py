@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from seeds import seed
 
-from dsv4_ascend.checkpoint.config import V4Config, kinds_of_ratios
+from dsv4_ascend.checkpoint.config import V4Config
 from dsv4_ascend.checkpoint.layout import FP32_NAMES
 from dsv4_ascend.model.cache import PagedCache
 from dsv4_ascend.model.captured import DecodeGraphs
@@ -66,12 +66,8 @@ def config_of(release, kinds, profile):
         dataclasses.replace(widths, **least) if release == "least" else widths,
         vocab_size=VOCABULARY,
         n_routed_experts=EXPERTS,
-        num_hidden_layers=len(kinds),
         num_hash_layers=1,
-        num_nextn_predict_layers=0,
-        compress_ratios=ratios,
-        layer_kinds=kinds_of_ratios(ratios),
-    )
+    ).with_layers(ratios)
 
 
 def codes(generator, *shape):

@@ -159,7 +159,8 @@ def _default_device(variables: Mapping[str, str]) -> dict[str, str]:
 
     It looks for the file in the folder of torch; from CANN 8.3 on it sets no device by itself.
     """
-    version = re.match(r"(\d+)\.(\d+)", variables.get("SOFTNPU_CANN", "9.1"))
+    told = variables.get("SOFTNPU_CANN", DEFAULTS["SOFTNPU_CANN"])
+    version = re.match(r"(\d+)\.(\d+)", told)
     folder = torch_npu_path()
     if not folder or version is None or tuple(map(int, version.groups())) < (8, 3):
         return {}
