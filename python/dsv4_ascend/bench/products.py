@@ -53,7 +53,7 @@ def experts(of: Dimensions) -> Iterator[Work]:
     for tokens in of.many:
         x = bf16(tokens * of.chosen, of.hidden)
         codes, scale = act_quant(x, 128)
-        routes = [_offsets(of, tokens) for _ in range(_routes(of, tokens))]
+        routes = [offsets_of(of, tokens) for _ in range(routes_of(of, tokens))]
         touched = sum(int((r.diff() > 0).sum()) for r in routes) / len(routes)
         out = 2 * x.shape[0] * of.intermediate
         arguments = codes, scale
@@ -84,13 +84,13 @@ def _widened(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> to
     return values
 
 
-def _routes(of: Dimensions, tokens: int) -> int:
+def routes_of(of: Dimensions, tokens: int) -> int:
     """Routings until the experts that few tokens choose have changed more than a cache holds."""
     touched = min(of.experts, tokens * of.chosen) * of.intermediate * of.hidden // 2
     return min(16, copies(touched))
 
 
-def _offsets(of: Dimensions, tokens: int) -> torch.Tensor:
+def offsets_of(of: Dimensions, tokens: int) -> torch.Tensor:
     """Offsets of rows for tokens that choose `chosen` different experts each."""
     ids = torch.rand(tokens, of.experts).topk(of.chosen).indices
     counts = ids.flatten().bincount(minlength=of.experts)
