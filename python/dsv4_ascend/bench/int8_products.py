@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
 from dsv4_ascend.bench.dimensions import Dimensions
-from dsv4_ascend.bench.products import bf16, offsets_of, routes_of
+from dsv4_ascend.bench.products import bf16, by_expert, offsets_of, routes_of
 from dsv4_ascend.bench.work import Work, cold, copies, ran, rotating, size_of
 from dsv4_backend.ops.int8 import dequantize_int8
 from dsv4_backend.ops.token_quant import int8_token_quant
@@ -19,7 +18,8 @@ from dsv4_backend.ops.token_quant import int8_token_quant
 Weights = tuple[torch.Tensor, torch.Tensor]
 """Codes and their scales."""
 _INT_MM = "torch _int_mm, scales"
-_BEFORE = "dequantised before, torch bf16 linear"
+_BEFORE = "dequantised before, torch {} linear"
+_FLOATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def int8_weight(*shape: int) -> Weights:
@@ -37,7 +37,10 @@ def linear(of: Dimensions) -> Iterator[Work]:
     """An int8 weight [hidden, hidden]."""
     n = of.hidden
     stored = cold(lambda: int8_weight(n, n), n * n)
-    widened = [dequantize_int8(*w).bfloat16() for w in stored[: copies(2 * n * n)]]
+    widened = {
+        name: [dequantize_int8(*w).to(dtype) for w in stored[: copies(dtype.itemsize * n * n)]]
+        for name, dtype in _FLOATS.items()
+    }
     for tokens in of.many:
         x = bf16(tokens, n)
         codes, scale = int8_token_quant(x)
@@ -51,7 +54,10 @@ def linear(of: Dimensions) -> Iterator[Work]:
             rotating(lambda w, a=(codes, scale): torch.ops.dsv4.int8_gemm(*a, *w), stored),
             {
                 _INT_MM: rotating(partial(_int_mm, codes, scale), stored),
-                _BEFORE: rotating(partial(F.linear, x), widened),
+            }
+            | {
+                _BEFORE.format(name): rotating(partial(F.linear, x.to(_FLOATS[name])), some)
+                for name, some in widened.items()
             },
         )
 
@@ -60,10 +66,12 @@ def experts(of: Dimensions) -> Iterator[Work]:
     """w1 of the routed experts, rows sorted by expert: random routing, other experts every call."""
     shape = of.intermediate, of.hidden
     stored = cold(lambda: int8_weight(of.experts, *shape), of.experts * math.prod(shape))
+    widened = {name: [_widened(*stored[0], dtype)] for name, dtype in _FLOATS.items()}
     one = size_of(*stored[0]) // of.experts
     for tokens in of.many:
         rows = tokens * of.chosen
-        codes, scale = int8_token_quant(bf16(rows, of.hidden))
+        x = bf16(rows, of.hidden)
+        codes, scale = int8_token_quant(x)
         routes = [offsets_of(of, tokens) for _ in range(routes_of(of, tokens))]
         touched = sum(int((r.diff() > 0).sum()) for r in routes) / len(routes)
         arguments = codes, scale
@@ -79,19 +87,18 @@ def experts(of: Dimensions) -> Iterator[Work]:
                 stored,
                 routes,
             ),
-            {_INT_MM: rotating(partial(_by_expert, *arguments), stored, routes)},
+            {
+                _BEFORE.format(name): rotating(
+                    partial(by_expert, x.to(_FLOATS[name])), weights, routes
+                )
+                for name, weights in widened.items()
+            },
         )
 
 
-def _by_expert(
-    x: torch.Tensor,
-    x_scale: torch.Tensor,
-    weight: Weights,
-    offsets: torch.Tensor,
-) -> torch.Tensor:
-    y = x.new_empty(x.shape[0], weight[0].shape[1], dtype=torch.bfloat16)
-    for e, (start, end) in enumerate(pairwise(offsets.tolist())):
-        if end > start:
-            part = slice(start, end)
-            y[part] = _int_mm(x[part], x_scale[part], (weight[0][e], weight[1][e]))
-    return y
+def _widened(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """All experts [E, N, K], with temporaries of one."""
+    values = torch.empty(codes.shape, dtype=dtype)
+    for own, *expert in zip(values, codes, scale, strict=True):
+        own.copy_(dequantize_int8(*expert))
+    return values

@@ -69,7 +69,7 @@ def experts(of: Dimensions) -> Iterator[Work]:
             ),
             {
                 _BEFORE.format(f"{name} linear"): rotating(
-                    partial(_by_expert, x.to(_FLOATS[name])), weights, routes
+                    partial(by_expert, x.to(_FLOATS[name])), weights, routes
                 )
                 for name, weights in widened.items()
             },
@@ -97,7 +97,8 @@ def offsets_of(of: Dimensions, tokens: int) -> torch.Tensor:
     return F.pad(counts.cumsum(0), (1, 0)).int()
 
 
-def _by_expert(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def by_expert(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Rows [T, K] times the weight [E, N, K] of their expert, one linear per expert."""
     ends = offsets.tolist()
     y = x.new_empty(x.shape[0], weight.shape[1])
     for e, (start, end) in enumerate(pairwise(ends)):
