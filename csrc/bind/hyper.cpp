@@ -34,6 +34,7 @@ cpu::HyperMix mix_of(const at::Tensor& x, const at::Tensor& fn, const at::Tensor
           .comb = nullptr};
 }
 
+template <bool hf32>
 struct HcPre {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& fn,
                         const at::Tensor& base, const at::Tensor& scale, int64_t, double, double) {
@@ -55,11 +56,13 @@ struct HcPre {
     call.rounds = rounds;
     call.post = post.mutable_data_ptr<float>();
     call.comb = comb.mutable_data_ptr<float>();
+    call.hf32 = hf32;
     cpu::hyper_mix(call, isa);
     return {std::move(y), std::move(post), std::move(comb)};
   }
 };
 
+template <bool hf32>
 struct HcHead {
   static WhyNot why_not(const Context&, const at::Tensor& x, const at::Tensor& fn,
                         const at::Tensor& base, const at::Tensor& scale, double, double) {
@@ -71,7 +74,9 @@ struct HcHead {
   static at::Tensor run(const at::Tensor& x, const at::Tensor& fn, const at::Tensor& base,
                         const at::Tensor& scale, double norm_eps, double hc_eps) {
     at::Tensor y = new_tensor({x.size(0), x.size(2)}, x.scalar_type());
-    cpu::hyper_mix(mix_of(x, fn, base, scale, norm_eps, hc_eps, y), isa);
+    cpu::HyperMix call = mix_of(x, fn, base, scale, norm_eps, hc_eps, y);
+    call.hf32 = hf32;
+    cpu::hyper_mix(call, isa);
     return y;
   }
 };
@@ -103,8 +108,10 @@ struct HcPost {
   }
 };
 
-const IsaRegistration<HcPre> hc_pre("hc_pre");
-const IsaRegistration<HcHead> hc_head("hc_head");
+const IsaRegistration<HcPre<false>> hc_pre("hc_pre");
+const IsaRegistration<HcPre<true>> hc_pre_hf32("hc_pre_hf32");
+const IsaRegistration<HcHead<false>> hc_head("hc_head");
+const IsaRegistration<HcHead<true>> hc_head_hf32("hc_head_hf32");
 const IsaRegistration<HcPost> hc_post("hc_post");
 
 }  // namespace

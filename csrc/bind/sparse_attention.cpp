@@ -25,6 +25,16 @@ struct SparseAttentionKernel {
                         const Optional& cmp_block_table, const Optional& cmp_indices,
                         const at::Tensor& query_start_loc, const at::Tensor& seq_lens,
                         int64_t window, int64_t ratio) {
+    return attend<isa>(q, sink, window_cache, window_block_table, cmp_cache, cmp_block_table,
+                       cmp_indices, query_start_loc, seq_lens, window, ratio, false);
+  }
+
+  template <Isa isa>
+  static at::Tensor attend(const at::Tensor& q, const at::Tensor& sink,
+                           const at::Tensor& window_cache, const at::Tensor& window_block_table,
+                           const Optional& cmp_cache, const Optional& cmp_block_table,
+                           const Optional& cmp_indices, const at::Tensor& query_start_loc,
+                           const at::Tensor& seq_lens, int64_t window, int64_t ratio, bool ascend) {
     const at::Tensor out = like(q);
     const auto bytes = static_cast<int64_t>(q.element_size());
     cpu::SparseAttention call{
@@ -45,6 +55,8 @@ struct SparseAttentionKernel {
         window,
         ratio,
         static_cast<char*>(out.mutable_data_ptr()),
+        ascend ? cpu::kAscendTile : cpu::kKeyTile,
+        ascend,
     };
     if (cmp_cache) call.far = rows_of_pages(*cmp_cache, *cmp_block_table);
     if (cmp_indices) call.chosen = integers_of(*cmp_indices);
@@ -53,7 +65,31 @@ struct SparseAttentionKernel {
   }
 };
 
+struct SparseAttentionP512 {
+  static WhyNot why_not(const Context& context, const at::Tensor& q, const at::Tensor& sink,
+                        const at::Tensor& window_cache, const at::Tensor& window_block_table,
+                        const Optional& cmp_cache, const Optional& cmp_block_table,
+                        const Optional& cmp_indices, const at::Tensor& query_start_loc,
+                        const at::Tensor& seq_lens, int64_t, int64_t window, int64_t ratio) {
+    return SparseAttentionKernel::why_not(context, q, sink, window_cache, window_block_table,
+                                          cmp_cache, cmp_block_table, cmp_indices, query_start_loc,
+                                          seq_lens, window, ratio);
+  }
+
+  template <Isa isa>
+  static at::Tensor run(const at::Tensor& q, const at::Tensor& sink, const at::Tensor& window_cache,
+                        const at::Tensor& window_block_table, const Optional& cmp_cache,
+                        const Optional& cmp_block_table, const Optional& cmp_indices,
+                        const at::Tensor& query_start_loc, const at::Tensor& seq_lens, int64_t,
+                        int64_t window, int64_t ratio) {
+    return SparseAttentionKernel::attend<isa>(q, sink, window_cache, window_block_table, cmp_cache,
+                                              cmp_block_table, cmp_indices, query_start_loc,
+                                              seq_lens, window, ratio, true);
+  }
+};
+
 const IsaRegistration<SparseAttentionKernel> sparse_attention("sparse_attention");
+const IsaRegistration<SparseAttentionP512> sparse_attention_p512("sparse_attention_p512");
 
 }  // namespace
 }  // namespace dsv4::bind

@@ -14,6 +14,7 @@ struct Hadamard {
   const void* x;
   RowLayout x_rows;
   void* y;
+  bool scaled = true;  // false: without the factor 1 / sqrt(n)
 };
 
 void hadamard(const Hadamard& call, Isa isa);

@@ -32,9 +32,8 @@ inline Vec rotate_lanes(Vec a, int64_t n) {
 }
 
 template <class X>
-void rotate_row(const X* x, int64_t n, float* wide, X* y) {
-  const Vec scale =
-      Vec::broadcast(static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(n))));
+void rotate_row(const X* x, int64_t n, float factor, float* wide, X* y) {
+  const Vec scale = Vec::broadcast(factor);
   if (n <= Vec::lanes) {
     store_first(rotate_lanes(load_first(x, n), n) * scale, y, n);
     return;
@@ -60,9 +59,10 @@ template <class X>
 void hadamard_typed(const dsv4::cpu::Hadamard& call, int64_t begin, int64_t end) {
   const int64_t n = call.x_rows.width();
   auto* wide = static_cast<float*>(dsv4::cpu::scratch(static_cast<size_t>(n) * sizeof(float)));
+  const double root = call.scaled ? __builtin_sqrt(static_cast<double>(n)) : 1.0;
   for (int64_t row = begin; row < end; ++row) {
-    rotate_row(static_cast<const X*>(call.x) + call.x_rows.offset(row), n, wide,
-               static_cast<X*>(call.y) + row * n);
+    rotate_row(static_cast<const X*>(call.x) + call.x_rows.offset(row), n,
+               static_cast<float>(1.0 / root), wide, static_cast<X*>(call.y) + row * n);
   }
 }
 

@@ -29,7 +29,8 @@ struct HyperMix {
   float hc_eps;
   void* y;
   float* post;
-  float* comb;  // null: only y
+  float* comb;        // null: only y
+  bool hf32 = false;  // fn without the last 13 bits of its mantissas
 };
 
 // New streams post[k] * z + sum_j comb[j, k] * x[j], contiguous [T, n, d].

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "common/flush.h"
+#include "cpu/expert_rows.h"
 #include "cpu/parallel_rows.h"
 #include "cpu/thread_buffer.h"
 
@@ -21,13 +21,8 @@ constexpr int64_t kWorkPerThread = 1 << 17;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
-struct ExpertRows {
-  int64_t expert, begin, end;
-};
-
 thread_local ThreadBuffer sums_of_thread;
 thread_local ThreadBuffer rows_of_thread;
-thread_local std::vector<ExpertRows> experts_of_thread;
 
 struct WideRows {
   const float* values;
@@ -59,31 +54,15 @@ void clear(const Product& call, int64_t begin, int64_t end) {
   }
 }
 
-// The experts that have rows; what rows no expert has are cleared.
-const std::vector<ExpertRows>& rows_by_expert(const Product& call) {
-  std::vector<ExpertRows>& found = experts_of_thread;
-  found.clear();
-  int64_t next = 0;
-  for (int64_t e = 0; e < call.experts; ++e) {
-    const int64_t begin = std::clamp<int64_t>(call.offsets[e], next, call.rows);
-    const int64_t end = std::clamp<int64_t>(call.offsets[e + 1], begin, call.rows);
-    if (end > begin) {
-      clear(call, next, begin);
-      found.push_back({e, begin, end});
-      next = end;
-    }
-  }
-  clear(call, next, call.rows);
-  return found;
-}
-
 }  // namespace
 
 void product(const Product& call, Isa isa) {
   if (call.rows == 0 || call.n == 0) {
     return;
   }
-  const std::vector<ExpertRows>& experts = rows_by_expert(call);
+  const std::vector<ExpertRows>& experts =
+      rows_by_expert(call.offsets, call.experts, call.rows,
+                     [&](int64_t begin, int64_t end) { clear(call, begin, end); });
   if (experts.empty()) {
     return;
   }

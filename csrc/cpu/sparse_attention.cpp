@@ -14,9 +14,9 @@ namespace {
 constexpr int64_t kHeadsAtOnce = 32;  // two panels of AVX2, one of AVX-512
 
 // Floats of AttentionScratch for any vector type.
-int64_t scratch_of(int64_t heads, int64_t channels) {
+int64_t scratch_of(int64_t heads, int64_t channels, int64_t tile) {
   const int64_t padded = heads + 16, row = channels + 48;
-  return padded * channels + kKeyTile * row + kKeyTile * padded + padded * row + 3 * padded;
+  return padded * channels + tile * row + tile * padded + padded * row + 3 * padded;
 }
 
 }  // namespace
@@ -42,27 +42,28 @@ int64_t KeyList::gather(int64_t place, const char** rows) const {
       rows[count++] = row;
     }
   };
-  const int64_t after = place + kKeyTile;
+  const int64_t after = place + call_->tile;
   for (int64_t i = place; i < std::min(after, near_); ++i) {
     add(call_->near.row(sequence_, first_ + i));
   }
-  const int64_t window = call_->window;
-  for (int64_t i = std::max(place - window, int64_t{0}); i < std::min(after - window, far_); ++i) {
+  const int64_t entry = call_->first_entry();
+  for (int64_t i = std::max(place - entry, int64_t{0}); i < std::min(after - entry, far_); ++i) {
     add(call_->far.row(sequence_, call_->chooses ? call_->chosen.at(token_, i) : i));
   }
   return count;
 }
 
 int64_t KeyList::next(const char** rows) {
+  const int64_t tile = call_->tile, entry = call_->first_entry();
   while (true) {
     if (place_ >= near_) {  // places without keys end the window
-      place_ = std::max(place_, call_->window / kKeyTile * kKeyTile);
-      if (place_ >= call_->window + far_) {
+      place_ = std::max(place_, entry / tile * tile);
+      if (place_ >= entry + far_) {
         return 0;
       }
     }
     const int64_t count = gather(place_, rows);
-    place_ += kKeyTile;
+    place_ += tile;
     if (count > 0) {
       return count;
     }
@@ -87,7 +88,7 @@ void sparse_attention(const SparseAttention& call, Isa isa) {
       const int64_t last = std::min(groups, first + end - begin);
       const int64_t heads = std::min(call.heads, last * kHeadsAtOnce) - first * kHeadsAtOnce;
       attend(call, token, first * kHeadsAtOnce, heads,
-             buffer.of<float>(scratch_of(heads, call.channels)));
+             buffer.of<float>(scratch_of(heads, call.channels, call.tile)));
       begin += last - first;
     }
   });

@@ -7,12 +7,14 @@
 
 namespace dsv4::cpu {
 
-constexpr int64_t kKeyTile = 64;  // keys whose probabilities are rounded against one maximum
+// Keys whose probabilities are rounded against one maximum, and as many on Ascend's chips.
+constexpr int64_t kKeyTile = 64;
+constexpr int64_t kAscendTile = 512;
 
 // Every token attends to its list of keys: window rows in order, padded with "no key" to `window`
 // places, then the chosen entries, or all visible ones. Rows are keys and values of all heads, in
 // q's dtype. Probabilities are rounded to it against the largest score up to the end of their tile
-// of 64 places. The bits of a token's head depend on that token alone.
+// of places. The bits of a token's head depend on that token alone.
 struct SparseAttention {
   DType dtype;
   int64_t tokens;
@@ -31,6 +33,11 @@ struct SparseAttention {
   int64_t window;
   int64_t ratio;
   char* out;  // [T, H, D]
+  int64_t tile = kKeyTile;
+  bool sink_first = false;  // maximum and sum start from the sink, and entries with a tile
+
+  // Where the places of entries begin.
+  int64_t first_entry() const { return sink_first ? (window + tile - 1) / tile * tile : window; }
 };
 
 // The list of one token.
@@ -38,7 +45,7 @@ class KeyList {
  public:
   KeyList(const SparseAttention& call, int64_t token);
 
-  // Keys of the next tile that has any, into `rows` [kKeyTile]; 0 behind the last.
+  // Keys of the next tile that has any, into `rows` [tile]; 0 behind the last.
   int64_t next(const char** rows);
 
  private:

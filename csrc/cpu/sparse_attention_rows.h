@@ -9,20 +9,20 @@ struct AttentionScratch {
   int64_t heads;       // padded
   int64_t row_stride;  // of keys and of values, in elements: no power of two
   float* panels;
-  float* keys;     // [kKeyTile, row_stride]
-  float* scores;   // [kKeyTile, heads]
+  float* keys;     // [tile, row_stride]
+  float* scores;   // [tile, heads]
   float* values;   // [heads, row_stride]
   float* peaks;    // [heads]
   float* totals;   // [heads]
   float* rescale;  // [heads]
 
-  AttentionScratch(int64_t real_heads, int64_t channels, float* memory)
+  AttentionScratch(int64_t real_heads, int64_t channels, int64_t tile, float* memory)
       : heads(padded_heads(real_heads)),
         row_stride((channels + 2 * Vec::lanes - 1) / (2 * Vec::lanes) * (2 * Vec::lanes) + 16),
         panels(memory),
         keys(panels + heads * channels),
-        scores(keys + dsv4::cpu::kKeyTile * row_stride),
-        values(scores + dsv4::cpu::kKeyTile * heads),
+        scores(keys + tile * row_stride),
+        values(scores + tile * heads),
         peaks(values + heads * row_stride),
         totals(peaks + heads),
         rescale(totals + heads) {}
@@ -108,10 +108,12 @@ void finish_heads(const dsv4::cpu::SparseAttention& call, const AttentionScratch
                   int64_t first, int64_t heads) {
   auto* out = reinterpret_cast<X*>(call.out) + (token * call.heads + first) * call.channels;
   for (int64_t h = 0; h < heads; ++h) {
-    const float total = s.totals[h];
-    const float sink = call.sink[(first + h) * call.sink_stride];
+    float total = s.totals[h];
+    if (!call.sink_first && total != 0) {
+      total += __builtin_expf(call.sink[(first + h) * call.sink_stride] - s.peaks[h]);
+    }
     // Without a key there is no total, and the result is 0.
-    const float share = total == 0 ? 0 : 1 / (total + __builtin_expf(sink - s.peaks[h]));
+    const float share = total == 0 ? 0 : 1 / total;
     const Vec factor = Vec::broadcast(share);
     const float* from = s.values + h * s.row_stride;
     X* to = out + h * call.channels;
@@ -124,17 +126,20 @@ void finish_heads(const dsv4::cpu::SparseAttention& call, const AttentionScratch
 template <class X>
 void attend(const dsv4::cpu::SparseAttention& call, int64_t token, int64_t first, int64_t heads,
             float* memory) {
-  const AttentionScratch s(heads, call.channels, memory);
+  const AttentionScratch s(heads, call.channels, call.tile, memory);
   const int64_t padded = s.row_stride - 16;
   const char* q = call.q + token * call.q_token_stride + first * call.q_head_stride;
   pack_heads(reinterpret_cast<const X*>(q), call.q_head_stride / static_cast<int64_t>(sizeof(X)),
              heads, call.channels, s.panels);
-  for (int64_t h = 0; h < s.heads; ++h) s.peaks[h] = kLowest;
-  __builtin_memset(s.totals, 0, static_cast<size_t>(s.heads) * sizeof(float));
+  for (int64_t h = 0; h < s.heads; ++h) {
+    const bool sink = call.sink_first && h < heads;
+    s.peaks[h] = sink ? call.sink[(first + h) * call.sink_stride] : kLowest;
+    s.totals[h] = sink ? 1.0f : 0.0f;
+  }
   __builtin_memset(s.values, 0, static_cast<size_t>(s.heads * s.row_stride) * sizeof(float));
   const float scale = 1 / __builtin_sqrtf(static_cast<float>(call.channels));
   dsv4::cpu::KeyList list(call, token);
-  const char* rows[2][dsv4::cpu::kKeyTile];
+  const char* rows[2][dsv4::cpu::kAscendTile];
   int64_t count = list.next(rows[0]);
   for (int tile = 0; count > 0; tile ^= 1) {
     for (int64_t k = 0; k < count; ++k) {

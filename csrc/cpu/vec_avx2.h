@@ -12,6 +12,9 @@ struct Vec {
   static Vec load(const dsv4::BFloat16* from) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(from)), 16))};
   }
+  static Vec load(const int32_t* from) {
+    return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+  }
 
   void store(float* to) const { _mm256_storeu_ps(to, value); }
   void store(dsv4::Half* to) const {
@@ -92,6 +95,13 @@ struct VecInt {
     const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
   }
+
+  int32_t sum() const {
+    const __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(value), _mm256_extracti128_si256(value, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
 };
 
 inline VecInt bits_of(Vec a) { return {_mm256_castps_si256(a.value)}; }
@@ -104,6 +114,24 @@ inline VecInt max(VecInt a, VecInt b) { return {_mm256_max_epi32(a.value, b.valu
 template <int places>
 VecInt shift_right(VecInt a) {
   return {_mm256_srli_epi32(a.value, places)};
+}
+
+struct VecShort {
+  static constexpr int lanes = 16;
+  __m256i value;
+
+  static VecShort load(const int8_t* from) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  }
+  static VecShort load(const int16_t* from) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))};
+  }
+  void store(int16_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
+};
+
+// Products of lanes, each pair of neighbours added.
+inline VecInt multiply_pairs(VecShort a, VecShort b) {
+  return {_mm256_madd_epi16(a.value, b.value)};
 }
 
 // Lane i of the result is lane i ^ distance: 1, 2 or 4.

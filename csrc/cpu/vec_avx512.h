@@ -12,6 +12,7 @@ struct Vec {
   static Vec load(const dsv4::BFloat16* from) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half(from)), 16))};
   }
+  static Vec load(const int32_t* from) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(from))}; }
 
   void store(float* to) const { _mm512_storeu_ps(to, value); }
   void store(dsv4::Half* to) const {
@@ -70,6 +71,8 @@ struct VecInt {
   }
 
   int32_t largest() const { return _mm512_reduce_max_epi32(value); }
+
+  int32_t sum() const { return _mm512_reduce_add_epi32(value); }
 };
 
 inline VecInt bits_of(Vec a) { return {_mm512_castps_si512(a.value)}; }
@@ -82,6 +85,22 @@ inline VecInt max(VecInt a, VecInt b) { return {_mm512_max_epi32(a.value, b.valu
 template <int places>
 VecInt shift_right(VecInt a) {
   return {_mm512_srli_epi32(a.value, places)};
+}
+
+struct VecShort {
+  static constexpr int lanes = 32;
+  __m512i value;
+
+  static VecShort load(const int8_t* from) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+  }
+  static VecShort load(const int16_t* from) { return {_mm512_loadu_si512(from)}; }
+  void store(int16_t* to) const { _mm512_storeu_si512(to, value); }
+};
+
+// Products of lanes, each pair of neighbours added.
+inline VecInt multiply_pairs(VecShort a, VecShort b) {
+  return {_mm512_madd_epi16(a.value, b.value)};
 }
 
 // Lane i of the result is lane i ^ distance: 1, 2, 4 or 8.

@@ -28,6 +28,13 @@ inline Float4 load_four(const dsv4::BFloat16* from) {
   return __builtin_bit_cast(Float4, __builtin_convertvector(bits, Unsigned4) << 16);
 }
 
+template <>
+inline Float4 load_four(const int32_t* from) {
+  Int4 numbers;
+  __builtin_memcpy(&numbers, from, sizeof(numbers));
+  return __builtin_convertvector(numbers, Float4);
+}
+
 template <class T>
 inline void store_four(Float4 value, T* to) {
   for (int i = 0; i < 4; ++i) to[i] = dsv4::from_float<T>(value[i]);
@@ -144,6 +151,11 @@ struct VecInt {
     for (int i = 1; i < 4; ++i) result = four[i] > result ? four[i] : result;
     return result;
   }
+
+  int32_t sum() const {
+    const Int4 four = low + high;
+    return (four[0] + four[1]) + (four[2] + four[3]);
+  }
 };
 
 inline VecInt bits_of(Vec a) { return {bits_of(a.low), bits_of(a.high)}; }
@@ -161,6 +173,38 @@ VecInt shift_right(VecInt a) {
   const auto low = __builtin_bit_cast(Unsigned4, a.low) >> places;
   const auto high = __builtin_bit_cast(Unsigned4, a.high) >> places;
   return {__builtin_bit_cast(Int4, low), __builtin_bit_cast(Int4, high)};
+}
+
+struct VecShort {
+  static constexpr int lanes = 16;
+  // Of each pair of neighbours the first and the second, as wide as their products.
+  Int4 first[2], second[2];
+
+  static VecShort of(const Int4 (&pairs)[2]) {
+    return {{pairs[0] << 16 >> 16, pairs[1] << 16 >> 16}, {pairs[0] >> 16, pairs[1] >> 16}};
+  }
+  static VecShort load(const int16_t* from) {
+    Int4 pairs[2];
+    __builtin_memcpy(pairs, from, sizeof(pairs));
+    return of(pairs);
+  }
+  static VecShort load(const int8_t* from) {
+    int16_t wide[lanes];
+    for (int i = 0; i < lanes; ++i) wide[i] = from[i];
+    return load(wide);
+  }
+  void store(int16_t* to) const {
+    for (int half = 0; half < 2; ++half) {
+      const Int4 pairs = (first[half] & 0xffff) | second[half] << 16;
+      __builtin_memcpy(to + half * lanes / 2, &pairs, sizeof(pairs));
+    }
+  }
+};
+
+// Products of lanes, each pair of neighbours added.
+inline VecInt multiply_pairs(VecShort a, VecShort b) {
+  return {a.first[0] * b.first[0] + a.second[0] * b.second[0],
+          a.first[1] * b.first[1] + a.second[1] * b.second[1]};
 }
 
 // Lane i of the result is lane i ^ distance: 1, 2 or 4.

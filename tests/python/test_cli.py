@@ -111,7 +111,7 @@ def test_ops_names_every_operator_and_reason(run):
     assert code == 0
     assert set(rows) == set(OPERATORS)
     assert rows["rms_norm"]["devices"]["cpu"]["name"].startswith("rms_norm/")
-    assert rows["qkv_norm_rope"]["devices"]["cpu"] == {
+    assert rows["bf16_moe"]["devices"]["cpu"] == {
         "name": "reference",
         "reason": "no kernel for this device in this build",
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv4_ascend.bench import contexts, products, row_operators, work
+from dsv4_ascend.bench import contexts, int8_products, products, row_operators, work
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.machine import SIDE, LimitProbe, Limits
 from dsv4_ascend.bench.sections import Section, quartiles, rate, seconds
@@ -16,6 +16,8 @@ from dsv4_ascend.bench.work import Row, Work, measure
 BUILDERS: dict[str, Callable[[Dimensions], Iterator[Work]]] = {
     "fp4_grouped_gemm": products.experts,
     "fp8_gemm": products.fp8_linear,
+    "int8_gemm": int8_products.linear,
+    "int8_grouped_gemm": int8_products.experts,
     "linear": products.bf16_linear,
     "grouped_output_projection": products.output_projection,
     "sparse_attention": contexts.sparse_attention,

@@ -53,7 +53,7 @@ def experts(of: Dimensions) -> Iterator[Work]:
     for tokens in of.many:
         x = bf16(tokens * of.chosen, of.hidden)
         codes, scale = act_quant(x, 128)
-        routes = [_offsets(of, tokens) for _ in range(_routes(of, tokens))]
+        routes = [offsets_of(of, tokens) for _ in range(routes_of(of, tokens))]
         touched = sum(int((r.diff() > 0).sum()) for r in routes) / len(routes)
         out = 2 * x.shape[0] * of.intermediate
         arguments = codes, scale
@@ -69,7 +69,7 @@ def experts(of: Dimensions) -> Iterator[Work]:
             ),
             {
                 _BEFORE.format(f"{name} linear"): rotating(
-                    partial(_by_expert, x.to(_FLOATS[name])), weights, routes
+                    partial(by_expert, x.to(_FLOATS[name])), weights, routes
                 )
                 for name, weights in widened.items()
             },
@@ -84,20 +84,21 @@ def _widened(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> to
     return values
 
 
-def _routes(of: Dimensions, tokens: int) -> int:
+def routes_of(of: Dimensions, tokens: int) -> int:
     """Routings until the experts that few tokens choose have changed more than a cache holds."""
     touched = min(of.experts, tokens * of.chosen) * of.intermediate * of.hidden // 2
     return min(16, copies(touched))
 
 
-def _offsets(of: Dimensions, tokens: int) -> torch.Tensor:
+def offsets_of(of: Dimensions, tokens: int) -> torch.Tensor:
     """Offsets of rows for tokens that choose `chosen` different experts each."""
     ids = torch.rand(tokens, of.experts).topk(of.chosen).indices
     counts = ids.flatten().bincount(minlength=of.experts)
     return F.pad(counts.cumsum(0), (1, 0)).int()
 
 
-def _by_expert(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def by_expert(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Rows [T, K] times the weight [E, N, K] of their expert, one linear per expert."""
     ends = offsets.tolist()
     y = x.new_empty(x.shape[0], weight.shape[1])
     for e, (start, end) in enumerate(pairwise(ends)):

@@ -13,7 +13,7 @@ from seeds import generator
 from dsv4_ascend.model.model import Model, load
 from dsv4_ascend.tiny.release import SHIPPED
 
-PROFILES = "official", "ideal"
+PROFILES = "official", "ideal", "a2a3-int8"
 NEVER_STOP: frozenset[int] = frozenset()
 
 
