@@ -1,6 +1,9 @@
 #include "cpu/lightning_indexer.h"
 
+#include <algorithm>
+
 #include "candidate.h"
+#include "common/error.h"
 #include "indexer_view.h"
 #include "tensor_view.h"
 
@@ -58,6 +61,37 @@ struct LightningIndexerKernel {
   }
 };
 
+// Scores of `indexer_scores`, choice of `topk_indices`.
+struct IndexerTopKKernel {
+  static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
+                        const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                        int64_t, int64_t) {
+    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache), no_heads(q));
+  }
+
+  template <Isa isa>
+  static at::Tensor run(const at::Tensor& q, const at::Tensor& k_cache, const at::Tensor& weights,
+                        const at::Tensor& block_table, const at::Tensor& query_start_loc,
+                        const at::Tensor& seq_lens, int64_t ratio, int64_t k) {
+    const int64_t entries = block_table.size(1) * k_cache.size(1), columns = std::min(k, entries);
+    at::Tensor chosen = new_tensor({q.size(0), columns}, at::kInt);
+    auto* to = chosen.mutable_data_ptr<int32_t>();
+    cpu::lightning_indexer({cpu::RowFormat::rounded,
+                            indexer_query(dtype_of(q), q, k_cache, weights, block_table,
+                                          query_start_loc, seq_lens, ratio),
+                            nullptr, 0, 0, cpu::PagedRows{}, entries, columns, to},
+                           isa);
+    for (int64_t token = 0; columns > 0 && token < q.size(0); ++token) {
+      if (to[token * columns] == cpu::kUndefined) {
+        throw ArgumentError("indexer_topk", "q", c10::str("NaN among the scores of token ", token),
+                            "queries, keys and weights whose scores are numbers");
+      }
+    }
+    return chosen;
+  }
+};
+
+const IsaRegistration<IndexerTopKKernel> indexer_topk("indexer_topk");
 const IsaRegistration<LightningIndexerKernel> lightning_indexer("lightning_indexer");
 const IsaRegistration<CodedIndexerKernel<cpu::RowFormat::int8>> of_int8("lightning_indexer_int8");
 const IsaRegistration<CodedIndexerKernel<cpu::RowFormat::e4m3>> of_e4m3("lightning_indexer_fp8");

@@ -33,6 +33,7 @@ struct BestEntries {
   int64_t count = 0;
   bool bounded = false;  // whether k entries are at least the threshold
   float threshold = 0;
+  bool undefined = false;  // whether a NaN was among what was offered
 
   // Drops all but the k best, and raises the threshold to the last of them.
   void keep();

@@ -56,6 +56,23 @@ void pack_query(const dsv4::cpu::IndexerQuery& query, const IndexerScratch& s, i
                  query.weights_head_stride, s.weights + place * s.heads);
 }
 
+// One score from the dot products of all heads, every tensor rounded to X.
+template <class X>
+X combine_rounded(int64_t heads, const float* dots, const float* weights) {
+  const Vec zero = Vec::broadcast(0.0f);
+  Vec sum = zero;
+  int64_t h = 0;
+  for (; h + Vec::lanes <= heads; h += Vec::lanes) {
+    const Vec dot = max(rounded<X>(Vec::load(dots + h)), zero);
+    sum = sum + rounded<X>(dot * Vec::load(weights + h));
+  }
+  if (h < heads) {
+    const Vec dot = max(rounded<X>(load_first(dots + h, heads - h)), zero);
+    sum = sum + rounded<X>(dot * Vec::load(weights + h));
+  }
+  return dsv4::from_float<X>(sum.sum());
+}
+
 // Rows of the entries first .. first + count - 1 of a sequence, null where there is none.
 inline void find_keys(const dsv4::cpu::IndexerQuery& query, int64_t sequence, int64_t first,
                       int64_t count, const char** rows) {

@@ -4,23 +4,6 @@
 
 #include "cpu/indexer_rows.h"
 
-// One score from the dot products of all heads.
-template <class X>
-X combine(const dsv4::cpu::IndexerQuery& query, const float* dots, const float* weights) {
-  const Vec zero = Vec::broadcast(0.0f);
-  Vec sum = zero;
-  int64_t h = 0;
-  for (; h + Vec::lanes <= query.heads; h += Vec::lanes) {
-    const Vec dot = max(rounded<X>(Vec::load(dots + h)), zero);
-    sum = sum + rounded<X>(dot * Vec::load(weights + h));
-  }
-  if (h < query.heads) {
-    const Vec dot = max(rounded<X>(load_first(dots + h, query.heads - h)), zero);
-    sum = sum + rounded<X>(dot * Vec::load(weights + h));
-  }
-  return dsv4::from_float<X>(sum.sum());
-}
-
 // What the products are for: scores that are stored.
 template <class X>
 struct StoredScores {
@@ -43,7 +26,8 @@ struct StoredScores {
   void takes(const IndexerScratch& s, int64_t place, int64_t key, int64_t count) {
     X* scores = of(place, key);
     for (int64_t i = 0; i < count; ++i) {
-      scores[i] = combine<X>(call.query, s.dots + i * s.heads, s.weights + place * s.heads);
+      scores[i] =
+          combine_rounded<X>(call.query.heads, s.dots + i * s.heads, s.weights + place * s.heads);
     }
   }
 };

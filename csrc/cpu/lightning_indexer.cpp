@@ -55,13 +55,17 @@ void merge_spans(const LightningIndexer& call, int64_t group, Span* spans, int64
       BestEntries& some = spans[i].best[token - first];
       all.keep();
       some.keep();
+      all.undefined |= some.undefined;
       std::memcpy(all.entries + all.count, some.entries,
                   static_cast<size_t>(some.count) * sizeof(uint64_t));
       all.count += some.count;
     }
     int32_t* chosen = call.chosen + token * call.k;
-    all.indices(chosen, false);
+    all.indices(chosen, call.format == RowFormat::rounded);
     std::fill(chosen + all.k, chosen + call.k, -1);
+    if (all.undefined) {
+      std::fill(chosen, chosen + call.k, kUndefined);
+    }
   }
 }
 

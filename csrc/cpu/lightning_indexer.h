@@ -6,18 +6,22 @@
 
 namespace dsv4::cpu {
 
-enum class RowFormat : uint8_t { values, int8, e4m3 };
+// Of queries and keys; scores of `rounded` values are those of indexer_scores.
+enum class RowFormat : uint8_t { values, rounded, int8, e4m3 };
+
+constexpr int32_t kUndefined = -2;
 
 // chosen[t] = indices of the k visible entries with the largest sum_h relu(q[t][h] . key) *
 // weights[t][h] in fp32, in any order, then -1; of equal scores the smaller index. Memory does not
 // grow with the number of entries: scores are offered to the best ones as they are made.
 //
 // Of rows of codes the dot product is multiplied by the scales of both rows, and of e4m3 the sum is
-// rounded to bf16.
+// rounded to bf16. Of rounded values the best entry is the first, and a token with a NaN among its
+// scores chooses kUndefined.
 struct LightningIndexer {
   RowFormat format;
-  IndexerQuery query;   // weights in fp32, of int8 in fp16; scales alike
-  const char* q_scale;  // [tokens, heads], strides in bytes
+  IndexerQuery query;   // weights in fp32, of rounded values in their dtype, of int8 in fp16
+  const char* q_scale;  // of codes [tokens, heads] in the weights' dtype, strides in bytes
   int64_t q_scale_token_stride;
   int64_t q_scale_head_stride;
   PagedRows key_scales;

@@ -73,6 +73,27 @@ struct OfferedScores {
   }
 };
 
+// The same of scores that are rounded to X at every step.
+template <class X>
+struct OfferedRounded {
+  int64_t heads;
+  dsv4::cpu::BestEntries* best;
+
+  void starts(const IndexerScratch&, int64_t, int64_t) {}
+
+  void takes(const IndexerScratch& s, int64_t place, int64_t key, int64_t count) {
+    X scores[kKeysAtOnce];
+    bool undefined = false;
+    for (int64_t i = 0; i < count; ++i) {
+      scores[i] = combine_rounded<X>(heads, s.dots + i * s.heads, s.weights + place * s.heads);
+      const float score = dsv4::to_float(scores[i]);
+      undefined |= score != score;
+    }
+    best[place].undefined |= undefined;
+    offer(best[place], scores, count, key);
+  }
+};
+
 // Offers the entries begin .. end - 1 to the best of tokens first .. first + count - 1, which are
 // of one sequence.
 template <class X, class W = float>
@@ -81,6 +102,14 @@ void select_sequence(const dsv4::cpu::LightningIndexer& call, int64_t sequence, 
                      float* memory) {
   OfferedScores<X, W> pass{call, sequence, first, begin, best};
   multiply_tiles<X, W>(call.query, sequence, first, count, begin, end, memory, pass);
+}
+
+template <class X>
+void select_rounded(const dsv4::cpu::LightningIndexer& call, int64_t sequence, int64_t first,
+                    int64_t count, int64_t begin, int64_t end, dsv4::cpu::BestEntries* best,
+                    float* memory) {
+  OfferedRounded<X> pass{call.query.heads, best};
+  multiply_tiles<X, X>(call.query, sequence, first, count, begin, end, memory, pass);
 }
 
 void select_tokens(const dsv4::cpu::LightningIndexer& call, int64_t sequence, int64_t first,
@@ -92,6 +121,10 @@ void select_tokens(const dsv4::cpu::LightningIndexer& call, int64_t sequence, in
                                                    memory);
     case dsv4::cpu::RowFormat::e4m3:
       return select_sequence<E4m3Code>(call, sequence, first, count, begin, end, best, memory);
+    case dsv4::cpu::RowFormat::rounded:
+      DSV4_FOR_DTYPE(call.query.dtype, select_rounded, call, sequence, first, count, begin, end,
+                     best, memory);
+      return;
     case dsv4::cpu::RowFormat::values:
       break;
   }

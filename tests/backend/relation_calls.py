@@ -80,6 +80,7 @@ CALLS = {
         "state_block_table": ints([1, 2], [3, 4]), **BATCH, "max_seq_len": 4, "eps": 1e-6,
     },
     "indexer_scores": INDEXER,
+    "indexer_topk": INDEXER | {"k": 2},
     "lightning_indexer": INDEXER | {"max_seq_len": 8, "k": 2},
     "lightning_indexer_fp8": INDEXER | ROWS_OF_CODES | {"max_seq_len": 8, "k": 2},
     "topk_indices": {"scores": ones(3, 4), "visible": ints(0, 4, 2), "k": 2},

@@ -14,6 +14,7 @@ ATTEND = OPERATORS["sparse_attention"]
 POOL = OPERATORS["compress_pool"]
 SCORES = OPERATORS["indexer_scores"]
 SELECT = OPERATORS["lightning_indexer"]
+CHOOSE = OPERATORS["indexer_topk"]
 TOPK = OPERATORS["topk_indices"]
 WRITE = OPERATORS["write_cache"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -124,6 +125,7 @@ def alone(call, token, tables):
 CALLS = {
     "sparse_attention": (attention, ("window_block_table", "cmp_block_table")),
     "indexer_scores": (indexer, ("block_table",)),
+    "indexer_topk": (lambda dtype: indexer(dtype) | {"k": 30}, ("block_table",)),
     "lightning_indexer": (selection, ("block_table",)),
     "lightning_indexer_int8": (
         partial(coded_selection, torch.int8, torch.float16),
@@ -239,6 +241,40 @@ def test_selection_over_spans_of_entries_is_exact(isa, entries):
     for row, scores in zip(got, dots.sum(1), strict=True):
         assert len(set(row.tolist())) == 300
         assert scores[row.long()].min() >= scores.topk(300).values[-1] - 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("entries", [1, 2047, 2049, 20000])
+@pytest.mark.parametrize("tokens", [1, 9, 70])
+def test_choice_in_one_step_is_that_of_stored_scores(isa, dtype, entries, tokens):
+    cells = torch.randperm(-(-entries // 16))[None].int()
+    length = entries * 2 + 1
+    tokens = min(tokens, length)
+    call = {
+        "q": torch.randn(tokens, 3, 8).to(dtype),
+        "k_cache": torch.randn(cells.numel(), 16, 8).to(dtype),
+        "weights": torch.randn(tokens, 3).to(dtype),
+        "block_table": cells,
+        "query_start_loc": ints(0, tokens),
+        "seq_lens": ints(length),
+        "ratio": 2,
+    }
+    visible = ((torch.arange(length - tokens, length) + 1) // 2).int()
+    scores = SCORES(**call)
+    for k in (1, 300, 30000):
+        assert torch.equal(CHOOSE(**call, k=k), TOPK(scores, visible, k))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("policy", ["strict", "reference"])
+def test_nan_among_the_scores_of_a_choice_is_an_error(isa, dtype, policy):
+    call = indexer(dtype) | {"k": 5}
+    undefined = call["q"].clone()
+    undefined[[6, 8], 3, 2] = torch.nan
+    undefined[[3, 4], 3, 2] = torch.nan  # which see no entry
+    want = r"'q': found NaN among the scores of token 6, expected queries, keys and weights whose"
+    with dispatch.use(policy), pytest.raises(ArgumentError, match=want):
+        CHOOSE(**call | {"q": undefined})
 
 
 def test_every_code_of_a_key_counts(isa):

@@ -193,7 +193,7 @@ def test_operators_without_gradient():
     coded -= {"int8_moe", "mx_moe"}
     coded |= {name for name in OPERATORS if name.startswith(("rms_norm_", "indexer_prolog"))}
     chosen = {name for name in OPERATORS if name.startswith("lightning_indexer")}
-    others = {"act_quant", "fp4_quant", "swiglu_quant", "topk_indices", "sample"}
+    others = {"act_quant", "fp4_quant", "swiglu_quant", "topk_indices", "indexer_topk", "sample"}
     assert without == coded | chosen | others
 
 

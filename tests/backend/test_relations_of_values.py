@@ -84,6 +84,8 @@ WRONG = [
      "query_start_loc", "0 .. 4", "offsets from 0 to the number of tokens 3"),
     ("indexer_scores", {"block_table": ints([3, 9], [1, 9])},
      "block_table", "3 at [0, 0]", "0 to 2"),
+    ("indexer_topk", {"block_table": ints([3, 9], [1, 9])},
+     "block_table", "3 at [0, 0]", "0 to 2"),
     ("lightning_indexer", {"max_seq_len": 2},
      "max_seq_len", "2", "at least 4, as in seq_lens"),
     ("lightning_indexer", {"block_table": ints([2, 9], [-7, 9])},

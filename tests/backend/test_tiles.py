@@ -1,5 +1,5 @@
-"""Calls are done in tiles of tokens: the same bits for any budget,
-and memory that does not grow with the call.
+"""References do long calls in tiles of tokens: the same bits for any budget.
+Memory does not grow with the call, there and in kernels.
 """
 
 import os
@@ -10,10 +10,11 @@ import pytest
 import torch
 from seeds import draw
 
-from dsv4_backend import tiles
+from dsv4_backend import dispatch, tiles
 from dsv4_backend.ops import indexer
 from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
+from dsv4_backend.ops.indexer_topk import indexer_topk
 from dsv4_backend.proofs.attention import random_call
 from dsv4_backend.proofs.indexer import random_call as random_index_call
 
@@ -26,6 +27,16 @@ TYPES = [torch.float32, torch.bfloat16]
 every_batch = pytest.mark.parametrize("sequences", SEQUENCES.values(), ids=SEQUENCES)
 every_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
 every_budget = pytest.mark.parametrize("budget", [1, 30_000, 100_000, 1 << 40])
+
+
+@pytest.fixture
+def reference():
+    """Only references are done in tiles."""
+    with dispatch.use("reference"):
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("reference")
 
 
 def same_bits(monkeypatch, budget, call):
@@ -51,6 +62,14 @@ def test_attention_has_the_same_bits(monkeypatch, kind, sequences, dtype, budget
 def test_index_scores_have_the_same_bits(monkeypatch, heads, sequences, dtype, budget):
     call = random_index_call(draw(), sequences, dtype, heads=heads, dim=32)
     same_bits(monkeypatch, budget, lambda: indexer_scores(*call))
+
+
+@every_budget
+@every_type
+@every_batch
+def test_a_choice_in_one_step_is_the_same(monkeypatch, sequences, dtype, budget):
+    call = random_index_call(draw(), sequences, dtype, heads=4, dim=8)
+    same_bits(monkeypatch, budget, lambda: indexer_topk(*call, 4))
 
 
 @every_budget
@@ -83,6 +102,7 @@ PEAK = """
 import sys, torch, dsv4_ascend, dsv4_backend
 from dsv4_backend.ops.attention import sparse_attention
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
+from dsv4_backend.ops.indexer_topk import indexer_topk
 from dsv4_ascend.tiny.release import SHIPPED
 
 def peak():
@@ -101,6 +121,11 @@ def index_scores(context, tokens=64):
     weights = q[..., 0].contiguous()
     return lambda: indexer_scores(q, keys, weights, table, *batch(tokens, context), 4)
 
+def choice(context, tokens):
+    (keys, table), q = pages(context // 4, 16), torch.randn(tokens, 2, 16).bfloat16()
+    weights = q[..., 0].contiguous()
+    return lambda: indexer_topk(q, keys, weights, table, *batch(tokens, context), 4, 512)
+
 def selection(context, tokens=64):
     scores = torch.rand(tokens, context // 4).bfloat16()
     return lambda: topk_indices(scores, torch.full((tokens,), context // 4), 512)
@@ -118,7 +143,7 @@ def prompt(tokens):
     step = dsv4_ascend.model.step.make_step(cache, [cache.new_sequence()], [ids])
     return lambda: model.network.run_layers(*step)
 
-with torch.inference_mode():
+with torch.inference_mode(), dsv4_backend.dispatch.use(sys.argv[2]):
     call = eval(sys.argv[1])
     before = peak()
     call()
@@ -126,11 +151,10 @@ with torch.inference_mode():
 """
 
 
-def megabytes(call):
+def megabytes(call, policy):
     """Growth of a fresh process's peak memory in one call."""
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, call], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PEAK, call, policy]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
@@ -144,6 +168,7 @@ def megabytes(call):
             "index_scores(1 << 16)", 200, marks=pytest.mark.long
         ),  # 64 tokens: 0.6 GB at once
         ("index_scores(1 << 19, 16)", 250),  # 16 tokens: 1.2 GB
+        ("choice(1 << 20, 512)", 150),  # 256 MB of scores
         ("selection(1 << 19)", 200),  # 64 rows of 131072
         pytest.param(
             "attention(1 << 16)", 200, marks=pytest.mark.long
@@ -152,5 +177,6 @@ def megabytes(call):
         ("prompt(4000)", 500),  # the shipped model, whole: 435 seen at 6000 tokens
     ],
 )
-def test_memory_of_a_call(call, limit):
-    assert megabytes(call) < limit
+@pytest.mark.parametrize("policy", ["auto", "reference"])
+def test_memory_of_a_call(call, limit, policy):
+    assert megabytes(call, policy) < limit

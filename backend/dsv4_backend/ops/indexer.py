@@ -57,8 +57,25 @@ def hide(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     return scores.masked_fill(entry >= visible[:, None], -torch.inf)
 
 
-def _token_bytes(call: IndexerCall, entries: int) -> int:
-    """Temporaries of one token in `indexer_scores`, of which `ENTRIES` bounds the large ones."""
+def visible_of(call: IndexerCall) -> torch.Tensor:
+    """How many entries each token sees: [T]."""
+    positions = ragged.token_positions(call.query_start_loc, call.seq_lens, call.q.shape[0])
+    return visible_entries(positions, call.ratio)
+
+
+def scores_of(call: IndexerCall, part: slice) -> torch.Tensor:
+    """Scores of some tokens: [t, entries], -inf from the first that a token does not see on."""
+    entries = call.block_table.shape[1] * call.k_cache.shape[1]
+    owners = ragged.token_sequences(call.query_start_loc, call.q.shape[0])[part]
+    index = torch.arange(entries, device=call.q.device)
+    rows = (key_rows(call, owners, index[span]) for span in spans(entries, ENTRIES))
+    scores = [_combine(_dot(call.q[part], some), call.weights[part]) for some in rows]
+    return hide(torch.cat(scores, 1), visible_of(call)[part])
+
+
+def token_bytes(call: IndexerCall) -> int:
+    """Temporaries of one token's scores, of which `ENTRIES` bounds the large ones."""
+    entries = call.block_table.shape[1] * call.k_cache.shape[1]
     wide = 8 if call.q.dtype == torch.float64 else 4
     key = 0 if len(call.seq_lens) == 1 else 3 * wide * call.q.shape[2]
     return min(entries, ENTRIES) * (4 * wide * call.q.shape[1] + key) + 2 * wide * entries
@@ -112,17 +129,7 @@ def indexer_scores(
     fit. Source: spec/v4.md 4.5 [OFF-M Indexer], visibility 4.2.
     """
     call = IndexerCall(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio)
-    tokens, entries = q.shape[0], block_table.shape[1] * k_cache.shape[1]
-    sequence = ragged.token_sequences(query_start_loc, tokens)
-    positions = ragged.token_positions(query_start_loc, seq_lens, tokens)
-    index = torch.arange(entries, device=q.device)
-
-    def score(part: slice) -> torch.Tensor:
-        rows = (key_rows(call, sequence[part], index[span]) for span in spans(entries, ENTRIES))
-        scores = torch.cat([_combine(_dot(q[part], some), weights[part]) for some in rows], 1)
-        return hide(scores, visible_entries(positions[part], ratio))
-
-    return by_tokens(score, tokens, _token_bytes(call, entries))
+    return by_tokens(lambda part: scores_of(call, part), q.shape[0], token_bytes(call))
 
 
 def pad_behind(order: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

@@ -81,9 +81,9 @@ def best_entries(scores: list[Array], k: int, rounded: Rounding) -> Array:
     return chosen
 
 
-def scores_of_choice(scores: list[Array], chosen: Array) -> Array:
-    """[T, k] scores of what was chosen, largest first, then -inf; NaN for what may not stand there:
-    an entry that is not visible, one chosen twice, one behind a -1.
+def scores_in_order(scores: list[Array], chosen: Array) -> Array:
+    """[T, k] scores of what was chosen, then -inf; NaN for what may not stand there: an entry that
+    is not visible, one chosen twice, one behind a -1.
     """
     result = np.full(chosen.shape, -np.inf)
     for row, (values, entries) in enumerate(zip(scores, chosen.tolist(), strict=True)):
@@ -91,5 +91,10 @@ def scores_of_choice(scores: list[Array], chosen: Array) -> Array:
         named, behind = entries[:count], entries[count:]
         right = all(0 <= entry < len(values) for entry in named) and len(set(named)) == count
         right &= all(entry == -1 for entry in behind)
-        result[row, :count] = -np.sort(-values[named]) if right else np.nan
+        result[row, :count] = values[named] if right else np.nan
     return result
+
+
+def scores_of_choice(scores: list[Array], chosen: Array) -> Array:
+    """`scores_in_order` with the largest first, where the order of the choice is open."""
+    return -np.sort(-scores_in_order(scores, chosen), axis=1)

@@ -21,7 +21,8 @@ from dsv4_ascend.weights.activations import UNQUANTISED
 from dsv4_ascend.weights.linear import Linear, NormedRows, RMSNormWeight, empty_parameter
 from dsv4_backend.ops.attention import AttentionCall
 from dsv4_backend.ops.compressor import compress_pool
-from dsv4_backend.ops.indexer import indexer_scores, topk_indices
+from dsv4_backend.ops.indexer import IndexerCall
+from dsv4_backend.ops.indexer_topk import indexer_topk
 from dsv4_backend.ops.rope import apply_rope
 
 UNBOUNDED = (1 << 31) - 1
@@ -80,20 +81,19 @@ class Indexer(nn.Module):
         self.weights_proj = Linear(self.heads, config.hidden_size, profile.activations)
         self.compressor = Compressor(config, ratio, self.dim, overlap=True)
 
-    def forward(self, given: IndexerInput) -> torch.Tensor:
-        """Scores [T, entries] of visible entries, -inf elsewhere; writes the new keys."""
+    def scored(self, given: IndexerInput) -> IndexerCall:
+        """What is scored in floats; writes the new keys."""
         (q, _), weights, keys = self._prepare(given)
         pages, table = keys.read()
         starts, ends = given.batch.query_start_loc, given.batch.seq_lens
-        return indexer_scores(q, pages, weights, table, starts, ends, self.ratio)
+        return IndexerCall(q, pages, weights, table, starts, ends, self.ratio)
 
     def choose(self, given: IndexerInput, ahead: Ahead | None = None) -> torch.Tensor:
         """The entries that each token attends to: int32 [T, at most topk], then -1;
         writes the new keys, but those made `ahead`.
         """
         if self.form.select is None:
-            visible = given.batch.compressed(self.ratio).visible
-            return topk_indices(self(given), visible, self.topk)
+            return indexer_topk(*self.scored(given), self.topk)
         if ahead is None:
             q, weights, keys = self._prepare(given)
         else:

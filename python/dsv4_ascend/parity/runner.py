@@ -92,9 +92,12 @@ class Sample:
             different = next(filter(None, (unlike(g, w) for g, w in pairs)), None)
             if different is not None:
                 return different
-        got = self.measured(compared)
-        limits = (0.0, 0.0) if bits else self.operator.tolerance.limits(self.case.profile)
-        parts = [compare(g, w, limits) for g, w in zip(got, self.golden, strict=True)]
+        if bits:
+            got, want, limits = compared, self._of_oracle, (0.0, 0.0)
+        else:
+            got, want = self.measured(compared), self.golden
+            limits = self.operator.tolerance.limits(self.case.profile)
+        parts = [compare(g, w, limits) for g, w in zip(got, want, strict=True)]
         return max(parts, key=lambda part: part.limit_use)
 
     def measured(self, compared: tuple[object, ...]) -> tuple[object, ...]:

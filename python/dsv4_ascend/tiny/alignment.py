@@ -9,9 +9,11 @@ import torch
 from dsv4_ascend.model.attention import Attention, Indexer, IndexerInput
 from dsv4_ascend.model.batch import Batch
 from dsv4_ascend.model.paged import LayerCache
+from dsv4_ascend.model.rows import Ahead
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.weights.linear import NormedRows
 from dsv4_backend import ragged
+from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.rope import apply_rope
 
@@ -26,13 +28,15 @@ class AlignedIndexer(Indexer):
     loss: torch.Tensor
     teacher: tuple[Attention]  # in a tuple, so that it does not become a submodule
 
-    def forward(self, given: IndexerInput) -> torch.Tensor:
-        """As `Indexer`; also sets `loss`."""
-        scores = super().forward(given._replace(x=given.x.detach(), qr=given.qr.detached()))
+    def choose(self, given: IndexerInput, ahead: Ahead | None = None) -> torch.Tensor:
+        """As `Indexer` in floats; also sets `loss`."""
+        own = given._replace(x=given.x.detach(), qr=given.qr.detached())
+        scores = indexer_scores(*self.scored(own))
         target = self._attention(given.qr, given.cache, given.batch)
         log_probabilities = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
         self.loss = -(target * log_probabilities).sum(-1).mean()
-        return scores
+        visible = given.batch.compressed(self.ratio).visible
+        return topk_indices(scores.detach(), visible, self.topk)
 
     @torch.no_grad()
     def _attention(self, qr: NormedRows, cache: LayerCache, batch: Batch) -> torch.Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from layer_oracle import Given
 
+from dsv4_ascend.model.attention import IndexerInput
 from dsv4_ascend.model.model import Model
 from dsv4_ascend.model.paged import LayerCache, Paged
 from dsv4_ascend.model.rows import Qkv
@@ -16,6 +17,7 @@ from dsv4_ascend.model.step import Step, make_step
 from dsv4_ascend.model.transformer import Block
 from dsv4_ascend.parity.arrays import to_array
 from dsv4_backend.ops.embedding import embed_streams
+from dsv4_backend.ops.indexer import IndexerCall, indexer_scores
 from dsv4_backend.proofs.indexer_oracle import topk_indices
 from dsv4_backend.proofs.numerics import Array, wide
 from dsv4_backend.proofs.paging import Pages
@@ -64,7 +66,14 @@ def _listen(block: Block) -> _Steps:
     attention.profile = replace(attention.profile, latents=heard)
     block.ffn.gate.register_forward_hook(lambda _m, _a, out: steps.keep("experts", out[1]))
     if attention.kind == "csa":
-        attention.indexer.register_forward_hook(lambda _m, _a, out: steps.keep("scores", out))
+        scored = attention.indexer.scored
+
+        def heard_scores(given: IndexerInput) -> IndexerCall:
+            call = scored(given)
+            steps.keep("scores", indexer_scores(*call))
+            return call
+
+        attention.indexer.scored = heard_scores
     return steps
 
 

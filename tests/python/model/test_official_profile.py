@@ -117,13 +117,13 @@ class _Seen:
         self.rotated: list[torch.Tensor] = []
         self.queries: list[torch.Tensor] = []
         self.keys: list[torch.Tensor] = []
-        scores = attention.indexer_scores
+        choice = attention.indexer_topk
 
-        def seen_scores(q: torch.Tensor, *more: object) -> torch.Tensor:
+        def seen_choice(q: torch.Tensor, *more: object) -> torch.Tensor:
             self.queries.append(q)
-            return scores(q, *more)
+            return choice(q, *more)
 
-        patch.setattr(attention, "indexer_scores", seen_scores)
+        patch.setattr(attention, "indexer_topk", seen_choice)
         for module in model.network.layers:
             if module.attn.kind == "csa":
                 indexer = module.attn.indexer
