@@ -19,7 +19,7 @@ from dsv4_backend.tiles import by_tokens
 
 
 def _refuse_nan(scores: torch.Tensor, first: int) -> None:
-    """ArgumentError for NaN among scores [t, n] of tokens on the host, the first of them `first`."""
+    """ArgumentError for NaN among scores [t, n] on the host; `first`: the first token."""
     if scores.device.type != "cpu" or type(scores) is not torch.Tensor:
         return  # no synchronisation, and no values of a tracer's tensors
     undefined = scores.isnan().any(1)

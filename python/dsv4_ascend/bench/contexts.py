@@ -97,16 +97,9 @@ def queries(of: Dimensions, tokens: int, context: int) -> Queries:
 
 
 def index_arguments(q: Queries, weights: torch.Tensor, keys: Pages, ratio: int) -> tuple[Any, ...]:
-    """Arguments of `indexer_scores`."""
+    """Arguments of `indexer_scores` (`IndexerCall`)."""
     pages, table = keys.first(q.length // ratio)
     return q.q, pages, weights, table, *q.lengths(), ratio
-
-
-def choose(arguments: tuple[Any, ...], visible: torch.Tensor, k: int) -> torch.Tensor:
-    """The indexer: scores, then the exact top-k."""
-    ops = torch.ops.dsv4
-    best: torch.Tensor = ops.topk_indices(ops.indexer_scores(*arguments), visible, k)
-    return best
 
 
 def index_queries(of: Dimensions, tokens: int, context: int) -> tuple[Queries, torch.Tensor]:
@@ -228,15 +221,14 @@ def indexer(of: Dimensions) -> Iterator[Work]:
         visible = torch.arange(q.context, q.length + 1) // of.csa_ratio
         calls = [index_arguments(q, weights, p, of.csa_ratio) for p in keys]
         hidden = torch.arange(int(visible[-1])) >= visible[:, None]
-        operators = {ran("indexer_scores", *calls[0]), _ran_topk(visible, calls[0])}
         yield Work(
-            "indexer_scores",
+            "indexer_topk",
             f"indexer, {n:,} keys x {of.index_heads} x {of.index_dim}, top-{k}",
             tokens,
             2 * of.index_dim * n + size_of(q.q, weights) + 4 * tokens * k,
             tokens * n * of.index_heads * (2 * of.index_dim + 2),
-            ", ".join(sorted(operators)),
-            rotating(lambda a, v=visible: choose(a, v, k), calls),
+            ran("indexer_topk", *calls[0], k),
+            rotating(lambda a: torch.ops.dsv4.indexer_topk(*a, k), calls),
             {
                 f"{name} matmul, relu, bmm, topk": rotating(
                     partial(_torch_choice, q.q, weights, hidden, k), some
@@ -244,12 +236,6 @@ def indexer(of: Dimensions) -> Iterator[Work]:
                 for name, some in floats.items()
             },
         )
-
-
-def _ran_topk(visible: torch.Tensor, call: tuple[Any, ...]) -> str:
-    _, pages, _, table, *_ = call
-    scores = pages.new_zeros(len(visible), table.shape[1] * pages.shape[1])
-    return ran("topk_indices", scores, visible, 1)
 
 
 def _torch_choice(

@@ -16,7 +16,6 @@ from dsv4_ascend.bench.contexts import (
     Pages,
     Queries,
     attention,
-    choose,
     index_arguments,
     index_queries,
     queries,
@@ -69,8 +68,8 @@ class _Layers:
         """Scores and choice of the last tokens."""
         q, ratio = Queries(self.index_q[:tokens], context), self.of.csa_ratio
         arguments = index_arguments(q, self.weights[:tokens], self.keys, ratio)
-        visible = torch.arange(q.context, q.length + 1) // ratio
-        return lambda: choose(arguments, visible, self.of.selected)
+        choose = torch.ops.dsv4.indexer_topk
+        return lambda: choose(*arguments, self.of.selected)
 
     def attend(self, tokens: int, context: int, chosen: torch.Tensor | None) -> Any:
         """CSA over chosen entries, HCA over all."""

@@ -22,7 +22,7 @@ BUILDERS: dict[str, Callable[[Dimensions], Iterator[Work]]] = {
     "grouped_output_projection": products.output_projection,
     "sparse_attention": contexts.sparse_attention,
     "sparse_attention, dense": contexts.dense_attention,
-    "indexer_scores": contexts.indexer,
+    "indexer_topk": contexts.indexer,
     "topk_indices": contexts.topk,
     "hc_pre": row_operators.hc_pre,
     "hc_post": row_operators.hc_post,
