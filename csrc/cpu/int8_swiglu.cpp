@@ -1,7 +1,6 @@
 #include "int8_swiglu.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/expert_rows.h"
 #include "cpu/parallel_rows.h"
@@ -16,7 +15,7 @@ namespace {
 constexpr int64_t kExponential = 8;  // what an element costs more than one that is only read
 
 void clear(const Int8SwigluQuant& call, int64_t begin, int64_t end) {
-  std::memset(call.codes + begin * call.width, 0, static_cast<size_t>((end - begin) * call.width));
+  std::fill(call.codes + begin * call.width, call.codes + end * call.width, int8_t{0});
   std::fill(call.scales + begin, call.scales + end, 0.0f);
 }
 

@@ -82,10 +82,13 @@ class Started:
             self.process.stdin.write(json.dumps(wanted).encode() + b"\n")
             self.process.stdin.flush()
             child = int(self.process.stdout.readline())
-            finished = bool(select.select([self.process.stdout], [], [], timeout)[0])
-            if not finished:
-                os.kill(child, signal.SIGKILL)
-            code = int(self.process.stdout.readline())
+            finished = False
+            try:
+                finished = bool(select.select([self.process.stdout], [], [], timeout)[0])
+            finally:  # also where pytest's own limit is reached
+                if not finished:
+                    os.kill(child, signal.SIGKILL)
+                code = int(self.process.stdout.readline())
             output = file.read().decode(errors="replace")
         assert finished, f"{argv}: not ended within {timeout} s\n{output}"
         return code, output

@@ -202,7 +202,7 @@ def test_fixture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("operator", "soc"), [("aclStft", A5), pytest.param("GIoU", A2, marks=long)]
+    ("operator", "soc"), [("aclStft", A5), pytest.param("YoloBoxesEncode", A2, marks=long)]
 )
 def test_unknown_operator_is_named(operator, soc):
     code, output = run(
@@ -246,8 +246,9 @@ def test_chaos_changes_nothing_and_finds_a_missing_wait(seeds):
         *(pytest.param("deepseek-v4", 1, soc, marks=long) for soc in SOCS),
     ],
 )
+@pytest.mark.timeout(2100)
 def test_every_call_of_a_decode_step_fails_once(model, stride, soc):
     code, output = run(
-        "sweep.py", model, stride, soc=soc, timeout=550, variables={"TASK_QUEUE_ENABLE": "0"}
+        "sweep.py", model, stride, soc=soc, timeout=2000, variables={"TASK_QUEUE_ENABLE": "0"}
     )
     assert code == 0, output

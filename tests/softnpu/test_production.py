@@ -41,6 +41,7 @@ LAST_BITS = 2e-3
         pytest.param("flash", "a5-mx", A5, "1", marks=long),
     ],
 )
+@pytest.mark.timeout(1000)
 def test_a_decode_step_is_all_launches_and_is_captured(release, profile, soc, queue):
     variables = {"TASK_QUEUE_ENABLE": queue}
     code, output = run(
@@ -59,6 +60,7 @@ def test_a_decode_step_is_all_launches_and_is_captured(release, profile, soc, qu
         pytest.param("bf16", "1", marks=long),
     ],
 )
+@pytest.mark.timeout(1000)
 def test_the_gate_of_vllm_ascend_saves_three_launches_of_a_layer(profile, queue):
     code, output = run(
         "production.py", "least", profile, soc=A3, cann="9.1.0", vendor="vllm-ascend",
@@ -136,6 +138,7 @@ def test_every_failing_launch_of_a_decode_step_is_an_error_and_the_process_goes_
         pytest.param("a5-mx", A5, 500, marks=long),
     ],
 )
+@pytest.mark.timeout(2100)
 def test_a_decode_step_has_the_same_bits_whatever_stream_is_late(profile, soc, seeds):
     options = {"soc": soc, "cann": "9.1.0", "timeout": 2000}
     code, output = run("decode_chaos.py", profile, str(seeds), **options)

@@ -60,7 +60,9 @@ elif case == "inject":
     device.inject("")
 elif case == "unknown":
     unknown = {
-        "GIoU": lambda: torch_npu.npu_giou(x.view(4, 2), x.view(4, 2), trans=True),
+        "YoloBoxesEncode": lambda: torch_npu.npu_yolo_boxes_encode(
+            x.view(2, 4), x.view(2, 4), torch.ones(2, dtype=torch.int32).npu(), False
+        ),
         "aclStft": lambda: torch.stft(
             torch.ones(16).npu(), 4, window=torch.ones(4).npu(), return_complex=True
         ),
