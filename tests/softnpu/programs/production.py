@@ -119,9 +119,9 @@ def leaf_of(generator, name, shape):
     return value if name.endswith(FP32_NAMES) else value.bfloat16()
 
 
-def random_network(config, profile):
-    """The network on the CPU, its weights random in the profile's formats."""
-    generator = torch.Generator().manual_seed(seed("weights"))
+def random_network(config, profile, number=0):
+    """One of many networks on the CPU, its weights random in the profile's formats."""
+    generator = torch.Generator().manual_seed(seed("weights") + number)
     network = Transformer(config, profile)
     kept = set()
     for path, module in network.named_modules():
