@@ -82,10 +82,14 @@ struct IndexerTopKKernel {
                             nullptr, 0, 0, cpu::PagedRows{}, entries, columns, to},
                            isa);
     for (int64_t token = 0; columns > 0 && token < q.size(0); ++token) {
-      if (to[token * columns] == cpu::kUndefined) {
+      if (to[token * columns] != cpu::kUndefined) {
+        continue;
+      }
+      if (choice().check_contents) {
         throw ArgumentError("indexer_topk", "q", c10::str("NaN among the scores of token ", token),
                             "queries, keys and weights whose scores are numbers");
       }
+      std::fill_n(to + token * columns, columns, -1);
     }
     return chosen;
   }

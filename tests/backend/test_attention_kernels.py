@@ -275,6 +275,11 @@ def test_nan_among_the_scores_of_a_choice_is_an_error(isa, dtype, policy):
     want = r"'q': found NaN among the scores of token 6, expected queries, keys and weights whose"
     with dispatch.use(policy), pytest.raises(ArgumentError, match=want):
         CHOOSE(**call | {"q": undefined})
+    if policy == "strict":
+        with dispatch.use(policy, check_contents=False):
+            chosen, others = CHOOSE(**call | {"q": undefined}), CHOOSE(**call)
+        others[[6, 8]] = -1
+        assert torch.equal(chosen, others)
 
 
 def test_every_code_of_a_key_counts(isa):

@@ -72,7 +72,8 @@ def indexer_topk(
     Arguments as in `indexer_scores`, whose roundings the scores have; entries i < (position + 1) //
     ratio are visible. No score is kept: a kernel's memory does not grow with the context. T = 0
     gives an empty result. ArgumentError for dtypes, offsets, lengths or blocks that do not fit, and
-    for NaN among the scores of visible entries (not on an NPU). Source: spec/v4.md 4.5, 15.1.
+    for NaN among the scores of visible entries: not on an NPU, nor by kernels while contents are
+    not checked, where such a token chooses nothing. Source: spec/v4.md 4.5, 15.1.
     """
     call = IndexerCall(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio)
 
