@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from dsv4_backend.contract import Tolerance, operator
-from dsv4_backend.errors import argument_error
 from dsv4_backend.ops.indexer import (
     SORT_BYTES,
     IndexerCall,
@@ -18,15 +17,9 @@ from dsv4_backend.relations import ONE_MORE_OFFSET, batch, entries, paged
 from dsv4_backend.tiles import by_tokens
 
 
-def _refuse_nan(scores: torch.Tensor, first: int) -> None:
-    """ArgumentError for NaN among scores [t, n] on the host; `first`: the first token."""
-    if scores.device.type != "cpu" or type(scores) is not torch.Tensor:
-        return  # no synchronisation, and no values of a tracer's tensors
-    undefined = scores.isnan().any(1)
-    if undefined.any():
-        found = f"NaN among the scores of token {first + int(undefined.int().argmax())}"
-        expected = "queries, keys and weights whose scores are numbers"
-        raise argument_error("indexer_topk", "q", found, expected)
+def choice_bytes(call: IndexerCall) -> int:
+    """Temporaries of one token's choice."""
+    return token_bytes(call) + SORT_BYTES * call.block_table.shape[1] * call.k_cache.shape[1]
 
 
 @operator(
@@ -71,16 +64,15 @@ def indexer_topk(
 
     Arguments as in `indexer_scores`, whose roundings the scores have; entries i < (position + 1) //
     ratio are visible. No score is kept: a kernel's memory does not grow with the context. T = 0
-    gives an empty result. ArgumentError for dtypes, offsets, lengths or blocks that do not fit, and
-    for NaN among the scores of visible entries: not on an NPU, nor by kernels while contents are
-    not checked, where such a token chooses nothing. Source: spec/v4.md 4.5, 15.1.
+    gives an empty result. A token with NaN among its scores chooses nothing; kernels of a CPU name
+    it in an ArgumentError, unless contents are not checked. ArgumentError for dtypes, offsets,
+    lengths or blocks that do not fit. Source: spec/v4.md 4.5, 15.1.
     """
     call = IndexerCall(q, k_cache, weights, block_table, query_start_loc, seq_lens, ratio)
 
     def choose(part: slice) -> torch.Tensor:
         scores = scores_of(call, part)
-        _refuse_nan(scores, part.start or 0)
-        return best(scores, visible_of(call)[part], k)
+        chosen = best(scores, visible_of(call)[part], k)
+        return chosen.masked_fill(scores.isnan().any(1)[:, None], -1)
 
-    entries_of_table = block_table.shape[1] * k_cache.shape[1]
-    return by_tokens(choose, q.shape[0], token_bytes(call) + SORT_BYTES * entries_of_table)
+    return by_tokens(choose, q.shape[0], choice_bytes(call))

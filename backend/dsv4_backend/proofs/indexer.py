@@ -237,7 +237,7 @@ topk_indices.wrong_results(
 _HIDDEN = "rows that are no keys are -inf in the result, whatever they hold"
 indexer_scores.explain(
     dict.fromkeys(
-        ("spans: *", "by_tokens: *", "_token_bytes: *", "indexer_scores: ENTRIES -> ENTRIES + 1"),
+        ("spans: *", "by_tokens: *", "token_bytes: *", "scores_of: ENTRIES -> ENTRIES + 1"),
         TILES_DECIDE_NO_VALUE,
     ),
     dict.fromkeys(

@@ -132,6 +132,33 @@ indexer_topk.wrong_results(
     {"in index order": lambda a, order: order.where(order >= 0, 1 << 30).sort(1).values.int()}
 )
 indexer_topk.explain(
-    dict.fromkeys(("spans: *", "by_tokens: *", "token_bytes: *"), TILES_DECIDE_NO_VALUE),
-    dict.fromkeys(EDITS_OF_HIDDEN_ROWS, "hidden rows are not chosen, whatever they score"),
+    dict.fromkeys(
+        (
+            "spans: *",
+            "by_tokens: *",
+            "token_bytes: *",
+            "indexer_topk: 0 -> 1",
+            "choice_bytes: *",
+        ),
+        TILES_DECIDE_NO_VALUE,
+    ),
+    dict.fromkeys(
+        (
+            "compute: x.dtype == torch.float64 -> x.dtype != torch.float64",
+            "compute: x.float() -> x",
+        ),
+        "torch sums bf16 in fp32, and each of these tensors is rounded to bf16 next",
+    ),
+    {
+        "indexer_topk: chosen.masked_fill(scores.isnan().any(1)[:, None], -1) -> chosen": (
+            "kernels refuse NaN, so that no case has it: tests/backend/test_attention_kernels.py"
+        )
+    },
+    dict.fromkeys(
+        (
+            *EDITS_OF_HIDDEN_ROWS,
+            "slots: (index >= 0) & (block >= 0) -> (index >= 0) | (block >= 0)",
+        ),
+        "hidden rows are not chosen, whatever they score",
+    ),
 )
