@@ -168,7 +168,7 @@ def megabytes(call, policy):
             "index_scores(1 << 16)", 200, marks=pytest.mark.long
         ),  # 64 tokens: 0.6 GB at once
         ("index_scores(1 << 19, 16)", 250),  # 16 tokens: 1.2 GB
-        ("choice(1 << 20, 512)", 150),  # 256 MB of scores
+        ("choice(1 << 20, 512)", 240),  # 256 MB of scores
         ("selection(1 << 19)", 200),  # 64 rows of 131072
         pytest.param(
             "attention(1 << 16)", 200, marks=pytest.mark.long
