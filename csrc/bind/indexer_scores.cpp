@@ -11,7 +11,7 @@ struct IndexerScoresKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         int64_t) {
-    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache), no_heads(q));
+    return not_scored(q, k_cache);
   }
 
   template <Isa isa>

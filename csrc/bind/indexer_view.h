@@ -9,10 +9,12 @@
 
 namespace dsv4::bind {
 
-inline WhyNot no_heads(const at::Tensor& q) {
-  return q.size(1) > 0 && q.size(2) > 0
-             ? WhyNot()
-             : "q has no heads or channels, which only the reference scores";
+// What the kernels of scores do not read.
+inline WhyNot not_scored(const at::Tensor& q, const at::Tensor& k_cache) {
+  return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache),
+               q.size(1) > 0 && q.size(2) > 0
+                   ? WhyNot()
+                   : "q has no heads or channels, which only the reference scores");
 }
 
 // dtype: of q and of the keys, if they are values.

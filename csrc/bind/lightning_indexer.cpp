@@ -17,7 +17,7 @@ struct CodedIndexerKernel {
                         const at::Tensor& k_cache, const at::Tensor&, const at::Tensor&,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
                         int64_t) {
-    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache), no_heads(q));
+    return not_scored(q, k_cache);
   }
 
   template <Isa isa>
@@ -43,7 +43,7 @@ struct LightningIndexerKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         int64_t, int64_t, int64_t) {
-    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache), no_heads(q));
+    return not_scored(q, k_cache);
   }
 
   template <Isa isa>
@@ -66,7 +66,7 @@ struct IndexerTopKKernel {
   static WhyNot why_not(const Context&, const at::Tensor& q, const at::Tensor& k_cache,
                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         int64_t, int64_t) {
-    return first(not_float_rows("q", q), not_float_rows("k_cache", k_cache), no_heads(q));
+    return not_scored(q, k_cache);
   }
 
   template <Isa isa>

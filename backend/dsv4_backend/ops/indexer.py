@@ -17,6 +17,22 @@ ENTRIES = 1 << 14
 """Entries that are scored at a time."""
 SORT_BYTES = 32
 """Of one score while it is sorted: its copies, its index."""
+ARGUMENTS = {
+    "q": "float [T, HI, DI]",
+    "k_cache": "float like q [num_blocks, block_size, DI]",
+    "weights": "float like q [T, HI]",
+    "block_table": "i32 [R, columns]",
+    "query_start_loc": "i32 [S]",
+    "seq_lens": "i32 [R]",
+    "ratio": "at least 1",
+}
+"""Of the operators that score a paged cache of keys."""
+RELATIONS = (
+    paged("k_cache"),
+    ONE_MORE_OFFSET,
+    batch(),
+    entries("block_table", "k_cache"),
+)
 
 
 class IndexerCall(NamedTuple):
@@ -85,21 +101,8 @@ def token_bytes(call: IndexerCall) -> int:
     "indexer_scores(Tensor q, Tensor k_cache, Tensor weights, Tensor block_table, "
     "Tensor query_start_loc, Tensor seq_lens, int ratio) -> Tensor",
     rows=(14,),
-    arguments={
-        "q": "float [T, HI, DI]",
-        "k_cache": "float like q [num_blocks, block_size, DI]",
-        "weights": "float like q [T, HI]",
-        "block_table": "i32 [R, columns]",
-        "query_start_loc": "i32 [S]",
-        "seq_lens": "i32 [R]",
-        "ratio": "at least 1",
-    },
-    relations=(
-        paged("k_cache"),
-        ONE_MORE_OFFSET,
-        batch(),
-        entries("block_table", "k_cache"),
-    ),
+    arguments=ARGUMENTS,
+    relations=RELATIONS,
     tolerance=Tolerance(
         reason="fp32 dot products of 128 terms and sums of 64 weighted heads in any order, at "
         "weights of (DI*HI)^-0.5; bf16: a dot product next to a midpoint may round to the "

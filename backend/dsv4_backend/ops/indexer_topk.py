@@ -6,6 +6,8 @@ import torch
 
 from dsv4_backend.contract import Tolerance, operator
 from dsv4_backend.ops.indexer import (
+    ARGUMENTS,
+    RELATIONS,
     SORT_BYTES,
     IndexerCall,
     best,
@@ -13,7 +15,6 @@ from dsv4_backend.ops.indexer import (
     token_bytes,
     visible_of,
 )
-from dsv4_backend.relations import ONE_MORE_OFFSET, batch, entries, paged
 from dsv4_backend.tiles import by_tokens
 
 
@@ -26,22 +27,8 @@ def choice_bytes(call: IndexerCall) -> int:
     "indexer_topk(Tensor q, Tensor k_cache, Tensor weights, Tensor block_table, "
     "Tensor query_start_loc, Tensor seq_lens, int ratio, int k) -> Tensor",
     rows=(14, 15),
-    arguments={
-        "q": "float [T, HI, DI]",
-        "k_cache": "float like q [num_blocks, block_size, DI]",
-        "weights": "float like q [T, HI]",
-        "block_table": "i32 [R, columns]",
-        "query_start_loc": "i32 [S]",
-        "seq_lens": "i32 [R]",
-        "ratio": "at least 1",
-        "k": "at least 1",
-    },
-    relations=(
-        paged("k_cache"),
-        ONE_MORE_OFFSET,
-        batch(),
-        entries("block_table", "k_cache"),
-    ),
+    arguments=ARGUMENTS | {"k": "at least 1"},
+    relations=RELATIONS,
     tolerance=Tolerance(
         reason="compared are the exact scores of the chosen entries in order, because sums in any "
         "order may exchange near ones; bf16: three roundings of a score",

@@ -46,6 +46,11 @@ def topk_indices(scores: Array, visible: Array, k: int) -> Array:
 Rounding = Callable[[Array], Array]
 
 
+def unrounded(scores: Array) -> Array:
+    """Scores that the choice sees as they are."""
+    return scores
+
+
 def entry_scores(
     q: Array,
     q_scale: Array | None,

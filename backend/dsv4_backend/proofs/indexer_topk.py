@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
-from dsv4_backend import ragged_cases
 from dsv4_backend.contract import Case, Draw
 from dsv4_backend.ops import indexer as ops
 from dsv4_backend.ops.attention import visible_entries
 from dsv4_backend.ops.indexer_topk import indexer_topk
 from dsv4_backend.proofs import indexer_oracle
-from dsv4_backend.proofs.indexer import random_call, stale
+from dsv4_backend.proofs.indexer import BATCHES, random_call, stale
 from dsv4_backend.proofs.numerics import Array, wide
 from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE, tokens_of_call
 from dsv4_backend.proofs.rounding_rows import powers, whole
 
-_BATCHES: dict[str, list[ragged_cases.Sequence]] = {
-    "no sequences": [],
-    "zero tokens": [(0, 0), (9, 0)],
-    "nothing visible yet": [(0, 3)],
-    "one sequence": [(0, 79)],
-    "decode": [(before, 1) for before in (0, 2, 3, 4, 6, 7, 8, 30, 31, 32)],
-    "mixed": [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (33, 12)],
-}
+_BATCHES = BATCHES | {"one sequence": [(0, 79)]}
 _K = 5
 
 
@@ -41,9 +32,9 @@ def _visible_scores(*call: Any) -> list[Array]:
 @indexer_topk.oracle
 def _(*arguments: Any) -> Array:
     *call, k = arguments
-    scores, (*_, starts, lengths, ratio) = indexer_oracle.indexer_scores(*call), call
-    visible = [(t + 1) // ratio for _, _, t in tokens_of_call(starts, lengths)]
-    return indexer_oracle.topk_indices(scores, np.array(visible), k)
+    _, k_cache, _, table, *_ = call
+    columns = min(k, table.shape[1] * k_cache.shape[1])
+    return indexer_oracle.best_entries(_visible_scores(*call), columns, indexer_oracle.unrounded)
 
 
 @indexer_topk.measured

@@ -15,19 +15,17 @@ from dsv4_backend.ops import lightning_indexer as ops
 from dsv4_backend.ops.attention import visible_entries
 from dsv4_backend.ops.indexer import IndexerCall, best, hide
 from dsv4_backend.ops.token_quant import fp8_token_quant, int8_token_quant
-from dsv4_backend.proofs.indexer import random_call, stale
-from dsv4_backend.proofs.indexer_oracle import best_entries, entry_scores, scores_of_choice
+from dsv4_backend.proofs.indexer import BATCHES, random_call, stale
+from dsv4_backend.proofs.indexer_oracle import (
+    best_entries,
+    entry_scores,
+    scores_of_choice,
+    unrounded,
+)
 from dsv4_backend.proofs.numerics import Array, round_to
 from dsv4_backend.proofs.paging import EDITS_OF_HIDDEN_ROWS, TILES_DECIDE_NO_VALUE
 
-_BATCHES: dict[str, list[ragged_cases.Sequence]] = {
-    "no sequences": [],
-    "zero tokens": [(0, 0), (9, 0)],
-    "nothing visible yet": [(0, 3)],
-    "one sequence": [(0, 39)],
-    "decode": [(before, 1) for before in (0, 2, 3, 4, 6, 7, 8, 30, 31, 32)],
-    "mixed": [(0, 9), (5, 1), (3, 0), (6, 7), (7, 1), (0, 0), (33, 12)],
-}
+_BATCHES = BATCHES | {"one sequence": [(0, 39)]}
 _K = 4
 _QUANTISERS = {
     "lightning_indexer_int8": (int8_token_quant, torch.float16, "a2a3-int8"),
@@ -39,13 +37,9 @@ def _as_bf16(scores: Array) -> Array:
     return round_to(ml_dtypes.bfloat16, scores)
 
 
-def _unrounded(scores: Array) -> Array:
-    return scores
-
-
 def _prove(contract: Operator) -> None:
     names = tuple(inspect.signature(contract.reference).parameters)
-    rounded = _as_bf16 if contract is ops.lightning_indexer_fp8 else _unrounded
+    rounded = _as_bf16 if contract is ops.lightning_indexer_fp8 else unrounded
 
     def scores(values: tuple[Any, ...]) -> list[Array]:
         named = {"q_scale": None, "k_scale": None} | dict(zip(names, values, strict=True))

@@ -22,14 +22,10 @@ Derive = Callable[[], Iterable[tuple[Derived, Sequence[torch.Tensor]]]]
 
 
 class Compressed(NamedTuple):
-    """Entries of one ratio: those that close in a step, and how many each of its tokens sees.
-
-    sequence, block: int64 [M] as `ragged.closed_blocks` gives them; visible: int32 [T].
-    """
+    """Entries of one ratio that close in a step: int64 [M] of `ragged.closed_blocks`."""
 
     sequence: torch.Tensor
     block: torch.Tensor
-    visible: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,7 @@ class Batch:
 
         def find() -> Compressed:
             starts, ends, tokens = self.query_start_loc, self.seq_lens, len(self.positions)
-            closed = ragged.closed_blocks(starts, ends, tokens, ratio)
-            return Compressed(*closed, ((self.positions + 1) // ratio).int())
+            return Compressed(*ragged.closed_blocks(starts, ends, tokens, ratio))
 
         return self._once((ratio,), find)
 
@@ -99,7 +94,7 @@ class Batch:
         """Slots int64 [M] of this step's entries in a part with a row per `ratio` tokens."""
 
         def find() -> torch.Tensor:
-            sequence, block, _ = self.compressed(ratio)
+            sequence, block = self.compressed(ratio)
             return ragged.slots(part.table, sequence, block, part.block_size)
 
         return self._once(("entries", ratio), find, part)

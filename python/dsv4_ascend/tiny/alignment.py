@@ -13,6 +13,7 @@ from dsv4_ascend.model.rows import Ahead
 from dsv4_ascend.model.transformer import Transformer
 from dsv4_ascend.weights.linear import NormedRows
 from dsv4_backend import ragged
+from dsv4_backend.ops.attention import visible_entries
 from dsv4_backend.ops.indexer import indexer_scores, topk_indices
 from dsv4_backend.ops.norm import head_rms_norm
 from dsv4_backend.ops.rope import apply_rope
@@ -35,7 +36,7 @@ class AlignedIndexer(Indexer):
         target = self._attention(given.qr, given.cache, given.batch)
         log_probabilities = scores.log_softmax(-1).masked_fill(scores.isinf(), 0)
         self.loss = -(target * log_probabilities).sum(-1).mean()
-        visible = given.batch.compressed(self.ratio).visible
+        visible = visible_entries(given.batch.positions, self.ratio)
         return topk_indices(scores.detach(), visible, self.topk)
 
     @torch.no_grad()
@@ -55,7 +56,7 @@ class AlignedIndexer(Indexer):
         dots = torch.stack([q[owners == s] @ rows.T for s, rows in enumerate(entries)]).flatten(
             0, 1
         )
-        visible = batch.compressed(self.ratio).visible
+        visible = visible_entries(batch.positions, self.ratio)
         hidden = torch.arange(entries.shape[1], device=q.device) >= visible[:, None]
         dots = (dots * q.shape[-1] ** -0.5).masked_fill(hidden[:, None], -torch.inf)
         attention: torch.Tensor = dots.softmax(-1).nan_to_num(0).mean(1)
