@@ -22,7 +22,7 @@ inline int64_t panel_width(int64_t rest) { return rest > Vec::lanes ? 2 * Vec::l
 
 // Four values of four heads become four heads of four channels.
 inline void transpose_four(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-  Vector16<uint32_t> block[4];
+  Lanes<uint32_t> block[4];
   DSV4_UNROLL
   for (int i = 0; i < 4; ++i) __builtin_memcpy(&block[i], from + i * from_stride, 16);
   transpose<uint32_t, 4>(block);

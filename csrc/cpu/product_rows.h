@@ -24,38 +24,117 @@ inline int64_t bytes_of(dsv4::cpu::Stored format, int64_t channels) {
   }
 }
 
-// Scales of 16 rows from `first` on for the 32 channels from `k` on.
-inline void load_scales(const dsv4::cpu::StoredWeight& weight, int64_t expert, int64_t first,
-                        int64_t last, int64_t k, float (&scale)[kPanelRows]) {
-  const uint8_t* from = weight.scale + expert * weight.scale_expert_stride;
-  if (weight.format == dsv4::cpu::Stored::e4m3) {  // 16 rows lie in one tile of 128
-    from += first / 128 * weight.scale_row_stride + k / 128 * weight.scale_block_stride;
-    for (float& value : scale) value = dsv4::e8m0_value(*from);
-    return;
-  }
-  from += k / kBlock * weight.scale_block_stride;
-  uint8_t bytes[kPanelRows];
-  for (int i = 0; i < kPanelRows; ++i) {
-    const int64_t row = first + i < last ? first + i : last;
-    bytes[i] = from[row * weight.scale_row_stride];
-  }
-  for (int i = 0; i < kPanelRows; ++i) scale[i] = dsv4::e8m0_value(bytes[i]);
+// What quantised codes of 16 rows are multiplied by in each block of a chunk, of which they come as
+// 2^-8 of their values: twice if a scale is so large that 2^8 of it is no fp32.
+struct Factors {
+  static constexpr int count = kChunk / kBlock * kPanelRows;
+  alignas(64) float first[count];
+  alignas(64) float second[count];  // 1 where the first is enough
+  bool twice;
+};
+
+// 2^(exponent - 127), a normal number.
+inline float power_of_two(int exponent) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(exponent) << 23);
 }
 
-// 32 channels of 16 rows from byte `at` on.
-inline void widen(dsv4::cpu::Stored format, const PanelRows& rows, int64_t at,
-                  const float (&scale)[kPanelRows], float* panel) {
+// Of 16 rows from `first` on for `blocks` blocks from channel `k` on.
+inline void load_factors(const dsv4::cpu::StoredWeight& weight, int64_t expert, int64_t first,
+                         int64_t last, int64_t k, int64_t blocks, Factors& factors) {
+  uint8_t scale[Factors::count] = {};
+  const uint8_t* from = weight.scale + expert * weight.scale_expert_stride;
+  for (int64_t block = 0; block < blocks; ++block) {
+    uint8_t* to = scale + block * kPanelRows;
+    const int64_t channel = k + block * kBlock;
+    if (weight.format == dsv4::cpu::Stored::e4m3) {  // 16 rows lie in one tile of 128
+      const uint8_t* tiles = from + first / 128 * weight.scale_row_stride;
+      __builtin_memset(to, tiles[channel / 128 * weight.scale_block_stride], kPanelRows);
+      continue;
+    }
+    const uint8_t* column = from + channel / kBlock * weight.scale_block_stride;
+    for (int i = 0; i < kPanelRows; ++i) {
+      to[i] = column[(first + i < last ? first + i : last) * weight.scale_row_stride];
+    }
+  }
+  constexpr uint8_t most = 246;
+  uint8_t largest = 0;
+  for (int i = 0; i < Factors::count; ++i) {
+    factors.first[i] = power_of_two((scale[i] < most ? scale[i] : most) + 8);
+    largest = scale[i] > largest ? scale[i] : largest;
+  }
+  factors.twice = largest > most;
+  for (int i = 0; factors.twice && i < Factors::count; ++i) {
+    const int rest = scale[i] > most ? scale[i] - most : 0;
+    factors.second[i] = scale[i] == 255 ? __builtin_nanf("") : power_of_two(rest + 127);
+  }
+}
+
+// Calls each(emit) with an emit that scales.
+template <class Each, class Emit>
+[[gnu::always_inline]] inline void scaled(const Factors& by, int64_t block, const Each& each,
+                                          const Emit& emit) {
+  const int64_t at = block * kPanelRows;
+  Vec first[kPanelVectors];
+  DSV4_UNROLL
+  for (int v = 0; v < kPanelVectors; ++v) first[v] = Vec::load(by.first + at + v * Vec::lanes);
+  if (by.twice) [[unlikely]] {
+    each([&](int channel, int v, Vec value) __attribute__((always_inline)) {
+      emit(channel, v, value * first[v] * Vec::load(by.second + at + v * Vec::lanes));
+    });
+  } else {
+    each([&](int channel, int v, Vec value)
+             __attribute__((always_inline)) { emit(channel, v, value * first[v]); });
+  }
+}
+
+// Calls emit(channel, vector of the panel, values) for block `block` of a chunk of 16 rows;
+// channels of a row rise.
+template <class Emit>
+[[gnu::always_inline]] inline void each_weight(dsv4::cpu::Stored format, const PanelRows& rows,
+                                               int64_t block, const Factors& by, const Emit& emit) {
+  const int64_t at = bytes_of(format, block * kBlock);
   switch (format) {
     case dsv4::cpu::Stored::f32:
-      return widen_floats<float, uint32_t>(rows, at, panel);
+      return each_float(rows, at, emit);
     case dsv4::cpu::Stored::bf16:
-      return widen_floats<dsv4::BFloat16, uint16_t>(rows, at, panel);
+      return each_short<false>(rows, at, emit);
     case dsv4::cpu::Stored::f16:
-      return widen_floats<dsv4::Half, uint16_t>(rows, at, panel);
+      return each_short<true>(rows, at, emit);
     case dsv4::cpu::Stored::e4m3:
-      return widen_e4m3(rows, at, scale, panel);
+      return scaled(
+          by, block,
+          [&](const auto& to) __attribute__((always_inline)) { each_e4m3(rows, at, to); }, emit);
     case dsv4::cpu::Stored::e2m1:
-      return widen_e2m1(rows, at, scale, panel);
+      return scaled(
+          by, block,
+          [&](const auto& to) __attribute__((always_inline)) { each_e2m1(rows, at, to); }, emit);
+  }
+}
+
+// panel: [32, 16].
+inline void widen(dsv4::cpu::Stored format, const PanelRows& rows, int64_t block, const Factors& by,
+                  float* panel) {
+  const auto store = [&](int channel, int v, Vec value) __attribute__((always_inline)) {
+    value.store(panel + channel * kPanelRows + v * Vec::lanes);
+  };
+  each_weight(format, rows, block, by, store);
+}
+
+// Adds to sums [16] the products of 32 channels of one row, in the order of `add_panel`.
+inline void add_block(dsv4::cpu::Stored format, const PanelRows& rows, int64_t block,
+                      const Factors& by, const float* x, float* sums) {
+  Vec chains[2][kPanelVectors];
+  DSV4_UNROLL
+  for (int v = 0; v < kPanelVectors; ++v) chains[0][v] = chains[1][v] = Vec::broadcast(0.0f);
+  const auto add = [&](int channel, int v, Vec value) __attribute__((always_inline)) {
+    Vec& chain = chains[channel % 2][v];
+    chain = fused_multiply_add(Vec::broadcast(x[channel]), value, chain);
+  };
+  each_weight(format, rows, block, by, add);
+  DSV4_UNROLL
+  for (int v = 0; v < kPanelVectors; ++v) {
+    float* sum = sums + v * Vec::lanes;
+    (Vec::load(sum) + (chains[0][v] + chains[1][v])).store(sum);
   }
 }
 
@@ -155,21 +234,31 @@ void product_panel(const dsv4::cpu::Product& call, const float* x, int64_t x_str
   __builtin_memset(sums, 0, static_cast<size_t>((end - begin) * kPanelRows) * sizeof(float));
   alignas(64) float panel[kChunk * kPanelRows];
   Staged staged;
+  Factors factors;
+  const int64_t next_panel = kPanelRows * weight.row_stride * weight.element_bytes;
   for (int64_t k = 0; k < call.k; k += kChunk) {
     const int64_t channels = call.k - k < kChunk ? call.k - k : kChunk;
     const int64_t blocks = (channels + kBlock - 1) / kBlock;
     staged.copy(rows, bytes_of(weight.format, k), bytes_of(weight.format, channels),
                 bytes_of(weight.format, blocks * kBlock));
-    for (int64_t block = 0; block < blocks; ++block) {
-      float scale[kPanelRows];
-      if (weight.scale != nullptr) {
-        load_scales(weight, expert, first, last, k + block * kBlock, scale);
+    const float* from = x + begin * x_stride + k;
+    const int64_t width = bytes_of(weight.format, kChunk);
+    const int64_t next = k + kChunk < call.k ? bytes_of(weight.format, k + kChunk) : next_panel;
+    if (weight.scale != nullptr) load_factors(weight, expert, first, last, k, blocks, factors);
+    if (end - begin == 1) {
+      const dsv4::FlushSubnormals flush;
+      for (int64_t block = 0; block < blocks; ++block) {
+        Staged::prefetch(rows, next, width, block);
+        add_block(weight.format, staged.rows(), block, factors, from + block * kBlock, sums);
       }
-      widen(weight.format, staged.rows(), bytes_of(weight.format, block * kBlock), scale,
-            panel + block * kBlock * kPanelRows);
+      continue;
+    }
+    for (int64_t block = 0; block < blocks; ++block) {
+      Staged::prefetch(rows, next, width, block);
+      widen(weight.format, staged.rows(), block, factors, panel + block * kBlock * kPanelRows);
     }
     const dsv4::FlushSubnormals flush;
-    add_rows<kRowsAtOnce>(x + begin * x_stride + k, x_stride, panel, blocks, sums, end - begin);
+    add_rows<kRowsAtOnce>(from, x_stride, panel, blocks, sums, end - begin);
   }
   store_panel(call, sums, begin, end - begin, first);
 }

@@ -4,14 +4,17 @@
 struct Vec {
   static constexpr int lanes = 8;
   __m256 value;
+  using Bits = __m128i;  // 16 of each lane
 
+  static Vec of_half(Bits bits) { return {_mm256_cvtph_ps(bits)}; }
+  static Vec of_bfloat16(Bits bits) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
 
   static Vec load(const float* from) { return {_mm256_loadu_ps(from)}; }
-  static Vec load(const dsv4::Half* from) { return {_mm256_cvtph_ps(load_half(from))}; }
-  static Vec load(const dsv4::BFloat16* from) {
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(from)), 16))};
-  }
+  static Vec load(const dsv4::Half* from) { return of_half(load_half(from)); }
+  static Vec load(const dsv4::BFloat16* from) { return of_bfloat16(load_half(from)); }
   static Vec load(const int32_t* from) {
     return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   }
@@ -142,4 +145,13 @@ Vec exchange(Vec a) {
   } else {
     return {_mm256_permute_ps(a.value, distance == 1 ? 0xb1 : 0x4e)};
   }
+}
+
+// Vectors of bytes, and tables that they look up in by codes from 0 to 15.
+constexpr int kCodeLanes = 2;  // of 16 bytes
+using CodeVector = __m256i;
+using CodeTable = __m128i;
+
+inline CodeVector look_up(CodeTable table, CodeVector codes) {
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
 }

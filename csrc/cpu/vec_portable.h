@@ -6,15 +6,31 @@ using Float4 = float __attribute__((vector_size(16)));
 using Int4 = int32_t __attribute__((vector_size(16)));
 using Unsigned4 = uint32_t __attribute__((vector_size(16)));
 using Short4 = uint16_t __attribute__((vector_size(8)));
+using Short8 = uint16_t __attribute__((vector_size(16)));
+using Byte16 = uint8_t __attribute__((vector_size(16)));
 
 inline Int4 bits_of(Float4 a) { return __builtin_bit_cast(Int4, a); }
 inline Float4 float_of(Int4 a) { return __builtin_bit_cast(Float4, a); }
 
-template <class T>
-inline Float4 load_four(const T* from) {
-  return Float4{dsv4::to_float(from[0]), dsv4::to_float(from[1]), dsv4::to_float(from[2]),
-                dsv4::to_float(from[3])};
+inline Float4 of_bfloat16(Short4 bits) {
+  return __builtin_bit_cast(Float4, __builtin_convertvector(bits, Unsigned4) << 16);
 }
+
+// Without an operation that takes or gives subnormals, which may be flushed.
+inline Float4 of_half(Short4 bits) {
+  const Unsigned4 wide = __builtin_convertvector(bits, Unsigned4);
+  const Unsigned4 sign = (wide & 0x8000) << 16, magnitude = (wide & 0x7fff) << 13;
+  const auto from = [](Unsigned4 value) { return __builtin_bit_cast(Float4, value); };
+  const Float4 small = from(magnitude | (113u << 23)) - 0x1p-14f;  // counts of 2^-24
+  const Unsigned4 bias =
+      magnitude >= (31u << 23) ? Unsigned4{} + (224u << 23) : Unsigned4{} + (112u << 23);
+  const Unsigned4 normal = magnitude + bias;
+  const Unsigned4 value = magnitude < (1u << 23) ? __builtin_bit_cast(Unsigned4, small) : normal;
+  return from(value | sign);
+}
+
+template <class T>
+Float4 load_four(const T* from);
 template <>
 inline Float4 load_four(const float* from) {
   Float4 result;
@@ -25,7 +41,13 @@ template <>
 inline Float4 load_four(const dsv4::BFloat16* from) {
   Short4 bits;
   __builtin_memcpy(&bits, from, sizeof(bits));
-  return __builtin_bit_cast(Float4, __builtin_convertvector(bits, Unsigned4) << 16);
+  return of_bfloat16(bits);
+}
+template <>
+inline Float4 load_four(const dsv4::Half* from) {
+  Short4 bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return of_half(bits);
 }
 
 template <>
@@ -55,6 +77,14 @@ inline void store_four(Float4 value, dsv4::BFloat16* to) {
 struct Vec {
   static constexpr int lanes = 8;
   Float4 low, high;
+  using Bits = Short8;  // 16 of each lane
+
+  static Vec of_half(Bits bits) {
+    return {portable::of_half(low_four(bits)), portable::of_half(high_four(bits))};
+  }
+  static Vec of_bfloat16(Bits bits) {
+    return {portable::of_bfloat16(low_four(bits)), portable::of_bfloat16(high_four(bits))};
+  }
 
   static Vec broadcast(float value) {
     const Float4 four = {value, value, value, value};
@@ -76,6 +106,10 @@ struct Vec {
     const Float4 four = low + high;
     return (four[0] + four[2]) + (four[1] + four[3]);
   }
+
+ private:
+  static Short4 low_four(Short8 bits) { return __builtin_shufflevector(bits, bits, 0, 1, 2, 3); }
+  static Short4 high_four(Short8 bits) { return __builtin_shufflevector(bits, bits, 4, 5, 6, 7); }
 };
 
 inline Vec operator*(Vec a, Vec b) { return {a.low * b.low, a.high * b.high}; }
@@ -217,4 +251,13 @@ Vec exchange(Vec a) {
     return {Float4{a.low[d], a.low[1 ^ d], a.low[2 ^ d], a.low[3 ^ d]},
             Float4{a.high[d], a.high[1 ^ d], a.high[2 ^ d], a.high[3 ^ d]}};
   }
+}
+
+// Vectors of bytes, and tables that they look up in by codes from 0 to 15.
+constexpr int kCodeLanes = 1;  // of 16 bytes
+using CodeVector = Byte16;
+using CodeTable = Byte16;
+
+inline CodeVector look_up(CodeTable table, CodeVector codes) {
+  return __builtin_shuffle(table, codes);
 }

@@ -2,6 +2,7 @@
 what follows from a fixed order.
 """
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,53 @@ def test_quantised_weights_are_their_values(quantise, name):
     x, (codes, scale) = values(5, 256), quantise(values(40, 256, seed=2))
     wide = dequantize_fp8(codes, scale) if name == "fp8" else dequantize_fp4(codes, scale)
     assert torch.equal(product(name, x, None, codes, scale), amx_product(x, wide))
+
+
+def flushed(values):
+    """fp32 values with subnormals as 0."""
+    with np.errstate(over="ignore"):
+        return np.where(np.abs(values) < 2.0**-126, 0, values).astype(np.float32)
+
+
+E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6] * 2, np.float32) * np.repeat([1, -1], 8)
+SCALES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu).astype(np.float64)
+
+
+def one_channel(rows):
+    """fp32 [rows, 64] that are 1 in a channel of the second block."""
+    x = torch.zeros(rows, 64)
+    x[:, 37] = 1
+    return x
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_every_e4m3_code_has_its_value_under_every_scale(rows):
+    codes = torch.zeros(256, 64, dtype=torch.uint8)
+    codes[:, 37] = torch.arange(256).to(torch.uint8)
+    for byte, scale in enumerate(SCALES):
+        scales = torch.full((2, 1), byte, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+        got = fp8_gemm(one_channel(rows), None, codes.view(torch.float8_e4m3fn), scales)
+        want = flushed(E4M3 * scale)
+        want = np.full_like(want, np.nan) if np.isnan(scale) else want
+        np.testing.assert_array_equal(got.numpy(), np.tile(want, (rows, 1)), f"scale {byte}")
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_every_e2m1_code_has_its_value_under_every_scale(rows):
+    codes = torch.zeros(256 * 16, 32, dtype=torch.uint8)
+    codes[:, 18] = torch.arange(16).repeat(256).to(torch.uint8) << 4  # 37 is odd: the high nibble
+    scales = torch.full((256 * 16, 2), 127, dtype=torch.uint8)
+    scales[:, 1] = torch.arange(256).repeat_interleave(16).to(torch.uint8)
+    got = fp4_grouped_gemm(
+        one_channel(rows),
+        None,
+        codes.view(torch.int8)[None],
+        scales.view(torch.float8_e8m0fnu)[None],
+        offsets(rows),
+    )
+    want = flushed((SCALES[:, None] * E2M1).ravel())
+    np.testing.assert_array_equal(got.numpy(), np.tile(want, (rows, 1)))
 
 
 def offsets(*bounds):
