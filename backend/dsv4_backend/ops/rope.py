@@ -138,7 +138,11 @@ def rotation_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(cos, sin) of every position as `apply_rope` takes them: fp32 [T, 2F] each."""
     angles = rotation_angles(positions, inv_freq)
-    return angles.cos().repeat_interleave(2, -1), angles.sin().repeat_interleave(2, -1)
+    if angles.device.type == "cpu":
+        # On Arm a value of torch's fp32 cosine depends on where in the tensor it stands.
+        angles = angles.double()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
 
 
 @operator(

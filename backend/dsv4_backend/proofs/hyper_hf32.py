@@ -45,13 +45,16 @@ def _coarse(draw: Draw, rows: int, channels: int) -> torch.Tensor:
 
 
 def _mixers(draw: Draw, x: torch.Tensor, rows: int, scales: int) -> Mixers:
-    """Weights fn, base and scale whose logits are near 0 and steep in fn."""
-    scale = torch.full((scales,), 20.0) + draw.normal(scales)
+    """Weights fn, base and scale whose logits are near 0 and steep in fn, but less than fp32 sums
+    of that many channels are exact.
+    """
+    steep = 20 / (1 + x[0].numel() ** 0.5 / 32) if x.numel() else 20
+    scale = torch.full((scales,), float(steep)) + draw.normal(scales)
     if not x.numel():
         return draw.normal(rows, x.shape[1] * x.shape[2]), draw.normal(rows), scale
     fn = _coarse(draw, rows, x[0].numel())
     middle = _mixes(x, fn, _SETTINGS[0]).mean(0)
-    return fn, draw.normal(rows) - 20 * middle, scale
+    return fn, draw.normal(rows) - steep * middle, scale
 
 
 def _inputs(draw: Draw, rows: Callable[[int], int], scales: int) -> Iterator[Inputs]:
