@@ -82,6 +82,7 @@ ELSEWHERE = {
     "./ci/demo": Elsewhere("it makes an environment", "ci/demo", ".venv/bin/dsv4-ascend generate"),
     "./ci/test": Elsewhere("it runs this test", ".ci/run", "/../ci/test"),
     "./ci/serve": Elsewhere("it makes an environment", "ci/test", "ci/serve --install"),
+    "ci/aarch64": Elsewhere("it emulates a machine", "tests/test_aarch64.py", '"ci/aarch64"'),
     "./ci/test --long": PYTEST_IN_CI,
     "python -m vllm.entrypoints.openai.api_server --model FOLDER --enforce-eager "
     "--tool-call-parser deepseek_v4 --enable-auto-tool-choice --reasoning-parser deepseek_v4": (
