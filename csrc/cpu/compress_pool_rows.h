@@ -3,6 +3,8 @@
 
 // Tokens whose fp32 channels stay in the second-level cache.
 constexpr int64_t kTokensAtOnce = 16;
+// Rows of a weight that meet four tokens: of 16 registers, or of 32.
+constexpr int kTileRows = Vec::lanes == 16 ? 6 : 3;
 
 // Rows `first` .. first + rows - 1 of a weight for some tokens, into their state rows.
 template <int tokens, int rows, class W>
@@ -46,7 +48,7 @@ void project_tokens(const dsv4::cpu::CompressPool& call, const float* x,
       const int64_t last = row + kRows < end ? row + kRows : end;
       int64_t t = some;
       for (; t + 4 <= after; t += 4) {
-        project_rows<4, 3, W>(call, x + t * call.channels, to + t, gates, row, last);
+        project_rows<4, kTileRows, W>(call, x + t * call.channels, to + t, gates, row, last);
       }
       for (; t < after; ++t) {
         project_rows<1, 6, W>(call, x + t * call.channels, to + t, gates, row, last);

@@ -14,8 +14,9 @@
 namespace dsv4::cpu {
 namespace {
 
-constexpr int64_t kPanel = 16;
 constexpr int64_t kBlock = 32;
+// Rows of a power of two bytes fall into the same sets of a cache: one line more moves them apart.
+constexpr int64_t kLine = 16;
 // Of weights that are widened or multiplied, where few rows share what is widened.
 constexpr int64_t kWorkPerThread = 1 << 17;
 
@@ -29,13 +30,18 @@ struct WideRows {
   int64_t stride;
 };
 
-// The rows as fp32 with zeros up to a multiple of 32 channels: themselves where they are that.
+// Whether rows of fp32 are as they should be: whole blocks, and apart in a cache if they are many.
+bool are_wide(const Activations& x, int64_t count, int64_t k) {
+  return x.format == Stored::f32 && k % kBlock == 0 && (count < 4 || x.row_stride % 256 != 0);
+}
+
+// The rows as fp32 with zeros up to a multiple of 32 channels.
 WideRows wide_rows(const Product& call, int64_t count, Isa isa) {
   const Activations& x = call.x;
-  if (x.format == Stored::f32 && call.k % kBlock == 0) {
+  if (are_wide(x, count, call.k)) {
     return {static_cast<const float*>(x.values), x.row_stride};
   }
-  const int64_t stride = round_up(call.k, kBlock);
+  const int64_t stride = round_up(call.k, kBlock) + kLine;
   float* rows = rows_of_thread.of<float>(count * stride);
   const auto widen = DSV4_FOR_ISA(isa, widen_activations);
   parallel_for(count, grain_of(kWorkPerThread, stride), [&](int64_t begin, int64_t end) {
@@ -73,14 +79,15 @@ void product(const Product& call, Isa isa) {
   }
   const ExpertRows* active = experts.data();  // of this thread, which others cannot name
   const auto count = static_cast<int64_t>(experts.size());
-  const int64_t panels = round_up(call.n, kPanel) / kPanel;
-  const int64_t work = kPanel * call.k * (1 + call.rows / (4 * count));
-  const auto run = DSV4_FOR_ISA(isa, product_panel);
-  parallel_for(count * panels, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
-    float* sums = sums_of_thread.of<float>(most * kPanel);
+  const int64_t columns = *DSV4_FOR_ISA(isa, kStripeColumns);
+  const int64_t stripes = round_up(call.n, columns) / columns;
+  const int64_t work = columns * call.k * (1 + call.rows / (4 * count));
+  const auto run = DSV4_FOR_ISA(isa, product_stripe);
+  parallel_for(count * stripes, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
+    float* sums = sums_of_thread.of<float>(most * columns);
     for (int64_t item = begin; item < end; ++item) {
-      const ExpertRows& of = active[item / panels];
-      run(call, x.values, x.stride, of.expert, of.begin, of.end, item % panels * kPanel, sums);
+      const ExpertRows& of = active[item / stripes];
+      run(call, x.values, x.stride, of.expert, of.begin, of.end, item % stripes * columns, sums);
     }
   });
 }

@@ -7,8 +7,15 @@
 // After the transposition that it uses.
 #include "cpu/widen_rows.h"
 
-// Rows of activations whose sums stay in registers: of 16, 12 hold sums; of AVX-512's 32 as well.
-constexpr int kRowsAtOnce = Vec::lanes == 16 ? 12 : 6;
+// Panels that meet a row at a time. A vector of AVX-512 is a whole panel, but the machine loads
+// hardly more than one such vector a cycle where it multiplies two: a value of the row serves four.
+constexpr int kStripePanels = Vec::lanes == 16 ? 4 : 1;
+constexpr int64_t kStripeColumns = kStripePanels * kPanelRows;
+constexpr int kPanelFloats = kChunk * kPanelRows;
+
+// Rows of activations whose sums stay in registers: of 16, 12 hold sums, and of AVX-512's 32 24.
+template <int panels>
+constexpr int kRowsAtOnce = Vec::lanes == 8 ? 6 : (panels == 1 ? 12 : 24 / panels);
 
 inline int64_t bytes_of(dsv4::cpu::Stored format, int64_t channels) {
   switch (format) {
@@ -27,9 +34,9 @@ inline int64_t bytes_of(dsv4::cpu::Stored format, int64_t channels) {
 // What quantised codes of 16 rows are multiplied by in each block of a chunk, of which they come as
 // 2^-8 of their values: twice if a scale is so large that 2^8 of it is no fp32.
 struct Factors {
-  static constexpr int count = kChunk / kBlock * kPanelRows;
-  alignas(64) float first[count];
-  alignas(64) float second[count];  // 1 where the first is enough
+  static constexpr int kCount = kChunk / kBlock * kPanelRows;
+  alignas(64) float first[kCount];
+  alignas(64) float second[kCount];  // 1 where the first is enough
   bool twice;
 };
 
@@ -41,7 +48,7 @@ inline float power_of_two(int exponent) {
 // Of 16 rows from `first` on for `blocks` blocks from channel `k` on.
 inline void load_factors(const dsv4::cpu::StoredWeight& weight, int64_t expert, int64_t first,
                          int64_t last, int64_t k, int64_t blocks, Factors& factors) {
-  uint8_t scale[Factors::count] = {};
+  uint8_t scale[Factors::kCount] = {};
   const uint8_t* from = weight.scale + expert * weight.scale_expert_stride;
   for (int64_t block = 0; block < blocks; ++block) {
     uint8_t* to = scale + block * kPanelRows;
@@ -58,12 +65,12 @@ inline void load_factors(const dsv4::cpu::StoredWeight& weight, int64_t expert, 
   }
   constexpr uint8_t most = 246;
   uint8_t largest = 0;
-  for (int i = 0; i < Factors::count; ++i) {
+  for (int i = 0; i < Factors::kCount; ++i) {
     factors.first[i] = power_of_two((scale[i] < most ? scale[i] : most) + 8);
     largest = scale[i] > largest ? scale[i] : largest;
   }
   factors.twice = largest > most;
-  for (int i = 0; factors.twice && i < Factors::count; ++i) {
+  for (int i = 0; factors.twice && i < Factors::kCount; ++i) {
     const int rest = scale[i] > most ? scale[i] - most : 0;
     factors.second[i] = scale[i] == 255 ? __builtin_nanf("") : power_of_two(rest + 127);
   }
@@ -138,46 +145,55 @@ inline void add_block(dsv4::cpu::Stored format, const PanelRows& rows, int64_t b
   }
 }
 
+// The sums of some rows with the columns of some panels.
+template <int rows, int panels>
+struct Tile {
+  static constexpr int vectors = panels * kPanelVectors;
+  Vec sum[rows][vectors];
+};
+
 // 16 fused multiply-adds from zero over every second channel of a block.
-template <int count>
+template <int rows, int panels>
 [[gnu::always_inline]] inline void chain_of(const float* x, int64_t x_stride, const float* panel,
-                                            Vec (&sum)[count][kPanelVectors]) {
+                                            Tile<rows, panels>& tile) {
+  constexpr int vectors = Tile<rows, panels>::vectors;
   DSV4_UNROLL
-  for (int r = 0; r < count; ++r) {
+  for (int r = 0; r < rows; ++r) {
     DSV4_UNROLL
-    for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = Vec::broadcast(0.0f);
+    for (int v = 0; v < vectors; ++v) tile.sum[r][v] = Vec::broadcast(0.0f);
   }
   for (int k = 0; k < kBlock; k += 2) {
-    Vec w[kPanelVectors];
+    Vec w[vectors];
     DSV4_UNROLL
-    for (int v = 0; v < kPanelVectors; ++v) {
-      w[v] = Vec::load(panel + k * kPanelRows + v * Vec::lanes);
+    for (int v = 0; v < vectors; ++v) {
+      const float* of = panel + v / kPanelVectors * kPanelFloats;
+      w[v] = Vec::load(of + k * kPanelRows + v % kPanelVectors * Vec::lanes);
     }
     DSV4_UNROLL
-    for (int r = 0; r < count; ++r) {
+    for (int r = 0; r < rows; ++r) {
       const Vec value = Vec::broadcast(x[r * x_stride + k]);
       DSV4_UNROLL
-      for (int v = 0; v < kPanelVectors; ++v) {
-        sum[r][v] = fused_multiply_add(value, w[v], sum[r][v]);
+      for (int v = 0; v < vectors; ++v) {
+        tile.sum[r][v] = fused_multiply_add(value, w[v], tile.sum[r][v]);
       }
     }
   }
 }
 
-// Adds to sums [count, 16] the products of `blocks` blocks of 32 channels.
-// x: fp32, rows x_stride apart; panel: [32 * blocks, 16].
-template <int count>
-void add_panel(const float* x, int64_t x_stride, const float* panel, int64_t blocks, float* sums) {
+// Adds to sums [rows, kStripeColumns] the products of `blocks` blocks of 32 channels.
+// x: fp32, rows x_stride apart; panel: [panels, kChunk, 16].
+template <int rows, int panels>
+void add_tile(const float* x, int64_t x_stride, const float* panel, int64_t blocks, float* sums) {
   for (int64_t block = 0; block < blocks; ++block) {
-    Vec even[count][kPanelVectors], odd[count][kPanelVectors];
+    Tile<rows, panels> even, odd;
     chain_of(x, x_stride, panel, even);
     chain_of(x + 1, x_stride, panel + kPanelRows, odd);
     DSV4_UNROLL
-    for (int r = 0; r < count; ++r) {
+    for (int r = 0; r < rows; ++r) {
       DSV4_UNROLL
-      for (int v = 0; v < kPanelVectors; ++v) {
-        float* sum = sums + r * kPanelRows + v * Vec::lanes;
-        (Vec::load(sum) + (even[r][v] + odd[r][v])).store(sum);
+      for (int v = 0; v < even.vectors; ++v) {
+        float* sum = sums + r * kStripeColumns + v * Vec::lanes;
+        (Vec::load(sum) + (even.sum[r][v] + odd.sum[r][v])).store(sum);
       }
     }
     x += kBlock;
@@ -185,82 +201,147 @@ void add_panel(const float* x, int64_t x_stride, const float* panel, int64_t blo
   }
 }
 
-template <int count>
+// The same of `count` rows, up to `rows`.
+template <int rows, int panels>
+void add_tile_of(int64_t count, const float* x, int64_t x_stride, const float* panel,
+                 int64_t blocks, float* sums) {
+  if (count == rows) return add_tile<rows, panels>(x, x_stride, panel, blocks, sums);
+  if constexpr (rows > 1) {
+    add_tile_of<rows - 1, panels>(count, x, x_stride, panel, blocks, sums);
+  }
+}
+
+// And of any number, in tiles as equal as can be.
+template <int panels>
 void add_rows(const float* x, int64_t x_stride, const float* panel, int64_t blocks, float* sums,
               int64_t rows) {
-  for (; rows >= count; rows -= count) {
-    add_panel<count>(x, x_stride, panel, blocks, sums);
-    x += count * x_stride;
-    sums += count * kPanelRows;
-  }
-  if constexpr (count > 1) {
-    if (rows > 0) {
-      add_rows<(count > 6 ? 6 : count - 1)>(x, x_stride, panel, blocks, sums, rows);
-    }
+  constexpr int most = kRowsAtOnce<panels>;
+  for (int64_t tiles = (rows + most - 1) / most; tiles > 0; --tiles) {
+    const int64_t some = (rows + tiles - 1) / tiles;
+    add_tile_of<most, panels>(some, x, x_stride, panel, blocks, sums);
+    x += some * x_stride;
+    sums += some * kStripeColumns;
+    rows -= some;
   }
 }
 
 template <class Y>
 void store_sums(const dsv4::cpu::Product& call, const float* sums, int64_t begin, int64_t rows,
                 int64_t first) {
-  const int64_t width = call.n - first < kPanelRows ? call.n - first : kPanelRows;
+  const int64_t width = call.n - first < kStripeColumns ? call.n - first : kStripeColumns;
   Y* y = static_cast<Y*>(call.y) + begin * call.y_row_stride + first;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < width; i += Vec::lanes) {
-      store_first(Vec::load(sums + r * kPanelRows + i), y + r * call.y_row_stride + i, width - i);
+      store_first(Vec::load(sums + r * kStripeColumns + i), y + r * call.y_row_stride + i,
+                  width - i);
     }
   }
 }
 
-// sums [rows, 16] as rows of y from `begin` on, 16 columns from `first` on.
-inline void store_panel(const dsv4::cpu::Product& call, const float* sums, int64_t begin,
-                        int64_t rows, int64_t first) {
+// sums [rows, kStripeColumns] as rows of y from `begin` on, as many columns from `first` on.
+inline void store_stripe(const dsv4::cpu::Product& call, const float* sums, int64_t begin,
+                         int64_t rows, int64_t first) {
   DSV4_FOR_DTYPE(call.dtype, store_sums, call, sums, begin, rows, first);
 }
 
-// Rows begin .. end-1 of y, 16 columns from `first` on, with the weight of `expert`.
-// x: fp32 [rows of the call, x_stride], zeros behind k. sums: scratch [end - begin, 16].
-void product_panel(const dsv4::cpu::Product& call, const float* x, int64_t x_stride, int64_t expert,
-                   int64_t begin, int64_t end, int64_t first, float* sums) {
-  const dsv4::cpu::StoredWeight& weight = call.weight;
-  const int64_t last = call.n - 1;
-  const auto* codes = static_cast<const uint8_t*>(weight.codes);
+// 16 rows of W, of which a chunk is staged at a time.
+struct StoredPanel {
+  const dsv4::cpu::StoredWeight& weight;
+  int64_t expert;
+  int64_t first;
+  int64_t last;  // rows behind it are it again
   PanelRows rows;
-  for (int i = 0; i < kPanelRows; ++i) {
-    const int64_t row = first + i < last ? first + i : last;
-    const int64_t elements = expert * weight.expert_stride + row * weight.row_stride;
-    rows.row[i] = codes + elements * weight.element_bytes;
+
+  StoredPanel(const dsv4::cpu::Product& call, int64_t of_expert, int64_t first_row)
+      : weight(call.weight), expert(of_expert), first(first_row), last(call.n - 1) {
+    const auto* codes = static_cast<const uint8_t*>(weight.codes);
+    for (int i = 0; i < kPanelRows; ++i) {
+      const int64_t row = first + i < last ? first + i : last;
+      const int64_t elements = expert * weight.expert_stride + row * weight.row_stride;
+      rows.row[i] = codes + elements * weight.element_bytes;
+    }
   }
-  __builtin_memset(sums, 0, static_cast<size_t>((end - begin) * kPanelRows) * sizeof(float));
-  alignas(64) float panel[kChunk * kPanelRows];
+
+  // Calls each(block of the chunk, staged rows, factors) for `channels` channels from `k` on, and
+  // asks for the chunk of as many that is next: of these rows, or behind the end those of the panel
+  // that starts a stripe further.
+  template <class Each>
+  [[gnu::always_inline]] void each_block(int64_t k, int64_t channels, int64_t end, Staged& staged,
+                                         const Each& each) const {
+    const int64_t blocks = (channels + kBlock - 1) / kBlock;
+    const int64_t width = bytes_of(weight.format, channels);
+    staged.copy(rows, bytes_of(weight.format, k), width, bytes_of(weight.format, blocks * kBlock));
+    Factors factors;
+    if (weight.scale != nullptr) load_factors(weight, expert, first, last, k, blocks, factors);
+    const int64_t next = k + channels < end
+                             ? bytes_of(weight.format, k + channels)
+                             : kStripeColumns * weight.row_stride * weight.element_bytes;
+    for (int64_t block = 0; block < blocks; ++block) {
+      Staged::prefetch(rows, next, width, block, blocks);
+      each(block, staged.rows(), factors);
+    }
+  }
+};
+
+// sums [16] = x . the rows of a panel, for one row of x.
+inline void add_row(const dsv4::cpu::Product& call, const StoredPanel& panel, const float* x,
+                    float* sums) {
   Staged staged;
-  Factors factors;
-  const int64_t next_panel = kPanelRows * weight.row_stride * weight.element_bytes;
+  const dsv4::FlushSubnormals flush;
   for (int64_t k = 0; k < call.k; k += kChunk) {
     const int64_t channels = call.k - k < kChunk ? call.k - k : kChunk;
-    const int64_t blocks = (channels + kBlock - 1) / kBlock;
-    staged.copy(rows, bytes_of(weight.format, k), bytes_of(weight.format, channels),
-                bytes_of(weight.format, blocks * kBlock));
-    const float* from = x + begin * x_stride + k;
-    const int64_t width = bytes_of(weight.format, kChunk);
-    const int64_t next = k + kChunk < call.k ? bytes_of(weight.format, k + kChunk) : next_panel;
-    if (weight.scale != nullptr) load_factors(weight, expert, first, last, k, blocks, factors);
-    if (end - begin == 1) {
-      const dsv4::FlushSubnormals flush;
-      for (int64_t block = 0; block < blocks; ++block) {
-        Staged::prefetch(rows, next, width, block);
-        add_block(weight.format, staged.rows(), block, factors, from + block * kBlock, sums);
-      }
-      continue;
-    }
-    for (int64_t block = 0; block < blocks; ++block) {
-      Staged::prefetch(rows, next, width, block);
-      widen(weight.format, staged.rows(), block, factors, panel + block * kBlock * kPanelRows);
+    panel.each_block(k, channels, call.k, staged,
+                     [&](int64_t block, const PanelRows& rows, const Factors& factors) {
+                       add_block(call.weight.format, rows, block, factors, x + k + block * kBlock,
+                                 sums);
+                     });
+  }
+}
+
+// The same for many rows of x and for `panels` panels from row `first` of W on.
+template <int panels>
+void add_panels(const dsv4::cpu::Product& call, int64_t expert, int64_t first, const float* x,
+                int64_t x_stride, int64_t rows, float* sums) {
+  alignas(64) float wide[panels * kPanelFloats];
+  Staged staged;
+  for (int64_t k = 0; k < call.k; k += kChunk) {
+    const int64_t channels = call.k - k < kChunk ? call.k - k : kChunk;
+    for (int p = 0; p < panels; ++p) {
+      const StoredPanel panel(call, expert, first + p * kPanelRows);
+      panel.each_block(k, channels, call.k, staged,
+                       [&](int64_t block, const PanelRows& of, const Factors& factors) {
+                         widen(call.weight.format, of, block, factors,
+                               wide + p * kPanelFloats + block * kBlock * kPanelRows);
+                       });
     }
     const dsv4::FlushSubnormals flush;
-    add_rows<kRowsAtOnce>(from, x_stride, panel, blocks, sums, end - begin);
+    add_rows<panels>(x + k, x_stride, wide, (channels + kBlock - 1) / kBlock, sums, rows);
   }
-  store_panel(call, sums, begin, end - begin, first);
+}
+
+// Rows begin .. end-1 of y, kStripeColumns columns from `first` on, with the weight of `expert`.
+// x: fp32 [rows of the call, x_stride], zeros behind k. sums: scratch [end - begin,
+// kStripeColumns].
+void product_stripe(const dsv4::cpu::Product& call, const float* x, int64_t x_stride,
+                    int64_t expert, int64_t begin, int64_t end, int64_t first, float* sums) {
+  const int64_t rows = end - begin;
+  const int64_t panels = (call.n - first + kPanelRows - 1) / kPanelRows;
+  const float* from = x + begin * x_stride;
+  __builtin_memset(sums, 0, static_cast<size_t>(rows * kStripeColumns) * sizeof(float));
+  if (rows > 1 && panels >= kStripePanels) {
+    add_panels<kStripePanels>(call, expert, first, from, x_stride, rows, sums);
+  } else {
+    for (int64_t p = 0; p < panels && p < kStripePanels; ++p) {
+      const int64_t row = first + p * kPanelRows;
+      float* to = sums + p * kPanelRows;
+      if (rows == 1) {
+        add_row(call, StoredPanel(call, expert, row), from, to);
+      } else {
+        add_panels<1>(call, expert, row, from, x_stride, rows, to);
+      }
+    }
+  }
+  store_stripe(call, sums, begin, rows, first);
 }
 
 // e4m3 codes times the scale of every 128 of them.

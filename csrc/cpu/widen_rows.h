@@ -30,9 +30,9 @@ struct Staged {
 
   // Of the next chunk the part of one of this one's blocks: the rows are too many streams for the
   // machine to foresee, and all lines asked for at once are waited for.
-  static void prefetch(const PanelRows& from, int64_t at, int64_t count, int64_t block) {
-    constexpr int rows = kPanelRows * kBlock / kChunk;
-    for (int64_t i = block * rows; i < (block + 1) * rows; ++i) {
+  static void prefetch(const PanelRows& from, int64_t at, int64_t count, int64_t block,
+                       int64_t blocks) {
+    for (int64_t i = block * kPanelRows / blocks; i < (block + 1) * kPanelRows / blocks; ++i) {
       for (int64_t line = 0; line < count; line += 64) {
         __builtin_prefetch(from.row[i] + at + line);
       }
