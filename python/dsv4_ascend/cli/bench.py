@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,47 +16,56 @@ from rich.markup import escape
 from rich.table import Table
 
 from dsv4_ascend.bench import machine
+from dsv4_ascend.bench.against import ENGINES
+from dsv4_ascend.bench.against import named as against_named
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.launches import launches
 from dsv4_ascend.bench.page import page
+from dsv4_ascend.bench.peer import PeerError
+from dsv4_ascend.bench.plots import draw
 from dsv4_ascend.bench.sections import Section
-from dsv4_ascend.bench.suites import NAMED, SUITES, Found, Options
+from dsv4_ascend.bench.suites import NAMED, PLOTTED, SUITES, Found, Options
 from dsv4_ascend.cli import console, print_json
 from dsv4_backend.support import queue_mode
 
 DEVICES = ("cpu", "npu")
+Engine = tuple[str, Path] | None
 _FLASH = Dimensions()
 _MOST_EXPERTS = 256
 _SUITE = f"One of {', '.join(SUITES)}; several if given again."
 _WRITE = "Write a page with machine, versions and all results: docs/performance.md is one."
-_EXPERTS = "Suites ops and layer: routed experts, as memory allows; 256 in Flash."
+_AGAINST = f"Suite ops: torch, or {', '.join(ENGINES)} in an environment of its own."
+_PEER = "The Python of that environment, as .venv/vllm/bin/python of ci/serve --install."
+_PLOT = f"Folder for pictures as SVG, of suites {', '.join(PLOTTED)}; takes the extra `plot`."
+_EXPERTS = typer.Option(
+    help="Suites ops and layer: routed experts, as memory allows; 256 in Flash.",
+    min=_FLASH.chosen,
+    max=_MOST_EXPERTS,
+    show_default=str(_FLASH.experts),
+)
 
 
 def bench(
     suite: Annotated[list[str] | None, typer.Option(help=_SUITE, show_default="host")] = None,
     pattern: Annotated[str, typer.Option("-k", help="Part of an operator's name.")] = "",
     rounds: Annotated[int, typer.Option(help="Samples of every call, interleaved.", min=2)] = 15,
-    experts: Annotated[
-        int | None,
-        typer.Option(
-            help=_EXPERTS,
-            min=_FLASH.chosen,
-            max=_MOST_EXPERTS,
-            show_default=str(_FLASH.experts),
-        ),
-    ] = None,
+    experts: Annotated[int | None, _EXPERTS] = None,
     device: Annotated[
         str, typer.Option(help="cpu, or npu: launches beside torch_npu's own (suite host).")
     ] = "cpu",
+    against: Annotated[str, typer.Option(help=_AGAINST)] = "torch",
+    peer_python: Annotated[Path | None, typer.Option(help=_PEER)] = None,
     write: Annotated[Path | None, typer.Option(help=_WRITE, dir_okay=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help=_PLOT, file_okay=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time operators on this machine: medians with quartiles,
     and the ratio to torch's own in the same run.
 
     host: what a call costs on the smallest arguments, checks and dispatch and all.
-    ops: operators at Flash's sizes, weights cold, beside the best of torch alone.
-    decode: tokens per second of the shipped small model.
+    ops: operators at Flash's sizes, weights cold, beside the best of torch alone, or of an engine
+    in an environment of its own (--against).
+    decode: tokens per second of the shipped small model; prefill: of its prompts.
     long-context: attention of a layer from 1k to 1M tokens, and its memory.
     layer: a layer of each kind at Flash's sizes: a token behind 1k to 1M, a prompt of 2,048.
     transformers: its eager attention beside `integrations.transformers.sparse()`, 1k to 16k tokens.
@@ -64,17 +75,19 @@ def bench(
     for name in chosen:
         _check_choice(name, tuple(SUITES), "--suite")
     _check_choice(device, DEVICES, "--device")
+    _check_plot(plot, chosen)
+    engine = _engine(against, peer_python, chosen)
     if device == "npu":
         _only_host(chosen, experts, write)
         _bench_launches(pattern, rounds, json)
         return
-    _check_pattern(pattern, chosen)
+    _check_pattern(pattern, chosen, engine)
     dimensions = _dimensions(experts, chosen)
     _check_page(write)
     facts = machine.facts() | machine.versions()
     run: dict[str, Any] = {"suites": ", ".join(dict.fromkeys(chosen)), "rounds": rounds, **_now()}
     run |= {"pattern": pattern} if pattern else {}
-    options = Options(pattern, rounds, dimensions)
+    options = Options(pattern, rounds, dimensions, engine)
     found = {name: _run(name, options, json) for name in dict.fromkeys(chosen)}
     run["load after"] = round(machine.load(), 1)
     if json:
@@ -85,6 +98,9 @@ def bench(
     if write is not None:
         sections = [section for one in found.values() for section in one.sections]
         write.write_text(page(sections, run, facts), encoding="utf-8")
+    if plot is not None:
+        for picture in chain.from_iterable(one.plots for one in found.values()):
+            draw(picture, plot)
 
 
 def _now() -> dict[str, object]:
@@ -93,7 +109,10 @@ def _now() -> dict[str, object]:
 
 
 def _run(name: str, options: Options, quiet: bool) -> Found:
-    found = SUITES[name](options)
+    try:
+        found = SUITES[name](options)
+    except PeerError as error:
+        raise typer.BadParameter(str(error), param_hint="--peer-python") from error
     if not quiet:
         for section in found.sections:
             _show(section)
@@ -118,15 +137,30 @@ def _check_choice(found: str, choices: Sequence[str], option: str) -> None:
         raise typer.BadParameter(f"{found!r} is not one of {', '.join(choices)}", param_hint=option)
 
 
-def _check_pattern(pattern: str, suites: Iterable[str]) -> None:
+def _engine(against: str, python: Path | None, suites: Sequence[str]) -> Engine:
+    """What suite ops is compared with, None for torch."""
+    _check_choice(against, ("torch", *ENGINES), "--against")
+    if against == "torch":
+        if python is not None:
+            raise typer.BadParameter("torch runs in this Python", param_hint="--peer-python")
+        return None
+    if set(suites) != {"ops"}:
+        raise typer.BadParameter("only suite ops has other engines", param_hint="--against")
+    if python is None:
+        raise typer.BadParameter(f"{against} needs --peer-python", param_hint="--against")
+    return against, python
+
+
+def _check_pattern(pattern: str, suites: Iterable[str], engine: Engine) -> None:
     if not pattern:
         return
     for name in suites:
         if name not in NAMED:
             raise typer.BadParameter(f"suite {name} runs no single operators", param_hint="-k")
-        if not NAMED[name](pattern):
+        named = NAMED[name] if engine is None else against_named
+        if not named(pattern):
             raise typer.BadParameter(
-                f"{pattern!r} is part of no name of suite {name}: {', '.join(NAMED[name](''))}",
+                f"{pattern!r} is part of no name of suite {name}: {', '.join(named(''))}",
                 param_hint="-k",
             )
 
@@ -154,6 +188,24 @@ def _check_page(write: Path | None) -> None:
         raise typer.BadParameter(f"{write.parent} is no folder", param_hint="--write")
     if not os.access(write if write.exists() else write.parent, os.W_OK):
         raise typer.BadParameter(f"{write} cannot be written", param_hint="--write")
+
+
+def _check_plot(folder: Path | None, suites: Sequence[str]) -> None:
+    """Before minutes of work, whether there will be pictures."""
+    if folder is None:
+        return
+    if not set(PLOTTED) & set(suites):
+        raise typer.BadParameter(
+            f"only suites {', '.join(PLOTTED)} have pictures", param_hint="--plot"
+        )
+    if find_spec("matplotlib") is None:
+        raise typer.BadParameter(
+            "matplotlib is missing: pip install 'dsv4-ascend[plot]'", param_hint="--plot"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder}: {error.strerror}", param_hint="--plot") from error
 
 
 def _only_host(suites: Sequence[str], experts: int | None, write: Path | None) -> None:
