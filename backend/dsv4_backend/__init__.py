@@ -17,6 +17,11 @@ except ImportError as error:
     raise ImportError(f"dsv4_backend._C does not load: {error}; {advice}") from error
 
 try:
+    _C.isa()
+except ValueError as error:
+    raise ImportError(f"DSV4_ISA in the environment: {error}") from error
+
+try:
     from dsv4_backend import contract, dispatch, errors, ops, support
     from dsv4_backend.contract import OPERATORS
 

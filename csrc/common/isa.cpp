@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
 
 namespace dsv4 {
@@ -14,7 +15,8 @@ std::vector<Isa> probe() {
   // F16C comes with every AVX2; older compilers do not know its name here.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni")) {
     found.push_back(Isa::avx512);
   }
   if (avx2) {
@@ -25,8 +27,13 @@ std::vector<Isa> probe() {
   return found;
 }
 
+Isa chosen() {
+  const char* name = std::getenv("DSV4_ISA");
+  return name == nullptr || *name == '\0' ? available_isas().front() : parse_isa(name);
+}
+
 std::atomic<Isa>& active() {
-  static std::atomic<Isa> value{available_isas().front()};
+  static std::atomic<Isa> value{chosen()};
   return value;
 }
 

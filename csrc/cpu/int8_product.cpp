@@ -7,13 +7,6 @@
 #include "cpu/parallel_rows.h"
 #include "cpu/thread_buffer.h"
 
-namespace dsv4::cpu {
-
-// Columns that a thread takes at a time.
-constexpr int64_t kInt8Panel = 16;
-
-}  // namespace dsv4::cpu
-
 #define DSV4_ROWS "cpu/int8_product_rows.h"
 #include "cpu/foreach_isa.h"
 
@@ -77,14 +70,15 @@ void int8_product(const Int8Product& call, Isa isa) {
   }
   const ExpertRows* active = experts.data();  // of this thread, which others cannot name
   const auto count = static_cast<int64_t>(experts.size());
-  const int64_t panels = round_up(call.n, kInt8Panel) / kInt8Panel;
-  const int64_t work = kInt8Panel * call.k * (1 + call.rows / (4 * count));
-  const auto run = DSV4_FOR_ISA(isa, int8_panel);
-  parallel_for(count * panels, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
-    auto* sums = sums_of_thread.of<int32_t>(most * kInt8Panel);
+  const int64_t columns = *DSV4_FOR_ISA(isa, kStripeColumns);
+  const int64_t stripes = round_up(call.n, columns) / columns;
+  const int64_t work = columns * call.k * (1 + call.rows / (4 * count));
+  const auto run = DSV4_FOR_ISA(isa, int8_stripe);
+  parallel_for(count * stripes, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
+    auto* sums = sums_of_thread.of<int32_t>(most * columns);
     for (int64_t item = begin; item < end; ++item) {
-      const ExpertRows& of = active[item / panels];
-      run(call, x.codes, x.stride, of.expert, of.begin, of.end, item % panels * kInt8Panel, sums);
+      const ExpertRows& of = active[item / stripes];
+      run(call, x.codes, x.stride, of.expert, of.begin, of.end, item % stripes * columns, sums);
     }
   });
 }

@@ -3,6 +3,7 @@
 // headers of its own.
 
 #include "cpu/code_rows.h"
+#include "cpu/tiles.h"
 #include "cpu/transpose.h"
 // After the transposition that it uses.
 #include "cpu/widen_rows.h"
@@ -201,30 +202,6 @@ void add_tile(const float* x, int64_t x_stride, const float* panel, int64_t bloc
   }
 }
 
-// The same of `count` rows, up to `rows`.
-template <int rows, int panels>
-void add_tile_of(int64_t count, const float* x, int64_t x_stride, const float* panel,
-                 int64_t blocks, float* sums) {
-  if (count == rows) return add_tile<rows, panels>(x, x_stride, panel, blocks, sums);
-  if constexpr (rows > 1) {
-    add_tile_of<rows - 1, panels>(count, x, x_stride, panel, blocks, sums);
-  }
-}
-
-// And of any number, in tiles as equal as can be.
-template <int panels>
-void add_rows(const float* x, int64_t x_stride, const float* panel, int64_t blocks, float* sums,
-              int64_t rows) {
-  constexpr int most = kRowsAtOnce<panels>;
-  for (int64_t tiles = (rows + most - 1) / most; tiles > 0; --tiles) {
-    const int64_t some = (rows + tiles - 1) / tiles;
-    add_tile_of<most, panels>(some, x, x_stride, panel, blocks, sums);
-    x += some * x_stride;
-    sums += some * kStripeColumns;
-    rows -= some;
-  }
-}
-
 template <class Y>
 void store_sums(const dsv4::cpu::Product& call, const float* sums, int64_t begin, int64_t rows,
                 int64_t first) {
@@ -315,7 +292,11 @@ void add_panels(const dsv4::cpu::Product& call, int64_t expert, int64_t first, c
                        });
     }
     const dsv4::FlushSubnormals flush;
-    add_rows<panels>(x + k, x_stride, wide, (channels + kBlock - 1) / kBlock, sums, rows);
+    const int64_t blocks = (channels + kBlock - 1) / kBlock;
+    each_tile<kRowsAtOnce<panels>>(rows, [&]<int of>(Number<of>, int64_t first_row) {
+      add_tile<of, panels>(x + first_row * x_stride + k, x_stride, wide, blocks,
+                           sums + first_row * kStripeColumns);
+    });
   }
 }
 

@@ -84,6 +84,10 @@ struct VecInt {
   __m256i value;
 
   static VecInt broadcast(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  static VecInt load(const int32_t* from) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))};
+  }
+  void store(int32_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 
   // Lanes of 0 to 255.
   void store(uint8_t* to) const {
@@ -129,12 +133,17 @@ struct VecShort {
   static VecShort load(const int16_t* from) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))};
   }
+  static VecShort broadcast_pair(const int16_t* from) {
+    int32_t pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return {_mm256_set1_epi32(pair)};
+  }
   void store(int16_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 };
 
-// Products of lanes, each pair of neighbours added.
-inline VecInt multiply_pairs(VecShort a, VecShort b) {
-  return {_mm256_madd_epi16(a.value, b.value)};
+// sum + products of lanes, each pair of neighbours added.
+inline VecInt add_pairs(VecInt sum, VecShort a, VecShort b) {
+  return sum + VecInt{_mm256_madd_epi16(a.value, b.value)};
 }
 
 // Lane i of the result is lane i ^ distance: 1, 2 or 4.

@@ -1,4 +1,4 @@
-// Sixteen fp32 lanes with AVX-512 (F, BW, DQ, VL).
+// Sixteen fp32 lanes with AVX-512 (F, BW, DQ, VL, VNNI).
 // Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard.
 
 struct Vec {
@@ -67,6 +67,8 @@ struct VecInt {
   __m512i value;
 
   static VecInt broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static VecInt load(const int32_t* from) { return {_mm512_loadu_si512(from)}; }
+  void store(int32_t* to) const { _mm512_storeu_si512(to, value); }
 
   // Lanes of 0 to 255.
   void store(uint8_t* to) const {
@@ -98,12 +100,17 @@ struct VecShort {
     return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   }
   static VecShort load(const int16_t* from) { return {_mm512_loadu_si512(from)}; }
+  static VecShort broadcast_pair(const int16_t* from) {
+    int32_t pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return {_mm512_set1_epi32(pair)};
+  }
   void store(int16_t* to) const { _mm512_storeu_si512(to, value); }
 };
 
-// Products of lanes, each pair of neighbours added.
-inline VecInt multiply_pairs(VecShort a, VecShort b) {
-  return {_mm512_madd_epi16(a.value, b.value)};
+// sum + products of lanes, each pair of neighbours added.
+inline VecInt add_pairs(VecInt sum, VecShort a, VecShort b) {
+  return {_mm512_dpwssd_epi32(sum.value, a.value, b.value)};
 }
 
 // Lane i of the result is lane i ^ distance: 1, 2, 4 or 8.

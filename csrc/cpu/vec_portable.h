@@ -170,6 +170,12 @@ struct VecInt {
     const Int4 four = {value, value, value, value};
     return {four, four};
   }
+  static VecInt load(const int32_t* from) {
+    VecInt result;
+    __builtin_memcpy(&result, from, sizeof(result));
+    return result;
+  }
+  void store(int32_t* to) const { __builtin_memcpy(to, this, sizeof(*this)); }
 
   // Lanes of 0 to 255.
   void store(uint8_t* to) const {
@@ -222,6 +228,11 @@ struct VecShort {
     __builtin_memcpy(pairs, from, sizeof(pairs));
     return of(pairs);
   }
+  static VecShort broadcast_pair(const int16_t* from) {
+    const Int4 low = {from[0], from[0], from[0], from[0]};
+    const Int4 high = {from[1], from[1], from[1], from[1]};
+    return {{low, low}, {high, high}};
+  }
   static VecShort load(const int8_t* from) {
     int16_t wide[lanes];
     for (int i = 0; i < lanes; ++i) wide[i] = from[i];
@@ -235,10 +246,10 @@ struct VecShort {
   }
 };
 
-// Products of lanes, each pair of neighbours added.
-inline VecInt multiply_pairs(VecShort a, VecShort b) {
-  return {a.first[0] * b.first[0] + a.second[0] * b.second[0],
-          a.first[1] * b.first[1] + a.second[1] * b.second[1]};
+// sum + products of lanes, each pair of neighbours added.
+inline VecInt add_pairs(VecInt sum, VecShort a, VecShort b) {
+  return sum + VecInt{a.first[0] * b.first[0] + a.second[0] * b.second[0],
+                      a.first[1] * b.first[1] + a.second[1] * b.second[1]};
 }
 
 // Lane i of the result is lane i ^ distance: 1, 2 or 4.

@@ -1,8 +1,10 @@
 """The RMSNorm kernel: every instruction set that this machine runs, against the contract."""
 
+import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -266,3 +268,27 @@ def test_a_machine_with_another_instruction_set_can_be_asked_about(isa):
 def test_an_unknown_instruction_set_is_named(isa):
     with pytest.raises(ValueError, match=f"ISA '{isa}' is not portable, avx2 or avx512"):
         dispatch.candidates("rms_norm", *ARGUMENTS, context=dispatch.Context(isa=isa))
+
+
+def with_variable(value, *command):
+    environment = os.environ | {"DSV4_ISA": value}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("isa", [*_C.available_isas(), ""])
+def test_the_environment_chooses_the_instruction_set(isa):
+    done = with_variable(isa, "-c", "from dsv4_backend import _C; print(_C.isa())")
+    assert done.stdout.strip() == (isa or _C.available_isas()[0]), done.stderr
+
+
+def test_an_instruction_set_that_the_environment_makes_up_is_named():
+    command = "sys.argv = ['dsv4-ascend', 'ops']; from dsv4_ascend.cli.main import main; main()"
+    done = with_variable("neon", "-c", f"import sys; {command}")
+    assert done.returncode == 3
+    (line,) = done.stderr.strip().splitlines()
+    known = ", ".join(_C.available_isas())
+    said = f"DSV4_ISA in the environment: ISA 'neon' is not one that this machine runs: {known}"
+    assert said in line
+    assert "reinstall" not in line

@@ -121,7 +121,8 @@ def _run(arguments: Sequence[str]) -> int:
             from dsv4_backend.support import memory_fault
     except (ImportError, OSError) as error:
         advice = "; reinstall it for this Python: pip install --force-reinstall dsv4-ascend"
-        advised = str(error).startswith("dsv4_backend._C is stale")  # it says what to do itself
+        # These say what to do themselves.
+        advised = str(error).startswith(("dsv4_backend._C is stale", "DSV4_ISA"))
         return _complain(f"{name} does not load: {error}{'' if advised else advice}", ENVIRONMENT)
     try:
         return app.call(COMMANDS, {name: function}, arguments)
