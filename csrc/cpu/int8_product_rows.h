@@ -2,18 +2,13 @@
 // file. Included by foreach_isa.h inside a namespace, so it includes nothing and has no guard but
 // the headers of its own.
 
-#include "cpu/tiles.h"
 #include "cpu/transpose.h"
 // After the transposition that it uses.
 #include "cpu/widen_rows.h"
+// After the panels that it counts.
+#include "cpu/tiles.h"
 
-// Panels of 16 columns that meet a row at a time: as in product_rows.h.
-constexpr int kStripePanels = Vec::lanes == 16 ? 4 : 1;
-constexpr int64_t kStripeColumns = kStripePanels * kPanelRows;
 constexpr int kPanelShorts = kChunk * kPanelRows;
-// Sums that stay in registers: of 16 12, of AVX-512's 32 24.
-template <int panels>
-constexpr int kRowsAtOnce = Vec::lanes == 8 ? 6 : (panels == 1 ? 12 : 24 / panels);
 // Few rows take the weight as it is stored: of as many columns at a time.
 constexpr int kFewRows = Vec::lanes == 16 ? 6 : 4;
 constexpr int kColumnsAtOnce = Vec::lanes == 16 ? 4 : 2;

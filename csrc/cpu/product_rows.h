@@ -3,20 +3,13 @@
 // headers of its own.
 
 #include "cpu/code_rows.h"
-#include "cpu/tiles.h"
 #include "cpu/transpose.h"
 // After the transposition that it uses.
 #include "cpu/widen_rows.h"
+// After the panels that it counts.
+#include "cpu/tiles.h"
 
-// Panels that meet a row at a time. A vector of AVX-512 is a whole panel, but the machine loads
-// hardly more than one such vector a cycle where it multiplies two: a value of the row serves four.
-constexpr int kStripePanels = Vec::lanes == 16 ? 4 : 1;
-constexpr int64_t kStripeColumns = kStripePanels * kPanelRows;
 constexpr int kPanelFloats = kChunk * kPanelRows;
-
-// Rows of activations whose sums stay in registers: of 16, 12 hold sums, and of AVX-512's 32 24.
-template <int panels>
-constexpr int kRowsAtOnce = Vec::lanes == 8 ? 6 : (panels == 1 ? 12 : 24 / panels);
 
 inline int64_t bytes_of(dsv4::cpu::Stored format, int64_t channels) {
   switch (format) {

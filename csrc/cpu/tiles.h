@@ -1,5 +1,15 @@
-// Tiles of any number of rows, whose sums stay in registers.
-// Included by rows headers inside a namespace, so it includes nothing and has no guard.
+// Tiles of some rows and the columns of some panels, whose sums stay in registers.
+// Included by rows headers inside a namespace after widen_rows.h, so it includes nothing and has no
+// guard.
+
+// Panels that meet a row at a time. A vector of AVX-512 is a whole panel, but the machine loads
+// hardly more than one such vector a cycle where it multiplies two: a value of the row serves four.
+constexpr int kStripePanels = Vec::lanes == 16 ? 4 : 1;
+constexpr int64_t kStripeColumns = kStripePanels * kPanelRows;
+
+// Rows of a tile: of 16 registers, 12 hold sums, and of AVX-512's 32 24.
+template <int panels>
+constexpr int kRowsAtOnce = Vec::lanes == 8 ? 6 : (panels == 1 ? 12 : 24 / panels);
 
 template <int value>
 struct Number {};
