@@ -3,7 +3,7 @@
 
 // Tokens whose fp32 channels stay in the second-level cache.
 constexpr int64_t kTokensAtOnce = 16;
-// Rows of a weight that meet four tokens: of 16 registers, or of 32.
+// Rows of a weight that meet four tokens: of AVX-512's 32 registers, or of 16.
 constexpr int kTileRows = Vec::lanes == 16 ? 6 : 3;
 
 // Rows `first` .. first + rows - 1 of a weight for some tokens, into their state rows.

@@ -15,6 +15,7 @@ namespace {
 
 // Of weights that are widened or multiplied, where few rows share what is widened.
 constexpr int64_t kWorkPerThread = 1 << 17;
+constexpr int64_t kPanel = 16;         // in columns
 constexpr int64_t kWidestVector = 32;  // in channels
 // Rows of a power of two bytes fall into the same sets of a cache: one line more moves them apart.
 constexpr int64_t kLine = 32;
@@ -70,15 +71,18 @@ void int8_product(const Int8Product& call, Isa isa) {
   }
   const ExpertRows* active = experts.data();  // of this thread, which others cannot name
   const auto count = static_cast<int64_t>(experts.size());
-  const int64_t columns = *DSV4_FOR_ISA(isa, kStripeColumns);
-  const int64_t stripes = round_up(call.n, columns) / columns;
-  const int64_t work = columns * call.k * (1 + call.rows / (4 * count));
+  const int64_t most_panels = *DSV4_FOR_ISA(isa, kStripePanels);
+  const int64_t panels = round_up(call.n, kPanel) / kPanel;
+  const int64_t work = kPanel * call.k * (1 + call.rows / (4 * count));
   const auto run = DSV4_FOR_ISA(isa, int8_stripe);
-  parallel_for(count * stripes, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
-    auto* sums = sums_of_thread.of<int32_t>(most * columns);
-    for (int64_t item = begin; item < end; ++item) {
-      const ExpertRows& of = active[item / stripes];
-      run(call, x.codes, x.stride, of.expert, of.begin, of.end, item % stripes * columns, sums);
+  parallel_for(count * panels, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
+    auto* sums = sums_of_thread.of<int32_t>(most * most_panels * kPanel);
+    for (int64_t item = begin; item < end;) {
+      const ExpertRows& of = active[item / panels];
+      const int64_t panel = item % panels;
+      const int64_t some = std::min({most_panels, panels - panel, end - item});
+      run(call, x.codes, x.stride, of.expert, of.begin, of.end, panel * kPanel, some, sums);
+      item += some;
     }
   });
 }

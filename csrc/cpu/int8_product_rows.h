@@ -162,7 +162,7 @@ void add_widened(const int16_t* x, int64_t x_stride, const int8_t* weight, int64
         stored.row[i] = reinterpret_cast<const uint8_t*>(weight + row * weight_stride);
       }
       staged.copy(stored, from, channels, padded);
-      Staged::prefetch(stored, from + channels, channels, 0, 1);
+      if (from + channels < k) Staged::prefetch(stored, from + channels, channels, 0, 1);
       widen_pairs(staged.rows(), padded, wide + p * kPanelShorts);
     }
     each_tile<kRowsAtOnce<panels>>(rows, [&]<int of>(Number<of>, int64_t first) {
@@ -206,20 +206,23 @@ inline void store_sums(const dsv4::cpu::Int8Product& call, const int32_t* sums, 
   }
 }
 
-// Rows begin .. end-1 of y, a stripe of columns from `first` on, with the weight of `expert`.
+// Rows begin .. end-1 of y, `panels` panels of columns from `first` on, up to kStripePanels, with
+// the weight of `expert`.
 // x: int16 [rows of the call, x_stride], zeros behind k. sums: scratch [end - begin,
 // kStripeColumns].
 void int8_stripe(const dsv4::cpu::Int8Product& call, const int16_t* x, int64_t x_stride,
-                 int64_t expert, int64_t begin, int64_t end, int64_t first, int32_t* sums) {
+                 int64_t expert, int64_t begin, int64_t end, int64_t first, int64_t panels,
+                 int32_t* sums) {
   const dsv4::cpu::Int8Weight& weight = call.weight;
   const int64_t rows = end - begin;
-  const int64_t columns = call.n - first < kStripeColumns ? call.n - first : kStripeColumns;
+  const int64_t widest = panels * kPanelRows;
+  const int64_t columns = call.n - first < widest ? call.n - first : widest;
   const int8_t* codes = weight.codes + expert * weight.expert_stride + first * weight.row_stride;
   __builtin_memset(sums, 0, static_cast<size_t>(rows * kStripeColumns) * sizeof(int32_t));
   const int16_t* from = x + begin * x_stride;
   if (rows <= kFewRows) {
     add_stored(from, x_stride, codes, weight.row_stride, columns, call.k, sums, rows);
-  } else if (columns > kStripeColumns - kPanelRows) {
+  } else if (panels == kStripePanels) {
     add_widened<kStripePanels>(from, x_stride, codes, weight.row_stride, columns, call.k, sums,
                                rows);
   } else {

@@ -197,8 +197,8 @@ void add_tile(const float* x, int64_t x_stride, const float* panel, int64_t bloc
 
 template <class Y>
 void store_sums(const dsv4::cpu::Product& call, const float* sums, int64_t begin, int64_t rows,
-                int64_t first) {
-  const int64_t width = call.n - first < kStripeColumns ? call.n - first : kStripeColumns;
+                int64_t first, int64_t columns) {
+  const int64_t width = call.n - first < columns ? call.n - first : columns;
   Y* y = static_cast<Y*>(call.y) + begin * call.y_row_stride + first;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < width; i += Vec::lanes) {
@@ -208,10 +208,10 @@ void store_sums(const dsv4::cpu::Product& call, const float* sums, int64_t begin
   }
 }
 
-// sums [rows, kStripeColumns] as rows of y from `begin` on, as many columns from `first` on.
+// sums [rows, kStripeColumns] as rows of y from `begin` on, `columns` columns from `first` on.
 inline void store_stripe(const dsv4::cpu::Product& call, const float* sums, int64_t begin,
-                         int64_t rows, int64_t first) {
-  DSV4_FOR_DTYPE(call.dtype, store_sums, call, sums, begin, rows, first);
+                         int64_t rows, int64_t first, int64_t columns) {
+  DSV4_FOR_DTYPE(call.dtype, store_sums, call, sums, begin, rows, first, columns);
 }
 
 // 16 rows of W, of which a chunk is staged at a time.
@@ -293,19 +293,20 @@ void add_panels(const dsv4::cpu::Product& call, int64_t expert, int64_t first, c
   }
 }
 
-// Rows begin .. end-1 of y, kStripeColumns columns from `first` on, with the weight of `expert`.
+// Rows begin .. end-1 of y, `panels` panels of columns from `first` on, up to kStripePanels, with
+// the weight of `expert`.
 // x: fp32 [rows of the call, x_stride], zeros behind k. sums: scratch [end - begin,
 // kStripeColumns].
 void product_stripe(const dsv4::cpu::Product& call, const float* x, int64_t x_stride,
-                    int64_t expert, int64_t begin, int64_t end, int64_t first, float* sums) {
+                    int64_t expert, int64_t begin, int64_t end, int64_t first, int64_t panels,
+                    float* sums) {
   const int64_t rows = end - begin;
-  const int64_t panels = (call.n - first + kPanelRows - 1) / kPanelRows;
   const float* from = x + begin * x_stride;
   __builtin_memset(sums, 0, static_cast<size_t>(rows * kStripeColumns) * sizeof(float));
-  if (rows > 1 && panels >= kStripePanels) {
+  if (rows > 1 && panels == kStripePanels) {
     add_panels<kStripePanels>(call, expert, first, from, x_stride, rows, sums);
   } else {
-    for (int64_t p = 0; p < panels && p < kStripePanels; ++p) {
+    for (int64_t p = 0; p < panels; ++p) {
       const int64_t row = first + p * kPanelRows;
       float* to = sums + p * kPanelRows;
       if (rows == 1) {
@@ -315,7 +316,7 @@ void product_stripe(const dsv4::cpu::Product& call, const float* x, int64_t x_st
       }
     }
   }
-  store_stripe(call, sums, begin, rows, first);
+  store_stripe(call, sums, begin, rows, first, panels * kPanelRows);
 }
 
 // e4m3 codes times the scale of every 128 of them.

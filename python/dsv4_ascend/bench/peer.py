@@ -11,16 +11,21 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 
 from dsv4_ascend.bench.timing import TimesItself
 
-_KEPT_OUT = "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"
+_T = TypeVar("_T")
+PATIENCE = 600.0
+"""Seconds that a peer has for one answer."""
+_LEAVE = 5.0
+"""Seconds that a process has to end once it has closed its output."""
 
 
 class PeerError(Exception):
@@ -36,19 +41,20 @@ class Peer:
     @classmethod
     @contextmanager
     def running(cls, python: Path, script: Path) -> Iterator[Peer]:
-        """`script` run by the Python of the peer's environment. PeerError if there is none."""
-        environment = {name: value for name, value in os.environ.items() if name not in _KEPT_OUT}
-        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        """`script` run by the Python of the peer's environment, which sees neither ours nor paths
+        of the caller. PeerError if there is none.
+        """
         pipe = subprocess.PIPE
         with tempfile.TemporaryFile() as errors:
             try:
                 process = subprocess.Popen(
-                    [python, script],
+                    [python, "-I", script],
                     stdin=pipe,
                     stdout=pipe,
                     stderr=errors,
-                    text=True,
-                    env=environment,
+                    encoding="utf-8",
+                    errors="replace",
+                    env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
                 )
             except OSError as error:
                 raise PeerError(f"{python}: {error.strerror}") from error
@@ -58,33 +64,51 @@ class Peer:
                 process.kill()
                 process.communicate()
 
-    def ask(self, **request: object) -> dict[str, Any]:
-        """Its answer. PeerError if that is an error, or none."""
+    def ask(self, wanted: str, kind: type[_T], **request: object) -> _T:
+        """What it answers under the name `wanted`. PeerError if that is an error, or nothing."""
+        line = self._answer(json.dumps(request))
+        try:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise PeerError(answer["error"])
+            found = answer[wanted]
+        except (ValueError, TypeError, KeyError):
+            raise PeerError(f"answered {line.strip()[:60]!r}") from None
+        if not isinstance(found, kind):
+            raise PeerError(f"answered {found!r} as {wanted}")
+        return found
+
+    def _answer(self, request: str) -> str:
+        """Its next line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        late = threading.Timer(PATIENCE, self._process.kill)
+        late.start()
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            late.cancel()
         if not line:
             raise PeerError(self._end())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise PeerError(answer["error"])
-        return answer
+        return line
 
     def _end(self) -> str:
         """How the process ended, in one line."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_LEAVE)
+        except subprocess.TimeoutExpired:
+            return "closed its output"
         if code == -signal.SIGILL:
             return "uses instructions that this processor does not have"
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
         last = f": {said[-1].strip()}" if said else ""
-        by = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"ended with {by}{last}"
+        by = f"exit code {code}" if code >= 0 else signal.strsignal(-code) or f"signal {-code}"
+        return f"ended ({by}){last}"
 
 
 class PeerCall(TimesItself):
@@ -94,10 +118,15 @@ class PeerCall(TimesItself):
     """
 
     def __init__(self, peer: Peer, operator: str, of: Mapping[str, Any], tokens: int) -> None:
-        self._peer, self._tokens = peer, tokens
-        answer = peer.ask(build=operator, tokens=tokens, of=of)
-        self.name: str = answer["name"]
+        self._peer, self._operator, self._tokens = peer, operator, tokens
+        self.name = peer.ask("name", str, build=operator, tokens=tokens, of=of)
 
     def seconds(self, count: int) -> float:
-        """See `TimesItself`."""
-        return float(self._peer.ask(run=self._tokens, count=count)["seconds"])
+        """See `TimesItself`. PeerError names the operator."""
+        try:
+            found = self._peer.ask("seconds", float, run=self._tokens, count=count)
+        except PeerError as error:
+            raise PeerError(f"{self._operator}, {self._tokens} tokens: {error}") from error
+        if found <= 0:
+            raise PeerError(f"{self._operator}, {self._tokens} tokens: took {found} s")
+        return found

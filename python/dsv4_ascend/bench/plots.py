@@ -12,6 +12,9 @@ from pathlib import Path
 from dsv4_ascend.bench import layers, long_context
 from dsv4_ascend.bench.ops import Ops
 
+_COLOURS, _MARKERS = 10, "os^"
+"""Of matplotlib's cycle; what comes after them gets another marker."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -97,10 +100,10 @@ def draw(plot: Plot, folder: Path) -> Path:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel=plot.x, ylabel=plot.y)
     axes.set_title(plot.title)
-    for curve in plot.curves:
-        style = "-" if curve.joined else ""
+    for i, curve in enumerate(plot.curves):
+        style, marker = "-" if curve.joined else "", _MARKERS[i // _COLOURS]
         x, y = zip(*curve.points, strict=True)
-        axes.plot(x, y, linestyle=style, marker="o", markersize=4, label=curve.label)
+        axes.plot(x, y, linestyle=style, marker=marker, markersize=4, label=curve.label)
     axes.grid(which="major", alpha=0.3)
     axes.legend(fontsize="small")
     path = folder / f"{plot.name}.svg"

@@ -7,13 +7,13 @@ cache. Activations are bf16; attention's cache and the indexer's keys are FP8.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 TILE = [128, 128]
 LATENT_BYTES, KEY_BYTES, SCALE_BYTES = 584, 128, 4
 """Of a token in attention's cache, and of a key with its scale in the indexer's."""
-MXFP4, LIMIT, EPS = 4, 10.0, 1e-6
+MXFP4, EPS = 4, 1e-6
 
 
 class Kernel(NamedTuple):
@@ -36,7 +36,9 @@ class Kernel(NamedTuple):
 
 def library() -> Any:
     """The operators of the installed build."""
-    (path,) = glob.glob(sysconfig.get_paths()["purelib"] + "/vllm/_C.abi3.so")
+    path = sysconfig.get_paths()["platlib"] + "/vllm/_C.abi3.so"
+    if not os.path.exists(path):
+        sys.exit(f"no {path}")
     torch.ops.load_library(path)
     return torch.ops._C
 
@@ -85,9 +87,9 @@ def grouped_output_projection(c: Any, of: SimpleNamespace, tokens: int) -> Kerne
     return Kernel("bmm_cpu", call)
 
 
-def experts(c: Any, of: SimpleNamespace, tokens: int) -> Kernel:
-    """w1, w3, SwiGLU and w2 of FP4, other experts every call."""
-    e, n, k = of.experts, of.intermediate, of.hidden
+@cache
+def packed_experts(c: Any, e: int, n: int, k: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Codes and scales of w1 with w3, and of w2: once for all numbers of tokens."""
     shapes = (e, 2 * n, k), (e, k, n)
     codes = [
         c.convert_weight_packed(torch.randint(256, (*s[:2], s[2] // 2), dtype=torch.uint8))
@@ -97,14 +99,22 @@ def experts(c: Any, of: SimpleNamespace, tokens: int) -> Kernel:
         c.convert_scale_packed(torch.randint(119, 123, (*s[:2], s[2] // 32), dtype=torch.uint8))
         for s in shapes
     ]
-    x, y = torch.randn(tokens, k, dtype=BF16), torch.empty(tokens, k, dtype=BF16)
-    weights = torch.rand(tokens, of.chosen)
-    routes = [torch.rand(tokens, e).topk(of.chosen).indices.int() for _ in range(16)]
+    return codes, scales
+
+
+def experts(c: Any, of: SimpleNamespace, tokens: int) -> Kernel:
+    """w1, w3, SwiGLU and w2 of FP4, other experts every call."""
+    codes, scales = packed_experts(c, of.experts, of.intermediate, of.hidden)
+    x = torch.randn(tokens, of.hidden, dtype=BF16)
+    y, weights = torch.empty_like(x), torch.rand(tokens, of.chosen)
+    routes = [torch.rand(tokens, of.experts).topk(of.chosen).indices.int() for _ in range(16)]
 
     def call(i: int) -> object:
         ids = routes[i % len(routes)]
         none = (None,) * 7
-        return c.fused_experts_cpu(y, x, *codes, weights, ids, MXFP4, *scales, *none, LIMIT, True)
+        return c.fused_experts_cpu(
+            y, x, *codes, weights, ids, MXFP4, *scales, *none, of.limit, True
+        )
 
     return Kernel("fused_experts_cpu", call)
 
@@ -124,36 +134,37 @@ def latent_cache(c: Any, of: SimpleNamespace, rows: int) -> torch.Tensor:
     return cache
 
 
-def attention(c: Any, of: SimpleNamespace, tokens: int, chosen: list[torch.Tensor]) -> Kernel:
-    """A window, and the chosen rows of a long cache."""
-    rows = 1 + int(max(some.max() for some in chosen))
-    window, entries = latent_cache(c, of, of.window + tokens), latent_cache(c, of, rows)
+def attention(
+    c: Any, of: SimpleNamespace, tokens: int, caches: list[torch.Tensor], chosen: list[torch.Tensor]
+) -> Kernel:
+    """A window, and rows of long caches, another of both every call."""
+    window = latent_cache(c, of, of.window + tokens)
     near = torch.arange(tokens)[:, None] + torch.arange(of.window)
     q = torch.randn(tokens, of.heads, of.head_dim, dtype=BF16)
     o, sink = torch.empty_like(q), torch.randn(of.heads)
 
     def call(i: int) -> object:
+        entries, rows = caches[i % len(caches)], chosen[i % len(chosen)]
         return c.flash_mla_with_kvcache_cpu(
-            o, q, window, near, of.block, entries, chosen[i % len(chosen)], of.block, sink,
-            of.head_dim**-0.5,
-        )  # fmt: skip
+            o, q, window, near, of.block, entries, rows, of.block, sink, of.head_dim**-0.5
+        )
 
     return Kernel("flash_mla_with_kvcache_cpu", call)
 
 
 def sparse_attention(c: Any, of: SimpleNamespace, tokens: int) -> Kernel:
-    """As many entries as the indexer chooses, others every call."""
+    """As many entries as the indexer chooses."""
     rows = of.context // of.csa_ratio
-    sets = min(16, len(turns(of, tokens * of.selected * LATENT_BYTES)))
-    return attention(
-        c, of, tokens, [torch.randint(rows, (tokens, of.selected)) for _ in range(sets)]
-    )
+    sets = turns(of, tokens * of.selected * LATENT_BYTES)
+    chosen = [torch.randint(rows, (tokens, of.selected)) for _ in sets]
+    return attention(c, of, tokens, [latent_cache(c, of, rows)], chosen)
 
 
 def dense_attention(c: Any, of: SimpleNamespace, tokens: int) -> Kernel:
     """All entries of the context."""
     rows = of.context // of.hca_ratio
-    return attention(c, of, tokens, [torch.arange(rows).repeat(tokens, 1)])
+    caches = [latent_cache(c, of, rows) for _ in turns(of, rows * LATENT_BYTES)]
+    return attention(c, of, tokens, caches, [torch.arange(rows).repeat(tokens, 1)])
 
 
 def indexer_topk(c: Any, of: SimpleNamespace, tokens: int) -> Kernel:
@@ -240,7 +251,7 @@ def seconds(kernel: Kernel, first: int, count: int) -> float:
 
 def serve() -> None:
     """Build and time what the lines of standard input ask for, an answer each."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w")  # open until the process ends
     os.dup2(2, 1)  # what libraries print is no answer
     built: dict[int, Kernel] = {}
     calls, c = 0, library()

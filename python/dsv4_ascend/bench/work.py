@@ -28,7 +28,8 @@ _SHORT = 0.1
 
 @dataclass(frozen=True)
 class Work:
-    """A call of an operator, or of several in turn, and torch's formulations of the same result.
+    """A call of an operator, or of several in turn, and what does the same: torch's formulations,
+    or a kernel of another engine.
 
     what: operator and shape in words; traffic: bytes that must be read and written at least once,
     weights and caches as stored; flops: a multiply-add is two.
@@ -46,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Row:
-    """Work that was timed. peer: the fastest of torch's formulations; ratio: its median over ours,
+    """Work that was timed. peer: the fastest of what does the same; ratio: its median over ours,
     above 1 where ours is faster; of_limit: the least time by `Limits` over ours; left_out: seconds
     of the one call of `HOPELESS` formulations.
     """
@@ -68,9 +69,14 @@ class Row:
     of_limit: float
 
 
+def cold_bytes() -> int:
+    """More than caches hold: twice the last-level cache."""
+    return 2 * last_level_cache()
+
+
 def copies(size: int) -> int:
-    """How many tensors of `size` bytes are more than caches hold: twice the last-level cache."""
-    return max(1, -(-2 * last_level_cache() // max(1, size)))
+    """How many tensors of `size` bytes are more than caches hold."""
+    return max(1, -(-cold_bytes() // max(1, size)))
 
 
 def cold(make: Callable[[], _T], size: int) -> list[_T]:

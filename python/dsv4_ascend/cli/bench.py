@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.launches import launches
 from dsv4_ascend.bench.page import page
 from dsv4_ascend.bench.peer import PeerError
-from dsv4_ascend.bench.plots import draw
+from dsv4_ascend.bench.plots import Plot, draw
 from dsv4_ascend.bench.sections import Section
 from dsv4_ascend.bench.suites import NAMED, PLOTTED, SUITES, Found, Options
 from dsv4_ascend.cli import console, print_json
@@ -75,18 +75,19 @@ def bench(
     for name in chosen:
         _check_choice(name, tuple(SUITES), "--suite")
     _check_choice(device, DEVICES, "--device")
-    _check_plot(plot, chosen)
     engine = _engine(against, peer_python, chosen)
     if device == "npu":
-        _only_host(chosen, experts, write)
+        _only_host(chosen, experts, {"--write": write, "--plot": plot})
         _bench_launches(pattern, rounds, json)
         return
     _check_pattern(pattern, chosen, engine)
-    dimensions = _dimensions(experts, chosen)
+    dimensions = _dimensions(experts, chosen, engine)
     _check_page(write)
+    _check_plot(plot, chosen)
     facts = machine.facts() | machine.versions()
     run: dict[str, Any] = {"suites": ", ".join(dict.fromkeys(chosen)), "rounds": rounds, **_now()}
     run |= {"pattern": pattern} if pattern else {}
+    run |= {"against": against} if engine else {}
     options = Options(pattern, rounds, dimensions, engine)
     found = {name: _run(name, options, json) for name in dict.fromkeys(chosen)}
     run["load after"] = round(machine.load(), 1)
@@ -99,8 +100,14 @@ def bench(
         sections = [section for one in found.values() for section in one.sections]
         write.write_text(page(sections, run, facts), encoding="utf-8")
     if plot is not None:
-        for picture in chain.from_iterable(one.plots for one in found.values()):
-            draw(picture, plot)
+        _draw(list(chain.from_iterable(one.plots for one in found.values())), plot)
+
+
+def _draw(pictures: Sequence[Plot], folder: Path) -> None:
+    for picture in pictures:
+        draw(picture, folder)
+    if not pictures:
+        console(stderr=True).print("no picture: nothing that was measured has one")
 
 
 def _now() -> dict[str, object]:
@@ -165,16 +172,18 @@ def _check_pattern(pattern: str, suites: Iterable[str], engine: Engine) -> None:
             )
 
 
-def _dimensions(experts: int | None, suites: Sequence[str]) -> Dimensions:
+def _dimensions(experts: int | None, suites: Sequence[str], engine: Engine) -> Dimensions:
     if experts is None:
         return _FLASH
     if not {"ops", "layer"} & set(suites):
         raise typer.BadParameter("only suites ops and layer have experts", param_hint="--experts")
     dimensions, free = replace(_FLASH, experts=experts), machine.memory("MemAvailable")
-    if free and dimensions.suite_bytes > free:
+    needed = dimensions.beside_bytes if engine else dimensions.suite_bytes
+    if free and needed > free:
+        others = f"{engine[0]}'s" if engine else "torch's widened ones"
         raise typer.BadParameter(
-            f"with {experts} experts, and torch's widened ones beside them, the suite takes"
-            f" {dimensions.suite_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            f"with {experts} experts, and {others} beside them, the suite takes"
+            f" {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
             param_hint="--experts",
         )
     return dimensions
@@ -206,15 +215,20 @@ def _check_plot(folder: Path | None, suites: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"{folder}: {error.strerror}", param_hint="--plot") from error
+    if not os.access(folder, os.W_OK):
+        raise typer.BadParameter(f"{folder} cannot be written", param_hint="--plot")
 
 
-def _only_host(suites: Sequence[str], experts: int | None, write: Path | None) -> None:
+def _only_host(
+    suites: Sequence[str], experts: int | None, files: Mapping[str, Path | None]
+) -> None:
     if set(suites) != {"host"}:
         raise typer.BadParameter("on npu there is only suite host", param_hint="--suite")
     if experts is not None:
         raise typer.BadParameter("only suites on cpu have experts", param_hint="--experts")
-    if write is not None:
-        raise typer.BadParameter("the page is about cpu", param_hint="--write")
+    for option, file in files.items():
+        if file is not None:
+            raise typer.BadParameter("pages and pictures are about cpu", param_hint=option)
 
 
 def _bench_launches(pattern: str, rounds: int, json: bool) -> None:
