@@ -44,7 +44,7 @@ THREADS = Sanitizer(
 )
 COMPILE = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fopenmp"]
 # A kernel that reads one row of the weight too many.
-BEYOND = "product_rows.h", "const int64_t last = call.n - 1;", "const int64_t last = call.n;"
+BEYOND = "product_rows.h", "last(call.n - 1)", "last(call.n)"
 # Threads that share what each has to have for itself.
 SHARED = "product.cpp", "thread_local ThreadBuffer sums_of_thread;", "ThreadBuffer sums_of_thread;"
 
