@@ -33,4 +33,17 @@ const std::vector<ExpertRows>& rows_by_expert(const int32_t* offsets, int64_t ex
   return found;
 }
 
+// Calls run(rows of an expert, its first panel, how many) for panels begin .. end-1 of all listed
+// experts, `panels` each: up to `most` of one expert at a time.
+template <class Run>
+void each_stripe(const ExpertRows* experts, int64_t panels, int64_t most, int64_t begin,
+                 int64_t end, const Run& run) {
+  while (begin < end) {
+    const int64_t panel = begin % panels;
+    const int64_t some = std::min({most, panels - panel, end - begin});
+    run(experts[begin / panels], panel, some);
+    begin += some;
+  }
+}
+
 }  // namespace dsv4::cpu

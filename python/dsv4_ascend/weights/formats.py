@@ -142,6 +142,23 @@ class ExpertWeights(Stored, ABC):
         gate, right = self.matmul(x, expert_offsets, like), up.matmul(x, expert_offsets, like)
         return down.matmul(like.swiglu(gate, right, weights, limit), expert_offsets, like)
 
+    def routed(
+        self,
+        up: ExpertWeights,
+        down: ExpertWeights,
+        x: torch.Tensor,
+        chosen: Chosen,
+        limit: float,
+        activations: ActivationFormat,
+    ) -> torch.Tensor:
+        """The chosen experts of x [T, d], summed by token: fp32 [T, d] (5.2)."""
+        weights, ids = chosen
+        rows, expert_offsets, order = moe_dispatch(x, ids, self.weight.shape[0])
+        own = weights.flatten().index_select(0, order)
+        y = self.mlp(up, down, rows, own, expert_offsets, limit, activations)
+        summed: torch.Tensor = moe_combine(y, order, ids.shape[1])
+        return summed
+
     def layer(
         self,
         up: ExpertWeights,
@@ -153,11 +170,7 @@ class ExpertWeights(Stored, ABC):
         activations: ActivationFormat,
     ) -> torch.Tensor:
         """Routed experts and the shared one of x [T, d], summed in fp32: as x (5)."""
-        weights, ids = chosen
-        rows, expert_offsets, order = moe_dispatch(x, ids, self.weight.shape[0])
-        own = weights.flatten().index_select(0, order)
-        y = self.mlp(up, down, rows, own, expert_offsets, limit, activations)
-        routed: torch.Tensor = moe_combine(y, order, ids.shape[1])
+        routed = self.routed(up, down, x, chosen, limit, activations)
         w1, w3, w2 = shared
         return (routed + w1.mlp(w3, w2, x, limit, activations)).to(x.dtype)
 
